@@ -1,0 +1,60 @@
+# make book    build the book into _build/html (creates .venv, runs the chapters)
+# make test    check style and types, build the book, run all tests
+# Variables: PYTHON=python3.12  STRICT=1 (warnings of the book are errors)  BOOKFLAGS=...  PYTESTFLAGS=...
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+BOOKFLAGS ?= $(if $(filter-out 0,$(STRICT)),-W --keep-going)
+PYTESTFLAGS ?=
+EXPLORERS := _build/extra/explorers
+
+.DELETE_ON_ERROR:
+.PHONY: help env book test lint types format clean distclean
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
+
+env: $(STAMP)  ## create .venv with the tested versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 found. Name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot create virtual environments." \
+		"On Debian or Ubuntu its package python3-venv is missing; environment.yml is the way with conda." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[book,test]"
+	@touch $@
+
+# Chapters are cached once run. The cache knows the chapters but not the package: forget it when the package changed.
+book: export PURE_NB_BOOK := $(CURDIR)/$(EXPLORERS)
+book: export TQDM_DISABLE := 1
+book: export PYDEVD_DISABLE_FILE_VALIDATION := 1
+book: $(STAMP)  ## build the book; prints where it is
+	@sum=$$(find pure_nb constraints.txt -type f ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 cksum | cksum); \
+	if [ "$$sum" != "$$(cat _build/package.sum 2>/dev/null)" ]; then \
+		rm -rf _build/.jupyter_cache _build/.doctrees _build/html $(EXPLORERS); \
+		mkdir -p _build && echo "$$sum" > _build/package.sum; \
+	fi; mkdir -p $(EXPLORERS)
+	$(BIN)/jupyter-book build . $(BOOKFLAGS)
+	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+test: lint types book  ## style, types, the book, all tests
+	$(BIN)/python -m pytest $(PYTESTFLAGS)
+
+lint: $(STAMP)  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy
+	$(BIN)/mypy
+
+format: $(STAMP)  ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean:  ## remove the built book, its cache and the tools' caches
+	rm -rf _build .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+
+distclean: clean  ## remove .venv too
+	rm -rf .venv

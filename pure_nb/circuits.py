@@ -1,0 +1,252 @@
+"""Circuits: which lower channels drove a channel, image by image (PURE, section 3.2).
+
+Start at the target layer L with relevance in one channel c and none in the others, and propagate it back to a
+lower layer L'. Summed over positions, the relevance of the lower channels is a vector that says through which
+*circuit* the channel was reached in that image.
+
+Only the part of the network between the two layers is ever run backward, and each image is run forward once
+however many channels it is a reference for: the pairs (channel, image) are grouped by image, and each round
+takes one pair of every image of a batch through the same graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+from zennit.core import Composite
+
+from pure_nb.data import Images, batches
+from pure_nb.layers import by_position, channel_axis, cut, get_layer, resting
+from pure_nb.lrp import default_composite, reusing
+from pure_nb.references import NonFiniteError, grouped
+from pure_nb.store import Store
+
+Rule = Literal["gradient", "lrp"]
+Seed = Literal["activation", "peak", "unit"]
+
+BLOCK = 512
+"""Images in a block, rounded to whole batches: what is lost at most when a run is stopped."""
+
+
+def seeded(activation: Tensor, channel: Tensor, seed: Seed = "activation") -> Tensor:
+    """The relevance at the target layer to start from.
+
+    Parameters
+    ----------
+    activation
+        Output of the target layer for b images, channels on any axis.
+    channel
+        int64 ``[b]``: the channel to start from in each image.
+    seed
+        ``"activation"``: max(A, 0) at every position (the paper's); ``"peak"``: the same at the position of the
+        maximum only; ``"unit"``: 1 at every position.
+
+    Returns
+    -------
+    Tensor
+        Of the activation's shape; zero outside the channels.
+    """
+    axis = channel_axis(activation)
+    start = torch.zeros_like(activation, memory_format=torch.preserve_format)
+    rows = torch.arange(len(channel), device=activation.device)
+    first = activation.detach().movedim(axis, 1)[rows, channel]
+    if seed == "unit":
+        value = torch.ones_like(first)
+    else:
+        value = first.clamp(min=0)
+        if seed == "peak":
+            flat = value.flatten(1)
+            at = flat.argmax(dim=1, keepdim=True)
+            value = torch.zeros_like(flat).scatter(1, at, flat.gather(1, at)).view_as(value)
+    start.movedim(axis, 1)[rows, channel] = value
+    return start
+
+
+def propagate(
+    model: nn.Module,
+    images: Images,
+    channel: NDArray[np.int64],
+    sample: NDArray[np.int64],
+    *,
+    target: str,
+    lower: str | None,
+    rule: Rule | Composite = "gradient",
+    seed: Seed = "activation",
+    batch_size: int = 32,
+    device: str = "cpu",
+    workers: int = 0,
+) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]]:
+    """Relevance of single channels at a lower layer, for many pairs of a channel and an image.
+
+    Parameters
+    ----------
+    model, images
+        What to run over what.
+    channel, sample
+        int64 ``[P]`` each: the pairs.
+    target, lower
+        The layers L and L'; ``lower=None`` goes back to the images.
+    rule
+        ``"gradient"``: input times gradient, as PURE's reference implementation; ``"lrp"``: layer-wise relevance
+        propagation with :func:`pure_nb.lrp.default_composite`; or a composite of zennit.
+    seed
+        See :func:`seeded`.
+    batch_size, device, workers
+        As for :func:`pure_nb.sweep.sweep`.
+
+    Yields
+    ------
+    tuple
+        int64 ``[b]``, which of the pairs these are; their relevance, of the lower layer's shape with b rows; and
+        the activations of the lower and of the target layer behind it.
+
+    Raises
+    ------
+    IndexError
+        If a channel or an image does not exist.
+    NonFiniteError
+        If the relevance is NaN or infinite.
+    """
+    channel, sample = np.asarray(channel, dtype=np.int64), np.asarray(sample, dtype=np.int64)
+    if channel.shape != sample.shape or channel.ndim != 1:
+        raise ValueError(f"channel and sample must be vectors of one length, got {channel.shape} and {sample.shape}")
+    if len(sample) and not 0 <= sample.min() <= sample.max() < len(images):
+        raise IndexError(f"image {sample.max()} (lowest {sample.min()}) of {len(images)} images of {images.name!r}")
+    composite = None if rule == "gradient" else default_composite(model) if rule == "lrp" else rule
+    context: Any = reusing(composite).context(model) if composite is not None else nullcontext()
+    model.to(device)
+    for name in filter(None, (lower, target)):
+        get_layer(model, name)
+    # Images with similarly many pairs share a batch, so that few rows of a round are idle.
+    unique, pairs_of = grouped(sample)
+    order = np.argsort([-len(pairs) for pairs in pairs_of], kind="stable")
+    with resting(model), context:
+        start = 0
+        for batch in batches(images, unique[order].tolist(), batch_size=batch_size, workers=workers):
+            for lost in batch.unreadable:
+                raise lost.error()
+            members = [pairs_of[i] for i in order[start : start + len(batch.samples)]]
+            start += len(members)
+            leaf, top = cut(model, batch.images.to(device), lower, target)
+            if channel.max() >= top.shape[channel_axis(top)] or channel.min() < 0:
+                raise IndexError(
+                    f"channel {channel.max()} (lowest {channel.min()}): layer {target!r} has channels 0 to "
+                    f"{top.shape[channel_axis(top)] - 1}"
+                )
+            for turn in range(len(members[0])):
+                rows = np.array([pairs[turn] for pairs in members if len(pairs) > turn])
+                width = len(rows)
+                chosen = torch.from_numpy(channel[rows]).to(device)
+                relevance = torch.zeros_like(top)
+                relevance[:width] = seeded(top[:width], chosen, seed)
+                last = turn == len(members[0]) - 1
+                (flow,) = torch.autograd.grad(top, leaf, relevance, retain_graph=not last)
+                found = flow if composite is not None else leaf.detach() * flow
+                if not torch.isfinite(found[:width].sum()):
+                    raise NonFiniteError(
+                        f"the relevance of layer {target!r} at {lower or 'the input'!r} is NaN or infinite for one of "
+                        f"the pairs (channel, image) {list(zip(channel[rows].tolist(), sample[rows].tolist()))[:5]} ..."
+                    )
+                yield rows, found[:width], leaf.detach()[:width], top.detach()[:width]
+
+
+def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Divide relevance vectors by their L1 norm over the last axis, plus 1e-10 (PURE's reference implementation)."""
+    return vectors / (np.abs(vectors).sum(axis=-1, keepdims=True) + np.float32(1e-10))
+
+
+def circuits(
+    model: nn.Module,
+    images: Images,
+    channel: NDArray[np.int64],
+    sample: NDArray[np.int64],
+    *,
+    target: str,
+    lower: str,
+    rule: Rule | Composite = "gradient",
+    seed: Seed = "activation",
+    batch_size: int = 32,
+    device: str = "cpu",
+    workers: int = 0,
+    store: Store | None = None,
+    progress: bool = False,
+) -> NDArray[np.float32]:
+    """Relevance vectors of pairs of a channel and an image: PURE's description of the circuit.
+
+    ``r_i = sum_uv R_i(u, v) / (sum_j |sum_uv R_j(u, v)| + 1e-10)`` over the channels i of the lower layer, where R
+    is what :func:`propagate` gives. The chapter *Circuits* builds it from scratch.
+
+    Parameters
+    ----------
+    model, images, channel, sample, target, lower, rule, seed, batch_size, device, workers
+        As for :func:`propagate`. ``channel`` and ``sample`` may have any one shape, such as the ``[C, n]`` of
+        :class:`~pure_nb.references.References`.
+    store
+        Where to keep finished blocks of images, a folder for these pairs alone. A run that finds blocks there goes on
+        from them; clear it when the result is safe.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    ndarray
+        float32 ``[*channel.shape, lower channels]``; the absolute values of each vector sum to 1, or to 0 where no
+        relevance flows (a dead channel).
+    """
+    shape = np.shape(channel)
+    channel, sample = np.ravel(channel), np.ravel(sample)
+    if not len(channel):
+        raise ValueError("no pairs of a channel and an image were given")
+    _, pairs_of = grouped(sample)
+    pairs_of.sort(key=len, reverse=True)
+    size = BLOCK // batch_size * batch_size or batch_size
+    vectors: NDArray[np.float32] | None = None
+    with tqdm(total=len(channel), desc="circuits", unit="pair", disable=not progress) as bar:
+        for number in range(0, len(pairs_of), size):
+            block = np.concatenate(pairs_of[number : number + size])
+            key = {"block": number, "size": size}
+            saved = store.load_arrays("block", key) if store else None
+            if saved is not None:
+                pooled = saved[0]["relevance"]
+                bar.update(len(block))
+            else:
+                flows = propagate(
+                    model,
+                    images,
+                    channel[block],
+                    sample[block],
+                    target=target,
+                    lower=lower,
+                    rule=rule,
+                    seed=seed,
+                    batch_size=batch_size,
+                    device=device,
+                    workers=workers,
+                )
+                pooled = _pooled(flows, len(block), bar)
+                if store:
+                    store.save_arrays("block", key, {"relevance": pooled})
+            if vectors is None:
+                vectors = np.empty((len(channel), pooled.shape[1]), dtype=np.float32)
+            vectors[block] = pooled
+    assert vectors is not None
+    return normalised(vectors).reshape(*shape, -1)
+
+
+def _pooled(flows: Iterator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]], count: int, bar: Any) -> Any:
+    """Sum the relevance of each pair over the positions: float32 ``[count, lower channels]``."""
+    vectors: Any = None
+    for rows, relevance, _, _ in flows:
+        pooled = by_position(relevance).sum(dim=2).float().cpu().numpy()
+        if vectors is None:
+            vectors = np.empty((count, pooled.shape[1]), dtype=np.float32)
+        vectors[rows] = pooled
+        bar.update(len(rows))
+    return vectors

@@ -1,0 +1,214 @@
+"""The command line: ``pure-nb run``, ``neurons``, ``plot``, ``info``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import typer
+
+from pure_nb.data import ImageError
+from pure_nb.layers import LayerError, survey
+from pure_nb.models import ModelError
+from pure_nb.references import NonFiniteError
+from pure_nb.store import StoreWarning
+from pure_nb.study import Study, StudyError, load_study, shipped_studies
+
+app = typer.Typer(
+    name="pure-nb",
+    help="Take neurons apart that mean several things at once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+StudyName = Annotated[str, typer.Argument(help="A study that ships, or a .toml file.", metavar="STUDY")]
+Data = Annotated[Path | None, typer.Option(help="Folder of the images, if other than the study says.")]
+Weights = Annotated[Path | None, typer.Option(help="File of the weights, if other than the study says.")]
+Folder = Annotated[
+    Path | None, typer.Option("--store", help="Folder of results [default: $PURE_NB_STORE or the cache].")
+]
+Device = Annotated[str | None, typer.Option(help="Where the network runs: cpu, cuda, mps.")]
+Rule = Annotated[str | None, typer.Option(help="How relevance is propagated: gradient or lrp.")]
+Count = Annotated[int | None, typer.Option("--n", help="Reference images of each neuron.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images in a batch.")]
+Workers = Annotated[int | None, typer.Option(help="Processes that load images.")]
+Skip = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out images that can't be read.")]
+Neurons = Annotated[str | None, typer.Option(help="Which neurons: 3,17,21 or 0-31.")]
+
+
+def _plainly(command: Callable[..., None]) -> Callable[..., None]:
+    """Show expected errors as one message instead of a traceback, and say what an interrupted run can do."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("always", StoreWarning)
+                command(*args, **kwargs)
+        except (ImageError, LayerError, ModelError, NonFiniteError, StudyError, IndexError) as problem:
+            typer.secho(f"Error: {problem}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(1) from problem
+        except KeyboardInterrupt as stop:
+            typer.secho("\nStopped. What is finished is kept; the same command goes on from there.", err=True)
+            raise typer.Exit(130) from stop
+
+    return wrapped
+
+
+def _study(source: str, data: Path | None, weights: Path | None, store: Path | None, **changes: Any) -> Study:
+    given = {name: value for name, value in changes.items() if value is not None}
+    return load_study(source, data=data, weights=weights, store=store, **given)
+
+
+@app.command()
+@_plainly
+def run(
+    study: StudyName,
+    data: Data = None,
+    weights: Weights = None,
+    store: Folder = None,
+    device: Device = None,
+    rule: Rule = None,
+    n: Count = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    skip_unreadable: Skip = False,
+) -> None:
+    """Run all steps of a study. Ctrl-C stops it; the same command goes on from there."""
+    found = _study(
+        study,
+        data,
+        weights,
+        store,
+        device=device,
+        rule=rule,
+        n=n,
+        batch_size=batch_size,
+        workers=workers,
+        skip_unreadable=skip_unreadable,
+    )
+    target, lower = found.shapes
+    typer.echo(
+        f"{found.name}: {target.name} ({target.channels} channels) through {lower.name} ({lower.channels} channels), "
+        f"{len(found.images)} images, {found.parameters.n} references a neuron, rule {found.parameters.rule}"
+    )
+    for step in ("references", "circuits", "virtual", "neurons"):
+        start = perf_counter()
+        getattr(found, step)
+        seconds = perf_counter() - start
+        rate = f", {len(found.images) / seconds:.0f} images/s" if step == "references" else ""
+        typer.echo(f"{step}: {seconds:.1f} s{rate}")
+    table = found.neurons
+    typer.echo(
+        f"{int((table['k'] > 1).sum())} of {len(table)} neurons fall apart. "
+        f"Next: pure-nb neurons {study}; pure-nb plot {study} --neurons {_some(table)}"
+    )
+
+
+@app.command()
+@_plainly
+def neurons(
+    study: StudyName,
+    data: Data = None,
+    weights: Weights = None,
+    store: Folder = None,
+    rule: Rule = None,
+    n: Count = None,
+    rows: Annotated[int, typer.Option(help="Rows to print; 0 prints all.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="Write the whole table to this .csv or .parquet file.")] = None,
+) -> None:
+    """Print the neurons of a study, the most polysemantic first."""
+    table = _study(study, data, weights, store, rule=rule, n=n).neurons
+    if out is not None:
+        if out.suffix == ".parquet":
+            table.to_parquet(out, index=False)
+        else:
+            table.to_csv(out, index=False)
+    shown = table.head(rows) if rows else table
+    with pd.option_context("display.max_colwidth", 70, "display.width", 180, "display.float_format", "{:.3f}".format):
+        typer.echo(shown.to_string(index=False))
+    if len(shown) < len(table):
+        typer.echo(f"... {len(table) - len(shown)} more (--rows 0 prints all)")
+
+
+@app.command()
+@_plainly
+def plot(
+    study: StudyName,
+    neurons: Neurons = None,
+    data: Data = None,
+    weights: Weights = None,
+    store: Folder = None,
+    device: Device = None,
+    rule: Rule = None,
+    n: Count = None,
+    count: Annotated[int, typer.Option(help="Images in each row.")] = 8,
+    out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("figures"),
+) -> None:
+    """Draw neurons taken apart, one PNG each: the three most polysemantic ones, or those named."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    found = _study(study, data, weights, store, device=device, rule=rule, n=n)
+    chosen = _numbers(neurons) if neurons else [int(channel) for channel in found.neurons["channel"].head(3)]
+    out.mkdir(parents=True, exist_ok=True)
+    for channel in chosen:
+        path = out / f"{found.name}-{found.parameters.target}-{channel}.png"
+        found.neuron(channel).plot(count).savefig(path, dpi=120)
+        typer.echo(str(path))
+
+
+@app.command()
+@_plainly
+def info(
+    study: Annotated[str | None, typer.Argument(help="A study; none lists those that ship.", metavar="[STUDY]")] = None,
+    data: Data = None,
+    weights: Weights = None,
+    store: Folder = None,
+) -> None:
+    """Say what a study is made of, which layers its network has, and which results it has stored."""
+    if study is None:
+        typer.echo("Studies that ship: " + ", ".join(shipped_studies()))
+        return
+    found = _study(study, data, weights, store)
+    typer.echo(f"{found.name}: {type(found.model).__name__}, {len(found.images)} images ({found.images.name})")
+    for name, value in vars(found.parameters).items():
+        typer.echo(f"  {name} = {value}")
+    typer.echo("Layers that can be studied:")
+    for shape in survey(found.model, found.images.tensor(0)[None]):
+        grid = " x ".join(str(size) for size in shape.grid) or "no positions"
+        typer.echo(f"  {shape.name:<28} {shape.kind:<18} {shape.channels:>5} channels, {grid}")
+    manifests = found.store.manifests() if found.store else []
+    typer.echo(f"Results in {found.store.folder if found.store else 'memory'}: {len(manifests) or 'none yet'}")
+    for manifest in manifests:
+        typer.echo(f"  {manifest['file']}  sha256 {manifest['sha256'][:12]}")
+
+
+def _numbers(text: str) -> list[int]:
+    """Neurons as a user writes them: ``3,17,20-23``."""
+    found: list[int] = []
+    for entry in text.split(","):
+        first, dash, last = entry.strip().partition("-")
+        try:
+            found += range(int(first), int(last if dash else first) + 1)
+        except ValueError as problem:
+            raise StudyError(
+                f"can't read {entry!r} in --neurons {text!r}; expected numbers such as 3,17,20-23"
+            ) from problem
+    return found
+
+
+def _some(table: pd.DataFrame) -> str:
+    return ",".join(str(channel) for channel in np.asarray(table["channel"].head(3)))
+
+
+if __name__ == "__main__":
+    app()

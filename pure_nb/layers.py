@@ -1,0 +1,275 @@
+"""Layers by name, what they put out, and the network cut at them.
+
+Two tools that everything else stands on. :func:`activations` runs a network up to the layers one asks for and
+stops there. :func:`cut` does the same, but makes the output of a lower layer the start of a new computational
+graph: what is returned for the upper layer is then a function of the lower activations *only*, and a backward
+pass runs through the part between the two and through nothing else. Both work by forward hooks, so they ask
+nothing of the network but that the layers are modules that run once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class LayerError(ValueError):
+    """A layer that is not there, or that can't be used as asked."""
+
+
+class _Reached(Exception):  # noqa: N818, it is no error
+    """Raised inside a hook: all that was asked for is known, the rest of the network need not run."""
+
+
+def get_layer(model: nn.Module, name: str) -> nn.Module:
+    """The module of a given name.
+
+    Parameters
+    ----------
+    model
+        Any network.
+    name
+        A name out of ``model.named_modules()``, for instance ``"layer4.1.conv2"``.
+
+    Raises
+    ------
+    LayerError
+        If there is no such module; the message lists the nearest names.
+    """
+    modules = dict(model.named_modules())
+    if name and name in modules:
+        return modules[name]
+    names = [candidate for candidate in modules if candidate]
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or names[:8]
+    raise LayerError(
+        f"{type(model).__name__} has no layer {name!r}. Near it: {', '.join(map(repr, near))}. "
+        f"All {len(names)} names: [name for name, _ in model.named_modules()]"
+    )
+
+
+def channel_axis(activation: Tensor) -> int:
+    """Axis of the channels: 1 in ``[B, C]`` and ``[B, C, H, W]``, 2 in ``[B, T, C]`` (tokens).
+
+    Raises
+    ------
+    LayerError
+        For any other number of axes.
+    """
+    if activation.ndim in (2, 4):
+        return 1
+    if activation.ndim == 3:
+        return 2
+    raise LayerError(
+        f"expected an output of shape [B, C], [B, T, C] or [B, C, H, W], got {list(activation.shape)}; choose a layer "
+        "whose output is one of these"
+    )
+
+
+def by_position(activation: Tensor) -> Tensor:
+    """An activation of any supported shape as ``[B, C, P]``: P positions (H x W, tokens, or one)."""
+    if channel_axis(activation) == 2:
+        return activation.transpose(1, 2)
+    return activation.flatten(2) if activation.ndim == 4 else activation[..., None]
+
+
+@contextmanager
+def resting(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode with frozen weights; both are put back afterwards."""
+    training = {module: module.training for module in model.modules()}
+    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.eval().requires_grad_(False)
+    try:
+        yield model
+    finally:
+        for module, was in training.items():
+            module.training = was
+        for parameter, required in trainable.items():
+            parameter.requires_grad_(required)
+
+
+@contextmanager
+def _hooked(model: nn.Module, hooks: dict[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    """Call a function on the output of each named layer; what it returns, if anything, replaces the output."""
+
+    def hook_of(name: str, function: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+            if not isinstance(output, Tensor):
+                raise LayerError(
+                    f"layer {name!r} ({type(module).__name__}) puts out a {type(output).__name__}, not one tensor; "
+                    "choose a layer inside it"
+                )
+            return function(output)
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, function in hooks.items():
+            handle = get_layer(model, name).register_forward_hook(hook_of(name, function))
+            stack.callback(handle.remove)
+        yield
+
+
+def activations(model: nn.Module, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    """Outputs of the named layers; the network is run no further than the last of them.
+
+    Parameters
+    ----------
+    model
+        Any network.
+    images
+        A batch of its inputs.
+    layers
+        Names of modules.
+
+    Returns
+    -------
+    dict
+        From name to output.
+
+    Raises
+    ------
+    LayerError
+        If a layer is missing, does not run, or does not put out one tensor.
+    """
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[Tensor], None]:
+        def function(output: Tensor) -> None:
+            last = len(found) == len(set(layers)) - 1
+            # A later in-place ReLU would change what we hold; after the last layer nothing runs any more.
+            found[name] = output if last else output.clone()
+            if last:
+                raise _Reached
+
+        return function
+
+    with _hooked(model, {name: keep(name) for name in layers}):
+        try:
+            model(images)
+        except _Reached:
+            return found
+    missing = [name for name in layers if name not in found]
+    raise LayerError(f"layers {missing} did not run in the forward pass of {type(model).__name__}")
+
+
+def cut(model: nn.Module, images: Tensor, lower: str | None, target: str) -> tuple[Tensor, Tensor]:
+    """Run the network to two layers, and keep the graph between them only.
+
+    Parameters
+    ----------
+    model
+        Any network, best within :func:`resting`.
+    images
+        A batch of its inputs.
+    lower
+        The lower layer L'; None for the images themselves.
+    target
+        The target layer L, above it.
+
+    Returns
+    -------
+    tuple
+        The lower activations ``a``, a leaf that requires gradients, and the target's activations ``A`` as a
+        function of ``a``.
+
+    Raises
+    ------
+    LayerError
+        If a layer is missing, or the target does not depend on the lower layer.
+    """
+    leaf: list[Tensor] = []
+    top: list[Tensor] = []
+
+    def start(output: Tensor) -> Tensor:
+        if leaf:
+            raise LayerError(f"layer {lower!r} runs more than once below {target!r}; choose one that runs once")
+        leaf.append(output.detach().requires_grad_())
+        return leaf[0].clone()  # the layer above may work in place, which a leaf would not allow
+
+    def stop(output: Tensor) -> None:
+        top.append(output)
+        raise _Reached
+
+    get_layer(model, target)
+    hooks: dict[str, Callable[[Tensor], Tensor | None]] = {target: stop}
+    if lower is None:
+        inputs = start(images)
+    else:
+        if lower == target:
+            raise LayerError(f"the lower layer must be below the target layer; both are {target!r}")
+        inputs, hooks = images, {lower: start, target: stop}
+    with torch.enable_grad(), _hooked(model, hooks), suppress(_Reached):
+        model(inputs)
+    if not top:
+        raise LayerError(f"layer {target!r} did not run in the forward pass of {type(model).__name__}")
+    if not leaf or not top[0].requires_grad:
+        raise LayerError(
+            f"layer {target!r} does not depend on {lower!r}: the lower layer must run before it and feed it"
+        )
+    return leaf[0], top[0]
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What a layer puts out for one image: its channels, and its grid of positions (() if it has none)."""
+
+    name: str
+    kind: str
+    channels: int
+    grid: tuple[int, ...]
+
+
+def survey(model: nn.Module, images: Tensor) -> list[LayerShape]:
+    """All layers of a network that can be studied, in the order in which they run.
+
+    Layers that run more than once in a forward pass (a shared ReLU) are left out, as are those whose output
+    is not one tensor of a supported shape.
+    """
+    seen: dict[str, list[LayerShape | None]] = {}
+
+    def hook_of(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            usable = isinstance(output, Tensor) and output.ndim in (2, 3, 4)
+            shape = None
+            if usable:
+                axis = channel_axis(output)
+                grid = tuple(size for i, size in enumerate(output.shape) if i not in (0, axis))
+                shape = LayerShape(name, type(module).__name__, output.shape[axis], grid)
+            seen.setdefault(name, []).append(shape)
+
+        return hook
+
+    with ExitStack() as stack, resting(model), torch.no_grad():
+        for name, module in model.named_modules():
+            if name:
+                stack.callback(module.register_forward_hook(hook_of(name)).remove)
+        model(images)
+    return [shapes[0] for shapes in seen.values() if len(shapes) == 1 and shapes[0] is not None]
+
+
+def require(model: nn.Module, images: Tensor, target: str, lower: str) -> tuple[LayerShape, LayerShape]:
+    """Check that two layers can be studied together, and say how they look.
+
+    Raises
+    ------
+    LayerError
+        If one is missing, runs more than once, puts out something unsupported, or they are in the wrong order.
+    """
+    for name in (target, lower):
+        get_layer(model, name)
+    shapes = {shape.name: shape for shape in survey(model, images)}
+    for name in (target, lower):
+        if name not in shapes:
+            raise LayerError(
+                f"layer {name!r} can't be studied: it does not run exactly once with one output of shape [B, C], "
+                f"[B, T, C] or [B, C, H, W]. Layers that do: {', '.join(map(repr, shapes))}"
+            )
+    with resting(model):
+        cut(model, images, lower, target)
+    return shapes[target], shapes[lower]

@@ -1,0 +1,155 @@
+"""Layer-wise relevance propagation through zennit, made fit for many backward passes of one forward pass.
+
+The rules are zennit's and unchanged. What is added is bookkeeping: zennit's hooks run each layer again with
+modified weights in *every* backward pass, although the outcome depends on the layer's input alone. Here it is
+kept until the next forward pass, so that the second and every further channel of an image costs a backward pass
+and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm.models.resnet as timm_resnet
+import torch
+from torch import Tensor, nn
+from zennit.canonizers import AttributeCanonizer, CompositeCanonizer
+from zennit.composites import EpsilonPlusFlat
+from zennit.core import BasicHook, Composite, mod_params
+from zennit.layer import Sum
+from zennit.torchvision import ResNetCanonizer
+
+
+def default_composite(model: nn.Module) -> Composite:
+    """The rules of PURE and CRP: epsilon for linear layers, z-plus for convolutions, flat for the first layer.
+
+    Batch norms are merged into the layers before them, and the sums of residual blocks (torchvision's and timm's)
+    become modules that share relevance out in proportion to what each side brought.
+
+    Parameters
+    ----------
+    model
+        The network the rules are for.
+
+    Returns
+    -------
+    Composite
+        zennit's ``EpsilonPlusFlat`` with the canonizers.
+    """
+    return EpsilonPlusFlat(canonizers=[CompositeCanonizer((ResNetCanonizer(), TimmResNetCanonizer()))])
+
+
+class TimmResNetCanonizer(AttributeCanonizer):  # type: ignore[misc]
+    """Makes the sum at the end of timm's residual blocks a module, as zennit does for torchvision's."""
+
+    def __init__(self) -> None:
+        super().__init__(self._attributes)
+
+    @classmethod
+    def _attributes(cls, name: str, module: nn.Module) -> dict[str, Any] | None:
+        if isinstance(module, timm_resnet.BasicBlock):
+            return {"forward": _basic_forward.__get__(module), "canonizer_sum": Sum()}
+        if isinstance(module, timm_resnet.Bottleneck):
+            return {"forward": _bottleneck_forward.__get__(module), "canonizer_sum": Sum()}
+        return None
+
+
+def _joined(block: Any, inputs: Tensor, out: Tensor) -> Tensor:
+    """The end of a residual block of timm: attention, drop path, shortcut, sum, activation."""
+    for optional in (block.se, block.drop_path):
+        if optional is not None:
+            out = optional(out)
+    shortcut = inputs if block.downsample is None else block.downsample(inputs)
+    joined: Tensor = block.canonizer_sum(torch.stack([shortcut, out], dim=-1))
+    return block.act2(joined) if isinstance(block, timm_resnet.BasicBlock) else block.act3(joined)
+
+
+def _basic_forward(self: Any, x: Tensor) -> Tensor:
+    out = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
+    return _joined(self, x, self.bn2(self.conv2(out)))
+
+
+def _bottleneck_forward(self: Any, x: Tensor) -> Tensor:
+    out = self.act1(self.bn1(self.conv1(x)))
+    out = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(out)))))
+    return _joined(self, x, self.bn3(self.conv3(out)))
+
+
+def reusing(composite: Composite) -> Composite:
+    """The same rules and canonizers, for one forward pass and many backward passes.
+
+    Parameters
+    ----------
+    composite
+        Any composite of zennit. Rules that are not a ``BasicHook`` are taken over as they are.
+
+    Returns
+    -------
+    Composite
+        Gives the same relevance as the one it is made from.
+    """
+
+    def module_map(context: dict[str, Any], name: str, module: nn.Module) -> Any:
+        rule = composite.module_map(context, name, module)
+        return _Reusing(rule) if isinstance(rule, BasicHook) else rule
+
+    return Composite(module_map=module_map, canonizers=composite.canonizers)
+
+
+class _Reusing(BasicHook):  # type: ignore[misc]
+    """A rule that keeps what it computed from a layer's input until the layer gets another."""
+
+    def __init__(self, rule: BasicHook) -> None:
+        super().__init__(
+            input_modifiers=rule.input_modifiers,
+            param_modifiers=rule.param_modifiers,
+            output_modifiers=rule.output_modifiers,
+            gradient_mapper=rule.gradient_mapper,
+            reducer=rule.reducer,
+            param_keys=rule.param_keys,
+            require_params=rule.require_params,
+        )
+
+    def copy(self) -> _Reusing:
+        return _Reusing(self)
+
+    def forward(self, module: nn.Module, input: Any, output: Any) -> None:
+        super().forward(module, input, output)
+        self.stored_tensors.pop("modified", None)
+
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: Any) -> tuple[Tensor | None, ...]:
+        if "modified" not in self.stored_tensors:
+            self.stored_tensors["modified"] = self._modified(module)
+        inputs, outputs, live = self.stored_tensors["modified"]
+        seeds = self.gradient_mapper(grad_output[0], outputs)
+        if isinstance(seeds, Tensor):  # zennit's rules with one pair of modifiers return it bare
+            seeds = (seeds,)
+        flows = iter(
+            torch.autograd.grad(
+                [outputs[i] for i in live],
+                [inputs[i] for i in live],
+                grad_outputs=[seeds[i] for i in live],
+                retain_graph=True,
+            )
+        )
+        gradients = [next(flows) if i in live else torch.zeros(()) for i in range(len(inputs))]
+        relevance = self.reducer([input.detach() for input in inputs], gradients)
+        return tuple(relevance if original.shape == relevance.shape else None for original in grad_input)
+
+    def _modified(self, module: nn.Module) -> tuple[list[Tensor], list[Tensor], list[int]]:
+        """The layer run with each pair of modified inputs and weights, and which of the pairs can carry relevance.
+
+        An input that is zero everywhere cannot: after a ReLU that is the negative half of the z-plus rule, which
+        would cost as much as the positive one.
+        """
+        original = self.stored_tensors["input"][0].detach()
+        inputs, outputs = [], []
+        modifiers = zip(self.input_modifiers, self.param_modifiers, self.output_modifiers)
+        for modify_input, modify_params, modify_output in modifiers:
+            input = modify_input(original).requires_grad_()
+            params = mod_params(module, modify_params, param_keys=self.param_keys, require_params=self.require_params)
+            with params as modified, torch.enable_grad():
+                outputs.append(modify_output(modified.forward(input)))
+            inputs.append(input)
+        live = [i for i, input in enumerate(inputs) if input.detach().any()] or [0]
+        return inputs, outputs, live

@@ -1,0 +1,158 @@
+"""Networks by name: the shipped one, torchvision's, timm's, or a function in a user's file; and their weights.
+
+Weights come from safetensors files, or from torch files read with ``weights_only=True``, which cannot run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import timm
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pure_nb.glyphnet import GlyphNet
+
+
+class ModelError(ValueError):
+    """A network or its weights that can't be had."""
+
+
+def load_model(source: str, weights: str | Path | None = None, *, folder: Path = Path(), **options: Any) -> nn.Module:
+    """Make a network and fill in its weights.
+
+    Parameters
+    ----------
+    source
+        ``"glyphnet"``, the network that ships; ``"torchvision:resnet50"``; ``"timm:resnet34.a1_in1k"``; or
+        ``"my_file.py:my_function"``, a function that returns a ``torch.nn.Module``.
+    weights
+        A ``.safetensors`` or ``.pth`` file; ``"random"`` for none; None for the published ones: torchvision's
+        default or timm's pretrained weights, fetched from their hubs.
+    folder
+        What relative paths start from.
+    options
+        Passed on to the model's constructor.
+
+    Returns
+    -------
+    Module
+        In evaluation mode, float32.
+
+    Raises
+    ------
+    ModelError
+        If the source is not of these forms, the weights don't fit, or a hub can't be reached.
+    """
+    kind, _, name = source.rpartition(":")
+    hub = weights is None
+    if source == "glyphnet":
+        model: nn.Module = GlyphNet()
+        if hub:
+            weights, hub = _asset("glyphnet.safetensors"), False
+    elif kind == "torchvision":
+        model = _fetched(
+            source, lambda: torchvision.models.get_model(name, weights="DEFAULT" if hub else None, **options)
+        )
+    elif kind == "timm":
+        model = _fetched(source, lambda: timm.create_model(name, pretrained=hub, **options))
+    elif kind.endswith(".py"):
+        model = _from_file(folder / kind, name, options)
+    else:
+        raise ModelError(
+            f"can't tell what network {source!r} is; expected 'glyphnet', 'torchvision:NAME', 'timm:NAME' or "
+            "'FILE.py:FUNCTION'"
+        )
+    if weights is not None and weights != "random":
+        load_weights(model, folder / weights)
+    return model.float().eval()
+
+
+def _fetched(source: str, make: Any) -> nn.Module:
+    """Make a model of a library, and turn the many errors of an unreachable hub into one that helps."""
+    try:
+        model: nn.Module = make()
+    except (URLError, OSError) as problem:  # huggingface_hub's and requests' errors are OSErrors
+        raise ModelError(
+            f"the weights of {source!r} could not be fetched from their hub ({type(problem).__name__}: {problem}). "
+            "Without a network, bring the file and name it: weights = 'FILE.safetensors' in the study, or --weights"
+        ) from problem
+    except (ValueError, RuntimeError) as problem:
+        raise ModelError(f"{source!r} can't be made: {problem}") from problem
+    return model
+
+
+def _from_file(path: Path, name: str, options: dict[str, Any]) -> nn.Module:
+    """Run a user's own Python file and call a function in it."""
+    if not path.is_file():
+        raise ModelError(f"there is no file {str(path)!r} with a function {name!r} that makes the network")
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    make = getattr(module, name, None)
+    if make is None:
+        raise ModelError(f"{str(path)!r} has no function {name!r}")
+    model = make(**options)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{name!r} of {str(path)!r} returned a {type(model).__name__}, expected a torch.nn.Module")
+    return model
+
+
+def load_weights(model: nn.Module, path: Path | str) -> None:
+    """Read weights from a file into a model; batch norms' step counters may be missing, nothing else.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing or damaged, or its names or shapes don't fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"there is no file of weights {str(path)!r}")
+    try:
+        state: dict[str, Tensor]
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as problem:
+        raise ModelError(f"{str(path)!r} can't be read as weights: {problem}") from problem
+    except Exception as problem:  # torch raises pickle's own error for a file that holds more than tensors
+        raise ModelError(
+            f"{str(path)!r} holds more than tensors and is not loaded, since unpickling it could run code; save the "
+            f"state_dict alone, best as .safetensors ({type(problem).__name__})"
+        ) from problem
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    try:
+        fit = model.load_state_dict(state, strict=False)
+    except RuntimeError as problem:
+        raise ModelError(f"{str(path)!r} does not fit {type(model).__name__}: {problem}") from problem
+    missing = [name for name in fit.missing_keys if not name.endswith("num_batches_tracked")]
+    if missing or fit.unexpected_keys:
+        raise ModelError(
+            f"{str(path)!r} does not fit {type(model).__name__}: missing {missing[:5]}, "
+            f"unexpected {fit.unexpected_keys[:5]}"
+        )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Changes when a weight, a buffer, or the printed structure of the network changes."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _asset(name: str) -> Path:
+    return Path(str(resources.files("pure_nb") / "assets" / name))

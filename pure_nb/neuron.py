@@ -1,0 +1,94 @@
+"""One channel, to look at: its reference images, its circuits, and what it falls apart into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pure_nb import truth
+from pure_nb.render import Look, View, views
+from pure_nb.virtual import Layout, VirtualNeurons, embed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pure_nb.study import Study
+
+
+@dataclass(frozen=True, eq=False)
+class Neuron:
+    """One channel of a study's target layer; see :meth:`pure_nb.study.Study.neuron`."""
+
+    study: Study
+    channel: int
+
+    @property
+    def sample(self) -> NDArray[np.int64]:
+        """int64 ``[n]``: numbers of its reference images, strongest first."""
+        return self.study.references.sample[self.channel]
+
+    @property
+    def score(self) -> NDArray[np.float32]:
+        """float32 ``[n]``: their scores."""
+        return self.study.references.score[self.channel]
+
+    @property
+    def name(self) -> str:
+        """The channel with its layer: ``"layer4 / 17"``."""
+        return f"{self.study.parameters.target} / {self.channel}"
+
+    @cached_property
+    def vectors(self) -> NDArray[np.float32]:
+        """float32 ``[n, lower channels]``: the circuit of each reference image."""
+        return self.study.circuits_of(self.channel)
+
+    @cached_property
+    def virtual(self) -> VirtualNeurons:
+        """The neuron taken apart, as the study's parameters say."""
+        return self.study.virtual[self.channel] if "virtual" in self.study.__dict__ else self.study.split(self.vectors)
+
+    @property
+    def objects(self) -> NDArray[np.int64] | None:
+        """int64 ``[n]``: the class of the object under each maximum; None where that is not known."""
+        return None if self.study.objects is None else self.study.objects[self.channel]
+
+    def layout(self, kind: Layout = "umap") -> NDArray[np.float32]:
+        """float32 ``[n, 2]``: the circuits laid out in the plane."""
+        return embed(self.vectors, kind, seed=self.study.parameters.random)
+
+    def members(self, part: int | None = None, count: int | None = None) -> NDArray[np.int64]:
+        """Ranks of the reference images of a virtual neuron, strongest first; of all of them for None."""
+        every = np.arange(len(self.sample)) if part is None else np.flatnonzero(self.virtual.labels == part)
+        return every[:count]
+
+    def views(self, ranks: Sequence[int] | NDArray[np.int64], look: Look = "crp") -> list[View]:
+        """Reference images of given ranks, with the part of the picture that the neuron looks at."""
+        sample = self.sample[np.asarray(ranks, dtype=np.int64)]
+        return views(
+            self.study.model,
+            self.study.images,
+            np.full_like(sample, self.channel),
+            sample,
+            target=self.study.parameters.target,
+            look=look,
+            batch_size=min(self.study.batch_size, 16),
+            device=self.study.device,
+        )
+
+    def meanings(self, part: int | None = None) -> str:
+        """What the neuron, or a part of it, truly answers to: ``"cat 61%, urn 30%"``; "" where that is not known."""
+        if self.objects is None:
+            return ""
+        found = truth.meanings(self.objects[self.members(part)])
+        return ", ".join(f"{name} {share:.0%}" for name, share in found)
+
+    def plot(self, count: int = 8) -> Figure:
+        """The neuron taken apart, as a picture: its circuits in the plane, and images of each part."""
+        from pure_nb.plots import neuron_figure  # plotting libraries take a second to import
+
+        return neuron_figure(self, count)

@@ -1,0 +1,202 @@
+"""Figures: reference images in rows, a neuron taken apart, circuits, and how well methods agree with the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from string import ascii_uppercase
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from pure_nb.neuron import Neuron
+from pure_nb.render import Picture, View
+
+PALETTE = tuple(sns.color_palette("colorblind", 10))
+"""Colours of virtual neurons A, B, C ...; they can be told apart by the colour-blind."""
+
+TILE = 96
+"""Side in pixels of a reference image in a figure."""
+
+
+def part_name(part: int) -> str:
+    """A for the largest virtual neuron, then B, C ..."""
+    return ascii_uppercase[part % 26]
+
+
+def strip(pictures: Sequence[Picture], columns: int, *, gap: int = 6) -> Picture:
+    """Square pictures of one size, side by side in rows of ``columns``, on white."""
+    size = pictures[0].shape[0] if pictures else TILE
+    rows = max(1, -(-len(pictures) // columns))
+    sheet = np.full((rows * (size + gap) - gap, columns * (size + gap) - gap, 3), 255, dtype=np.uint8)
+    for number, picture in enumerate(pictures):
+        top, left = (size + gap) * (number // columns), (size + gap) * (number % columns)
+        sheet[top : top + size, left : left + size] = picture
+    return sheet
+
+
+def tiles(views: Sequence[View], *, crop: bool = True) -> list[Picture]:
+    """The pictures of some views, all of one size: what the neuron looks at, the rest dimmed."""
+    return [view.highlighted(TILE, crop=crop) for view in views]
+
+
+def references_figure(neuron: Neuron, count: int = 24, columns: int = 8, *, whole: bool = False) -> Figure:
+    """The strongest reference images of a neuron, cropped to where it looks.
+
+    Parameters
+    ----------
+    neuron
+        Of a study.
+    count, columns
+        How many, and how many in a row.
+    whole
+        Show the whole pictures, dimmed where the neuron does not look.
+    """
+    ranks = neuron.members(count=count)
+    sheet = strip(tiles(neuron.views(ranks), crop=not whole), columns)
+    figure, axes = plt.subplots(figsize=(8, 8 * sheet.shape[0] / sheet.shape[1] + 0.5), layout="constrained")
+    _show(axes, sheet)
+    axes.set_title(f"{neuron.name}: the {len(ranks)} images that drive it most, strongest first", fontsize=11)
+    return figure
+
+
+def neuron_figure(neuron: Neuron, count: int = 8) -> Figure:
+    """A neuron taken apart (as figure 1 of the PURE paper): its circuits in the plane, and images of each part.
+
+    Left, every reference image is a point, placed by UMAP so that similar circuits are near each other; colours are
+    virtual neurons, contours the density of each. Right, the strongest images of the whole neuron, and of each part.
+
+    Parameters
+    ----------
+    neuron
+        Of a study.
+    count
+        Images in each row.
+    """
+    parts = neuron.virtual
+    rows: list[int | None] = [None, *range(parts.k)] if parts.k > 1 else [None]
+    ranks = [neuron.members(part, count) for part in rows]
+    shown = np.unique(np.concatenate(ranks))
+    pictures = dict(zip(shown.tolist(), tiles(neuron.views(shown))))
+    height = max(3.4, 0.6 + 1.02 * len(rows))
+    figure = plt.figure(figsize=(12, height), layout="constrained")
+    grid = figure.add_gridspec(len(rows), 2, width_ratios=[4.2, 0.95 * count])
+    _circuit_plane(figure.add_subplot(grid[:, 0]), neuron, pictures)
+    for number, (part, own) in enumerate(zip(rows, ranks)):
+        axes = figure.add_subplot(grid[number, 1])
+        _show(axes, strip([pictures[rank] for rank in own.tolist()], count))
+        colour = "black" if part is None else PALETTE[part % len(PALETTE)]
+        label = "all" if part is None else part_name(part)
+        size = len(neuron.members(part))
+        axes.set_title(f"{label}  ({size} images)  {neuron.meanings(part)}", fontsize=10, loc="left", color=colour)
+    how_many = "one meaning" if parts.k == 1 else f"{parts.k} virtual neurons"
+    figure.suptitle(f"{neuron.name}: {how_many}", fontsize=12)
+    return figure
+
+
+def _circuit_plane(axes: Axes, neuron: Neuron, pictures: dict[int, Picture]) -> None:
+    """The circuits of all references as points, some with their pictures."""
+    points, labels = neuron.layout(), neuron.virtual.labels
+    for part in range(neuron.virtual.k):
+        own = points[labels == part]
+        colour = PALETTE[part % len(PALETTE)]
+        if len(own) > 5 and np.linalg.matrix_rank(own - own.mean(axis=0)) == 2:
+            sns.kdeplot(x=own[:, 0], y=own[:, 1], ax=axes, color=colour, levels=4, linewidths=0.8, alpha=0.6, zorder=1)
+        axes.scatter(
+            own[:, 0], own[:, 1], s=22, color=colour, edgecolor="white", linewidth=0.5, zorder=2, label=part_name(part)
+        )
+    chosen = [rank for part in range(neuron.virtual.k) for rank in neuron.members(part, 3).tolist()]
+    for rank in chosen:
+        if rank not in pictures:
+            continue
+        thumbnail = OffsetImage(pictures[rank], zoom=0.28)
+        colour = PALETTE[labels[rank] % len(PALETTE)]
+        box = AnnotationBbox(
+            thumbnail,
+            points[rank],
+            xybox=(14, 14),
+            boxcoords="offset points",
+            pad=0.12,
+            bboxprops={"edgecolor": colour},
+        )
+        axes.add_artist(box)
+    axes.margins(0.16)
+    axes.set(xticks=[], yticks=[])
+    axes.set_xlabel("circuits of the reference images (UMAP)", fontsize=9)
+    if neuron.virtual.k > 1:
+        axes.legend(fontsize=9, loc="best", framealpha=0.8)
+    sns.despine(ax=axes, left=True, bottom=True)
+
+
+def circuits_figure(neuron: Neuron, strongest: int = 12) -> Figure:
+    """The circuits themselves: relevance of the lower channels, image by image, sorted by virtual neuron.
+
+    Parameters
+    ----------
+    neuron
+        Of a study.
+    strongest
+        How many lower channels to show; those with the largest mean absolute relevance.
+    """
+    vectors, labels = neuron.vectors, neuron.virtual.labels
+    chosen = np.sort(np.argsort(-np.abs(vectors).mean(axis=0), kind="stable")[:strongest])
+    order = np.argsort(labels, kind="stable")
+    figure, axes = plt.subplots(figsize=(9, 3.8), layout="constrained")
+    limit = float(np.abs(vectors[:, chosen]).max()) or 1.0
+    lower = neuron.study.parameters.lower
+    sns.heatmap(
+        vectors[order][:, chosen].T,
+        ax=axes,
+        cmap="vlag",
+        vmin=-limit,
+        vmax=limit,
+        xticklabels=False,
+        yticklabels=[str(channel) for channel in chosen],
+        cbar_kws={"label": "share of relevance"},
+    )
+    start = 0
+    for part, size in enumerate(np.bincount(labels)):
+        colour = PALETTE[part % len(PALETTE)]
+        axes.add_patch(Rectangle((start, -0.5), size, 0.5, color=colour, clip_on=False))
+        axes.text(start + size / 2, -0.7, part_name(part), color=colour, ha="center", va="bottom", fontsize=10)
+        start += size
+    axes.set_xlabel(f"reference images of {neuron.name}, by virtual neuron")
+    axes.set_ylabel(f"channel of {lower}")
+    return figure
+
+
+def agreement_figure(summary: pd.DataFrame, table: pd.DataFrame, measure: str = "ami") -> Figure:
+    """How well each method agrees with the known objects: every neuron a dot, means with their 95 % intervals.
+
+    Parameters
+    ----------
+    summary, table
+        From :func:`pure_nb.truth.summary` and :func:`pure_nb.truth.agreement`.
+    measure
+        ``"ami"`` or ``"ari"``.
+    """
+    names = {"ami": "adjusted mutual information", "ari": "adjusted Rand index"}
+    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.48 * len(summary)), layout="constrained")
+    order = summary["method"].tolist()
+    sns.stripplot(data=table, x=measure, y="method", order=order, ax=axes, color="0.6", size=4, jitter=0.2, alpha=0.7)
+    for row, (_, entry) in enumerate(summary.iterrows()):
+        axes.plot([entry["low"], entry["high"]], [row, row], color=PALETTE[0], linewidth=3, zorder=3)
+        axes.plot(entry["mean"], row, "o", color=PALETTE[0], markersize=8, zorder=4)
+        axes.annotate(
+            f"{entry['mean']:.2f}", (entry["mean"], row), (0, 9), textcoords="offset points", ha="center", fontsize=9
+        )
+    axes.axvline(0, color="0.8", linewidth=1, zorder=0)
+    axes.set(xlabel=f"agreement with the object under the maximum ({names[measure]})", ylabel="")
+    sns.despine(ax=axes)
+    return figure
+
+
+def _show(axes: Axes, picture: NDArray[np.uint8]) -> None:
+    axes.imshow(picture)
+    axes.axis("off")

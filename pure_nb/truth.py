@@ -1,0 +1,225 @@
+"""How right is it? Virtual neurons against the object that the neuron looked at.
+
+In the glyph world the object under each reference image's maximum is known. A good way of taking a neuron apart puts
+reference images with the same object together. This module asks that of PURE and of simpler descriptions of the same
+images, always with the same clustering and the same number of clusters, so that only the description differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy.stats import false_discovery_control, wilcoxon
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
+from torch import Tensor, nn
+
+from pure_nb.data import Images, batches
+from pure_nb.glyphs import CLASSES, GlyphScenes
+from pure_nb.layers import activations, by_position, resting
+from pure_nb.references import References, grouped
+from pure_nb.virtual import cluster
+
+COMMON = 0.05
+"""An object counts as a meaning of a neuron if it is under the maximum in at least this share of its references."""
+
+
+def objects_at_maxima(scenes: GlyphScenes, references: References) -> NDArray[np.int64]:
+    """The class of the object under each maximum, or of the nearest one.
+
+    Parameters
+    ----------
+    scenes
+        What the references were taken from.
+    references
+        Of a layer with a grid of positions.
+
+    Returns
+    -------
+    ndarray
+        int64 ``[channels, n]``: indices into :data:`pure_nb.glyphs.CLASSES`.
+    """
+    found = np.empty(references.sample.shape, dtype=np.int64)
+    known = {int(sample): scenes.scene(int(sample)) for sample in np.unique(references.sample)}
+    height, width, _ = next(iter(known.values())).image.shape
+    centre = references.centre((height, width))
+    for index, sample in np.ndenumerate(references.sample):
+        scene = known[int(sample)]
+        x, y = centre[index]
+        found[index] = scene.objects[scene.object_at(x, y)].label
+    return found
+
+
+def meanings(labels: NDArray[np.int64], common: float = COMMON) -> list[tuple[str, float]]:
+    """Names and shares of the objects that a neuron answers to, most frequent first.
+
+    Parameters
+    ----------
+    labels
+        int64 ``[n]``: the object under the maximum of each of its references.
+    common
+        Objects with a smaller share are left out.
+    """
+    label, count = np.unique(labels, return_counts=True)
+    share = count / len(labels)
+    order = np.argsort(-share, kind="stable")
+    return [(CLASSES[label[i]].name, float(share[i])) for i in order if share[i] >= common]
+
+
+def activation_vectors(
+    model: nn.Module,
+    images: Images,
+    references: References,
+    lower: str,
+    *,
+    batch_size: int = 32,
+    device: str = "cpu",
+) -> dict[str, NDArray[np.float32]]:
+    """Simpler descriptions of the reference images than circuits, to compare with.
+
+    Parameters
+    ----------
+    model, images, references
+        The network, and the references of its target layer.
+    lower
+        The lower layer.
+    batch_size, device
+        As for :func:`pure_nb.sweep.sweep`.
+
+    Returns
+    -------
+    dict
+        float32 ``[channels, n, d]`` each. ``"activation"``: mean over positions of max(A, 0) for all channels of the
+        target layer, the paper's baseline; ``"activation at maximum"``: the activations of all channels of the target
+        layer at the position of the neuron's maximum; ``"lower activation"``: mean over positions of the lower layer.
+    """
+    unique, pairs_of = grouped(references.sample)
+    channel, rank = np.unravel_index(np.arange(references.sample.size), references.sample.shape)
+    found: dict[str, NDArray[np.float32]] = {}
+
+    def put(name: str, pairs: NDArray[np.int64], values: Tensor) -> None:
+        if name not in found:
+            found[name] = np.empty((*references.sample.shape, values.shape[-1]), dtype=np.float32)
+        found[name][channel[pairs], rank[pairs]] = values.float().cpu().numpy()
+
+    image = 0
+    with resting(model.to(device)), torch.inference_mode():
+        for batch in batches(images, unique.tolist(), batch_size=batch_size):
+            for lost in batch.unreadable:
+                raise lost.error()
+            outputs = activations(model, batch.images.to(device), [lower, references.layer])
+            for top, below in zip(by_position(outputs[references.layer]), by_position(outputs[lower])):
+                pairs = pairs_of[image]
+                put("activation", pairs, top.clamp(min=0).mean(dim=1))
+                put("activation at maximum", pairs, top[:, references.position[channel[pairs], rank[pairs]]].T)
+                put("lower activation", pairs, below.mean(dim=1))
+                image += 1
+    return found
+
+
+def agreement(
+    descriptions: Mapping[str, NDArray[np.float32]],
+    truth: NDArray[np.int64],
+    channels: NDArray[np.bool_],
+    *,
+    common: float = COMMON,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Cluster each neuron's references by each description, and compare with the known objects.
+
+    The number of clusters is the neuron's true number of meanings, the same for every description. Neurons with a
+    single meaning are left out, since there is nothing to take apart.
+
+    Parameters
+    ----------
+    descriptions
+        Vectors ``[channels, n, d]`` by name.
+    truth
+        int64 ``[channels, n]``, from :func:`objects_at_maxima`.
+    channels
+        bool ``[channels]``: which to look at; those that are not dead.
+    common
+        As for :func:`meanings`.
+    seed
+        Of k-means and of the random labels that are added as a null.
+
+    Returns
+    -------
+    DataFrame
+        One row for each neuron and description: ``channel, k, method, ami, ari`` (adjusted mutual information and
+        adjusted Rand index, 1: the same parts, 0: as good as chance).
+    """
+    rows: list[dict[str, Any]] = []
+    generator = np.random.default_rng(seed)
+    for channel in np.flatnonzero(channels).tolist():
+        k = len(meanings(truth[channel], common))
+        if k < 2:
+            continue
+        found: dict[str, NDArray[Any]] = {
+            name: cluster(vectors[channel], k, seed=seed) for name, vectors in descriptions.items()
+        }
+        found["random"] = generator.integers(0, k, truth.shape[1])
+        for name, labels in found.items():
+            ami = adjusted_mutual_info_score(truth[channel], labels)
+            ari = adjusted_rand_score(truth[channel], labels)
+            rows.append({"channel": channel, "k": k, "method": name, "ami": ami, "ari": ari})
+    return pd.DataFrame(rows, columns=["channel", "k", "method", "ami", "ari"])
+
+
+def interval(
+    values: NDArray[np.float64],
+    statistic: Callable[..., Any] = np.mean,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Bootstrap interval of a statistic of independent values, by percentiles; NaN for fewer than two values."""
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    low, high = np.quantile(statistic(values[picks], axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def summary(table: pd.DataFrame, baseline: str, measure: str = "ami", *, seed: int = 0) -> pd.DataFrame:
+    """Mean agreement of each method over the neurons, and how it differs from one of them, neuron by neuron.
+
+    Parameters
+    ----------
+    table
+        From :func:`agreement`.
+    baseline
+        The method that the others are compared with.
+    measure
+        ``"ami"`` or ``"ari"``.
+    seed
+        Of the bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        Best method first: ``method, mean, low, high`` (95 % interval over neurons), ``difference`` from the
+        baseline, and ``p``: Wilcoxon's signed-rank test over neurons, corrected for the number of methods
+        (Benjamini and Hochberg).
+    """
+    wide = table.pivot(index="channel", columns="method", values=measure)
+    if baseline not in wide:
+        raise ValueError(f"there is no method {baseline!r} to compare with; there are {list(wide)}")
+    rows = []
+    for method in wide:
+        values, difference = wide[method].to_numpy(), (wide[method] - wide[baseline]).to_numpy()
+        low, high = interval(values, seed=seed)
+        p = float(wilcoxon(difference).pvalue) if np.any(difference) else float("nan")
+        rows.append(
+            {"method": method, "mean": values.mean(), "low": low, "high": high, "difference": difference.mean(), "p": p}
+        )
+    found = pd.DataFrame(rows).sort_values("mean", ascending=False, ignore_index=True)
+    tested = found["p"].notna()
+    found.loc[tested, "p"] = false_discovery_control(found.loc[tested, "p"])
+    return found

@@ -1,0 +1,215 @@
+"""Virtual neurons: the clusters of a neuron's circuits (PURE, section 3.3).
+
+k-means over the relevance vectors of a neuron's reference images, as in Dreyer et al. (2024). Each cluster is one
+virtual neuron: the same channel, reached through one circuit. Beyond the paper, the number of clusters can be
+chosen, with one as a possible answer, and a score says how clearly the neuron falls apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_score
+
+Vectors = NDArray[np.float32]
+Layout = Literal["umap", "pca"]
+
+CHOICES = (2, 3, 4, 5)
+"""Numbers of virtual neurons the paper looks at."""
+
+
+@dataclass(frozen=True, eq=False)
+class VirtualNeurons:
+    """A neuron taken apart.
+
+    Attributes
+    ----------
+    labels
+        int64 ``[n]``: which virtual neuron each reference image belongs to; 0 has the most images.
+    centroids
+        float32 ``[k, d]``: the mean circuit of each virtual neuron.
+    silhouette
+        How clearly the parts are apart, -1..1, at this k; at k = 2 if k is 1.
+    null
+        Mean silhouette of two clusters in vectors whose entries were shuffled between the images, each entry by
+        itself: what k-means finds where there is nothing to find. NaN if k was given.
+    p
+        Share of shuffles at least as clear as the real vectors at k = 2, the real ones counted in. NaN if k was given.
+    """
+
+    labels: NDArray[np.int64]
+    centroids: Vectors
+    silhouette: float
+    null: float
+    p: float
+
+    @property
+    def k(self) -> int:
+        """Number of virtual neurons."""
+        return len(self.centroids)
+
+    @property
+    def score(self) -> float:
+        """How polysemantic the neuron is: silhouette less that of the shuffled vectors."""
+        return self.silhouette - self.null
+
+    def assign(self, vectors: Vectors) -> NDArray[np.int64]:
+        """The virtual neuron of new images, by their circuits: the nearest centroid.
+
+        Parameters
+        ----------
+        vectors
+            float ``[m, d]``: relevance vectors of the same channel, from :func:`pure_nb.circuits.circuits`.
+        """
+        vectors = np.asarray(vectors)
+        if vectors.ndim != 2 or vectors.shape[1] != self.centroids.shape[1]:
+            raise ValueError(f"expected vectors of shape [m, {self.centroids.shape[1]}], got {list(vectors.shape)}")
+        distance = ((vectors[:, None] - self.centroids) ** 2).sum(axis=-1)
+        return distance.argmin(axis=1)
+
+
+def cluster(vectors: Vectors, k: int, *, n_init: int = 10, seed: int = 0) -> NDArray[np.int64]:
+    """k-means with the paper's settings; the largest cluster is number 0, equally large ones in order of appearance.
+
+    Parameters
+    ----------
+    vectors
+        float ``[n, d]``.
+    k
+        Number of clusters. If there are fewer different vectors than that, there are as many clusters as those.
+    n_init, seed
+        Restarts and random state of scikit-learn's ``KMeans``.
+
+    Returns
+    -------
+    ndarray
+        int64 ``[n]``, from 0.
+    """
+    vectors = _checked(vectors)
+    k = min(k, len(np.unique(vectors, axis=0)))
+    if k < 1:
+        raise ValueError(f"the number of clusters must be at least 1, got {k}")
+    if k == 1:
+        return np.zeros(len(vectors), dtype=np.int64)
+    found = KMeans(k, n_init=n_init, random_state=seed).fit_predict(vectors)
+    _, first, inverse, counts = np.unique(found, return_index=True, return_inverse=True, return_counts=True)
+    rank = np.empty(len(counts), dtype=np.int64)
+    rank[np.lexsort((first, -counts))] = np.arange(len(counts))
+    return rank[inverse]
+
+
+def virtual_neurons(
+    vectors: Vectors,
+    k: int | Literal["auto"] = "auto",
+    *,
+    choices: Sequence[int] = CHOICES,
+    permutations: int = 99,
+    alpha: float = 0.05,
+    seed: int = 0,
+) -> VirtualNeurons:
+    """Take a neuron apart.
+
+    Parameters
+    ----------
+    vectors
+        float ``[n, d]``: relevance vectors of its reference images.
+    k
+        Number of virtual neurons; ``"auto"`` takes the one of ``choices`` with the largest mean silhouette, or one if
+        two clusters are no clearer than in shuffled vectors.
+    choices
+        Numbers to choose from.
+    permutations
+        Number of shuffles.
+    alpha
+        The neuron is left whole unless the share of shuffles at least as clear is at most this.
+    seed
+        Of k-means and of the shuffles.
+
+    Returns
+    -------
+    VirtualNeurons
+        With ``k = 1`` also if all vectors are equal.
+
+    Raises
+    ------
+    ValueError
+        If the vectors are not ``[n, d]``, or hold NaN.
+    """
+    vectors = _checked(vectors)
+    if k != "auto":
+        labels = cluster(vectors, k, seed=seed)
+        return VirtualNeurons(labels, _centroids(vectors, labels), _silhouette(vectors, labels), np.nan, np.nan)
+    found = {number: cluster(vectors, number, seed=seed) for number in choices if number < len(vectors)}
+    clarity = {number: _silhouette(vectors, labels) for number, labels in found.items()}
+    if not clarity or not np.isfinite(list(clarity.values())).any():
+        whole = np.zeros(len(vectors), dtype=np.int64)
+        return VirtualNeurons(whole, _centroids(vectors, whole), 0.0, 0.0, 1.0)
+    generator = np.random.default_rng(seed)
+    shuffled = [
+        _silhouette(mixed, cluster(mixed, 2, n_init=1, seed=seed))
+        for mixed in (generator.permuted(vectors, axis=0) for _ in range(permutations))
+    ]
+    two = _silhouette(vectors, cluster(vectors, 2, seed=seed))
+    p = (1 + sum(value >= two for value in shuffled)) / (1 + permutations)
+    null = float(np.mean(shuffled)) if shuffled else 0.0
+    if p > alpha:
+        whole = np.zeros(len(vectors), dtype=np.int64)
+        return VirtualNeurons(whole, _centroids(vectors, whole), two, null, p)
+    best = max(clarity, key=lambda number: (clarity[number], -number))
+    return VirtualNeurons(found[best], _centroids(vectors, found[best]), clarity[best], null, p)
+
+
+def embed(vectors: Vectors, layout: Layout = "umap", *, seed: int = 0) -> NDArray[np.float32]:
+    """Lay vectors out in the plane, to look at.
+
+    Parameters
+    ----------
+    vectors
+        float ``[n, d]``.
+    layout
+        ``"umap"`` with the paper's settings (6 neighbours, minimal distance 0.3), or ``"pca"``. Fewer than 8 vectors
+        are always laid out by their principal components, since UMAP has nothing to go by.
+    seed
+        Of UMAP.
+
+    Returns
+    -------
+    ndarray
+        float32 ``[n, 2]``.
+    """
+    vectors = _checked(vectors)
+    if layout == "pca" or len(vectors) < 8:
+        parts = min(2, *vectors.shape)
+        flat = PCA(parts, svd_solver="full").fit_transform(vectors)
+        return np.pad(flat, ((0, 0), (0, 2 - parts))).astype(np.float32)
+    from umap import UMAP  # compiles for seconds when imported, so only where it is used
+
+    reducer = UMAP(n_neighbors=6, min_dist=0.3, random_state=seed, n_jobs=1)
+    return np.asarray(reducer.fit_transform(vectors), dtype=np.float32)
+
+
+def _checked(vectors: Vectors) -> Vectors:
+    vectors = np.asarray(vectors)
+    if vectors.ndim != 2 or not len(vectors):
+        raise ValueError(f"expected vectors of shape [n, d] with n >= 1, got {list(vectors.shape)}")
+    if not np.isfinite(vectors).all():
+        raise ValueError("the vectors hold NaN or infinity")
+    return vectors
+
+
+def _centroids(vectors: Vectors, labels: NDArray[np.int64]) -> Vectors:
+    means = [vectors[labels == label].mean(axis=0, dtype=np.float64) for label in range(labels.max() + 1)]
+    return np.stack(means).astype(np.float32)
+
+
+def _silhouette(vectors: Vectors, labels: NDArray[np.int64]) -> float:
+    """Mean silhouette; NaN where it is not defined (one cluster, or as many as vectors)."""
+    if not 1 < labels.max() + 1 < len(vectors):
+        return float("nan")
+    return float(silhouette_score(vectors, labels))
