@@ -28,12 +28,13 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Chapters are cached once run. The cache knows the chapters but not the package: forget it when the package changed.
 book: export PURE_NB_BOOK := $(CURDIR)/$(EXPLORERS)
+book: export PURE_NB_STORE := $(CURDIR)/_build/store
 book: export TQDM_DISABLE := 1
 book: export PYDEVD_DISABLE_FILE_VALIDATION := 1
 book: $(STAMP)  ## build the book; prints where it is
 	@sum=$$(find pure_nb constraints.txt -type f ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 cksum | cksum); \
 	if [ "$$sum" != "$$(cat _build/package.sum 2>/dev/null)" ]; then \
-		rm -rf _build/.jupyter_cache _build/.doctrees _build/html $(EXPLORERS); \
+		rm -rf _build/.jupyter_cache _build/.doctrees _build/html _build/store $(EXPLORERS); \
 		mkdir -p _build && echo "$$sum" > _build/package.sum; \
 	fi; mkdir -p $(EXPLORERS)
 	$(BIN)/jupyter-book build . $(BOOKFLAGS)

@@ -8,6 +8,8 @@ and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm.models.resnet as timm_resnet
@@ -91,9 +93,24 @@ def reusing(composite: Composite) -> Composite:
 
     def module_map(context: dict[str, Any], name: str, module: nn.Module) -> Any:
         rule = composite.module_map(context, name, module)
-        return _Reusing(rule) if isinstance(rule, BasicHook) else rule
+        fit = isinstance(rule, BasicHook) and not getattr(module, "inplace", False)
+        return _Reusing(rule) if fit else rule
 
     return Composite(module_map=module_map, canonizers=composite.canonizers)
+
+
+class _Detour(torch.autograd.Function):
+    """Hands a layer's output on as if it came from its input by a rule: backwards the rule is run, not the layer."""
+
+    @staticmethod
+    def forward(ctx: Any, entry: Tensor, output: Tensor, rule: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.rule = rule
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *relevance: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.rule(relevance[0]), None, None
 
 
 class _Reusing(BasicHook):  # type: ignore[misc]
@@ -113,15 +130,29 @@ class _Reusing(BasicHook):  # type: ignore[misc]
     def copy(self) -> _Reusing:
         return _Reusing(self)
 
-    def forward(self, module: nn.Module, input: Any, output: Any) -> None:
-        super().forward(module, input, output)
-        self.stored_tensors.pop("modified", None)
+    def pre_forward(self, module: nn.Module, input: tuple[Any, ...]) -> tuple[Any, ...]:
+        self.stored_tensors.clear()
+        if input[0].requires_grad:
+            self.stored_tensors["entry"] = input[0]
+        return (input[0].detach(), *input[1:])
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Any) -> tuple[Tensor | None, ...]:
+    def post_forward(self, module: nn.Module, input: tuple[Any, ...], output: Tensor) -> Tensor:
+        entry = self.stored_tensors.pop("entry", None)
+        if entry is None:
+            return output
+        self.stored_tensors["input"] = input[0]
+        detoured: Tensor = _Detour.apply(entry, output, partial(self._relevance, module))
+        return detoured
+
+    def forward(self, module: nn.Module, input: Any, output: Any) -> None:
+        """Nothing is left to do; zennit's own would store the input a second time."""
+
+    def _relevance(self, module: nn.Module, above: Tensor) -> Tensor:
+        """The relevance of the layer's input, given its output's."""
         if "modified" not in self.stored_tensors:
             self.stored_tensors["modified"] = self._modified(module)
         inputs, outputs, live = self.stored_tensors["modified"]
-        seeds = self.gradient_mapper(grad_output[0], outputs)
+        seeds = self.gradient_mapper(above, outputs)
         if isinstance(seeds, Tensor):  # zennit's rules with one pair of modifiers return it bare
             seeds = (seeds,)
         flows = iter(
@@ -132,24 +163,26 @@ class _Reusing(BasicHook):  # type: ignore[misc]
                 retain_graph=True,
             )
         )
-        gradients = [next(flows) if i in live else torch.zeros(()) for i in range(len(inputs))]
-        relevance = self.reducer([input.detach() for input in inputs], gradients)
-        return tuple(relevance if original.shape == relevance.shape else None for original in grad_input)
+        gradients = [next(flows) if i in live else torch.zeros((), device=above.device) for i in range(len(inputs))]
+        relevance: Tensor = self.reducer([input.detach() for input in inputs], gradients)
+        return relevance
 
     def _modified(self, module: nn.Module) -> tuple[list[Tensor], list[Tensor], list[int]]:
         """The layer run with each pair of modified inputs and weights, and which of the pairs can carry relevance.
 
         An input that is zero everywhere cannot: after a ReLU that is the negative half of the z-plus rule, which
-        would cost as much as the positive one.
+        would cost as much as the positive one. All its rows are the same, so one is run for all.
         """
-        original = self.stored_tensors["input"][0].detach()
-        inputs, outputs = [], []
+        original = self.stored_tensors["input"]
+        inputs, outputs, live = [], [], []
         modifiers = zip(self.input_modifiers, self.param_modifiers, self.output_modifiers)
-        for modify_input, modify_params, modify_output in modifiers:
+        for i, (modify_input, modify_params, modify_output) in enumerate(modifiers):
             input = modify_input(original).requires_grad_()
+            alive = bool(input.detach().any())
             params = mod_params(module, modify_params, param_keys=self.param_keys, require_params=self.require_params)
             with params as modified, torch.enable_grad():
-                outputs.append(modify_output(modified.forward(input)))
+                output = modify_output(modified.forward(input if alive else input[:1]))
             inputs.append(input)
-        live = [i for i, input in enumerate(inputs) if input.detach().any()] or [0]
-        return inputs, outputs, live
+            outputs.append(output if alive else output.expand(len(input), *output.shape[1:]))
+            live += [i] if alive else []
+        return inputs, outputs, live or [0]

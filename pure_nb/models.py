@@ -132,6 +132,8 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
             f"{str(path)!r} holds more than tensors and is not loaded, since unpickling it could run code; save the "
             f"state_dict alone, best as .safetensors ({type(problem).__name__})"
         ) from problem
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ModelError(f"{str(path)!r} is no state_dict, a dictionary from names to tensors; save that alone")
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     try:
         fit = model.load_state_dict(state, strict=False)

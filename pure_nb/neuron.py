@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pure_nb import truth
+from pure_nb.circuits import Seed
 from pure_nb.render import Look, View, views
 from pure_nb.virtual import Layout, VirtualNeurons, embed
 
@@ -66,8 +67,12 @@ class Neuron:
         every = np.arange(len(self.sample)) if part is None else np.flatnonzero(self.virtual.labels == part)
         return every[:count]
 
-    def views(self, ranks: Sequence[int] | NDArray[np.int64], look: Look = "crp") -> list[View]:
-        """Reference images of given ranks, with the part of the picture that the neuron looks at."""
+    def views(self, ranks: Sequence[int] | NDArray[np.int64], look: Look = "crp", seed: Seed = "peak") -> list[View]:
+        """Reference images of given ranks, with the part of the picture that the neuron looks at.
+
+        Unlike the paper's, they show what is behind the *maximum* of the activation; ``seed="activation"`` gives the
+        paper's. See :func:`pure_nb.render.heatmaps`.
+        """
         sample = self.sample[np.asarray(ranks, dtype=np.int64)]
         return views(
             self.study.model,
@@ -76,6 +81,7 @@ class Neuron:
             sample,
             target=self.study.parameters.target,
             look=look,
+            seed=seed,
             batch_size=min(self.study.batch_size, 16),
             device=self.study.device,
         )

@@ -103,35 +103,47 @@ def neuron_figure(neuron: Neuron, count: int = 8) -> Figure:
 def _circuit_plane(axes: Axes, neuron: Neuron, pictures: dict[int, Picture]) -> None:
     """The circuits of all references as points, some with their pictures."""
     points, labels = neuron.layout(), neuron.virtual.labels
+    if len(points) > 5 and np.linalg.matrix_rank(points - points.mean(axis=0)) == 2:
+        sns.kdeplot(
+            x=points[:, 0], y=points[:, 1], ax=axes, color="0.75", levels=5, bw_adjust=0.6, linewidths=0.8, zorder=1
+        )
     for part in range(neuron.virtual.k):
-        own = points[labels == part]
-        colour = PALETTE[part % len(PALETTE)]
-        if len(own) > 5 and np.linalg.matrix_rank(own - own.mean(axis=0)) == 2:
-            sns.kdeplot(x=own[:, 0], y=own[:, 1], ax=axes, color=colour, levels=4, linewidths=0.8, alpha=0.6, zorder=1)
+        own, colour = points[labels == part], PALETTE[part % len(PALETTE)]
         axes.scatter(
-            own[:, 0], own[:, 1], s=22, color=colour, edgecolor="white", linewidth=0.5, zorder=2, label=part_name(part)
+            own[:, 0], own[:, 1], s=26, color=colour, edgecolor="white", linewidth=0.6, zorder=2, label=part_name(part)
         )
-    chosen = [rank for part in range(neuron.virtual.k) for rank in neuron.members(part, 3).tolist()]
-    for rank in chosen:
-        if rank not in pictures:
-            continue
-        thumbnail = OffsetImage(pictures[rank], zoom=0.28)
-        colour = PALETTE[labels[rank] % len(PALETTE)]
-        box = AnnotationBbox(
-            thumbnail,
-            points[rank],
-            xybox=(14, 14),
-            boxcoords="offset points",
-            pad=0.12,
-            bboxprops={"edgecolor": colour},
-        )
-        axes.add_artist(box)
-    axes.margins(0.16)
+    middle = points.mean(axis=0)
+    for part in range(neuron.virtual.k):
+        for rank in _spread(points, neuron.members(part), [rank for rank in pictures if labels[rank] == part]):
+            away = np.sign(points[rank] - middle) * (30, 26)
+            axes.add_artist(
+                AnnotationBbox(
+                    OffsetImage(pictures[rank], zoom=0.36),
+                    points[rank],
+                    xybox=tuple(away),
+                    boxcoords="offset points",
+                    pad=0.1,
+                    arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.6},
+                    bboxprops={"edgecolor": PALETTE[part % len(PALETTE)], "linewidth": 1.2},
+                )
+            )
+    axes.margins(0.22)
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel("circuits of the reference images (UMAP)", fontsize=9)
     if neuron.virtual.k > 1:
         axes.legend(fontsize=9, loc="best", framealpha=0.8)
     sns.despine(ax=axes, left=True, bottom=True)
+
+
+def _spread(points: NDArray[np.float32], members: NDArray[np.int64], shown: list[int]) -> list[int]:
+    """Up to two of the shown reference images of a part that lie far from each other: the strongest, and one more."""
+    if not shown:
+        return []
+    first = shown[0]
+    gap = np.linalg.norm(points[shown] - points[first], axis=1)
+    second = shown[int(gap.argmax())]
+    reach = np.ptp(points, axis=0).max()
+    return [first, second] if gap.max() > 0.12 * reach and len(members) > 3 else [first]
 
 
 def circuits_figure(neuron: Neuron, strongest: int = 12) -> Figure:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pure_nb.layers import by_position, channel_axis
+from pure_nb.layers import LayerError, by_position, channel_axis
 
 By = Literal["max", "mean"]
 
@@ -68,7 +68,7 @@ class References:
 
     @property
     def alive(self) -> NDArray[np.bool_]:
-        """Of each channel (bool ``[channels]``): is the strongest score above 0? The references of a dead channel mean nothing."""
+        """Is each channel's strongest score above 0? bool ``[channels]``; the references of a dead one mean nothing."""
         return self.score[:, 0] > 0
 
     def centre(self, size: tuple[int, int]) -> NDArray[np.float64]:
@@ -143,6 +143,8 @@ class TopReferences:
         ------
         NonFiniteError
             If the activation is NaN or infinite anywhere.
+        LayerError
+            If the layer's shape is not that of the batches before.
         """
         values = by_position(activation.detach().float())
         top, position = values.max(dim=2)
@@ -155,7 +157,7 @@ class TopReferences:
             )
         score = top if self.by == "max" else values.mean(dim=2)
         axis = channel_axis(activation)
-        self.grid = tuple(size for i, size in enumerate(activation.shape) if i not in (0, axis))
+        self._shaped(score.shape[1], tuple(size for i, size in enumerate(activation.shape) if i not in (0, axis)))
         full = self._score is not None and self._score.shape[0] >= self.n
         later = full and int(samples.min()) > int(self._sample.max())  # so a tie with the last one does not enter
         if later and self._score is not None and not (score > self._score[-1].to(score)).any():
@@ -168,15 +170,19 @@ class TopReferences:
         if (self.layer, self.n, self.by) != (other.layer, other.n, other.by):
             raise ValueError(f"can't merge references of {other.layer!r} ({other.n}, {other.by}) into {self.layer!r}")
         if other._score is not None:
-            self.grid = other.grid
+            self._shaped(other._score.shape[1], other.grid)
             self._take(other._score, other._sample, other._position)
+
+    def _shaped(self, channels: int, grid: tuple[int, ...]) -> None:
+        if self._score is not None and (self._score.shape[1], self.grid) != (channels, grid):
+            raise LayerError(
+                f"layer {self.layer!r} had {self._score.shape[1]} channels on the grid {self.grid} and now has "
+                f"{channels} on {grid}; resize and crop all images to one size in the transform"
+            )
+        self.grid = grid
 
     def _take(self, score: Tensor, sample: Tensor, position: Tensor) -> None:
         if self._score is not None:
-            if score.shape[1] != self._score.shape[1]:
-                raise ValueError(
-                    f"layer {self.layer!r} had {self._score.shape[1]} channels and now has {score.shape[1]}"
-                )
             score = torch.cat([self._score, score])
             sample = torch.cat([self._sample, sample])
             position = torch.cat([self._position, position])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.transforms.functional import gaussian_blur
 
-from pure_nb.circuits import propagate
+from pure_nb.circuits import Seed, propagate
 from pure_nb.data import Images, batches
 from pure_nb.layers import LayerError, activations, resting
 from pure_nb.references import grouped
@@ -95,6 +95,7 @@ def heatmaps(
     *,
     target: str,
     look: Look = "crp",
+    seed: Seed = "activation",
     batch_size: int = 16,
     device: str = "cpu",
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
@@ -107,6 +108,9 @@ def heatmaps(
     look
         ``"crp"``: relevance propagated to the pixels, summed over the colours; ``"activation"``: the positive part of
         the activation map, scaled up bilinearly. The latter needs no backward pass, and a layer with a grid.
+    seed
+        Where relevance starts, for ``"crp"``: ``"activation"`` at every position, as the paper; ``"peak"`` at that of
+        the maximum alone, which shows what made the image a reference even if other objects drive the channel too.
 
     Yields
     ------
@@ -115,7 +119,16 @@ def heatmaps(
     """
     if look == "crp":
         flows = propagate(
-            model, images, channel, sample, target=target, lower=None, rule="lrp", batch_size=batch_size, device=device
+            model,
+            images,
+            channel,
+            sample,
+            target=target,
+            lower=None,
+            rule="lrp",
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
         )
         for rows, relevance, _, _ in flows:
             yield rows, relevance.sum(dim=1).cpu()
@@ -189,6 +202,7 @@ def views(
     *,
     target: str,
     look: Look = "crp",
+    seed: Seed = "activation",
     blur: float = BLUR,
     threshold: float = THRESHOLD,
     batch_size: int = 16,
@@ -198,7 +212,7 @@ def views(
 
     Parameters
     ----------
-    model, images, channel, sample, target, look, batch_size, device
+    model, images, channel, sample, target, look, seed, batch_size, device
         As for :func:`heatmaps`.
     blur, threshold
         As for :func:`seen`.
@@ -211,7 +225,7 @@ def views(
     found: dict[int, View] = {}
     pictures: dict[int, Picture] = {}
     for rows, maps in heatmaps(
-        model, images, channel, sample, target=target, look=look, batch_size=batch_size, device=device
+        model, images, channel, sample, target=target, look=look, seed=seed, batch_size=batch_size, device=device
     ):
         for row, mask in zip(rows.tolist(), seen(maps, blur=blur, threshold=threshold)):
             number = int(sample[row])

@@ -162,7 +162,7 @@ def agreement(
         found: dict[str, NDArray[Any]] = {
             name: cluster(vectors[channel], k, seed=seed) for name, vectors in descriptions.items()
         }
-        found["random"] = generator.integers(0, k, truth.shape[1])
+        found["random"] = np.asarray(generator.integers(0, k, truth.shape[1]))
         for name, labels in found.items():
             ami = adjusted_mutual_info_score(truth[channel], labels)
             ari = adjusted_rand_score(truth[channel], labels)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
+from threadpoolctl import threadpool_limits
 
 Vectors = NDArray[np.float32]
 Layout = Literal["umap", "pca"]
@@ -97,7 +98,8 @@ def cluster(vectors: Vectors, k: int, *, n_init: int = 10, seed: int = 0) -> NDA
         raise ValueError(f"the number of clusters must be at least 1, got {k}")
     if k == 1:
         return np.zeros(len(vectors), dtype=np.int64)
-    found = KMeans(k, n_init=n_init, random_state=seed).fit_predict(vectors)
+    with threadpool_limits(1):  # on a hundred vectors threads cost more than they bring
+        found = KMeans(k, n_init=n_init, random_state=seed).fit_predict(vectors)
     _, first, inverse, counts = np.unique(found, return_index=True, return_inverse=True, return_counts=True)
     rank = np.empty(len(counts), dtype=np.int64)
     rank[np.lexsort((first, -counts))] = np.arange(len(counts))
@@ -110,7 +112,7 @@ def virtual_neurons(
     *,
     choices: Sequence[int] = CHOICES,
     permutations: int = 99,
-    alpha: float = 0.05,
+    alpha: float = 0.01,
     seed: int = 0,
 ) -> VirtualNeurons:
     """Take a neuron apart.
@@ -212,4 +214,5 @@ def _silhouette(vectors: Vectors, labels: NDArray[np.int64]) -> float:
     """Mean silhouette; NaN where it is not defined (one cluster, or as many as vectors)."""
     if not 1 < labels.max() + 1 < len(vectors):
         return float("nan")
-    return float(silhouette_score(vectors, labels))
+    with threadpool_limits(1):
+        return float(silhouette_score(vectors, labels))

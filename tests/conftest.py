@@ -1,0 +1,49 @@
+"""Networks and studies that many tests look at, each made once."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+from pure_nb.data import glyph_images
+from pure_nb.models import load_model
+from pure_nb.store import Store
+from pure_nb.study import Parameters, Study
+
+settings.register_profile("pure_nb", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("pure_nb")
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test starts from one seed, and none touches the user's own results."""
+    torch.manual_seed(0)
+    monkeypatch.setenv("PURE_NB_STORE", str(tmp_path_factory.mktemp("results")))
+    monkeypatch.delenv("PURE_NB_BOOK", raising=False)
+    yield
+    if "matplotlib.pyplot" in __import__("sys").modules:
+        __import__("matplotlib.pyplot").pyplot.close("all")
+
+
+@pytest.fixture(scope="session")
+def glyphnet() -> nn.Module:
+    """The network that ships."""
+    return load_model("glyphnet")
+
+
+@pytest.fixture(scope="session")
+def glyph_study(glyphnet: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The shipped network on 200 scenes, 20 references a neuron, each in two parts."""
+    parameters = Parameters("layer4", "layer3", n=20, k=2)
+    store = Store(tmp_path_factory.mktemp("study"))
+    return Study("glyphs", glyphnet, glyph_images(200), parameters, store, batch_size=50, progress=False)

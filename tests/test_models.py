@@ -1,0 +1,224 @@
+"""Networks by name, weights from files, and what is said where one can't be had."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import re
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from pure_nb import models
+from pure_nb.models import ModelError, fingerprint, load_model, load_weights
+
+
+def equal(first: nn.Module, second: nn.Module) -> bool:
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("source", ["glyphnet", "torchvision:resnet18", "timm:resnet18"])
+def test_random_weights(source: str) -> None:
+    torch.manual_seed(0)
+    model = load_model(source, "random")
+    assert not any(module.training for module in model.modules())
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    torch.manual_seed(1)
+    assert not equal(model, load_model(source, "random"))
+
+
+def test_options_reach_the_constructor() -> None:
+    assert load_model("torchvision:resnet18", "random", num_classes=7).fc.out_features == 7
+    assert load_model("timm:resnet18", "random", num_classes=6).fc.out_features == 6
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_from_safetensors(tmp_path: Path, half: bool) -> None:
+    made = load_model("torchvision:resnet18", "random")
+    state = {name: tensor.half() if half and tensor.is_floating_point() else tensor for name, tensor in made.state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    found = load_model("torchvision:resnet18", "w.safetensors", folder=tmp_path)
+    assert {p.dtype for p in found.parameters()} == {torch.float32}
+    expected = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
+
+
+def test_step_counters_may_be_missing(tmp_path: Path) -> None:
+    made = load_model("glyphnet", "random")
+    state = {name: tensor for name, tensor in made.state_dict().items() if "num_batches" not in name}
+    save_file(state, tmp_path / "w.safetensors")
+    assert equal(load_model("glyphnet", tmp_path / "w.safetensors"), made)
+
+
+def test_weights_from_torch_file(tmp_path: Path) -> None:
+    made = load_model("glyphnet", "random")
+    torch.save(made.state_dict(), tmp_path / "w.pth")
+    assert equal(load_model("glyphnet", tmp_path / "w.pth"), made)
+
+
+class Evil:
+    """Runs code when it is unpickled the naive way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("raw", [False, True])
+def test_pickles_that_run_code_are_refused(tmp_path: Path, raw: bool) -> None:
+    trace, file = tmp_path / "trace", tmp_path / "w.pth"
+    if raw:
+        file.write_bytes(pickle.dumps({"fc.weight": Evil(trace)}))
+    else:
+        torch.save({"fc.weight": Evil(trace)}, file)
+    with pytest.raises(ModelError, match="holds more than tensors and is not loaded, since unpickling it could run code"):
+        load_model("glyphnet", file)
+    assert not trace.exists()
+    torch.load(file, weights_only=False) if not raw else pickle.loads(file.read_bytes())
+    assert trace.exists(), "the file of this test is harmless, so the test shows nothing"
+
+
+def test_whole_modules_are_refused(tmp_path: Path) -> None:
+    torch.save(load_model("glyphnet", "random"), tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="save the state_dict alone, best as .safetensors"):
+        load_model("glyphnet", tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize("content", [b"", b"not weights at all, but long enough to be looked at"])
+def test_damaged_files(tmp_path: Path, suffix: str, content: bytes) -> None:
+    file = tmp_path / f"w.{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match=re.escape(str(file))):
+        load_model("glyphnet", file)
+
+
+def test_truncated_torch_file(tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    torch.save(load_model("glyphnet", "random").state_dict(), file)
+    file.write_bytes(file.read_bytes()[:-2000])
+    with pytest.raises(ModelError, match="can't be read as weights"):
+        load_model("glyphnet", file)
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(3)], {"epoch": 3, "state_dict": {"fc.weight": torch.zeros(3)}}])
+def test_a_torch_file_that_is_no_state_dict(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="is no state_dict, a dictionary from names to tensors"):
+        load_model("glyphnet", tmp_path / "w.pth")
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="there is no file of weights .*nowhere.safetensors"):
+        load_model("glyphnet", "nowhere.safetensors", folder=tmp_path)
+
+
+def test_wrong_names(tmp_path: Path) -> None:
+    state = load_model("glyphnet", "random").state_dict()
+    state["head.weight"] = state.pop("fc.weight")
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"does not fit GlyphNet: missing \['fc.weight'\], unexpected \['head.weight'\]"):
+        load_model("glyphnet", tmp_path / "w.safetensors")
+
+
+def test_wrong_shapes(tmp_path: Path) -> None:
+    state = load_model("glyphnet", "random").state_dict()
+    state["fc.weight"] = torch.zeros(10, 32)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"(?s)does not fit GlyphNet: .*fc.weight"):
+        load_model("glyphnet", tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("source", ["resnet50", "keras:resnet50", "", "glyphnet:", "model.txt:make"])
+def test_unknown_source(source: str) -> None:
+    with pytest.raises(ModelError, match="can't tell what network .* expected 'glyphnet', 'torchvision:NAME'"):
+        load_model(source, "random")
+
+
+@pytest.mark.parametrize("source", ["torchvision:resnet999", "timm:resnet999"])
+def test_unknown_name(source: str) -> None:
+    with pytest.raises(ModelError, match=f"'{source}' can't be made"):
+        load_model(source, "random")
+
+
+@pytest.mark.parametrize("problem", [URLError("no route to host"), ConnectionError("offline"), OSError("cut off")])
+@pytest.mark.parametrize("kind", ["torchvision", "timm"])
+def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch, kind: str, problem: Exception) -> None:
+    def fail(*args: object, **options: object) -> None:
+        assert options.get("weights") == "DEFAULT" or options.get("pretrained") is True
+        raise problem
+
+    monkeypatch.setattr(torchvision.models, "get_model", fail)
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(ModelError, match=rf"weights of '{kind}:resnet18' could not be fetched") as caught:
+        load_model(f"{kind}:resnet18")
+    for part in (type(problem).__name__, "FILE.safetensors", "--weights"):
+        assert part in str(caught.value)
+
+
+def test_function_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def make(width=3):\n    return nn.Sequential(nn.Conv2d(3, width, 1))\n"
+        "def number():\n    return 7\n"
+    )
+    model = load_model("mine.py:make", "random", folder=tmp_path, width=5)
+    assert model[0].out_channels == 5
+    assert not model.training
+    save_file({"0.weight": torch.ones(3, 3, 1, 1), "0.bias": torch.zeros(3)}, tmp_path / "w.safetensors")
+    assert load_model("mine.py:make", "w.safetensors", folder=tmp_path)[0].weight.sum() == 9
+    assert load_model(f"{tmp_path}/mine.py:make")[0].out_channels == 3
+    with pytest.raises(ModelError, match="'number' of .*mine.py' returned a int, expected a torch.nn.Module"):
+        load_model("mine.py:number", folder=tmp_path)
+    with pytest.raises(ModelError, match=r"mine.py' has no function 'other'"):
+        load_model("mine.py:other", folder=tmp_path)
+    with pytest.raises(ModelError, match=r"there is no file .*yours.py' with a function 'make'"):
+        load_model("yours.py:make", folder=tmp_path)
+
+
+def test_fingerprint_follows_weights_buffers_and_structure() -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()).eval()
+
+    model = make()
+    first = fingerprint(model)
+    assert re.fullmatch("[0-9a-f]{16}", first)
+    assert fingerprint(make()) == first
+    found = {first}
+    model[0].weight.data[0, 0, 0, 0] += 1e-6
+    found.add(fingerprint(model))
+    model = make()
+    model[1].running_var[2] = 1.5
+    found.add(fingerprint(model))
+    model = make()
+    model[2] = nn.GELU()
+    found.add(fingerprint(model))
+    assert len(found) == 4
+
+
+def test_fingerprint_of_half_precision() -> None:
+    assert fingerprint(nn.Linear(2, 2).to(torch.bfloat16)) != fingerprint(nn.Linear(2, 2))
+
+
+def test_load_weights_changes_the_model_in_place(tmp_path: Path) -> None:
+    model, other = load_model("glyphnet", "random"), load_model("glyphnet", "random")
+    save_file(other.state_dict(), tmp_path / "w.safetensors")
+    load_weights(model, tmp_path / "w.safetensors")
+    assert equal(model, other)
+
+
+def test_assets_are_in_the_package() -> None:
+    package = Path(importlib.util.find_spec("pure_nb").origin).parent  # type: ignore[union-attr, arg-type]
+    assert models._asset("glyphnet.safetensors") == package / "assets" / "glyphnet.safetensors"

@@ -1,0 +1,202 @@
+"""One pass over all images: equal to a plain one, and stopped and resumed without a trace."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import Items, noise, picture_folder, plain
+
+from pure_nb import sweep as module
+from pure_nb.data import ImageError, Images, Unreadable, folder_images
+from pure_nb.layers import LayerError
+from pure_nb.references import NonFiniteError, TopReferences
+from pure_nb.store import Store, StoreWarning
+from pure_nb.sweep import shards, sweep
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "shards", partial(shards, size=8))
+
+
+def bytes_of(accumulators: list[TopReferences]) -> list[bytes]:
+    return [array.tobytes() for a in accumulators for array in (a.result().sample, a.result().score, a.result().position)]
+
+
+def run(images: Images, n: int = 5, **how: Any) -> tuple[list[TopReferences], list[Unreadable]]:
+    accumulators = [TopReferences("4", n), TopReferences("2", n, "mean")]
+    lost = sweep(plain(), images, accumulators, batch_size=4, progress=False, **how)
+    return accumulators, lost
+
+
+def test_shards_are_whole_batches() -> None:
+    assert shards(10, 4, 8) == [range(0, 8), range(8, 10)]
+    assert shards(8, 4, 8) == [range(0, 8)]
+    assert shards(5, 4, 2) == [range(0, 4), range(4, 5)]  # a batch is larger than a shard
+    assert shards(10, 3, 8) == [range(0, 6), range(6, 10)]
+    assert shards(2100, 32) == [range(0, 1024), range(1024, 2048), range(2048, 2100)]
+
+
+def test_equal_to_one_pass_by_hand() -> None:
+    found, lost = run(Images(Items(noise(21))))
+    assert lost == []
+    with torch.no_grad():
+        lower = plain()[:3](noise(21))
+        upper = plain()[:5](noise(21))
+    for accumulator, values, score in (
+        (found[0], upper, upper.double().amax(dim=(2, 3))),
+        (found[1], lower, lower.double().mean(dim=(2, 3))),
+    ):
+        assert accumulator.result().channels == values.shape[1]
+        expected = score.numpy().T
+        for channel, own in enumerate(expected):
+            assert (accumulator.result().sample[channel] == np.argsort(-own, kind="stable")[:5]).all()
+        np.testing.assert_allclose(
+            accumulator.result().score, -np.sort(-expected, axis=1)[:, :5], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_workers_change_nothing() -> None:
+    images = Images(Items(noise(21)))
+    assert bytes_of(run(images)[0]) == bytes_of(run(images, workers=2)[0])
+
+
+def test_the_size_of_a_shard_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = Images(Items(noise(21)))
+    expected = bytes_of(run(images)[0])
+    monkeypatch.setattr(module, "shards", partial(shards, size=4))
+    assert bytes_of(run(images)[0]) == expected
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = plain().train()
+    sweep(model, Images(Items(noise(5))), [TopReferences("4")], progress=False)
+    assert all(m.training for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("stop", [0, 7, 8, 13, 20])
+def test_stopped_and_resumed(tmp_path: Path, stop: int) -> None:
+    expected = bytes_of(run(Images(Items(noise(21))))[0])
+    store = Store(tmp_path / "sweep")
+    dying = Items(noise(21), {stop: KeyboardInterrupt()})
+    with pytest.raises(KeyboardInterrupt):
+        run(Images(dying), store=store)
+    assert len(store.manifests()) == stop // 8
+    again = Items(noise(21))
+    found, _ = run(Images(again), store=store)
+    assert again.loaded == list(range(stop // 8 * 8, 21))  # only what is not in finished shards
+    assert bytes_of(found) == expected
+    # A third run loads nothing at all.
+    third = Items(noise(21))
+    assert bytes_of(run(Images(third), store=store)[0]) == expected
+    assert third.loaded == []
+
+
+def test_an_accumulator_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = bytes_of(run(Images(Items(noise(21))))[0])
+    update = TopReferences.update
+
+    def dies(self: TopReferences, samples: Any, activation: Any) -> None:
+        if 12 in samples:
+            raise KeyboardInterrupt
+        update(self, samples, activation)
+
+    monkeypatch.setattr(TopReferences, "update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(Images(Items(noise(21))), store=Store(tmp_path))
+    monkeypatch.setattr(TopReferences, "update", update)
+    assert bytes_of(run(Images(Items(noise(21))), store=Store(tmp_path))[0]) == expected
+
+
+def test_a_damaged_shard_is_computed_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    expected = bytes_of(run(Images(Items(noise(21))), store=store)[0])
+    path = store.path("shard", {"images": [8, 16], "batch_size": 4})
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    again = Items(noise(21))
+    with pytest.warns(StoreWarning, match="checksum"):
+        found, _ = run(Images(again), store=store)
+    assert again.loaded == list(range(8, 16))
+    assert bytes_of(found) == expected
+
+
+def broken_folder(root: Path, broken: int = 11) -> tuple[Images, Path]:
+    picture_folder(root, 21, classes=1)
+    file = root / "class0" / f"{broken:03d}.png"
+    file.write_bytes(file.read_bytes()[:40])
+    return folder_images(root, resize=12, crop=12), file
+
+
+def test_an_unreadable_file_stops_the_sweep_and_is_named(tmp_path: Path) -> None:
+    images, file = broken_folder(tmp_path / "pictures")
+    store = Store(tmp_path / "sweep")
+    with pytest.raises(ImageError, match="can't be read") as caught:
+        run(images, store=store)
+    for part in ("image 11 ", str(file), "skip_unreadable=True", "--skip-unreadable"):
+        assert part in str(caught.value)
+    assert len(store.manifests()) == 1  # the shard before it survives
+
+    found, lost = run(images, store=store, skip_unreadable=True)
+    assert [(u.sample, u.path) for u in lost] == [(11, str(file))]
+    assert lost[0].reason
+    assert not any((a.result().sample == 11).any() for a in found)
+    assert (found[0].result().sample == 12).any()
+    # From the store alone, it is still known what is missing, and still an error where nobody agreed to that.
+    _, lost = run(images, store=store, skip_unreadable=True)
+    assert [u.sample for u in lost] == [11]
+    with pytest.raises(ImageError, match="image 11"):
+        run(images, store=store)
+
+
+def test_left_out_is_as_if_it_had_never_been() -> None:
+    tensors = noise(21)
+    found, _ = run(Images(Items(tensors, {4: OSError("gone")})), skip_unreadable=True, n=30)
+    expected, _ = run(Images(Items(tensors)), n=30)
+    for one, other in zip(found, expected):
+        for channel in range(one.result().channels):
+            ranks = other.result().sample[channel] != 4
+            assert (one.result().sample[channel] == other.result().sample[channel][ranks]).all()
+
+
+def test_all_unreadable() -> None:
+    images = Images(Items(noise(5), {i: OSError(f"gone {i}") for i in range(5)}))
+    with pytest.raises(ImageError, match="image 0 .*gone 0"):
+        run(images, skip_unreadable=True)
+
+
+def test_a_whole_batch_unreadable() -> None:
+    images = Images(Items(noise(12), {i: OSError() for i in range(4, 8)}))
+    found, lost = run(images, skip_unreadable=True, n=12)
+    assert [u.sample for u in lost] == [4, 5, 6, 7]
+    assert found[0].result().n == 8
+
+
+def test_images_of_different_shapes() -> None:
+    tensors = [*noise(5), *noise(1, 16), *noise(2)]
+    with pytest.raises(ImageError, match=r"image 5 .*its shape \[3, 16, 16\] differs from \[3, 12, 12\].*resize and crop"):
+        run(Images(Items(tensors)))
+
+
+def test_batches_of_different_shapes() -> None:
+    with pytest.raises(ValueError, match="resize and crop"):
+        run(Images(Items([*noise(4), *noise(4, 16)])))
+
+
+def test_missing_layer() -> None:
+    with pytest.raises(LayerError, match="has no layer 'layer4'"):
+        sweep(plain(), Images(Items(noise(2))), [TopReferences("layer4")], progress=False)
+
+
+def test_not_finite() -> None:
+    tensors = noise(6)
+    tensors[5, 0, 3, 3] = float("nan")
+    with pytest.raises(NonFiniteError, match="layer '4' puts out NaN or infinity: channel 0, image 5"):
+        run(Images(Items(tensors)))

@@ -1,0 +1,203 @@
+"""Virtual neurons: scikit-learn's clusters, in a fixed order, and one part where there is only one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score, silhouette_score
+
+from pure_nb.virtual import VirtualNeurons, cluster, embed, virtual_neurons
+
+
+def blobs(count: int, size: int = 25, apart: float = 8.0, dimensions: int = 12, seed: int = 0) -> tuple[Any, Any]:
+    """Round clouds of points, far from each other, and which is which."""
+    generator = np.random.default_rng(seed)
+    centres = apart * np.eye(count, dimensions)
+    labels = np.repeat(np.arange(count), size)
+    points = centres[labels] + generator.standard_normal((len(labels), dimensions))
+    order = generator.permutation(len(labels))
+    return points[order].astype(np.float32), labels[order]
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_clusters_are_scikit_learns(k: int) -> None:
+    vectors = np.random.default_rng(0).standard_normal((60, 7)).astype(np.float32)
+    found = cluster(vectors, k)
+    expected = KMeans(k, n_init=10, random_state=0).fit_predict(vectors)
+    assert adjusted_rand_score(expected, found) == 1
+    assert (found == cluster(vectors, k)).all()
+
+
+@given(seed=st.integers(0, 50), k=st.integers(1, 6), count=st.integers(1, 30))
+def test_the_largest_cluster_comes_first(seed: int, k: int, count: int) -> None:
+    vectors = np.random.default_rng(seed).integers(0, 4, (count, 2)).astype(np.float32)
+    labels = cluster(vectors, k, n_init=1)
+    sizes = np.bincount(labels)
+    assert labels.shape == (count,)
+    assert (sizes > 0).all()
+    assert (np.diff(sizes) <= 0).all()
+    assert len(sizes) <= min(k, len(np.unique(vectors, axis=0)))
+    first = [int(np.argmax(labels == part)) for part in range(len(sizes))]
+    assert all(a < b for a, b, c, d in zip(first, first[1:], sizes, sizes[1:]) if c == d)
+
+
+def test_equal_vectors_share_a_cluster() -> None:
+    vectors = np.repeat(np.eye(3, dtype=np.float32), [4, 2, 3], axis=0)
+    assert cluster(vectors, 5).tolist() == [0, 0, 0, 0, 2, 2, 1, 1, 1]  # three different vectors, so three clusters
+    assert cluster(np.zeros((6, 2), np.float32), 3).tolist() == [0] * 6
+
+
+def test_silhouette_is_scikit_learns() -> None:
+    vectors, _ = blobs(3)
+    found = virtual_neurons(vectors, 3)
+    assert found.silhouette == pytest.approx(silhouette_score(vectors, found.labels))
+    assert np.isnan(found.null)
+    assert np.isnan(found.p)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_auto_finds_separate_clouds(count: int) -> None:
+    vectors, truth = blobs(count)
+    found = virtual_neurons(vectors)
+    assert found.k == count
+    assert adjusted_rand_score(truth, found.labels) == 1
+    assert found.p == pytest.approx(0.01)
+    assert found.score == pytest.approx(found.silhouette - found.null)
+    assert found.score > 0.1
+    for part in range(count):
+        np.testing.assert_allclose(found.centroids[part], vectors[found.labels == part].mean(axis=0), atol=1e-5)
+
+
+def test_auto_leaves_one_cloud_whole() -> None:
+    parts = [virtual_neurons(blobs(1, 60, seed=seed)[0], permutations=39).k for seed in range(10)]
+    assert parts.count(1) >= 8
+
+
+def test_auto_false_alarms_are_as_rare_as_alpha_says() -> None:
+    """Under the null itself, independent entries, p is at most alpha in about that share of draws."""
+    ps = [virtual_neurons(blobs(1, 30, seed=seed)[0], permutations=19).p for seed in range(40)]
+    assert np.mean(np.array(ps) <= 0.05) < 0.2
+    assert min(ps) >= 1 / 20
+
+
+def test_alpha_zero_never_splits() -> None:
+    assert virtual_neurons(blobs(2)[0], alpha=0.0, permutations=9).k == 1
+
+
+def test_null_and_p_by_hand() -> None:
+    vectors, _ = blobs(2, 12, apart=2.5)
+    found = virtual_neurons(vectors, permutations=9, seed=4)
+    generator, values = np.random.default_rng(4), []
+    for _ in range(9):
+        mixed = generator.permuted(vectors, axis=0)
+        values.append(silhouette_score(mixed, KMeans(2, n_init=1, random_state=4).fit_predict(mixed)))
+    two = silhouette_score(vectors, KMeans(2, n_init=10, random_state=4).fit_predict(vectors))
+    assert found.null == pytest.approx(np.mean(values))
+    assert found.p == pytest.approx((1 + sum(value >= two for value in values)) / 10)
+
+
+@pytest.mark.parametrize("count", [1, 2, 10])
+def test_identical_vectors_are_one_part(count: int) -> None:
+    vectors = np.full((count, 3), 0.25, dtype=np.float32)
+    for k in ("auto", 1, 3):
+        found = virtual_neurons(vectors, k)  # type: ignore[arg-type]
+        assert found.k == 1
+        assert found.labels.tolist() == [0] * count
+        np.testing.assert_allclose(found.centroids, vectors[:1])
+    assert virtual_neurons(vectors).p == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_few_vectors(count: int) -> None:
+    vectors = np.random.default_rng(0).standard_normal((count, 4)).astype(np.float32)
+    assert 1 <= virtual_neurons(vectors, permutations=5).k <= count
+    assert virtual_neurons(vectors, 5).k == min(5, count)
+
+
+def test_fewer_different_vectors_than_parts() -> None:
+    vectors = np.repeat(np.eye(2, 4, dtype=np.float32), 6, axis=0)
+    assert virtual_neurons(vectors, 4).k == 2
+    found = virtual_neurons(vectors)
+    assert found.k == 2
+    assert found.silhouette == pytest.approx(1)
+
+
+def test_the_same_twice() -> None:
+    vectors, _ = blobs(3, 10, apart=2)
+    first, second = virtual_neurons(vectors), virtual_neurons(vectors)
+    assert first.labels.tobytes() == second.labels.tobytes()
+    assert (first.silhouette, first.null, first.p) == (second.silhouette, second.null, second.p)
+
+
+def test_assign() -> None:
+    vectors, _ = blobs(3)
+    found = virtual_neurons(vectors, 3)
+    assert (found.assign(vectors) == found.labels).all()
+    assert found.assign(found.centroids).tolist() == [0, 1, 2]
+    new = np.random.default_rng(1).standard_normal((20, 12)).astype(np.float32) * 4
+    expected = [min(range(3), key=lambda part: np.linalg.norm(v.astype(float) - found.centroids[part])) for v in new]
+    assert found.assign(new).tolist() == expected
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 11), (2, 3, 12)])
+def test_assign_wants_vectors_of_the_same_length(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected vectors of shape \[m, 12\], got"):
+        virtual_neurons(blobs(2)[0], 2).assign(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("call", [lambda v: cluster(v, 2), virtual_neurons, embed])
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (np.zeros(3), r"expected vectors of shape \[n, d\] with n >= 1, got \[3\]"),
+        (np.zeros((0, 3)), r"got \[0, 3\]"),
+        (np.zeros((2, 2, 2)), r"got \[2, 2, 2\]"),
+        (np.array([[0, np.nan], [1, 1]]), "hold NaN or infinity"),
+        (np.array([[0, np.inf], [1, 1]]), "hold NaN or infinity"),
+    ],
+)
+def test_wrong_vectors(call: Any, vectors: NDArray[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(vectors)
+
+
+def test_wrong_number_of_clusters() -> None:
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        cluster(blobs(2)[0], 0)
+
+
+@pytest.mark.parametrize("layout", ["umap", "pca"])
+def test_embedding_keeps_clouds_apart_and_is_the_same_twice(layout: Any) -> None:
+    vectors, truth = blobs(2)
+    found = embed(vectors, layout)
+    assert found.shape == (50, 2)
+    assert found.dtype == np.float32
+    assert found.tobytes() == embed(vectors, layout).tobytes()
+    assert silhouette_score(found, truth) > 0.5
+
+
+def test_pca_keeps_distances_in_the_plane() -> None:
+    flat = np.random.default_rng(0).standard_normal((20, 2))
+    turn, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((6, 2)))
+    found = embed((flat @ turn.T).astype(np.float32), "pca")
+    expected = np.linalg.norm(flat[:, None] - flat, axis=-1)
+    np.testing.assert_allclose(np.linalg.norm(found[:, None] - found, axis=-1), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (2, 5), (7, 3), (5, 1), (20, 1)])
+def test_small_embeddings(shape: tuple[int, int]) -> None:
+    vectors = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    found = embed(vectors, "umap" if shape[0] < 8 else "pca")
+    assert found.shape == (shape[0], 2)
+    assert np.isfinite(found).all()
+
+
+def test_score_of_a_fixed_number_of_parts() -> None:
+    found = VirtualNeurons(np.zeros(3, np.int64), np.zeros((1, 2), np.float32), 0.5, 0.2, 0.01)
+    assert found.score == pytest.approx(0.3)
