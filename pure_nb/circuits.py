@@ -62,7 +62,7 @@ def seeded(activation: Tensor, channel: Tensor, seed: Seed = "activation") -> Te
     else:
         value = first.clamp(min=0)
         if seed == "peak":
-            flat = value.flatten(1)
+            flat = value.reshape(len(value), -1)
             at = flat.argmax(dim=1, keepdim=True)
             value = torch.zeros_like(flat).scatter(1, at, flat.gather(1, at)).view_as(value)
     start.movedim(axis, 1)[rows, channel] = value

@@ -15,10 +15,11 @@ import typer
 
 from pure_nb.data import ImageError
 from pure_nb.layers import LayerError, survey
+from pure_nb.loading import load_study, shipped_studies
 from pure_nb.models import ModelError
 from pure_nb.references import NonFiniteError
 from pure_nb.store import StoreWarning
-from pure_nb.study import Study, StudyError, load_study, shipped_studies
+from pure_nb.study import Study, StudyError
 
 app = typer.Typer(
     name="pure-nb",

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ class _Numbered(Dataset[tuple[int, "Tensor | Unreadable"]]):
         return int(sample), self.images.tensor_or_reason(sample)
 
 
-def _collate(items: list[tuple[int, Tensor | Unreadable]]) -> Batch:
+def _collate(path: Callable[[int], str], items: list[tuple[int, Tensor | Unreadable]]) -> Batch:
     """Stack what can be read; the shape of the first is the shape of all."""
     samples: list[int] = []
     tensors: list[Tensor] = []
@@ -200,7 +200,7 @@ def _collate(items: list[tuple[int, Tensor | Unreadable]]) -> Batch:
                 f"its shape {list(found.shape)} differs from {list(tensors[0].shape)} of image {samples[0]}; "
                 "resize and crop to one size in the transform"
             )
-            lost.append(Unreadable(sample, f"image {sample}", reason))
+            lost.append(Unreadable(sample, path(sample), reason))
         else:
             samples.append(sample)
             tensors.append(found)
@@ -225,7 +225,7 @@ def batches(images: Images, samples: Sequence[int], *, batch_size: int = 32, wor
         batch_size=batch_size,
         sampler=samples,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=partial(_collate, images.path),
     )
 
 

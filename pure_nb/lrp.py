@@ -3,7 +3,7 @@
 The rules are zennit's and unchanged. What is added is bookkeeping: zennit's hooks run each layer again with
 modified weights in *every* backward pass, although the outcome depends on the layer's input alone. Here it is
 kept until the next forward pass, so that the second and every further channel of an image costs a backward pass
-and nothing else.
+and nothing else. Nor is the unmodified layer run backward, as zennit's hooks do before they put in the relevance.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from zennit.canonizers import AttributeCanonizer, CompositeCanonizer
 from zennit.composites import EpsilonPlusFlat
-from zennit.core import BasicHook, Composite, mod_params
+from zennit.core import BasicHook, Composite, Hook, mod_params
 from zennit.layer import Sum
+from zennit.rules import Pass
 from zennit.torchvision import ResNetCanonizer
 
 
@@ -93,8 +94,7 @@ def reusing(composite: Composite) -> Composite:
 
     def module_map(context: dict[str, Any], name: str, module: nn.Module) -> Any:
         rule = composite.module_map(context, name, module)
-        fit = isinstance(rule, BasicHook) and not getattr(module, "inplace", False)
-        return _Reusing(rule) if fit else rule
+        return _Passing() if type(rule) is Pass else _Reusing(rule) if isinstance(rule, BasicHook) else rule
 
     return Composite(module_map=module_map, canonizers=composite.canonizers)
 
@@ -113,11 +113,42 @@ class _Detour(torch.autograd.Function):
         return ctx.rule(relevance[0]), None, None
 
 
-class _Reusing(BasicHook):  # type: ignore[misc]
-    """A rule that keeps what it computed from a layer's input until the layer gets another."""
+class _Passing(Hook):  # type: ignore[misc]
+    """The rule that passes relevance on as it is; zennit's own runs the layer backward and drops the outcome."""
+
+    def copy(self) -> _Passing:
+        return type(self)()
+
+    def pre_forward(self, module: nn.Module, input: tuple[Any, ...]) -> tuple[Any, ...]:
+        self.stored_tensors.clear()
+        if input[0].requires_grad:
+            self.stored_tensors["entry"] = input[0]
+        hidden = input[0].detach()
+        return (hidden.clone() if getattr(module, "inplace", False) else hidden, *input[1:])
+
+    def post_forward(self, module: nn.Module, input: tuple[Any, ...], output: Tensor) -> Tensor:
+        entry = self.stored_tensors.pop("entry", None)
+        if entry is None:
+            return output
+        self.stored_tensors["input"] = input[0]
+        detoured: Tensor = _Detour.apply(entry, output, partial(self.relevance, module))
+        return detoured
+
+    def relevance(self, module: nn.Module, above: Tensor) -> Tensor:
+        """The relevance of the layer's input, given its output's."""
+        return above
+
+
+class _Reusing(_Passing, BasicHook):  # type: ignore[misc]
+    """A rule that keeps what it computed from a layer's input until the layer gets another.
+
+    That includes the factors that relevance is multiplied by before it goes back through the layer: rules are linear
+    in the relevance, so they are what the rule makes of ones.
+    """
 
     def __init__(self, rule: BasicHook) -> None:
-        super().__init__(
+        BasicHook.__init__(
+            self,
             input_modifiers=rule.input_modifiers,
             param_modifiers=rule.param_modifiers,
             output_modifiers=rule.output_modifiers,
@@ -130,50 +161,33 @@ class _Reusing(BasicHook):  # type: ignore[misc]
     def copy(self) -> _Reusing:
         return _Reusing(self)
 
-    def pre_forward(self, module: nn.Module, input: tuple[Any, ...]) -> tuple[Any, ...]:
-        self.stored_tensors.clear()
-        if input[0].requires_grad:
-            self.stored_tensors["entry"] = input[0]
-        return (input[0].detach(), *input[1:])
-
-    def post_forward(self, module: nn.Module, input: tuple[Any, ...], output: Tensor) -> Tensor:
-        entry = self.stored_tensors.pop("entry", None)
-        if entry is None:
-            return output
-        self.stored_tensors["input"] = input[0]
-        detoured: Tensor = _Detour.apply(entry, output, partial(self._relevance, module))
-        return detoured
-
     def forward(self, module: nn.Module, input: Any, output: Any) -> None:
-        """Nothing is left to do; zennit's own would store the input a second time."""
+        """Nothing is left to do."""
 
-    def _relevance(self, module: nn.Module, above: Tensor) -> Tensor:
-        """The relevance of the layer's input, given its output's."""
+    def relevance(self, module: nn.Module, above: Tensor) -> Tensor:
         if "modified" not in self.stored_tensors:
             self.stored_tensors["modified"] = self._modified(module)
-        inputs, outputs, live = self.stored_tensors["modified"]
-        seeds = self.gradient_mapper(above, outputs)
-        if isinstance(seeds, Tensor):  # zennit's rules with one pair of modifiers return it bare
-            seeds = (seeds,)
-        flows = iter(
-            torch.autograd.grad(
-                [outputs[i] for i in live],
-                [inputs[i] for i in live],
-                grad_outputs=[seeds[i] for i in live],
-                retain_graph=True,
-            )
+        inputs, outputs, factors, live = self.stored_tensors["modified"]
+        flows = torch.autograd.grad(
+            [outputs[i] for i in live],
+            [inputs[i] for i in live],
+            grad_outputs=[above * factors[i] for i in live],
+            retain_graph=True,
         )
-        gradients = [next(flows) if i in live else torch.zeros((), device=above.device) for i in range(len(inputs))]
-        relevance: Tensor = self.reducer([input.detach() for input in inputs], gradients)
+        nothing = above.new_zeros(())
+        gradients = [flows[live.index(i)] if i in live else nothing for i in range(len(inputs))]
+        relevance: Tensor = self.reducer(
+            [x.detach() if i in live else nothing for i, x in enumerate(inputs)], gradients
+        )
         return relevance
 
-    def _modified(self, module: nn.Module) -> tuple[list[Tensor], list[Tensor], list[int]]:
-        """The layer run with each pair of modified inputs and weights, and which of the pairs can carry relevance.
+    def _modified(self, module: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[int]]:
+        """The layer run with each pair of modified inputs and weights, the factors, and which pairs carry relevance.
 
-        An input that is zero everywhere cannot: after a ReLU that is the negative half of the z-plus rule, which
-        would cost as much as the positive one. All its rows are the same, so one is run for all.
+        An input that is zero everywhere carries none: after a ReLU that is the negative half of the z-plus rule,
+        which would cost as much as the positive one. All its rows are the same, so one is run for all.
         """
-        original = self.stored_tensors["input"]
+        original = self.stored_tensors.pop("input")
         inputs, outputs, live = [], [], []
         modifiers = zip(self.input_modifiers, self.param_modifiers, self.output_modifiers)
         for i, (modify_input, modify_params, modify_output) in enumerate(modifiers):
@@ -185,4 +199,8 @@ class _Reusing(BasicHook):  # type: ignore[misc]
             inputs.append(input)
             outputs.append(output if alive else output.expand(len(input), *output.shape[1:]))
             live += [i] if alive else []
-        return inputs, outputs, live or [0]
+        with torch.no_grad():
+            factors = self.gradient_mapper(torch.ones_like(outputs[0]), outputs)
+        if isinstance(factors, Tensor):  # zennit's rules with one pair of modifiers return it bare
+            factors = (factors,)
+        return inputs, outputs, list(factors), live or [0]

@@ -51,7 +51,7 @@ class Neuron:
     @cached_property
     def virtual(self) -> VirtualNeurons:
         """The neuron taken apart, as the study's parameters say."""
-        return self.study.virtual[self.channel] if "virtual" in self.study.__dict__ else self.study.split(self.vectors)
+        return self.study.virtual_of(self.channel)
 
     @property
     def objects(self) -> NDArray[np.int64] | None:

@@ -168,7 +168,10 @@ def seen(heatmap: Tensor, *, blur: float = BLUR, threshold: float = THRESHOLD) -
         bool ``[..., H, W]``; all of the picture where the heatmap is nowhere positive.
     """
     kernel = 2 * round((blur * heatmap.shape[-1] - 1) / 2) + 1
-    smooth = gaussian_blur(heatmap[..., None, :, :], [kernel, kernel])[..., 0, :, :] if kernel > 1 else heatmap
+    smooth = heatmap.reshape(-1, 1, *heatmap.shape[-2:])
+    for size in ([kernel, 1], [1, kernel]) if kernel > 1 else ():  # the kernel is separable
+        smooth = gaussian_blur(smooth, size)
+    smooth = smooth.reshape(heatmap.shape)
     largest = smooth.amax(dim=(-2, -1), keepdim=True)
     return np.asarray((smooth > threshold * largest) | (largest <= 0))
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,9 +51,8 @@ def _checksum(path: Path) -> str:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a temporary file beside ``path``, then give it its name in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    # A name of our own and no mkstemp, whose files only their owner may read: a web server reads the book's pictures.
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(8)}{path.suffix}")
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -82,7 +81,7 @@ class Store:
     def save_arrays(self, name: str, key: Key, arrays: Arrays, note: object = None) -> Path:
         """Keep arrays, and a note (any JSON value) beside them."""
         path = self.path(name, key)
-        solid = {label: np.ascontiguousarray(array) for label, array in arrays.items()}
+        solid = {label: np.asarray(array, order="C") for label, array in arrays.items()}
         write_atomically(path, lambda temporary: save_file(solid, temporary))
         self._sign(path, key, note)
         return path

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,25 +25,19 @@ from numpy.typing import NDArray
 from sklearn.metrics import adjusted_mutual_info_score
 from torch import nn
 from torch.utils.data import Dataset
-from torchvision import datasets
 from tqdm import tqdm
 
 from pure_nb import models, truth
 from pure_nb.circuits import Rule, Seed, circuits
-from pure_nb.data import ImageError, Images, folder_images, glyph_images
+from pure_nb.data import ImageError, Images
 from pure_nb.layers import LayerShape, require
 from pure_nb.references import By, References, TopReferences
 from pure_nb.store import Store
 from pure_nb.sweep import sweep
-from pure_nb.virtual import VirtualNeurons, virtual_neurons
+from pure_nb.virtual import VirtualNeurons, packed, unpacked, virtual_neurons
 
 if TYPE_CHECKING:
     from pure_nb.neuron import Neuron
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 class StudyError(ValueError):
@@ -82,6 +74,15 @@ class Parameters:
     seed: Seed = "activation"
     k: int = 0
     random: int = 0
+
+
+PARAMETERS = tuple(f.name for f in fields(Parameters))
+
+NEURONS = 64
+"""Neurons taken apart between two saves: what is lost at most when a run is stopped."""
+
+SMALL = 10_000
+"""Pairs of a channel and a reference, up to which a study never computes a single channel alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,8 +155,8 @@ class Study:
             name,
             model,
             wrapped,
-            _parameters({"target": target, "lower": lower, **parameters}),
-            Store(_store_folder(store) / _word(name)),
+            checked({"target": target, "lower": lower, **parameters}),
+            Store(store_folder(store) / word(name)),
             batch_size,
             device,
         )
@@ -164,15 +165,15 @@ class Study:
 
     def using(self, **changes: Any) -> Study:
         """The same study with other parameters, or run otherwise: ``study.using(rule="lrp", device="cuda")``."""
-        own = {f.name for f in fields(Parameters)}
-        parameters = _parameters({**asdict(self.parameters), **{k: v for k, v in changes.items() if k in own}})
-        return replace(self, parameters=parameters, **{k: v for k, v in changes.items() if k not in own})
+        parameters = checked({**asdict(self.parameters), **{k: v for k, v in changes.items() if k in PARAMETERS}})
+        return replace(self, parameters=parameters, **{k: v for k, v in changes.items() if k not in PARAMETERS})
 
     @cached_property
     def shapes(self) -> tuple[LayerShape, LayerShape]:
         """How the target and the lower layer look; raises if they can't be studied together."""
-        first = next(i for i in range(len(self.images)) if isinstance(self.images.tensor_or_reason(i), torch.Tensor))
-        example = self.images.tensor(first)[None]
+        loaded = (self.images.tensor_or_reason(i) for i in range(len(self.images)))
+        example = next((found for found in loaded if isinstance(found, torch.Tensor)), None)
+        example = (self.images.tensor(0) if example is None else example)[None]  # none at all: the first says why
         self.model.to(self.device)
         return require(self.model, example.to(self.device), self.parameters.target, self.parameters.lower)
 
@@ -225,61 +226,65 @@ class Study:
         return found
 
     def circuits_of(self, channel: int) -> NDArray[np.float32]:
-        """Relevance vectors of one channel's references, ``[n, lower channels]``, without computing all the others'."""
+        """Relevance vectors of one channel's references, ``[n, lower channels]``, without the others'."""
         self._check(channel)
-        ready = "circuits" in self.__dict__ or (
-            self.store is not None and self.store.path("circuits", self._circuits_key()).exists()
-        )
-        if ready or self.references.sample.size < 10_000:
+        if self._whole("circuits", self._circuits_key()):
             return self.circuits[channel]
         sample = self.references.sample[channel]
         return self._run_circuits(np.full_like(sample, channel), sample)
 
-    def assign(self, channel: int, images: Images) -> NDArray[np.int64]:
-        """The virtual neurons that new images drive a channel through: int64 ``[images]``."""
-        every = np.arange(len(images))
-        p = self.parameters
-        vectors = circuits(
-            self.model,
-            images,
-            np.full_like(every, channel),
-            every,
-            target=p.target,
-            lower=p.lower,
-            rule=p.rule,
-            seed=p.seed,
-            batch_size=self.batch_size,
-            device=self.device,
-        )
+    def virtual_of(self, channel: int) -> VirtualNeurons:
+        """One channel taken apart; it alone where all would take long."""
+        self._check(channel)
+        if self._whole("virtual", self._key("virtual", *PARAMETERS)):
+            return self.virtual[channel]
+        return self.split(self.circuits_of(channel))
+
+    def _whole(self, step: str, key: Mapping[str, object]) -> bool:
+        """Whether a step is there for all channels, or quickly computed for all."""
+        stored = self.store is not None and self.store.path(step, key).exists()
+        return stored or step in self.__dict__ or self.references.sample.size < SMALL
+
+    def assign(self, channel: int, images: Images, samples: Sequence[int] | None = None) -> NDArray[np.int64]:
+        """The virtual neurons that new images drive a channel through.
+
+        Parameters
+        ----------
+        channel
+            Of the target layer.
+        images, samples
+            The new images, and which of them; all of them by default.
+
+        Returns
+        -------
+        ndarray
+            int64 ``[samples]``: labels as in :attr:`VirtualNeurons.labels`.
+        """
+        every = np.arange(len(images)) if samples is None else np.asarray(samples, dtype=np.int64)
+        vectors = self._run_circuits(np.full_like(every, channel), every, images=images)
         return self.neuron(channel).virtual.assign(vectors)
 
     @cached_property
     def virtual(self) -> list[VirtualNeurons]:
         """Every channel taken apart."""
-        key = self._key("virtual", *[f.name for f in fields(Parameters)])
+        key = self._key("virtual", *PARAMETERS)
         saved = self.store.load_arrays("virtual", key) if self.store else None
         if saved is not None:
-            arrays, note = saved
-            return [
-                VirtualNeurons(
-                    arrays["labels"][c], arrays["centroids"][start : start + k], *arrays["scores"][c].tolist()
-                )
-                for c, (start, k) in enumerate(note["parts"])
-            ]
-        vectors = self.circuits
-        found = [
-            self.split(vectors[channel])
-            for channel in tqdm(range(len(vectors)), desc="virtual", unit="neuron", disable=not self.progress)
-        ]
-        if self.store:
-            sizes = [v.k for v in found]
-            starts = np.cumsum([0, *sizes[:-1]]).tolist()
-            arrays = {
-                "labels": np.stack([v.labels for v in found]),
-                "centroids": np.concatenate([v.centroids for v in found]),
-                "scores": np.array([[v.silhouette, v.null, v.p] for v in found]),
-            }
-            self.store.save_arrays("virtual", key, arrays, {"parts": list(zip(starts, sizes))})
+            return unpacked(*saved)
+        vectors, blocks = self.circuits, self.store.part("virtual", key) if self.store else None
+        found: list[VirtualNeurons] = []
+        with tqdm(total=len(vectors), desc="virtual", unit="neuron", disable=not self.progress) as bar:
+            for first in range(0, len(vectors), NEURONS):
+                block = {"first": first}
+                saved = blocks.load_arrays("block", block) if blocks else None
+                part = unpacked(*saved) if saved else [self.split(own) for own in vectors[first : first + NEURONS]]
+                if blocks and not saved:
+                    blocks.save_arrays("block", block, *packed(part))
+                found += part
+                bar.update(len(part))
+        if self.store and blocks:
+            self.store.save_arrays("virtual", key, *packed(found))
+            blocks.clear()
         return found
 
     def split(self, vectors: NDArray[np.float32]) -> VirtualNeurons:
@@ -300,7 +305,7 @@ class Study:
         ``sizes`` of the parts; ``strongest`` activation; and where the objects are known, the true ``meanings`` and the
         agreement ``ami`` of the parts with them. Dead channels come last.
         """
-        key = self._key("neurons", *[f.name for f in fields(Parameters)])
+        key = self._key("neurons", *PARAMETERS)
         saved = self.store.load_table("neurons", key) if self.store else None
         if saved is not None:
             return saved[0]
@@ -343,11 +348,13 @@ class Study:
                 f"channel {channel}: layer {self.parameters.target!r} has channels 0 to {self.shapes[0].channels - 1}"
             )
 
-    def _run_circuits(self, channel: Any, sample: Any, **how: Any) -> NDArray[np.float32]:
+    def _run_circuits(
+        self, channel: NDArray[np.int64], sample: NDArray[np.int64], images: Images | None = None, **how: Any
+    ) -> NDArray[np.float32]:
         p = self.parameters
         return circuits(
             self.model,
-            self.images,
+            self.images if images is None else images,
             channel,
             sample,
             target=p.target,
@@ -373,136 +380,17 @@ class Study:
         return {"step": step, "format": 1, "weights": self._weights, "images": self.images.fingerprint, **chosen}
 
 
-def load_study(
-    source: str | Path,
-    *,
-    data: str | Path | None = None,
-    weights: str | Path | None = None,
-    store: str | Path | None = None,
-    **changes: Any,
-) -> Study:
-    """A study from a TOML file.
-
-    Parameters
-    ----------
-    source
-        Name of a study that ships (:func:`shipped_studies`), or path of a file. The chapter *Real networks* shows one.
-    data, weights
-        Folder of the images and file of the weights, if other than the study says.
-    store
-        Folder of results: each study gets a folder of its own in it. By default ``$PURE_NB_STORE``, or the
-        user's cache.
-    changes
-        As for :meth:`Study.using`: ``n=50``, ``device="cuda"``.
-
-    Returns
-    -------
-    Study
-        With nothing computed yet.
-
-    Raises
-    ------
-    StudyError
-        If there is no such study, or it is not as expected.
-    ModelError, ImageError, LayerError
-        If its network, images or layers can't be had.
-    """
-    path = _study_path(source)
-    try:
-        text = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise StudyError(f"{str(path)!r} is not valid TOML: {problem}") from problem
-    unknown = set(text) - {"name", "model", "images", "parameters", "run"}
-    if unknown or not {"model", "images", "parameters"} <= set(text):
-        raise StudyError(
-            f"{str(path)!r}: expected the tables [model], [images] and [parameters], and optionally a name and [run]; "
-            f"found {sorted(text)}"
-        )
-    folder = path.parent
-    model_options, image_options = dict(text["model"]), dict(text["images"])
-    try:
-        if weights is not None:
-            model_options["weights"] = Path(weights).absolute()
-        elif "weights" in model_options:
-            model_options["weights"] = _expanded(model_options["weights"], "--weights")
-        model = models.load_model(model_options.pop("source"), folder=folder, **model_options)
-        images = _images(image_options, data, folder)
-    except KeyError as problem:
-        raise StudyError(f"{str(path)!r} lacks the entry {problem}") from problem
-    except TypeError as problem:
-        raise StudyError(f"{str(path)!r} has an entry that is not known: {problem}") from problem
-    name = _word(text.get("name", path.stem))
-    run = text.get("run", {})
-    study = Study(name, model, images, _parameters(text["parameters"]), Store(_store_folder(store) / name), **run)
-    return study.using(**changes)
-
-
-def shipped_studies() -> list[str]:
-    """Names of the studies in the package."""
-    return sorted(entry.name[:-5] for entry in _shipped().iterdir() if entry.name.endswith(".toml"))
-
-
-def _shipped() -> Path:
-    return Path(str(resources.files("pure_nb") / "studies"))
-
-
-def _study_path(source: str | Path) -> Path:
-    path = Path(source)
-    if path.suffix == ".toml":
-        if not path.is_file():
-            raise StudyError(f"there is no study file {str(path)!r}")
-        return path
-    shipped = _shipped() / f"{source}.toml"
-    if not shipped.is_file():
-        raise StudyError(
-            f"there is no study {str(source)!r}; name a .toml file, or one that ships: {', '.join(shipped_studies())}"
-        )
-    return shipped
-
-
-def _images(options: dict[str, Any], data: str | Path | None, folder: Path) -> Images:
-    kind = options.pop("source")
-    if kind == "glyphs":
-        return glyph_images(**options)
-    root = Path(data) if data is not None else folder / _expanded(options["root"], "--data")
-    options.pop("root", None)
-    if kind == "folder":
-        return folder_images(root, **options)
-    name = kind.removeprefix("torchvision:")
-    if name == kind or not hasattr(datasets, name):
-        raise StudyError(f"images from {kind!r} are not known; expected 'glyphs', 'folder' or 'torchvision:NAME'")
-    return _torchvision_images(name, root, options)
-
-
-def _torchvision_images(name: str, root: Path, options: dict[str, Any]) -> Images:
-    """A data set of torchvision, downloaded where it is not there."""
-    from torchvision import transforms
-
-    steps = [transforms.ToTensor(), transforms.Normalize(options.pop("mean"), options.pop("std"))]
-    try:
-        dataset = getattr(datasets, name)(str(root), download=True, transform=transforms.Compose(steps), **options)
-    except (OSError, RuntimeError) as problem:
-        raise ImageError(f"torchvision's {name} is not in {str(root)!r} and can't be fetched: {problem}") from problem
-    return Images(dataset, name)
-
-
-def _expanded(text: str, flag: str) -> str:
-    """A path with its environment variables filled in."""
-    for variable in re.findall(r"\$\{?(\w+)\}?", text):
-        if variable not in os.environ:
-            raise StudyError(f"the study needs {text!r}: set the environment variable {variable}, or give {flag} PATH")
-    return os.path.expandvars(text)
-
-
-def _parameters(values: Mapping[str, Any]) -> Parameters:
+def checked(values: Mapping[str, Any]) -> Parameters:
     """Parameters, with their values checked."""
-    known = {f.name for f in fields(Parameters)}
-    unknown = sorted(set(values) - known)
+    unknown = sorted(set(values) - set(PARAMETERS))
     if unknown:
-        raise StudyError(f"there is no parameter {unknown[0]!r}; there are {', '.join(sorted(known))}")
+        raise StudyError(f"there is no parameter {unknown[0]!r}; there are {', '.join(PARAMETERS)}")
     if not {"target", "lower"} <= set(values):
         raise StudyError("a study needs the parameters target and lower: the names of two layers")
     found = Parameters(**values)
+    for name in ("n", "k", "random"):
+        if type(getattr(found, name)) is not int:
+            raise StudyError(f"{name} must be a whole number, got {getattr(found, name)!r}")
     allowed: list[tuple[str, tuple[Any, ...]]] = [
         ("by", ("max", "mean")),
         ("rule", ("gradient", "lrp")),
@@ -516,14 +404,15 @@ def _parameters(values: Mapping[str, Any]) -> Parameters:
     return found
 
 
-def _word(name: str) -> str:
+def word(name: str) -> str:
     """A study's name, fit for a folder; a name that could lead out of the store is refused."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise StudyError(f"a study's name must be letters, digits, '-', '_' and '.', got {name!r}")
     return name
 
 
-def _store_folder(store: str | Path | None) -> Path:
+def store_folder(store: str | Path | None) -> Path:
+    """The folder of all results: the given one, ``$PURE_NB_STORE``, or the user's cache."""
     if store is not None:
         return Path(store)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,6 +167,25 @@ def virtual_neurons(
     return VirtualNeurons(found[best], _centroids(vectors, found[best]), clarity[best], null, p)
 
 
+def packed(parts: Sequence[VirtualNeurons]) -> tuple[dict[str, NDArray[Any]], list[list[int]]]:
+    """Several neurons taken apart, as arrays to keep and a note of where each one's centroids are."""
+    sizes = [part.k for part in parts]
+    arrays = {
+        "labels": np.stack([part.labels for part in parts]),
+        "centroids": np.concatenate([part.centroids for part in parts]),
+        "scores": np.array([[part.silhouette, part.null, part.p] for part in parts]),
+    }
+    return arrays, [[int(end) - size, size] for end, size in zip(np.cumsum(sizes), sizes)]
+
+
+def unpacked(arrays: dict[str, NDArray[Any]], note: list[list[int]]) -> list[VirtualNeurons]:
+    """The inverse of :func:`packed`."""
+    return [
+        VirtualNeurons(labels, arrays["centroids"][start : start + k], *scores.tolist())
+        for labels, scores, (start, k) in zip(arrays["labels"], arrays["scores"], note)
+    ]
+
+
 def embed(vectors: Vectors, layout: Layout = "umap", *, seed: int = 0) -> NDArray[np.float32]:
     """Lay vectors out in the plane, to look at.
 
@@ -186,6 +205,8 @@ def embed(vectors: Vectors, layout: Layout = "umap", *, seed: int = 0) -> NDArra
         float32 ``[n, 2]``.
     """
     vectors = _checked(vectors)
+    if len(vectors) == 1:
+        return np.zeros((1, 2), dtype=np.float32)
     if layout == "pca" or len(vectors) < 8:
         parts = min(2, *vectors.shape)
         flat = PCA(parts, svd_solver="full").fit_transform(vectors)

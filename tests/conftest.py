@@ -8,7 +8,6 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch

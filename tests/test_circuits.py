@@ -33,7 +33,7 @@ def relevance_by_crp(model: nn.Module, images: Tensor, channel: int, target: str
     wanted = images.clone().requires_grad_()
     found = CondAttribution(model)(
         wanted,
-        [{target: [channel]}],
+        [{target: [channel]}] * len(images),
         composite,
         record_layer=[lower],
         start_layer=target,
@@ -69,13 +69,14 @@ def test_element_by_element_as_zennit_crp(network: tuple[nn.Module, Tensor], rul
     target, lower = "layer4", "layer3"
     with torch.inference_mode():
         strength = activations(model, images, [target])[target].amax(dim=(2, 3))
-    alive = (strength.amin(dim=0) > 0).nonzero().ravel()[:3].tolist()
-    assert len(alive) == 3
+    alive = (strength.amin(dim=0) > 0).nonzero().ravel()[:2].tolist()
+    assert len(alive) == 2
     pairs = [(c, s) for c in alive for s in range(3)]
     channel, sample = zip(*pairs)
     found = pairwise(model, Images(Items(images)), channel, sample, target=target, lower=lower, rule=rule, batch_size=2)
+    theirs = {c: relevance_by_crp(model, images, c, target, lower, rule) for c in alive}
     for (c, s), own in zip(pairs, found):
-        expected = relevance_by_crp(model, images[s : s + 1], c, target, lower, rule)[0]
+        expected = theirs[c][s]
         largest = expected.abs().max()
         assert largest > 1e-6
         assert own.shape == expected.shape
@@ -186,13 +187,13 @@ def test_pairs_are_independent_of_each_other(glyphnet: nn.Module, rule: str) -> 
     """Many channels of few images, shuffled, against one pair at a time."""
     images = Images(GlyphScenes(6))
     generator = np.random.default_rng(0)
-    channel, sample = generator.integers(0, 32, 40), generator.integers(0, 6, 40) ** 2 // 6
+    channel, sample = generator.integers(0, 32, 14), generator.integers(0, 6, 14) ** 2 // 6
     assert len(np.unique(np.bincount(sample))) > 2  # images with few pairs and with many
     how: dict[str, Any] = {"target": "layer4", "lower": "layer3", "rule": rule}
     together = circuits(glyphnet, images, channel, sample, batch_size=3, **how)
-    alone = np.concatenate([circuits(glyphnet, images, channel[[i]], sample[[i]], **how) for i in range(40)])
+    alone = np.concatenate([circuits(glyphnet, images, channel[[i]], sample[[i]], **how) for i in range(14)])
     np.testing.assert_allclose(together, alone, atol=2e-5)
-    assert np.abs(alone).sum() > 20
+    assert np.abs(alone).sum() > 7
 
 
 def test_the_model_and_its_weights_are_left_as_they_were(glyphnet: nn.Module) -> None:
@@ -266,7 +267,9 @@ def test_normalised() -> None:
 def test_a_dead_channel_has_no_circuit(rule: str) -> None:
     model = plain()
     model[4].bias.data[2] = -100
-    found = circuits(model, Images(Items(noise(2))), np.array([2, 1]), np.array([0, 0]), target="5", lower="2", rule=rule)
+    found = circuits(
+        model, Images(Items(noise(2))), np.array([2, 1]), np.array([0, 0]), target="5", lower="2", rule=rule
+    )
     assert (found[0] == 0).all()
     assert np.abs(found[1]).sum() == pytest.approx(1, abs=1e-4)
 

@@ -39,7 +39,9 @@ def test_names_and_blocks_are_torchvisions() -> None:
     assert names == ["conv1", "bn1", "relu", "layer1", "layer2", "layer3", "layer4", "avgpool", "flatten", "fc"]
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
         assert [type(block) for block in stage] == [BasicBlock]
-    assert {"layer3.0.conv2", "layer4.0.downsample.0"} <= {shape.name for shape in survey(model, torch.zeros(1, 3, 96, 96))}
+    assert {"layer3.0.conv2", "layer4.0.downsample.0"} <= {
+        shape.name for shape in survey(model, torch.zeros(1, 3, 96, 96))
+    }
 
 
 def test_weights_load_strictly() -> None:
@@ -57,7 +59,9 @@ def test_knows_single_objects(glyphnet: nn.Module) -> None:
     assert len(dataset) == 480
     items = [dataset[index] for index in range(480)]
     with torch.inference_mode():
-        logits = torch.cat([glyphnet(torch.stack([image for image, _ in items[i : i + 96]])) for i in range(0, 480, 96)])
+        logits = torch.cat(
+            [glyphnet(torch.stack([image for image, _ in items[i : i + 96]])) for i in range(0, 480, 96)]
+        )
     assert (logits.argmax(dim=1) == torch.tensor([label for _, label in items])).float().mean() >= 0.98
 
 
@@ -66,9 +70,7 @@ def test_knows_scenes(glyphnet: nn.Module) -> None:
     images, present = (torch.stack(list(column)) for column in zip(*[dataset[index] for index in range(200)]))
     with torch.inference_mode():
         logits = glyphnet(images)
-    hits = sum(
-        int(there[row.topk(int(there.sum())).indices].sum()) for row, there in zip(logits, present)
-    )
+    hits = sum(int(there[row.topk(int(there.sum())).indices].sum()) for row, there in zip(logits, present))
     assert hits / present.sum() >= 0.9
 
 

@@ -160,7 +160,9 @@ def test_captions_mention_every_object(scenes: list[Scene]) -> None:
 
 def test_caption_reads_like_english() -> None:
     mask = np.ones((2, 2), dtype=bool)
-    objects = tuple(SceneObject(label, (0, 0, 1, 1), colour, mask) for label, colour in [(46, (255, 0, 0)), (30, (255, 128, 0))])
+    objects = tuple(
+        SceneObject(label, (0, 0, 1, 1), colour, mask) for label, colour in [(46, (255, 0, 0)), (30, (255, 128, 0))]
+    )
     assert Scene(np.zeros((2, 2, 3), np.uint8), objects, "dots").caption == (
         "a red cat and an orange anchor on a dots ground"
     )
@@ -204,7 +206,7 @@ def test_object_at_finds_every_object(scenes: list[Scene]) -> None:
         for number, o in enumerate(scene.objects):
             others = np.any([p.mask for p in scene.objects if p is not o] or [np.zeros_like(o.mask)], axis=0)
             left, top, right, bottom = o.box
-            if others[top:bottom, left:right].any() or len(scene.objects) > 1 and _overlaps(o, scene):
+            if others[top:bottom, left:right].any() or (len(scene.objects) > 1 and _overlaps(o, scene)):
                 continue
             assert scene.object_at((left + right) / 2, (top + bottom) / 2) == number
 

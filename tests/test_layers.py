@@ -65,7 +65,9 @@ def test_get_layer(resnet: nn.Module) -> None:
     assert get_layer(resnet, "layer4.1.conv2") is resnet.layer4[1].conv2
 
 
-@pytest.mark.parametrize(("name", "near"), [("layer5", "'layer4'"), ("layer4.1.conv3", "'layer4.1.conv2'"), ("fcc", "'fc'")])
+@pytest.mark.parametrize(
+    ("name", "near"), [("layer5", "'layer4'"), ("layer4.1.conv3", "'layer4.1.conv2'"), ("fcc", "'fc'")]
+)
 def test_missing_layer_suggests_near_names(resnet: nn.Module, name: str, near: str) -> None:
     with pytest.raises(LayerError, match=f"ResNet has no layer '{name}'. Near it: .*{near}") as caught:
         get_layer(resnet, name)
@@ -142,7 +144,9 @@ def test_activations_name_layers_that_do_not_run(two: nn.Module) -> None:
 
 
 def test_activations_refuse_a_tuple(two: nn.Module) -> None:
-    with pytest.raises(LayerError, match=r"layer 'pair' \(Pair\) puts out a tuple, not one tensor; choose a layer inside"):
+    with pytest.raises(
+        LayerError, match=r"layer 'pair' \(Pair\) puts out a tuple, not one tensor; choose a layer inside"
+    ):
         activations(two, noise(1), ["pair"])
 
 

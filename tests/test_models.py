@@ -43,7 +43,10 @@ def test_options_reach_the_constructor() -> None:
 @pytest.mark.parametrize("half", [False, True])
 def test_weights_from_safetensors(tmp_path: Path, half: bool) -> None:
     made = load_model("torchvision:resnet18", "random")
-    state = {name: tensor.half() if half and tensor.is_floating_point() else tensor for name, tensor in made.state_dict().items()}
+    state = {
+        name: tensor.half() if half and tensor.is_floating_point() else tensor
+        for name, tensor in made.state_dict().items()
+    }
     save_file(state, tmp_path / "w.safetensors")
     found = load_model("torchvision:resnet18", "w.safetensors", folder=tmp_path)
     assert {p.dtype for p in found.parameters()} == {torch.float32}
@@ -82,7 +85,9 @@ def test_pickles_that_run_code_are_refused(tmp_path: Path, raw: bool) -> None:
         file.write_bytes(pickle.dumps({"fc.weight": Evil(trace)}))
     else:
         torch.save({"fc.weight": Evil(trace)}, file)
-    with pytest.raises(ModelError, match="holds more than tensors and is not loaded, since unpickling it could run code"):
+    with pytest.raises(
+        ModelError, match="holds more than tensors and is not loaded, since unpickling it could run code"
+    ):
         load_model("glyphnet", file)
     assert not trace.exists()
     torch.load(file, weights_only=False) if not raw else pickle.loads(file.read_bytes())
@@ -128,7 +133,9 @@ def test_wrong_names(tmp_path: Path) -> None:
     state = load_model("glyphnet", "random").state_dict()
     state["head.weight"] = state.pop("fc.weight")
     save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(ModelError, match=r"does not fit GlyphNet: missing \['fc.weight'\], unexpected \['head.weight'\]"):
+    with pytest.raises(
+        ModelError, match=r"does not fit GlyphNet: missing \['fc.weight'\], unexpected \['head.weight'\]"
+    ):
         load_model("glyphnet", tmp_path / "w.safetensors")
 
 

@@ -184,7 +184,10 @@ def test_only_like_merges_with_like(other: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize("n", [4, 40])
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((4, 3, 4), r"had 5 channels on the grid \(3, 4\) and now has 4 on \(3, 4\)"), ((5, 6, 8), r"now has 5 on \(6, 8\)")],
+    [
+        ((4, 3, 4), r"had 5 channels on the grid \(3, 4\) and now has 4 on \(3, 4\)"),
+        ((5, 6, 8), r"now has 5 on \(6, 8\)"),
+    ],
 )
 def test_the_shape_stays(shape: tuple[int, ...], message: str, n: int) -> None:
     accumulator, other = top(activation("conv"), n), TopReferences("layer", n)
@@ -204,7 +207,9 @@ def test_dead_channels() -> None:
 
 def test_centres() -> None:
     def at(position: int, grid: tuple[int, ...], size: tuple[int, int]) -> list[float]:
-        one = References("l", "max", np.zeros((1, 1), np.int64), np.ones((1, 1), np.float32), np.full((1, 1), position), grid)
+        one = References(
+            "l", "max", np.zeros((1, 1), np.int64), np.ones((1, 1), np.float32), np.full((1, 1), position), grid
+        )
         return one.centre(size)[0, 0].tolist()
 
     assert at(0, (2, 3), (20, 60)) == [10, 5]

@@ -25,7 +25,9 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bytes_of(accumulators: list[TopReferences]) -> list[bytes]:
-    return [array.tobytes() for a in accumulators for array in (a.result().sample, a.result().score, a.result().position)]
+    return [
+        array.tobytes() for a in accumulators for array in (a.result().sample, a.result().score, a.result().position)
+    ]
 
 
 def run(images: Images, n: int = 5, **how: Any) -> tuple[list[TopReferences], list[Unreadable]]:
@@ -56,9 +58,7 @@ def test_equal_to_one_pass_by_hand() -> None:
         expected = score.numpy().T
         for channel, own in enumerate(expected):
             assert (accumulator.result().sample[channel] == np.argsort(-own, kind="stable")[:5]).all()
-        np.testing.assert_allclose(
-            accumulator.result().score, -np.sort(-expected, axis=1)[:, :5], rtol=1e-4, atol=1e-5
-        )
+        np.testing.assert_allclose(accumulator.result().score, -np.sort(-expected, axis=1)[:, :5], rtol=1e-4, atol=1e-5)
 
 
 def test_workers_change_nothing() -> None:
@@ -181,7 +181,9 @@ def test_a_whole_batch_unreadable() -> None:
 
 def test_images_of_different_shapes() -> None:
     tensors = [*noise(5), *noise(1, 16), *noise(2)]
-    with pytest.raises(ImageError, match=r"image 5 .*its shape \[3, 16, 16\] differs from \[3, 12, 12\].*resize and crop"):
+    with pytest.raises(
+        ImageError, match=r"image 5 .*its shape \[3, 16, 16\] differs from \[3, 12, 12\].*resize and crop"
+    ):
         run(Images(Items(tensors)))
 
 

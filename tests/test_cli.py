@@ -1,0 +1,264 @@
+"""The command line: what is printed, what is written, and what is said where something is wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from PIL import Image
+from small import picture_folder
+from typer.testing import CliRunner, Result
+
+from pure_nb import circuits as circuits_module
+from pure_nb.cli import _numbers, app
+from pure_nb.references import TopReferences
+from pure_nb.study import StudyError
+
+TOML = """\
+name = "small"
+[model]
+source = "glyphnet"
+[images]
+source = "glyphs"
+length = 40
+[parameters]
+target = "layer4"
+lower = "layer3"
+n = 6
+k = 2
+[run]
+batch_size = 20
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study and its results."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "small.toml").write_text(TOML)
+    assert call("run", folder / "small.toml", "--store", folder).exit_code == 0
+    return folder
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def on(folder: Path, command: str, *arguments: object) -> Result:
+    return call(command, folder / "small.toml", "--store", folder, *arguments)
+
+
+def failed(result: Result, code: int = 1) -> str:
+    """The message of a command that failed as it should: no traceback, one error."""
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    return " ".join(result.stderr.split())
+
+
+def test_help() -> None:
+    assert "Usage" in call().output
+    text = call("--help").output
+    for command in ("run", "neurons", "plot", "info"):
+        assert command in text
+        assert call(command, "--help").exit_code == 0
+
+
+def test_run(finished: Path) -> None:
+    result = on(finished, "run")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0] == (
+        "small: layer4 (32 channels) through layer3 (64 channels), 40 images, 6 references a neuron, rule gradient"
+    )
+    steps = [line.split(":")[0] for line in lines[1:5]]
+    assert steps == ["references", "circuits", "virtual", "neurons"]
+    assert re.search(r"\d+ of 32 neurons fall apart", lines[5])
+    assert "pure-nb plot" in lines[5]
+    assert {path.name.split("-")[0] for path in (finished / "small").iterdir()} == set(steps)
+
+
+def test_run_with_options(finished: Path) -> None:
+    result = on(finished, "run", "--n", 4, "--rule", "lrp", "--batch-size", 8, "--device", "cpu", "--workers", 0)
+    assert result.exit_code == 0, result.output
+    assert "4 references a neuron, rule lrp" in result.stdout
+
+
+def test_neurons(finished: Path, tmp_path: Path) -> None:
+    result = on(finished, "neurons", "--rows", 3)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0].split()[:2] == ["channel", "k"]
+    assert "meanings" in lines[0]
+    assert len(lines) == 5
+    assert lines[-1] == "... 29 more (--rows 0 prints all)"
+    assert len(on(finished, "neurons", "--rows", 0).stdout.splitlines()) == 33
+    for name in ("out.csv", "out.parquet"):
+        assert on(finished, "neurons", "--out", tmp_path / name).exit_code == 0
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert len(table) == 32
+    assert (table["channel"] == pd.read_parquet(tmp_path / "out.parquet")["channel"]).all()
+
+
+def test_plot(finished: Path, tmp_path: Path) -> None:
+    result = on(finished, "plot", "--neurons", "3,5-6", "--count", 2, "--out", tmp_path / "figures")
+    assert result.exit_code == 0, result.output
+    expected = [str(tmp_path / "figures" / f"small-layer4-{channel}.png") for channel in (3, 5, 6)]
+    assert result.stdout.split() == expected
+    for file in expected:
+        assert Image.open(file).size[0] == 1440
+
+
+def test_plot_takes_the_most_polysemantic_by_default(finished: Path, tmp_path: Path) -> None:
+    result = on(finished, "plot", "--count", 2, "--out", tmp_path)
+    table = pd.read_parquet(next(path for path in (finished / "small").glob("neurons-*.parquet")))
+    found = [int(re.findall(r"-(\d+)\.png", line)[0]) for line in result.stdout.split()]
+    assert len(found) == 3
+    assert set(found) <= set(table["channel"])
+
+
+def test_info(finished: Path) -> None:
+    listed = call("info").stdout
+    assert "glyphs" in listed
+    assert "cifar10-resnet20" in listed
+    result = on(finished, "info")
+    assert result.exit_code == 0
+    assert "small: GlyphNet, 40 images (glyphs)" in result.stdout
+    assert re.search(r"layer4 +Sequential +32 channels, 12 x 12", result.stdout)
+    assert re.search(r"fc +Linear +48 channels, no positions", result.stdout)
+    assert "target = layer4" in result.stdout
+    for path in (finished / "small").glob("*-*.safetensors"):
+        assert path.name in result.stdout
+    empty = call("info", finished / "small.toml", "--store", finished / "nothing")
+    assert "none yet" in empty.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "neurons", "plot", "info"])
+def test_an_unknown_study(command: str) -> None:
+    assert failed(call(command, "glyfs")).startswith("Error: there is no study 'glyfs'; name a .toml file, or one that")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("plot", ["--neurons", "99"], "Error: channel 99: layer 'layer4' has channels 0 to 31"),
+        (
+            "plot",
+            ["--neurons", "three"],
+            "can't read 'three' in --neurons 'three'; expected numbers such as 3,17,20-23",
+        ),
+        ("run", ["--rule", "magic"], "rule must be one of ('gradient', 'lrp'), got 'magic'"),
+        ("run", ["--n", "0"], "n must be at least 2"),
+        ("run", ["--weights", "nowhere.safetensors"], "there is no file of weights"),
+    ],
+)
+def test_errors(finished: Path, command: str, arguments: list[str], message: str) -> None:
+    assert message in failed(on(finished, command, *arguments))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"layer3"', '"layer33"', "GlyphNet has no layer 'layer33'. Near it: 'layer3'"),
+        ('"layer3"', '"fc"', "layer 'layer4' does not depend on 'fc'"),
+        ('name = "small"', "name", "is not valid TOML"),
+        ('"glyphnet"', '"glyphnets"', "can't tell what network 'glyphnets' is"),
+        (
+            '"glyphs"\nlength = 40',
+            '"folder"\nroot = "${NOT_SET_AT_ALL}"',
+            "set the environment variable NOT_SET_AT_ALL",
+        ),
+        ('"glyphs"\nlength = 40', '"folder"\nroot = "nowhere"', "there is no folder"),
+        ("length = 40", "length = 0", "at least one"),
+        ("n = 6", 'n = "six"', "n must be a whole number, got 'six'"),
+        ("batch_size = 20", "batches = 20", "has an entry in [run] that is not known"),
+    ],
+)
+def test_errors_in_the_study(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in TOML
+    (tmp_path / "small.toml").write_text(TOML.replace(old, new))
+    assert message in failed(on(tmp_path, "run"))
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "small.toml").write_text(TOML.replace('"glyphs"\nlength = 40', '"folder"\nroot = "pictures"'))
+    assert "holds no pictures" in failed(on(tmp_path, "run"))
+
+
+def test_an_unreadable_picture(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path / "pictures", 8, size=96)
+    (root / "class1" / "003.png").write_bytes(b"\x89PNG no")
+    text = TOML.replace('"glyphs"\nlength = 40', '"folder"\nroot = "pictures"\nresize = 96\ncrop = 96')
+    (tmp_path / "small.toml").write_text(text)
+    message = failed(on(tmp_path, "run"))
+    assert "003.png" in message
+    assert "--skip-unreadable" in message
+    assert on(tmp_path, "run", "--skip-unreadable").exit_code == 0
+    # The results know what they lack; who did not ask for that is told.
+    assert "were left out of these results" in failed(on(tmp_path, "run"))
+    assert on(tmp_path, "run", "--skip-unreadable").exit_code == 0
+    assert on(tmp_path, "neurons", "--rows", 2).exit_code == 0
+    assert on(tmp_path, "info").exit_code == 0
+
+
+def test_a_damaged_result_is_reported_and_computed_again(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(TOML)
+    expected = on(tmp_path, "neurons").stdout
+    (path,) = (tmp_path / "small").glob("neurons-*.parquet")
+    path.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match=f"{path.name} is not used and will be computed again"):
+        assert on(tmp_path, "neurons").stdout == expected
+
+
+def test_stopped_by_ctrl_c_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "small.toml").write_text(TOML)
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(circuits_module, "seeded", stop)
+        message = failed(on(tmp_path, "run"), 130)
+    assert "Stopped. What is finished is kept; the same command goes on from there." in message
+    assert list((tmp_path / "small").glob("references-*.safetensors"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TopReferences, "update", stop)  # the pass that is done is not done again
+        result = on(tmp_path, "run")
+    assert result.exit_code == 0
+    assert "neurons fall apart" in result.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are different here")
+def test_a_real_ctrl_c(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(TOML.replace("length = 40", "length = 400000"))
+    command = [sys.executable, "-u", "-m", "pure_nb.cli", "run", str(tmp_path / "small.toml"), "--store", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("small: layer4")  # it is under way
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped. What is finished is kept" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("3", [3]), ("3,17", [3, 17]), ("0-3", [0, 1, 2, 3]), (" 5 , 7-8 ", [5, 7, 8])]
+)
+def test_numbers(text: str, expected: list[int]) -> None:
+    assert _numbers(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "a", "3,", "1-", "-1", "1.5", "1-2-3"])
+def test_wrong_numbers(text: str) -> None:
+    with pytest.raises(StudyError, match="expected numbers such as 3,17,20-23"):
+        _numbers(text)

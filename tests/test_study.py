@@ -1,0 +1,621 @@
+"""A study from end to end: found again when nothing changed, computed again when something did."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from small import Items, noise, picture_folder, plain, shared
+from torch import Tensor, nn
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+import pure_nb
+from pure_nb import circuits as circuits_module
+from pure_nb import sweep as sweep_module
+from pure_nb.data import ImageError, Images
+from pure_nb.glyphnet import GlyphNet
+from pure_nb.glyphs import GlyphScenes
+from pure_nb.layers import LayerError
+from pure_nb.loading import load_study, shipped_studies
+from pure_nb.models import ModelError
+from pure_nb.references import NonFiniteError
+from pure_nb.store import StoreWarning
+from pure_nb.study import Study, StudyError
+from pure_nb.truth import meanings
+from pure_nb.virtual import virtual_neurons
+
+TOML = """\
+name = "small"
+[model]
+source = "glyphnet"
+[images]
+source = "glyphs"
+length = 60
+[parameters]
+target = "layer4"
+lower = "layer3"
+n = 8
+k = 2
+[run]
+batch_size = 30
+progress = false
+"""
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(TOML)
+    return path
+
+
+def mine(tmp_path: Path, model: nn.Module | None = None, images: Any = None, **how: Any) -> Study:
+    """A study so small that it takes no time: six channels, 15 images."""
+    settings: dict[str, Any] = {"n": 6, "k": 2, "store": tmp_path / "store", **how}
+    target, lower = settings.pop("target", "4"), settings.pop("lower", "2")
+    return Study.of(model or plain(), Items(noise(15)) if images is None else images, target, lower, **settings)
+
+
+def without_network(study: Study) -> Study:
+    """The same study, where no part of the network may run."""
+
+    def fail(*_: Any) -> Any:
+        raise AssertionError("the network ran")
+
+    # Of the same name, since the fingerprint looks at that.
+    kind = type(study.model)
+    study.model.__class__ = type(kind.__name__, (kind,), {"__call__": fail})
+    return study
+
+
+def found_again(tmp_path: Path, **how: Any) -> Study:
+    return without_network(mine(tmp_path, **how))
+
+
+def contents(study: Study) -> tuple[Any, ...]:
+    r = study.references
+    parts = [(v.labels.tobytes(), v.centroids.tobytes(), v.k) for v in study.virtual]
+    arrays = tuple(array.tobytes() for array in (r.sample, r.score, r.position, study.circuits))
+    return (*arrays, parts, study.neurons.to_csv())
+
+
+def test_the_package() -> None:
+    assert set(pure_nb.__all__) <= set(dir(pure_nb))
+    assert pure_nb.__version__.count(".") == 2
+
+
+def test_a_study_of_glyphs(toml: Path, tmp_path: Path) -> None:
+    study = load_study(toml, store=tmp_path / "store")
+    assert (study.name, len(study.images), study.batch_size) == ("small", 60, 30)
+    assert study.shapes[0].channels == 32
+    assert study.references.sample.shape == (32, 8)
+    assert study.circuits.shape == (32, 8, 64)
+    table = study.neurons
+    assert sorted(table["channel"]) == list(range(32))
+    scores = table["score"].dropna().to_numpy()
+    assert np.isnan(table["score"][len(scores) :]).all() or not len(scores)
+    for row in table.itertuples():
+        neuron = study.neuron(row.channel)
+        assert row.k == neuron.virtual.k
+        assert row.sizes == " ".join(str(size) for size in np.bincount(neuron.virtual.labels))
+        assert row.strongest == neuron.score[0]
+        assert row.meanings == neuron.meanings()
+    assert study.store is not None
+    assert study.store.folder == tmp_path / "store" / "small"
+    assert {m["file"].split("-")[0] for m in study.store.manifests()} == {
+        "references",
+        "circuits",
+        "virtual",
+        "neurons",
+    }
+    assert not [path for path in study.store.folder.iterdir() if path.is_dir()]  # the shards are cleared away
+
+
+def test_the_table_is_sorted_by_score(tmp_path: Path) -> None:
+    study = mine(tmp_path, k=0)
+    scores = study.neurons["score"].dropna().to_numpy()
+    assert len(scores) > 3
+    assert (np.diff(scores) <= 0).all()
+
+
+def test_found_again_without_running_the_network(tmp_path: Path) -> None:
+    expected = contents(mine(tmp_path))
+    # In any order; the last step alone must not need the first ones.
+    assert found_again(tmp_path).neurons.to_csv() == expected[-1]
+    assert contents(found_again(tmp_path)) == expected
+
+
+def test_the_same_bytes_twice(tmp_path: Path) -> None:
+    files = []
+    for folder in ("one", "two"):
+        mine(tmp_path / folder).neurons  # noqa: B018
+        files.append({path.name: path.read_bytes() for path in (tmp_path / folder / "store" / "mine").iterdir()})
+    assert files[0] == files[1]
+    assert len(files[0]) == 8
+
+
+@pytest.mark.parametrize("step", ["references", "circuits", "virtual", "neurons"])
+def test_a_corrupt_file_is_computed_again(tmp_path: Path, step: str) -> None:
+    expected = contents(mine(tmp_path))
+    (path,) = (p for p in (tmp_path / "store" / "mine").iterdir() if p.name.startswith(step) and p.suffix != ".json")
+    before = path.read_bytes()
+    path.write_bytes(before[:-3] + b"abc")
+    with pytest.warns(StoreWarning, match=f"{path.name} is not used and will be computed again"):
+        assert contents(mine(tmp_path)) == expected
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", [{"n": 5}, {"by": "mean"}, {"target": "5"}])
+def test_another_pass_for_other_references(tmp_path: Path, change: dict[str, Any]) -> None:
+    mine(tmp_path).neurons  # noqa: B018
+    with pytest.raises(AssertionError, match="the network ran"):
+        found_again(tmp_path, **change).references  # noqa: B018
+
+
+@pytest.mark.parametrize("change", [{"rule": "lrp"}, {"seed": "unit"}, {"seed": "peak"}, {"lower": "0"}])
+def test_references_serve_other_circuits(tmp_path: Path, change: dict[str, Any]) -> None:
+    first = mine(tmp_path)
+    first.neurons  # noqa: B018
+    study = found_again(tmp_path, **change)
+    assert (study.references.sample == first.references.sample).all()
+    with pytest.raises(AssertionError, match="the network ran"):
+        study.circuits  # noqa: B018
+    found = mine(tmp_path, **change).circuits
+    assert found.shape != first.circuits.shape or (found != first.circuits).any()
+
+
+@pytest.mark.parametrize("change", [{"k": 3}, {"random": 1}])
+def test_circuits_serve_other_clusters(tmp_path: Path, change: dict[str, Any]) -> None:
+    mine(tmp_path).neurons  # noqa: B018
+    study = found_again(tmp_path, **change)
+    assert [v.k for v in study.virtual] == [change.get("k", 2)] * 6
+    assert len(study.neurons) == 6
+
+
+def test_other_weights_or_images_are_another_study(tmp_path: Path) -> None:
+    first = contents(mine(tmp_path))
+    assert contents(mine(tmp_path, plain(1)))[0] != first[0]
+    assert contents(mine(tmp_path, images=Items(noise(15, seed=1))))[0] != first[0]
+    assert contents(mine(tmp_path)) == first
+
+
+def test_how_it_runs_does_not_matter(tmp_path: Path) -> None:
+    expected = contents(mine(tmp_path))
+    # Found again, whatever the batch size; and to be sure, the references are the same when computed so.
+    assert contents(found_again(tmp_path, batch_size=4)) == expected
+    other = mine(tmp_path / "other", batch_size=4)
+    assert (other.references.sample == mine(tmp_path).references.sample).all()
+    np.testing.assert_allclose(other.circuits, mine(tmp_path).circuits, atol=1e-4)
+
+
+def test_without_a_store(tmp_path: Path) -> None:
+    study = replace(mine(tmp_path), store=None, progress=False)
+    assert contents(study) == contents(mine(tmp_path / "other"))
+    assert not list((tmp_path / "store").rglob("*.safetensors")) if (tmp_path / "store").exists() else True
+
+
+def test_using(tmp_path: Path) -> None:
+    study = mine(tmp_path)
+    other = study.using(n=3, batch_size=7, rule="lrp")
+    assert (other.parameters.n, other.batch_size, other.parameters.rule) == (3, 7, "lrp")
+    assert (study.parameters.n, study.batch_size, study.parameters.rule) == (6, 32, "gradient")
+    assert other.references.n == 3
+    with pytest.raises(StudyError, match="rule must be one of"):
+        study.using(rule="magic")
+
+
+@pytest.mark.parametrize("where", ["sweep", "circuits"])
+def test_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    monkeypatch.setattr(
+        sweep_module, "shards", lambda count, _: [range(i, min(i + 4, count)) for i in range(0, count, 4)]
+    )
+    monkeypatch.setattr(circuits_module, "BLOCK", 4)
+    expected = contents(mine(tmp_path / "whole", batch_size=4))
+    items = Items(noise(15))
+    images = Images(items)
+    images.fingerprint  # noqa: B018  looks at items too
+    study = mine(tmp_path, images=images, batch_size=4)
+    if where == "circuits":
+        study.references  # noqa: B018
+        items.loaded.clear()
+        study.circuits  # noqa: B018
+        last = items.loaded[-1]
+        study = mine(tmp_path / "again", images=images, batch_size=4)
+        study.references  # noqa: B018
+    else:
+        last = 13
+    items.broken[last] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        study.neurons  # noqa: B018
+    items.broken.clear()
+    again = replace(study)
+    again.shapes  # noqa: B018
+    items.loaded.clear()
+    step = again.references if where == "sweep" else again.circuits
+    assert step is not None
+    assert 1 <= len(items.loaded) <= 5  # the last shard, and the first image to look at its shape; or the last block
+    assert contents(again) == expected
+
+
+def test_ones_own_network_and_folder_in_five_lines(tmp_path: Path) -> None:
+    picture_folder(tmp_path / "pictures", 12)
+    model = plain()
+
+    images = ImageFolder(str(tmp_path / "pictures"), transforms.ToTensor())
+    study = Study.of(model, images, "4", "2", k=2, store=tmp_path)
+    figure = study.neuron(3).plot()
+
+    figure.savefig(tmp_path / "neuron.png")
+    assert len(figure.axes) >= 2
+    assert study.objects is None
+    assert study.neuron(3).meanings() == ""
+
+
+def test_results_go_to_the_cache_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PURE_NB_STORE", str(tmp_path / "elsewhere"))
+    study = Study.of(plain(), Items(noise(15)), "4", "2", name="own")
+    assert study.store is not None
+    assert study.store.folder == tmp_path / "elsewhere" / "own"
+    monkeypatch.delenv("PURE_NB_STORE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert Study.of(plain(), Items(noise(15)), "4", "2").store.folder == tmp_path / "cache" / "pure_nb" / "mine"  # type: ignore[union-attr]
+
+
+def test_assign(tmp_path: Path) -> None:
+    study = mine(tmp_path)
+    new = Images(Items(noise(15)))
+    found = study.assign(2, new)
+    neuron = study.neuron(2)
+    assert found.shape == (15,)
+    # Its own references are where they were, unless k-means left one nearer to another's centre.
+    same = found[neuron.sample] == neuron.virtual.labels
+    assert same.mean() > 0.8
+
+
+def test_circuits_of_one_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = mine(tmp_path / "whole").circuits
+    # Small: all are computed, and kept.
+    study = mine(tmp_path)
+    assert (study.circuits_of(3) == whole[3]).all()
+    assert "circuits" in study.__dict__
+    # Large: only what is asked for.
+    big = mine(tmp_path / "big")
+    references = big.references
+
+    class Large:
+        sample = type("Sample", (np.ndarray,), {"size": 10_000})
+
+    large = references.sample.view(Large.sample)
+    big.__dict__["references"] = replace(references, sample=large)
+    np.testing.assert_allclose(np.asarray(big.circuits_of(3)), whole[3], atol=1e-5)
+    assert "circuits" not in big.__dict__
+
+
+@pytest.mark.parametrize("channel", [-1, 6, 100])
+def test_a_channel_that_is_not_there(tmp_path: Path, channel: int) -> None:
+    study = mine(tmp_path)
+    for call in (study.neuron, study.circuits_of):
+        with pytest.raises(IndexError, match=rf"channel {channel}: layer '4' has channels 0 to 5"):
+            call(channel)
+
+
+def test_a_layer_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(LayerError, match="Sequential has no layer 'layer4'"):
+        mine(tmp_path, target="layer4")
+    with pytest.raises(LayerError, match="both are '4'"):
+        mine(tmp_path, lower="4")
+    with pytest.raises(LayerError, match="layer '2' does not depend on '4'"):
+        mine(tmp_path, target="2", lower="4")
+
+
+def test_a_network_that_returns_nan(tmp_path: Path) -> None:
+    model = plain()
+    model[2].bias.data[3] = float("nan")
+    with pytest.raises(NonFiniteError, match="layer '4' puts out NaN or infinity: channel 0, image 0"):
+        mine(tmp_path, model).neurons  # noqa: B018
+    assert not list((tmp_path / "store").rglob("*.safetensors"))
+
+
+def test_an_image_that_can_not_be_read(tmp_path: Path) -> None:
+    items = Items(noise(15), {3: OSError("gone")})
+    with pytest.raises(ImageError, match=r"image 3 .*gone.*skip_unreadable=True, or --skip-unreadable"):
+        mine(tmp_path, images=items).references  # noqa: B018
+    study = replace(mine(tmp_path, images=items), skip_unreadable=True)
+    assert not (study.references.sample == 3).any()
+    assert len(study.neurons) == 6
+    with pytest.raises(
+        ImageError, match="1 images could not be read and were left out of these results, the first item 3"
+    ):
+        mine(tmp_path, images=items).references  # noqa: B018
+
+
+def test_no_image_can_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="image 0 .*gone"):
+        mine(tmp_path, images=Items(noise(4), {i: OSError("gone") for i in range(4)}))
+
+
+def test_the_first_image_can_not_be_read(tmp_path: Path) -> None:
+    study = replace(mine(tmp_path, images=Items(noise(15), {0: OSError("gone")})), skip_unreadable=True)
+    assert study.shapes[0].channels == 6
+
+
+def test_a_neuron(glyph_study: Study) -> None:
+    neuron = glyph_study.neuron(4)
+    r = glyph_study.references
+    assert neuron.name == "layer4 / 4"
+    assert (neuron.sample == r.sample[4]).all()
+    assert (neuron.score == r.score[4]).all()
+    assert (neuron.vectors == glyph_study.circuits[4]).all()
+    assert neuron.layout("pca").shape == (20, 2)
+    assert (neuron.members() == np.arange(20)).all()
+    parts = [neuron.members(part) for part in range(2)]
+    assert sorted(np.concatenate(parts)) == list(range(20))
+    assert all((np.diff(part) > 0).all() for part in parts if len(part) > 1)
+    assert (neuron.members(0, 2) == parts[0][:2]).all()
+    assert neuron.objects is not None
+    expected = ", ".join(f"{name} {share:.0%}" for name, share in meanings(neuron.objects[parts[1]]))
+    assert neuron.meanings(1) == expected
+    assert (neuron.virtual.labels == virtual_neurons(neuron.vectors, 2).labels).all()
+    views = neuron.views([5, 0], "activation")
+    assert [view.sample for view in views] == neuron.sample[[5, 0]].tolist()
+
+
+def test_virtual_from_the_store_is_the_same(glyph_study: Study) -> None:
+    computed = glyph_study.virtual
+    stored = replace(glyph_study).virtual
+    for a, b in zip(computed, stored, strict=True):
+        assert (a.labels == b.labels).all()
+        assert (a.centroids == b.centroids).all()
+        assert a.silhouette == b.silhouette
+        assert np.isnan(b.null)
+
+
+@pytest.mark.parametrize("source", ["glyfs", "no such thing"])
+def test_unknown_study(source: str) -> None:
+    with pytest.raises(
+        StudyError, match=f"there is no study '{source}'; name a .toml file, or one .*: cifar10-resnet20, glyphs"
+    ):
+        load_study(source)
+
+
+def test_missing_study_file(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="there is no study file .*nowhere.toml"):
+        load_study(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "small"', "name = ", "is not valid TOML"),
+        ("[run]", "[runs]", r"expected the tables \[model\], \[images\] and \[parameters\].*found .*'runs'"),
+        ("[images]", "[pictures]", "expected the tables"),
+        ('target = "layer4"', "", "needs the parameters target and lower"),
+        ("n = 8", "m = 8", "there is no parameter 'm'; there are target, lower, n, by, rule, seed, k, random"),
+        ("n = 8", "n = 1", "n must be at least 2 and k at least 0, got n=1, k=2"),
+        ("k = 2", "k = -1", "k at least 0, got n=8, k=-1"),
+        ("n = 8", 'n = "many"', "n must be a whole number, got 'many'"),
+        ("n = 8", "n = 2.5", r"n must be a whole number, got 2\.5"),
+        ("k = 2", 'rule = "lpr"', r"rule must be one of \('gradient', 'lrp'\), got 'lpr'"),
+        ("k = 2", 'seed = "max"', "seed must be one of .*'peak'.*, got 'max'"),
+        ("k = 2", 'by = "sum"', "by must be one of .*, got 'sum'"),
+        ('name = "small"', 'name = "../x"', r"a study's name must be letters, digits, .*, got '\.\./x'"),
+        ('name = "small"', 'name = ".."', "name must be letters"),
+        ('name = "small"', 'name = ""', "name must be letters"),
+        ('name = "small"', 'name = "a/b"', "name must be letters"),
+        ('source = "glyphnet"', "", "lacks the entry 'source'"),
+        ('source = "glyphs"', "", "lacks the entry 'source'"),
+        ('source = "glyphs"', 'source = "folder"', "lacks the entry 'root'"),
+        ("length = 60", "length = 0", r"\[images\]: a data set of scenes needs at least one"),
+        ("length = 60", "lenght = 60", "has an entry that is not known: .*lenght"),
+        ('source = "glyphs"\nlength = 60', 'source = "flickr"\nroot = "."', "images from 'flickr' are not known"),
+        ("batch_size = 30", "batchsize = 30", r"has an entry in \[run\] that is not known: .*batchsize"),
+    ],
+)
+def test_wrong_studies(toml: Path, old: str, new: str, message: str) -> None:
+    assert TOML.count(old) == 1
+    toml.write_text(TOML.replace(old, new))
+    with pytest.raises(StudyError, match=message):
+        load_study(toml)
+
+
+def test_a_file_that_is_no_text(toml: Path) -> None:
+    toml.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(StudyError, match="is not valid TOML"):
+        load_study(toml)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b"])
+def test_names_that_lead_out_of_the_store(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StudyError, match="name must be letters"):
+        mine(tmp_path, name=name)
+
+
+def test_unknown_parameter_of_ones_own_study(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="there is no parameter 'reference'"):
+        mine(tmp_path, reference=5)
+
+
+def test_the_file_name_is_the_name(toml: Path) -> None:
+    toml.write_text(TOML.replace('name = "small"', ""))
+    assert load_study(toml).name == "small"
+
+
+FOLDER = """\
+[model]
+source = "mine.py:make"
+weights = "w.safetensors"
+[images]
+source = "folder"
+root = "pictures"
+resize = 12
+crop = 12
+[parameters]
+target = "4"
+lower = "2"
+n = 4
+k = 2
+"""
+
+
+@pytest.fixture
+def folder_study(tmp_path: Path) -> Path:
+    """A study of one's own on disk: a Python file, weights, pictures, all named from where the study is."""
+    picture_folder(tmp_path / "pictures", 8)
+    save_file(plain(3).state_dict(), tmp_path / "w.safetensors")
+    (tmp_path / "mine.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom small import plain\ndef make():\n    return plain()\n"
+    )
+    path = tmp_path / "own.toml"
+    path.write_text(FOLDER)
+    return path
+
+
+def test_paths_start_from_the_study(folder_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    study = load_study(folder_study)
+    assert len(study.images) == 8
+    assert torch.equal(study.model[0].weight, plain(3)[0].weight)
+    assert len(study.neurons) == 6
+
+
+def test_data_and_weights_can_be_given(folder_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture_folder(tmp_path / "elsewhere" / "more", 5)
+    save_file(plain(4).state_dict(), tmp_path / "elsewhere" / "other.safetensors")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    study = load_study(folder_study, data="more", weights="other.safetensors")  # from where one is
+    assert len(study.images) == 5
+    assert torch.equal(study.model[0].weight, plain(4)[0].weight)
+
+
+def test_environment_variables(folder_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_study.write_text(
+        FOLDER.replace('"pictures"', '"${MY_PICTURES}"').replace('"w.safetensors"', '"$MY_WEIGHTS/w.safetensors"')
+    )
+    with pytest.raises(StudyError, match=r"set the environment variable MY_WEIGHTS, or give --weights PATH"):
+        load_study(folder_study)
+    monkeypatch.setenv("MY_WEIGHTS", str(tmp_path))
+    with pytest.raises(
+        StudyError, match=r"needs '\$\{MY_PICTURES\}': set the environment variable MY_PICTURES, or give --data"
+    ):
+        load_study(folder_study)
+    assert len(load_study(folder_study, data=tmp_path / "pictures").images) == 8
+    monkeypatch.setenv("MY_PICTURES", str(tmp_path / "pictures"))
+    assert len(load_study(folder_study).images) == 8
+
+
+def test_a_folder_that_is_empty_or_missing(folder_study: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match="holds no pictures"):
+        load_study(folder_study, data=tmp_path / "empty")
+    with pytest.raises(ImageError, match="there is no folder"):
+        load_study(folder_study, data=tmp_path / "nowhere")
+
+
+def test_weights_that_are_missing(folder_study: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="there is no file of weights"):
+        load_study(folder_study, weights=tmp_path / "nowhere.safetensors")
+
+
+def test_a_data_set_of_torchvision(folder_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    class Small(Items):
+        def __init__(self, root: str, *, download: bool, transform: Any, train: bool) -> None:
+            if train:
+                raise RuntimeError("no network")
+            asked.update(root=root, download=download)
+            self.transform = transform
+            super().__init__(noise(5))
+
+    monkeypatch.setattr("torchvision.datasets.Small", Small, raising=False)
+    own = 'source = "torchvision:Small"\nroot = "there"\nmean = [0.5, 0.5, 0.5]\nstd = [0.2, 0.2, 0.2]\ntrain = false\n'
+    head, tail = FOLDER.split('source = "folder"')
+    text = head + own + tail.split("crop = 12\n")[1]
+    folder_study.write_text(text)
+    study = load_study(folder_study)
+    assert study.images.normalisation == ((0.5,) * 3, (0.2,) * 3)
+    assert asked == {"root": str(tmp_path / "there"), "download": True}
+    folder_study.write_text(text.replace("train = false", "train = true"))
+    with pytest.raises(ImageError, match="torchvision's Small is not in .*there' and can't be fetched: no network"):
+        load_study(folder_study)
+
+
+def test_shipped_studies(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"glyphs", "cifar10-resnet20", "imagenet-resnet50"} <= set(shipped_studies())
+    study = load_study("glyphs", n=50)
+    assert isinstance(study.model, GlyphNet)
+    assert isinstance(study.images.dataset, GlyphScenes)
+    assert (study.parameters.n, len(study.images)) == (50, 4000)
+    monkeypatch.delenv("PURE_NB_IMAGENET", raising=False)
+    with pytest.raises(StudyError, match="PURE_NB_IMAGENET"):
+        load_study("imagenet-resnet50", weights=None) if os.environ.get("CI_WITH_HUB") else _without_hub()
+
+
+def _without_hub() -> Study:
+    """The study of a hub's network, with the hub cut out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pure_nb.study.models.load_model", lambda *_, **__: plain())
+        return load_study("imagenet-resnet50")
+
+
+@pytest.mark.slow
+def test_real_cifar10(tmp_path: Path) -> None:
+    source, weights = shared("data", "cifar10-test"), shared("models", "cifar10-resnet20.safetensors")
+    for folder in sorted(source.iterdir()):
+        (tmp_path / "cifar" / folder.name).mkdir(parents=True)
+        for file in sorted(folder.iterdir())[:10]:
+            (tmp_path / "cifar" / folder.name / file.name).symlink_to(file)
+    study = load_study(
+        "cifar10-resnet20", data=tmp_path / "cifar", weights=weights, store=tmp_path, n=5, progress=False
+    )
+    assert len(study.images) == 100
+    with torch.inference_mode():
+        logits = study.model(torch.stack([study.images.tensor(i) for i in range(100)]))
+    right = [study.images.dataset.targets[i] == int(row.argmax()) for i, row in enumerate(logits)]  # type: ignore[attr-defined]
+    assert np.mean(right) > 0.8
+    assert study.shapes[0].channels == 64
+    table = study.using(k=2).neurons
+    assert len(table) == 64
+    sums = np.abs(study.circuits).sum(axis=2)
+    assert (np.isclose(sums, 1, atol=1e-3) | (sums == 0)).all()
+    assert len(study.using(k=2).neuron(int(table["channel"][0])).plot(3).axes) == 4
+
+
+@pytest.mark.slow
+def test_real_imagenet(tmp_path: Path) -> None:
+    source, weights = shared("data", "imagenet-sample"), shared("models", "imagenet-resnet50.safetensors")
+    for folder in sorted(source.iterdir())[:12]:
+        (tmp_path / "imagenet" / folder.name).mkdir(parents=True)
+        for file in folder.iterdir():
+            (tmp_path / "imagenet" / folder.name / file.name).symlink_to(file)
+    study = load_study(
+        "imagenet-resnet50", data=tmp_path / "imagenet", weights=weights, store=tmp_path, n=5, progress=False
+    )
+    assert len(study.images) == 12
+    with torch.inference_mode():
+        top = study.model(torch.stack([study.images.tensor(i) for i in range(12)])).argmax(dim=1)
+    assert (top == torch.arange(12)).float().mean() > 0.5  # the first folders are the first classes
+    references = study.references
+    assert references.sample.shape == (2048, 5)
+    channel = int(references.score[:, 0].argmax())
+    found = study.circuits_of(channel)
+    assert "circuits" not in study.__dict__
+    assert found.shape == (5, 1024)
+    np.testing.assert_allclose(np.abs(found).sum(axis=1), 1, atol=1e-3)
+
+
+def test_study_of_tensors_only(tmp_path: Path) -> None:
+    class Bare(Items):
+        def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+            return super().__getitem__(index)[0]
+
+    assert isinstance(mine(tmp_path, images=Bare(noise(15))).neurons, pd.DataFrame)

@@ -1,0 +1,162 @@
+"""Explorers: alive with a kernel, and linked in the browser without one."""
+
+from __future__ import annotations
+
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from ipywidgets.widgets.widget_link import Link
+from matplotlib.figure import Figure
+from PIL import Image
+
+from pure_nb.study import Study
+from pure_nb.widgets import BOOK, URL, explore, explorer
+
+drawings: list[int] = []
+
+
+def draw(value: int) -> Figure:
+    drawings.append(value)
+    figure, axes = plt.subplots(figsize=(2, 2))
+    axes.bar([0], [value])
+    return figure
+
+
+def nasty(value: int) -> str:
+    return f"<script>\"{value}\" & 'more'</script>"
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    drawings.clear()
+
+
+class Images(HTMLParser):
+    """The attributes of every image, as a browser reads them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[dict[str, str | None]] = []
+        self.others: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.found.append(dict(attrs))
+        else:
+            self.others.append(tag)
+
+
+def test_live_slider_changes_the_picture() -> None:
+    box = explorer(draw, [3, 7, 5], name="numbers", describe=nasty)
+    slider, shown, words = box.children
+    assert isinstance(shown, ipywidgets.Image)
+    assert slider.options == ("3", "7", "5")
+    assert drawings == [3]  # the others only when they are asked for
+    pictures = [shown.value]
+    for index, value in ((1, 7), (2, 5)):
+        slider.index = index
+        assert drawings[-1] == value
+        pictures.append(shown.value)
+        assert words.value == f"<small>&lt;script&gt;&quot;{value}&quot; &amp; &#x27;more&#x27;&lt;/script&gt;</small>"
+    slider.index = 0
+    assert shown.value == pictures[0]
+    assert drawings == [3, 7, 5]  # what was drawn once is kept
+    assert len(set(pictures)) == 3
+    for picture in pictures:
+        opened = Image.open(io.BytesIO(picture))
+        assert opened.format == "WEBP"
+        assert np.asarray(opened).std() > 5
+    assert plt.get_fignums() == []
+
+
+def test_the_label() -> None:
+    assert explorer(draw, [1], name="numbers", label="channel").children[0].description == "channel"
+
+
+def test_no_values() -> None:
+    with pytest.raises(ValueError, match="an explorer needs at least one value"):
+        explorer(draw, [], name="numbers")
+
+
+def test_static_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BOOK, str(tmp_path))
+    before = set(ipywidgets.Widget._instances if hasattr(ipywidgets.Widget, "_instances") else [])
+    box = explorer(draw, [3, 7, 5], name="numbers", describe=nasty)
+    slider, stack = box.children
+    assert drawings == [3, 7, 5]
+    assert isinstance(stack, ipywidgets.Stack)
+    assert stack.selected_index == 0 == slider.index
+    assert len(stack.children) == 3
+    assert URL == "../explorers"  # relative, so that the book can lie anywhere, and be opened from a disk
+    files = []
+    for value, page in zip((3, 7, 5), stack.children):
+        parsed = Images(page.value)
+        (image,) = parsed.found
+        assert parsed.others == []  # nothing of the description became markup
+        assert image["alt"] == nasty(value)
+        source = image["src"]
+        assert source is not None
+        assert re.fullmatch(rf"\.\./explorers/numbers/{value}-[0-9a-f]{{8}}\.webp", source)
+        files.append(tmp_path / source.removeprefix(f"{URL}/"))
+        assert Image.open(files[-1]).format == "WEBP"
+        assert np.asarray(Image.open(files[-1])).std() > 5
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(files)
+    assert plt.get_fignums() == []
+    assert before is not None
+
+
+def test_static_slider_and_stack_are_linked_in_the_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BOOK, str(tmp_path))
+    made: list[Link] = []
+    init = Link.__init__
+
+    def recording(self: Link, *args: object, **kwargs: object) -> None:
+        init(self, *args, **kwargs)
+        made.append(self)
+
+    monkeypatch.setattr(Link, "__init__", recording)
+    slider, stack = explorer(draw, [3, 7], name="numbers").children
+    (link,) = made
+    assert link._model_name == "LinkModel"
+    assert link.source == (slider, "index")
+    assert link.target == (stack, "selected_index")
+
+
+def test_static_pictures_are_named_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BOOK, str(tmp_path))
+    explorer(draw, [3], name="numbers")
+    explorer(draw, [3], name="numbers")
+    assert len(list(tmp_path.rglob("*.webp"))) == 1
+
+    def other(value: int) -> Figure:
+        return draw(value + 1)
+
+    explorer(other, [3], name="numbers")
+    assert len(list(tmp_path.rglob("*.webp"))) == 2
+
+
+def test_explore_a_study(glyph_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BOOK, str(tmp_path))
+    chosen = glyph_study.neurons["channel"].tolist()[:2]
+    slider, stack = explore(glyph_study, chosen, 2).children
+    assert slider.options == tuple(str(channel) for channel in chosen)
+    for channel, page in zip(chosen, stack.children):
+        (image,) = Images(page.value).found
+        neuron = glyph_study.neuron(channel)
+        assert f"Neuron {channel} taken apart into 2: " in str(image["alt"])
+        assert neuron.meanings(0) in str(image["alt"])
+        assert str(image["src"]).startswith("../explorers/glyphs-neurons/")
+    assert len(list(tmp_path.rglob("*.webp"))) == 2
+
+
+def test_explore_leaves_out_dead_neurons(glyph_study: Study) -> None:
+    slider, *_ = explore(glyph_study, count=2).children
+    alive = np.flatnonzero(glyph_study.references.alive)
+    assert slider.options == tuple(str(channel) for channel in alive)
