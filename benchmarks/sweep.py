@@ -17,6 +17,7 @@ import multiprocessing
 import resource
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,9 @@ def main() -> None:
         fresh = multiprocessing.get_context("spawn")
         for source in args.models:
             for count in (args.images, 4 * args.images, 16 * args.images):
-                with fresh.Pool(1) as pool:
-                    task = (source, count, args.size, args.n, args.batch_size, args.threads)
-                    rows.append({"model": source, "images": count, "peak MiB": round(pool.apply(peak, task))})
+                with ProcessPoolExecutor(1, mp_context=fresh) as process:
+                    task = process.submit(peak, source, count, args.size, args.n, args.batch_size, args.threads)
+                    rows.append({"model": source, "images": count, "peak MiB": round(task.result())})
         report(rows, args)
         return
     whole: Any = folder_images(args.folder).dataset if args.folder else Noise(args.images, args.size)

@@ -151,7 +151,7 @@ def plot(
     device: Device = None,
     rule: Rule = None,
     n: Count = None,
-    count: Annotated[int, typer.Option(help="Images in each row.")] = 8,
+    count: Annotated[int, typer.Option(help="Images in each row.")] = 6,
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("figures"),
 ) -> None:
     """Draw neurons taken apart, one PNG each: the three most polysemantic ones, or those named."""

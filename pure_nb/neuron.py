@@ -93,7 +93,7 @@ class Neuron:
         found = truth.meanings(self.objects[self.members(part)])
         return ", ".join(f"{name} {share:.0%}" for name, share in found)
 
-    def plot(self, count: int = 8) -> Figure:
+    def plot(self, count: int = 6) -> Figure:
         """The neuron taken apart, as a picture: its circuits in the plane, and images of each part."""
         from pure_nb.plots import neuron_figure  # plotting libraries take a second to import
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from string import ascii_uppercase
 
@@ -66,7 +67,7 @@ def references_figure(neuron: Neuron, count: int = 24, columns: int = 8, *, whol
     return figure
 
 
-def neuron_figure(neuron: Neuron, count: int = 8) -> Figure:
+def neuron_figure(neuron: Neuron, count: int = 6) -> Figure:
     """A neuron taken apart (as figure 1 of the PURE paper): its circuits in the plane, and images of each part.
 
     Left, every reference image is a point, placed by UMAP so that similar circuits are near each other; colours are
@@ -84,9 +85,9 @@ def neuron_figure(neuron: Neuron, count: int = 8) -> Figure:
     ranks = [neuron.members(part, count) for part in rows]
     shown = np.unique(np.concatenate(ranks))
     pictures = dict(zip(shown.tolist(), tiles(neuron.views(shown))))
-    height = max(3.4, 0.6 + 1.02 * len(rows))
-    figure = plt.figure(figsize=(12, height), layout="constrained")
-    grid = figure.add_gridspec(len(rows), 2, width_ratios=[4.2, 0.95 * count])
+    height = max(3.6, 0.5 + 1.22 * len(rows))
+    figure = plt.figure(figsize=(9.5, height), layout="constrained")
+    grid = figure.add_gridspec(len(rows), 2, width_ratios=[3.4, 0.95 * count])
     _circuit_plane(figure.add_subplot(grid[:, 0]), neuron, pictures)
     for number, (part, own) in enumerate(zip(rows, ranks)):
         axes = figure.add_subplot(grid[number, 1])
@@ -94,9 +95,10 @@ def neuron_figure(neuron: Neuron, count: int = 8) -> Figure:
         colour = "black" if part is None else PALETTE[part % len(PALETTE)]
         label = "all" if part is None else part_name(part)
         size = len(neuron.members(part))
-        axes.set_title(f"{label}  ({size} images)  {neuron.meanings(part)}", fontsize=10, loc="left", color=colour)
+        words = textwrap.shorten(f"{label} ({size} images) {neuron.meanings(part)}", 72, placeholder=" ...")
+        axes.set_title(words, fontsize=10.5, loc="left", color=colour)
     how_many = "one meaning" if parts.k == 1 else f"{parts.k} virtual neurons"
-    figure.suptitle(f"{neuron.name}: {how_many}", fontsize=12)
+    figure.suptitle(f"{neuron.name}: {how_many}", fontsize=13)
     return figure
 
 
@@ -109,9 +111,7 @@ def _circuit_plane(axes: Axes, neuron: Neuron, pictures: dict[int, Picture]) -> 
         )
     for part in range(neuron.virtual.k):
         own, colour = points[labels == part], PALETTE[part % len(PALETTE)]
-        axes.scatter(
-            own[:, 0], own[:, 1], s=26, color=colour, edgecolor="white", linewidth=0.6, zorder=2, label=part_name(part)
-        )
+        axes.scatter(own[:, 0], own[:, 1], s=26, color=colour, edgecolor="white", linewidth=0.6, zorder=2)
     middle = points.mean(axis=0)
     for part in range(neuron.virtual.k):
         for rank in _spread(points, neuron.members(part), [rank for rank in pictures if labels[rank] == part]):
@@ -130,8 +130,6 @@ def _circuit_plane(axes: Axes, neuron: Neuron, pictures: dict[int, Picture]) -> 
     axes.margins(0.22)
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel("circuits of the reference images (UMAP)", fontsize=9)
-    if neuron.virtual.k > 1:
-        axes.legend(fontsize=9, loc="best", framealpha=0.8)
     sns.despine(ax=axes, left=True, bottom=True)
 
 
@@ -159,7 +157,7 @@ def circuits_figure(neuron: Neuron, strongest: int = 12) -> Figure:
     vectors, labels = neuron.vectors, neuron.virtual.labels
     chosen = np.sort(np.argsort(-np.abs(vectors).mean(axis=0), kind="stable")[:strongest])
     order = np.argsort(labels, kind="stable")
-    figure, axes = plt.subplots(figsize=(9, 3.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.5, 4), layout="constrained")
     limit = float(np.abs(vectors[:, chosen]).max()) or 1.0
     lower = neuron.study.parameters.lower
     sns.heatmap(

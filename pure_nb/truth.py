@@ -154,7 +154,8 @@ def agreement(
         adjusted Rand index, 1: the same parts, 0: as good as chance).
     """
     rows: list[dict[str, Any]] = []
-    generator = np.random.default_rng(seed)
+    # A stream of its own: labels drawn elsewhere from the same seed must not agree with these.
+    generator = np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
     for channel in np.flatnonzero(channels).tolist():
         k = len(meanings(truth[channel], common))
         if k < 2:

@@ -36,12 +36,12 @@ class VirtualNeurons:
     centroids
         float32 ``[k, d]``: the mean circuit of each virtual neuron.
     silhouette
-        How clearly the parts are apart, -1..1, at this k; at k = 2 if k is 1.
+        How clearly the parts are apart, -1..1; of a neuron that is left whole, how clearly the best parts would be.
     null
-        Mean silhouette of two clusters in vectors whose entries were shuffled between the images, each entry by
-        itself: what k-means finds where there is nothing to find. NaN if k was given.
+        Mean silhouette of as many clusters in vectors whose entries were shuffled between the images, each entry by
+        itself: what k-means finds where there is nothing to find.
     p
-        Share of shuffles at least as clear as the real vectors at k = 2, the real ones counted in. NaN if k was given.
+        Share of shuffles that are at least as clear as the real vectors, the real ones counted in.
     """
 
     labels: NDArray[np.int64]
@@ -123,7 +123,7 @@ def virtual_neurons(
         float ``[n, d]``: relevance vectors of its reference images.
     k
         Number of virtual neurons; ``"auto"`` takes the one of ``choices`` with the largest mean silhouette, or one if
-        two clusters are no clearer than in shuffled vectors.
+        so many clusters are no clearer than in shuffled vectors.
     choices
         Numbers to choose from.
     permutations
@@ -144,27 +144,23 @@ def virtual_neurons(
         If the vectors are not ``[n, d]``, or hold NaN.
     """
     vectors = _checked(vectors)
-    if k != "auto":
-        labels = cluster(vectors, k, seed=seed)
-        return VirtualNeurons(labels, _centroids(vectors, labels), _silhouette(vectors, labels), np.nan, np.nan)
-    found = {number: cluster(vectors, number, seed=seed) for number in choices if number < len(vectors)}
+    numbers = [number for number in choices if number < len(vectors)] if k == "auto" else [k]
+    found = {number: cluster(vectors, number, seed=seed) for number in numbers}
     clarity = {number: _silhouette(vectors, labels) for number, labels in found.items()}
-    if not clarity or not np.isfinite(list(clarity.values())).any():
-        whole = np.zeros(len(vectors), dtype=np.int64)
-        return VirtualNeurons(whole, _centroids(vectors, whole), 0.0, 0.0, 1.0)
+    whole = np.zeros(len(vectors), dtype=np.int64)
+    if not np.isfinite(list(clarity.values())).any():  # nothing to tell apart, or nothing asked for
+        labels = whole if k == "auto" else found[k]
+        return VirtualNeurons(labels, _centroids(vectors, labels), 0.0, 0.0, 1.0)
+    best = max(clarity, key=lambda number: (clarity[number], -number))
     generator = np.random.default_rng(seed)
     shuffled = [
-        _silhouette(mixed, cluster(mixed, 2, n_init=1, seed=seed))
+        _silhouette(mixed, cluster(mixed, best, n_init=1, seed=seed))
         for mixed in (generator.permuted(vectors, axis=0) for _ in range(permutations))
     ]
-    two = _silhouette(vectors, cluster(vectors, 2, seed=seed))
-    p = (1 + sum(value >= two for value in shuffled)) / (1 + permutations)
     null = float(np.mean(shuffled)) if shuffled else 0.0
-    if p > alpha:
-        whole = np.zeros(len(vectors), dtype=np.int64)
-        return VirtualNeurons(whole, _centroids(vectors, whole), two, null, p)
-    best = max(clarity, key=lambda number: (clarity[number], -number))
-    return VirtualNeurons(found[best], _centroids(vectors, found[best]), clarity[best], null, p)
+    p = (1 + sum(value >= clarity[best] for value in shuffled)) / (1 + permutations)
+    labels = whole if k == "auto" and p > alpha else found[best]
+    return VirtualNeurons(labels, _centroids(vectors, labels), clarity[best], null, p)
 
 
 def packed(parts: Sequence[VirtualNeurons]) -> tuple[dict[str, NDArray[Any]], list[list[int]]]:

@@ -78,7 +78,7 @@ def explorer(
     return _live(draw, values, slider, describe)
 
 
-def explore(study: Study, channels: Sequence[int] | None = None, count: int = 8) -> ipywidgets.Widget:
+def explore(study: Study, channels: Sequence[int] | None = None, count: int = 6) -> ipywidgets.Widget:
     """A slider over the neurons of a study, each taken apart.
 
     Parameters

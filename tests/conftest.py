@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the arrays are tiny: threads would only wait for each other
 
 from collections.abc import Iterator
 

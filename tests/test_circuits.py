@@ -342,5 +342,5 @@ def test_wrong_layers() -> None:
 
 def test_an_unreadable_image() -> None:
     images = Images(Items(noise(2), {1: OSError("gone")}))
-    with pytest.raises(ImageError, match="image 1 .*gone"):
+    with pytest.raises(ImageError, match=r"image 1 .*gone"):
         circuits(plain(), images, np.array([0]), np.array([1]), target="4", lower="2")

@@ -229,7 +229,7 @@ def test_empty() -> None:
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="there is no folder .*nowhere'; name one that holds a subfolder of pictures"):
+    with pytest.raises(ImageError, match=r"there is no folder .*nowhere'; name one that holds a subfolder of pictures"):
         folder_images(tmp_path / "nowhere")
 
 

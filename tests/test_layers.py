@@ -179,10 +179,7 @@ def test_cut_of_a_resnet_equals_its_composition(resnet: nn.Module, lower: str, t
     with resting(resnet):
         leaf, top = cut(resnet, images, lower, target)
         start = leaf.detach().clone().requires_grad_()
-        if lower == "layer3":
-            end = resnet.layer4(start)
-        else:
-            end = resnet.layer3(resnet.layer2[1](start))
+        end = resnet.layer4(start) if lower == "layer3" else resnet.layer3(resnet.layer2[1](start))
         seed = torch.randn_like(top)
         (found,) = torch.autograd.grad(top, leaf, seed)
         (expected,) = torch.autograd.grad(end, start, seed)
@@ -235,7 +232,7 @@ def test_cut_wants_a_lower_layer_that_runs_once(two: nn.Module) -> None:
 
 
 def test_cut_refuses_a_tuple(two: nn.Module) -> None:
-    with pytest.raises(LayerError, match="layer 'pair' .* puts out a tuple"):
+    with pytest.raises(LayerError, match=r"layer 'pair' .* puts out a tuple"):
         cut(two, noise(1), "pair", "right")
 
 

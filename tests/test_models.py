@@ -96,7 +96,7 @@ def test_pickles_that_run_code_are_refused(tmp_path: Path, raw: bool) -> None:
 
 def test_whole_modules_are_refused(tmp_path: Path) -> None:
     torch.save(load_model("glyphnet", "random"), tmp_path / "w.pth")
-    with pytest.raises(ModelError, match="save the state_dict alone, best as .safetensors"):
+    with pytest.raises(ModelError, match=r"save the state_dict alone, best as .safetensors"):
         load_model("glyphnet", tmp_path / "w.pth")
 
 
@@ -125,7 +125,7 @@ def test_a_torch_file_that_is_no_state_dict(tmp_path: Path, content: object) -> 
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="there is no file of weights .*nowhere.safetensors"):
+    with pytest.raises(ModelError, match=r"there is no file of weights .*nowhere.safetensors"):
         load_model("glyphnet", "nowhere.safetensors", folder=tmp_path)
 
 
@@ -149,7 +149,7 @@ def test_wrong_shapes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["resnet50", "keras:resnet50", "", "glyphnet:", "model.txt:make"])
 def test_unknown_source(source: str) -> None:
-    with pytest.raises(ModelError, match="can't tell what network .* expected 'glyphnet', 'torchvision:NAME'"):
+    with pytest.raises(ModelError, match=r"can't tell what network .* expected 'glyphnet', 'torchvision:NAME'"):
         load_model(source, "random")
 
 
@@ -186,7 +186,7 @@ def test_function_in_a_file(tmp_path: Path) -> None:
     save_file({"0.weight": torch.ones(3, 3, 1, 1), "0.bias": torch.zeros(3)}, tmp_path / "w.safetensors")
     assert load_model("mine.py:make", "w.safetensors", folder=tmp_path)[0].weight.sum() == 9
     assert load_model(f"{tmp_path}/mine.py:make")[0].out_channels == 3
-    with pytest.raises(ModelError, match="'number' of .*mine.py' returned a int, expected a torch.nn.Module"):
+    with pytest.raises(ModelError, match=r"'number' of .*mine.py' returned a int, expected a torch.nn.Module"):
         load_model("mine.py:number", folder=tmp_path)
     with pytest.raises(ModelError, match=r"mine.py' has no function 'other'"):
         load_model("mine.py:other", folder=tmp_path)

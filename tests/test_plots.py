@@ -86,7 +86,7 @@ def test_neuron_figure(glyph_study: Study, channel: int) -> None:
     assert sum(len(dots.get_offsets()) for dots in plane.collections if len(dots.get_offsets()) in sizes) >= 20
     assert [text.get_text() for text in plane.get_legend().get_texts()] == ["A", "B"]
     assert figure.get_suptitle() == f"layer4 / {channel}: 2 virtual neurons"
-    assert rows[1].title.get_color() == "black" or True
+    assert [axes._left_title.get_color() for axes in rows] == ["black", PALETTE[0], PALETTE[1]]
     assert not_blank(figure)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def top(values: Tensor, n: int, by: By = "max", batch: int = 7) -> TopReferences
 
 def everything(references: References) -> tuple[Any, ...]:
     arrays = (references.sample, references.score, references.position)
-    return tuple((array.dtype, array.shape, array.tobytes()) for array in arrays) + (references.grid,)
+    return (*tuple((array.dtype, array.shape, array.tobytes()) for array in arrays), references.grid)
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -106,7 +107,7 @@ def test_any_batches_and_any_merges_give_the_same_bytes(data: Any, kind: str, by
     images = data.draw(st.permutations(range(count)))
     cuts = sorted(data.draw(st.sets(st.integers(1, count), max_size=6)) | {0, count})
     parts = []
-    for start, stop in zip(cuts, cuts[1:]):  # each a batch of its own, of images in any order
+    for start, stop in itertools.pairwise(cuts):  # each a batch of its own, of images in any order
         part = TopReferences("layer", n, by)
         chosen = np.array(images[start:stop])
         part.update(chosen, values[chosen])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -199,7 +198,8 @@ def test_how_it_runs_does_not_matter(tmp_path: Path) -> None:
 def test_without_a_store(tmp_path: Path) -> None:
     study = replace(mine(tmp_path), store=None, progress=False)
     assert contents(study) == contents(mine(tmp_path / "other"))
-    assert not list((tmp_path / "store").rglob("*.safetensors")) if (tmp_path / "store").exists() else True
+    assert not list((tmp_path / "store").rglob("*.safetensors"))
+    assert list((tmp_path / "other").rglob("*.safetensors"))
 
 
 def test_using(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_an_image_that_can_not_be_read(tmp_path: Path) -> None:
 
 
 def test_no_image_can_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="image 0 .*gone"):
+    with pytest.raises(ImageError, match=r"image 0 .*gone"):
         mine(tmp_path, images=Items(noise(4), {i: OSError("gone") for i in range(4)}))
 
 
@@ -375,7 +375,7 @@ def test_virtual_from_the_store_is_the_same(glyph_study: Study) -> None:
         assert (a.labels == b.labels).all()
         assert (a.centroids == b.centroids).all()
         assert a.silhouette == b.silhouette
-        assert np.isnan(b.null)
+        assert (a.null, a.p) == (b.null, b.p)
 
 
 @pytest.mark.parametrize("source", ["glyfs", "no such thing"])
@@ -387,7 +387,7 @@ def test_unknown_study(source: str) -> None:
 
 
 def test_missing_study_file(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="there is no study file .*nowhere.toml"):
+    with pytest.raises(StudyError, match=r"there is no study file .*nowhere.toml"):
         load_study(tmp_path / "nowhere.toml")
 
 
@@ -471,7 +471,7 @@ def folder_study(tmp_path: Path) -> Path:
     picture_folder(tmp_path / "pictures", 8)
     save_file(plain(3).state_dict(), tmp_path / "w.safetensors")
     (tmp_path / "mine.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom small import plain\ndef make():\n    return plain()\n"
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom small import plain as make\n"
     )
     path = tmp_path / "own.toml"
     path.write_text(FOLDER)
@@ -545,7 +545,7 @@ def test_a_data_set_of_torchvision(folder_study: Path, tmp_path: Path, monkeypat
     assert study.images.normalisation == ((0.5,) * 3, (0.2,) * 3)
     assert asked == {"root": str(tmp_path / "there"), "download": True}
     folder_study.write_text(text.replace("train = false", "train = true"))
-    with pytest.raises(ImageError, match="torchvision's Small is not in .*there' and can't be fetched: no network"):
+    with pytest.raises(ImageError, match=r"torchvision's Small is not in .*there' and can't be fetched: no network"):
         load_study(folder_study)
 
 
@@ -556,15 +556,9 @@ def test_shipped_studies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(study.images.dataset, GlyphScenes)
     assert (study.parameters.n, len(study.images)) == (50, 4000)
     monkeypatch.delenv("PURE_NB_IMAGENET", raising=False)
+    monkeypatch.setattr("pure_nb.study.models.load_model", lambda *_, **__: plain())  # no hub is asked
     with pytest.raises(StudyError, match="PURE_NB_IMAGENET"):
-        load_study("imagenet-resnet50", weights=None) if os.environ.get("CI_WITH_HUB") else _without_hub()
-
-
-def _without_hub() -> Study:
-    """The study of a hub's network, with the hub cut out."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pure_nb.study.models.load_model", lambda *_, **__: plain())
-        return load_study("imagenet-resnet50")
+        load_study("imagenet-resnet50")
 
 
 @pytest.mark.slow

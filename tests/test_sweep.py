@@ -168,7 +168,7 @@ def test_left_out_is_as_if_it_had_never_been() -> None:
 
 def test_all_unreadable() -> None:
     images = Images(Items(noise(5), {i: OSError(f"gone {i}") for i in range(5)}))
-    with pytest.raises(ImageError, match="image 0 .*gone 0"):
+    with pytest.raises(ImageError, match=r"image 0 .*gone 0"):
         run(images, skip_unreadable=True)
 
 

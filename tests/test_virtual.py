@@ -57,11 +57,11 @@ def test_silhouette_is_scikit_learns() -> None:
     vectors, _ = blobs(3)
     found = virtual_neurons(vectors, 3)
     assert found.silhouette == pytest.approx(silhouette_score(vectors, found.labels))
-    assert np.isnan(found.null)
-    assert np.isnan(found.p)
+    assert found.null < found.silhouette
+    assert found.p == pytest.approx(0.01)
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
 def test_auto_finds_separate_clouds(count: int) -> None:
     vectors, truth = blobs(count)
     found = virtual_neurons(vectors)
@@ -84,6 +84,12 @@ def test_auto_false_alarms_are_as_rare_as_alpha_says() -> None:
     ps = [virtual_neurons(blobs(1, 30, seed=seed)[0], permutations=19).p for seed in range(20)]
     assert np.mean(np.array(ps) <= 0.05) < 0.25
     assert min(ps) >= 1 / 20
+
+
+def test_a_given_number_is_kept_whatever_p_says() -> None:
+    found = virtual_neurons(blobs(1, 60)[0], 3, permutations=19)
+    assert found.k == 3
+    assert found.p > 0.05
 
 
 def test_alpha_zero_never_splits() -> None:
