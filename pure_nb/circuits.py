@@ -11,8 +11,8 @@ takes one pair of every image of a batch through the same graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Generator, Iterable
+from contextlib import closing, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from zennit.core import Composite
 
 from pure_nb.data import Images, batches
 from pure_nb.layers import by_position, channel_axis, cut, get_layer, resting
-from pure_nb.lrp import default_composite, reusing
+from pure_nb.lrp import default_composite, require_fit, reusing
 from pure_nb.references import NonFiniteError, grouped
 from pure_nb.store import Store
 
@@ -82,7 +82,7 @@ def propagate(
     batch_size: int = 32,
     device: str = "cpu",
     workers: int = 0,
-) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]]:
+) -> Generator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor], None, None]:
     """Relevance of single channels at a lower layer, for many pairs of a channel and an image.
 
     Parameters
@@ -111,6 +111,8 @@ def propagate(
     ------
     IndexError
         If a channel or an image does not exist.
+    LayerError
+        If a layer can't be used, or the rules of LRP do not fit the network.
     NonFiniteError
         If the relevance is NaN or infinite.
     """
@@ -127,6 +129,8 @@ def propagate(
     # Images with similarly many pairs share a batch, so that few rows of a round are idle.
     unique, pairs_of = grouped(sample)
     order = np.argsort([-len(pairs) for pairs in pairs_of], kind="stable")
+    if composite is not None and len(unique):
+        require_fit(model, images.tensor(int(unique[0]))[None].to(device), target, composite)
     with resting(model), context:
         start = 0
         for batch in batches(images, unique[order].tolist(), batch_size=batch_size, workers=workers):
@@ -230,7 +234,8 @@ def circuits(
                     device=device,
                     workers=workers,
                 )
-                pooled = _pooled(flows, len(block), bar)
+                with closing(flows):  # whatever happens here, the model gets its state back at once
+                    pooled = _pooled(flows, len(block), bar)
                 if store:
                     store.save_arrays("block", key, {"relevance": pooled})
             if vectors is None:
@@ -240,7 +245,7 @@ def circuits(
     return normalised(vectors).reshape(*shape, -1)
 
 
-def _pooled(flows: Iterator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]], count: int, bar: Any) -> Any:
+def _pooled(flows: Iterable[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]], count: int, bar: Any) -> Any:
     """Sum the relevance of each pair over the positions: float32 ``[count, lower channels]``."""
     vectors: Any = None
     for rows, relevance, _, _ in flows:

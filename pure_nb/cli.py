@@ -104,9 +104,9 @@ def run(
     for step in ("references", "circuits", "virtual", "neurons"):
         start = perf_counter()
         getattr(found, step)
-        seconds = perf_counter() - start
-        rate = f", {len(found.images) / seconds:.0f} images/s" if step == "references" else ""
-        typer.echo(f"{step}: {seconds:.1f} s{rate}")
+        typer.echo(f"{step}: {perf_counter() - start:.1f} s")
+    for lost in found.skipped:
+        typer.echo(f"left out: image {lost.sample} ({lost.path}): {lost.reason}")
     table = found.neurons
     typer.echo(
         f"{int((table['k'] > 1).sum())} of {len(table)} neurons fall apart. "
@@ -123,11 +123,12 @@ def neurons(
     store: Folder = None,
     rule: Rule = None,
     n: Count = None,
+    skip_unreadable: Skip = False,
     rows: Annotated[int, typer.Option(help="Rows to print; 0 prints all.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Write the whole table to this .csv or .parquet file.")] = None,
 ) -> None:
     """Print the neurons of a study, the most polysemantic first."""
-    table = _study(study, data, weights, store, rule=rule, n=n).neurons
+    table = _study(study, data, weights, store, rule=rule, n=n, skip_unreadable=skip_unreadable).neurons
     if out is not None:
         if out.suffix == ".parquet":
             table.to_parquet(out, index=False)
@@ -151,6 +152,7 @@ def plot(
     device: Device = None,
     rule: Rule = None,
     n: Count = None,
+    skip_unreadable: Skip = False,
     count: Annotated[int, typer.Option(help="Images in each row.")] = 6,
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("figures"),
 ) -> None:
@@ -158,7 +160,7 @@ def plot(
     import matplotlib
 
     matplotlib.use("agg")
-    found = _study(study, data, weights, store, device=device, rule=rule, n=n)
+    found = _study(study, data, weights, store, device=device, rule=rule, n=n, skip_unreadable=skip_unreadable)
     chosen = _numbers(neurons) if neurons else [int(channel) for channel in found.neurons["channel"].head(3)]
     out.mkdir(parents=True, exist_ok=True)
     for channel in chosen:
@@ -199,7 +201,10 @@ def _numbers(text: str) -> list[int]:
     for entry in text.split(","):
         first, dash, last = entry.strip().partition("-")
         try:
-            found += range(int(first), int(last if dash else first) + 1)
+            numbers = range(int(first), int(last if dash else first) + 1)
+            if not numbers:
+                raise ValueError(f"{first} is above {last}")
+            found += numbers
         except ValueError as problem:
             raise StudyError(
                 f"can't read {entry!r} in --neurons {text!r}; expected numbers such as 3,17,20-23"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -129,40 +129,62 @@ class Images:
         """Mean and standard deviation that the data set's transform takes out, if any."""
         if self.mean is not None and self.std is not None:
             return self.mean, self.std
-        transform = getattr(self.dataset, "transform", None)
-        steps = getattr(transform, "transforms", [transform])
-        for step in steps:
-            if type(step).__name__ == "Normalize":
-                return tuple(step.mean), tuple(step.std)
-        return None
+        return _normalisation(self.dataset)
+
+    @cached_property
+    def shape(self) -> torch.Size:
+        """The shape of the first image that can be read; all others must have it.
+
+        Raises
+        ------
+        ImageError
+            If none can be read.
+        """
+        for sample in range(len(self)):
+            found = self.tensor_or_reason(sample)
+            if not isinstance(found, Unreadable):
+                return found.shape
+        raise self.tensor_or_reason(0).error()  # type: ignore[union-attr]
 
     @cached_property
     def fingerprint(self) -> str:
         """Changes when the images change.
 
-        Of a folder it covers every file's name, size and time of change, and the transform; of any other data
-        set its length, its transform and sixteen items spread over it.
+        It covers the number of images, the transform, the labels, and sixteen items spread over the data set; of a
+        folder also every file's name, size and time of change.
         """
         # A function's repr holds its address, which differs from run to run.
         transform = re.sub(r" at 0x[0-9a-f]+", "", repr(getattr(self.dataset, "transform", None)))
         digest = hashlib.sha256(f"{type(self.dataset).__name__} {len(self)} {transform}".encode())
+        digest.update(repr(getattr(self.dataset, "targets", None)).encode())
         if isinstance(self.dataset, ImageFolder):
             for name, _ in self.dataset.samples:
                 path = Path(name)
                 status = path.stat()
                 entry = f"{path.relative_to(self.dataset.root)} {status.st_size} {status.st_mtime_ns}\n"
                 digest.update(entry.encode())
-        else:
-            for sample in np.unique(np.linspace(0, len(self) - 1, 16).astype(int)):
-                found = self.tensor_or_reason(int(sample))
-                content = repr(found) if isinstance(found, Unreadable) else found.numpy().tobytes()
-                digest.update(content.encode() if isinstance(content, str) else content)
+        for sample in np.unique(np.linspace(0, len(self) - 1, 16).astype(int)):
+            found = self.tensor_or_reason(int(sample))
+            digest.update(found.reason.encode() if isinstance(found, Unreadable) else found.numpy().tobytes())
         return digest.hexdigest()[:16]
 
     @property
     def scenes(self) -> GlyphScenes | None:
         """The glyph scenes behind the images, if that is what they are: then every object is known."""
         return self.dataset if isinstance(self.dataset, GlyphScenes) else None
+
+
+def _normalisation(thing: object) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation found in a data set, its transform, or what these are made of."""
+    mean, std = getattr(thing, "mean", None), getattr(thing, "std", None)
+    if isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple)):
+        return tuple(mean), tuple(std)
+    inside = [*(getattr(thing, "transforms", None) or ())] if isinstance(thing, transforms.Compose) else []
+    for part in (*inside, getattr(thing, "transform", None), getattr(thing, "dataset", None)):
+        found = _normalisation(part) if part is not None else None
+        if found:
+            return found
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,20 +209,20 @@ class _Numbered(Dataset[tuple[int, "Tensor | Unreadable"]]):
         return int(sample), self.images.tensor_or_reason(sample)
 
 
-def _collate(path: Callable[[int], str], items: list[tuple[int, Tensor | Unreadable]]) -> Batch:
-    """Stack what can be read; the shape of the first is the shape of all."""
+def _collate(images: Images, items: list[tuple[int, Tensor | Unreadable]]) -> Batch:
+    """Stack what can be read and has the shape of the first image that can be read."""
     samples: list[int] = []
     tensors: list[Tensor] = []
     lost: list[Unreadable] = []
     for sample, found in items:
         if isinstance(found, Unreadable):
             lost.append(found)
-        elif tensors and found.shape != tensors[0].shape:
+        elif found.shape != images.shape:
             reason = (
-                f"its shape {list(found.shape)} differs from {list(tensors[0].shape)} of image {samples[0]}; "
+                f"its shape {list(found.shape)} differs from {list(images.shape)} of the first image; "
                 "resize and crop to one size in the transform"
             )
-            lost.append(Unreadable(sample, path(sample), reason))
+            lost.append(Unreadable(sample, images.path(sample), reason))
         else:
             samples.append(sample)
             tensors.append(found)
@@ -225,7 +247,7 @@ def batches(images: Images, samples: Sequence[int], *, batch_size: int = 32, wor
         batch_size=batch_size,
         sampler=samples,
         num_workers=workers,
-        collate_fn=partial(_collate, images.path),
+        collate_fn=partial(_collate, images),
     )
 
 

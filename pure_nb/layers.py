@@ -141,6 +141,8 @@ def activations(model: nn.Module, images: Tensor, layers: Sequence[str]) -> dict
 
     def keep(name: str) -> Callable[[Tensor], None]:
         def function(output: Tensor) -> None:
+            if name in found:
+                raise LayerError(f"layer {name!r} runs more than once in a forward pass; choose one that runs once")
             last = len(found) == len(set(layers)) - 1
             # A later in-place ReLU would change what we hold; after the last layer nothing runs any more.
             found[name] = output if last else output.clone()

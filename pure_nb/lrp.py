@@ -22,6 +22,8 @@ from zennit.layer import Sum
 from zennit.rules import Pass
 from zennit.torchvision import ResNetCanonizer
 
+from pure_nb.layers import LayerError, activations, resting
+
 
 def default_composite(model: nn.Module) -> Composite:
     """The rules of PURE and CRP: epsilon for linear layers, z-plus for convolutions, flat for the first layer.
@@ -40,6 +42,31 @@ def default_composite(model: nn.Module) -> Composite:
         zennit's ``EpsilonPlusFlat`` with the canonizers.
     """
     return EpsilonPlusFlat(canonizers=[CompositeCanonizer((ResNetCanonizer(), TimmResNetCanonizer()))])
+
+
+def require_fit(model: nn.Module, images: Tensor, target: str, composite: Composite) -> None:
+    """Check that a network computes the same with its rules and canonizers in place.
+
+    Raises
+    ------
+    LayerError
+        If it does not, or not at all: the canonizers were made for networks of another kind.
+    """
+    advice = "use rule='gradient', or bring a composite of zennit that is made for it as rule"
+    with resting(model), torch.no_grad():
+        expected = activations(model, images, [target])[target]
+        try:
+            with reusing(composite).context(model):
+                found = activations(model, images, [target])[target]
+        except (RuntimeError, TypeError, AttributeError) as problem:
+            raise LayerError(
+                f"the rules of layer-wise relevance propagation do not fit {type(model).__name__} ({problem}); {advice}"
+            ) from problem
+    if not torch.allclose(found, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
+        raise LayerError(
+            f"merging batch norms, as layer-wise relevance propagation needs it, changes what {type(model).__name__} "
+            f"computes at {target!r}; {advice}"
+        )
 
 
 class TimmResNetCanonizer(AttributeCanonizer):  # type: ignore[misc]
@@ -128,6 +155,8 @@ class _Passing(Hook):  # type: ignore[misc]
 
     def post_forward(self, module: nn.Module, input: tuple[Any, ...], output: Tensor) -> Tensor:
         entry = self.stored_tensors.pop("entry", None)
+        if not isinstance(output, Tensor):
+            raise TypeError(f"{type(module).__name__} puts out a {type(output).__name__}, not one tensor")
         if entry is None:
             return output
         self.stored_tensors["input"] = input[0]

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
+import sys
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -78,12 +81,15 @@ def load_model(source: str, weights: str | Path | None = None, *, folder: Path =
 
 def _fetched(source: str, make: Any) -> nn.Module:
     """Make a model of a library, and turn the many errors of an unreachable hub into one that helps."""
+    kind, _, name = source.rpartition(":")
+    hub = f"model.safetensors of timm/{name} on the Hugging Face hub"
+    where = hub if kind == "timm" else f"the state_dict that torchvision names in its weights of {name}"
     try:
         model: nn.Module = make()
     except (URLError, OSError) as problem:  # huggingface_hub's and requests' errors are OSErrors
         raise ModelError(
             f"the weights of {source!r} could not be fetched from their hub ({type(problem).__name__}: {problem}). "
-            "Without a network, bring the file and name it: weights = 'FILE.safetensors' in the study, or --weights"
+            f"Without a network, bring the file ({where}) and name it: weights = 'FILE' in the study, or --weights FILE"
         ) from problem
     except (ValueError, RuntimeError) as problem:
         raise ModelError(f"{source!r} can't be made: {problem}") from problem
@@ -94,11 +100,18 @@ def _from_file(path: Path, name: str, options: dict[str, Any]) -> nn.Module:
     """Run a user's own Python file and call a function in it."""
     if not path.is_file():
         raise ModelError(f"there is no file {str(path)!r} with a function {name!r} that makes the network")
-    specification = importlib.util.spec_from_file_location(path.stem, path)
+    specification = importlib.util.spec_from_file_location(f"_user_{path.stem}", path)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    sys.modules[specification.name] = module  # dataclasses look their module up there
+    sys.path.insert(0, str(path.parent.absolute()))  # the file may import its neighbours
+    try:
+        specification.loader.exec_module(module)
+    except Exception as problem:
+        raise ModelError(f"{str(path)!r} can't be run: {type(problem).__name__}: {problem}") from problem
+    finally:
+        sys.path.pop(0)
     make = getattr(module, name, None)
     if make is None:
         raise ModelError(f"{str(path)!r} has no function {name!r}")
@@ -148,8 +161,10 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Changes when a weight, a buffer, or the printed structure of the network changes."""
+    """Changes when a weight, a buffer, the printed structure or the source of the network's class changes."""
     digest = hashlib.sha256(repr(model).encode())
+    with suppress(OSError, TypeError):  # a class made in a session has no source
+        digest.update(inspect.getsource(type(model)).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

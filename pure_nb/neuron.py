@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from pure_nb import truth
 from pure_nb.circuits import Seed
+from pure_nb.layers import LayerError
 from pure_nb.render import Look, View, views
 from pure_nb.virtual import Layout, VirtualNeurons, embed
 
@@ -51,7 +53,7 @@ class Neuron:
     @cached_property
     def virtual(self) -> VirtualNeurons:
         """The neuron taken apart, as the study's parameters say."""
-        return self.study.virtual_of(self.channel)
+        return self.study.virtual_of(self.channel, self.vectors)
 
     @property
     def objects(self) -> NDArray[np.int64] | None:
@@ -71,27 +73,42 @@ class Neuron:
         """Reference images of given ranks, with the part of the picture that the neuron looks at.
 
         Unlike the paper's, they show what is behind the *maximum* of the activation; ``seed="activation"`` gives the
-        paper's. See :func:`pure_nb.render.heatmaps`.
+        paper's. See :func:`pure_nb.render.heatmaps`. Where the rules of CRP do not fit the network, a warning says so
+        and the activation map is used, or the whole picture where the layer has no grid.
         """
         sample = self.sample[np.asarray(ranks, dtype=np.int64)]
-        return views(
-            self.study.model,
-            self.study.images,
-            np.full_like(sample, self.channel),
-            sample,
-            target=self.study.parameters.target,
-            look=look,
-            seed=seed,
-            batch_size=min(self.study.batch_size, 16),
-            device=self.study.device,
-        )
+        study = self.study
+        try:
+            return views(
+                study.model,
+                study.images,
+                np.full_like(sample, self.channel),
+                sample,
+                target=study.parameters.target,
+                look=look,
+                seed=seed,
+                batch_size=min(study.batch_size, 16),
+                device=study.device,
+            )
+        except LayerError as problem:
+            if look == "crp" and len(study.references.grid) == 2:
+                warnings.warn(f"the activation map is shown, since {problem}", stacklevel=2)
+                return self.views(ranks, "activation")
+            warnings.warn(f"whole pictures are shown, since {problem}", stacklevel=2)
+            pictures = [study.images.picture(number) for number in sample.tolist()]
+            return [View(n, p, np.ones(p.shape[:2], dtype=bool)) for n, p in zip(sample.tolist(), pictures)]
 
     def meanings(self, part: int | None = None) -> str:
-        """What the neuron, or a part of it, truly answers to: ``"cat 61%, urn 30%"``; "" where that is not known."""
-        if self.objects is None:
-            return ""
-        found = truth.meanings(self.objects[self.members(part)])
-        return ", ".join(f"{name} {share:.0%}" for name, share in found)
+        """What the neuron, or a part of it, answers to, with shares of its images: ``"cat 61%, urn 30%"``.
+
+        The objects under the maxima where these are known, else the labels of the images; "" where there are none.
+        """
+        ranks = self.members(part)
+        if self.objects is not None:
+            named = truth.meanings(self.objects[ranks])
+        else:
+            named = truth.shares([self.study.images.label(sample) for sample in self.sample[ranks].tolist()])
+        return ", ".join(f"{name} {share:.0%}" for name, share in named if name)
 
     def plot(self, count: int = 6) -> Figure:
         """The neuron taken apart, as a picture: its circuits in the plane, and images of each part."""

@@ -71,7 +71,7 @@ def neuron_figure(neuron: Neuron, count: int = 6) -> Figure:
     """A neuron taken apart (as figure 1 of the PURE paper): its circuits in the plane, and images of each part.
 
     Left, every reference image is a point, placed by UMAP so that similar circuits are near each other; colours are
-    virtual neurons, contours the density of each. Right, the strongest images of the whole neuron, and of each part.
+    virtual neurons, contours the density of all. Right, the strongest images of the whole neuron, and of each part.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def _circuit_plane(axes: Axes, neuron: Neuron, pictures: dict[int, Picture]) -> 
             )
     axes.margins(0.22)
     axes.set(xticks=[], yticks=[])
-    axes.set_xlabel("circuits of the reference images (UMAP)", fontsize=9)
+    axes.set_xlabel("circuits of the reference images, laid out in the plane", fontsize=9)
     sns.despine(ax=axes, left=True, bottom=True)
 
 
@@ -156,7 +156,7 @@ def circuits_figure(neuron: Neuron, strongest: int = 12) -> Figure:
     """
     vectors, labels = neuron.vectors, neuron.virtual.labels
     chosen = np.sort(np.argsort(-np.abs(vectors).mean(axis=0), kind="stable")[:strongest])
-    order = np.argsort(labels, kind="stable")
+    order = np.argsort(labels, kind="stable")[(labels < 0).sum() :]
     figure, axes = plt.subplots(figsize=(8.5, 4), layout="constrained")
     limit = float(np.abs(vectors[:, chosen]).max()) or 1.0
     lower = neuron.study.parameters.lower
@@ -171,7 +171,7 @@ def circuits_figure(neuron: Neuron, strongest: int = 12) -> Figure:
         cbar_kws={"label": "share of relevance"},
     )
     start = 0
-    for part, size in enumerate(np.bincount(labels)):
+    for part, size in enumerate(neuron.virtual.sizes):
         colour = PALETTE[part % len(PALETTE)]
         axes.add_patch(Rectangle((start, -0.5), size, 0.5, color=colour, clip_on=False))
         axes.text(start + size / 2, -0.7, part_name(part), color=colour, ha="center", va="bottom", fontsize=10)

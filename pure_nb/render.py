@@ -7,7 +7,8 @@ show (PURE, section 4). A cheap alternative is the channel's activation map, sca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,7 +99,7 @@ def heatmaps(
     seed: Seed = "activation",
     batch_size: int = 16,
     device: str = "cpu",
-) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+) -> Generator[tuple[NDArray[np.int64], Tensor], None, None]:
     """Heatmaps of single channels in the pictures, for many pairs of a channel and an image.
 
     Parameters
@@ -130,12 +131,13 @@ def heatmaps(
             batch_size=batch_size,
             device=device,
         )
-        for rows, relevance, _, _ in flows:
-            yield rows, relevance.sum(dim=1).cpu()
+        with closing(flows):
+            for rows, relevance, _, _ in flows:
+                yield rows, relevance.sum(dim=1).cpu()
         return
     unique, pairs_of = grouped(sample)
     image = 0
-    with resting(model.to(device)), torch.inference_mode():
+    with resting(model.to(device)), torch.no_grad():
         for batch in batches(images, unique.tolist(), batch_size=batch_size):
             for lost in batch.unreadable:
                 raise lost.error()
@@ -227,14 +229,16 @@ def views(
     """
     found: dict[int, View] = {}
     pictures: dict[int, Picture] = {}
-    for rows, maps in heatmaps(
+    flows = heatmaps(
         model, images, channel, sample, target=target, look=look, seed=seed, batch_size=batch_size, device=device
-    ):
-        for row, mask in zip(rows.tolist(), seen(maps, blur=blur, threshold=threshold)):
-            number = int(sample[row])
-            if number not in pictures:
-                pictures[number] = images.picture(number)
-            found[row] = View(number, pictures[number], mask)
+    )
+    with closing(flows):
+        for rows, maps in flows:
+            for row, mask in zip(rows.tolist(), seen(maps, blur=blur, threshold=threshold)):
+                number = int(sample[row])
+                if number not in pictures:
+                    pictures[number] = images.picture(number)
+                found[row] = View(number, pictures[number], mask)
     return [found[row] for row in range(len(sample))]
 
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from pure_nb import models, truth
 from pure_nb.circuits import Rule, Seed, circuits
-from pure_nb.data import ImageError, Images
+from pure_nb.data import ImageError, Images, Unreadable
 from pure_nb.layers import LayerShape, require
 from pure_nb.references import By, References, TopReferences
 from pure_nb.store import Store
@@ -114,6 +114,18 @@ class Study:
     skip_unreadable: bool = False
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 0:
+            raise StudyError(
+                f"batch_size must be at least 1 and workers at least 0, got {self.batch_size} and {self.workers}"
+            )
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as problem:  # torch without CUDA asserts
+            raise StudyError(
+                f"the device {self.device!r} can't be used here: {str(problem).splitlines()[0]}"
+            ) from problem
+
     @classmethod
     def of(
         cls,
@@ -178,8 +190,8 @@ class Study:
         return require(self.model, example.to(self.device), self.parameters.target, self.parameters.lower)
 
     @cached_property
-    def references(self) -> References:
-        """The reference images of every channel of the target layer; one pass over all images."""
+    def _swept(self) -> tuple[References, list[Unreadable]]:
+        """The reference images, and the images that could not be read."""
         key, p = self._key("references", "target", "n", "by"), self.parameters
         saved = self.store.load_arrays("references", key) if self.store else None
         if saved is not None:
@@ -189,7 +201,8 @@ class Study:
                     f"{len(note['skipped'])} images could not be read and were left out of these results, the first "
                     f"{note['skipped'][0][1]}; accept that with skip_unreadable=True, or --skip-unreadable"
                 )
-            return TopReferences(p.target, p.n, p.by).restored(arrays).result()
+            top = TopReferences(p.target, p.n, p.by).restored(arrays)
+            return top.result(), [Unreadable(*entry) for entry in note["skipped"]]
         self.shapes  # noqa: B018  fail before the pass, not in it
         top = TopReferences(p.target, p.n, p.by)
         shards = self.store.part("sweep", key) if self.store else None
@@ -208,7 +221,17 @@ class Study:
             note = {"skipped": [[u.sample, u.path, u.reason] for u in skipped]}
             self.store.save_arrays("references", key, top.state(), note)
             shards.clear()
-        return top.result()
+        return top.result(), skipped
+
+    @property
+    def references(self) -> References:
+        """The reference images of every channel of the target layer; one pass over all images."""
+        return self._swept[0]
+
+    @property
+    def skipped(self) -> list[Unreadable]:
+        """The images that could not be read, and were left out."""
+        return self._swept[1]
 
     @cached_property
     def circuits(self) -> NDArray[np.float32]:
@@ -233,19 +256,21 @@ class Study:
         sample = self.references.sample[channel]
         return self._run_circuits(np.full_like(sample, channel), sample)
 
-    def virtual_of(self, channel: int) -> VirtualNeurons:
-        """One channel taken apart; it alone where all would take long."""
+    def virtual_of(self, channel: int, vectors: NDArray[np.float32] | None = None) -> VirtualNeurons:
+        """One channel taken apart; it alone where all would take long, by its ``vectors`` if they are at hand."""
         self._check(channel)
         if self._whole("virtual", self._key("virtual", *PARAMETERS)):
             return self.virtual[channel]
-        return self.split(self.circuits_of(channel))
+        return self.split(self.circuits_of(channel) if vectors is None else vectors)
 
     def _whole(self, step: str, key: Mapping[str, object]) -> bool:
         """Whether a step is there for all channels, or quickly computed for all."""
         stored = self.store is not None and self.store.path(step, key).exists()
         return stored or step in self.__dict__ or self.references.sample.size < SMALL
 
-    def assign(self, channel: int, images: Images, samples: Sequence[int] | None = None) -> NDArray[np.int64]:
+    def assign(
+        self, channel: int, images: Images | Dataset[Any], samples: Sequence[int] | None = None
+    ) -> NDArray[np.int64]:
         """The virtual neurons that new images drive a channel through.
 
         Parameters
@@ -260,6 +285,7 @@ class Study:
         ndarray
             int64 ``[samples]``: labels as in :attr:`VirtualNeurons.labels`.
         """
+        images = images if isinstance(images, Images) else Images(images)
         every = np.arange(len(images)) if samples is None else np.asarray(samples, dtype=np.int64)
         vectors = self._run_circuits(np.full_like(every, channel), every, images=images)
         return self.neuron(channel).virtual.assign(vectors)
@@ -295,15 +321,16 @@ class Study:
     def objects(self) -> NDArray[np.int64] | None:
         """The class of the object under each reference's maximum, ``[channels, n]``; None where that is not known."""
         scenes = self.images.scenes
-        return None if scenes is None else truth.objects_at_maxima(scenes, self.references)
+        known = scenes is not None and len(self.references.grid) == 2  # else there is no place to look at
+        return truth.objects_at_maxima(scenes, self.references) if scenes is not None and known else None
 
     @cached_property
     def neurons(self) -> pd.DataFrame:
         """One row for each channel, the most polysemantic first.
 
         Columns: ``channel``; ``k`` virtual neurons; ``score`` and ``p`` of :class:`~pure_nb.virtual.VirtualNeurons`;
-        ``sizes`` of the parts; ``strongest`` activation; and where the objects are known, the true ``meanings`` and the
-        agreement ``ami`` of the parts with them. Dead channels come last.
+        ``sizes`` of the parts; ``strongest`` activation; ``meanings`` as :meth:`pure_nb.neuron.Neuron.meanings` gives
+        them; and where the objects are known, the agreement ``ami`` of the parts with them. Dead channels come last.
         """
         key = self._key("neurons", *PARAMETERS)
         saved = self.store.load_table("neurons", key) if self.store else None
@@ -316,12 +343,11 @@ class Study:
                 "k": parts.k,
                 "score": parts.score if references.alive[channel] else np.nan,
                 "p": parts.p,
-                "sizes": " ".join(str(size) for size in np.bincount(parts.labels)),
+                "sizes": " ".join(str(size) for size in parts.sizes),
                 "strongest": float(references.score[channel, 0]),
+                "meanings": self.neuron(channel).meanings(),
             }
             if self.objects is not None:
-                found = truth.meanings(self.objects[channel])
-                row["meanings"] = ", ".join(f"{name} {share:.0%}" for name, share in found)
                 row["ami"] = adjusted_mutual_info_score(self.objects[channel], parts.labels)
             rows.append(row)
         table = pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable", ignore_index=True)
@@ -377,7 +403,7 @@ class Study:
     def _key(self, step: str, *parameters: str) -> dict[str, object]:
         """What a result depends on. ``format`` changes when this package computes a step differently."""
         chosen = {name: getattr(self.parameters, name) for name in parameters}
-        return {"step": step, "format": 1, "weights": self._weights, "images": self.images.fingerprint, **chosen}
+        return {"step": step, "format": 2, "weights": self._weights, "images": self.images.fingerprint, **chosen}
 
 
 def checked(values: Mapping[str, Any]) -> Parameters:

@@ -8,7 +8,8 @@ the batches are fixed: batch b holds the images from ``b * batch_size`` on, whoe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -61,17 +62,18 @@ def run_shard(
     batch_size: int = 32,
     device: str = "cpu",
     workers: int = 0,
-) -> Iterator[int | Unreadable]:
+) -> Generator[int | Unreadable, None, None]:
     """Feed one shard to the accumulators; yields the number of images of each batch, and what was unreadable."""
     layers = list(dict.fromkeys(accumulator.layer for accumulator in accumulators))
-    with resting(model), torch.inference_mode():
+    with resting(model):
         for batch in batches(images, samples, batch_size=batch_size, workers=workers):
             yield from batch.unreadable
             if not len(batch.samples):
                 continue
-            outputs = activations(model, batch.images.to(device), layers)
-            for accumulator in accumulators:
-                accumulator.update(batch.samples, outputs[accumulator.layer])
+            with torch.inference_mode():
+                outputs = activations(model, batch.images.to(device), layers)
+                for accumulator in accumulators:
+                    accumulator.update(batch.samples, outputs[accumulator.layer])
             yield len(batch.samples)
 
 
@@ -131,14 +133,14 @@ def sweep(
             else:
                 fresh = [accumulator.restored({}) for accumulator in accumulators]
                 lost = []
-                for event in run_shard(
-                    model, images, fresh, shard, batch_size=batch_size, device=device, workers=workers
-                ):
-                    if isinstance(event, Unreadable):
-                        if not skip_unreadable:
-                            raise event.error()
-                        lost.append(event)
-                    bar.update(1 if isinstance(event, Unreadable) else event)
+                events = run_shard(model, images, fresh, shard, batch_size=batch_size, device=device, workers=workers)
+                with closing(events):  # whatever happens here, the model gets its state back at once
+                    for event in events:
+                        if isinstance(event, Unreadable):
+                            if not skip_unreadable:
+                                raise event.error()
+                            lost.append(event)
+                        bar.update(1 if isinstance(event, Unreadable) else event)
                 if store:
                     arrays = {f"{i}.{name}": array for i, a in enumerate(fresh) for name, array in a.state().items()}
                     store.save_arrays("shard", key, arrays, [[u.sample, u.path, u.reason] for u in lost])

@@ -7,7 +7,7 @@ images, always with the same clustering and the same number of clusters, so that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,10 +65,14 @@ def meanings(labels: NDArray[np.int64], common: float = COMMON) -> list[tuple[st
     common
         Objects with a smaller share are left out.
     """
-    label, count = np.unique(labels, return_counts=True)
-    share = count / len(labels)
-    order = np.argsort(-share, kind="stable")
-    return [(CLASSES[label[i]].name, float(share[i])) for i in order if share[i] >= common]
+    return shares([CLASSES[label].name for label in labels], common)
+
+
+def shares(names: Sequence[str], common: float = COMMON) -> list[tuple[str, float]]:
+    """The names that make up at least a share ``common`` of a list, and their shares, most frequent first."""
+    found, count = np.unique(np.asarray(names), return_counts=True)
+    share = count / len(names)
+    return [(str(found[i]), float(share[i])) for i in np.argsort(-share, kind="stable") if share[i] >= common]
 
 
 def activation_vectors(

@@ -32,14 +32,15 @@ class VirtualNeurons:
     Attributes
     ----------
     labels
-        int64 ``[n]``: which virtual neuron each reference image belongs to; 0 has the most images.
+        int64 ``[n]``: which virtual neuron each reference image belongs to; 0 has the most images. -1 for images that
+        do not drive the neuron at all.
     centroids
         float32 ``[k, d]``: the mean circuit of each virtual neuron.
     silhouette
         How clearly the parts are apart, -1..1; of a neuron that is left whole, how clearly the best parts would be.
     null
-        Mean silhouette of as many clusters in vectors whose entries were shuffled between the images, each entry by
-        itself: what k-means finds where there is nothing to find.
+        Mean of the largest silhouette in vectors whose entries were shuffled between the images, each entry by itself:
+        what k-means finds where there is nothing to find.
     p
         Share of shuffles that are at least as clear as the real vectors, the real ones counted in.
     """
@@ -54,6 +55,11 @@ class VirtualNeurons:
     def k(self) -> int:
         """Number of virtual neurons."""
         return len(self.centroids)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of reference images of each virtual neuron."""
+        return [int((self.labels == part).sum()) for part in range(self.k)]
 
     @property
     def score(self) -> float:
@@ -112,8 +118,8 @@ def virtual_neurons(
     k: int | Literal["auto"] = "auto",
     *,
     choices: Sequence[int] = CHOICES,
-    permutations: int = 99,
-    alpha: float = 0.01,
+    permutations: int = 49,
+    alpha: float = 0.02,
     seed: int = 0,
 ) -> VirtualNeurons:
     """Take a neuron apart.
@@ -121,10 +127,11 @@ def virtual_neurons(
     Parameters
     ----------
     vectors
-        float ``[n, d]``: relevance vectors of its reference images.
+        float ``[n, d]``: relevance vectors of its reference images. Vectors of zeros, of images that do not drive the
+        neuron, belong to no part.
     k
         Number of virtual neurons; ``"auto"`` takes the one of ``choices`` with the largest mean silhouette, or one if
-        so many clusters are no clearer than in shuffled vectors.
+        the best clusters are no clearer than those of shuffled vectors.
     choices
         Numbers to choose from.
     permutations
@@ -145,23 +152,32 @@ def virtual_neurons(
         If the vectors are not ``[n, d]``, or hold NaN.
     """
     vectors = _checked(vectors)
-    numbers = [number for number in choices if number < len(vectors)] if k == "auto" else [k]
-    found = {number: cluster(vectors, number, seed=seed) for number in numbers}
-    clarity = {number: _silhouette(vectors, labels) for number, labels in found.items()}
-    whole = np.zeros(len(vectors), dtype=np.int64)
+    driven = vectors.any(axis=1)
+    labels = np.where(driven, 0, -1)
+    own = vectors[driven]
+    numbers = [number for number in choices if number < len(own)] if k == "auto" else [min(k, len(own))]
+    found = {number: cluster(own, number, seed=seed) for number in numbers if number > 0}
+    clarity = {number: _silhouette(own, parts) for number, parts in found.items()}
     if not np.isfinite(list(clarity.values())).any():  # nothing to tell apart, or nothing asked for
-        labels = whole if k == "auto" else found[k]
+        if k != "auto" and found:
+            labels[driven] = next(iter(found.values()))
         return VirtualNeurons(labels, _centroids(vectors, labels), 0.0, 0.0, 1.0)
     best = max(clarity, key=lambda number: (clarity[number], -number))
+    # Real and shuffled vectors go through the same procedure, so that p is what it says.
     generator = np.random.default_rng(seed)
-    shuffled = [
-        _silhouette(mixed, cluster(mixed, best, n_init=1, seed=seed))
-        for mixed in (generator.permuted(vectors, axis=0) for _ in range(permutations))
-    ]
+    real = _clearest(own, numbers, seed)
+    shuffled = [_clearest(generator.permuted(own, axis=0), numbers, seed) for _ in range(permutations)]
     null = float(np.mean(shuffled)) if shuffled else 0.0
-    p = (1 + sum(value >= clarity[best] for value in shuffled)) / (1 + permutations)
-    labels = whole if k == "auto" and p > alpha else found[best]
+    p = (1 + sum(value >= real for value in shuffled)) / (1 + permutations)
+    if k != "auto" or p <= alpha:
+        labels[driven] = found[best]
     return VirtualNeurons(labels, _centroids(vectors, labels), clarity[best], null, p)
+
+
+def _clearest(vectors: Vectors, numbers: Sequence[int], seed: int) -> float:
+    """The largest silhouette over several numbers of clusters, each from one start of k-means."""
+    values = [_silhouette(vectors, cluster(vectors, number, n_init=1, seed=seed)) for number in numbers]
+    return max((value for value in values if np.isfinite(value)), default=-1.0)
 
 
 def packed(parts: Sequence[VirtualNeurons]) -> tuple[dict[str, NDArray[Any]], list[list[int]]]:
@@ -224,6 +240,8 @@ def _checked(vectors: Vectors) -> Vectors:
 
 
 def _centroids(vectors: Vectors, labels: NDArray[np.int64]) -> Vectors:
+    if labels.max() < 0:  # nothing drives the neuron
+        return np.zeros((1, vectors.shape[1]), dtype=np.float32)
     means = [vectors[labels == label].mean(axis=0, dtype=np.float64) for label in range(labels.max() + 1)]
     return np.stack(means).astype(np.float32)
 

@@ -113,7 +113,7 @@ def test_plot(finished: Path, tmp_path: Path) -> None:
     expected = [str(tmp_path / "figures" / f"small-layer4-{channel}.png") for channel in (3, 5, 6)]
     assert result.stdout.split() == expected
     for file in expected:
-        assert Image.open(file).size[0] == 1440
+        assert Image.open(file).size[0] == 1140
 
 
 def test_plot_takes_the_most_polysemantic_by_default(finished: Path, tmp_path: Path) -> None:
