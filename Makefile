@@ -11,7 +11,7 @@ PYTESTFLAGS ?=
 EXPLORERS := _build/extra/explorers
 
 .DELETE_ON_ERROR:
-.PHONY: help env book test lint types format clean distclean
+.PHONY: help env book lab test lint types format clean distclean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,10 @@ book: $(STAMP)  ## build the book; prints where it is
 	fi; mkdir -p $(EXPLORERS)
 	$(BIN)/jupyter-book build . $(BOOKFLAGS)
 	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+lab: $(STAMP)  ## open the chapters in JupyterLab
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[lab]"
+	$(BIN)/jupyter lab book
 
 test: lint types book  ## style, types, the book, all tests
 	$(BIN)/python -m pytest $(PYTESTFLAGS)

@@ -129,8 +129,8 @@ def propagate(
     # Images with similarly many pairs share a batch, so that few rows of a round are idle.
     unique, pairs_of = grouped(sample)
     order = np.argsort([-len(pairs) for pairs in pairs_of], kind="stable")
-    if composite is not None and len(unique):
-        require_fit(model, images.tensor(int(unique[0]))[None].to(device), target, composite)
+    if composite is not None:
+        require_fit(model, images.example[None].to(device), target, composite)
     with resting(model), context:
         start = 0
         for batch in batches(images, unique[order].tolist(), batch_size=batch_size, workers=workers):

@@ -132,8 +132,8 @@ class Images:
         return _normalisation(self.dataset)
 
     @cached_property
-    def shape(self) -> torch.Size:
-        """The shape of the first image that can be read; all others must have it.
+    def example(self) -> Tensor:
+        """The first image that can be read; once it is known, all others must have its shape.
 
         Raises
         ------
@@ -142,9 +142,9 @@ class Images:
         """
         for sample in range(len(self)):
             found = self.tensor_or_reason(sample)
-            if not isinstance(found, Unreadable):
-                return found.shape
-        raise self.tensor_or_reason(0).error()  # type: ignore[union-attr]
+            if isinstance(found, Tensor):
+                return found
+        return self.tensor(0)  # says why it can't be read
 
     @cached_property
     def fingerprint(self) -> str:
@@ -210,20 +210,23 @@ class _Numbered(Dataset[tuple[int, "Tensor | Unreadable"]]):
 
 
 def _collate(images: Images, items: list[tuple[int, Tensor | Unreadable]]) -> Batch:
-    """Stack what can be read and has the shape of the first image that can be read."""
+    """Stack what can be read and has the shape of the example, or of the batch's first where that is not known."""
+    example = images.__dict__.get("example")
+    expected: torch.Size | None = None if example is None else example.shape
     samples: list[int] = []
     tensors: list[Tensor] = []
     lost: list[Unreadable] = []
     for sample, found in items:
         if isinstance(found, Unreadable):
             lost.append(found)
-        elif found.shape != images.shape:
+        elif expected is not None and found.shape != expected:
             reason = (
-                f"its shape {list(found.shape)} differs from {list(images.shape)} of the first image; "
+                f"its shape {list(found.shape)} differs from {list(expected)} of image {samples[0] if samples else 0}; "
                 "resize and crop to one size in the transform"
             )
             lost.append(Unreadable(sample, images.path(sample), reason))
         else:
+            expected = found.shape
             samples.append(sample)
             tensors.append(found)
     stacked = torch.stack(tensors) if tensors else torch.empty(0)

@@ -89,7 +89,8 @@ def _fetched(source: str, make: Any) -> nn.Module:
     except (URLError, OSError) as problem:  # huggingface_hub's and requests' errors are OSErrors
         raise ModelError(
             f"the weights of {source!r} could not be fetched from their hub ({type(problem).__name__}: {problem}). "
-            f"Without a network, bring the file ({where}) and name it: weights = 'FILE' in the study, or --weights FILE"
+            f"Without a network, bring the file ({where}) and name it: weights = 'FILE.safetensors' in the study, or "
+            "--weights"
         ) from problem
     except (ValueError, RuntimeError) as problem:
         raise ModelError(f"{source!r} can't be made: {problem}") from problem

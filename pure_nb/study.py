@@ -183,9 +183,7 @@ class Study:
     @cached_property
     def shapes(self) -> tuple[LayerShape, LayerShape]:
         """How the target and the lower layer look; raises if they can't be studied together."""
-        loaded = (self.images.tensor_or_reason(i) for i in range(len(self.images)))
-        example = next((found for found in loaded if isinstance(found, torch.Tensor)), None)
-        example = (self.images.tensor(0) if example is None else example)[None]  # none at all: the first says why
+        example = self.images.example[None]
         self.model.to(self.device)
         return require(self.model, example.to(self.device), self.parameters.target, self.parameters.lower)
 

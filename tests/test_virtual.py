@@ -58,7 +58,7 @@ def test_silhouette_is_scikit_learns() -> None:
     found = virtual_neurons(vectors, 3)
     assert found.silhouette == pytest.approx(silhouette_score(vectors, found.labels))
     assert found.null < found.silhouette
-    assert found.p == pytest.approx(0.01)
+    assert found.p == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
@@ -67,7 +67,7 @@ def test_auto_finds_separate_clouds(count: int) -> None:
     found = virtual_neurons(vectors)
     assert found.k == count
     assert adjusted_rand_score(truth, found.labels) == 1
-    assert found.p == pytest.approx(0.01)
+    assert found.p == pytest.approx(0.02)
     assert found.score == pytest.approx(found.silhouette - found.null)
     assert found.score > 0.1
     for part in range(count):
@@ -81,9 +81,19 @@ def test_auto_leaves_one_cloud_whole() -> None:
 
 def test_auto_false_alarms_are_as_rare_as_alpha_says() -> None:
     """Under the null itself, independent entries, p is at most alpha in about that share of draws."""
-    ps = [virtual_neurons(blobs(1, 30, seed=seed)[0], permutations=19).p for seed in range(20)]
-    assert np.mean(np.array(ps) <= 0.05) < 0.25
+    ps = [virtual_neurons(blobs(1, 30, seed=seed)[0], permutations=19).p for seed in range(80)]
+    assert np.sum(np.array(ps) <= 0.05) <= 10  # more than that: once in a hundred if the rate is 0.05
     assert min(ps) >= 1 / 20
+
+
+def test_images_that_do_not_drive_the_neuron_belong_to_no_part() -> None:
+    one = blobs(1, 60, seed=3)[0]
+    vectors = np.concatenate([one, np.zeros((25, one.shape[1]), np.float32)])
+    found = virtual_neurons(vectors)
+    assert found.k == 1
+    assert found.sizes == [60]
+    assert (found.labels[60:] == -1).all()
+    assert virtual_neurons(np.zeros((9, 4), np.float32), 3).sizes == [0]
 
 
 def test_a_given_number_is_kept_whatever_p_says() -> None:
@@ -98,14 +108,16 @@ def test_alpha_zero_never_splits() -> None:
 
 def test_null_and_p_by_hand() -> None:
     vectors, _ = blobs(2, 12, apart=2.5)
+
+    def clearest(some: np.ndarray) -> float:
+        labels = [KMeans(k, n_init=1, random_state=4).fit_predict(some) for k in (2, 3, 4, 5)]
+        return max(float(silhouette_score(some, own)) for own in labels)
+
     found = virtual_neurons(vectors, permutations=9, seed=4)
-    generator, values = np.random.default_rng(4), []
-    for _ in range(9):
-        mixed = generator.permuted(vectors, axis=0)
-        values.append(silhouette_score(mixed, KMeans(2, n_init=1, random_state=4).fit_predict(mixed)))
-    two = silhouette_score(vectors, KMeans(2, n_init=10, random_state=4).fit_predict(vectors))
+    generator = np.random.default_rng(4)
+    values = [clearest(generator.permuted(vectors, axis=0)) for _ in range(9)]
     assert found.null == pytest.approx(np.mean(values))
-    assert found.p == pytest.approx((1 + sum(value >= two for value in values)) / 10)
+    assert found.p == pytest.approx((1 + sum(value >= clearest(vectors) for value in values)) / 10)
 
 
 @pytest.mark.parametrize("count", [1, 2, 10])
@@ -128,8 +140,7 @@ def test_few_vectors(count: int) -> None:
 
 def test_fewer_different_vectors_than_parts() -> None:
     vectors = np.repeat(np.eye(2, 4, dtype=np.float32), 6, axis=0)
-    assert virtual_neurons(vectors, 4).k == 2
-    found = virtual_neurons(vectors)
+    found = virtual_neurons(vectors, 4)
     assert found.k == 2
     assert found.silhouette == pytest.approx(1)
 
