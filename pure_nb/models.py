@@ -38,7 +38,7 @@ def load_model(source: str, weights: str | Path | None = None, *, folder: Path =
         ``"glyphnet"``, the network that ships; ``"torchvision:resnet50"``; ``"timm:resnet34.a1_in1k"``; or
         ``"my_file.py:my_function"``, a function that returns a ``torch.nn.Module``.
     weights
-        A ``.safetensors`` or ``.pth`` file; ``"random"`` for none; None for the published ones: torchvision's
+        A ``.safetensors`` or ``.pth`` file; ``"random"`` for random ones, the same each time; None for the published ones: torchvision's
         default or timm's pretrained weights, fetched from their hubs.
     folder
         What relative paths start from.
@@ -57,6 +57,10 @@ def load_model(source: str, weights: str | Path | None = None, *, folder: Path =
     """
     kind, _, name = source.rpartition(":")
     hub = weights is None
+    if weights == "random":  # the same ones each time, or no stored result would ever be found again
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return load_model(source, "", folder=folder, **options)
     if source == "glyphnet":
         model: nn.Module = GlyphNet()
         if hub:
@@ -74,7 +78,7 @@ def load_model(source: str, weights: str | Path | None = None, *, folder: Path =
             f"can't tell what network {source!r} is; expected 'glyphnet', 'torchvision:NAME', 'timm:NAME' or "
             "'FILE.py:FUNCTION'"
         )
-    if weights is not None and weights != "random":
+    if weights:
         load_weights(model, folder / weights)
     return model.float().eval()
 

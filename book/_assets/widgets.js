@@ -1,3 +1,20 @@
+// The widget manager asks MathJax 2's queue to typeset its labels; the book has MathJax 3, which has none.
+(() => {
+  "use strict";
+  const fit = (mathjax) => {
+    if (mathjax && !mathjax.Hub) mathjax.Hub = { Queue() {} };
+    return mathjax;
+  };
+  let current = fit(window.MathJax);
+  Object.defineProperty(window, "MathJax", {
+    configurable: true,
+    get: () => current,
+    set: (mathjax) => {
+      current = fit(mathjax);
+    },
+  });
+})();
+
 // Give every slider handle an accessible name: the label beside it. Widgets render late and may be redrawn, so watch.
 (() => {
   "use strict";
