@@ -38,7 +38,8 @@ def load_model(source: str, weights: str | Path | None = None, *, folder: Path =
         ``"glyphnet"``, the network that ships; ``"torchvision:resnet50"``; ``"timm:resnet34.a1_in1k"``; or
         ``"my_file.py:my_function"``, a function that returns a ``torch.nn.Module``.
     weights
-        A ``.safetensors`` or ``.pth`` file; ``"random"`` for random ones, the same each time; None for the published ones: torchvision's
+        A ``.safetensors`` or ``.pth`` file; ``"random"`` for random ones, the same each time;
+        None for the published ones: torchvision's
         default or timm's pretrained weights, fetched from their hubs.
     folder
         What relative paths start from.
