@@ -107,7 +107,7 @@ class Visit:
         self.home = (home.scheme, home.netloc)
         self.page.goto(url, wait_until="load")
         if self.page.locator(".math").count():
-            self.page.wait_for_selector("mjx-container")
+            self.page.wait_for_selector("mjx-container", state="attached")
         if self.page.locator('script[type="application/vnd.jupyter.widget-view+json"]').count():
             self.page.wait_for_selector(".jupyter-widgets")
         self.page.wait_for_load_state("networkidle")

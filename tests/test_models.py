@@ -32,7 +32,11 @@ def test_random_weights(source: str) -> None:
     assert not any(module.training for module in model.modules())
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     torch.manual_seed(1)
-    assert not equal(model, load_model(source, "random"))
+    before = torch.random.get_rng_state()
+    assert equal(model, load_model(source, "random"))  # or no stored result would ever be found again
+    assert torch.equal(torch.random.get_rng_state(), before)
+    if source == "glyphnet":
+        assert not equal(model, load_model(source))
 
 
 def test_options_reach_the_constructor() -> None:
