@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot create virtual environments." \
 		"On Debian or Ubuntu its package python3-venv is missing; environment.yml is the way with conda." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[book,test]"
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-compile -c constraints.txt -e ".[book,test]"
 	@touch $@
 
 # Chapters are cached once run. The cache knows the chapters but not the package: forget it when the package changed.

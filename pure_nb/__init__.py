@@ -12,7 +12,8 @@ The shortest way in, from a study that ships or from your own network, layers an
 from importlib.metadata import version
 
 from pure_nb.loading import load_study, shipped_studies
-from pure_nb.study import Parameters, Study
+from pure_nb.parameters import Parameters
+from pure_nb.study import Study
 
 __version__ = version("pure-nb")
 

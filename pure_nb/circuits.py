@@ -11,7 +11,7 @@ takes one pair of every image of a batch through the same graph.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, nullcontext
 from typing import Any, Literal
 
@@ -31,8 +31,8 @@ from pure_nb.store import Store
 Rule = Literal["gradient", "lrp"]
 Seed = Literal["activation", "peak", "unit"]
 
-BLOCK = 512
-"""Images in a block, rounded to whole batches: what is lost at most when a run is stopped."""
+BLOCK = 2048
+"""Pairs in a block, rounded up to whole batches of images: what is lost at most when a run is stopped."""
 
 
 def seeded(activation: Tensor, channel: Tensor, seed: Seed = "activation") -> Tensor:
@@ -210,12 +210,10 @@ def circuits(
         raise ValueError("no pairs of a channel and an image were given")
     _, pairs_of = grouped(sample)
     pairs_of.sort(key=len, reverse=True)
-    size = BLOCK // batch_size * batch_size or batch_size
     vectors: NDArray[np.float32] | None = None
     with tqdm(total=len(channel), desc="circuits", unit="pair", disable=not progress) as bar:
-        for number in range(0, len(pairs_of), size):
-            block = np.concatenate(pairs_of[number : number + size])
-            key = {"block": number, "size": size}
+        for number, block in enumerate(_blocks(pairs_of, batch_size)):
+            key = {"block": number, "pairs": len(block), "batch_size": batch_size}
             saved = store.load_arrays("block", key) if store else None
             if saved is not None:
                 pooled = saved[0]["relevance"]
@@ -243,6 +241,18 @@ def circuits(
             vectors[block] = pooled
     assert vectors is not None
     return normalised(vectors).reshape(*shape, -1)
+
+
+def _blocks(pairs_of: list[NDArray[np.int64]], batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Pairs gathered by image, in blocks of whole batches with at least ``BLOCK`` pairs each, but for the last."""
+    block: list[NDArray[np.int64]] = []
+    for start in range(0, len(pairs_of), batch_size):
+        block += pairs_of[start : start + batch_size]
+        if sum(map(len, block)) >= BLOCK:
+            yield np.concatenate(block)
+            block = []
+    if block:
+        yield np.concatenate(block)
 
 
 def _pooled(flows: Iterable[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]], count: int, bar: Any) -> Any:

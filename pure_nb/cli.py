@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -17,9 +18,10 @@ from pure_nb.data import ImageError
 from pure_nb.layers import LayerError, survey
 from pure_nb.loading import load_study, shipped_studies
 from pure_nb.models import ModelError
+from pure_nb.parameters import StudyError
 from pure_nb.references import NonFiniteError
 from pure_nb.store import StoreWarning
-from pure_nb.study import Study, StudyError
+from pure_nb.study import Study
 
 app = typer.Typer(
     name="pure-nb",
@@ -101,6 +103,8 @@ def run(
         f"{found.name}: {target.name} ({target.channels} channels) through {lower.name} ({lower.channels} channels), "
         f"{len(found.images)} images, {found.parameters.n} references a neuron, rule {found.parameters.rule}"
     )
+    if found.parameters.n > len(found.images):
+        typer.echo(f"There are fewer images than references asked for: each neuron gets all {len(found.images)}.")
     for step in ("references", "circuits", "virtual", "neurons"):
         start = perf_counter()
         getattr(found, step)
@@ -108,10 +112,10 @@ def run(
     for lost in found.skipped:
         typer.echo(f"left out: image {lost.sample} ({lost.path}): {lost.reason}")
     table = found.neurons
-    typer.echo(
-        f"{int((table['k'] > 1).sum())} of {len(table)} neurons fall apart. "
-        f"Next: pure-nb neurons {study}; pure-nb plot {study} --neurons {_some(table)}"
-    )
+    same = _again(study, skip_unreadable, data=data, weights=weights, store=store, rule=rule, n=n)
+    some = ",".join(str(channel) for channel in np.asarray(table["channel"].head(3)))
+    typer.echo(f"{int((table['k'] > 1).sum())} of {len(table)} neurons fall apart. Next:")
+    typer.echo(f"  pure-nb neurons {same}\n  pure-nb plot {same} --neurons {some}")
 
 
 @app.command()
@@ -130,6 +134,7 @@ def neurons(
     """Print the neurons of a study, the most polysemantic first."""
     table = _study(study, data, weights, store, rule=rule, n=n, skip_unreadable=skip_unreadable).neurons
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".parquet":
             table.to_parquet(out, index=False)
         else:
@@ -212,8 +217,12 @@ def _numbers(text: str) -> list[int]:
     return found
 
 
-def _some(table: pd.DataFrame) -> str:
-    return ",".join(str(channel) for channel in np.asarray(table["channel"].head(3)))
+def _again(study: str, skip_unreadable: bool, **options: object) -> str:
+    """The study and its options as one types them, for the next command."""
+    words = [study]
+    for name, value in options.items():
+        words += [f"--{name}", str(value)] if value is not None else []
+    return shlex.join([*words, *(["--skip-unreadable"] if skip_unreadable else [])])
 
 
 if __name__ == "__main__":

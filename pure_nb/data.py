@@ -209,24 +209,21 @@ class _Numbered(Dataset[tuple[int, "Tensor | Unreadable"]]):
         return int(sample), self.images.tensor_or_reason(sample)
 
 
-def _collate(images: Images, items: list[tuple[int, Tensor | Unreadable]]) -> Batch:
-    """Stack what can be read and has the shape of the example, or of the batch's first where that is not known."""
-    example = images.__dict__.get("example")
-    expected: torch.Size | None = None if example is None else example.shape
+def _collate(images: Images, expected: torch.Size, items: list[tuple[int, Tensor | Unreadable]]) -> Batch:
+    """Stack what can be read and has the expected shape."""
     samples: list[int] = []
     tensors: list[Tensor] = []
     lost: list[Unreadable] = []
     for sample, found in items:
         if isinstance(found, Unreadable):
             lost.append(found)
-        elif expected is not None and found.shape != expected:
+        elif found.shape != expected:
             reason = (
-                f"its shape {list(found.shape)} differs from {list(expected)} of image {samples[0] if samples else 0}; "
+                f"its shape {list(found.shape)} differs from {list(expected)} of the first image; "
                 "resize and crop to one size in the transform"
             )
             lost.append(Unreadable(sample, images.path(sample), reason))
         else:
-            expected = found.shape
             samples.append(sample)
             tensors.append(found)
     stacked = torch.stack(tensors) if tensors else torch.empty(0)
@@ -244,13 +241,18 @@ def batches(images: Images, samples: Sequence[int], *, batch_size: int = 32, wor
         Images in a batch; the last may have fewer.
     workers
         Processes that load ahead; 0 loads in this one.
+
+    Raises
+    ------
+    ImageError
+        If no image of the data set can be read.
     """
     yield from DataLoader(
         _Numbered(images),
         batch_size=batch_size,
         sampler=samples,
         num_workers=workers,
-        collate_fn=partial(_collate, images),
+        collate_fn=partial(_collate, images, images.example.shape),
     )
 
 

@@ -13,8 +13,9 @@ from torchvision import datasets, transforms
 
 from pure_nb import models
 from pure_nb.data import ImageError, Images, folder_images, glyph_images
-from pure_nb.store import Store
-from pure_nb.study import Study, StudyError, checked, store_folder, word
+from pure_nb.parameters import StudyError, checked, word
+from pure_nb.store import Store, store_folder
+from pure_nb.study import Study
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -121,7 +121,14 @@ def _from_file(path: Path, name: str, options: dict[str, Any]) -> nn.Module:
     make = getattr(module, name, None)
     if make is None:
         raise ModelError(f"{str(path)!r} has no function {name!r}")
-    model = make(**options)
+    try:
+        inspect.signature(make).bind(**options)
+    except TypeError as problem:
+        raise ModelError(f"{name!r} of {str(path)!r} can't be called with {options}: {problem}") from problem
+    try:
+        model = make(**options)
+    except Exception as problem:
+        raise ModelError(f"{name!r} of {str(path)!r} failed: {type(problem).__name__}: {problem}") from problem
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name!r} of {str(path)!r} returned a {type(model).__name__}, expected a torch.nn.Module")
     return model

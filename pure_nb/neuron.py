@@ -62,7 +62,7 @@ class Neuron:
 
     def layout(self, kind: Layout = "umap") -> NDArray[np.float32]:
         """float32 ``[n, 2]``: the circuits laid out in the plane."""
-        return embed(self.vectors, kind, seed=self.study.parameters.random)
+        return self.study.layout_of(self.channel, self.vectors) if kind == "umap" else embed(self.vectors, kind)
 
     def members(self, part: int | None = None, count: int | None = None) -> NDArray[np.int64]:
         """Ranks of the reference images of a virtual neuron, strongest first; of all of them for None."""
@@ -101,13 +101,15 @@ class Neuron:
     def meanings(self, part: int | None = None) -> str:
         """What the neuron, or a part of it, answers to, with shares of its images: ``"cat 61%, urn 30%"``.
 
-        The objects under the maxima where these are known, else the labels of the images; "" where there are none.
+        The objects under the maxima where these are known, else the labels of the images that at least two of them
+        have; "" where there are none.
         """
         ranks = self.members(part)
         if self.objects is not None:
             named = truth.meanings(self.objects[ranks])
         else:
-            named = truth.shares([self.study.images.label(sample) for sample in self.sample[ranks].tolist()])
+            labels = [self.study.images.label(sample) for sample in self.sample[ranks].tolist()]
+            named = truth.shares(labels, max(truth.COMMON, 2 / max(1, len(labels))))
         return ", ".join(f"{name} {share:.0%}" for name, share in named if name)
 
     def plot(self, count: int = 6) -> Figure:

@@ -137,11 +137,12 @@ def heatmaps(
         return
     unique, pairs_of = grouped(sample)
     image = 0
-    with resting(model.to(device)), torch.no_grad():
+    with resting(model.to(device)):
         for batch in batches(images, unique.tolist(), batch_size=batch_size):
             for lost in batch.unreadable:
                 raise lost.error()
-            output = activations(model, batch.images.to(device), [target])[target]
+            with torch.no_grad():  # never across a yield, where it would reach the caller
+                output = activations(model, batch.images.to(device), [target])[target]
             if output.ndim != 4:
                 raise LayerError(f"layer {target!r} has no grid of positions to scale up; use look='crp'")
             for maps in output:

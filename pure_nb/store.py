@@ -157,3 +157,11 @@ def _distrust(path: Path, reason: str) -> None:
 
 def _manifest_of(path: Path) -> Path:
     return path.with_suffix(path.suffix + ".json")
+
+
+def store_folder(store: str | Path | None) -> Path:
+    """The folder of all results: the given one, ``$PURE_NB_STORE``, or the user's cache."""
+    if store is not None:
+        return Path(store)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("PURE_NB_STORE") or cache / "pure_nb")

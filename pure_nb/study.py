@@ -10,10 +10,8 @@ the virtual neurons, the table of all neurons. Nothing is computed again unless 
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_mutual_info_score
 from torch import nn
@@ -28,58 +27,27 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from pure_nb import models, truth
-from pure_nb.circuits import Rule, Seed, circuits
+from pure_nb.circuits import circuits
 from pure_nb.data import ImageError, Images, Unreadable
 from pure_nb.layers import LayerShape, require
-from pure_nb.references import By, References, TopReferences
-from pure_nb.store import Store
+from pure_nb.parameters import PARAMETERS, Parameters, StudyError, checked, word
+from pure_nb.references import References, TopReferences
+from pure_nb.store import Arrays, Store, store_folder
 from pure_nb.sweep import sweep
-from pure_nb.virtual import VirtualNeurons, packed, unpacked, virtual_neurons
+from pure_nb.virtual import VirtualNeurons, embed, packed, unpacked, virtual_neurons
 
 if TYPE_CHECKING:
     from pure_nb.neuron import Neuron
 
 
-class StudyError(ValueError):
-    """A study that is not there or does not make sense."""
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """What is asked of the network.
-
-    Attributes
-    ----------
-    target, lower
-        Names of the layers L, whose channels are studied, and L' below it, whose channels make up the circuits.
-    n
-        Reference images of each channel.
-    by
-        What makes an image a reference: ``"max"`` or ``"mean"`` activation.
-    rule
-        How relevance is propagated: ``"gradient"`` or ``"lrp"``.
-    seed
-        Where it starts: ``"activation"``, ``"peak"`` or ``"unit"``; see :func:`pure_nb.circuits.seeded`.
-    k
-        Virtual neurons of each neuron; 0 chooses, neuron by neuron.
-    random
-        Seed of all that is random.
-    """
-
-    target: str
-    lower: str
-    n: int = 100
-    by: By = "max"
-    rule: Rule = "gradient"
-    seed: Seed = "activation"
-    k: int = 0
-    random: int = 0
-
-
-PARAMETERS = tuple(f.name for f in fields(Parameters))
+FORMAT = {"references": 3, "circuits": 2, "virtual": 3, "layouts": 1, "neurons": 4}
+"""Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
 
 NEURONS = 64
 """Neurons taken apart between two saves: what is lost at most when a run is stopped."""
+
+MANY = 128
+"""Neurons from which on they are taken apart by all cores; for fewer it takes longer to start the processes."""
 
 SMALL = 10_000
 """Pairs of a channel and a reference, up to which a study never computes a single channel alone."""
@@ -190,36 +158,32 @@ class Study:
     @cached_property
     def _swept(self) -> tuple[References, list[Unreadable]]:
         """The reference images, and the images that could not be read."""
-        key, p = self._key("references", "target", "n", "by"), self.parameters
-        saved = self.store.load_arrays("references", key) if self.store else None
-        if saved is not None:
-            arrays, note = saved
-            if note["skipped"] and not self.skip_unreadable:
-                raise ImageError(
-                    f"{len(note['skipped'])} images could not be read and were left out of these results, the first "
-                    f"{note['skipped'][0][1]}; accept that with skip_unreadable=True, or --skip-unreadable"
-                )
-            top = TopReferences(p.target, p.n, p.by).restored(arrays)
-            return top.result(), [Unreadable(*entry) for entry in note["skipped"]]
-        self.shapes  # noqa: B018  fail before the pass, not in it
-        top = TopReferences(p.target, p.n, p.by)
-        shards = self.store.part("sweep", key) if self.store else None
-        skipped = sweep(
-            self.model,
-            self.images,
-            [top],
-            batch_size=self.batch_size,
-            device=self.device,
-            workers=self.workers,
-            skip_unreadable=self.skip_unreadable,
-            store=shards,
-            progress=self.progress,
-        )
-        if self.store and shards:
-            note = {"skipped": [[u.sample, u.path, u.reason] for u in skipped]}
-            self.store.save_arrays("references", key, top.state(), note)
-            shards.clear()
-        return top.result(), skipped
+        p = self.parameters
+
+        def compute(shards: Store | None) -> tuple[Arrays, list[list[Any]]]:
+            self.shapes  # noqa: B018  fail before the pass, not in it
+            top = TopReferences(p.target, p.n, p.by)
+            skipped = sweep(
+                self.model,
+                self.images,
+                [top],
+                batch_size=self.batch_size,
+                device=self.device,
+                workers=self.workers,
+                skip_unreadable=self.skip_unreadable,
+                store=shards,
+                progress=self.progress,
+            )
+            return top.state(), [[u.sample, u.path, u.reason] for u in skipped]
+
+        arrays, note = self._kept("references", self._references_key(), compute)
+        if note and not self.skip_unreadable:
+            raise ImageError(
+                f"{len(note)} images could not be read and were left out of these results, the first {note[0][1]}; "
+                "accept that with skip_unreadable=True, or --skip-unreadable"
+            )
+        references = TopReferences(p.target, p.n, p.by).restored(arrays).result()
+        return references, [Unreadable(*entry) for entry in note]
 
     @property
     def references(self) -> References:
@@ -234,17 +198,13 @@ class Study:
     @cached_property
     def circuits(self) -> NDArray[np.float32]:
         """Relevance vectors of all references, float32 ``[channels, n, lower channels]``."""
-        key = self._circuits_key()
-        saved = self.store.load_arrays("circuits", key) if self.store else None
-        if saved is not None:
-            return saved[0]["relevance"]
-        references, blocks = self.references, self.store.part("circuits", key) if self.store else None
-        every = np.broadcast_to(np.arange(references.channels)[:, None], references.sample.shape)
-        found = self._run_circuits(every, references.sample, store=blocks, progress=self.progress)
-        if self.store and blocks:
-            self.store.save_arrays("circuits", key, {"relevance": found})
-            blocks.clear()
-        return found
+
+        def compute(blocks: Store | None) -> tuple[Arrays, None]:
+            sample = self.references.sample
+            channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
+            return {"relevance": self._run_circuits(channel, sample, store=blocks, progress=self.progress)}, None
+
+        return self._kept("circuits", self._circuits_key(), compute)[0]["relevance"]
 
     def circuits_of(self, channel: int) -> NDArray[np.float32]:
         """Relevance vectors of one channel's references, ``[n, lower channels]``, without the others'."""
@@ -259,7 +219,7 @@ class Study:
         self._check(channel)
         if self._whole("virtual", self._key("virtual", *PARAMETERS)):
             return self.virtual[channel]
-        return self.split(self.circuits_of(channel) if vectors is None else vectors)
+        return self._split([self.circuits_of(channel) if vectors is None else vectors])[0]
 
     def _whole(self, step: str, key: Mapping[str, object]) -> bool:
         """Whether a step is there for all channels, or quickly computed for all."""
@@ -291,36 +251,54 @@ class Study:
     @cached_property
     def virtual(self) -> list[VirtualNeurons]:
         """Every channel taken apart."""
-        key = self._key("virtual", *PARAMETERS)
-        saved = self.store.load_arrays("virtual", key) if self.store else None
-        if saved is not None:
-            return unpacked(*saved)
-        vectors, blocks = self.circuits, self.store.part("virtual", key) if self.store else None
-        found: list[VirtualNeurons] = []
-        with tqdm(total=len(vectors), desc="virtual", unit="neuron", disable=not self.progress) as bar:
-            for first in range(0, len(vectors), NEURONS):
-                block = {"first": first}
-                saved = blocks.load_arrays("block", block) if blocks else None
-                part = unpacked(*saved) if saved else [self.split(own) for own in vectors[first : first + NEURONS]]
-                if blocks and not saved:
-                    blocks.save_arrays("block", block, *packed(part))
-                found += part
-                bar.update(len(part))
-        if self.store and blocks:
-            self.store.save_arrays("virtual", key, *packed(found))
-            blocks.clear()
-        return found
 
-    def split(self, vectors: NDArray[np.float32]) -> VirtualNeurons:
-        """Take one channel apart by its relevance vectors, as the parameters say."""
-        return virtual_neurons(vectors, self.parameters.k or "auto", seed=self.parameters.random)
+        def compute(blocks: Store | None) -> tuple[Arrays, Any]:
+            vectors, found = self.circuits, []
+            bar = tqdm(total=len(vectors), desc="virtual", unit="neuron", disable=not self.progress)
+            with bar, Parallel(n_jobs=-1 if len(vectors) >= MANY else 1) as parallel:
+                for first in range(0, len(vectors), NEURONS):
+                    saved = blocks.load_arrays("block", {"first": first}) if blocks else None
+                    part = unpacked(*saved) if saved else self._split(vectors[first : first + NEURONS], parallel)
+                    if blocks and not saved:
+                        blocks.save_arrays("block", {"first": first}, *packed(part))
+                    found += part
+                    bar.update(len(part))
+            return packed(found)
+
+        return unpacked(*self._kept("virtual", self._key("virtual", *PARAMETERS), compute))
+
+    def _split(self, vectors: Iterable[NDArray[np.float32]], parallel: Parallel | None = None) -> list[VirtualNeurons]:
+        """Take channels apart, each by its relevance vectors, as the parameters say."""
+        how = {"k": self.parameters.k or "auto", "seed": self.parameters.random}
+        return list((parallel or Parallel(n_jobs=1))(delayed(virtual_neurons)(own, **how) for own in vectors))
 
     @cached_property
     def objects(self) -> NDArray[np.int64] | None:
         """The class of the object under each reference's maximum, ``[channels, n]``; None where that is not known."""
         scenes = self.images.scenes
-        known = scenes is not None and len(self.references.grid) == 2  # else there is no place to look at
-        return truth.objects_at_maxima(scenes, self.references) if scenes is not None and known else None
+        if scenes is None or len(self.references.grid) != 2:  # without a grid there is no place to look at
+            return None
+
+        def compute(_: Store | None) -> tuple[Arrays, None]:
+            return {"label": truth.objects_at_maxima(scenes, self.references)}, None
+
+        return self._kept("objects", self._references_key() | {"step": "objects"}, compute)[0]["label"]
+
+    @cached_property
+    def layouts(self) -> NDArray[np.float32]:
+        """The circuits of all channels laid out in the plane by UMAP, float32 ``[channels, n, 2]``."""
+
+        def compute(_: Store | None) -> tuple[Arrays, None]:
+            return {"points": np.stack([embed(own, seed=self.parameters.random) for own in self.circuits])}, None
+
+        return self._kept("layouts", self._layouts_key(), compute)[0]["points"]
+
+    def layout_of(self, channel: int, vectors: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """One channel's circuits in the plane, ``[n, 2]``; it alone where all would take long."""
+        self._check(channel)
+        if self._whole("layouts", self._layouts_key()):
+            return self.layouts[channel]
+        return embed(self.circuits_of(channel) if vectors is None else vectors, seed=self.parameters.random)
 
     @cached_property
     def neurons(self) -> pd.DataFrame:
@@ -391,6 +369,31 @@ class Study:
             **how,
         )
 
+    def _kept(
+        self, step: str, key: dict[str, object], compute: Callable[[Store | None], tuple[Arrays, Any]]
+    ) -> tuple[Arrays, Any]:
+        """Arrays and a note of a step: from the store, or computed now and kept there.
+
+        ``compute`` gets a store for the parts of its result, for whoever has to go on after a stop; it is cleared
+        when the whole is safe.
+        """
+        if self.store is None:
+            return compute(None)
+        saved = self.store.load_arrays(step, key)
+        if saved is not None:
+            return saved
+        parts = self.store.part(step, key)
+        arrays, note = compute(parts)
+        self.store.save_arrays(step, key, arrays, note)
+        parts.clear()
+        return arrays, note
+
+    def _references_key(self) -> dict[str, object]:
+        return self._key("references", "target", "n", "by")
+
+    def _layouts_key(self) -> dict[str, object]:
+        return self._key("layouts", "target", "lower", "n", "by", "rule", "seed", "random")
+
     def _circuits_key(self) -> dict[str, object]:
         return self._key("circuits", "target", "lower", "n", "by", "rule", "seed")
 
@@ -399,45 +402,12 @@ class Study:
         return models.fingerprint(self.model)
 
     def _key(self, step: str, *parameters: str) -> dict[str, object]:
-        """What a result depends on. ``format`` changes when this package computes a step differently."""
+        """What a result depends on."""
         chosen = {name: getattr(self.parameters, name) for name in parameters}
-        return {"step": step, "format": 2, "weights": self._weights, "images": self.images.fingerprint, **chosen}
-
-
-def checked(values: Mapping[str, Any]) -> Parameters:
-    """Parameters, with their values checked."""
-    unknown = sorted(set(values) - set(PARAMETERS))
-    if unknown:
-        raise StudyError(f"there is no parameter {unknown[0]!r}; there are {', '.join(PARAMETERS)}")
-    if not {"target", "lower"} <= set(values):
-        raise StudyError("a study needs the parameters target and lower: the names of two layers")
-    found = Parameters(**values)
-    for name in ("n", "k", "random"):
-        if type(getattr(found, name)) is not int:
-            raise StudyError(f"{name} must be a whole number, got {getattr(found, name)!r}")
-    allowed: list[tuple[str, tuple[Any, ...]]] = [
-        ("by", ("max", "mean")),
-        ("rule", ("gradient", "lrp")),
-        ("seed", ("activation", "peak", "unit")),
-    ]
-    for name, options in allowed:
-        if getattr(found, name) not in options:
-            raise StudyError(f"{name} must be one of {options}, got {getattr(found, name)!r}")
-    if found.n < 2 or found.k < 0:
-        raise StudyError(f"n must be at least 2 and k at least 0, got n={found.n}, k={found.k}")
-    return found
-
-
-def word(name: str) -> str:
-    """A study's name, fit for a folder; a name that could lead out of the store is refused."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise StudyError(f"a study's name must be letters, digits, '-', '_' and '.', got {name!r}")
-    return name
-
-
-def store_folder(store: str | Path | None) -> Path:
-    """The folder of all results: the given one, ``$PURE_NB_STORE``, or the user's cache."""
-    if store is not None:
-        return Path(store)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("PURE_NB_STORE") or cache / "pure_nb")
+        return {
+            "step": step,
+            "format": FORMAT[step],
+            "weights": self._weights,
+            "images": self.images.fingerprint,
+            **chosen,
+        }

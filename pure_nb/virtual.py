@@ -2,20 +2,23 @@
 
 k-means over the relevance vectors of a neuron's reference images, as in Dreyer et al. (2024). Each cluster is one
 virtual neuron: the same channel, reached through one circuit. Beyond the paper, the number of clusters can be
-chosen, with one as a possible answer, and a score says how clearly the neuron falls apart.
+chosen, with one as a possible answer, and a score says into how many parts the neuron falls, and how clearly.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn import config_context
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from sklearn.metrics import silhouette_score
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import pairwise_distances, silhouette_score
 from threadpoolctl import threadpool_limits
 
 Vectors = NDArray[np.float32]
@@ -62,9 +65,19 @@ class VirtualNeurons:
         return [int((self.labels == part).sum()) for part in range(self.k)]
 
     @property
+    def effective(self) -> float:
+        """How many equally large parts would be as spread out as these: the exponential of the entropy of the sizes."""
+        share = np.array([size for size in self.sizes if size]) / max(1, sum(self.sizes))
+        return float(np.exp(-(share * np.log(share)).sum()))
+
+    @property
     def score(self) -> float:
-        """How polysemantic the neuron is: silhouette less that of the shuffled vectors."""
-        return self.silhouette - self.null
+        """How polysemantic the neuron is: into how many parts it falls beyond one, times how clearly.
+
+        ``(effective - 1) * (silhouette - null)``: 0 for a neuron that is left whole, little for one with a few images
+        that are unlike the others.
+        """
+        return (self.effective - 1) * (self.silhouette - self.null)
 
     def assign(self, vectors: Vectors) -> NDArray[np.int64]:
         """The virtual neuron of new images, by their circuits: the nearest centroid.
@@ -99,20 +112,20 @@ def cluster(vectors: Vectors, k: int, *, n_init: int = 10, seed: int = 0) -> NDA
         int64 ``[n]``, from 0.
     """
     vectors = _checked(vectors)
-    k = min(k, len(np.unique(vectors, axis=0)))
     if k < 1:
         raise ValueError(f"the number of clusters must be at least 1, got {k}")
-    if k == 1:
-        return np.zeros(len(vectors), dtype=np.int64)
-    found = KMeans(k, n_init=n_init, random_state=seed).fit_predict(vectors)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different vectors than clusters
+        found = KMeans(min(k, len(vectors)), n_init=n_init, random_state=seed).fit_predict(vectors)
     _, first, inverse, counts = np.unique(found, return_index=True, return_inverse=True, return_counts=True)
     rank = np.empty(len(counts), dtype=np.int64)
     rank[np.lexsort((first, -counts))] = np.arange(len(counts))
     return rank[inverse]
 
 
-# On a hundred vectors threads cost five times what they bring.
+# On a hundred vectors threads cost five times what they bring, and checking arguments as much as the rest.
 @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
+@config_context(assume_finite=True, skip_parameter_validation=True)  # type: ignore[untyped-decorator]
 def virtual_neurons(
     vectors: Vectors,
     k: int | Literal["auto"] = "auto",
@@ -157,7 +170,8 @@ def virtual_neurons(
     own = vectors[driven]
     numbers = [number for number in choices if number < len(own)] if k == "auto" else [min(k, len(own))]
     found = {number: cluster(own, number, seed=seed) for number in numbers if number > 0}
-    clarity = {number: _silhouette(own, parts) for number, parts in found.items()}
+    distance = pairwise_distances(own) if found else np.empty((0, 0))
+    clarity = {number: _silhouette(distance, parts) for number, parts in found.items()}
     if not np.isfinite(list(clarity.values())).any():  # nothing to tell apart, or nothing asked for
         if k != "auto" and found:
             labels[driven] = next(iter(found.values()))
@@ -176,7 +190,8 @@ def virtual_neurons(
 
 def _clearest(vectors: Vectors, numbers: Sequence[int], seed: int) -> float:
     """The largest silhouette over several numbers of clusters, each from one start of k-means."""
-    values = [_silhouette(vectors, cluster(vectors, number, n_init=1, seed=seed)) for number in numbers]
+    distance = pairwise_distances(vectors)
+    values = [_silhouette(distance, cluster(vectors, number, n_init=1, seed=seed)) for number in numbers]
     return max((value for value in values if np.isfinite(value)), default=-1.0)
 
 
@@ -246,8 +261,8 @@ def _centroids(vectors: Vectors, labels: NDArray[np.int64]) -> Vectors:
     return np.stack(means).astype(np.float32)
 
 
-def _silhouette(vectors: Vectors, labels: NDArray[np.int64]) -> float:
-    """Mean silhouette; NaN where it is not defined (one cluster, or as many as vectors)."""
-    if not 1 < labels.max() + 1 < len(vectors):
+def _silhouette(distance: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> float:
+    """Mean silhouette by distances ``[n, n]``; NaN where it is not defined (one cluster, or as many as vectors)."""
+    if not 1 < labels.max() + 1 < len(distance):
         return float("nan")
-    return float(silhouette_score(vectors, labels))
+    return float(silhouette_score(distance, labels, metric="precomputed"))

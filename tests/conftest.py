@@ -17,8 +17,9 @@ from torch import nn
 
 from pure_nb.data import glyph_images
 from pure_nb.models import load_model
+from pure_nb.parameters import Parameters
 from pure_nb.store import Store
-from pure_nb.study import Parameters, Study
+from pure_nb.study import Study
 
 settings.register_profile("pure_nb", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("pure_nb")

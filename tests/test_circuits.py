@@ -218,7 +218,7 @@ def test_any_shape_of_pairs() -> None:
 def test_each_image_is_loaded_once() -> None:
     items = Items(noise(5))
     circuits(plain(), Images(items), np.array([0, 1, 2, 3, 4]), np.array([4, 4, 1, 4, 1]), target="4", lower="2")
-    assert sorted(items.loaded) == [1, 4]
+    assert sorted(items.loaded) == [0, 1, 4]  # the first for its shape
 
 
 def test_a_composite_of_ones_own(glyphnet: nn.Module) -> None:
@@ -276,7 +276,7 @@ def test_a_dead_channel_has_no_circuit(rule: str) -> None:
 
 @pytest.mark.parametrize("stop", [0, 3, 4, 9])
 def test_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
-    monkeypatch.setattr(module, "BLOCK", 4)
+    monkeypatch.setattr(module, "BLOCK", 12)  # of three pairs an image
     channel, sample = np.tile(np.arange(5), 6), np.repeat(np.arange(10), 3)
     how: dict[str, Any] = {"target": "4", "lower": "2", "batch_size": 2}
     expected = circuits(plain(), Images(Items(noise(10))), channel, sample, **how)
@@ -286,7 +286,7 @@ def test_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, st
     assert len(store.manifests()) == stop // 4
     again = Items(noise(10))
     found = circuits(plain(), Images(again), channel, sample, store=store, **how)
-    assert again.loaded == list(range(stop // 4 * 4, 10))
+    assert again.loaded == [0, *range(stop // 4 * 4, 10)]  # the first for its shape
     assert found.tobytes() == expected.tobytes()
 
 
@@ -295,12 +295,12 @@ def test_a_damaged_block_is_computed_again(tmp_path: Path, monkeypatch: pytest.M
     how: dict[str, Any] = {"target": "4", "lower": "2", "batch_size": 2, "store": Store(tmp_path)}
     channel, sample = np.arange(6) % 5, np.arange(6)
     expected = circuits(plain(), Images(Items(noise(6))), channel, sample, **how)
-    path = Store(tmp_path).path("block", {"block": 4, "size": 4})
+    path = Store(tmp_path).path("block", {"block": 1, "pairs": 2, "batch_size": 2})
     path.write_bytes(path.read_bytes()[:-1])
     again = Items(noise(6))
     with pytest.warns(StoreWarning):
         found = circuits(plain(), Images(again), channel, sample, **how)
-    assert again.loaded == [4, 5]
+    assert again.loaded == [0, 4, 5]  # the first for its shape
     assert found.tobytes() == expected.tobytes()
 
 

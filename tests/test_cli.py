@@ -18,8 +18,8 @@ from typer.testing import CliRunner, Result
 
 from pure_nb import circuits as circuits_module
 from pure_nb.cli import _numbers, app
+from pure_nb.parameters import StudyError
 from pure_nb.references import TopReferences
-from pure_nb.study import StudyError
 
 TOML = """\
 name = "small"
@@ -81,14 +81,28 @@ def test_run(finished: Path) -> None:
     steps = [line.split(":")[0] for line in lines[1:5]]
     assert steps == ["references", "circuits", "virtual", "neurons"]
     assert re.search(r"\d+ of 32 neurons fall apart", lines[5])
-    assert "pure-nb plot" in lines[5]
-    assert {path.name.split("-")[0] for path in (finished / "small").iterdir()} == set(steps)
+    assert {path.name.split("-")[0] for path in (finished / "small").iterdir()} == {*steps, "objects"}
 
 
 def test_run_with_options(finished: Path) -> None:
     result = on(finished, "run", "--n", 4, "--rule", "lrp", "--batch-size", 8, "--device", "cpu", "--workers", 0)
     assert result.exit_code == 0, result.output
     assert "4 references a neuron, rule lrp" in result.stdout
+
+
+def test_the_next_commands_work_as_they_are_printed(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished)
+    result = on(finished, "run", "--n", 50, "--rule", "gradient", "--skip-unreadable")
+    assert "each neuron gets all 40" in result.stdout
+    neurons, plot = (line.split()[1:] for line in result.stdout.splitlines()[-2:])
+    assert neurons[:1] == ["neurons"]
+    assert plot[:1] == ["plot"]
+    assert {"--n", "50", "--rule", "gradient", "--skip-unreadable"} <= set(neurons) & set(plot)
+    made = {path.name for path in (finished / "small").iterdir()}
+    for command in (neurons, plot):
+        assert call(*command).exit_code == 0
+    new = {path.name.split("-")[0] for path in (finished / "small").iterdir() if path.name not in made}
+    assert new == {"layouts"}  # nothing else was computed anew
 
 
 def test_neurons(finished: Path, tmp_path: Path) -> None:
@@ -100,11 +114,11 @@ def test_neurons(finished: Path, tmp_path: Path) -> None:
     assert len(lines) == 5
     assert lines[-1] == "... 29 more (--rows 0 prints all)"
     assert len(on(finished, "neurons", "--rows", 0).stdout.splitlines()) == 33
-    for name in ("out.csv", "out.parquet"):
+    for name in ("new/out.csv", "new/out.parquet"):
         assert on(finished, "neurons", "--out", tmp_path / name).exit_code == 0
-    table = pd.read_csv(tmp_path / "out.csv")
+    table = pd.read_csv(tmp_path / "new" / "out.csv")
     assert len(table) == 32
-    assert (table["channel"] == pd.read_parquet(tmp_path / "out.parquet")["channel"]).all()
+    assert (table["channel"] == pd.read_parquet(tmp_path / "new" / "out.parquet")["channel"]).all()
 
 
 def test_plot(finished: Path, tmp_path: Path) -> None:

@@ -176,9 +176,14 @@ def test_batches(workers: int) -> None:
 
 
 def test_a_batch_of_nothing_readable() -> None:
-    (batch,) = batches(Images(Items(noise(2), {0: OSError(), 1: ValueError()})), [0, 1])
+    (batch,) = batches(Images(Items(noise(3), {0: OSError(), 1: ValueError()})), [0, 1])
     assert len(batch.samples) == 0
     assert len(batch.unreadable) == 2
+
+
+def test_images_of_which_none_can_be_read() -> None:
+    with pytest.raises(ImageError, match=r"image 0 .*OSError: gone"):
+        next(batches(Images(Items(noise(2), {0: OSError("gone"), 1: ValueError()})), [1]))
 
 
 def test_a_shape_that_differs_names_the_file(tmp_path: Path) -> None:
@@ -192,7 +197,7 @@ def test_a_shape_that_differs_names_the_file(tmp_path: Path) -> None:
     assert batch.samples.tolist() == [0, 1]
     error = str(batch.unreadable[0].error())
     assert str(odd) in error
-    assert "[3, 20, 20] differs from [3, 16, 16] of image 0; resize and crop" in error
+    assert "[3, 20, 20] differs from [3, 16, 16] of the first image; resize and crop" in error
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torchvision.datasets import ImageFolder
 
 import pure_nb
 from pure_nb import circuits as circuits_module
+from pure_nb import study as study_module
 from pure_nb import sweep as sweep_module
 from pure_nb.data import ImageError, Images
 from pure_nb.glyphnet import GlyphNet
@@ -25,11 +26,12 @@ from pure_nb.glyphs import GlyphScenes
 from pure_nb.layers import LayerError
 from pure_nb.loading import load_study, shipped_studies
 from pure_nb.models import ModelError
+from pure_nb.parameters import StudyError
 from pure_nb.references import NonFiniteError
 from pure_nb.store import StoreWarning
-from pure_nb.study import Study, StudyError
+from pure_nb.study import Study
 from pure_nb.truth import meanings
-from pure_nb.virtual import virtual_neurons
+from pure_nb.virtual import embed, virtual_neurons
 
 TOML = """\
 name = "small"
@@ -114,8 +116,24 @@ def test_a_study_of_glyphs(toml: Path, tmp_path: Path) -> None:
         "circuits",
         "virtual",
         "neurons",
+        "objects",
     }
     assert not [path for path in study.store.folder.iterdir() if path.is_dir()]  # the shards are cleared away
+
+
+def test_layouts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = mine(tmp_path)
+    found = study.neuron(2).layout()
+    np.testing.assert_array_equal(found, embed(study.circuits[2], seed=0))
+    again = mine(tmp_path)
+    monkeypatch.setattr(study_module, "embed", None)
+    np.testing.assert_array_equal(again.neuron(2).layout(), found)
+    monkeypatch.undo()
+    monkeypatch.setattr(study_module, "SMALL", 0)  # as if it would take long: the one asked for alone
+    alone = mine(tmp_path / "other")
+    np.testing.assert_array_equal(alone.neuron(2).layout(), found)
+    assert alone.store is not None
+    assert "layouts" not in {m["file"].split("-")[0] for m in alone.store.manifests()}
 
 
 def test_the_table_is_sorted_by_score(tmp_path: Path) -> None:

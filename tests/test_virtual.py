@@ -68,7 +68,9 @@ def test_auto_finds_separate_clouds(count: int) -> None:
     assert found.k == count
     assert adjusted_rand_score(truth, found.labels) == 1
     assert found.p == pytest.approx(0.02)
-    assert found.score == pytest.approx(found.silhouette - found.null)
+    share = np.array(found.sizes) / len(vectors)
+    effective = np.prod(share**-share)
+    assert found.score == pytest.approx((effective - 1) * (found.silhouette - found.null))
     assert found.score > 0.1
     for part in range(count):
         np.testing.assert_allclose(found.centroids[part], vectors[found.labels == part].mean(axis=0), atol=1e-5)
@@ -216,6 +218,9 @@ def test_small_embeddings(shape: tuple[int, int]) -> None:
     np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-5)
 
 
-def test_score_of_a_fixed_number_of_parts() -> None:
-    found = VirtualNeurons(np.zeros(3, np.int64), np.zeros((1, 2), np.float32), 0.5, 0.2, 0.01)
-    assert found.score == pytest.approx(0.3)
+@pytest.mark.parametrize(("sizes", "effective"), [([3], 1), ([2, 2], 2), ([5, 5, 5], 3), ([24, 1], 1.182), ([0], 1)])
+def test_score(sizes: list[int], effective: float) -> None:
+    labels = np.repeat(np.arange(len(sizes)), sizes) if sum(sizes) else np.full(3, -1)
+    found = VirtualNeurons(labels, np.zeros((len(sizes), 2), np.float32), 0.5, 0.2, 0.01)
+    assert found.effective == pytest.approx(effective, abs=1e-3)
+    assert found.score == pytest.approx((effective - 1) * 0.3, abs=1e-3)

@@ -1,0 +1,81 @@
+"""What a study asks of a network, and whether it makes sense."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from pure_nb.circuits import Rule, Seed
+from pure_nb.references import By
+
+
+class StudyError(ValueError):
+    """A study that is not there or does not make sense."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What is asked of the network.
+
+    Attributes
+    ----------
+    target, lower
+        Names of the layers L, whose channels are studied, and L' below it, whose channels make up the circuits.
+    n
+        Reference images of each channel.
+    by
+        What makes an image a reference: ``"max"`` or ``"mean"`` activation.
+    rule
+        How relevance is propagated: ``"gradient"`` or ``"lrp"``.
+    seed
+        Where it starts: ``"activation"``, ``"peak"`` or ``"unit"``; see :func:`pure_nb.circuits.seeded`.
+    k
+        Virtual neurons of each neuron; 0 chooses, neuron by neuron.
+    random
+        Seed of all that is random.
+    """
+
+    target: str
+    lower: str
+    n: int = 100
+    by: By = "max"
+    rule: Rule = "gradient"
+    seed: Seed = "activation"
+    k: int = 0
+    random: int = 0
+
+
+PARAMETERS = tuple(f.name for f in fields(Parameters))
+
+
+def checked(values: Mapping[str, Any]) -> Parameters:
+    """Parameters, with their values checked."""
+    unknown = sorted(set(values) - set(PARAMETERS))
+    if unknown:
+        raise StudyError(f"there is no parameter {unknown[0]!r}; there are {', '.join(PARAMETERS)}")
+    if not {"target", "lower"} <= set(values):
+        raise StudyError("a study needs the parameters target and lower: the names of two layers")
+    found = Parameters(**values)
+    for name in ("n", "k", "random"):
+        if type(getattr(found, name)) is not int:
+            raise StudyError(f"{name} must be a whole number, got {getattr(found, name)!r}")
+    allowed: list[tuple[str, tuple[Any, ...]]] = [
+        ("by", ("max", "mean")),
+        ("rule", ("gradient", "lrp")),
+        ("seed", ("activation", "peak", "unit")),
+    ]
+    for name, options in allowed:
+        if getattr(found, name) not in options:
+            raise StudyError(f"{name} must be one of {options}, got {getattr(found, name)!r}")
+    if found.n < 2 or found.k < 0:
+        raise StudyError(f"n must be at least 2 and k at least 0, got n={found.n}, k={found.k}")
+    return found
+
+
+def word(name: str) -> str:
+    """A study's name, fit for a folder; a name that could lead out of the store is refused."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise StudyError(f"a study's name must be letters, digits, '-', '_' and '.', got {name!r}")
+    return name
