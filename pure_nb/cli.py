@@ -1,4 +1,4 @@
-"""The command line: ``pure-nb run``, ``neurons``, ``plot``, ``info``."""
+"""The command line: ``pure-nb run``, ``neurons``, ``plot``, ``arv``, ``pairs``, ``split``, ``info``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 from pure_nb.data import ImageError
 from pure_nb.layers import LayerError, survey
@@ -20,8 +22,11 @@ from pure_nb.loading import load_study, shipped_studies
 from pure_nb.models import ModelError
 from pure_nb.parameters import StudyError
 from pure_nb.references import NonFiniteError
-from pure_nb.store import StoreWarning
+from pure_nb.relevance import gamma_polysemantic
+from pure_nb.splitting import Split
+from pure_nb.store import StoreWarning, write_atomically
 from pure_nb.study import Study
+from pure_nb.wordnet import WordNetError
 
 app = typer.Typer(
     name="pure-nb",
@@ -43,6 +48,10 @@ Count = Annotated[int | None, typer.Option("--n", help="Reference images of each
 BatchSize = Annotated[int | None, typer.Option(help="Images in a batch.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that load images.")]
 Skip = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out images that can't be read.")]
+Target = Annotated[str | None, typer.Option(help="The layer, if other than the study says.")]
+Lower = Annotated[str | None, typer.Option(help="The sources below it; input:LAYER is a layer's own input.")]
+Share = Annotated[float | None, typer.Option(help="Share of the attribution that makes a channel relevant.")]
+Mass = Annotated[float | None, typer.Option(help="Instead: the strongest channels that carry this part together.")]
 Neurons = Annotated[str | None, typer.Option(help="Which neurons: 3,17,21 or 0-31.")]
 
 
@@ -56,7 +65,7 @@ def _plainly(command: Callable[..., None]) -> Callable[..., None]:
                 warnings.simplefilter("ignore")
                 warnings.simplefilter("always", StoreWarning)
                 command(*args, **kwargs)
-        except (ImageError, LayerError, ModelError, NonFiniteError, StudyError, IndexError) as problem:
+        except (ImageError, LayerError, ModelError, NonFiniteError, StudyError, WordNetError, IndexError) as problem:
             typer.secho(f"Error: {problem}", fg=typer.colors.RED, err=True)
             raise typer.Exit(1) from problem
         except KeyboardInterrupt as stop:
@@ -134,16 +143,8 @@ def neurons(
     """Print the neurons of a study, the most polysemantic first."""
     table = _study(study, data, weights, store, rule=rule, n=n, skip_unreadable=skip_unreadable).neurons
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.suffix == ".parquet":
-            table.to_parquet(out, index=False)
-        else:
-            table.to_csv(out, index=False)
-    shown = table.head(rows) if rows else table
-    with pd.option_context("display.max_colwidth", 70, "display.width", 180, "display.float_format", "{:.3f}".format):
-        typer.echo(shown.to_string(index=False))
-    if len(shown) < len(table):
-        typer.echo(f"... {len(table) - len(shown)} more (--rows 0 prints all)")
+        _write(table, out)
+    _print(table, rows)
 
 
 @app.command()
@@ -172,6 +173,131 @@ def plot(
         path = out / f"{found.name}-{found.parameters.target}-{channel}.png"
         found.neuron(channel).plot(count).savefig(path, dpi=120)
         typer.echo(str(path))
+
+
+@app.command()
+@_plainly
+def arv(
+    study: StudyName,
+    channel: Annotated[int | None, typer.Option(help="Only this channel.")] = None,
+    data: Data = None,
+    weights: Weights = None,
+    store: Folder = None,
+    device: Device = None,
+    target: Target = None,
+    lower: Lower = None,
+    share: Share = None,
+    mass: Mass = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    skip_unreadable: Skip = False,
+    out: Annotated[Path | None, typer.Option(help="Write the vectors to this .safetensors file.")] = None,
+) -> None:
+    """One pass over the labelled images: to which classes each channel is relevant, and through which sources."""
+    found = _study(
+        study,
+        data,
+        weights,
+        store,
+        device=device,
+        target=target,
+        lower=lower,
+        share=share,
+        mass=mass,
+        batch_size=batch_size,
+        workers=workers,
+        skip_unreadable=skip_unreadable,
+    )
+    statistics, names = found.classes, found.class_names
+    chosen = range(statistics.channels) if channel is None else [found.neuron(channel).channel]
+    arrays = {}
+    for number in chosen:
+        classes = statistics.relevant_classes(number, found.parameters.p)
+        typer.echo(f"{number}: {', '.join(names[label] for label in classes) or '-'}")
+        if out is not None:
+            arrays[f"{number}.classes"] = classes
+            arrays[f"{number}.arv"] = statistics.arv(found.model, number, classes)
+    if out is not None:
+        write_atomically(out, lambda path: save_file(arrays, path))
+        typer.echo(f"{out}: the classes and vectors [classes, sources] of {len(chosen)} channels")
+
+
+@app.command()
+@_plainly
+def pairs(
+    study: StudyName,
+    gamma: Annotated[float, typer.Option(help="Show pairs whose cosine is below this.")] = 0.5,
+    data: Data = None,
+    weights: Weights = None,
+    store: Folder = None,
+    device: Device = None,
+    target: Target = None,
+    lower: Lower = None,
+    share: Share = None,
+    mass: Mass = None,
+    rows: Annotated[int, typer.Option(help="Rows to print; 0 prints all.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="Write all pairs to this .csv or .parquet file.")] = None,
+) -> None:
+    """Print the gamma-polysemantic pairs: channels relevant to two classes through different sources."""
+    found = _study(study, data, weights, store, device=device, target=target, lower=lower, share=share, mass=mass)
+    try:
+        table = found.wordnet_pairs()
+    except WordNetError as problem:
+        typer.secho(f"Without WordNet similarities: {problem}", err=True)
+        table = found.pairs
+    if out is not None:
+        _write(table, out)
+    below = gamma_polysemantic(table, gamma)
+    typer.echo(
+        f"{len(table)} pairs of a channel and two classes it is relevant to, {len(below)} with a cosine < {gamma}"
+    )
+    _print(below, rows)
+
+
+@app.command()
+@_plainly
+def split(
+    study: StudyName,
+    channel: Annotated[int, typer.Option(help="The channel to split.")],
+    classes: Annotated[str, typer.Option(help="The classes it is split between: cat,house.")],
+    data: Data = None,
+    weights: Weights = None,
+    store: Folder = None,
+    device: Device = None,
+    target: Target = None,
+    lower: Lower = None,
+    out: Annotated[Path | None, typer.Option(help="Write the weights of the split network (.safetensors).")] = None,
+) -> None:
+    """Split a channel of a convolution or linear layer between classes; the network computes the same."""
+    found = _study(study, data, weights, store, device=device, target=target, lower=lower)
+    made = found.split_of(channel, [name.strip() for name in classes.split(",")])
+    typer.echo(f"rho = {made.rho:g}; sources: " + _owned(made))
+    _print(made.table(), 0)
+    if out is not None:
+        state = {name: value.contiguous().clone() for name, value in made.model(found.model).state_dict().items()}
+        write_atomically(out, lambda path: save_tensors(state, path))
+        typer.echo(f"{out}: load it into pure_nb.splitting.split_channel(...)")
+
+
+def _owned(made: Split) -> str:
+    counts = [f"{int((made.owner == number).sum())} {name}" for number, name in enumerate(made.classes)]
+    return ", ".join([*counts, f"{int((made.owner < 0).sum())} shared"])
+
+
+def _print(table: pd.DataFrame, rows: int) -> None:
+    shown = table.head(rows) if rows else table
+    with pd.option_context("display.max_colwidth", 70, "display.width", 180, "display.float_format", "{:.3f}".format):
+        typer.echo(shown.to_string(index=False))
+    if len(shown) < len(table):
+        typer.echo(f"... {len(table) - len(shown)} more (--rows 0 prints all)")
+
+
+def _write(table: pd.DataFrame, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".parquet":
+        table.to_parquet(out, index=False)
+    else:
+        table.to_csv(out, index=False)
 
 
 @app.command()

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from pure_nb.glyphs import MEAN, STD, GlyphScenes
+from pure_nb.glyphs import CLASSES, MEAN, STD, GlyphScenes
 
 
 class ImageError(ValueError):
@@ -169,9 +170,54 @@ class Images:
         return digest.hexdigest()[:16]
 
     @property
+    def synsets(self) -> dict[str, str]:
+        """What WordNet calls the classes, where their own names would not do."""
+        return {c.name: c.synset for c in CLASSES} if isinstance(self.dataset, GlyphScenes) else {}
+
+    @property
     def scenes(self) -> GlyphScenes | None:
         """The glyph scenes behind the images, if that is what they are: then every object is known."""
         return self.dataset if isinstance(self.dataset, GlyphScenes) else None
+
+
+def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The true class of each image, as an index into a network's outputs.
+
+    Parameters
+    ----------
+    images
+        A data set with ``targets`` and ``classes``, as torchvision's have. Its classes are the network's, in the same
+        order; or they are some of the 1000 of ImageNet, named by their WordNet ids (``n01440764``).
+    outputs
+        Number of the network's outputs.
+
+    Returns
+    -------
+    tuple
+        int64 ``[images]``, and the names of all outputs.
+
+    Raises
+    ------
+    ImageError
+        If there are no labels, or they can't be matched with the outputs.
+    """
+    targets = getattr(images.dataset, "targets", None)
+    if targets is None or len(targets) != len(images):
+        raise ImageError(
+            f"the images {images.name!r} have no labels; a data set with classes has the attributes targets and "
+            "classes, as torchvision's ImageFolder"
+        )
+    labels = np.asarray(targets, dtype=np.int64)
+    names = tuple(map(str, getattr(images.dataset, "classes", None) or range(labels.max() + 1)))
+    if len(names) == outputs:
+        return labels, names
+    imagenet = tuple(ImageNetInfo().label_names())  # type: ignore[no-untyped-call]
+    if len(imagenet) == outputs and set(names) <= set(imagenet):
+        return np.array([imagenet.index(name) for name in names])[labels], imagenet
+    raise ImageError(
+        f"the images {images.name!r} are of {len(names)} classes ({', '.join(names[:3])} ...) and the network puts out "
+        f"{outputs}: expected as many, in the same order, or folders named by ImageNet's WordNet ids"
+    )
 
 
 def _normalisation(thing: object) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

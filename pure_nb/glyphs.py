@@ -434,6 +434,7 @@ class GlyphObjects(GlyphScenes):
     ) -> None:
         super().__init__(per_class * len(CLASSES), split, seed, transform)
         self.per_class = per_class
+        self.targets = [label for label in range(len(CLASSES)) for _ in range(per_class)]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         return self.transform(self.scene(index).image), index // self.per_class

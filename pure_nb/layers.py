@@ -5,18 +5,27 @@ stops there. :func:`cut` does the same, but makes the output of a lower layer th
 graph: what is returned for the upper layer is then a function of the lower activations *only*, and a backward
 pass runs through the part between the two and through nothing else. Both work by forward hooks, so they ask
 nothing of the network but that the layers are modules that run once.
+
+Besides names of modules, whose outputs are meant, both take ``"input:NAME"``, the (first) input of a module, and
+:data:`OUTPUT`, the output of the whole network.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+OUTPUT = ""
+"""Name of the network's own output among the layers: the one that ``named_modules`` gives to the network."""
+
+INPUT = "input:"
+"""Before the name of a layer: what goes into it, instead of what comes out."""
 
 
 class LayerError(ValueError):
@@ -35,7 +44,7 @@ def get_layer(model: nn.Module, name: str) -> nn.Module:
     model
         Any network.
     name
-        A name out of ``model.named_modules()``, for instance ``"layer4.1.conv2"``.
+        A name out of ``model.named_modules()``, for instance ``"layer4.1.conv2"``, or ``"input:"`` and such a name.
 
     Raises
     ------
@@ -43,6 +52,7 @@ def get_layer(model: nn.Module, name: str) -> nn.Module:
         If there is no such module; the message lists the nearest names.
     """
     modules = dict(model.named_modules())
+    name = name.removeprefix(INPUT)
     if name and name in modules:
         return modules[name]
     names = [candidate for candidate in modules if candidate]
@@ -95,9 +105,18 @@ def resting(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def _hooked(model: nn.Module, hooks: dict[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
-    """Call a function on the output of each named layer; what it returns, if anything, replaces the output."""
+    """Call a function on the activation at each named layer; what it returns, if anything, replaces it."""
 
-    def hook_of(name: str, function: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
+    def before(name: str, function: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if not inputs or not isinstance(inputs[0], Tensor):
+                raise LayerError(f"{name!r}: {type(module).__name__} is not called with a tensor as its first argument")
+            found = function(inputs[0])
+            return None if found is None else (found, *inputs[1:])
+
+        return hook
+
+    def after(name: str, function: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
             if not isinstance(output, Tensor):
                 raise LayerError(
@@ -110,12 +129,16 @@ def _hooked(model: nn.Module, hooks: dict[str, Callable[[Tensor], Tensor | None]
 
     with ExitStack() as stack:
         for name, function in hooks.items():
-            handle = get_layer(model, name).register_forward_hook(hook_of(name, function))
+            module = model if name == OUTPUT else get_layer(model, name)
+            if name.startswith(INPUT):
+                handle = module.register_forward_pre_hook(before(name, function))
+            else:
+                handle = module.register_forward_hook(after(name, function))
             stack.callback(handle.remove)
         yield
 
 
-def activations(model: nn.Module, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+def activations(model: nn.Module, images: Tensor, layers: Sequence[str], leaf: str | None = None) -> dict[str, Tensor]:
     """Outputs of the named layers; the network is run no further than the last of them.
 
     Parameters
@@ -125,7 +148,10 @@ def activations(model: nn.Module, images: Tensor, layers: Sequence[str]) -> dict
     images
         A batch of its inputs.
     layers
-        Names of modules.
+        Names of modules, ``"input:NAME"``, or :data:`OUTPUT`.
+    leaf
+        One of the layers, from which to keep a new graph: what is returned for it is a leaf that requires gradients,
+        and what is returned for the layers above is a function of it.
 
     Returns
     -------
@@ -139,23 +165,26 @@ def activations(model: nn.Module, images: Tensor, layers: Sequence[str]) -> dict
     """
     found: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[Tensor], None]:
-        def function(output: Tensor) -> None:
+    def keep(name: str) -> Callable[[Tensor], Tensor | None]:
+        def function(output: Tensor) -> Tensor | None:
             if name in found:
                 raise LayerError(f"layer {name!r} runs more than once in a forward pass; choose one that runs once")
             last = len(found) == len(set(layers)) - 1
-            # A later in-place ReLU would change what we hold; after the last layer nothing runs any more.
-            found[name] = output if last else output.clone()
+            found[name] = output.detach().requires_grad_() if name == leaf else output
             if last:
                 raise _Reached
+            # A later in-place ReLU would change what we hold, and a leaf does not allow it.
+            return found[name].clone()
 
         return function
 
-    with _hooked(model, {name: keep(name) for name in layers}):
+    with nullcontext() if leaf is None else torch.enable_grad(), _hooked(model, {name: keep(name) for name in layers}):
         try:
             model(images)
         except _Reached:
             return found
+    if len(found) == len(set(layers)):
+        return found
     missing = [name for name in layers if name not in found]
     raise LayerError(f"layers {missing} did not run in the forward pass of {type(model).__name__}")
 
@@ -227,6 +256,12 @@ class LayerShape:
     grid: tuple[int, ...]
 
 
+def _shape(name: str, kind: str, output: Tensor) -> LayerShape:
+    axis = channel_axis(output)
+    grid = tuple(size for i, size in enumerate(output.shape) if i not in (0, axis))
+    return LayerShape(name, kind, output.shape[axis], grid)
+
+
 def survey(model: nn.Module, images: Tensor) -> list[LayerShape]:
     """All layers of a network that can be studied, in the order in which they run.
 
@@ -240,9 +275,7 @@ def survey(model: nn.Module, images: Tensor) -> list[LayerShape]:
             usable = isinstance(output, Tensor) and output.ndim in (2, 3, 4)
             shape = None
             if usable:
-                axis = channel_axis(output)
-                grid = tuple(size for i, size in enumerate(output.shape) if i not in (0, axis))
-                shape = LayerShape(name, type(module).__name__, output.shape[axis], grid)
+                shape = _shape(name, type(module).__name__, output)
             seen.setdefault(name, []).append(shape)
 
         return hook
@@ -266,6 +299,10 @@ def require(model: nn.Module, images: Tensor, target: str, lower: str) -> tuple[
     for name in (target, lower):
         get_layer(model, name)
     shapes = {shape.name: shape for shape in survey(model, images)}
+    if lower.startswith(INPUT):
+        with resting(model), torch.no_grad():
+            found = activations(model, images, [lower])[lower]
+        shapes[lower] = _shape(lower, "input", found)
     for name in (target, lower):
         if name not in shapes:
             raise LayerError(

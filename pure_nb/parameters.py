@@ -35,6 +35,11 @@ class Parameters:
         Virtual neurons of each neuron; 0 chooses, neuron by neuron.
     random
         Seed of all that is random.
+    share, mass
+        When a channel is relevant in an image to its class: by its share of the positive attribution, or, if ``mass``
+        is above 0, among the strongest that carry this part of it together; see :func:`pure_nb.relevance.carried`.
+    p
+        A channel is relevant to a class if it is so in at least this part of the class's images.
     """
 
     target: str
@@ -45,6 +50,9 @@ class Parameters:
     seed: Seed = "activation"
     k: int = 0
     random: int = 0
+    share: float = 0.03
+    mass: float = 0.0
+    p: float = 0.75
 
 
 PARAMETERS = tuple(f.name for f in fields(Parameters))
@@ -69,6 +77,10 @@ def checked(values: Mapping[str, Any]) -> Parameters:
     for name, options in allowed:
         if getattr(found, name) not in options:
             raise StudyError(f"{name} must be one of {options}, got {getattr(found, name)!r}")
+    for name in ("share", "mass", "p"):
+        value = getattr(found, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise StudyError(f"{name} must be a number from 0 to 1, got {value!r}")
     if found.n < 2 or found.k < 0:
         raise StudyError(f"n must be at least 2 and k at least 0, got n={found.n}, k={found.k}")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from string import ascii_uppercase
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +18,12 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from pure_nb.neuron import Neuron
-from pure_nb.render import Picture, View
+from pure_nb.relevance import cosine
+from pure_nb.render import Picture, View, resized
+from pure_nb.splitting import Split
+
+if TYPE_CHECKING:
+    from pure_nb.study import Study
 
 PALETTE = tuple(sns.color_palette("colorblind", 10))
 """Colours of virtual neurons A, B, C ...; they can be told apart by the colour-blind."""
@@ -204,6 +210,144 @@ def agreement_figure(summary: pd.DataFrame, table: pd.DataFrame, measure: str = 
     axes.axvline(0, color="0.8", linewidth=1, zorder=0)
     axes.set(xlabel=f"agreement with the object under the maximum ({names[measure]})", ylabel="")
     sns.despine(ax=axes)
+    return figure
+
+
+def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
+    """Average relevance vectors of a channel, for the classes it is relevant to, and their cosines.
+
+    Parameters
+    ----------
+    study
+        With labelled images.
+    channel
+        Of its target layer.
+    most
+        Classes to show: those in whose images the channel carries most.
+    """
+    statistics = study.classes
+    classes = statistics.relevant_classes(channel, study.parameters.p)
+    share = statistics.share[classes, channel] / statistics.images[classes]
+    classes = np.sort(classes[np.argsort(-share, kind="stable")[:most]])
+    names = [study.class_names[label] for label in classes]
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9.5, 1.4 + 0.3 * max(3, len(names))), width_ratios=[1.7, 1], layout="constrained"
+    )
+    figure.suptitle(f"{study.parameters.target} / {channel}: average relevance vectors", fontsize=12)
+    if not len(classes):
+        for axes in (left, right):
+            axes.axis("off")
+        left.text(0.5, 0.5, "relevant to no class", ha="center")
+        return figure
+    vectors = statistics.arv(study.model, channel, classes)
+    limit = float(np.abs(vectors).max()) or 1.0
+    common = {"cbar_kws": {"shrink": 0.8}, "yticklabels": names}
+    sns.heatmap(vectors, ax=left, cmap="vlag", vmin=-limit, vmax=limit, xticklabels=8, **common)
+    left.set_xlabel("source channel")
+    left.set_title("relevance of the sources", fontsize=10)
+    cosines = cosine(vectors[:, None], vectors[None])
+    sns.heatmap(cosines, ax=right, cmap="mako", vmin=min(0, np.nanmin(cosines)), vmax=1, xticklabels=names, **common)
+    right.set_title("cosine", fontsize=10)
+    right.tick_params(axis="x", rotation=60)
+    return figure
+
+
+def concord_figure(
+    pairs: pd.DataFrame, measure: str = "wup", gamma: float = 0.5, marked: int | None = None, axes: Axes | None = None
+) -> Figure:
+    """WordNet similarity of two classes over the cosine of a channel's two ARVs (Hesse et al. 2025, fig. 3).
+
+    Parameters
+    ----------
+    pairs
+        From :meth:`pure_nb.study.Study.wordnet_pairs`; a point for each row.
+    measure
+        Its column with the similarity.
+    gamma
+        Points left of it are gamma-polysemantic.
+    marked
+        A row to point out.
+    axes
+        Where to draw; a new figure by default.
+    """
+    labels = {"wup": "Wu-Palmer", "path": "path", "lch": "Leacock-Chodorow", "res": "Resnik", "lin": "Lin"}
+    if axes is None:
+        _, axes = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
+    below = pairs["cosine"] < gamma
+    for chosen, colour in ((~below, PALETTE[0]), (below, PALETTE[3])):
+        axes.scatter(pairs["cosine"][chosen], pairs[measure][chosen], s=8, color=colour, alpha=0.45, linewidth=0)
+    axes.axvline(gamma, color="0.4", linewidth=1, linestyle="--")
+    axes.annotate(f"gamma = {gamma:g}", (gamma, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=9)
+    if marked is not None:
+        row = pairs.iloc[marked]
+        axes.plot(row["cosine"], row[measure], "o", markersize=13, mfc="none", mec="black", mew=2)
+    axes.set(xlabel="cosine of the two ARVs", ylabel=f"WordNet similarity ({labels.get(measure, measure)})")
+    sns.despine(ax=axes)
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def pair_figure(study: Study, pairs: pd.DataFrame, row: int, measure: str = "wup", count: int = 5) -> Figure:
+    """One point of :func:`concord_figure`, with pictures of its two classes.
+
+    Parameters
+    ----------
+    study
+        With labelled images.
+    pairs, measure
+        As there.
+    row
+        Of the pairs, from 0.
+    count
+        Pictures of each class.
+    """
+    entry = pairs.iloc[row]
+    figure = plt.figure(figsize=(9.5, 3.6), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=[1, 1.25])
+    concord_figure(pairs, measure, marked=row, axes=figure.add_subplot(grid[:, 0]))
+    for place, name in enumerate((entry["class_1"], entry["class_2"])):
+        axes = figure.add_subplot(grid[place, 1])
+        _show(axes, strip([resized(picture, TILE) for picture in study.pictures_of(name, count)], count))
+        axes.set_title(name, fontsize=10.5, loc="left")
+    figure.suptitle(
+        f"{study.parameters.target} / {entry['channel']}: {entry['class_1']} and {entry['class_2']}, "
+        f"cosine {entry['cosine']:.2f}, similarity {entry[measure]:.2f}",
+        fontsize=11,
+    )
+    return figure
+
+
+def densities_figure(split: Split, rho: float | None = None) -> Figure:
+    """How strongly a channel and its parts are driven by the images of each class (Hesse et al. 2025, fig. 2).
+
+    Parameters
+    ----------
+    split
+        From :meth:`pure_nb.study.Study.split_of`.
+    rho
+        The threshold; the chosen one by default.
+    """
+    rho = split.rho if rho is None else rho
+    parts = split.activations.at(rho)
+    columns = {"whole channel": split.activations.original}
+    columns |= {f"part of {name}": parts[:, number] for number, name in enumerate(split.classes)}
+    columns |= {"residual": parts[:, -1]}
+    figure, all_axes = plt.subplots(
+        len(columns), 1, figsize=(7.5, 1.05 * len(columns) + 0.9), sharex=True, layout="constrained"
+    )
+    for axes, (title, values) in zip(all_axes, columns.items()):
+        for number, name in enumerate(split.classes):
+            own, colour = values[split.labels == number], PALETTE[number % len(PALETTE)]
+            if np.ptp(own) > 0:
+                sns.kdeplot(x=own, ax=axes, color=colour, fill=True, alpha=0.35, bw_adjust=0.7, clip=(0, None))
+            axes.plot(own, np.zeros(len(own)), "|", color=colour, markersize=9, label=name)
+        axes.set(ylabel="", yticks=[])
+        axes.set_title(title, loc="left", fontsize=10)
+        sns.despine(ax=axes, left=True)
+    all_axes[0].legend(title="images of", fontsize=9, title_fontsize=9, loc="upper right", frameon=False)
+    all_axes[-1].set_xlabel("activation, positive part summed over positions")
+    figure.suptitle(f"{split.activations.layer} / {split.activations.channel}, rho = {rho:g}", fontsize=11)
     return figure
 
 

@@ -123,21 +123,23 @@ class TopReferences:
         if by not in ("max", "mean"):
             raise ValueError(f"by must be 'max' or 'mean', got {by!r}")
         self.layer, self.n, self.by = layer, n, by
+        self.layers: tuple[str, ...] = (layer,)
+        self.leaf: str | None = None
         self.grid: tuple[int, ...] = ()
         # [rank, channel]; the ranks come first because batches are stacked on that axis.
         self._score: Tensor | None = None
         self._sample = torch.empty(0, 0, dtype=torch.int64)
         self._position = torch.empty(0, 0, dtype=torch.int64)
 
-    def update(self, samples: NDArray[np.int64], activation: Tensor) -> None:
+    def update(self, samples: NDArray[np.int64], outputs: Mapping[str, Tensor]) -> None:
         """Take in a batch.
 
         Parameters
         ----------
         samples
             ``[B]``: numbers of the images.
-        activation
-            ``[B, C]``, ``[B, T, C]`` or ``[B, C, H, W]``.
+        outputs
+            Of the layer, among others: ``[B, C]``, ``[B, T, C]`` or ``[B, C, H, W]``.
 
         Raises
         ------
@@ -146,6 +148,7 @@ class TopReferences:
         LayerError
             If the layer's shape is not that of the batches before.
         """
+        activation = outputs[self.layer]
         values = by_position(activation.detach().float())
         top, position = values.max(dim=2)
         finite = torch.isfinite(values.sum(dim=2))

@@ -65,7 +65,7 @@ class View:
     def crop(self, size: int | None = None) -> Picture:
         """The picture cut to :attr:`box`, scaled to ``size`` pixels a side if given."""
         left, top, right, bottom = self.box
-        return _resized(self.picture[top:bottom, left:right], size)
+        return resized(self.picture[top:bottom, left:right], size)
 
     def highlighted(self, size: int | None = None, *, dim: float = 0.4, crop: bool = True) -> Picture:
         """The crop as the paper shows it: what is not seen is dimmed towards white, and its edge drawn.
@@ -80,8 +80,8 @@ class View:
             Cut to :attr:`box`; otherwise the whole picture is shown.
         """
         left, top, right, bottom = self.box if crop else (0, 0, self.picture.shape[1], self.picture.shape[0])
-        picture = _resized(self.picture[top:bottom, left:right], size).astype(np.float32)
-        seen = _resized(255 * self.seen[top:bottom, left:right].astype(np.uint8), size) > 127
+        picture = resized(self.picture[top:bottom, left:right], size).astype(np.float32)
+        seen = resized(255 * self.seen[top:bottom, left:right].astype(np.uint8), size) > 127
         edge = seen & ~binary_erosion(seen, iterations=max(1, round(len(seen) / 100)), border_value=1)
         picture[~seen] = dim * picture[~seen] + (1 - dim) * 255
         picture[edge] = 0
@@ -243,7 +243,7 @@ def views(
     return [found[row] for row in range(len(sample))]
 
 
-def _resized(picture: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
+def resized(picture: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
     """Scaled to fit a square of ``size`` pixels, and centred in it on white if it is not square."""
     if size is None:
         return picture

@@ -28,20 +28,28 @@ from tqdm import tqdm
 
 from pure_nb import models, truth
 from pure_nb.circuits import circuits
-from pure_nb.data import ImageError, Images, Unreadable
-from pure_nb.layers import LayerShape, require
+from pure_nb.concord import with_similarities
+from pure_nb.data import ImageError, Images, Unreadable, class_labels
+from pure_nb.glyphs import MEAN, STD, GlyphObjects
+from pure_nb.layers import INPUT, LayerShape, get_layer, require, resting
 from pure_nb.parameters import PARAMETERS, Parameters, StudyError, checked, word
 from pure_nb.references import References, TopReferences
+from pure_nb.relevance import ClassRelevance, ClassStatistics, class_pairs, closed_form
+from pure_nb.splitting import Split, part_activations
 from pure_nb.store import Arrays, Store, store_folder
 from pure_nb.sweep import sweep
 from pure_nb.virtual import VirtualNeurons, embed, packed, unpacked, virtual_neurons
+from pure_nb.wordnet import WordNet, find_wordnet, shipped_wordnet
 
 if TYPE_CHECKING:
     from pure_nb.neuron import Neuron
 
 
-FORMAT = {"references": 3, "circuits": 2, "virtual": 3, "layouts": 1, "neurons": 4}
+FORMAT = {"references": 3, "circuits": 2, "virtual": 3, "layouts": 1, "neurons": 4, "classes": 1}
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
+
+TAKEN_APART = ("target", "lower", "n", "by", "rule", "seed", "k", "random")
+"""The parameters that virtual neurons depend on."""
 
 NEURONS = 64
 """Neurons taken apart between two saves: what is lost at most when a run is stopped."""
@@ -163,17 +171,7 @@ class Study:
         def compute(shards: Store | None) -> tuple[Arrays, list[list[Any]]]:
             self.shapes  # noqa: B018  fail before the pass, not in it
             top = TopReferences(p.target, p.n, p.by)
-            skipped = sweep(
-                self.model,
-                self.images,
-                [top],
-                batch_size=self.batch_size,
-                device=self.device,
-                workers=self.workers,
-                skip_unreadable=self.skip_unreadable,
-                store=shards,
-                progress=self.progress,
-            )
+            skipped = self._sweep([top], self.images, shards)
             return top.state(), [[u.sample, u.path, u.reason] for u in skipped]
 
         arrays, note = self._kept("references", self._references_key(), compute)
@@ -217,14 +215,18 @@ class Study:
     def virtual_of(self, channel: int, vectors: NDArray[np.float32] | None = None) -> VirtualNeurons:
         """One channel taken apart; it alone where all would take long, by its ``vectors`` if they are at hand."""
         self._check(channel)
-        if self._whole("virtual", self._key("virtual", *PARAMETERS)):
+        if self._whole("virtual", self._key("virtual", *TAKEN_APART)):
             return self.virtual[channel]
         return self._split([self.circuits_of(channel) if vectors is None else vectors])[0]
 
     def _whole(self, step: str, key: Mapping[str, object]) -> bool:
         """Whether a step is there for all channels, or quickly computed for all."""
-        stored = self.store is not None and self.store.path(step, key).exists()
-        return stored or step in self.__dict__ or self.references.sample.size < SMALL
+        return self._is_there(step, key) or self.references.sample.size < SMALL
+
+    def _is_there(self, step: str, key: Mapping[str, object]) -> bool:
+        """Whether a step was computed before."""
+        computed = {"references": "_swept"}.get(step, step) in self.__dict__
+        return computed or (self.store is not None and self.store.path(step, key).exists())
 
     def assign(
         self, channel: int, images: Images | Dataset[Any], samples: Sequence[int] | None = None
@@ -265,7 +267,160 @@ class Study:
                     bar.update(len(part))
             return packed(found)
 
-        return unpacked(*self._kept("virtual", self._key("virtual", *PARAMETERS), compute))
+        return unpacked(*self._kept("virtual", self._key("virtual", *TAKEN_APART), compute))
+
+    @cached_property
+    def labelled(self) -> Images:
+        """Images of one known class each: the study's own, or for glyph scenes pictures of a single object."""
+        return Images(GlyphObjects(), "glyph objects", MEAN, STD) if self.images.scenes else self.images
+
+    @cached_property
+    def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """The true class of each labelled image, an index into the network's outputs; and all their names."""
+        with resting(self.model), torch.no_grad():
+            logits = self.model.to(self.device)(self.labelled.example[None].to(self.device))
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+            raise StudyError(
+                "classes need a network that puts out one tensor [images, classes]; "
+                f"{type(self.model).__name__} does not"
+            )
+        return class_labels(self.labelled, logits.shape[1])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the network's outputs."""
+        return self._labels[1]
+
+    @cached_property
+    def classes(self) -> ClassStatistics:
+        """How relevant each channel is to each class, and all average relevance vectors; one pass over the images.
+
+        If the reference images are of the same images and not known yet, the same pass finds them too.
+        """
+        p, (labels, names) = self.parameters, self._labels
+        own = ClassRelevance(
+            p.target,
+            p.lower,
+            labels,
+            len(names),
+            module=closed_form(self.model, p.target, p.lower),
+            share=p.share,
+            mass=p.mass or None,
+            seed=p.random,
+        )
+
+        def compute(shards: Store | None) -> tuple[Arrays, list[list[Any]]]:
+            self.shapes  # noqa: B018  fail before the pass, not in it
+            top = TopReferences(p.target, p.n, p.by)
+            together = self.labelled is self.images and not self._is_there("references", self._references_key())
+            skipped = self._sweep([own, top] if together else [own], self.labelled, shards)
+            note = [[u.sample, u.path, u.reason] for u in skipped]
+            if together:
+                self.__dict__["_swept"] = top.result(), skipped
+                if self.store:
+                    self.store.save_arrays("references", self._references_key(), top.state(), note)
+            return own.state(), note
+
+        key = self._key("classes", "target", "lower", "share", "mass", "random") | {"images": self.labelled.fingerprint}
+        return own.restored(self._kept("classes", key, compute)[0]).result()
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """Every channel that is relevant to two classes, with the cosine of its two average relevance vectors.
+
+        See :func:`pure_nb.relevance.class_pairs`; :func:`pure_nb.relevance.gamma_polysemantic` picks from it.
+        """
+        return class_pairs(self.classes, self.model, self.class_names, p=self.parameters.p)
+
+    def wordnet_pairs(
+        self, wordnet: WordNet | None = None, measures: tuple[str, ...] = ("wup", "path", "lch")
+    ) -> pd.DataFrame:
+        """:attr:`pairs`, with the WordNet similarities of the two classes.
+
+        Parameters
+        ----------
+        wordnet
+            Where to look: by default what ships for the glyph world, and the user's WordNet for all else.
+        measures
+            Some of :data:`pure_nb.wordnet.MEASURES`.
+
+        Raises
+        ------
+        WordNetError
+            If there is no WordNet, or it lacks what a measure needs.
+        """
+        synsets = self.images.synsets
+        if wordnet is None:
+            wordnet = shipped_wordnet() if synsets else find_wordnet()
+        return with_similarities(self.pairs, wordnet, synsets, measures)
+
+    def split_of(self, channel: int, classes: Sequence[str]) -> Split:
+        """One channel of the target layer split between classes, by its average relevance vectors.
+
+        The threshold is chosen on every second labelled image of the classes; the others are for validation.
+
+        Parameters
+        ----------
+        channel
+            Of the target layer, a ``Conv2d`` or ``Linear``; the lower layer must be its own input.
+        classes
+            Names of at least two classes.
+
+        Raises
+        ------
+        StudyError
+            If a class is not known, has fewer than two images, or the lower layer is not the target's input.
+        """
+        self._check(channel)
+        p, (labels, names) = self.parameters, self._labels
+        if closed_form(self.model, p.target, p.lower) is None:
+            raise StudyError(
+                f"a channel is split by the inputs of a Conv2d or Linear layer: choose such a layer as the target, and "
+                f"lower='{INPUT}{p.target}', got target={p.target!r} and lower={p.lower!r}"
+            )
+        unknown = [name for name in classes if name not in names]
+        if unknown or len(set(classes)) < max(2, len(classes)):
+            raise StudyError(f"expected two or more different classes out of {', '.join(names)}; got {list(classes)}")
+        numbers = [names.index(name) for name in classes]
+        samples = np.flatnonzero(np.isin(labels, numbers))
+        concept = np.array([numbers.index(label) for label in labels[samples]])
+        if min(np.bincount(concept, minlength=len(numbers))) < 2:
+            raise StudyError(f"each of the classes {list(classes)} needs two labelled images at least")
+        arvs = self.classes.arv(self.model, channel, numbers)
+        weight = get_layer(self.model, p.target).weight
+        if arvs.shape[1] != weight.shape[1]:  # type: ignore[index]
+            raise StudyError(f"layer {p.target!r} is a grouped convolution; split it with pure_nb.splitting")
+        measured = part_activations(
+            self.model,
+            self.labelled,
+            samples,
+            layer=p.target,
+            channel=channel,
+            arvs=arvs,
+            batch_size=self.batch_size,
+            device=self.device,
+            workers=self.workers,
+        )
+        return Split.chosen(measured, concept, tuple(classes), arvs)
+
+    def pictures_of(self, name: str, count: int = 5) -> list[NDArray[np.uint8]]:
+        """The first labelled images of a class, as pictures."""
+        labels, names = self._labels
+        chosen = np.flatnonzero(labels == names.index(name))[:count]
+        return [self.labelled.picture(sample) for sample in chosen.tolist()]
+
+    def _sweep(self, accumulators: list[Any], images: Images, shards: Store | None) -> list[Unreadable]:
+        return sweep(
+            self.model,
+            images,
+            accumulators,
+            batch_size=self.batch_size,
+            device=self.device,
+            workers=self.workers,
+            skip_unreadable=self.skip_unreadable,
+            store=shards,
+            progress=self.progress,
+        )
 
     def _split(self, vectors: Iterable[NDArray[np.float32]], parallel: Parallel | None = None) -> list[VirtualNeurons]:
         """Take channels apart, each by its relevance vectors, as the parameters say."""
@@ -308,7 +463,7 @@ class Study:
         ``sizes`` of the parts; ``strongest`` activation; ``meanings`` as :meth:`pure_nb.neuron.Neuron.meanings` gives
         them; and where the objects are known, the agreement ``ami`` of the parts with them. Dead channels come last.
         """
-        key = self._key("neurons", *PARAMETERS)
+        key = self._key("neurons", *TAKEN_APART)
         saved = self.store.load_table("neurons", key) if self.store else None
         if saved is not None:
             return saved[0]

@@ -31,11 +31,14 @@ SHARD = 1024
 class Accumulator(Protocol):
     """Something that is known after all images have been seen once."""
 
-    layer: str
-    """The layer whose output is wanted."""
+    layers: tuple[str, ...]
+    """The layers whose outputs are wanted; see :func:`pure_nb.layers.activations`."""
 
-    def update(self, samples: NDArray[np.int64], activation: Tensor) -> None:
-        """Take in the layer's output for a batch; ``samples`` are the numbers of its images."""
+    leaf: str | None
+    """The one of them from which the graph is to be kept, for an accumulator that needs gradients."""
+
+    def update(self, samples: NDArray[np.int64], outputs: Mapping[str, Tensor]) -> None:
+        """Take in the layers' outputs for a batch; ``samples`` are the numbers of its images."""
 
     def merge(self: Self, other: Self) -> None:
         """Take in all that another accumulator has taken in."""
@@ -64,16 +67,20 @@ def run_shard(
     workers: int = 0,
 ) -> Generator[int | Unreadable, None, None]:
     """Feed one shard to the accumulators; yields the number of images of each batch, and what was unreadable."""
-    layers = list(dict.fromkeys(accumulator.layer for accumulator in accumulators))
+    layers = list(dict.fromkeys(layer for accumulator in accumulators for layer in accumulator.layers))
+    leaves = {accumulator.leaf for accumulator in accumulators} - {None}
+    if len(leaves) > 1:
+        raise ValueError(f"one pass can keep the graph from one layer, not from each of {sorted(map(str, leaves))}")
+    leaf = next(iter(leaves), None)
     with resting(model):
         for batch in batches(images, samples, batch_size=batch_size, workers=workers):
             yield from batch.unreadable
             if not len(batch.samples):
                 continue
-            with torch.inference_mode():
-                outputs = activations(model, batch.images.to(device), layers)
+            with torch.no_grad() if leaf else torch.inference_mode():
+                outputs = activations(model, batch.images.to(device), layers, leaf)
                 for accumulator in accumulators:
-                    accumulator.update(batch.samples, outputs[accumulator.layer])
+                    accumulator.update(batch.samples, outputs)
             yield len(batch.samples)
 
 

@@ -45,7 +45,9 @@ def slowly(values: Tensor, n: int, by: By) -> tuple[NDArray[Any], NDArray[Any], 
 def top(values: Tensor, n: int, by: By = "max", batch: int = 7) -> TopReferences:
     accumulator = TopReferences("layer", n, by)
     for start in range(0, len(values), batch):
-        accumulator.update(np.arange(start, min(start + batch, len(values))), values[start : start + batch])
+        accumulator.update(
+            np.arange(start, min(start + batch, len(values))), {accumulator.layer: values[start : start + batch]}
+        )
     return accumulator
 
 
@@ -110,7 +112,7 @@ def test_any_batches_and_any_merges_give_the_same_bytes(data: Any, kind: str, by
     for start, stop in itertools.pairwise(cuts):  # each a batch of its own, of images in any order
         part = TopReferences("layer", n, by)
         chosen = np.array(images[start:stop])
-        part.update(chosen, values[chosen])
+        part.update(chosen, {"layer": values[chosen]})
         parts.append(part)
     parts.append(TopReferences("layer", n, by))  # an empty one changes nothing
     while len(parts) > 1:  # any two at a time: every order and every bracketing can come up
@@ -128,7 +130,7 @@ def test_batches_into_one_accumulator_in_any_order(data: Any, n: int) -> None:
     accumulator = TopReferences("layer", n)
     starts = data.draw(st.permutations(range(0, 20, 4)))
     for start in starts:
-        accumulator.update(np.arange(start, start + 4), values[start : start + 4])
+        accumulator.update(np.arange(start, start + 4), {"layer": values[start : start + 4]})
     assert everything(accumulator.result()) == everything(top(values, n).result())
 
 
@@ -155,7 +157,7 @@ def test_the_state_is_not_shared() -> None:
     first = top(activation("conv"), 6)
     before = everything(first.result())
     second = first.restored(first.state())
-    second.update(np.array([99]), 100 + activation("conv", 1))
+    second.update(np.array([99]), {"layer": 100 + activation("conv", 1)})
     assert everything(first.result()) == before
 
 
@@ -166,7 +168,7 @@ def test_not_finite(bad: float, kind: str) -> None:
     axis_last = kind == "tokens"
     (values.movedim(-1, 1) if axis_last else values)[2, 3] = bad
     with pytest.raises(NonFiniteError, match=r"layer 'layer' puts out NaN or infinity: channel 3, image 12\b"):
-        TopReferences("layer").update(np.arange(10, 14), values)
+        TopReferences("layer").update(np.arange(10, 14), {"layer": values})
 
 
 def test_settings_are_checked() -> None:
@@ -193,8 +195,8 @@ def test_only_like_merges_with_like(other: tuple[Any, ...]) -> None:
 def test_the_shape_stays(shape: tuple[int, ...], message: str, n: int) -> None:
     accumulator, other = top(activation("conv"), n), TopReferences("layer", n)
     with pytest.raises(LayerError, match=message):
-        accumulator.update(np.array([50]), 9 + torch.zeros(1, *shape))
-    other.update(np.array([50]), torch.zeros(1, *shape))
+        accumulator.update(np.array([50]), {"layer": 9 + torch.zeros(1, *shape)})
+    other.update(np.array([50]), {"layer": torch.zeros(1, *shape)})
     with pytest.raises(LayerError, match=message):
         accumulator.merge(other)
 

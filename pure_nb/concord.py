@@ -1,0 +1,136 @@
+"""Do similar classes drive a channel alike? Cosines of ARVs against WordNet similarities (Hesse et al. 2025, fig. 3).
+
+A point is a channel and a pair of classes that it is relevant to. The points are not independent: a channel that is
+relevant to ten classes gives 45 of them, and a pair of classes returns in every channel it shares. So the interval
+resamples whole channels, and the test permutes the *classes*, all points at once, as Mantel (1967) did for distances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from pure_nb.wordnet import WordNet, similarities
+
+
+@dataclass(frozen=True)
+class Concord:
+    """How well two similarities of pairs of classes agree.
+
+    Attributes
+    ----------
+    rho
+        Spearman's rank correlation over all points.
+    low, high
+        Its bootstrap interval over channels.
+    p
+        Share of the permutations of the classes with a correlation at least as large, the real one counted in.
+    n
+        Number of points.
+    """
+
+    rho: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+def with_similarities(
+    pairs: pd.DataFrame,
+    wordnet: WordNet,
+    synsets: Mapping[str, str] | None = None,
+    measures: tuple[str, ...] = ("wup", "path", "lch"),
+) -> pd.DataFrame:
+    """Pairs of classes with a column for each WordNet similarity of the two.
+
+    Parameters
+    ----------
+    pairs
+        With the columns ``class_1`` and ``class_2``, from :func:`pure_nb.relevance.class_pairs`.
+    wordnet, measures
+        See :func:`pure_nb.wordnet.similarities`.
+    synsets
+        What WordNet calls each class: a synset, a wnid or a word; by default the class's own name.
+
+    Returns
+    -------
+    DataFrame
+        The similarity is NaN where a class has no synset.
+    """
+    meant = synsets or {}
+    first, second = ([meant.get(name, name) for name in pairs[column]] for column in ("class_1", "class_2"))
+    found = similarities(wordnet, first, second, measures)[list(measures)]
+    return pd.concat([pairs.reset_index(drop=True), found], axis=1)
+
+
+def concord(
+    pairs: pd.DataFrame,
+    similarity: pd.DataFrame,
+    *,
+    permutations: int = 999,
+    replicates: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Concord:
+    """Rank correlation of the cosines with a similarity of the classes, with its interval and test.
+
+    Parameters
+    ----------
+    pairs
+        With the columns ``channel``, ``class_1``, ``class_2`` and ``cosine``; rows without a cosine are left out.
+    similarity
+        Square, with the classes as index and columns, from :func:`similarity_matrix`. Rows of pairs for which it is NaN
+        are left out.
+    permutations, replicates, level, seed
+        Of the test, of the interval, and of both.
+
+    Raises
+    ------
+    ValueError
+        If fewer than three points are left.
+    """
+    names = [name for name in similarity.index if not similarity[name].drop(name).isna().all()]
+    matrix = similarity.loc[names, names].to_numpy(dtype=float)
+    place = {name: i for i, name in enumerate(names)}
+    used = pairs[pairs["cosine"].notna() & pairs["class_1"].isin(names) & pairs["class_2"].isin(names)]
+    if len(used) < 3:
+        raise ValueError(f"a correlation needs at least three pairs of classes with a similarity, got {len(used)}")
+    first, second = (used[column].map(place).to_numpy() for column in ("class_1", "class_2"))
+    cosines = used["cosine"].to_numpy()
+    rho = _rank(cosines, matrix[first, second])
+    generator = np.random.default_rng(seed)
+    shuffled = []
+    for _ in range(permutations):
+        order = generator.permutation(len(names))
+        shuffled.append(_rank(cosines, matrix[order[first], order[second]]))
+    rows = [np.flatnonzero(used["channel"] == channel) for channel in used["channel"].unique()]
+    spread = []
+    for _ in range(replicates):
+        chosen = np.concatenate([rows[i] for i in generator.integers(len(rows), size=len(rows))])
+        spread.append(_rank(cosines[chosen], matrix[first[chosen], second[chosen]]))
+    low, high = np.nanquantile(spread, [(1 - level) / 2, (1 + level) / 2])
+    p = (1 + sum(value >= rho for value in shuffled)) / (1 + permutations)
+    return Concord(rho, float(low), float(high), p, len(used))
+
+
+def similarity_matrix(
+    wordnet: WordNet, classes: list[str], synsets: Mapping[str, str] | None = None, measure: str = "wup"
+) -> pd.DataFrame:
+    """The similarity of every two classes, as a square table with their names."""
+    meant = synsets or {}
+    first, second = np.indices((len(classes), len(classes))).reshape(2, -1)
+    words = [meant.get(name, name) for name in classes]
+    found = similarities(wordnet, [words[i] for i in first], [words[i] for i in second], (measure,))[measure]
+    return pd.DataFrame(found.to_numpy().reshape(len(classes), -1), index=classes, columns=classes)
+
+
+def _rank(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(spearmanr(first, second).statistic)

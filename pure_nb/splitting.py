@@ -1,0 +1,572 @@
+"""Splitting: a channel that means k things becomes k channels and a residual, and the network computes the same.
+
+Hesse et al. (2025, arXiv 2504.12939) do it for two classes; here it is done for any k concepts, be they classes
+or the virtual neurons of PURE. A channel c of a convolution or linear layer is a sum over *sources*, the input channels
+of the layer. Each concept has an average relevance vector (ARV) that says how much each source brings to c on the
+concept's images. A source that clearly belongs to one concept is owned by it (:func:`owners`), the others are shared.
+Then
+
+- ``d_v``, the part of concept v, is c without the sources that *other* concepts own,
+- ``r``, the residual, is c with the shared sources only,
+
+each with c's bias, and ``c = d_1 + ... + d_k - (k - 1) r`` whatever the assignment: every owned source is in one part,
+every shared one in all k, of which the residual takes back k - 1. So the split explains the channel without changing
+what the network does (:func:`split_channel`), and how well it does so can be measured (:func:`part_activations`).
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from pure_nb.data import Images, batches
+from pure_nb.layers import INPUT, LayerError, activations, get_layer, resting
+from pure_nb.references import NonFiniteError
+
+RHOS = tuple(round(0.05 * step, 2) for step in range(1, 21))
+"""Thresholds that the paper tries: 0.05, 0.10 ... 1.00."""
+
+SHARED = -1
+"""The owner of a source that belongs to no concept alone."""
+
+Score = Literal["ratio", "bounded"]
+Weighted = nn.Conv2d | nn.Linear
+
+
+def owners(arvs: ArrayLike, rho: float) -> NDArray[np.int64]:
+    """Which concept each source belongs to (Hesse et al., their rule for rho where k = 2).
+
+    Source i belongs to concept v if ``rho * ARV_v,i > max over the other concepts w of ARV_w,i``. Negative entries
+    count as 0: relevance is taken as evidence *for* a concept. As written in the paper, the comparison turns around
+    below 0, where of two equal entries each exceeds the other.
+
+    Parameters
+    ----------
+    arvs
+        float ``[k, sources]``: the average relevance vector of each concept, any unit.
+    rho
+        Threshold in (0, 1]. The smaller, the more sources are shared.
+
+    Returns
+    -------
+    ndarray
+        int64 ``[sources]``: a concept, 0 to k - 1, or -1 for a shared source. Ties are shared.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two concepts, an entry is NaN or infinite, or rho is out of range.
+    """
+    evidence = np.asarray(arvs, dtype=np.float64)
+    if evidence.ndim != 2:
+        raise ValueError(f"expected average relevance vectors of shape [k, sources], got {list(evidence.shape)}")
+    if len(evidence) < 2:
+        raise ValueError(
+            f"a channel is split between at least two concepts, got {len(evidence)} average relevance vector"
+        )
+    if not np.isfinite(evidence).all():
+        concept, source = np.argwhere(~np.isfinite(evidence))[0]
+        raise ValueError(
+            f"the average relevance vector of concept {concept} is {evidence[concept, source]} at source {source}; "
+            "leave out the images that cause it"
+        )
+    if not 0 < rho <= 1:
+        raise ValueError(f"rho must be above 0 and at most 1, got {rho}")
+    # As rho is at most 1, only the largest can own a source, and the second largest is the one to beat.
+    ranked = np.sort(evidence.clip(min=0), axis=0)
+    return np.where(rho * ranked[-1] > ranked[-2], evidence.argmax(axis=0), SHARED).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """The axis of a layer's channels, the sources of each channel, and the channels that share them (a group)."""
+
+    axis: int
+    sources: int
+    group: int
+
+    @staticmethod
+    def of(module: Weighted) -> _Geometry:
+        outputs, sources = module.weight.shape[:2]
+        if isinstance(module, nn.Linear):
+            return _Geometry(-1, sources, outputs)
+        return _Geometry(-3, sources, outputs // module.groups)
+
+    def entering(self, input: Tensor, channel: int | Tensor) -> Tensor:
+        """The channels of the layer's input that are sources of a channel."""
+        if input.shape[self.axis] == self.sources:
+            return input
+        return input.narrow(self.axis, int(channel) // self.group * self.sources, self.sources)
+
+
+class SplitChannel(nn.Module):
+    """A convolution or linear layer, one of whose channels is put together from its parts.
+
+    Made by :func:`split_channel`, which checks the arguments. The parts are a layer of their own, so they can be
+    studied under the name ``"<layer>.parts"`` like any other: k channels for the concepts, then the residual.
+    Gradients through a split layer are those of the original. The rules of layer-wise relevance propagation are not
+    made for the sum that joins the parts; with them, start at the parts and not above.
+
+    Parameters
+    ----------
+    whole
+        The layer to split; it is kept as it is, as ``whole``.
+    channel
+        The channel of it.
+    owner
+        int64 ``[sources]``: see :func:`owners`.
+    k
+        Number of concepts.
+
+    Attributes
+    ----------
+    whole
+        The original layer. All channels but one are its.
+    parts
+        A layer of the same geometry with k + 1 channels: ``d_1 ... d_k, r``.
+    k
+        Number of concepts.
+    channel, owner
+        Buffers, int64 ``[1]`` and ``[sources]``, so that a saved state holds the split and not its weights only.
+    """
+
+    channel: Tensor
+    owner: Tensor
+
+    def __init__(self, whole: Weighted, channel: int, owner: NDArray[np.int64], k: int) -> None:
+        super().__init__()
+        self.whole: nn.Module = whole
+        self.parts: nn.Module = _masked(whole, channel, _taken(owner, k))
+        # zennit's canonizers merge a batch norm into the convolution right before it, which must not be the parts.
+        self.join = nn.Identity()
+        self.k = k
+        self._geometry = _Geometry.of(whole)  # later the whole, or a part, may be split in turn
+        device = whole.weight.device
+        self.register_buffer("channel", torch.tensor([channel], device=device))
+        self.register_buffer("owner", torch.tensor(owner, device=device))
+        self.train(whole.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What the whole layer puts out, its channel computed as ``sum_v d_v - (k - 1) r``."""
+        axis = self._geometry.axis
+        parts = self.parts(self._geometry.entering(input, self.channel))
+        concepts, residual = parts.split([self.k, 1], dim=axis)
+        joined = concepts.sum(dim=axis, keepdim=True) - (self.k - 1) * residual
+        output: Tensor = self.whole(input)
+        # Not in place, as hooks may hold the output.
+        return self.join(output.index_copy(axis, self.channel, joined))
+
+
+def split_channel(model: nn.Module, layer: str, channel: int, owner: ArrayLike, k: int = 2) -> nn.Module:
+    """A copy of a network in which one channel of a layer is split; it computes the same (Hesse et al., disentangling).
+
+    To get a saved split back, split any channel of the same layer in any way, with the same k, and load the state:
+    ``split_channel(model, layer, 0, numpy.full(sources, -1), k).load_state_dict(state)``.
+
+    Parameters
+    ----------
+    model
+        Any network; it is left as it is.
+    layer
+        Name of a ``Conv2d`` or ``Linear`` in it. One that is split already is found as ``"<layer>.whole"``.
+    channel
+        A channel of it.
+    owner
+        int64 ``[sources]``: which concept each source belongs to, -1 for shared ones; see :func:`owners`. The sources
+        are the layer's input channels; with groups, those of the channel's group.
+    k
+        Number of concepts, at least 2; some may own nothing.
+
+    Returns
+    -------
+    Module
+        With a :class:`SplitChannel` under the layer's name.
+
+    Raises
+    ------
+    LayerError
+        If the layer is missing or neither a ``Conv2d`` nor a ``Linear``.
+    IndexError
+        If it has no such channel.
+    ValueError
+        If the owners do not fit the layer or k.
+    """
+    module = _splittable(model, layer, channel)
+    owner = np.asarray(owner)
+    sources = module.weight.shape[1]
+    if k < 2:
+        raise ValueError(f"a channel is split between at least two concepts, got k={k}")
+    if owner.shape != (sources,) or owner.dtype.kind not in "iu":
+        raise ValueError(
+            f"channel {channel} of layer {layer!r} has {sources} sources, so owner must be {sources} integers, got "
+            f"{owner.dtype} {list(owner.shape)}"
+        )
+    if not SHARED <= owner.min() <= owner.max() < k:
+        raise ValueError(
+            f"an owner must be a concept from 0 to {k - 1}, or -1 for a shared source, got {owner.min()} to "
+            f"{owner.max()}; pass k, the number of concepts, if there are more"
+        )
+    split = copy.deepcopy(model)
+    inside: Any = get_layer(split, layer)
+    split.set_submodule(layer, SplitChannel(inside, channel, owner.astype(np.int64), k))
+    return split
+
+
+@dataclass(frozen=True, eq=False)
+class PartActivations:
+    """How strongly a channel and its parts are driven by images, for several thresholds.
+
+    Every number is a pooled positive part: ``x+ = sum over positions of max(x, 0)``, in the units of the activation.
+
+    Attributes
+    ----------
+    layer, channel
+        What was split.
+    sample
+        int64 ``[images]``: numbers of the images.
+    rhos
+        float64 ``[rhos]``: the thresholds of :func:`owners`.
+    parts
+        float32 ``[images, rhos, k + 1]``: ``d_1+ ... d_k+`` and ``r+``.
+    original
+        float32 ``[images]``: the channel as it was, ``c+``.
+    """
+
+    layer: str
+    channel: int
+    sample: NDArray[np.int64]
+    rhos: NDArray[np.float64]
+    parts: NDArray[np.float32]
+    original: NDArray[np.float32]
+
+    @property
+    def k(self) -> int:
+        """Number of concepts."""
+        return self.parts.shape[2] - 1
+
+    def at(self, rho: float) -> NDArray[np.float32]:
+        """The parts at one threshold: float32 ``[images, k + 1]``.
+
+        Raises
+        ------
+        ValueError
+            If the threshold is not among those measured.
+        """
+        near = np.flatnonzero(np.isclose(self.rhos, rho))
+        if not len(near):
+            raise ValueError(f"rho={rho} was not measured; measured are {self.rhos.tolist()}")
+        return self.parts[:, near[0]]
+
+
+def part_activations(
+    model: nn.Module,
+    images: Images,
+    samples: ArrayLike,
+    *,
+    layer: str,
+    channel: int,
+    arvs: ArrayLike,
+    rhos: Sequence[float] = RHOS,
+    batch_size: int = 32,
+    device: str = "cpu",
+    workers: int = 0,
+) -> PartActivations:
+    """Activations of a channel and of its parts at every threshold, in one pass over some images.
+
+    No network is split for it: the network runs up to the layer's input, and the parts of all thresholds are computed
+    from that as the channels of one layer.
+
+    Parameters
+    ----------
+    model, images
+        What to run over what.
+    samples
+        int ``[images]``: numbers of the images wanted.
+    layer, channel
+        A channel of a ``Conv2d`` or ``Linear``.
+    arvs
+        float ``[k, sources]``: see :func:`owners`.
+    rhos
+        Thresholds.
+    batch_size, device, workers
+        As for :func:`pure_nb.sweep.sweep`.
+
+    Raises
+    ------
+    LayerError, IndexError
+        As :func:`split_channel`; also for an image that does not exist.
+    ValueError
+        As :func:`owners`, and if the vectors do not have an entry for each source.
+    ImageError
+        If an image can't be read.
+    NonFiniteError
+        If an activation is NaN or infinite.
+    """
+    module = _splittable(model, layer, channel)
+    samples = np.asarray(samples, dtype=np.int64)
+    if samples.ndim != 1 or not len(samples):
+        raise ValueError(f"samples must be a vector with at least one image, got the shape {list(samples.shape)}")
+    if not 0 <= samples.min() <= samples.max() < len(images):
+        raise IndexError(f"image {samples.max()} (lowest {samples.min()}) of {len(images)} images of {images.name!r}")
+    owner = [owners(arvs, rho) for rho in rhos]
+    k, sources = np.shape(arvs)
+    if not owner or sources != module.weight.shape[1]:
+        raise ValueError(
+            f"channel {channel} of layer {layer!r} has {module.weight.shape[1]} sources, the average relevance vectors "
+            f"have {sources} entries, for {len(owner)} thresholds; pass one entry a source and at least one threshold"
+        )
+    model.to(device)
+    geometry, original = _Geometry.of(module), np.ones((1, sources), dtype=np.bool_)
+    stacked = _masked(module, channel, np.concatenate([*(_taken(own, k) for own in owner), original]))
+    found = np.empty((len(samples), len(rhos) * (k + 1) + 1), dtype=np.float32)
+    start = 0
+    with resting(model), torch.no_grad():
+        for batch in batches(images, samples.tolist(), batch_size=batch_size, workers=workers):
+            for lost in batch.unreadable:
+                raise lost.error()
+            input = geometry.entering(
+                activations(model, batch.images.to(device), [INPUT + layer])[INPUT + layer], channel
+            )
+            positive = stacked(input).clamp(min=0).movedim(geometry.axis, 1)
+            pooled = positive.reshape(*positive.shape[:2], -1).float().sum(dim=2).cpu().numpy()
+            if not np.isfinite(pooled).all():
+                image = batch.samples[np.flatnonzero(~np.isfinite(pooled).all(axis=1))[0]]
+                raise NonFiniteError(
+                    f"channel {channel} of layer {layer!r}, or a part of it, is NaN or infinite for image {image}. "
+                    "Check that image, the weights, and whether half precision overflows"
+                )
+            found[start : start + len(pooled)] = pooled
+            start += len(pooled)
+    parts = found[:, :-1].reshape(len(samples), len(rhos), k + 1)
+    return PartActivations(layer, channel, samples, np.array(rhos, dtype=np.float64), parts, found[:, -1].copy())
+
+
+def choose_rho(activations: PartActivations, labels: ArrayLike, *, score: Score = "bounded") -> pd.DataFrame:
+    """How well the parts keep the concepts apart at each threshold, and which threshold does it best.
+
+    Two scores, of which the first is the paper's. It explodes where the other parts are close to 0; the second stays
+    within 0 and 1 and is ``1 / k`` if all parts are equal.
+
+    - ratio: ``sum over concepts v of mean over v's images of d_v+ / (sum of the others' d_w+ + 1e-5)``
+    - bounded: ``mean over concepts v of mean over v's images of d_v+ / sum over all w of d_w+``, 0 where all are 0
+
+    Parameters
+    ----------
+    activations
+        Of training images, from :func:`part_activations`.
+    labels
+        int ``[images]``: the concept, 0 to k - 1, that each image belongs to. Every concept needs an image.
+    score
+        Which of the two decides.
+
+    Returns
+    -------
+    DataFrame
+        One row a threshold: ``rho, ratio, bounded, best``. ``best`` is True in one row: that of the highest score, the
+        first among equals. So the chosen threshold is ``table.rho[table.best].item()``.
+
+    Raises
+    ------
+    ValueError
+        If the labels do not fit, or a concept has no image.
+    """
+    if score not in ("ratio", "bounded"):
+        raise ValueError(f"score must be 'ratio' or 'bounded', got {score!r}")
+    k = activations.k
+    label = _labels(labels, len(activations.original), k)
+    empty = sorted(set(range(k)) - set(label.tolist()))
+    if empty:
+        raise ValueError(f"concept {empty[0]} has no image; label at least one image for each of the {k} concepts")
+    concepts = activations.parts[:, :, :k].astype(np.float64)
+    own = np.eye(k, dtype=np.bool_)[label][:, None]
+    mine, others = (np.where(mask, concepts, 0).sum(axis=2) for mask in (own, ~own))  # [images, rhos]
+    share = mine / np.maximum(mine + others, np.finfo(np.float64).tiny)
+    ratio, bounded = (
+        np.stack([value[label == concept].mean(axis=0) for concept in range(k)])
+        for value in (mine / (others + 1e-5), share)
+    )
+    table = pd.DataFrame({"rho": activations.rhos, "ratio": ratio.sum(axis=0), "bounded": bounded.mean(axis=0)})
+    return table.assign(best=np.arange(len(table)) == table[score].to_numpy().argmax())
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A channel split between classes: the threshold, who owns which source, and how it was measured.
+
+    Attributes
+    ----------
+    classes
+        Names of the concepts.
+    activations
+        At all thresholds, of all images of the classes.
+    labels
+        int64 ``[images]``: the concept each image shows.
+    training
+        bool ``[images]``: the images that the threshold was chosen on.
+    scores
+        Of :func:`choose_rho`.
+    arvs
+        float64 ``[k, sources]``.
+    """
+
+    classes: tuple[str, ...]
+    activations: PartActivations
+    labels: NDArray[np.int64]
+    training: NDArray[np.bool_]
+    scores: pd.DataFrame
+    arvs: NDArray[np.float64]
+
+    @classmethod
+    def chosen(
+        cls,
+        activations: PartActivations,
+        labels: NDArray[np.int64],
+        classes: tuple[str, ...],
+        arvs: NDArray[np.float64],
+    ) -> Split:
+        """Choose the threshold by the bounded score, on every second image of each class."""
+        rank = np.zeros(len(labels), dtype=np.int64)
+        for concept in range(len(classes)):
+            own = labels == concept
+            rank[own] = np.arange(own.sum())
+        training = rank % 2 == 0
+        kept = replace(
+            activations,
+            sample=activations.sample[training],
+            parts=activations.parts[training],
+            original=activations.original[training],
+        )
+        return cls(classes, activations, labels, training, choose_rho(kept, labels[training]), arvs)
+
+    @property
+    def rho(self) -> float:
+        """The chosen threshold."""
+        return float(self.scores["rho"][self.scores["best"]].item())
+
+    @property
+    def owner(self) -> NDArray[np.int64]:
+        """int64 ``[sources]``: see :func:`owners`."""
+        return owners(self.arvs, self.rho)
+
+    def table(self) -> pd.DataFrame:
+        """:func:`ratio_table` of the validation images at the chosen threshold."""
+        validation = ~self.training
+        parts, original = self.activations.at(self.rho)[validation], self.activations.original[validation]
+        return ratio_table(parts, original, self.labels[validation], self.classes)
+
+    def model(self, model: nn.Module) -> nn.Module:
+        """A copy of the network with the channel split; see :func:`split_channel`."""
+        return split_channel(model, self.activations.layer, self.activations.channel, self.owner, len(self.classes))
+
+
+def ratio_table(parts: ArrayLike, original: ArrayLike, labels: ArrayLike, names: Sequence[str]) -> pd.DataFrame:
+    """How much of the channel each part carries, on the images of each concept (Hesse et al., table 1).
+
+    A good split has a ratio near 1 for the concept's own part, and near 0 for the others and the residual.
+
+    Parameters
+    ----------
+    parts
+        float ``[images, k + 1]``: of validation images, from :meth:`PartActivations.at`.
+    original
+        float ``[images]``: :attr:`PartActivations.original`. Images where it is 0 have no ratio and are left out.
+    labels
+        int ``[images]``: the concept, 0 to k - 1, that each image belongs to.
+    names
+        Of the k concepts.
+
+    Returns
+    -------
+    DataFrame
+        One row for the images of each concept and each part: ``images`` (name of the concept the images show), ``part``
+        (name of the concept the part stands for, or ``"residual"``), ``ratio`` (mean of ``part+ / c+``), ``error`` (its
+        standard error, NaN for fewer than two images), ``n`` (images in the mean), ``left_out``.
+
+    Raises
+    ------
+    ValueError
+        If the shapes, labels or names do not fit.
+    """
+    pooled, whole = np.asarray(parts, dtype=np.float64), np.asarray(original, dtype=np.float64)
+    if pooled.ndim != 2 or whole.shape != pooled.shape[:1]:
+        raise ValueError(f"expected parts [images, k + 1] and original [images], got {pooled.shape} and {whole.shape}")
+    k = pooled.shape[1] - 1
+    if len(names) != k:
+        raise ValueError(f"{k} concepts need {k} names, got {list(names)}")
+    label = _labels(labels, len(whole), k)
+    rows = []
+    for concept, shown in enumerate(names):
+        mine = label == concept
+        used = mine & (whole > 0)
+        ratios = pd.DataFrame(pooled[used] / whole[used, None])
+        count = {"n": int(used.sum()), "left_out": int((mine & ~used).sum())}
+        for part, ratio, error in zip([*names, "residual"], ratios.mean(), ratios.sem()):
+            rows.append({"images": shown, "part": part, "ratio": ratio, "error": error, **count})
+    return pd.DataFrame(rows)
+
+
+def _labels(labels: ArrayLike, count: int, k: int) -> NDArray[np.int64]:
+    label = np.asarray(labels)
+    if label.shape != (count,) or label.dtype.kind not in "iu":
+        raise ValueError(f"expected {count} integers as labels, one an image, got {label.dtype} {list(label.shape)}")
+    if count and not 0 <= label.min() <= label.max() < k:
+        raise ValueError(
+            f"labels must be concepts from 0 to {k - 1}, got {label.min()} to {label.max()}; leave out images of none"
+        )
+    return label.astype(np.int64)
+
+
+def _splittable(model: nn.Module, layer: str, channel: int) -> Weighted:
+    """The layer of that name, if its channel can be split."""
+    module: Any = get_layer(model, layer)
+    allowed = (nn.Conv2d, nn.Linear)
+    if type(module) not in allowed:  # a class made from them may compute something else
+        names = [name for name, candidate in model.named_modules() if type(candidate) in allowed and name]
+        near = difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[:8]
+        raise LayerError(
+            f"layer {layer!r} is a {type(module).__name__}; only a Conv2d or a Linear can be split, for instance: "
+            f"{', '.join(map(repr, near)) or 'none, this network has none'}"
+        )
+    if not 0 <= channel < len(module.weight):
+        raise IndexError(f"channel {channel}: layer {layer!r} has channels 0 to {len(module.weight) - 1}")
+    return module
+
+
+def _taken(owner: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+    """The sources of each part, bool ``[k + 1, sources]``: a concept's own and the shared ones; last the residual's."""
+    concept = np.array([*range(k), SHARED])[:, None]
+    return (owner == concept) | (owner == SHARED)
+
+
+def _masked(whole: Weighted, channel: int, taken: NDArray[np.bool_]) -> Weighted:
+    """A layer with a copy of one channel for each row of ``taken [outputs, sources]``, with those sources only."""
+    weight = whole.weight.detach()[channel]
+    mask = torch.from_numpy(taken).to(weight.device).reshape(*taken.shape, *[1] * (weight.ndim - 1))
+    masked = _like(whole, taken.shape[1], taken.shape[0])
+    with torch.no_grad():
+        masked.weight.copy_(torch.where(mask, weight, weight.new_zeros(())))
+        if whole.bias is not None:
+            masked.bias.fill_(whole.bias[channel])
+    masked.requires_grad_(whole.weight.requires_grad).train(whole.training)
+    return masked
+
+
+def _like(whole: Weighted, inputs: int, outputs: int) -> Any:
+    """A layer of the same geometry, with uninitialised weights: drawing random ones would disturb the global state."""
+    common: Any = {"bias": whole.bias is not None, "device": "meta", "dtype": whole.weight.dtype}
+    if isinstance(whole, nn.Linear):
+        like: nn.Module = nn.Linear(inputs, outputs, **common)
+    else:
+        geometry = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+        common |= {name: getattr(whole, name) for name in geometry}
+        like = nn.Conv2d(inputs, outputs, **common)
+    return like.to_empty(device=whole.weight.device)

@@ -1,0 +1,432 @@
+"""Class relevance and average relevance vectors, against their definitions: image by image, channel by channel."""
+
+from __future__ import annotations
+
+import copy
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from small import Items, Tokens, noise, plain
+from torch import Tensor, nn
+
+from pure_nb import sweep as sweep_module
+from pure_nb.data import Images
+from pure_nb.layers import LayerError
+from pure_nb.references import NonFiniteError, TopReferences
+from pure_nb.relevance import (
+    ClassRelevance,
+    ClassStatistics,
+    Taps,
+    carried,
+    class_pairs,
+    closed_form,
+    cosine,
+    dense_weight,
+    gamma_polysemantic,
+)
+from pure_nb.store import Store
+from pure_nb.sweep import run_shard, sweep
+
+NAMES = ("ant", "bee", "cat", "dog")
+
+
+def run(
+    model: nn.Module, images: Tensor, layer: str, lower: str, labels: NDArray[np.int64], **how: Any
+) -> ClassStatistics:
+    found = ClassRelevance(layer, lower, labels, 4, module=closed_form(model, layer, lower), **how)
+    sweep(model, Images(Items(images)), [found], batch_size=4, progress=False)
+    return found.result()
+
+
+def halves(model: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
+    """A sequential network below a layer, and above it."""
+    position = int(layer) + 1
+    children = list(copy.deepcopy(model).double().children())
+    for child in children:
+        if isinstance(child, nn.ReLU):
+            child.inplace = False
+    return nn.Sequential(*children[:position]), nn.Sequential(*children[position:])
+
+
+def slow_attribution(model: nn.Module, images: Tensor, layer: str, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[images, channels]: sum over positions of A times the gradient of the true class's output, image by image."""
+    below, above = halves(model, layer)
+    rows = []
+    for image, label in zip(images.double(), labels):
+        activation = below(image[None]).detach().requires_grad_()
+        above(activation)[0, label].backward()
+        assert activation.grad is not None
+        rows.append((activation * activation.grad)[0].detach().reshape(activation.shape[1], -1).sum(dim=1).numpy())
+    return np.stack(rows)
+
+
+def slow_vectors(part: nn.Module, lower: Tensor) -> NDArray[np.float64]:
+    """[images, channels, sources]: a * d(sum of A_c)/da summed over positions, one channel and image at a time."""
+    found = []
+    for one in lower:
+        rows = []
+        for channel in range(part(one[None]).shape[1]):
+            leaf = one[None].detach().clone().requires_grad_()
+            part(leaf)[0, channel].sum().backward()
+            assert leaf.grad is not None
+            rows.append((leaf * leaf.grad)[0].detach().reshape(leaf.shape[1], -1).sum(dim=1).numpy())
+        found.append(np.stack(rows))
+    return np.stack(found)
+
+
+LABELS = np.array([0, 1, 2, 0, 1, 2, 0, 1, 0, 0, 1])  # none of class 3
+
+
+@pytest.mark.parametrize("lower", ["input:4", "2", "3", "1"])
+def test_arvs_and_relevance_are_their_definitions(lower: str) -> None:
+    model, images = plain(), noise(11)
+    found = run(model, images, "4", lower, LABELS, share=0.2)
+    assert found.closed == (lower == "input:4")
+    below, _ = halves(model, "4")
+    start = {"input:4": 4, "2": 3, "3": 4, "1": 2}[lower]
+    vectors = slow_vectors(below[start:], below[:start](images.double()).detach())
+    attribution = slow_attribution(model, images, "4", LABELS).clip(min=0)
+    share = attribution / attribution.sum(axis=1, keepdims=True)
+    for label in range(3):
+        own = label == LABELS
+        expected = vectors[own].mean(axis=0)
+        for channel in range(6):
+            arv = found.arv(model, channel)[label]
+            np.testing.assert_allclose(arv, expected[channel], rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_array_equal(found.relevant[label], (share[own] >= 0.2).sum(axis=0))
+        np.testing.assert_allclose(found.share[label], share[own].sum(axis=0), rtol=1e-4, atol=1e-6)
+    assert found.images.tolist() == [5, 4, 2, 0]
+
+
+GEOMETRIES: list[dict[str, Any]] = [
+    {"kernel_size": 1},
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": 3, "stride": 2, "padding": 1},
+    {"kernel_size": (3, 2), "stride": (1, 3), "padding": (2, 1)},
+    {"kernel_size": 3, "dilation": 2, "padding": 2},
+    {"kernel_size": 4, "padding": "same"},
+    {"kernel_size": (2, 5), "padding": "same", "dilation": (3, 1)},
+    {"kernel_size": 3, "padding": "valid"},
+    {"kernel_size": 3, "padding": 2, "padding_mode": "reflect"},
+    {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
+    {"kernel_size": 3, "padding": 1, "groups": 3},
+    {"kernel_size": 1, "stride": 2, "groups": 2, "bias": False},
+]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_the_closed_form_of_every_convolution(geometry: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    part = nn.Conv2d(6, 12, **geometry).double()
+    lower = torch.randn(3, 6, 9, 8, dtype=torch.float64)
+    pooled = Taps.of(part).pooled(lower).numpy()
+    expected = slow_vectors(part, lower)
+    for channel in range(12):
+        found = (pooled * dense_weight(part, channel)).sum(axis=2)
+        np.testing.assert_allclose(found, expected[:, channel], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 7, 5)])
+def test_the_closed_form_of_linear_layers(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    part = nn.Linear(5, 4).double()
+    lower = torch.randn(shape, dtype=torch.float64)
+    pooled = Taps.of(part).pooled(lower).numpy()
+    gradient = part.weight.detach().numpy()  # [channels, sources], at each position
+    summed = lower.numpy().reshape(3, -1, 5).sum(axis=1)
+    for channel in range(4):
+        found = (pooled * dense_weight(part, channel)).sum(axis=2)
+        np.testing.assert_allclose(found, summed * gradient[channel], rtol=1e-9)
+
+
+def test_tokens() -> None:
+    """A layer that puts out tokens, with the part between not linear."""
+    model, images = Tokens(), noise(6)
+    labels = np.array([0, 1, 0, 1, 2, 2])
+    found = run(model, images, "second", "first", labels)
+    part = copy.deepcopy(model.second).double()
+    with torch.no_grad():
+        lower = (
+            copy.deepcopy(model)
+            .double()
+            .first(copy.deepcopy(model).double().patches(images.double()).flatten(2).transpose(1, 2))
+        )
+    for label in range(3):
+        expected = []
+        for one in lower[torch.from_numpy(labels == label)]:
+            leaf = one[None].clone().requires_grad_()
+            part(leaf)[0, :, 5].sum().backward()
+            assert leaf.grad is not None
+            expected.append((leaf * leaf.grad)[0].sum(dim=0).detach().numpy())
+        np.testing.assert_allclose(found.arv(model, 5)[label], np.mean(expected, axis=0), rtol=1e-3, atol=1e-4)
+
+
+def test_in_the_same_pass_as_the_reference_images() -> None:
+    model, images = plain(), Images(Items(noise(11)))
+    alone_top, alone = TopReferences("4", 3), ClassRelevance("4", "2", LABELS, 4)
+    sweep(model, images, [alone_top], batch_size=4, progress=False)
+    sweep(model, images, [alone], batch_size=4, progress=False)
+    items = Items(noise(11))
+    top, both = TopReferences("4", 3), ClassRelevance("4", "2", LABELS, 4)
+    sweep(model, Images(items), [top, both], batch_size=4, progress=False)
+    assert items.loaded == [0, *range(11)]  # once each, and the first for its shape
+    np.testing.assert_array_equal(top.result().sample, alone_top.result().sample)
+    np.testing.assert_array_equal(top.result().score, alone_top.result().score)
+    for name, value in both.state().items():
+        np.testing.assert_array_equal(value, alone.state()[name])
+
+
+def test_one_pass_keeps_one_graph() -> None:
+    pair = [ClassRelevance("4", lower, LABELS, 4) for lower in ("1", "2")]
+    with pytest.raises(ValueError, match=r"one layer, not from each of \['1', '2'\]"):
+        sweep(plain(), Images(Items(noise(11))), pair, progress=False)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = plain().train()
+    before = copy.deepcopy(model.state_dict())
+    run(model, noise(11), "4", "2", LABELS)
+    assert model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@settings(max_examples=30, deadline=None)
+@given(cuts=st.lists(st.integers(0, 11), max_size=3), seed=st.integers(0, 5))
+def test_shards_in_any_cut_and_order(cuts: list[int], seed: int) -> None:
+    model, images = plain(), Images(Items(noise(11)))
+    edges = sorted({0, 11, *cuts})
+    shards = [range(a, b) for a, b in pairwise(edges)]
+    np.random.default_rng(seed).shuffle(shards)  # type: ignore[arg-type]
+    merged = ClassRelevance("4", "input:4", LABELS, 4, module=model[4])
+    for shard in shards:
+        part = merged.restored({})
+        for _ in run_shard(model, images, [part], shard, batch_size=3):
+            pass
+        merged.merge(part)
+    whole = run(model, noise(11), "4", "input:4", LABELS)
+    for name, value in merged.state().items():
+        np.testing.assert_allclose(value, getattr(whole, name), rtol=1e-5, atol=1e-4, err_msg=name)
+    np.testing.assert_array_equal(merged.result().images, whole.images)
+    np.testing.assert_array_equal(merged.result().weights, whole.weights)
+
+
+def test_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sweep_module, "shards", lambda count, _: [range(i, min(i + 4, count)) for i in range(0, count, 4)]
+    )
+
+    def go(images: Items, store: Store | None = None) -> dict[str, NDArray[Any]]:
+        found = ClassRelevance("4", "2", LABELS, 4)
+        sweep(plain(), Images(images), [found], batch_size=2, store=store, progress=False)
+        return found.state()
+
+    expected, store = go(Items(noise(11))), Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        go(Items(noise(11), {9: KeyboardInterrupt()}), store)
+    again = Items(noise(11))
+    found = go(again, store)
+    assert again.loaded == [0, 8, 9, 10]  # the first for its shape
+    assert {name: value.tobytes() for name, value in found.items()} == {
+        name: value.tobytes() for name, value in expected.items()
+    }
+
+
+def test_replicas_are_poisson_weighted_sums() -> None:
+    model, images = plain(), noise(11)
+    found = run(model, images, "4", "2", LABELS, replicates=7, seed=3)
+    below, _ = halves(model, "4")
+    vectors = slow_vectors(below[3:], below[:3](images.double()).detach())
+    weights = np.stack([np.random.default_rng([3, sample]).poisson(1, 7) for sample in range(11)])  # [images, 7]
+    for label in (0, 1):
+        own = label == LABELS
+        total = weights[own].sum(axis=0)
+        expected = np.einsum("nr,nci->rci", weights[own], vectors[own]) / np.where(total, total, np.nan)[:, None, None]
+        for channel in range(6):
+            replicas = found.arv_replicas(model, channel, [label])[0]
+            np.testing.assert_allclose(replicas, expected[:, channel], rtol=1e-4, atol=1e-5)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    """Draw images of two classes many times: the true cosine must lie in most 90 % intervals, and not in all."""
+    generator = np.random.default_rng(0)
+    mean = np.array([[1.0, 0.2, 0.0], [0.3, 1.0, 0.5]])
+    truth, inside = float(cosine(*mean)), 0
+    for trial in range(100):
+        drawn = mean[:, None] + 0.5 * generator.standard_normal((2, 40, 3))
+        weights = np.stack([np.random.default_rng([trial, n]).poisson(1, 100) for n in range(80)]).reshape(2, 40, 100)
+        statistics = ClassStatistics(
+            layer="x",
+            lower="y",
+            closed=False,
+            images=np.array([40, 40]),
+            relevant=np.full((2, 1), 40),
+            share=np.ones((2, 1)),
+            pooled=drawn.sum(axis=1),
+            weights=weights.sum(axis=1).astype(np.float32),
+            replicas=np.einsum("tnr,tnk->trk", weights, drawn).astype(np.float32),
+        )
+        (row,) = class_pairs(statistics, nn.Identity(), ["a", "b"], level=0.9).itertuples()
+        assert row.low < row.cosine < row.high
+        inside += row.low < truth < row.high
+    assert 80 <= inside <= 98
+
+
+def table(pooled: list[list[list[float]]], relevant: list[list[int]], images: list[int]) -> ClassStatistics:
+    """Statistics by hand: vectors [classes][channels][sources], and counts."""
+    vectors = np.array(pooled, dtype=float)
+    flat = vectors.reshape(len(vectors), -1) * np.array(images)[:, None]
+    return ClassStatistics(
+        layer="x",
+        lower="y",
+        closed=False,
+        images=np.array(images),
+        relevant=np.array(relevant),
+        share=np.full(np.shape(relevant), 0.5) * np.array(images)[:, None],
+        pooled=flat,
+        weights=np.tile(np.array(images, dtype=np.float32)[:, None], 5),
+        replicas=np.tile(flat.astype(np.float32)[:, None], (1, 5, 1)),
+    )
+
+
+def test_pairs() -> None:
+    statistics = table(
+        [[[1, 0], [1, 1]], [[0, 1], [1, 1]], [[-1, 0], [0, 0]], [[5, 5], [5, 5]]],
+        [[4, 4], [4, 4], [3, 4], [0, 0]],
+        [4, 4, 4, 0],  # no image of the dog
+    )
+    found = class_pairs(statistics, nn.Identity(), NAMES)
+    assert found[["channel", "class_1", "class_2"]].values.tolist() == [
+        [0, "ant", "cat"],
+        [0, "ant", "bee"],
+        [0, "bee", "cat"],
+        [1, "ant", "bee"],
+        [1, "ant", "cat"],
+        [1, "bee", "cat"],
+    ]
+    # Opposite, orthogonal, identical; and a vector of zeros, which has no direction.
+    np.testing.assert_allclose(found["cosine"], [-1, 0, 0, 1, np.nan, np.nan], atol=1e-12)
+    np.testing.assert_allclose(found["share_1"], 0.5)
+    some = gamma_polysemantic(found, 0.5)
+    assert some["cosine"].tolist() == [-1, 0, 0]  # negative ones are kept, NaN is not below anything
+    assert len(class_pairs(statistics, nn.Identity(), NAMES, p=0.8)) == 4  # 3 of 4 images are not enough any more
+    assert list(class_pairs(table([[[1.0]]], [[0]], [3]), nn.Identity(), NAMES).columns) == list(found.columns)
+
+
+def test_a_class_of_one_image_has_no_interval() -> None:
+    statistics = table([[[1, 0]], [[1, 2]]], [[1], [4]], [1, 4])
+    (row,) = class_pairs(statistics, nn.Identity(), NAMES).itertuples()
+    assert row.cosine == pytest.approx(5**-0.5)
+    assert np.isnan([row.low, row.high]).all()
+
+
+def test_a_class_without_images_and_images_without_class() -> None:
+    model, labels = plain(), np.array([0, -1, 0, -1, 2, 2])
+    found = run(model, noise(6), "4", "2", labels)
+    assert found.images.tolist() == [2, 0, 2, 0]
+    assert np.isnan(found.arv(model, 0)[[1, 3]]).all()
+    assert np.isfinite(found.arv(model, 0)[[0, 2]]).all()
+    assert np.isnan(found.frequency[1]).all()
+    assert 1 not in found.relevant_classes(0, p=0)
+    empty = ClassRelevance("4", "2", np.full(3, -1), 4)
+    sweep(model, Images(Items(noise(3))), [empty], progress=False)
+    with pytest.raises(ValueError, match="no labelled image was seen"):
+        empty.result()
+
+
+def test_channels_that_are_never_relevant() -> None:
+    model = plain()
+    with torch.no_grad():
+        model[8].weight.zero_()  # so nothing speaks for any class
+    found = run(model, noise(11), "4", "2", LABELS)
+    assert found.relevant.sum() == 0
+    assert not len(class_pairs(found, model, NAMES))
+
+
+@pytest.mark.parametrize("mass", [None, 0.5, 1.0])
+@settings(max_examples=50, deadline=None)
+@given(values=arrays(np.float64, (3, 5), elements=st.floats(-2, 2).map(lambda x: round(x, 1))))
+def test_carried(mass: float | None, values: NDArray[np.float64]) -> None:
+    found = carried(values, 0.2, mass)
+    for row, own in zip(values, found):
+        positive = [max(value, 0) for value in row]
+        if mass is None:
+            assert own.tolist() == [value > 0 and value >= 0.2 * sum(positive) for value in positive]
+            continue
+        assert not own[row <= 0].any()
+        order = sorted(range(5), key=lambda i: -positive[i])
+        expected, reached = set(), 0.0
+        for i in order:
+            if positive[i] > 0 and reached < mass * sum(positive) - 1e-9:
+                expected.add(i)
+            reached += positive[i]
+        assert set(np.flatnonzero(own)) == expected
+
+
+def test_a_mass_carries_over_between_widths() -> None:
+    """Each channel copied ten times over, with a tenth of the attribution: the same channels are relevant."""
+    values = np.random.default_rng(0).exponential(size=(4, 8)) ** 2
+    wide = np.repeat(values / 10, 10, axis=1)
+    part = carried(values, mass=0.6)
+    copies = carried(wide, mass=0.6).reshape(4, 8, 10)
+    assert copies[part].mean() > 0.7
+    assert not copies[~part].any()
+    assert carried(values, 0.1).any()
+    assert not carried(wide, 0.1).reshape(4, 8, 10).all(axis=2).any()  # the share does not
+
+
+def test_cosine() -> None:
+    generator = np.random.default_rng(0)
+    a, b = generator.standard_normal((2, 5, 3))
+    for one, two, found in zip(a, b, cosine(a, b)):
+        assert found == pytest.approx(one @ two / (one @ one) ** 0.5 / (two @ two) ** 0.5)
+    assert np.isnan(cosine(np.zeros(3), np.ones(3)))
+
+
+def test_errors() -> None:
+    model = plain()
+    with pytest.raises(LayerError, match=r"puts out \[images, 9\]"):
+        sweep(model, Images(Items(noise(3))), [ClassRelevance("4", "2", np.zeros(3, int), 9)], progress=False)
+    with pytest.raises(ValueError, match="numbers below 2"):
+        ClassRelevance("4", "2", np.array([0, 2]), 2)
+    with pytest.raises(ValueError, match="share must be within"):
+        ClassRelevance("4", "2", np.array([0, 1]), 2, share=3)
+    with pytest.raises(LayerError, match="Conv2d or a Linear"):
+        Taps.of(nn.ReLU())
+    with pytest.raises(IndexError, match="channels 0 to 5"):
+        run(model, noise(11), "4", "2", LABELS).arv(model, 6)
+    with torch.no_grad():
+        model[8].weight[1] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"channel 0 of layer '4' .* in image 0"):
+        run(model, noise(11), "4", "2", LABELS)
+
+
+def test_memory_does_not_grow_with_the_images() -> None:
+    model = plain()
+    sizes = {run(model, noise(count), "4", "input:4", np.arange(count) % 4).nbytes for count in (8, 80)}
+    (size,) = sizes
+    inputs, replicates, classes = 7 * 9, 100, 4
+    assert size == pytest.approx(8 * classes * inputs + 4 * classes * inputs * replicates, rel=0.03)
+
+
+def test_every_pair_is_there_once() -> None:
+    model = plain()
+    found = run(model, noise(11), "4", "2", LABELS, share=0.01)
+    pairs = class_pairs(found, model, NAMES, p=0.1)
+    expected = {
+        (channel, NAMES[a], NAMES[b])
+        for channel in range(6)
+        for a, b in combinations(found.relevant_classes(channel, 0.1), 2)
+    }
+    assert {(row.channel, row.class_1, row.class_2) for row in pairs.itertuples()} == expected
+    assert len(pairs) == len(expected) > 3
+    assert pairs["cosine"].is_monotonic_increasing
