@@ -259,7 +259,9 @@ def pairs(
 def split(
     study: StudyName,
     channel: Annotated[int, typer.Option(help="The channel to split.")],
-    classes: Annotated[str, typer.Option(help="The classes it is split between: cat,house.")],
+    classes: Annotated[
+        str | None, typer.Option(help="Split it between these: cat,house; none takes its virtual neurons.")
+    ] = None,
     data: Data = None,
     weights: Weights = None,
     store: Folder = None,
@@ -268,9 +270,9 @@ def split(
     lower: Lower = None,
     out: Annotated[Path | None, typer.Option(help="Write the weights of the split network (.safetensors).")] = None,
 ) -> None:
-    """Split a channel of a convolution or linear layer between classes; the network computes the same."""
+    """Split a channel between classes or its virtual neurons; the network computes the same."""
     found = _study(study, data, weights, store, device=device, target=target, lower=lower)
-    made = found.split_of(channel, [name.strip() for name in classes.split(",")])
+    made = found.split_of(channel, None if classes is None else [name.strip() for name in classes.split(",")])
     typer.echo(f"rho = {made.rho:g}; sources: " + _owned(made))
     _print(made.table(), 0)
     if out is not None:
@@ -280,7 +282,7 @@ def split(
 
 
 def _owned(made: Split) -> str:
-    counts = [f"{int((made.owner == number).sum())} {name}" for number, name in enumerate(made.classes)]
+    counts = [f"{int((made.owner == number).sum())} {name}" for number, name in enumerate(made.concepts)]
     return ", ".join([*counts, f"{int((made.owner < 0).sum())} shared"])
 
 

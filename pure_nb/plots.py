@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -21,6 +20,7 @@ from pure_nb.neuron import Neuron
 from pure_nb.relevance import cosine
 from pure_nb.render import Picture, View, resized
 from pure_nb.splitting import Split
+from pure_nb.virtual import part_name
 
 if TYPE_CHECKING:
     from pure_nb.study import Study
@@ -30,11 +30,6 @@ PALETTE = tuple(sns.color_palette("colorblind", 10))
 
 TILE = 96
 """Side in pixels of a reference image in a figure."""
-
-
-def part_name(part: int) -> str:
-    """A for the largest virtual neuron, then B, C ..."""
-    return ascii_uppercase[part % 26]
 
 
 def strip(pictures: Sequence[Picture], columns: int, *, gap: int = 6) -> Picture:
@@ -231,7 +226,7 @@ def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
     classes = np.sort(classes[np.argsort(-share, kind="stable")[:most]])
     names = [study.class_names[label] for label in classes]
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(9.5, 1.4 + 0.3 * max(3, len(names))), width_ratios=[1.7, 1], layout="constrained"
+        1, 2, figsize=(9.5, 1.9 + 0.3 * max(4, len(names))), width_ratios=[1.6, 1], layout="constrained"
     )
     figure.suptitle(f"{study.parameters.target} / {channel}: average relevance vectors", fontsize=12)
     if not len(classes):
@@ -248,7 +243,8 @@ def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
     cosines = cosine(vectors[:, None], vectors[None])
     sns.heatmap(cosines, ax=right, cmap="mako", vmin=min(0, np.nanmin(cosines)), vmax=1, xticklabels=names, **common)
     right.set_title("cosine", fontsize=10)
-    right.tick_params(axis="x", rotation=60)
+    plt.setp(right.get_xticklabels(), rotation=55, ha="right", rotation_mode="anchor")
+    left.tick_params(axis="x", rotation=0)
     return figure
 
 
@@ -331,13 +327,13 @@ def densities_figure(split: Split, rho: float | None = None) -> Figure:
     rho = split.rho if rho is None else rho
     parts = split.activations.at(rho)
     columns = {"whole channel": split.activations.original}
-    columns |= {f"part of {name}": parts[:, number] for number, name in enumerate(split.classes)}
+    columns |= {f"part of {name}": parts[:, number] for number, name in enumerate(split.concepts)}
     columns |= {"residual": parts[:, -1]}
     figure, all_axes = plt.subplots(
         len(columns), 1, figsize=(7.5, 1.05 * len(columns) + 0.9), sharex=True, layout="constrained"
     )
     for axes, (title, values) in zip(all_axes, columns.items()):
-        for number, name in enumerate(split.classes):
+        for number, name in enumerate(split.concepts):
             own, colour = values[split.labels == number], PALETTE[number % len(PALETTE)]
             if np.ptp(own) > 0:
                 sns.kdeplot(x=own, ax=axes, color=colour, fill=True, alpha=0.35, bw_adjust=0.7, clip=(0, None))

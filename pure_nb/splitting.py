@@ -20,7 +20,7 @@ import copy
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -86,26 +86,17 @@ def owners(arvs: ArrayLike, rho: float) -> NDArray[np.int64]:
     return np.where(rho * ranked[-1] > ranked[-2], evidence.argmax(axis=0), SHARED).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class _Geometry:
-    """The axis of a layer's channels, the sources of each channel, and the channels that share them (a group)."""
+def channel_sources(module: nn.Module, channel: int) -> slice:
+    """Which channels of a ``Conv2d``'s or ``Linear``'s input are sources of a channel: all, or those of its group."""
+    assert isinstance(module, Weighted)
+    outputs, sources = module.weight.shape[:2]
+    first = 0 if isinstance(module, nn.Linear) else channel // (outputs // module.groups) * sources
+    return slice(first, first + sources)
 
-    axis: int
-    sources: int
-    group: int
 
-    @staticmethod
-    def of(module: Weighted) -> _Geometry:
-        outputs, sources = module.weight.shape[:2]
-        if isinstance(module, nn.Linear):
-            return _Geometry(-1, sources, outputs)
-        return _Geometry(-3, sources, outputs // module.groups)
-
-    def entering(self, input: Tensor, channel: int | Tensor) -> Tensor:
-        """The channels of the layer's input that are sources of a channel."""
-        if input.shape[self.axis] == self.sources:
-            return input
-        return input.narrow(self.axis, int(channel) // self.group * self.sources, self.sources)
+def _axis(module: Weighted) -> int:
+    """Where a layer's channels are, counted from the end, since a convolution also takes a single picture."""
+    return -1 if isinstance(module, nn.Linear) else -3
 
 
 class SplitChannel(nn.Module):
@@ -139,8 +130,9 @@ class SplitChannel(nn.Module):
         Buffers, int64 ``[1]`` and ``[sources]``, so that a saved state holds the split and not its weights only.
     """
 
-    channel: Tensor
-    owner: Tensor
+    if TYPE_CHECKING:  # TorchScript does not read annotations that are kept as text
+        channel: Tensor
+        owner: Tensor
 
     def __init__(self, whole: Weighted, channel: int, owner: NDArray[np.int64], k: int) -> None:
         super().__init__()
@@ -148,8 +140,11 @@ class SplitChannel(nn.Module):
         self.parts: nn.Module = _masked(whole, channel, _taken(owner, k))
         # zennit's canonizers merge a batch norm into the convolution right before it, which must not be the parts.
         self.join = nn.Identity()
+        # Plain numbers, kept here since the whole, or the parts, may be split in turn; and for TorchScript.
         self.k = k
-        self._geometry = _Geometry.of(whole)  # later the whole, or a part, may be split in turn
+        self.axis = _axis(whole)
+        self.sources = len(owner)
+        self.group = len(whole.weight) // (1 if isinstance(whole, nn.Linear) else whole.groups)
         device = whole.weight.device
         self.register_buffer("channel", torch.tensor([channel], device=device))
         self.register_buffer("owner", torch.tensor(owner, device=device))
@@ -157,13 +152,18 @@ class SplitChannel(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """What the whole layer puts out, its channel computed as ``sum_v d_v - (k - 1) r``."""
-        axis = self._geometry.axis
-        parts = self.parts(self._geometry.entering(input, self.channel))
-        concepts, residual = parts.split([self.k, 1], dim=axis)
-        joined = concepts.sum(dim=axis, keepdim=True) - (self.k - 1) * residual
+        entering = input
+        if input.shape[self.axis] != self.sources:
+            first = self.channel // self.group * self.sources
+            entering = input.index_select(self.axis, first + torch.arange(self.sources, device=input.device))
+        parts = self.parts(entering)
+        concepts = parts.narrow(self.axis, 0, self.k)
+        residual = parts.narrow(self.axis, self.k, 1)
+        joined = concepts.sum(dim=self.axis, keepdim=True) - (self.k - 1) * residual
         output: Tensor = self.whole(input)
         # Not in place, as hooks may hold the output.
-        return self.join(output.index_copy(axis, self.channel, joined))
+        joint: Tensor = self.join(output.index_copy(self.axis, self.channel, joined))
+        return joint
 
 
 def split_channel(model: nn.Module, layer: str, channel: int, owner: ArrayLike, k: int = 2) -> nn.Module:
@@ -219,6 +219,48 @@ def split_channel(model: nn.Module, layer: str, channel: int, owner: ArrayLike, 
     inside: Any = get_layer(split, layer)
     split.set_submodule(layer, SplitChannel(inside, channel, owner.astype(np.int64), k))
     return split
+
+
+def merge_back(model: nn.Module, layer: str) -> nn.Module:
+    """A copy of a network in which a split layer is one plain layer again; it computes the same.
+
+    The channel's weights are put together from those of its parts, ``sum_v d_v - (k - 1) r``. So what was changed in
+    the parts stays: a concept whose part was set to zero, say, and to the residual in the others, is gone.
+
+    Parameters
+    ----------
+    model
+        Any network; it is left as it is.
+    layer
+        Name of a layer that :func:`split_channel` has split. All splits of it are undone.
+
+    Raises
+    ------
+    LayerError
+        If the layer is missing or not split.
+    """
+    module = get_layer(model, layer)
+    if not isinstance(module, SplitChannel):
+        split = [name for name, candidate in model.named_modules() if isinstance(candidate, SplitChannel)]
+        raise LayerError(
+            f"layer {layer!r} is a {type(module).__name__} that is not split; split are: "
+            f"{', '.join(map(repr, split)) or 'none'}"
+        )
+    merged = copy.deepcopy(model)
+    merged.set_submodule(layer, _merged(get_layer(merged, layer)))
+    return merged
+
+
+def _merged(module: nn.Module) -> Weighted:
+    """A layer, whether split or not, as a plain one."""
+    if not isinstance(module, SplitChannel):
+        return module  # type: ignore[return-value]
+    whole, parts = _merged(module.whole), _merged(module.parts)
+    with torch.no_grad():
+        for name, joint in whole.named_parameters():
+            part = parts.get_parameter(name).double()  # where k equal weights minus k - 1 of them are exactly one
+            joint[int(module.channel)] = (part[: module.k].sum(dim=0) - (module.k - 1) * part[module.k]).to(joint.dtype)
+    return whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,7 +367,7 @@ def part_activations(
             f"have {sources} entries, for {len(owner)} thresholds; pass one entry a source and at least one threshold"
         )
     model.to(device)
-    geometry, original = _Geometry.of(module), np.ones((1, sources), dtype=np.bool_)
+    axis, original = _axis(module), np.ones((1, sources), dtype=np.bool_)
     stacked = _masked(module, channel, np.concatenate([*(_taken(own, k) for own in owner), original]))
     found = np.empty((len(samples), len(rhos) * (k + 1) + 1), dtype=np.float32)
     start = 0
@@ -333,10 +375,9 @@ def part_activations(
         for batch in batches(images, samples.tolist(), batch_size=batch_size, workers=workers):
             for lost in batch.unreadable:
                 raise lost.error()
-            input = geometry.entering(
-                activations(model, batch.images.to(device), [INPUT + layer])[INPUT + layer], channel
-            )
-            positive = stacked(input).clamp(min=0).movedim(geometry.axis, 1)
+            input = activations(model, batch.images.to(device), [INPUT + layer])[INPUT + layer]
+            entering = input.movedim(axis, 0)[channel_sources(module, channel)].movedim(0, axis)
+            positive = stacked(entering).clamp(min=0).movedim(axis, 1)
             pooled = positive.reshape(*positive.shape[:2], -1).float().sum(dim=2).cpu().numpy()
             if not np.isfinite(pooled).all():
                 image = batch.samples[np.flatnonzero(~np.isfinite(pooled).all(axis=1))[0]]
@@ -400,14 +441,14 @@ def choose_rho(activations: PartActivations, labels: ArrayLike, *, score: Score 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A channel split between classes: the threshold, who owns which source, and how it was measured.
+    """A channel split between concepts: the threshold, who owns which source, and how it was measured.
 
     Attributes
     ----------
-    classes
-        Names of the concepts.
+    concepts
+        Their names: classes, or virtual neurons.
     activations
-        At all thresholds, of all images of the classes.
+        At all thresholds, of all images of the concepts.
     labels
         int64 ``[images]``: the concept each image shows.
     training
@@ -418,7 +459,7 @@ class Split:
         float64 ``[k, sources]``.
     """
 
-    classes: tuple[str, ...]
+    concepts: tuple[str, ...]
     activations: PartActivations
     labels: NDArray[np.int64]
     training: NDArray[np.bool_]
@@ -430,12 +471,12 @@ class Split:
         cls,
         activations: PartActivations,
         labels: NDArray[np.int64],
-        classes: tuple[str, ...],
+        concepts: tuple[str, ...],
         arvs: NDArray[np.float64],
     ) -> Split:
-        """Choose the threshold by the bounded score, on every second image of each class."""
+        """Choose the threshold by the bounded score, on every second image of each concept."""
         rank = np.zeros(len(labels), dtype=np.int64)
-        for concept in range(len(classes)):
+        for concept in range(len(concepts)):
             own = labels == concept
             rank[own] = np.arange(own.sum())
         training = rank % 2 == 0
@@ -445,7 +486,7 @@ class Split:
             parts=activations.parts[training],
             original=activations.original[training],
         )
-        return cls(classes, activations, labels, training, choose_rho(kept, labels[training]), arvs)
+        return cls(concepts, activations, labels, training, choose_rho(kept, labels[training]), arvs)
 
     @property
     def rho(self) -> float:
@@ -461,11 +502,11 @@ class Split:
         """:func:`ratio_table` of the validation images at the chosen threshold."""
         validation = ~self.training
         parts, original = self.activations.at(self.rho)[validation], self.activations.original[validation]
-        return ratio_table(parts, original, self.labels[validation], self.classes)
+        return ratio_table(parts, original, self.labels[validation], self.concepts)
 
     def model(self, model: nn.Module) -> nn.Module:
         """A copy of the network with the channel split; see :func:`split_channel`."""
-        return split_channel(model, self.activations.layer, self.activations.channel, self.owner, len(self.classes))
+        return split_channel(model, self.activations.layer, self.activations.channel, self.owner, len(self.concepts))
 
 
 def ratio_table(parts: ArrayLike, original: ArrayLike, labels: ArrayLike, names: Sequence[str]) -> pd.DataFrame:

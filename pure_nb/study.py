@@ -31,14 +31,14 @@ from pure_nb.circuits import circuits
 from pure_nb.concord import with_similarities
 from pure_nb.data import ImageError, Images, Unreadable, class_labels
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
-from pure_nb.layers import INPUT, LayerShape, get_layer, require, resting
+from pure_nb.layers import INPUT, LayerShape, require, resting
 from pure_nb.parameters import PARAMETERS, Parameters, StudyError, checked, word
 from pure_nb.references import References, TopReferences
-from pure_nb.relevance import ClassRelevance, ClassStatistics, class_pairs, closed_form
-from pure_nb.splitting import Split, part_activations
+from pure_nb.relevance import ClassRelevance, ClassStatistics, class_pairs, closed_form, gamma_polysemantic
+from pure_nb.splitting import Split, channel_sources, part_activations
 from pure_nb.store import Arrays, Store, store_folder
 from pure_nb.sweep import sweep
-from pure_nb.virtual import VirtualNeurons, embed, packed, unpacked, virtual_neurons
+from pure_nb.virtual import VirtualNeurons, embed, packed, part_name, unpacked, virtual_neurons
 from pure_nb.wordnet import WordNet, find_wordnet, shipped_wordnet
 
 if TYPE_CHECKING:
@@ -59,6 +59,10 @@ MANY = 128
 
 SMALL = 10_000
 """Pairs of a channel and a reference, up to which a study never computes a single channel alone."""
+
+
+Concepts = tuple[tuple[str, ...], Images, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+"""What a channel is split between: names, images, numbers of those that show a concept, which one, and ARVs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -354,45 +358,45 @@ class Study:
             wordnet = shipped_wordnet() if synsets else find_wordnet()
         return with_similarities(self.pairs, wordnet, synsets, measures)
 
-    def split_of(self, channel: int, classes: Sequence[str]) -> Split:
-        """One channel of the target layer split between classes, by its average relevance vectors.
+    def split_of(self, channel: int, classes: Sequence[str] | None = None) -> Split:
+        """One channel of the target layer split between classes, or between its virtual neurons.
 
-        The threshold is chosen on every second labelled image of the classes; the others are for validation.
+        The first is done by its average relevance vectors and the labelled images of the classes. The second needs no
+        labels: a virtual neuron's vector is the mean of its circuits, and its images are those of its references. The
+        threshold is chosen on every second of the images; the others are for validation.
 
         Parameters
         ----------
         channel
             Of the target layer, a ``Conv2d`` or ``Linear``; the lower layer must be its own input.
         classes
-            Names of at least two classes.
+            Names of at least two classes; None takes the virtual neurons, named A, B ...
 
         Raises
         ------
         StudyError
-            If a class is not known, has fewer than two images, or the lower layer is not the target's input.
+            If a class is not known, a class or virtual neuron has fewer than two images, there is a single virtual
+            neuron, or the lower layer is not the target's input.
         """
         self._check(channel)
-        p, (labels, names) = self.parameters, self._labels
-        if closed_form(self.model, p.target, p.lower) is None:
+        p = self.parameters
+        module = closed_form(self.model, p.target, p.lower)
+        if module is None:
             raise StudyError(
                 f"a channel is split by the inputs of a Conv2d or Linear layer: choose such a layer as the target, and "
                 f"lower='{INPUT}{p.target}', got target={p.target!r} and lower={p.lower!r}"
             )
-        unknown = [name for name in classes if name not in names]
-        if unknown or len(set(classes)) < max(2, len(classes)):
-            raise StudyError(f"expected two or more different classes out of {', '.join(names)}; got {list(classes)}")
-        numbers = [names.index(name) for name in classes]
-        samples = np.flatnonzero(np.isin(labels, numbers))
-        concept = np.array([numbers.index(label) for label in labels[samples]])
-        if min(np.bincount(concept, minlength=len(numbers))) < 2:
-            raise StudyError(f"each of the classes {list(classes)} needs two labelled images at least")
-        arvs = self.classes.arv(self.model, channel, numbers)
-        weight = get_layer(self.model, p.target).weight
-        if arvs.shape[1] != weight.shape[1]:  # type: ignore[index]
-            raise StudyError(f"layer {p.target!r} is a grouped convolution; split it with pure_nb.splitting")
+        if classes is None:
+            names, images, samples, concept, arvs = self._virtual_concepts(channel)
+        else:
+            names, images, samples, concept, arvs = self._class_concepts(channel, classes)
+        few = [name for name, count in zip(names, np.bincount(concept, minlength=len(names))) if count < 2]
+        if few:
+            raise StudyError(f"channel {channel} can't be split: each concept needs two images, {few[0]} has fewer")
+        arvs = arvs[:, channel_sources(module, channel)]
         measured = part_activations(
             self.model,
-            self.labelled,
+            images,
             samples,
             layer=p.target,
             channel=channel,
@@ -401,7 +405,57 @@ class Study:
             device=self.device,
             workers=self.workers,
         )
-        return Split.chosen(measured, concept, tuple(classes), arvs)
+        return Split.chosen(measured, concept, names, arvs)
+
+    def _class_concepts(self, channel: int, classes: Sequence[str]) -> Concepts:
+        labels, names = self._labels
+        unknown = [name for name in classes if name not in names]
+        if unknown or len(set(classes)) < max(2, len(classes)):
+            raise StudyError(f"expected two or more different classes out of {', '.join(names)}; got {list(classes)}")
+        numbers = [names.index(name) for name in classes]
+        samples = np.flatnonzero(np.isin(labels, numbers))
+        concept = np.array([numbers.index(label) for label in labels[samples]], dtype=np.int64)
+        return tuple(classes), self.labelled, samples, concept, self.classes.arv(self.model, channel, numbers)
+
+    def _virtual_concepts(self, channel: int) -> Concepts:
+        neuron = self.neuron(channel)
+        parts, vectors = neuron.virtual, neuron.vectors.astype(np.float64)
+        if parts.k < 2:
+            raise StudyError(
+                f"channel {channel} does not fall apart, so there is nothing to split it between; name classes, or ask "
+                "for parts with k=2"
+            )
+        used = np.flatnonzero(parts.labels >= 0)
+        arvs = np.stack([vectors[parts.labels == part].mean(axis=0) for part in range(parts.k)])
+        names = tuple(part_name(part) for part in range(parts.k))
+        return names, self.images, neuron.sample[used], parts.labels[used], arvs
+
+    def ratios(self, gamma: float = 0.5) -> pd.DataFrame:
+        """How well splits work on the whole: one for each gamma-polysemantic pair (Hesse et al., their average table).
+
+        Parameters
+        ----------
+        gamma
+            Largest cosine, see :func:`pure_nb.relevance.gamma_polysemantic`.
+
+        Returns
+        -------
+        DataFrame
+            A row for each pair: ``channel``, ``class_1``, ``class_2``, ``cosine``, ``rho``; and the means of
+            :meth:`pure_nb.splitting.Split.table` over both classes: ``own`` (ratio of a class's own part to the whole
+            channel), ``other`` (of the other class's part), ``residual``.
+        """
+        rows = []
+        chosen = gamma_polysemantic(self.pairs, gamma)
+        pairs = chosen[["channel", "class_1", "class_2", "cosine"]].itertuples(index=False, name=None)
+        for channel, *classes, value in tqdm(pairs, "splits", len(chosen), unit="pair", disable=not self.progress):
+            split = self.split_of(channel, classes)
+            table = split.table()
+            own, rest = table["part"] == table["images"], table["part"] == "residual"
+            means = [table["ratio"][which].mean() for which in (own, ~own & ~rest, rest)]
+            rows.append((channel, *classes, value, split.rho, *means))
+        columns = ["channel", "class_1", "class_2", "cosine", "rho", "own", "other", "residual"]
+        return pd.DataFrame(rows, columns=columns)
 
     def pictures_of(self, name: str, count: int = 5) -> list[NDArray[np.uint8]]:
         """The first labelled images of a class, as pictures."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any, Literal
 
 import numpy as np
@@ -193,6 +194,11 @@ def _clearest(vectors: Vectors, numbers: Sequence[int], seed: int) -> float:
     distance = pairwise_distances(vectors)
     values = [_silhouette(distance, cluster(vectors, number, n_init=1, seed=seed)) for number in numbers]
     return max((value for value in values if np.isfinite(value)), default=-1.0)
+
+
+def part_name(part: int) -> str:
+    """A for the largest virtual neuron, then B, C ..."""
+    return ascii_uppercase[part % 26]
 
 
 def packed(parts: Sequence[VirtualNeurons]) -> tuple[dict[str, NDArray[Any]], list[list[int]]]:

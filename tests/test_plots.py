@@ -17,7 +17,6 @@ from pure_nb.plots import (
     agreement_figure,
     circuits_figure,
     neuron_figure,
-    part_name,
     references_figure,
     strip,
     tiles,
@@ -52,10 +51,6 @@ def test_strip() -> None:
     assert (sheet[4:6] == 255).all()
     assert strip(pictures[:1], 3, gap=2).shape == (4, 16, 3)
     assert (strip([], 2) == 255).all()
-
-
-def test_part_names() -> None:
-    assert [part_name(part) for part in range(3)] == ["A", "B", "C"]
 
 
 def test_tiles_are_of_one_size(glyph_study: Study, channel: int) -> None:

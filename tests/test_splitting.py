@@ -27,8 +27,10 @@ from pure_nb.references import NonFiniteError
 from pure_nb.splitting import (
     RHOS,
     PartActivations,
+    Split,
     SplitChannel,
     choose_rho,
+    merge_back,
     owners,
     part_activations,
     ratio_table,
@@ -287,6 +289,53 @@ def test_saved_and_rebuilt(tmp_path: Path) -> None:
     assert int(other[4].channel) == 2
 
 
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_merged_back_the_weights_are_the_same(geometry: str) -> None:
+    whole, shape = GEOMETRIES[geometry]
+    model = nn.Sequential(whole).float()
+    sources = whole.weight.shape[1]  # type: ignore[index]
+    split = split_channel(model, "0", 2, drawn(sources, 3), 3)
+    split = split_channel(split, "0.whole", 0, drawn(sources, 2, seed=1))
+    split = split_channel(split, "0.parts", 1, drawn(sources, 2, seed=2))
+    merged = merge_back(split, "0")
+    assert type(get_layer(merged, "0")) is type(whole)
+    assert merged.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(merged.state_dict()[name], value) for name, value in model.state_dict().items())
+    assert isinstance(get_layer(split, "0"), SplitChannel)
+    assert merged(torch.ones(shape)).shape == model(torch.ones(shape)).shape
+
+
+@given(owner=st.lists(st.integers(-1, 2), min_size=7, max_size=7), seed=st.integers(0, 99))
+def test_merged_back_changed_parts_stay_changed(owner: list[int], seed: int) -> None:
+    model, images = plain().double(), noise(2).double()
+    split: Any = split_channel(model, "4", 2, owner, 3)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in split[4].parts.parameters():
+            parameter += torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    assert not torch.allclose(split(images), model(images))
+    close(merge_back(split, "4")(images), split(images), 1e-12)
+
+
+def test_merging_what_is_not_split() -> None:
+    split = split_channel(plain(), "4", 2, drawn(7, 2))
+    with pytest.raises(LayerError, match="layer '0' is a Conv2d that is not split; split are: '4'"):
+        merge_back(split, "0")
+    with pytest.raises(LayerError, match="split are: none"):
+        merge_back(plain(), "4")
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("geometry", ["padded", "groups", "linear"])
+def test_exported_and_scripted(geometry: str) -> None:
+    whole, shape = GEOMETRIES[geometry]
+    model = nn.Sequential(whole).float().eval()
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    split = split_channel(model, "0", 2, drawn(whole.weight.shape[1], 3), 3)  # type: ignore[index]
+    for compiled in (torch.jit.script(split), torch.export.export(split, (images,)).module()):
+        close(compiled(images), model(images), 1e-5)
+
+
 @pytest.mark.parametrize(
     ("layer", "channel", "owner", "k", "error", "message"),
     [
@@ -422,7 +471,7 @@ def test_a_layer_that_does_not_run() -> None:
             self.used, self.unused = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.used(input=x)
+            return self.used(x)
 
     images = Images(Items(noise(2)))
     how: dict[str, Any] = {"channel": 0, "arvs": np.ones((2, 3))}
@@ -560,3 +609,40 @@ def test_a_clean_split_in_numbers() -> None:
 def test_wrong_tables(parts: Any, original: Any, labels: Any, names: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ratio_table(parts, original, labels, list(names))
+
+
+def test_a_split_is_chosen_on_every_second_image() -> None:
+    """Shuffled concepts: half of the images of each choose the threshold, the others are in the table."""
+    found, _ = measured(3, 2, images=14)
+    labels = np.array([1, 0, 0, 1, 1, 0, 1, 0, 1, 1, 0, 1, 1, 0])
+    arvs = np.random.default_rng(0).random((2, 6))
+    split = Split.chosen(found, labels, ("cat", "urn"), arvs)
+    expected, seen = [], {0: 0, 1: 0}
+    for label in labels.tolist():
+        expected.append(seen[label] % 2 == 0)
+        seen[label] += 1
+    assert split.training.tolist() == expected
+    half = np.flatnonzero(split.training)
+    kept = replace(found, sample=found.sample[half], parts=found.parts[half], original=found.original[half])
+    scores = choose_rho(kept, labels[half])
+    assert split.scores.equals(scores)
+    assert split.rho == scores["rho"][scores["best"]].item()
+    assert split.owner.tolist() == owners(arvs, split.rho).tolist()
+    other = np.flatnonzero(~split.training)
+    table = ratio_table(found.at(split.rho)[other], found.original[other], labels[other], ("cat", "urn"))
+    assert split.table().equals(table)
+    assert set(table["n"] + table["left_out"]) == {3, 4}
+
+
+def test_the_network_of_a_split() -> None:
+    model, images = plain(), noise(4)
+    arvs = np.abs(np.random.default_rng(1).normal(size=(2, 7)))
+    found = part_activations(model, Images(Items(noise(4))), [0, 1, 2, 3], layer="4", channel=2, arvs=arvs)
+    split = Split.chosen(found, np.array([0, 1, 0, 1]), ("cat", "urn"), arvs)
+    changed: Any = split.model(model)
+    close(changed(images), model(images), 1e-5)
+    assert changed[4].owner.tolist() == split.owner.tolist()
+    assert int(changed[4].channel) == 2
+    with torch.no_grad():
+        whole = activations(model, images, ["4"])["4"][:, 2].clamp(min=0).sum(dim=(1, 2))
+    np.testing.assert_allclose(split.activations.original, whole, rtol=1e-5)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from pure_nb.virtual import VirtualNeurons, cluster, embed, virtual_neurons
+from pure_nb.virtual import VirtualNeurons, cluster, embed, part_name, virtual_neurons
 
 
 def blobs(count: int, size: int = 25, apart: float = 8.0, dimensions: int = 12, seed: int = 0) -> tuple[Any, Any]:
@@ -224,3 +224,7 @@ def test_score(sizes: list[int], effective: float) -> None:
     found = VirtualNeurons(labels, np.zeros((len(sizes), 2), np.float32), 0.5, 0.2, 0.01)
     assert found.effective == pytest.approx(effective, abs=1e-3)
     assert found.score == pytest.approx((effective - 1) * 0.3, abs=1e-3)
+
+
+def test_part_names() -> None:
+    assert [part_name(part) for part in range(3)] == ["A", "B", "C"]
