@@ -25,7 +25,7 @@ class Concord:
     Attributes
     ----------
     rho
-        Spearman's rank correlation over all points.
+        Spearman's rank correlation over all points; NaN, like all that follows, where all points are equal.
     low, high
         Its bootstrap interval over channels.
     p
@@ -104,6 +104,8 @@ def concord(
     first, second = (used[column].map(place).to_numpy() for column in ("class_1", "class_2"))
     cosines = used["cosine"].to_numpy()
     rho = _rank(cosines, matrix[first, second])
+    if np.isnan(rho):
+        return Concord(rho, rho, rho, rho, len(used))
     generator = np.random.default_rng(seed)
     shuffled = []
     for _ in range(permutations):

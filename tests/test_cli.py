@@ -10,16 +10,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch_file
 from small import picture_folder
 from typer.testing import CliRunner, Result
 
 from pure_nb import circuits as circuits_module
+from pure_nb import load_study
 from pure_nb.cli import _numbers, app
 from pure_nb.parameters import StudyError
 from pure_nb.references import TopReferences
+from pure_nb.splitting import split_channel
+from pure_nb.study import Study
+from pure_nb.wordnet import WordNetError
 
 TOML = """\
 name = "small"
@@ -36,6 +44,10 @@ k = 2
 [run]
 batch_size = 20
 """
+
+
+CONV = ["--target", "layer4.0.conv2", "--lower", "input:layer4.0.conv2"]
+"""A layer with the sources that its own weights belong to."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +78,7 @@ def failed(result: Result, code: int = 1) -> str:
 def test_help() -> None:
     assert "Usage" in call().output
     text = call("--help").output
-    for command in ("run", "neurons", "plot", "info"):
+    for command in ("run", "neurons", "plot", "arv", "pairs", "split", "info"):
         assert command in text
         assert call(command, "--help").exit_code == 0
 
@@ -138,6 +150,78 @@ def test_plot_takes_the_most_polysemantic_by_default(finished: Path, tmp_path: P
     assert set(found) <= set(table["channel"])
 
 
+def test_arv(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "arvs.safetensors"
+    result = on(finished, "arv", *CONV, "--out", out)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    study = load_study(finished / "small.toml", store=finished).using(target=CONV[1], lower=CONV[3])
+    found = load_file(out)
+    for channel in range(32):
+        classes = study.classes.relevant_classes(channel)
+        assert lines[channel] == f"{channel}: {', '.join(study.class_names[label] for label in classes) or '-'}"
+        assert (found[f"{channel}.classes"] == classes).all()
+        np.testing.assert_array_equal(found[f"{channel}.arv"], study.classes.arv(study.model, channel, classes))
+    fewer = on(finished, "arv", *CONV, "--channel", 3, "--mass", 0.2)
+    assert fewer.stdout.count("\n") == 1
+    assert len(fewer.stdout) < len(lines[3])
+
+
+def test_pairs(finished: Path, tmp_path: Path) -> None:
+    result = on(finished, "pairs", *CONV, "--rows", 4, "--out", tmp_path / "new" / "pairs.csv")
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(tmp_path / "new" / "pairs.csv")
+    below = table[table["cosine"] < 0.5]
+    first, header, *rows, more = result.stdout.splitlines()
+    assert first == (
+        f"{len(table)} pairs of a channel and two classes it is relevant to, {len(below)} with a cosine < 0.5"
+    )
+    assert header.split() == table.columns.tolist()
+    assert {"wup", "path", "lch"} <= set(table.columns)
+    assert [int(row.split()[0]) for row in rows] == below["channel"].head(4).tolist()
+    assert more.startswith(f"... {len(below) - 4} more")
+    none = on(finished, "pairs", *CONV, "--gamma", -1)
+    assert none.exit_code == 0, none.output
+    assert "0 with a cosine < -1" in none.stdout
+
+
+def test_pairs_without_wordnet(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(study: Study) -> None:
+        raise WordNetError("no WordNet was found")
+
+    monkeypatch.setattr(Study, "wordnet_pairs", nowhere)
+    result = on(finished, "pairs", *CONV, "--rows", 2)
+    assert result.exit_code == 0, result.output
+    assert "Without WordNet similarities: no WordNet was found" in result.stderr
+    assert result.stdout.splitlines()[1].split()[-1] == "share_2"
+
+
+@pytest.mark.parametrize("classes", ["cloud, atom", "cloud,atom,sun"])
+def test_split(finished: Path, tmp_path: Path, classes: str) -> None:
+    out = tmp_path / "split.safetensors"
+    result = on(finished, "split", *CONV, "--channel", 0, "--classes", classes, "--out", out)
+    assert result.exit_code == 0, result.output
+    names = [name.strip() for name in classes.split(",")]
+    line = result.stdout.splitlines()[0]
+    assert re.fullmatch(r"rho = [\d.]+; sources: " + ", ".join(rf"\d+ {name}" for name in [*names, "shared"]), line)
+    assert sum(map(int, re.findall(r"(\d+) [a-z]", line))) == 32
+    study = load_study(finished / "small.toml", store=finished)
+    rebuilt = split_channel(study.model, CONV[1], 5, np.full(32, -1), len(names))
+    rebuilt.load_state_dict(load_torch_file(out))
+    images = torch.stack([study.images.tensor(i) for i in range(4)])
+    with torch.inference_mode():
+        torch.testing.assert_close(rebuilt.eval()(images), study.model.eval()(images), rtol=1e-5, atol=1e-5)
+    owner = rebuilt.get_submodule(CONV[1]).owner
+    assert int((owner == 0).sum()) == int(re.search(r"(\d+) cloud", line)[1])  # type: ignore[index]
+
+
+def test_split_between_virtual_neurons(finished: Path) -> None:
+    result = on(finished, "split", *CONV, "--channel", 5)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"sources: \d+ A, \d+ B, \d+ shared", result.stdout)
+    assert "residual" in result.stdout
+
+
 def test_info(finished: Path) -> None:
     listed = call("info").stdout
     assert "glyphs" in listed
@@ -154,9 +238,12 @@ def test_info(finished: Path) -> None:
     assert "none yet" in empty.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "neurons", "plot", "info"])
+@pytest.mark.parametrize("command", ["run", "neurons", "plot", "arv", "pairs", "split --channel 0", "info"])
 def test_an_unknown_study(command: str) -> None:
-    assert failed(call(command, "glyfs")).startswith("Error: there is no study 'glyfs'; name a .toml file, or one that")
+    command, *options = command.split()
+    assert failed(call(command, "glyfs", *options)).startswith(
+        "Error: there is no study 'glyfs'; name a .toml file, or one that"
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,6 +258,11 @@ def test_an_unknown_study(command: str) -> None:
         ("run", ["--rule", "magic"], "rule must be one of ('gradient', 'lrp'), got 'magic'"),
         ("run", ["--n", "0"], "n must be at least 2"),
         ("run", ["--weights", "nowhere.safetensors"], "there is no file of weights"),
+        ("arv", ["--channel", "32"], "channel 32: layer 'layer4' has channels 0 to 31"),
+        ("arv", ["--mass", "1.5"], "mass must be a number from 0 to 1, got 1.5"),
+        ("pairs", ["--target", "layer9"], "GlyphNet has no layer 'layer9'. Near it: 'layer4'"),
+        ("split", ["--channel", "0"], "choose such a layer as the target, and lower='input:layer4', got"),
+        ("split", [*CONV, "--channel", "0", "--classes", "cat,house,dog"], "got ['cat', 'house', 'dog']"),
     ],
 )
 def test_errors(finished: Path, command: str, arguments: list[str], message: str) -> None:

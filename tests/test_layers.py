@@ -10,7 +10,18 @@ import torchvision
 from small import Tokens, noise, plain, stirred
 from torch import Tensor, nn
 
-from pure_nb.layers import LayerError, activations, by_position, channel_axis, cut, get_layer, require, resting, survey
+from pure_nb.layers import (
+    OUTPUT,
+    LayerError,
+    activations,
+    by_position,
+    channel_axis,
+    cut,
+    get_layer,
+    require,
+    resting,
+    survey,
+)
 
 
 class Two(nn.Module):
@@ -122,6 +133,41 @@ def test_activations_equal_hooks(resnet: nn.Module) -> None:
     assert set(found) == set(names)
     for name in names:
         assert torch.equal(found[name], expected[name])
+
+
+def test_inputs_of_layers_and_the_networks_output() -> None:
+    model, images = plain(), noise(2)
+    found = activations(model, images, ["input:4", "3", "input:0", OUTPUT])
+    assert torch.equal(found["input:4"], found["3"])
+    assert torch.equal(found["input:0"], images)
+    assert torch.equal(found[OUTPUT], model(images))
+
+
+def test_from_a_leaf_there_is_a_graph_and_below_it_none() -> None:
+    model, images = plain(), noise(2)
+    with resting(model):
+        found = activations(model, images, ["0", "input:4", "4", OUTPUT], leaf="input:4")
+        (flow,) = torch.autograd.grad(found[OUTPUT].sum(), found["input:4"], retain_graph=True)
+        leaf = found["input:4"].detach().clone().requires_grad_()
+        (expected,) = torch.autograd.grad(model[4:](leaf * 1).sum(), leaf)  # times one: in-place ReLUs follow
+    torch.testing.assert_close(flow, expected)
+    assert found["input:4"].is_leaf
+    assert not found["0"].requires_grad
+    assert torch.autograd.grad(found[OUTPUT].sum(), found["4"])[0].shape == found["4"].shape
+
+
+def test_a_layer_called_by_keyword_has_no_input_to_name() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.only = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.only(input=x)
+            return found
+
+    with pytest.raises(LayerError, match="'input:only': Conv2d is not called with a tensor as its first argument"):
+        activations(Odd(), noise(1), ["input:only"])
 
 
 def test_activations_stop_at_the_last_layer() -> None:

@@ -15,8 +15,12 @@ from pure_nb.plots import (
     PALETTE,
     TILE,
     agreement_figure,
+    arvs_figure,
     circuits_figure,
+    concord_figure,
+    densities_figure,
     neuron_figure,
+    pair_figure,
     references_figure,
     strip,
     tiles,
@@ -140,6 +144,72 @@ def test_agreement_figure() -> None:
     assert "adjusted mutual information" in axes.get_xlabel()
     assert not_blank(figure)
     assert "Rand" in agreement_figure(summary(table, "PURE", "ari"), table, "ari").axes[0].get_xlabel()
+
+
+@pytest.fixture(scope="module")
+def conv_study(glyph_study: Study) -> Study:
+    return glyph_study.using(target="layer4.0.conv2", lower="input:layer4.0.conv2")
+
+
+def test_arvs_figure(conv_study: Study) -> None:
+    figure = arvs_figure(conv_study, 0, most=6)
+    left, right = figure.axes[:2]
+    names = [label.get_text() for label in left.get_yticklabels()]
+    assert len(names) == 6
+    assert [label.get_text() for label in right.get_yticklabels()] == names
+    labels = [conv_study.class_names.index(name) for name in names]
+    assert set(labels) <= set(conv_study.classes.relevant_classes(0))
+    vectors = conv_study.classes.arv(conv_study.model, 0, labels)
+    np.testing.assert_allclose(left.collections[0].get_array().reshape(6, -1), vectors)  # type: ignore[union-attr]
+    shown = right.collections[0].get_array().reshape(6, 6)  # type: ignore[union-attr]
+    np.testing.assert_allclose(np.diag(shown), 1)
+    assert not_blank(figure)
+
+
+def test_arvs_figure_of_a_channel_without_classes(conv_study: Study) -> None:
+    study = conv_study.using(mass=0.01, p=1.0)
+    none = next(c for c in range(32) if not len(study.classes.relevant_classes(c, 1.0)))
+    figure = arvs_figure(study, none)
+    assert "relevant to no class" in [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_concord_figure(conv_study: Study) -> None:
+    pairs = conv_study.wordnet_pairs()
+    figure = concord_figure(pairs, "path", gamma=0.6, marked=3)
+    (axes,) = figure.axes
+    above, below = (np.asarray(points.get_offsets()) for points in axes.collections)
+    assert len(above) + len(below) == len(pairs)
+    assert below[:, 0].max() < 0.6 <= above[:, 0].min()
+    assert set(below[:, 1]) <= set(pairs["path"])
+    assert "path" in axes.get_ylabel()
+    assert axes.lines[-1].get_xdata() == [pairs["cosine"][3]]
+    assert not_blank(figure)
+
+
+def test_pair_figure(conv_study: Study) -> None:
+    pairs = conv_study.wordnet_pairs()
+    figure = pair_figure(conv_study, pairs, 2, count=3)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles[1:] == [pairs["class_1"][2], pairs["class_2"][2]]
+    first = figure.axes[1].images[0].get_array()
+    assert (np.asarray(first)[:TILE, :TILE] == conv_study.pictures_of(titles[1], 1)[0]).all()
+    assert not_blank(figure)
+
+
+@pytest.mark.parametrize("classes", [("cloud", "atom"), ("cloud", "atom", "sun")])
+def test_densities_figure(conv_study: Study, classes: tuple[str, ...]) -> None:
+    split = conv_study.split_of(0, classes)
+    figure = densities_figure(split)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["whole channel", *(f"part of {name}" for name in classes), "residual"]
+    shown = [np.asarray(line.get_xdata()) for line in figure.axes[1].lines if line.get_marker() == "|"]
+    parts = split.activations.at(split.rho)
+    for concept, values in enumerate(shown):
+        np.testing.assert_array_equal(values, parts[split.labels == concept, 0])
+    assert not_blank(figure)
+    other = densities_figure(split, rho=0.05)
+    assert "rho = 0.05" in other.get_suptitle()
+    assert (drawn(other) != drawn(figure)).any()
 
 
 def test_figures_can_be_saved(glyph_study: Study, channel: int, tmp_path: object) -> None:

@@ -1,0 +1,273 @@
+"""A study with labels: class relevance, pairs of classes, and splits, kept and found again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small import Items, noise, plain, shared
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from pure_nb import load_study
+from pure_nb import study as study_module
+from pure_nb.data import ImageError, Images
+from pure_nb.layers import get_layer
+from pure_nb.parameters import StudyError
+from pure_nb.relevance import ClassRelevance, class_pairs, gamma_polysemantic
+from pure_nb.splitting import SplitChannel, owners, split_channel
+from pure_nb.study import Study
+from pure_nb.sweep import sweep
+from pure_nb.wordnet import WordNetError, shipped_wordnet
+
+CLASSES = ["cat", "cow", "hammer", "urn"]
+
+
+class Labelled(Dataset[Any]):
+    """Noise of four classes, each with its own pattern on top."""
+
+    def __init__(self, count: int = 40, classes: list[str] | None = None) -> None:
+        self.classes = CLASSES if classes is None else classes
+        self.targets = [number % 4 for number in range(count)]
+        self.images = noise(count) + 3 * noise(4, seed=9)[self.targets]
+        self.loaded: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.loaded.append(index)
+        return self.images[index], self.targets[index]
+
+
+def mine(tmp_path: Path, images: Any = None, model: nn.Module | None = None, **how: Any) -> Study:
+    settings: dict[str, Any] = {"n": 10, "store": tmp_path / "store", "p": 0.5, **how}
+    target, lower = settings.pop("target", "4"), settings.pop("lower", "input:4")
+    images = Labelled() if images is None else images
+    return Study.of(model or plain(5, 12), images, target, lower, **settings).using(progress=False)
+
+
+@pytest.mark.parametrize("lower", ["input:4", "0"])
+def test_classes_are_those_of_a_sweep(tmp_path: Path, lower: str) -> None:
+    study = mine(tmp_path, lower=lower)
+    module = get_layer(study.model, "4") if lower == "input:4" else None
+    own = ClassRelevance("4", lower, np.array(study.images.dataset.targets), 4, module=module)  # type: ignore[attr-defined]
+    sweep(study.model, study.images, [own], batch_size=7, progress=False)
+    expected = own.result()
+    assert study.class_names == tuple(CLASSES)
+    assert (study.classes.relevant == expected.relevant).all()
+    np.testing.assert_allclose(study.classes.pooled, expected.pooled, rtol=1e-5)
+    assert study.pairs.round(4).equals(class_pairs(expected, study.model, CLASSES, p=0.5).round(4))
+    assert len(study.pairs) > 5
+
+
+def test_one_pass_finds_references_and_classes(tmp_path: Path) -> None:
+    images = Labelled()
+    study = mine(tmp_path, images)
+    _ = study.images.fingerprint, study.images.example  # look at some images
+    images.loaded.clear()
+    classes, references = study.classes, study.references
+    assert images.loaded == list(range(40))
+    alone = mine(tmp_path / "other")
+    assert (alone.references.sample == references.sample).all()
+    assert (alone.references.score == references.score).all()
+    np.testing.assert_array_equal(alone.classes.pooled, classes.pooled)
+    again = mine(tmp_path, images)
+    _ = again.images.fingerprint, again.class_names
+    images.loaded.clear()
+    assert (again.references.sample == references.sample).all()
+    np.testing.assert_array_equal(again.classes.pooled, classes.pooled)
+    assert not images.loaded
+
+
+def test_what_classes_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another threshold is another pass, since it decides image by image; another p is not."""
+    study = mine(tmp_path)
+    first = study.classes
+    monkeypatch.setattr(study_module, "sweep", lambda *_, **__: pytest.fail("a pass"))
+    assert len(study.using(p=0.9).pairs) < len(study.pairs)
+    assert (study.using(k=3, n=5, rule="lrp").classes.relevant == first.relevant).all()
+    for change in ({"share": 0.3}, {"mass": 0.5}, {"random": 1}, {"target": "2", "lower": "input:2"}):
+        with pytest.raises(pytest.fail.Exception):
+            _ = study.using(**change).classes
+    monkeypatch.undo()
+    assert study.using(share=0.3).classes.relevant.sum() < first.relevant.sum()
+    assert study.using(mass=0.5).classes.relevant.sum() < first.relevant.sum()
+
+
+def test_glyphs_have_pictures_of_single_objects(glyph_study: Study) -> None:
+    assert len(glyph_study.labelled) == 2400
+    assert glyph_study.labelled is not glyph_study.images
+    assert len(glyph_study.class_names) == 48
+    pictures = glyph_study.pictures_of("cat", 3)
+    assert [picture.shape for picture in pictures] == [(96, 96, 3)] * 3
+
+
+def test_without_labels(tmp_path: Path) -> None:
+    study = mine(tmp_path, Items(noise(15)))
+    with pytest.raises(ImageError, match="have no labels; a data set with classes has the attributes targets"):
+        _ = study.classes
+    _ = study.references
+
+
+def test_classes_that_are_not_the_networks(tmp_path: Path) -> None:
+    study = mine(tmp_path, Labelled(classes=["cat", "cow", "hammer"]))
+    with pytest.raises(ImageError, match=r"are of 3 classes \(cat, cow, hammer ...\) and the network puts out 4"):
+        _ = study.pairs
+
+
+def test_folders_named_by_imagenets_ids(tmp_path: Path) -> None:
+    """Four of the thousand: their numbers are ImageNet's, whatever order the folders have."""
+    wnids = ["n01440764", "n01443537", "n02979186", "n03888257"]
+    model = nn.Sequential(*list(plain())[:-1], nn.Linear(6, 1000)).eval()
+    study = mine(tmp_path, Labelled(classes=wnids), model)
+    labels, names = study._labels
+    assert len(names) == 1000
+    assert [names[label] for label in labels[:4]] == wnids
+    assert labels[:4].tolist() == [0, 1, 482, 701]
+    assert study.classes.images.sum() == 40
+    assert np.isnan(study.classes.frequency[5]).all()
+    assert set(study.pairs["class_1"]) <= set(wnids)
+
+
+def test_a_network_that_puts_out_no_classes(tmp_path: Path) -> None:
+    study = mine(tmp_path, model=nn.Sequential(*list(plain())[:-3]).eval())
+    with pytest.raises(StudyError, match=r"one tensor \[images, classes\]; Sequential does not"):
+        _ = study.class_names
+
+
+def test_wordnet_beside_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = mine(tmp_path)
+    pairs = study.wordnet_pairs(shipped_wordnet(), ("wup", "lch"))
+    assert pairs[study.pairs.columns.tolist()].equals(study.pairs)
+    own = pairs[(pairs["class_1"] == "cat") & (pairs["class_2"] == "cow")]
+    assert len(own)
+    assert own["wup"].tolist() == pytest.approx([0.6875] * len(own))
+
+    def nowhere() -> None:
+        raise WordNetError("no WordNet at all")
+
+    monkeypatch.setattr(study_module, "find_wordnet", nowhere)
+    with pytest.raises(WordNetError, match="no WordNet at all"):
+        study.wordnet_pairs()
+
+
+def test_the_shipped_world_needs_no_wordnet(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_module, "find_wordnet", lambda: pytest.fail("looked for WordNet"))
+    study = glyph_study.using(target="layer4.0.conv2", lower="input:layer4.0.conv2")
+    pairs = study.wordnet_pairs()
+    assert pairs[["wup", "path", "lch"]].notna().all().all()
+    assert gamma_polysemantic(pairs)["cosine"].max() < 0.5
+
+
+def test_split_between_classes(tmp_path: Path) -> None:
+    study = mine(tmp_path)
+    split = study.split_of(1, ["urn", "cat"])
+    targets = np.array(study.images.dataset.targets)  # type: ignore[attr-defined]
+    assert split.concepts == ("urn", "cat")
+    assert split.activations.sample.tolist() == np.flatnonzero((targets == 0) | (targets == 3)).tolist()
+    assert (split.labels == (targets[split.activations.sample] == 0)).all()
+    np.testing.assert_allclose(split.arvs, study.classes.arv(study.model, 1, [3, 0]))
+    assert split.table()["part"].tolist() == ["urn", "cat", "residual"] * 2
+    changed = split.model(study.model)
+    assert isinstance(get_layer(changed, "4"), SplitChannel)
+    torch.testing.assert_close(changed(noise(3)), study.model(noise(3)), rtol=1e-5, atol=1e-5)
+
+
+def test_split_between_virtual_neurons(tmp_path: Path) -> None:
+    """No label is looked at: the concepts are the parts of the neuron, with the means of their circuits."""
+    study = mine(tmp_path, Items(noise(30)), n=20, k=3)
+    neuron = study.neuron(2)
+    split = study.split_of(2)
+    assert split.concepts == ("A", "B", "C")
+    assert split.activations.sample.tolist() == neuron.sample.tolist()
+    assert split.labels.tolist() == neuron.virtual.labels.tolist()
+    for part in range(3):
+        mean = neuron.vectors[neuron.virtual.labels == part].mean(axis=0)
+        np.testing.assert_allclose(split.arvs[part], mean, rtol=1e-5)
+    changed = split.model(study.model)
+    torch.testing.assert_close(changed(noise(3)), study.model(noise(3)), rtol=1e-5, atol=1e-5)
+
+
+def test_split_of_a_grouped_convolution(tmp_path: Path) -> None:
+    """Sources are the channels of the group only."""
+    torch.manual_seed(0)
+    model = plain()
+    model[4] = nn.Conv2d(7, 7, 3, padding=1, groups=7)
+    model[8] = nn.Linear(7, 4)
+    study = mine(tmp_path, model=model.eval())
+    split = study.split_of(3, ["cat", "cow"])
+    assert split.arvs.shape == (2, 1)
+    changed = split.model(model)
+    torch.testing.assert_close(changed(noise(3)), model(noise(3)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("how", "channel", "classes", "error", "message"),
+    [
+        ({}, 12, ["cat", "cow"], IndexError, "channel 12: layer '4' has channels 0 to 11"),
+        ({}, 1, ["cat", "dog"], StudyError, r"out of cat, cow, hammer, urn; got \['cat', 'dog'\]"),
+        ({}, 1, ["cat"], StudyError, r"expected two or more different classes .* got \['cat'\]"),
+        ({}, 1, ["cat", "cat"], StudyError, "expected two or more different classes"),
+        ({"lower": "2"}, 1, ["cat", "cow"], StudyError, "lower='input:4', got target='4' and lower='2'"),
+        ({"target": "5", "lower": "input:5"}, 1, None, StudyError, "a Conv2d or Linear layer: choose such a layer"),
+        ({"k": 1}, 1, None, StudyError, "channel 1 does not fall apart, .*name classes, or ask for parts with k=2"),
+    ],
+)
+def test_wrong_splits(
+    tmp_path: Path, how: dict[str, Any], channel: int, classes: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        mine(tmp_path, **how).split_of(channel, classes)
+
+
+def test_a_class_of_one_image_can_not_be_split(tmp_path: Path) -> None:
+    images = Labelled(9)
+    images.targets[3] = images.targets[7] = 0
+    images.targets[3] = 3
+    with pytest.raises(StudyError, match="each concept needs two images, urn has fewer"):
+        mine(tmp_path, images).split_of(1, ["cat", "urn"])
+
+
+def test_ratios_of_all_pairs(tmp_path: Path) -> None:
+    study = mine(tmp_path)
+    gamma = float(study.pairs["cosine"].quantile(0.2))
+    found = study.ratios(gamma)
+    below = gamma_polysemantic(study.pairs, gamma)
+    assert len(found) == len(below) > 1
+    pd.testing.assert_frame_equal(found[["channel", "class_1", "class_2", "cosine"]], below[found.columns[:4]])
+    row = found.iloc[0]
+    split = study.split_of(row["channel"], [row["class_1"], row["class_2"]])
+    table = split.table().set_index(["images", "part"])["ratio"]
+    first, second = split.concepts
+    assert row["rho"] == split.rho
+    assert row["own"] == pytest.approx((table[first, first] + table[second, second]) / 2)
+    assert row["other"] == pytest.approx((table[first, second] + table[second, first]) / 2)
+    assert row["residual"] == pytest.approx((table[first, "residual"] + table[second, "residual"]) / 2)
+    assert study.ratios(-1).empty
+
+
+def test_real_photographs_of_ten_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ResNet-50 and folders with ImageNet's ids: labels are found, and a split changes no answer."""
+    root, weights = shared("data", "imagenette", "val"), shared("models", "imagenet-resnet50.safetensors")
+    layer = "layer4.2.conv3"
+    study = load_study("imagenet-resnet50", data=root, weights=weights, store=tmp_path)
+    study = study.using(target=layer, lower=f"input:{layer}", progress=False)
+    labels, names = study._labels
+    assert (len(names), len(labels)) == (1000, 1000)
+    assert {names[label] for label in labels} == {path.name for path in root.iterdir()}
+    some = np.flatnonzero(np.arange(1000) % 125 < 2).tolist()
+    few = Images(torch.utils.data.Subset(study.images.dataset, some), "few")
+    arvs = np.abs(np.random.default_rng(0).normal(size=(2, 512)))
+    split = split_channel(study.model, layer, 7, owners(arvs, 0.8))
+    pictures = torch.stack([few.tensor(i) for i in range(len(few))])
+    with torch.inference_mode():
+        before, after = study.model.eval()(pictures), split.eval()(pictures)
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-4)
+    assert (after.argmax(dim=1) == before.argmax(dim=1)).all()
+    right = np.mean(before.argmax(dim=1).numpy() == labels[some])
+    assert right > 0.4
