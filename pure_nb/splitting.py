@@ -453,6 +453,8 @@ class Split:
         int64 ``[images]``: the concept each image shows.
     training
         bool ``[images]``: the images that the threshold was chosen on.
+    relevant
+        bool ``[images]``: those in which the channel is relevant to the class; only they are in the table of ratios.
     scores
         Of :func:`choose_rho`.
     arvs
@@ -463,6 +465,7 @@ class Split:
     activations: PartActivations
     labels: NDArray[np.int64]
     training: NDArray[np.bool_]
+    relevant: NDArray[np.bool_]
     scores: pd.DataFrame
     arvs: NDArray[np.float64]
 
@@ -473,8 +476,12 @@ class Split:
         labels: NDArray[np.int64],
         concepts: tuple[str, ...],
         arvs: NDArray[np.float64],
+        relevant: NDArray[np.bool_] | None = None,
     ) -> Split:
-        """Choose the threshold by the bounded score, on every second image of each concept."""
+        """Choose the threshold by the bounded score, on every second image of each concept.
+
+        The channel is taken to be relevant in all images unless told.
+        """
         rank = np.zeros(len(labels), dtype=np.int64)
         for concept in range(len(concepts)):
             own = labels == concept
@@ -486,7 +493,8 @@ class Split:
             parts=activations.parts[training],
             original=activations.original[training],
         )
-        return cls(concepts, activations, labels, training, choose_rho(kept, labels[training]), arvs)
+        relevant = np.ones(len(labels), dtype=np.bool_) if relevant is None else relevant
+        return cls(concepts, activations, labels, training, relevant, choose_rho(kept, labels[training]), arvs)
 
     @property
     def rho(self) -> float:
@@ -499,8 +507,8 @@ class Split:
         return owners(self.arvs, self.rho)
 
     def table(self) -> pd.DataFrame:
-        """:func:`ratio_table` of the validation images at the chosen threshold."""
-        validation = ~self.training
+        """:func:`ratio_table` of the validation images where the channel is relevant, at the chosen threshold."""
+        validation = ~self.training & self.relevant
         parts, original = self.activations.at(self.rho)[validation], self.activations.original[validation]
         return ratio_table(parts, original, self.labels[validation], self.concepts)
 

@@ -34,7 +34,14 @@ from pure_nb.glyphs import MEAN, STD, GlyphObjects
 from pure_nb.layers import INPUT, LayerShape, require, resting
 from pure_nb.parameters import PARAMETERS, Parameters, StudyError, checked, word
 from pure_nb.references import References, TopReferences
-from pure_nb.relevance import ClassRelevance, ClassStatistics, class_pairs, closed_form, gamma_polysemantic
+from pure_nb.relevance import (
+    ClassRelevance,
+    ClassStatistics,
+    class_pairs,
+    closed_form,
+    gamma_polysemantic,
+    relevant_images,
+)
 from pure_nb.splitting import Split, channel_sources, part_activations
 from pure_nb.store import Arrays, Store, store_folder
 from pure_nb.sweep import sweep
@@ -394,18 +401,14 @@ class Study:
         if few:
             raise StudyError(f"channel {channel} can't be split: each concept needs two images, {few[0]} has fewer")
         arvs = arvs[:, channel_sources(module, channel)]
-        measured = part_activations(
-            self.model,
-            images,
-            samples,
-            layer=p.target,
-            channel=channel,
-            arvs=arvs,
-            batch_size=self.batch_size,
-            device=self.device,
-            workers=self.workers,
-        )
-        return Split.chosen(measured, concept, names, arvs)
+        how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.device, "workers": self.workers}
+        how |= {"layer": p.target, "channel": channel}
+        measured = part_activations(self.model, images, samples, arvs=arvs, **how)
+        relevant = None
+        if classes is not None:
+            how |= {"share": p.share, "mass": p.mass or None}
+            relevant = relevant_images(self.model, images, samples, self._labels[0][samples], **how)
+        return Split.chosen(measured, concept, names, arvs, relevant)
 
     def _class_concepts(self, channel: int, classes: Sequence[str]) -> Concepts:
         labels, names = self._labels

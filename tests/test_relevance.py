@@ -18,7 +18,7 @@ from small import Items, Tokens, noise, plain
 from torch import Tensor, nn
 
 from pure_nb import sweep as sweep_module
-from pure_nb.data import Images
+from pure_nb.data import ImageError, Images
 from pure_nb.layers import LayerError
 from pure_nb.references import NonFiniteError, TopReferences
 from pure_nb.relevance import (
@@ -31,6 +31,7 @@ from pure_nb.relevance import (
     cosine,
     dense_weight,
     gamma_polysemantic,
+    relevant_images,
 )
 from pure_nb.store import Store
 from pure_nb.sweep import run_shard, sweep
@@ -430,3 +431,21 @@ def test_every_pair_is_there_once() -> None:
     assert {(row.channel, row.class_1, row.class_2) for row in pairs.itertuples()} == expected
     assert len(pairs) == len(expected) > 3
     assert pairs["cosine"].is_monotonic_increasing
+
+
+@pytest.mark.parametrize("mass", [None, 0.6])
+def test_relevant_images_add_up_to_the_counts(mass: float | None) -> None:
+    """Image by image what the accumulator counts class by class, and what the slow definition says."""
+    model, images, labels = plain(), noise(11), np.arange(11) % 4
+    data, samples = Images(Items(images)), np.array([9, 0, 3, 4, 7, 8, 1])
+    statistics = run(model, images[samples], "4", "input:4", labels[samples], share=0.2, mass=mass)
+    slow = carried(slow_attribution(model, images[samples], "4", labels[samples]), 0.2, mass)
+    for channel in range(6):
+        how: dict[str, Any] = {"layer": "4", "channel": channel, "share": 0.2, "mass": mass, "batch_size": 3}
+        found = relevant_images(model, data, samples, labels[samples], **how)
+        assert found.tolist() == slow[:, channel].tolist()
+        counts = np.bincount(labels[samples][found], minlength=4)
+        assert (counts == statistics.relevant[:, channel]).all()
+    broken = Images(Items(images, {3: OSError("gone")}))
+    with pytest.raises(ImageError, match="image 3"):
+        relevant_images(model, broken, samples, labels[samples], layer="4", channel=0)

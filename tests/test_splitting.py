@@ -632,6 +632,13 @@ def test_a_split_is_chosen_on_every_second_image() -> None:
     table = ratio_table(found.at(split.rho)[other], found.original[other], labels[other], ("cat", "urn"))
     assert split.table().equals(table)
     assert set(table["n"] + table["left_out"]) == {3, 4}
+    relevant = np.arange(14) != other[0]
+    fewer = Split.chosen(found, labels, ("cat", "urn"), arvs, relevant)
+    assert fewer.scores.equals(scores)  # the threshold is chosen on all
+    rest = other[1:]
+    assert fewer.table().equals(
+        ratio_table(found.at(split.rho)[rest], found.original[rest], labels[rest], ("cat", "urn"))
+    )
 
 
 def test_the_network_of_a_split() -> None:
