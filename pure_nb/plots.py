@@ -235,16 +235,19 @@ def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
         left.text(0.5, 0.5, "relevant to no class", ha="center")
         return figure
     vectors = statistics.arv(study.model, channel, classes)
-    limit = float(np.abs(vectors).max()) or 1.0
-    common = {"cbar_kws": {"shrink": 0.8}, "yticklabels": names}
-    sns.heatmap(vectors, ax=left, cmap="vlag", vmin=-limit, vmax=limit, xticklabels=8, **common)
-    left.set_xlabel("source channel")
-    left.set_title("relevance of the sources", fontsize=10)
     cosines = cosine(vectors[:, None], vectors[None])
-    sns.heatmap(cosines, ax=right, cmap="mako", vmin=min(0, np.nanmin(cosines)), vmax=1, xticklabels=names, **common)
-    right.set_title("cosine", fontsize=10)
-    plt.setp(right.get_xticklabels(), rotation=55, ha="right", rotation_mode="anchor")
-    left.tick_params(axis="x", rotation=0)
+    limit, lowest = float(np.abs(vectors).max()) or 1.0, min(0.0, float(np.nanmin(cosines, initial=0)))
+    for axes, values, title, colours, range_ in (
+        (left, vectors, "relevance of the sources", "vlag", (-limit, limit)),
+        (right, cosines, "cosine", "mako", (lowest, 1)),
+    ):
+        shown = axes.imshow(values, cmap=colours, vmin=range_[0], vmax=range_[1], aspect="auto", interpolation="none")
+        figure.colorbar(shown, ax=axes, shrink=0.8)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_title(title, fontsize=10)
+        axes.spines[:].set_visible(False)
+    left.set_xlabel("source channel")
+    right.set_xticks(range(len(names)), names, rotation=55, ha="right", rotation_mode="anchor")
     return figure
 
 

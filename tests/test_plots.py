@@ -160,9 +160,8 @@ def test_arvs_figure(conv_study: Study) -> None:
     labels = [conv_study.class_names.index(name) for name in names]
     assert set(labels) <= set(conv_study.classes.relevant_classes(0))
     vectors = conv_study.classes.arv(conv_study.model, 0, labels)
-    np.testing.assert_allclose(left.collections[0].get_array().reshape(6, -1), vectors)  # type: ignore[union-attr]
-    shown = right.collections[0].get_array().reshape(6, 6)  # type: ignore[union-attr]
-    np.testing.assert_allclose(np.diag(shown), 1)
+    np.testing.assert_allclose(left.images[0].get_array(), vectors)
+    np.testing.assert_allclose(np.diag(np.asarray(right.images[0].get_array())), 1)
     assert not_blank(figure)
 
 
