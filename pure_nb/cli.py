@@ -288,6 +288,8 @@ def _owned(made: Split) -> str:
 
 def _print(table: pd.DataFrame, rows: int) -> None:
     shown = table.head(rows) if rows else table
+    if table.empty:
+        return
     with pd.option_context("display.max_colwidth", 70, "display.width", 180, "display.float_format", "{:.3f}".format):
         typer.echo(shown.to_string(index=False))
     if len(shown) < len(table):

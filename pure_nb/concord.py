@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from pure_nb.wordnet import WordNet, similarities
+from pure_nb.wordnet import synsets as synsets_of
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,14 @@ def with_similarities(
     Returns
     -------
     DataFrame
-        The similarity is NaN where a class has no synset.
+        The pairs with ``synset_1`` and ``synset_2``, the meanings that were taken (None for a class without one), and
+        a column for each measure, NaN where a class has no synset.
     """
     meant = synsets or {}
     first, second = ([meant.get(name, name) for name in pairs[column]] for column in ("class_1", "class_2"))
     found = similarities(wordnet, first, second, measures)[list(measures)]
-    return pd.concat([pairs.reset_index(drop=True), found], axis=1)
+    chosen = {f"synset_{i}": synsets_of(wordnet, names)["synset"] for i, names in ((1, first), (2, second))}
+    return pd.concat([pairs.reset_index(drop=True), pd.DataFrame(chosen), found], axis=1)
 
 
 def concord(

@@ -305,10 +305,11 @@ def pair_figure(study: Study, pairs: pd.DataFrame, row: int, measure: str = "wup
     figure = plt.figure(figsize=(9.5, 3.6), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=[1, 1.25])
     concord_figure(pairs, measure, marked=row, axes=figure.add_subplot(grid[:, 0]))
-    for place, name in enumerate((entry["class_1"], entry["class_2"])):
+    for place in (0, 1):
+        name, synset = entry[f"class_{place + 1}"], entry[f"synset_{place + 1}"]
         axes = figure.add_subplot(grid[place, 1])
         _show(axes, strip([resized(picture, TILE) for picture in study.pictures_of(name, count)], count))
-        axes.set_title(name, fontsize=10.5, loc="left")
+        axes.set_title(f"{name}, {synset}" if synset else f"{name}, not in WordNet", fontsize=10.5, loc="left")
     figure.suptitle(
         f"{study.parameters.target} / {entry['channel']}: {entry['class_1']} and {entry['class_2']}, "
         f"cosine {entry['cosine']:.2f}, similarity {entry[measure]:.2f}",

@@ -111,7 +111,10 @@ def test_similarities_beside_the_pairs() -> None:
     )
     synsets = {"cat": "cat.n.01", "cow": "cow.n.01"}
     found = with_similarities(pairs, shipped_wordnet(), synsets, ("wup", "path"))
-    assert found.columns.tolist() == [*pairs.columns, "wup", "path"]
+    assert found.columns.tolist() == [*pairs.columns, "synset_1", "synset_2", "wup", "path"]
+    assert found["synset_1"][0] == "cat.n.01"
+    assert found["synset_1"].isna().tolist() == [False, True]
+    assert found["synset_2"].tolist() == ["cow.n.01", "cat.n.01"]
     assert found["channel"].tolist() == [3, 5]
     assert found["wup"][0] == pytest.approx(0.6875)
     assert np.isnan(found["wup"][1])

@@ -189,9 +189,9 @@ def test_pair_figure(conv_study: Study) -> None:
     pairs = conv_study.wordnet_pairs()
     figure = pair_figure(conv_study, pairs, 2, count=3)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles[1:] == [pairs["class_1"][2], pairs["class_2"][2]]
+    assert titles[1:] == [f"{pairs[f'class_{i}'][2]}, {pairs[f'synset_{i}'][2]}" for i in (1, 2)]
     first = figure.axes[1].images[0].get_array()
-    assert (np.asarray(first)[:TILE, :TILE] == conv_study.pictures_of(titles[1], 1)[0]).all()
+    assert (np.asarray(first)[:TILE, :TILE] == conv_study.pictures_of(pairs["class_1"][2], 1)[0]).all()
     assert not_blank(figure)
 
 
