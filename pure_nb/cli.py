@@ -8,13 +8,12 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import pandas as pd
 import typer
 from safetensors.numpy import save_file
-from safetensors.torch import save_file as save_tensors
 
 from pure_nb.data import ImageError
 from pure_nb.layers import LayerError, survey
@@ -23,7 +22,7 @@ from pure_nb.models import ModelError
 from pure_nb.parameters import StudyError
 from pure_nb.references import NonFiniteError
 from pure_nb.relevance import gamma_polysemantic
-from pure_nb.splitting import Split
+from pure_nb.splitting import Score, Split, save_split
 from pure_nb.store import StoreWarning, write_atomically
 from pure_nb.study import Study
 from pure_nb.wordnet import WordNetError
@@ -40,7 +39,7 @@ StudyName = Annotated[str, typer.Argument(help="A study that ships, or a .toml f
 Data = Annotated[Path | None, typer.Option(help="Folder of the images, if other than the study says.")]
 Weights = Annotated[Path | None, typer.Option(help="File of the weights, if other than the study says.")]
 Folder = Annotated[
-    Path | None, typer.Option("--store", help="Folder of results [default: $PURE_NB_STORE or the cache].")
+    Path | None, typer.Option("--store", help="Folder of results; by default $PURE_NB_STORE, or the cache.")
 ]
 Device = Annotated[str | None, typer.Option(help="Where the network runs: cpu, cuda, mps.")]
 Rule = Annotated[str | None, typer.Option(help="How relevance is propagated: gradient or lrp.")]
@@ -52,6 +51,7 @@ Target = Annotated[str | None, typer.Option(help="The layer, if other than the s
 Lower = Annotated[str | None, typer.Option(help="The sources below it; input:LAYER is a layer's own input.")]
 Share = Annotated[float | None, typer.Option(help="Share of the attribution that makes a channel relevant.")]
 Mass = Annotated[float | None, typer.Option(help="Instead: the strongest channels that carry this part together.")]
+Often = Annotated[float | None, typer.Option(help="Part of a class's images in which a relevant channel is so.")]
 Neurons = Annotated[str | None, typer.Option(help="Which neurons: 3,17,21 or 0-31.")]
 
 
@@ -171,7 +171,8 @@ def plot(
     out.mkdir(parents=True, exist_ok=True)
     for channel in chosen:
         path = out / f"{found.name}-{found.parameters.target}-{channel}.png"
-        found.neuron(channel).plot(count).savefig(path, dpi=120)
+        figure = found.neuron(channel).plot(count)
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))  # noqa: B023, called at once
         typer.echo(str(path))
 
 
@@ -188,12 +189,13 @@ def arv(
     lower: Lower = None,
     share: Share = None,
     mass: Mass = None,
+    p: Often = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
     skip_unreadable: Skip = False,
     out: Annotated[Path | None, typer.Option(help="Write the vectors to this .safetensors file.")] = None,
 ) -> None:
-    """One pass over the labelled images: to which classes each channel is relevant, and through which sources."""
+    """One pass over the labelled images: the classes each channel is relevant to; --out keeps the vectors too."""
     found = _study(
         study,
         data,
@@ -204,6 +206,7 @@ def arv(
         lower=lower,
         share=share,
         mass=mass,
+        p=p,
         batch_size=batch_size,
         workers=workers,
         skip_unreadable=skip_unreadable,
@@ -235,11 +238,29 @@ def pairs(
     lower: Lower = None,
     share: Share = None,
     mass: Mass = None,
+    p: Often = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    skip_unreadable: Skip = False,
     rows: Annotated[int, typer.Option(help="Rows to print; 0 prints all.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Write all pairs to this .csv or .parquet file.")] = None,
 ) -> None:
     """Print the gamma-polysemantic pairs: channels relevant to two classes through different sources."""
-    found = _study(study, data, weights, store, device=device, target=target, lower=lower, share=share, mass=mass)
+    found = _study(
+        study,
+        data,
+        weights,
+        store,
+        device=device,
+        target=target,
+        lower=lower,
+        share=share,
+        mass=mass,
+        p=p,
+        batch_size=batch_size,
+        workers=workers,
+        skip_unreadable=skip_unreadable,
+    )
     try:
         table = found.wordnet_pairs()
     except WordNetError as problem:
@@ -260,25 +281,53 @@ def split(
     study: StudyName,
     channel: Annotated[int, typer.Option(help="The channel to split.")],
     classes: Annotated[
-        str | None, typer.Option(help="Split it between these: cat,house; none takes its virtual neurons.")
+        str | None,
+        typer.Option(
+            help="Split it between these: cat,house or cat house. None takes its virtual neurons.", metavar="A B"
+        ),
     ] = None,
+    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     data: Data = None,
     weights: Weights = None,
     store: Folder = None,
     device: Device = None,
     target: Target = None,
     lower: Lower = None,
+    share: Share = None,
+    mass: Mass = None,
+    rule: Rule = None,
+    n: Count = None,
+    skip_unreadable: Skip = False,
+    score: Annotated[str, typer.Option(help="What chooses the threshold: bounded, or the paper's ratio.")] = "bounded",
     out: Annotated[Path | None, typer.Option(help="Write the weights of the split network (.safetensors).")] = None,
 ) -> None:
     """Split a channel between classes or its virtual neurons; the network computes the same."""
-    found = _study(study, data, weights, store, device=device, target=target, lower=lower)
-    made = found.split_of(channel, None if classes is None else [name.strip() for name in classes.split(",")])
-    typer.echo(f"rho = {made.rho:g}; sources: " + _owned(made))
+    if score not in get_args(Score):
+        raise StudyError(f"--score must be one of {', '.join(get_args(Score))}, got {score!r}")
+    if more and classes is None:
+        raise StudyError(f"what is {more[0]!r}? Classes come after --classes")
+    names = None if classes is None else [classes, *more] if more else [name.strip() for name in classes.split(",")]
+    found = _study(
+        study,
+        data,
+        weights,
+        store,
+        device=device,
+        target=target,
+        lower=lower,
+        share=share,
+        mass=mass,
+        rule=rule,
+        n=n,
+        skip_unreadable=skip_unreadable,
+    )
+    made = found.split_of(channel, names, score)  # type: ignore[arg-type]  # checked above
+    kept = made.scores["kept"][made.scores["best"]].item()
+    typer.echo(f"rho = {made.rho:g}; sources: {_owned(made)}; a part keeps {kept:.0%} of the channel on its own images")
     _print(made.table(), 0)
     if out is not None:
-        state = {name: value.contiguous().clone() for name, value in made.model(found.model).state_dict().items()}
-        write_atomically(out, lambda path: save_tensors(state, path))
-        typer.echo(f"{out}: load it into pure_nb.splitting.split_channel(...)")
+        save_split(found.model, made, out)
+        typer.echo(f"{out}: pure_nb.splitting.load_split(model, {str(out)!r}) puts it into the network")
 
 
 def _owned(made: Split) -> str:
@@ -297,11 +346,10 @@ def _print(table: pd.DataFrame, rows: int) -> None:
 
 
 def _write(table: pd.DataFrame, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".parquet":
-        table.to_parquet(out, index=False)
-    else:
-        table.to_csv(out, index=False)
+    if out.suffix not in (".csv", ".parquet"):
+        raise StudyError(f"a table is written to a .csv or .parquet file, got {str(out)!r}")
+    write = table.to_csv if out.suffix == ".csv" else table.to_parquet
+    write_atomically(out, lambda path: write(path, index=False))
 
 
 @app.command()

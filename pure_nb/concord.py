@@ -28,7 +28,7 @@ class Concord:
     rho
         Spearman's rank correlation over all points; NaN, like all that follows, where all points are equal.
     low, high
-        Its bootstrap interval over channels.
+        Its bootstrap interval over channels; NaN where all points are of one channel.
     p
         Share of the permutations of the classes with a correlation at least as large, the real one counted in.
     n
@@ -102,6 +102,8 @@ def concord(
     matrix = similarity.loc[names, names].to_numpy(dtype=float)
     place = {name: i for i, name in enumerate(names)}
     used = pairs[pairs["cosine"].notna() & pairs["class_1"].isin(names) & pairs["class_2"].isin(names)]
+    known = [not np.isnan(matrix[place[i], place[j]]) for i, j in zip(used["class_1"], used["class_2"])]
+    used = used[known]
     if len(used) < 3:
         raise ValueError(f"a correlation needs at least three pairs of classes with a similarity, got {len(used)}")
     first, second = (used[column].map(place).to_numpy() for column in ("class_1", "class_2"))
@@ -115,12 +117,12 @@ def concord(
         order = generator.permutation(len(names))
         shuffled.append(_rank(cosines, matrix[order[first], order[second]]))
     rows = [np.flatnonzero(used["channel"] == channel) for channel in used["channel"].unique()]
-    spread = []
-    for _ in range(replicates):
+    spread: list[float] = []
+    for _ in range(replicates if len(rows) > 1 else 0):
         chosen = np.concatenate([rows[i] for i in generator.integers(len(rows), size=len(rows))])
         spread.append(_rank(cosines[chosen], matrix[first[chosen], second[chosen]]))
-    low, high = np.nanquantile(spread, [(1 - level) / 2, (1 + level) / 2])
-    p = (1 + sum(value >= rho for value in shuffled)) / (1 + permutations)
+    low, high = np.nanquantile(spread, [(1 - level) / 2, (1 + level) / 2]) if spread else (np.nan, np.nan)
+    p = (1 + sum(not value < rho for value in shuffled)) / (1 + permutations)  # a NaN speaks for chance
     return Concord(rho, float(low), float(high), p, len(used))
 
 
@@ -136,6 +138,11 @@ def similarity_matrix(
 
 
 def _rank(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Spearman's correlation over the points that have both values; NaN where one of the two does not vary."""
+    both = ~(np.isnan(first) | np.isnan(second))
+    first, second = first[both], second[both]
+    if len(first) < 3:
+        return float("nan")
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
     return float(spearmanr(first, second).statistic)

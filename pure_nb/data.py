@@ -157,7 +157,10 @@ class Images:
         # A function's repr holds its address, which differs from run to run.
         transform = re.sub(r" at 0x[0-9a-f]+", "", repr(getattr(self.dataset, "transform", None)))
         digest = hashlib.sha256(f"{type(self.dataset).__name__} {len(self)} {transform}".encode())
-        digest.update(repr(getattr(self.dataset, "targets", None)).encode())
+        targets, classes = (getattr(self.dataset, name, None) for name in ("targets", "classes"))
+        # Whole, whereas the repr of a long array or tensor is abbreviated.
+        digest.update(repr(targets if targets is None else np.asarray(targets).tolist()).encode())
+        digest.update(repr(classes if classes is None else list(classes)).encode())
         if isinstance(self.dataset, ImageFolder):
             for name, _ in self.dataset.samples:
                 path = Path(name)
@@ -187,7 +190,8 @@ def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple
     ----------
     images
         A data set with ``targets`` and ``classes``, as torchvision's have. Its classes are the network's, in the same
-        order; or they are some of the 1000 of ImageNet, named by their WordNet ids (``n01440764``).
+        order; or they are some of the 1000 of ImageNet, named by their WordNet ids (``n01440764``). Where it has
+        ``wnids``, as torchvision's ``ImageNet``, these are the names.
     outputs
         Number of the network's outputs.
 
@@ -208,12 +212,13 @@ def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple
             "classes, as torchvision's ImageFolder"
         )
     labels = np.asarray(targets, dtype=np.int64)
-    names = tuple(map(str, getattr(images.dataset, "classes", None) or range(labels.max() + 1)))
+    named = getattr(images.dataset, "wnids", None) or getattr(images.dataset, "classes", None)
+    names = tuple(map(str, named or range(labels.max() + 1)))
     if len(names) == outputs:
         return labels, names
     imagenet = tuple(ImageNetInfo().label_names())  # type: ignore[no-untyped-call]
     if len(imagenet) == outputs and set(names) <= set(imagenet):
-        return np.array([imagenet.index(name) for name in names])[labels], imagenet
+        return np.where(labels < 0, -1, np.array([imagenet.index(name) for name in names])[labels]), imagenet
     raise ImageError(
         f"the images {images.name!r} are of {len(names)} classes ({', '.join(names[:3])} ...) and the network puts out "
         f"{outputs}: expected as many, in the same order, or folders named by ImageNet's WordNet ids"

@@ -309,6 +309,12 @@ def require(model: nn.Module, images: Tensor, target: str, lower: str) -> tuple[
                 f"layer {name!r} can't be studied: it does not run exactly once with one output of shape [B, C], "
                 f"[B, T, C] or [B, C, H, W]. Layers that do: {', '.join(map(repr, shapes))}"
             )
+    for name in (target, lower):
+        if isinstance(get_layer(model, name), nn.Linear) and len(shapes[name].grid) == 2:
+            raise LayerError(
+                f"layer {name!r} is a Linear over [B, H, W, C], with the channels last, and would be misread as "
+                "[B, C, H, W]; choose a layer whose output is [B, C, H, W], [B, T, C] or [B, C]"
+            )
     with resting(model):
         cut(model, images, lower, target)
     return shapes[target], shapes[lower]

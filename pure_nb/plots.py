@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+from scipy.stats import gaussian_kde
 
+from pure_nb.concord import Concord
 from pure_nb.neuron import Neuron
 from pure_nb.relevance import cosine
 from pure_nb.render import Picture, View, resized
@@ -221,14 +223,15 @@ def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
         Classes to show: those in whose images the channel carries most.
     """
     statistics = study.classes
-    classes = statistics.relevant_classes(channel, study.parameters.p)
-    share = statistics.share[classes, channel] / statistics.images[classes]
-    classes = np.sort(classes[np.argsort(-share, kind="stable")[:most]])
+    relevant = statistics.relevant_classes(channel, study.parameters.p)
+    share = statistics.share[relevant, channel] / statistics.images[relevant]
+    classes = np.sort(relevant[np.argsort(-share, kind="stable")[:most]])
     names = [study.class_names[label] for label in classes]
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9.5, 1.9 + 0.3 * max(4, len(names))), width_ratios=[1.6, 1], layout="constrained"
     )
-    figure.suptitle(f"{study.parameters.target} / {channel}: average relevance vectors", fontsize=12)
+    shown = f"{len(names)} of {len(relevant)} classes" if len(names) < len(relevant) else f"{len(names)} classes"
+    figure.suptitle(f"{study.parameters.target} / {channel}: average relevance vectors, {shown}", fontsize=12)
     if not len(classes):
         for axes in (left, right):
             axes.axis("off")
@@ -252,7 +255,12 @@ def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
 
 
 def concord_figure(
-    pairs: pd.DataFrame, measure: str = "wup", gamma: float = 0.5, marked: int | None = None, axes: Axes | None = None
+    pairs: pd.DataFrame,
+    measure: str = "wup",
+    gamma: float = 0.5,
+    found: Concord | None = None,
+    marked: int | None = None,
+    axes: Axes | None = None,
 ) -> Figure:
     """WordNet similarity of two classes over the cosine of a channel's two ARVs (Hesse et al. 2025, fig. 3).
 
@@ -264,6 +272,8 @@ def concord_figure(
         Its column with the similarity.
     gamma
         Points left of it are gamma-polysemantic.
+    found
+        From :meth:`pure_nb.study.Study.concord`, to write above the points.
     marked
         A row to point out.
     axes
@@ -280,6 +290,12 @@ def concord_figure(
     if marked is not None:
         row = pairs.iloc[marked]
         axes.plot(row["cosine"], row[measure], "o", markersize=13, mfc="none", mec="black", mew=2)
+    if found is not None:
+        axes.set_title(
+            f"rank correlation {found.rho:.2f} ({found.low:.2f} to {found.high:.2f}), p = {found.p:.2g}",
+            fontsize=10,
+            pad=18,
+        )
     axes.set(xlabel="cosine of the two ARVs", ylabel=f"WordNet similarity ({labels.get(measure, measure)})")
     sns.despine(ax=axes)
     figure = axes.get_figure()
@@ -287,14 +303,16 @@ def concord_figure(
     return figure
 
 
-def pair_figure(study: Study, pairs: pd.DataFrame, row: int, measure: str = "wup", count: int = 5) -> Figure:
+def pair_figure(
+    study: Study, pairs: pd.DataFrame, row: int, measure: str = "wup", gamma: float = 0.5, count: int = 5
+) -> Figure:
     """One point of :func:`concord_figure`, with pictures of its two classes.
 
     Parameters
     ----------
     study
         With labelled images.
-    pairs, measure
+    pairs, measure, gamma
         As there.
     row
         Of the pairs, from 0.
@@ -304,12 +322,13 @@ def pair_figure(study: Study, pairs: pd.DataFrame, row: int, measure: str = "wup
     entry = pairs.iloc[row]
     figure = plt.figure(figsize=(9.5, 3.6), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=[1, 1.25])
-    concord_figure(pairs, measure, marked=row, axes=figure.add_subplot(grid[:, 0]))
+    concord_figure(pairs, measure, gamma, marked=row, axes=figure.add_subplot(grid[:, 0]))
     for place in (0, 1):
         name, synset = entry[f"class_{place + 1}"], entry[f"synset_{place + 1}"]
         axes = figure.add_subplot(grid[place, 1])
         _show(axes, strip([resized(picture, TILE) for picture in study.pictures_of(name, count)], count))
-        axes.set_title(f"{name}, {synset}" if synset else f"{name}, not in WordNet", fontsize=10.5, loc="left")
+        meant = synset if isinstance(synset, str) else "not in WordNet"  # NaN after a round trip through a file
+        axes.set_title(f"{name}, {meant}", fontsize=10.5, loc="left")
     figure.suptitle(
         f"{study.parameters.target} / {entry['channel']}: {entry['class_1']} and {entry['class_2']}, "
         f"cosine {entry['cosine']:.2f}, similarity {entry[measure]:.2f}",
@@ -319,7 +338,9 @@ def pair_figure(study: Study, pairs: pd.DataFrame, row: int, measure: str = "wup
 
 
 def densities_figure(split: Split, rho: float | None = None) -> Figure:
-    """How strongly a channel and its parts are driven by the images of each class (Hesse et al. 2025, fig. 2).
+    """How strongly a channel and its parts are driven by the images of each concept (Hesse et al. 2025, fig. 2).
+
+    Every curve is drawn to the same height; the ticks are the images.
 
     Parameters
     ----------
@@ -333,19 +354,26 @@ def densities_figure(split: Split, rho: float | None = None) -> Figure:
     columns = {"whole channel": split.activations.original}
     columns |= {f"part of {name}": parts[:, number] for number, name in enumerate(split.concepts)}
     columns |= {"residual": parts[:, -1]}
+    reach = 1.05 * max(float(values.max()) for values in columns.values()) or 1.0
     figure, all_axes = plt.subplots(
         len(columns), 1, figsize=(7.5, 1.05 * len(columns) + 0.9), sharex=True, layout="constrained"
     )
     for axes, (title, values) in zip(all_axes, columns.items()):
         for number, name in enumerate(split.concepts):
             own, colour = values[split.labels == number], PALETTE[number % len(PALETTE)]
+            # Each to its own height: next to a part that is hardly driven, the others would be flat.
             if np.ptp(own) > 0:
-                sns.kdeplot(x=own, ax=axes, color=colour, fill=True, alpha=0.35, bw_adjust=0.7, clip=(0, None))
-            axes.plot(own, np.zeros(len(own)), "|", color=colour, markersize=9, label=name)
-        axes.set(ylabel="", yticks=[])
+                grid = np.linspace(0, reach, 400)
+                kernel = gaussian_kde(own)
+                spread = max(0.7 * kernel.factor, 0.004 * reach / own.std(ddof=1))
+                height = gaussian_kde(own, spread)(grid)
+                axes.fill_between(grid, height / height.max(), color=colour, alpha=0.35, linewidth=0, label=name)
+                axes.plot(grid, height / height.max(), color=colour, linewidth=1.2)
+            axes.plot(own, np.zeros(len(own)), "|", color=colour, markersize=9)
+        axes.set(ylabel="", yticks=[], ylim=(-0.06, 1.12))
         axes.set_title(title, loc="left", fontsize=10)
         sns.despine(ax=axes, left=True)
-    all_axes[0].legend(title="images of", fontsize=9, title_fontsize=9, loc="upper right", frameon=False)
+    all_axes[0].legend(title="images of", fontsize=9, title_fontsize=9, loc="upper left", frameon=False)
     all_axes[-1].set_xlabel("activation, positive part summed over positions")
     figure.suptitle(f"{split.activations.layer} / {split.activations.channel}, rho = {rho:g}", fontsize=11)
     return figure

@@ -32,6 +32,9 @@ from pure_nb.references import NonFiniteError
 REPLICATES = 100
 """Bootstrap replicates that are kept beside each sum."""
 
+MOST_BYTES = 16e9
+"""What an accumulator may take; beyond it, two layers were chosen that nobody means to study so."""
+
 
 @dataclass(frozen=True)
 class Taps:
@@ -252,10 +255,16 @@ class ClassRelevance:
         seed: int = 0,
     ) -> None:
         labels = np.asarray(labels, dtype=np.int64)
-        if labels.ndim != 1 or (len(labels) and labels.max() >= classes):
-            raise ValueError(f"labels must be a vector of numbers below {classes}, got {labels.shape}, {labels.max()}")
-        if not 0 < share < 1 or (mass is not None and not 0 < mass <= 1):
-            raise ValueError(f"share must be within 0 and 1, and mass too or None, got {share} and {mass}")
+        if labels.ndim != 1:
+            raise ValueError(
+                f"labels must be a vector with a number for each image, got the shape {list(labels.shape)}"
+            )
+        if len(labels) and labels.max() >= classes:
+            raise ValueError(f"labels must be numbers below {classes}, the number of classes, got {labels.max()}")
+        if not 0 <= share <= 1:
+            raise ValueError(f"share must be from 0 to 1, got {share}")
+        if mass is not None and not 0 < mass <= 1:
+            raise ValueError(f"mass must be above 0 and at most 1, or None, got {mass}")
         self.layer, self.lower, self.labels, self.classes = layer, lower, labels, classes
         self.share, self.mass, self.replicates, self.seed = share, mass, replicates, seed
         self.taps = Taps.of(module) if module is not None else None
@@ -278,7 +287,7 @@ class ClassRelevance:
         NonFiniteError
             If an attribution is NaN or infinite.
         LayerError
-            If the network's output is not ``[B, classes]``.
+            If the network's output is not ``[B, classes]``, or the sums would not fit into memory.
         """
         target, logits = outputs[self.layer], outputs[OUTPUT]
         if logits.ndim != 2 or logits.shape[1] != self.classes:
@@ -293,13 +302,17 @@ class ClassRelevance:
         labels = labels[known]
         rows = torch.from_numpy(known).to(logits.device)
         attribution = _attribution(target, logits, known, labels, retain_graph=self.taps is None)
-        if not np.isfinite(attribution).all():
-            image, channel = np.argwhere(~np.isfinite(attribution))[0]
-            raise NonFiniteError(
-                f"the attribution of channel {channel} of layer {self.layer!r} to the class is NaN or infinite, in "
-                f"image {samples[known[image]]}. Check that image, the weights, and whether half precision overflows"
-            )
         pooled = self._pooled(outputs[self.lower], target)[rows].double().cpu().numpy().reshape(len(known), -1)
+        for what, values in (
+            (f"the attribution of a channel of layer {self.layer!r} to the class", attribution),
+            (f"the activation of {self.lower!r}, or its relevance for layer {self.layer!r},", pooled),
+        ):
+            if not np.isfinite(values).all():
+                image = samples[known[np.flatnonzero(~np.isfinite(values).all(axis=1))[0]]]
+                raise NonFiniteError(
+                    f"{what} is NaN or infinite, in image {image}. Check that image, the weights, and whether half "
+                    "precision overflows"
+                )
         positive = attribution.clip(min=0)
         share = positive / np.maximum(positive.sum(axis=1, keepdims=True), np.finfo(float).tiny)
         self._add(labels, samples[known], carried(attribution, self.share, self.mass), share, pooled)
@@ -307,7 +320,7 @@ class ClassRelevance:
     def _pooled(self, lower: Tensor, target: Tensor) -> Tensor:
         """What is summed over a class's images: inputs by kernel weight, or relevance by channel and source."""
         if self.taps is not None:
-            return self.taps.pooled(lower.detach())
+            return self.taps.pooled(lower.detach().float() if lower.dtype.itemsize < 4 else lower.detach())
         vectors = []
         channels = target.shape[channel_axis(target)]
         for channel in range(channels):
@@ -326,14 +339,7 @@ class ClassRelevance:
         pooled: NDArray[np.float64],
     ) -> None:
         if not self._sums:
-            self._sums = {
-                "images": np.zeros(self.classes, np.int64),
-                "relevant": np.zeros((self.classes, relevant.shape[1]), np.int64),
-                "share": np.zeros((self.classes, share.shape[1])),
-                "pooled": np.zeros((self.classes, pooled.shape[1])),
-                "weights": np.zeros((self.classes, self.replicates), np.float32),
-                "replicas": np.zeros((self.classes, self.replicates, pooled.shape[1]), np.float32),
-            }
+            self._sums = self._zeros(relevant.shape[1], pooled.shape[1])
         sums = self._sums
         for label, sample, *values in zip(labels, samples, relevant, share, pooled):
             weights = np.random.default_rng([self.seed, int(sample)]).poisson(1, self.replicates).astype(np.float32)
@@ -342,6 +348,24 @@ class ClassRelevance:
                 sums[name][label] += value
             sums["weights"][label] += weights
             sums["replicas"][label] += weights[:, None] * values[2].astype(np.float32)
+
+    def _zeros(self, channels: int, width: int) -> dict[str, NDArray[Any]]:
+        """Empty tables; ``width`` numbers are summed for each class."""
+        need = self.classes * (16 * channels + 8 * width + 4 * self.replicates * (width + 1))
+        if need > MOST_BYTES:
+            raise LayerError(
+                f"the sums for {self.classes} classes of layer {self.layer!r} through {self.lower!r} would take "
+                f"{need / 1e9:.0f} GB. With lower='{INPUT}{self.layer}' and a Conv2d or Linear they are in closed form "
+                "and far smaller; otherwise choose layers with fewer channels"
+            )
+        return {
+            "images": np.zeros(self.classes, np.int64),
+            "relevant": np.zeros((self.classes, channels), np.int64),
+            "share": np.zeros((self.classes, channels)),
+            "pooled": np.zeros((self.classes, width)),
+            "weights": np.zeros((self.classes, self.replicates), np.float32),
+            "replicas": np.zeros((self.classes, self.replicates, width), np.float32),
+        }
 
     def merge(self, other: ClassRelevance) -> None:
         """Take in what another accumulator of the same settings has taken in."""
@@ -356,14 +380,21 @@ class ClassRelevance:
             self._sums[name] += value
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All that was taken in, as arrays; see :meth:`restored`."""
-        return dict(self._sums)
+        """All that was taken in, as arrays; see :meth:`restored`. Of the classes, only those that were seen."""
+        if not self._sums:
+            return {}
+        seen = np.flatnonzero(self._sums["images"])
+        return {"seen": seen} | {name: value[seen] for name, value in self._sums.items()}
 
     def restored(self, state: Mapping[str, NDArray[Any]]) -> ClassRelevance:
         """A new accumulator of the same settings, holding a saved state; empty if the state is."""
         other = object.__new__(ClassRelevance)
         other.__dict__.update(self.__dict__)
-        other._sums = {name: np.array(value) for name, value in state.items()}
+        other._sums = {}
+        if state:
+            other._sums = other._zeros(state["relevant"].shape[1], state["pooled"].shape[1])
+            for name, value in other._sums.items():
+                value[state["seen"]] = state[name]
         return other
 
     def result(self) -> ClassStatistics:
@@ -472,9 +503,12 @@ class ClassStatistics:
 
 
 def closed_form(model: nn.Module, layer: str, lower: str) -> nn.Module | None:
-    """The layer's module if its ARVs are in closed form: a convolution or linear layer, and its own input below."""
+    """The layer's module if its ARVs are in closed form: a convolution or linear layer, and its own input below.
+
+    A class made from these may compute something else with its weights, so it is left to vector-Jacobian products.
+    """
     module = get_layer(model, layer)
-    return module if lower == INPUT + layer and isinstance(module, (nn.Conv2d, nn.Linear)) else None
+    return module if lower == INPUT + layer and type(module) in (nn.Conv2d, nn.Linear) else None
 
 
 def cosine(first: NDArray[np.float64], second: NDArray[np.float64]) -> Any:

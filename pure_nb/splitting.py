@@ -18,19 +18,24 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pure_nb.data import Images, batches
 from pure_nb.layers import INPUT, LayerError, activations, get_layer, resting
 from pure_nb.references import NonFiniteError
+from pure_nb.store import write_atomically
 
 RHOS = tuple(round(0.05 * step, 2) for step in range(1, 21))
 """Thresholds that the paper tries: 0.05, 0.10 ... 1.00."""
@@ -169,15 +174,14 @@ class SplitChannel(nn.Module):
 def split_channel(model: nn.Module, layer: str, channel: int, owner: ArrayLike, k: int = 2) -> nn.Module:
     """A copy of a network in which one channel of a layer is split; it computes the same (Hesse et al., disentangling).
 
-    To get a saved split back, split any channel of the same layer in any way, with the same k, and load the state:
-    ``split_channel(model, layer, 0, numpy.full(sources, -1), k).load_state_dict(state)``.
+    :func:`save_split` and :func:`load_split` keep it in a file.
 
     Parameters
     ----------
     model
         Any network; it is left as it is.
     layer
-        Name of a ``Conv2d`` or ``Linear`` in it. One that is split already is found as ``"<layer>.whole"``.
+        Name of a ``Conv2d`` or ``Linear`` in it. If a channel of it is split already, another one is split beside it.
     channel
         A channel of it.
     owner
@@ -200,6 +204,11 @@ def split_channel(model: nn.Module, layer: str, channel: int, owner: ArrayLike, 
     ValueError
         If the owners do not fit the layer or k.
     """
+    name = layer
+    while isinstance(outer := get_layer(model, layer), SplitChannel):
+        if int(outer.channel) == channel:
+            raise ValueError(f"channel {channel} of layer {name!r} is split already; merge_back undoes that")
+        layer += ".whole"
     module = _splittable(model, layer, channel)
     owner = np.asarray(owner)
     sources = module.weight.shape[1]
@@ -218,6 +227,60 @@ def split_channel(model: nn.Module, layer: str, channel: int, owner: ArrayLike, 
     split = copy.deepcopy(model)
     inside: Any = get_layer(split, layer)
     split.set_submodule(layer, SplitChannel(inside, channel, owner.astype(np.int64), k))
+    return split
+
+
+def save_split(model: nn.Module, split: Split, path: Path | str) -> None:
+    """Write the weights of a network with a split channel, and what was split, to a ``.safetensors`` file.
+
+    Parameters
+    ----------
+    model
+        The network that the split was made for, as it was before.
+    split
+        From :meth:`pure_nb.study.Study.split_of`.
+    path
+        The file; written as a whole or not at all.
+    """
+    state = {name: value.contiguous().clone() for name, value in split.model(model).state_dict().items()}
+    measured = split.activations
+    note = {"layer": measured.layer, "channel": measured.channel, "concepts": split.concepts, "rho": split.rho}
+    metadata = {name: json.dumps(value) for name, value in note.items()}
+    write_atomically(Path(path), lambda temporary: save_file(state, temporary, metadata))
+
+
+def load_split(model: nn.Module, path: Path | str) -> nn.Module:
+    """A copy of a network with the split, and the weights, of a file of :func:`save_split`.
+
+    Parameters
+    ----------
+    model
+        The same network without the split; its weights do not matter.
+    path
+        The file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If it was not written by :func:`save_split`, or for another network.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            note = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+        layer, channel, concepts = note["layer"], note["channel"], note["concepts"]
+    except (SafetensorError, KeyError, json.JSONDecodeError) as problem:
+        raise ValueError(
+            f"{path} is not a file of save_split; expected its tensors and notes: {problem!r}"
+        ) from problem
+    sources = get_layer(model, layer).weight.shape[1]  # type: ignore[index]
+    split = split_channel(model, layer, channel, np.full(sources, SHARED), len(concepts))
+    try:
+        split.load_state_dict(state)
+    except RuntimeError as problem:
+        raise ValueError(f"{path} holds a split of another network than {type(model).__name__}: {problem}") from problem
     return split
 
 
@@ -412,8 +475,10 @@ def choose_rho(activations: PartActivations, labels: ArrayLike, *, score: Score 
     Returns
     -------
     DataFrame
-        One row a threshold: ``rho, ratio, bounded, best``. ``best`` is True in one row: that of the highest score, the
-        first among equals. So the chosen threshold is ``table.rho[table.best].item()``.
+        One row a threshold: ``rho, ratio, bounded, kept, best``. ``best`` is True in one row: that of the highest
+        score, the first among equals. So the chosen threshold is ``table.rho[table.best].item()``. ``kept``, how much
+        of the whole channel a concept's own part has on average (``d_v+ / c+``), decides nothing, but says whether a
+        good score is worth having: both scores compare the parts with each other, however little is left of them.
 
     Raises
     ------
@@ -431,11 +496,14 @@ def choose_rho(activations: PartActivations, labels: ArrayLike, *, score: Score 
     own = np.eye(k, dtype=np.bool_)[label][:, None]
     mine, others = (np.where(mask, concepts, 0).sum(axis=2) for mask in (own, ~own))  # [images, rhos]
     share = mine / np.maximum(mine + others, np.finfo(np.float64).tiny)
+    whole = activations.original.astype(np.float64)[:, None]
+    kept = mine / np.maximum(whole, np.finfo(np.float64).tiny)
     ratio, bounded = (
         np.stack([value[label == concept].mean(axis=0) for concept in range(k)])
         for value in (mine / (others + 1e-5), share)
     )
     table = pd.DataFrame({"rho": activations.rhos, "ratio": ratio.sum(axis=0), "bounded": bounded.mean(axis=0)})
+    table["kept"] = np.stack([kept[label == concept].mean(axis=0) for concept in range(k)]).mean(axis=0)
     return table.assign(best=np.arange(len(table)) == table[score].to_numpy().argmax())
 
 
@@ -477,8 +545,9 @@ class Split:
         concepts: tuple[str, ...],
         arvs: NDArray[np.float64],
         relevant: NDArray[np.bool_] | None = None,
+        score: Score = "bounded",
     ) -> Split:
-        """Choose the threshold by the bounded score, on every second image of each concept.
+        """Choose the threshold by a score of :func:`choose_rho`, on every second image of each concept.
 
         The channel is taken to be relevant in all images unless told.
         """
@@ -494,7 +563,8 @@ class Split:
             original=activations.original[training],
         )
         relevant = np.ones(len(labels), dtype=np.bool_) if relevant is None else relevant
-        return cls(concepts, activations, labels, training, relevant, choose_rho(kept, labels[training]), arvs)
+        scores = choose_rho(kept, labels[training], score=score)
+        return cls(concepts, activations, labels, training, relevant, scores, arvs)
 
     @property
     def rho(self) -> float:

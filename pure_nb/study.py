@@ -10,6 +10,7 @@ the virtual neurons, the table of all neurons. Nothing is computed again unless 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -28,10 +29,10 @@ from tqdm import tqdm
 
 from pure_nb import models, truth
 from pure_nb.circuits import circuits
-from pure_nb.concord import with_similarities
+from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
 from pure_nb.data import ImageError, Images, Unreadable, class_labels
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
-from pure_nb.layers import INPUT, LayerShape, require, resting
+from pure_nb.layers import INPUT, LayerShape, get_layer, require, resting
 from pure_nb.parameters import PARAMETERS, Parameters, StudyError, checked, word
 from pure_nb.references import References, TopReferences
 from pure_nb.relevance import (
@@ -42,7 +43,7 @@ from pure_nb.relevance import (
     gamma_polysemantic,
     relevant_images,
 )
-from pure_nb.splitting import Split, channel_sources, part_activations
+from pure_nb.splitting import Score, Split, channel_sources, part_activations
 from pure_nb.store import Arrays, Store, store_folder
 from pure_nb.sweep import sweep
 from pure_nb.virtual import VirtualNeurons, embed, packed, part_name, unpacked, virtual_neurons
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from pure_nb.neuron import Neuron
 
 
-FORMAT = {"references": 3, "circuits": 2, "virtual": 3, "layouts": 1, "neurons": 4, "classes": 1}
+FORMAT = {"references": 3, "circuits": 2, "virtual": 3, "layouts": 1, "neurons": 4, "classes": 2, "ratios": 1}
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
 
 TAKEN_APART = ("target", "lower", "n", "by", "rule", "seed", "k", "random")
@@ -186,13 +187,16 @@ class Study:
             return top.state(), [[u.sample, u.path, u.reason] for u in skipped]
 
         arrays, note = self._kept("references", self._references_key(), compute)
+        return TopReferences(p.target, p.n, p.by).restored(arrays).result(), self._accepted(note)
+
+    def _accepted(self, note: list[list[Any]]) -> list[Unreadable]:
+        """What was left out of stored results, if that is all right with the user."""
         if note and not self.skip_unreadable:
             raise ImageError(
                 f"{len(note)} images could not be read and were left out of these results, the first {note[0][1]}; "
                 "accept that with skip_unreadable=True, or --skip-unreadable"
             )
-        references = TopReferences(p.target, p.n, p.by).restored(arrays).result()
-        return references, [Unreadable(*entry) for entry in note]
+        return [Unreadable(*entry) for entry in note]
 
     @property
     def references(self) -> References:
@@ -302,12 +306,17 @@ class Study:
         """Names of the network's outputs."""
         return self._labels[1]
 
-    @cached_property
+    @property
     def classes(self) -> ClassStatistics:
         """How relevant each channel is to each class, and all average relevance vectors; one pass over the images.
 
         If the reference images are of the same images and not known yet, the same pass finds them too.
         """
+        return self._classified[0]
+
+    @cached_property
+    def _classified(self) -> tuple[ClassStatistics, list[Unreadable]]:
+        """The class statistics, and the labelled images that could not be read."""
         p, (labels, names) = self.parameters, self._labels
         own = ClassRelevance(
             p.target,
@@ -320,10 +329,11 @@ class Study:
             seed=p.random,
         )
 
+        together = self.labelled is self.images and not self._is_there("references", self._references_key())
+
         def compute(shards: Store | None) -> tuple[Arrays, list[list[Any]]]:
             self.shapes  # noqa: B018  fail before the pass, not in it
             top = TopReferences(p.target, p.n, p.by)
-            together = self.labelled is self.images and not self._is_there("references", self._references_key())
             skipped = self._sweep([own, top] if together else [own], self.labelled, shards)
             note = [[u.sample, u.path, u.reason] for u in skipped]
             if together:
@@ -332,8 +342,10 @@ class Study:
                     self.store.save_arrays("references", self._references_key(), top.state(), note)
             return own.state(), note
 
-        key = self._key("classes", "target", "lower", "share", "mass", "random") | {"images": self.labelled.fingerprint}
-        return own.restored(self._kept("classes", key, compute)[0]).result()
+        # What is kept of an unfinished pass is of no use to a pass that looks for other references, or for none.
+        both = {"with": self._references_key()} if together else {}
+        arrays, note = self._kept("classes", self._classes_key(), compute, self._classes_key() | both)
+        return own.restored(arrays).result(), self._accepted(note)
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
@@ -344,7 +356,10 @@ class Study:
         return class_pairs(self.classes, self.model, self.class_names, p=self.parameters.p)
 
     def wordnet_pairs(
-        self, wordnet: WordNet | None = None, measures: tuple[str, ...] = ("wup", "path", "lch")
+        self,
+        wordnet: WordNet | None = None,
+        measures: tuple[str, ...] = ("wup", "path", "lch"),
+        synsets: Mapping[str, str] | None = None,
     ) -> pd.DataFrame:
         """:attr:`pairs`, with the WordNet similarities of the two classes.
 
@@ -354,18 +369,53 @@ class Study:
             Where to look: by default what ships for the glyph world, and the user's WordNet for all else.
         measures
             Some of :data:`pure_nb.wordnet.MEASURES`.
+        synsets
+            What WordNet calls some classes, where their names would be misunderstood: ``{"king": "king.n.10"}``.
 
         Raises
         ------
         WordNetError
             If there is no WordNet, or it lacks what a measure needs.
         """
-        synsets = self.images.synsets
-        if wordnet is None:
-            wordnet = shipped_wordnet() if synsets else find_wordnet()
-        return with_similarities(self.pairs, wordnet, synsets, measures)
+        meant = {**self.images.synsets, **(synsets or {})}
+        return with_similarities(self.pairs, wordnet or self._wordnet, meant, measures)
 
-    def split_of(self, channel: int, classes: Sequence[str] | None = None) -> Split:
+    def concord(
+        self,
+        measure: str = "wup",
+        wordnet: WordNet | None = None,
+        synsets: Mapping[str, str] | None = None,
+        **how: Any,
+    ) -> Concord:
+        """Whether similar classes drive the channels through similar sources: cosines against WordNet.
+
+        Parameters
+        ----------
+        measure
+            One of :data:`pure_nb.wordnet.MEASURES`.
+        wordnet, synsets
+            As in :meth:`wordnet_pairs`.
+        how
+            Of :func:`pure_nb.concord.concord`: ``permutations``, ``replicates``, ``level``, ``seed``.
+
+        Raises
+        ------
+        WordNetError
+            If there is no WordNet, or it lacks what the measure needs.
+        ValueError
+            If there are fewer than three pairs whose classes are in WordNet.
+        """
+        classes = sorted({*self.pairs["class_1"], *self.pairs["class_2"]})
+        meant = {**self.images.synsets, **(synsets or {})}
+        likeness = similarity_matrix(wordnet or self._wordnet, classes, meant, measure)
+        return concord(self.pairs, likeness, **how)
+
+    @cached_property
+    def _wordnet(self) -> WordNet:
+        """What ships, if it has the classes; else the user's."""
+        return shipped_wordnet() if self.images.synsets else find_wordnet()
+
+    def split_of(self, channel: int, classes: Sequence[str] | None = None, score: Score = "bounded") -> Split:
         """One channel of the target layer split between classes, or between its virtual neurons.
 
         The first is done by its average relevance vectors and the labelled images of the classes. The second needs no
@@ -378,6 +428,8 @@ class Study:
             Of the target layer, a ``Conv2d`` or ``Linear``; the lower layer must be its own input.
         classes
             Names of at least two classes; None takes the virtual neurons, named A, B ...
+        score
+            By which the threshold is chosen: see :func:`pure_nb.splitting.choose_rho`.
 
         Raises
         ------
@@ -389,9 +441,15 @@ class Study:
         p = self.parameters
         module = closed_form(self.model, p.target, p.lower)
         if module is None:
+            inside = [
+                f"{p.target}.{name}".strip(".")
+                for name, part in get_layer(self.model, p.target).named_modules()
+                if type(part) in (nn.Conv2d, nn.Linear)
+            ]
+            good = inside[-1] if inside else "LAYER"
             raise StudyError(
-                f"a channel is split by the inputs of a Conv2d or Linear layer: choose such a layer as the target, and "
-                f"lower='{INPUT}{p.target}', got target={p.target!r} and lower={p.lower!r}"
+                "a channel is split by the inputs of its own layer, a Conv2d or Linear: for instance with "
+                f"target={good!r} and lower='{INPUT}{good}'; got target={p.target!r} and lower={p.lower!r}"
             )
         if classes is None:
             names, images, samples, concept, arvs = self._virtual_concepts(channel)
@@ -408,17 +466,25 @@ class Study:
         if classes is not None:
             how |= {"share": p.share, "mass": p.mass or None}
             relevant = relevant_images(self.model, images, samples, self._labels[0][samples], **how)
-        return Split.chosen(measured, concept, names, arvs, relevant)
+        return Split.chosen(measured, concept, names, arvs, relevant, score)
 
     def _class_concepts(self, channel: int, classes: Sequence[str]) -> Concepts:
         labels, names = self._labels
         unknown = [name for name in classes if name not in names]
-        if unknown or len(set(classes)) < max(2, len(classes)):
-            raise StudyError(f"expected two or more different classes out of {', '.join(names)}; got {list(classes)}")
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], names, n=3, cutoff=0.4) or names[:8]
+            raise StudyError(f"there is no class {unknown[0]!r} among {len(names)}; near it: {', '.join(near)}")
+        if len(set(classes)) < max(2, len(classes)):
+            raise StudyError(f"a channel is split between two or more different classes, got {list(classes)}")
         numbers = [names.index(name) for name in classes]
-        samples = np.flatnonzero(np.isin(labels, numbers))
+        arvs = self.classes.arv(self.model, channel, numbers)
+        samples = self._readable(np.flatnonzero(np.isin(labels, numbers)))
         concept = np.array([numbers.index(label) for label in labels[samples]], dtype=np.int64)
-        return tuple(classes), self.labelled, samples, concept, self.classes.arv(self.model, channel, numbers)
+        return tuple(classes), self.labelled, samples, concept, arvs
+
+    def _readable(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The labelled images without those that could not be read."""
+        return samples[~np.isin(samples, [lost.sample for lost in self._classified[1]])]
 
     def _virtual_concepts(self, channel: int) -> Concepts:
         neuron = self.neuron(channel)
@@ -439,31 +505,44 @@ class Study:
         Parameters
         ----------
         gamma
-            Largest cosine, see :func:`pure_nb.relevance.gamma_polysemantic`.
+            Pairs with a cosine below it; see :func:`pure_nb.relevance.gamma_polysemantic`.
 
         Returns
         -------
         DataFrame
             A row for each pair: ``channel``, ``class_1``, ``class_2``, ``cosine``, ``rho``; and the means of
             :meth:`pure_nb.splitting.Split.table` over both classes: ``own`` (ratio of a class's own part to the whole
-            channel), ``other`` (of the other class's part), ``residual``.
+            channel), ``other`` (of the other class's part), ``residual``. All four are NaN where a class has fewer
+            than two images. Pairs of one channel are not independent: average over its pairs first.
         """
-        rows = []
+        key = self._classes_key() | self._key("ratios", "p") | {"gamma": gamma, "images": self.labelled.fingerprint}
+        saved = self.store.load_table("ratios", key) if self.store else None
+        if saved is not None:
+            return saved[0]
+        rows: list[tuple[Any, ...]] = []
         chosen = gamma_polysemantic(self.pairs, gamma)
+        labels, names = self._labels
         pairs = chosen[["channel", "class_1", "class_2", "cosine"]].itertuples(index=False, name=None)
         for channel, *classes, value in tqdm(pairs, "splits", len(chosen), unit="pair", disable=not self.progress):
+            images = self._readable(np.flatnonzero(np.isin(labels, [names.index(name) for name in classes])))
+            if min(np.bincount(labels[images], minlength=len(names))[[names.index(name) for name in classes]]) < 2:
+                rows.append((channel, *classes, value, *[np.nan] * 4))
+                continue
             split = self.split_of(channel, classes)
             table = split.table()
             own, rest = table["part"] == table["images"], table["part"] == "residual"
             means = [table["ratio"][which].mean() for which in (own, ~own & ~rest, rest)]
             rows.append((channel, *classes, value, split.rho, *means))
         columns = ["channel", "class_1", "class_2", "cosine", "rho", "own", "other", "residual"]
-        return pd.DataFrame(rows, columns=columns)
+        table = pd.DataFrame(rows, columns=columns)
+        if self.store:
+            self.store.save_table("ratios", key, table)
+        return table
 
     def pictures_of(self, name: str, count: int = 5) -> list[NDArray[np.uint8]]:
         """The first labelled images of a class, as pictures."""
         labels, names = self._labels
-        chosen = np.flatnonzero(labels == names.index(name))[:count]
+        chosen = self._readable(np.flatnonzero(labels == names.index(name)))[:count]
         return [self.labelled.picture(sample) for sample in chosen.tolist()]
 
     def _sweep(self, accumulators: list[Any], images: Images, shards: Store | None) -> list[Unreadable]:
@@ -582,23 +661,31 @@ class Study:
         )
 
     def _kept(
-        self, step: str, key: dict[str, object], compute: Callable[[Store | None], tuple[Arrays, Any]]
+        self,
+        step: str,
+        key: dict[str, object],
+        compute: Callable[[Store | None], tuple[Arrays, Any]],
+        parts_key: dict[str, object] | None = None,
     ) -> tuple[Arrays, Any]:
         """Arrays and a note of a step: from the store, or computed now and kept there.
 
         ``compute`` gets a store for the parts of its result, for whoever has to go on after a stop; it is cleared
-        when the whole is safe.
+        when the whole is safe. The parts may depend on more than the result: ``parts_key``.
         """
         if self.store is None:
             return compute(None)
         saved = self.store.load_arrays(step, key)
         if saved is not None:
             return saved
-        parts = self.store.part(step, key)
+        parts = self.store.part(step, parts_key or key)
         arrays, note = compute(parts)
         self.store.save_arrays(step, key, arrays, note)
         parts.clear()
         return arrays, note
+
+    def _classes_key(self) -> dict[str, object]:
+        limit = "mass" if self.parameters.mass else "share"
+        return self._key("classes", "target", "lower", limit, "random") | {"images": self.labelled.fingerprint}
 
     def _references_key(self) -> dict[str, object]:
         return self._key("references", "target", "n", "by")

@@ -15,9 +15,12 @@ from torch.utils.data import Dataset
 
 from pure_nb import load_study
 from pure_nb import study as study_module
+from pure_nb import sweep as sweep_module
+from pure_nb.concord import concord, similarity_matrix
 from pure_nb.data import ImageError, Images
 from pure_nb.layers import get_layer
 from pure_nb.parameters import StudyError
+from pure_nb.references import NonFiniteError
 from pure_nb.relevance import ClassRelevance, class_pairs, gamma_polysemantic
 from pure_nb.splitting import SplitChannel, owners, split_channel
 from pure_nb.study import Study
@@ -99,6 +102,54 @@ def test_what_classes_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert study.using(mass=0.5).classes.relevant.sum() < first.relevant.sum()
 
 
+@pytest.mark.parametrize("change", [{"n": 20}, {"by": "mean"}])
+@pytest.mark.parametrize("referenced", [False, True])
+def test_stopped_and_resumed_with_other_references(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], referenced: bool
+) -> None:
+    """The shards of a pass that looked for other references, or for none, are not taken for this one's."""
+    monkeypatch.setattr(sweep_module, "SHARD", 8)
+    images = Labelled()
+    study = mine(tmp_path, images, n=3).using(batch_size=4)
+    if referenced:
+        _ = study.references  # then the pass for the classes looks for no references
+    _ = study.images.fingerprint, study.class_names
+    broken, images.images = images.images, images.images.clone()
+    images.images[30] = float("nan")
+    with pytest.raises(NonFiniteError):
+        _ = study.using().classes
+    images.images = broken
+    resumed = mine(tmp_path, images, n=3).using(batch_size=4, **change)
+    whole = mine(tmp_path / "other", images, n=3).using(batch_size=4, **change)
+    np.testing.assert_allclose(resumed.classes.pooled, whole.classes.pooled)
+    assert (resumed.references.sample == whole.references.sample).all()
+    assert (mine(tmp_path, images, n=3).using(**change).references.sample == whole.references.sample).all()
+
+
+class Torn(Labelled):
+    """Two of its images can't be read."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index in (4, 7):
+            raise OSError("gone")
+        return super().__getitem__(index)
+
+
+def test_unreadable_images(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="image 4 "):
+        _ = mine(tmp_path, Torn()).classes
+    study = mine(tmp_path, Torn()).using(skip_unreadable=True)
+    assert study.classes.images.tolist() == [9, 10, 10, 9]
+    again = mine(tmp_path, Torn())
+    with pytest.raises(ImageError, match=r"2 images could not be read and were left out .*skip_unreadable=True"):
+        _ = again.pairs
+    split = study.split_of(1, ["urn", "cat"])
+    assert len(split.labels) == 18
+    assert not set(split.activations.sample) & {4, 7}
+    gamma = float(study.pairs["cosine"].max()) + 1
+    assert len(study.ratios(gamma)) == len(study.pairs)
+
+
 def test_glyphs_have_pictures_of_single_objects(glyph_study: Study) -> None:
     assert len(glyph_study.labelled) == 2400
     assert glyph_study.labelled is not glyph_study.images
@@ -144,6 +195,9 @@ def test_wordnet_beside_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     study = mine(tmp_path)
     pairs = study.wordnet_pairs(shipped_wordnet(), ("wup", "lch"))
     assert pairs[study.pairs.columns.tolist()].equals(study.pairs)
+    meant = study.wordnet_pairs(shipped_wordnet(), ("wup",), {"urn": "king.n.10"})
+    assert set(meant["synset_2"][meant["class_2"] == "urn"]) == {"king.n.10"}
+    assert set(pairs["synset_2"][pairs["class_2"] == "urn"]) != {"king.n.10"}
     own = pairs[(pairs["class_1"] == "cat") & (pairs["class_2"] == "cow")]
     assert len(own)
     assert own["wup"].tolist() == pytest.approx([0.6875] * len(own))
@@ -154,6 +208,16 @@ def test_wordnet_beside_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(study_module, "find_wordnet", nowhere)
     with pytest.raises(WordNetError, match="no WordNet at all"):
         study.wordnet_pairs()
+
+
+def test_concord_of_a_study(tmp_path: Path) -> None:
+    study = mine(tmp_path)
+    how: dict[str, Any] = {"permutations": 9, "replicates": 5, "seed": 3}
+    found = study.concord("lch", shipped_wordnet(), **how)
+    assert found == concord(study.pairs, similarity_matrix(shipped_wordnet(), CLASSES, None, "lch"), **how)
+    assert found.n > 5
+    with pytest.raises(ValueError, match="at least three pairs of classes with a similarity, got 0"):
+        mine(tmp_path, Labelled(classes=["wug", "dax", "blick", "toma"])).concord("wup", shipped_wordnet())
 
 
 def test_the_shipped_world_needs_no_wordnet(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,11 +276,11 @@ def test_split_of_a_grouped_convolution(tmp_path: Path) -> None:
     ("how", "channel", "classes", "error", "message"),
     [
         ({}, 12, ["cat", "cow"], IndexError, "channel 12: layer '4' has channels 0 to 11"),
-        ({}, 1, ["cat", "dog"], StudyError, r"out of cat, cow, hammer, urn; got \['cat', 'dog'\]"),
-        ({}, 1, ["cat"], StudyError, r"expected two or more different classes .* got \['cat'\]"),
-        ({}, 1, ["cat", "cat"], StudyError, "expected two or more different classes"),
-        ({"lower": "2"}, 1, ["cat", "cow"], StudyError, "lower='input:4', got target='4' and lower='2'"),
-        ({"target": "5", "lower": "input:5"}, 1, None, StudyError, "a Conv2d or Linear layer: choose such a layer"),
+        ({}, 1, ["cat", "ur"], StudyError, "there is no class 'ur' among 4; near it: urn"),
+        ({}, 1, ["cat"], StudyError, r"between two or more different classes, got \['cat'\]"),
+        ({}, 1, ["cat", "cat"], StudyError, "between two or more different classes"),
+        ({"lower": "2"}, 1, ["cat", "cow"], StudyError, "and lower='input:4'; got target='4' and lower='2'"),
+        ({"target": "5", "lower": "input:5"}, 1, None, StudyError, "its own layer, a Conv2d or Linear: for instance"),
         ({"k": 1}, 1, None, StudyError, "channel 1 does not fall apart, .*name classes, or ask for parts with k=2"),
     ],
 )
@@ -235,7 +299,7 @@ def test_a_class_of_one_image_can_not_be_split(tmp_path: Path) -> None:
         mine(tmp_path, images).split_of(1, ["cat", "urn"])
 
 
-def test_ratios_of_all_pairs(tmp_path: Path) -> None:
+def test_ratios_of_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = mine(tmp_path)
     gamma = float(study.pairs["cosine"].quantile(0.2))
     found = study.ratios(gamma)
@@ -251,6 +315,21 @@ def test_ratios_of_all_pairs(tmp_path: Path) -> None:
     assert row["other"] == pytest.approx((table[first, second] + table[second, first]) / 2)
     assert row["residual"] == pytest.approx((table[first, "residual"] + table[second, "residual"]) / 2)
     assert study.ratios(-1).empty
+    again = mine(tmp_path)
+    monkeypatch.setattr(Study, "split_of", lambda *_: pytest.fail("split again"))
+    pd.testing.assert_frame_equal(again.ratios(gamma), found)
+
+
+def test_ratios_where_a_class_has_one_image(tmp_path: Path) -> None:
+    images = Labelled(40)
+    images.targets = [0 if label == 3 else label for label in images.targets]
+    images.targets[3] = 3
+    study = mine(tmp_path, images)
+    found = study.ratios(2)
+    single = (found["class_1"] == "urn") | (found["class_2"] == "urn")
+    assert 0 < single.sum() < len(found)
+    assert found[single][["rho", "own", "other", "residual"]].isna().all().all()
+    assert found[~single]["rho"].notna().all()
 
 
 def test_real_photographs_of_ten_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
-from safetensors.torch import load_file as load_torch_file
 from small import picture_folder
 from typer.testing import CliRunner, Result
 
@@ -25,7 +24,7 @@ from pure_nb import load_study
 from pure_nb.cli import _numbers, app
 from pure_nb.parameters import StudyError
 from pure_nb.references import TopReferences
-from pure_nb.splitting import split_channel
+from pure_nb.splitting import load_split
 from pure_nb.study import Study
 from pure_nb.wordnet import WordNetError
 
@@ -196,22 +195,26 @@ def test_pairs_without_wordnet(finished: Path, monkeypatch: pytest.MonkeyPatch) 
     assert result.stdout.splitlines()[1].split()[-1] == "share_2"
 
 
-@pytest.mark.parametrize("classes", ["cloud, atom", "cloud,atom,sun"])
-def test_split(finished: Path, tmp_path: Path, classes: str) -> None:
+@pytest.mark.parametrize("classes", [["cloud, atom"], ["cloud,atom,sun"], ["cloud", "atom"], ["cloud", "atom", "sun"]])
+@pytest.mark.parametrize("score", ["bounded", "ratio"])
+def test_split(finished: Path, tmp_path: Path, classes: list[str], score: str) -> None:
     out = tmp_path / "split.safetensors"
-    result = on(finished, "split", *CONV, "--channel", 0, "--classes", classes, "--out", out)
+    result = on(finished, "split", *CONV, "--channel", 0, "--classes", *classes, "--out", out, "--score", score)
     assert result.exit_code == 0, result.output
-    names = [name.strip() for name in classes.split(",")]
+    names = [name.strip() for name in ",".join(classes).split(",")]
     line = result.stdout.splitlines()[0]
-    assert re.fullmatch(r"rho = [\d.]+; sources: " + ", ".join(rf"\d+ {name}" for name in [*names, "shared"]), line)
+    counts = ", ".join(rf"\d+ {name}" for name in [*names, "shared"])
+    assert re.fullmatch(rf"rho = [\d.]+; sources: {counts}; a part keeps \d+% of the channel on its own images", line)
     assert sum(map(int, re.findall(r"(\d+) [a-z]", line))) == 32
     study = load_study(finished / "small.toml", store=finished)
-    rebuilt = split_channel(study.model, CONV[1], 5, np.full(32, -1), len(names))
-    rebuilt.load_state_dict(load_torch_file(out))
+    own = study.using(target=CONV[1], lower=CONV[3]).split_of(0, names, score)  # type: ignore[arg-type]
+    assert line.startswith(f"rho = {own.rho:g};")
+    rebuilt = load_split(study.model, out)
     images = torch.stack([study.images.tensor(i) for i in range(4)])
     with torch.inference_mode():
         torch.testing.assert_close(rebuilt.eval()(images), study.model.eval()(images), rtol=1e-5, atol=1e-5)
     owner = rebuilt.get_submodule(CONV[1]).owner
+    assert f"load_split(model, '{out}')" in result.stdout
     assert int((owner == 0).sum()) == int(re.search(r"(\d+) cloud", line)[1])  # type: ignore[index]
 
 
@@ -261,8 +264,16 @@ def test_an_unknown_study(command: str) -> None:
         ("arv", ["--channel", "32"], "channel 32: layer 'layer4' has channels 0 to 31"),
         ("arv", ["--mass", "1.5"], "mass must be a number from 0 to 1, got 1.5"),
         ("pairs", ["--target", "layer9"], "GlyphNet has no layer 'layer9'. Near it: 'layer4'"),
-        ("split", ["--channel", "0"], "choose such a layer as the target, and lower='input:layer4', got"),
-        ("split", [*CONV, "--channel", "0", "--classes", "cat,house,dog"], "got ['cat', 'house', 'dog']"),
+        (
+            "split",
+            ["--channel", "0"],
+            "with target='layer4.0.conv2' and lower='input:layer4.0.conv2'; got",
+        ),
+        ("split", [*CONV, "--channel", "0", "--classes", "atm,cat"], "there is no class 'atm' among 48; near it: atom"),
+        ("split", [*CONV, "--channel", "0", "--classes", "cat", "cat"], "two or more different classes, got"),
+        ("split", [*CONV, "--channel", "0", "--score", "best"], "--score must be one of ratio, bounded, got 'best'"),
+        ("split", ["cat", *CONV, "--channel", "0"], "what is 'cat'? Classes come after --classes"),
+        ("pairs", [*CONV, "--out", "pairs.xlsx"], "written to a .csv or .parquet file, got 'pairs.xlsx'"),
     ],
 )
 def test_errors(finished: Path, command: str, arguments: list[str], message: str) -> None:

@@ -89,6 +89,27 @@ def test_pairs_without_a_value_are_left_out() -> None:
         concord(pairs, similarity)
 
 
+def test_a_single_pair_without_a_value_is_left_out() -> None:
+    """NLTK has no similarity for a noun and a verb; the two classes stay in, with others."""
+    similarity = likeness()
+    pairs = points(similarity, 0.3)
+    row = pairs.iloc[0]
+    similarity.loc[row["class_1"], row["class_2"]] = similarity.loc[row["class_2"], row["class_1"]] = np.nan
+    found = concord(pairs, similarity, permutations=19, replicates=10)
+    values = np.array([similarity.loc[row.class_1, row.class_2] for row in pairs.itertuples()])
+    known = ~np.isnan(values)
+    assert found.n == known.sum() < len(pairs)
+    assert found.rho == pytest.approx(spearmanr(pairs["cosine"][known], values[known]).statistic)
+    assert np.isfinite([found.low, found.high, found.p]).all()
+
+
+def test_points_of_one_channel_have_no_interval() -> None:
+    similarity = likeness()
+    found = concord(points(similarity, 0.3, channels=1), similarity, permutations=9, replicates=5)
+    assert np.isfinite([found.rho, found.p]).all()
+    assert np.isnan([found.low, found.high]).all()
+
+
 def test_without_any_spread_there_is_no_correlation() -> None:
     similarity = likeness()
     pairs = points(similarity, 0.3).assign(cosine=0.5)

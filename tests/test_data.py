@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from pure_nb.data import ImageError, Images, batches, folder_images, glyph_images
+from pure_nb.data import ImageError, Images, batches, class_labels, folder_images, glyph_images
 from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene
 
 PLAIN = transforms.ToTensor()
@@ -35,6 +35,33 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
         np.testing.assert_allclose(images.tensor(sample).numpy(), expected.transpose(2, 0, 1), atol=1e-5)
         assert images.label(sample) == path.parent.name
     assert images.normalisation == (MEAN, STD)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_the_fingerprint_covers_every_label_and_name(kind: Any) -> None:
+    def images(targets: list[int], classes: list[str]) -> Images:
+        dataset: Any = Items(noise(1500))
+        dataset.targets, dataset.classes = kind(targets), classes
+        return Images(dataset)
+
+    targets = [0, 1] * 750
+    first = images(targets, ["cat", "dog"]).fingerprint
+    assert images(targets, ["cat", "dog"]).fingerprint == first
+    assert images(targets, ["dog", "cat"]).fingerprint != first
+    targets[700] = 1
+    assert images(targets, ["cat", "dog"]).fingerprint != first
+
+
+def test_labels_of_imagenet() -> None:
+    """torchvision's ImageNet names its classes by tuples, and has their ids beside; -1 stays unknown."""
+    dataset: Any = Items(noise(4))
+    dataset.targets, dataset.classes = [1, 0, -1, 1], [("tench", "Tinca tinca"), ("goldfish",)]
+    dataset.wnids = ["n01440764", "n01443537"]
+    labels, names = class_labels(Images(dataset), 1000)
+    assert labels.tolist() == [1, 0, -1, 1]
+    assert names[:2] == ("n01440764", "n01443537")
+    labels, names = class_labels(Images(dataset), 2)
+    assert (labels.tolist(), names) == ([1, 0, -1, 1], ("n01440764", "n01443537"))
 
 
 def test_resize_and_crop(tmp_path: Path) -> None:

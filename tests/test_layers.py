@@ -170,6 +170,23 @@ def test_a_layer_called_by_keyword_has_no_input_to_name() -> None:
         activations(Odd(), noise(1), ["input:only"])
 
 
+def test_a_linear_layer_over_a_grid_is_refused() -> None:
+    """With the channels last it would be read as [B, C, H, W]; here nothing else would notice."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.mix, self.head = nn.Conv2d(3, 12, 1), nn.Linear(12, 12), nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.head(self.mix(self.stem(x).permute(0, 2, 3, 1)).mean(dim=(1, 2)))
+            return found
+
+    for target, lower in (("mix", "stem"), ("mix", "input:mix"), ("head", "mix")):
+        with pytest.raises(LayerError, match=r"layer 'mix' is a Linear over \[B, H, W, C\], with the channels last"):
+            require(Last(), noise(1), target, lower)
+
+
 def test_activations_stop_at_the_last_layer() -> None:
     model = plain()
     counts = counted(model)

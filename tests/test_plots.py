@@ -11,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox
 
+from pure_nb.concord import Concord
 from pure_nb.plots import (
     PALETTE,
     TILE,
@@ -174,8 +175,9 @@ def test_arvs_figure_of_a_channel_without_classes(conv_study: Study) -> None:
 
 def test_concord_figure(conv_study: Study) -> None:
     pairs = conv_study.wordnet_pairs()
-    figure = concord_figure(pairs, "path", gamma=0.6, marked=3)
+    figure = concord_figure(pairs, "path", 0.6, Concord(0.1234, -0.05, 0.3, 0.021, 2), marked=3)
     (axes,) = figure.axes
+    assert axes.get_title() == "rank correlation 0.12 (-0.05 to 0.30), p = 0.021"
     above, below = (np.asarray(points.get_offsets()) for points in axes.collections)
     assert len(above) + len(below) == len(pairs)
     assert below[:, 0].max() < 0.6 <= above[:, 0].min()

@@ -215,8 +215,9 @@ def test_shards_in_any_cut_and_order(cuts: list[int], seed: int) -> None:
             pass
         merged.merge(part)
     whole = run(model, noise(11), "4", "input:4", LABELS)
-    for name, value in merged.state().items():
-        np.testing.assert_allclose(value, getattr(whole, name), rtol=1e-5, atol=1e-4, err_msg=name)
+    for name in ("relevant", "share", "pooled", "replicas"):
+        found = getattr(merged.result(), name)
+        np.testing.assert_allclose(found, getattr(whole, name), rtol=1e-5, atol=1e-4, err_msg=name)
     np.testing.assert_array_equal(merged.result().images, whole.images)
     np.testing.assert_array_equal(merged.result().weights, whole.weights)
 
@@ -399,7 +400,7 @@ def test_errors() -> None:
         sweep(model, Images(Items(noise(3))), [ClassRelevance("4", "2", np.zeros(3, int), 9)], progress=False)
     with pytest.raises(ValueError, match="numbers below 2"):
         ClassRelevance("4", "2", np.array([0, 2]), 2)
-    with pytest.raises(ValueError, match="share must be within"):
+    with pytest.raises(ValueError, match="share must be from 0 to 1, got 3"):
         ClassRelevance("4", "2", np.array([0, 1]), 2, share=3)
     with pytest.raises(LayerError, match="Conv2d or a Linear"):
         Taps.of(nn.ReLU())
@@ -407,7 +408,7 @@ def test_errors() -> None:
         run(model, noise(11), "4", "2", LABELS).arv(model, 6)
     with torch.no_grad():
         model[8].weight[1] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"channel 0 of layer '4' .* in image 0"):
+    with pytest.raises(NonFiniteError, match=r"a channel of layer '4' to the class is NaN .* in image 0"):
         run(model, noise(11), "4", "2", LABELS)
 
 
@@ -449,3 +450,57 @@ def test_relevant_images_add_up_to_the_counts(mass: float | None) -> None:
     broken = Images(Items(images, {3: OSError("gone")}))
     with pytest.raises(ImageError, match="image 3"):
         relevant_images(model, broken, samples, labels[samples], layer="4", channel=0)
+
+
+def test_a_state_holds_the_classes_that_were_seen() -> None:
+    """A shard of a thousand classes' data set has a few of them: its file must not hold all."""
+    model, labels = plain(), np.array([2, 2, 0, 2])
+    found = ClassRelevance("4", "input:4", labels, 4, module=model[4])
+    sweep(model, Images(Items(noise(4))), [found], progress=False)
+    state = found.state()
+    assert state["seen"].tolist() == [0, 2]
+    assert {len(value) for value in state.values()} == {2}
+    again = found.restored(state).result()
+    for name, value in vars(found.result()).items():
+        np.testing.assert_array_equal(getattr(again, name), value)
+
+
+class Standardised(nn.Conv2d):
+    """As in some networks of timm: other weights than those it holds."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(input, weight, self.bias, self.stride, self.padding)
+
+
+def test_a_class_made_from_a_convolution_is_differentiated() -> None:
+    model = plain()
+    made = Standardised(7, 6, 3, padding=1)
+    made.load_state_dict(model[4].state_dict())
+    model[4] = made.eval()
+    assert closed_form(model, "4", "input:4") is None
+    found = run(model, noise(11), "4", "input:4", LABELS)
+    slow = slow_vectors(copy.deepcopy(made).double(), model[:4](noise(11)).double())
+    np.testing.assert_allclose(found.arv(model, 2)[1], slow[LABELS == 1, 2].mean(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_sums_that_would_not_fit() -> None:
+    model = plain()
+    found = ClassRelevance("4", "2", LABELS, 4, replicates=10**9)
+    with pytest.raises(LayerError, match=r"layer '4' through '2' would take \d+ GB. With lower='input:4'"):
+        sweep(model, Images(Items(noise(11))), [found], progress=False)
+
+
+def test_half_precision_is_summed_in_single() -> None:
+    """A sum over positions that half precision can't hold, and an activation that it can't."""
+    ones = torch.full((1, 2, 64, 64), 60.0, dtype=torch.float16)
+    assert Taps().pooled(ones).isinf().all()
+    module = nn.Conv2d(2, 2, 1)
+    found = ClassRelevance("4", "input:4", np.array([0]), 4, module=module)
+    assert np.isfinite(found._pooled(ones, ones).numpy()).all()
+    with torch.no_grad():
+        model = plain()
+        model[2].bias[0] = float("inf")
+        model[4].weight[:, 0] = 0
+    with pytest.raises(NonFiniteError):
+        run(model, noise(11), "4", "input:4", LABELS)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small import Items, Tokens, noise, plain, stirred
 from torch import Tensor, nn
@@ -30,10 +31,12 @@ from pure_nb.splitting import (
     Split,
     SplitChannel,
     choose_rho,
+    load_split,
     merge_back,
     owners,
     part_activations,
     ratio_table,
+    save_split,
     split_channel,
 )
 
@@ -201,6 +204,20 @@ def test_a_second_channel_or_a_part_can_be_split_in_turn(inner: str) -> None:
     twice = split_channel(split, inner, 1, drawn(7, 2, seed=1))
     close(twice(images), model(images), 1e-12)
     assert "4.whole.parts.weight" in twice.state_dict() or "4.parts.parts.weight" in twice.state_dict()
+
+
+def test_several_channels_of_a_layer() -> None:
+    model, images = plain().double(), noise(2).double()
+    split = model
+    for channel in (2, 0, 5):
+        split = split_channel(split, "4", channel, drawn(7, 3, channel), 3)
+    close(split(images), model(images), 1e-12)
+    whole: Any = split
+    assert [int(whole.get_submodule(f"4{inner}").channel) for inner in ("", ".whole", ".whole.whole")] == [2, 0, 5]
+    with pytest.raises(ValueError, match="channel 0 of layer '4' is split already; merge_back undoes that"):
+        split_channel(split, "4", 0, drawn(7, 2))
+    merged = merge_back(split, "4")
+    assert all(torch.equal(merged.state_dict()[name], value) for name, value in model.state_dict().items())
 
 
 def test_tokens_compute_the_same() -> None:
@@ -509,7 +526,7 @@ def test_scores_are_those_of_a_slow_loop(seed: int, k: int) -> None:
             assert table.ratio[row] == pytest.approx(ratio, rel=1e-9)
             assert table.bounded[row] == pytest.approx(bounded, rel=1e-9)
     for score, table in tables.items():
-        assert table.columns.tolist() == ["rho", "ratio", "bounded", "best"]
+        assert table.columns.tolist() == ["rho", "ratio", "bounded", "kept", "best"]
         assert table.best.sum() == 1
         assert table[score][table.best].item() == table[score].max()
         assert 0 <= table.bounded.min() <= table.bounded.max() <= 1 + 1e-12
@@ -636,6 +653,8 @@ def test_a_split_is_chosen_on_every_second_image() -> None:
     fewer = Split.chosen(found, labels, ("cat", "urn"), arvs, relevant)
     assert fewer.scores.equals(scores)  # the threshold is chosen on all
     rest = other[1:]
+    ratio = Split.chosen(found, labels, ("cat", "urn"), arvs, score="ratio")
+    assert ratio.scores.equals(choose_rho(kept, labels[half], score="ratio"))
     assert fewer.table().equals(
         ratio_table(found.at(split.rho)[rest], found.original[rest], labels[rest], ("cat", "urn"))
     )
@@ -653,3 +672,46 @@ def test_the_network_of_a_split() -> None:
     with torch.no_grad():
         whole = activations(model, images, ["4"])["4"][:, 2].clamp(min=0).sum(dim=(1, 2))
     np.testing.assert_allclose(split.activations.original, whole, rtol=1e-5)
+
+
+def made(model: nn.Module, channel: int = 2, k: int = 2) -> Split:
+    arvs = np.abs(np.random.default_rng(1).normal(size=(k, 7)))
+    samples = list(range(4 * k))
+    found = part_activations(model, Images(Items(noise(4 * k))), samples, layer="4", channel=channel, arvs=arvs)
+    return Split.chosen(found, np.arange(4 * k) % k, tuple("abc"[:k]), arvs)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_saved_and_loaded(tmp_path: Path, k: int) -> None:
+    model, path = plain(), tmp_path / "new" / "split.safetensors"
+    split = made(model, 3, k)
+    save_split(model, split, path)
+    loaded: Any = load_split(plain(seed=1), path)
+    assert torch.equal(loaded(noise(3)), split.model(model)(noise(3)))
+    assert loaded[4].owner.tolist() == split.owner.tolist()
+    assert (int(loaded[4].channel), loaded[4].k) == (3, k)
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["concepts"] == str(list("abc"[:k])).replace("'", '"')
+
+
+def test_files_that_are_no_split(tmp_path: Path) -> None:
+    model = plain()
+    with pytest.raises(FileNotFoundError):
+        load_split(model, tmp_path / "nowhere.safetensors")
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    save_file(model.state_dict(), tmp_path / "plain.safetensors")
+    for name in ("text", "plain"):
+        with pytest.raises(ValueError, match=f"{name}.safetensors is not a file of save_split"):
+            load_split(model, tmp_path / f"{name}.safetensors")
+    save_split(model, made(model), tmp_path / "split.safetensors")
+    with pytest.raises(ValueError, match="holds a split of another network than Sequential"):
+        load_split(plain(channels=8), tmp_path / "split.safetensors")
+
+
+def test_what_parts_keep() -> None:
+    """Half of the channel on the images of one concept, a tenth on those of the other."""
+    parts = np.zeros((4, 1, 3), np.float32)
+    parts[[0, 1], 0, 0], parts[[2, 3], 0, 1] = 5, [1, 2]
+    original = np.array([10, 10, 10, 20], np.float32)
+    found = PartActivations("4", 0, np.arange(4), np.array([0.5]), parts, original)
+    assert choose_rho(found, [0, 0, 1, 1])["kept"].item() == pytest.approx(0.3)
