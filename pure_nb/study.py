@@ -441,15 +441,12 @@ class Study:
         p = self.parameters
         module = closed_form(self.model, p.target, p.lower)
         if module is None:
-            inside = [
-                f"{p.target}.{name}".strip(".")
-                for name, part in get_layer(self.model, p.target).named_modules()
-                if type(part) in (nn.Conv2d, nn.Linear)
-            ]
-            good = inside[-1] if inside else "LAYER"
+            parts = get_layer(self.model, p.target).named_modules(prefix=p.target)
+            inside = [repr(name) for name, part in parts if type(part) in (nn.Conv2d, nn.Linear)]
             raise StudyError(
-                "a channel is split by the inputs of its own layer, a Conv2d or Linear: for instance with "
-                f"target={good!r} and lower='{INPUT}{good}'; got target={p.target!r} and lower={p.lower!r}"
+                f"a channel is split by the inputs of its own layer, and target={p.target!r} with lower={p.lower!r} is "
+                f"no such pair. Choose a Conv2d or Linear as the target ({', '.join(inside[:6]) or 'none is inside'}) "
+                f"and '{INPUT}' with its name as the lower layer"
             )
         if classes is None:
             names, images, samples, concept, arvs = self._virtual_concepts(channel)

@@ -267,7 +267,7 @@ def test_an_unknown_study(command: str) -> None:
         (
             "split",
             ["--channel", "0"],
-            "with target='layer4.0.conv2' and lower='input:layer4.0.conv2'; got",
+            "'layer4.0.conv2', 'layer4.0.downsample.0') and 'input:' with",
         ),
         ("split", [*CONV, "--channel", "0", "--classes", "atm,cat"], "there is no class 'atm' among 48; near it: atom"),
         ("split", [*CONV, "--channel", "0", "--classes", "cat", "cat"], "two or more different classes, got"),
