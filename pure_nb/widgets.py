@@ -43,6 +43,7 @@ def explorer(
     name: str,
     label: str = "neuron",
     describe: Callable[[Value], str] = str,
+    start: Value | None = None,
 ) -> ipywidgets.Widget:
     """A slider over figures.
 
@@ -58,6 +59,8 @@ def explorer(
         What is written beside the slider.
     describe
         The picture of a value in words, for those who cannot see it.
+    start
+        The value to start at; the first by default.
 
     Returns
     -------
@@ -68,6 +71,7 @@ def explorer(
         raise ValueError("an explorer needs at least one value to show")
     slider = ipywidgets.SelectionSlider(
         options=[str(value) for value in values],
+        index=0 if start is None else list(values).index(start),
         description=label,
         continuous_update=False,
         layout=ipywidgets.Layout(width="100%", max_width="34rem"),
@@ -153,6 +157,6 @@ def _static(
         write_atomically(folder / file, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
         words = html.escape(describe(value), quote=True)
         pages.append(ipywidgets.HTML(f'<img src="{URL}/{file}" alt="{words}" loading="lazy" style="width: 100%">'))
-    stack = ipywidgets.Stack(pages, selected_index=0)
+    stack = ipywidgets.Stack(pages, selected_index=slider.index)
     ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
     return ipywidgets.VBox([slider, stack])

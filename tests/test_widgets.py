@@ -158,3 +158,18 @@ def test_explore_leaves_out_dead_neurons(glyph_study: Study) -> None:
     slider, *_ = explore(glyph_study, count=2).children
     alive = np.flatnonzero(glyph_study.references.alive)
     assert slider.options == tuple(str(channel) for channel in alive)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_where_the_slider_starts(static: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if static:
+        monkeypatch.setenv(BOOK, str(tmp_path))
+    box = explorer(draw, [0.1, 0.5, 0.9], name="starts", start=0.5)
+    slider, shown = box.children[:2]
+    assert slider.value == "0.5"
+    if static:
+        assert shown.selected_index == 1
+    else:
+        assert drawings == [0.5]
+    with pytest.raises(ValueError, match=r"0\.7"):
+        explorer(draw, [0.1, 0.5], name="starts", start=0.7)
