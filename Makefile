@@ -35,22 +35,21 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # Chapters are cached once run. The cache knows the chapters but not the package: forget it when the package changed.
-# First what several chapters need is computed, then the chapters run side by side, and the book is made of the results;
-# a chapter that failed runs again there, with its error shown.
+# First what several chapters need is computed (a failure shows in them), then the chapters run side by side, and the
+# book is made of the results; a chapter that failed runs again there, with its error shown.
 book: export PURE_NB_BOOK := $(CURDIR)/$(EXPLORERS)
 book: export PURE_NB_STORE := $(CURDIR)/_build/store
 book: export TQDM_DISABLE := 1
 book: export PYDEVD_DISABLE_FILE_VALIDATION := 1
-book: export JUPYTERCACHE := $(CURDIR)/_build/.jupyter_cache
 book: $(STAMP)  ## build the book; prints where it is
 	@sum=$$(find pure_nb constraints.txt -type f ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 cksum | cksum); \
 	if [ "$$sum" != "$$(cat _build/package.sum 2>/dev/null)" ]; then \
 		rm -rf _build/.jupyter_cache _build/.doctrees _build/html _build/store $(EXPLORERS); \
 		mkdir -p _build && echo "$$sum" > _build/package.sum; \
+		$(BIN)/pure-nb run glyphs & $(BIN)/pure-nb arv glyphs $(CONVOLUTION) > /dev/null; wait; \
 	fi; mkdir -p $(EXPLORERS)
-	@$(BIN)/pure-nb run glyphs & first=$$!; $(BIN)/pure-nb arv glyphs $(CONVOLUTION) > /dev/null && wait $$first
-	@echo y | $(BIN)/jcache notebook -p $$JUPYTERCACHE add -r myst_nb_md $(CHAPTERS) > /dev/null
-	@OMP_NUM_THREADS=1 $(BIN)/jcache project -p $$JUPYTERCACHE execute -e local-parallel -t 1800
+	@echo y | $(BIN)/jcache notebook -p _build/.jupyter_cache add -r myst_nb_md $(CHAPTERS) > /dev/null
+	@OMP_NUM_THREADS=1 $(BIN)/jcache project -p _build/.jupyter_cache execute -e local-parallel -t 1800
 	$(BIN)/jupyter-book build . $(BOOKFLAGS)
 	@echo "The book: $(CURDIR)/_build/html/index.html"
 

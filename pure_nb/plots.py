@@ -230,8 +230,8 @@ def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9.5, 1.9 + 0.3 * max(4, len(names))), width_ratios=[1.6, 1], layout="constrained"
     )
-    shown = f"{len(names)} of {len(relevant)} classes" if len(names) < len(relevant) else f"{len(names)} classes"
-    figure.suptitle(f"{study.parameters.target} / {channel}: average relevance vectors, {shown}", fontsize=12)
+    count = f"{len(names)} of {len(relevant)} classes" if len(names) < len(relevant) else f"{len(names)} classes"
+    figure.suptitle(f"{study.parameters.target} / {channel}: average relevance vectors, {count}", fontsize=12)
     if not len(classes):
         for axes in (left, right):
             axes.axis("off")

@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pure_nb.data import Images, batches
-from pure_nb.layers import INPUT, OUTPUT, LayerError, activations, by_position, channel_axis, get_layer, resting
+from pure_nb.layers import INPUT, OUTPUT, LayerError, by_position, channel_axis, get_layer
 from pure_nb.references import NonFiniteError
 
 REPLICATES = 100
@@ -143,72 +142,27 @@ def carried(attribution: NDArray[np.float64], share: float = 0.03, mass: float |
     return found & (positive > 0)
 
 
-def _attribution(
+def attributed(
     target: Tensor, logits: Tensor, rows: NDArray[np.int64], labels: NDArray[np.int64], *, retain_graph: bool = False
 ) -> NDArray[np.float64]:
-    """Attribution of each channel to the true class, for some rows of a batch: ``[rows, C]``.
+    """Attribution of each channel to the true class (Hesse et al. 2025, section 3.1): float64 ``[rows, C]``.
 
-    ``attr_c = sum_uv A_c * d logit_t / d A_c`` (Hesse et al. 2025, section 3.1).
+    ``attr_c = sum_uv A_c * d logit_t / d A_c``
+
+    Parameters
+    ----------
+    target, logits
+        A layer's output and the network's, of one batch, with the graph between them.
+    rows, labels
+        int64: which images of the batch, and the class of each.
+    retain_graph
+        Whether the graph is needed again.
     """
     chosen = torch.zeros_like(logits)
     own = torch.from_numpy(rows).to(logits.device)
     chosen[own, torch.from_numpy(labels).to(logits.device)] = 1
     (flow,) = torch.autograd.grad(logits, target, chosen, retain_graph=retain_graph)
     found: NDArray[np.float64] = by_position(target.detach() * flow)[own].double().sum(dim=2).cpu().numpy()
-    return found
-
-
-def relevant_images(
-    model: nn.Module,
-    images: Images,
-    samples: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    *,
-    layer: str,
-    channel: int,
-    share: float = 0.03,
-    mass: float | None = None,
-    batch_size: int = 32,
-    device: str = "cpu",
-    workers: int = 0,
-) -> NDArray[np.bool_]:
-    """In which images a channel is relevant to the true class; the paper's ratio table is of those alone.
-
-    Parameters
-    ----------
-    model, images
-        What to run over what.
-    samples, labels
-        int64 ``[images]``: numbers of the images, and the network's output for the class of each.
-    layer, channel
-        The channel.
-    share, mass
-        See :func:`carried`.
-    batch_size, device, workers
-        As for :func:`pure_nb.sweep.sweep`.
-
-    Returns
-    -------
-    ndarray
-        bool ``[images]``.
-
-    Raises
-    ------
-    ImageError
-        If an image can't be read.
-    """
-    model.to(device)
-    found, start = np.zeros(len(samples), dtype=np.bool_), 0
-    with resting(model):
-        for batch in batches(images, samples.tolist(), batch_size=batch_size, workers=workers):
-            for lost in batch.unreadable:
-                raise lost.error()
-            stop = start + len(batch.samples)
-            outputs = activations(model, batch.images.to(device), [layer, OUTPUT], leaf=layer)
-            rows = np.arange(len(batch.samples))
-            attribution = _attribution(outputs[layer], outputs[OUTPUT], rows, labels[start:stop])
-            found[start:stop] = carried(attribution, share, mass)[:, channel]
-            start = stop
     return found
 
 
@@ -301,21 +255,23 @@ class ClassRelevance:
             return
         labels = labels[known]
         rows = torch.from_numpy(known).to(logits.device)
-        attribution = _attribution(target, logits, known, labels, retain_graph=self.taps is None)
+        attribution = attributed(target, logits, known, labels, retain_graph=self.taps is None)
+        if not np.isfinite(attribution).all():
+            image, channel = np.argwhere(~np.isfinite(attribution))[0]
+            raise self._not_finite(f"the attribution of channel {channel} to the class", samples[known[image]])
         pooled = self._pooled(outputs[self.lower], target)[rows].double().cpu().numpy().reshape(len(known), -1)
-        for what, values in (
-            (f"the attribution of a channel of layer {self.layer!r} to the class", attribution),
-            (f"the activation of {self.lower!r}, or its relevance for layer {self.layer!r},", pooled),
-        ):
-            if not np.isfinite(values).all():
-                image = samples[known[np.flatnonzero(~np.isfinite(values).all(axis=1))[0]]]
-                raise NonFiniteError(
-                    f"{what} is NaN or infinite, in image {image}. Check that image, the weights, and whether half "
-                    "precision overflows"
-                )
+        if not np.isfinite(pooled).all():
+            image = np.argwhere(~np.isfinite(pooled))[0, 0]
+            raise self._not_finite(f"what {self.lower!r} brings to it", samples[known[image]])
         positive = attribution.clip(min=0)
         share = positive / np.maximum(positive.sum(axis=1, keepdims=True), np.finfo(float).tiny)
         self._add(labels, samples[known], carried(attribution, self.share, self.mass), share, pooled)
+
+    def _not_finite(self, what: str, image: int) -> NonFiniteError:
+        return NonFiniteError(
+            f"layer {self.layer!r}: {what} is NaN or infinite, in image {image}. Check that image, the weights, and "
+            "whether half precision overflows"
+        )
 
     def _pooled(self, lower: Tensor, target: Tensor) -> Tensor:
         """What is summed over a class's images: inputs by kernel weight, or relevance by channel and source."""

@@ -33,8 +33,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pure_nb.data import Images, batches
-from pure_nb.layers import INPUT, LayerError, activations, get_layer, resting
+from pure_nb.layers import INPUT, OUTPUT, LayerError, activations, get_layer, resting
 from pure_nb.references import NonFiniteError
+from pure_nb.relevance import attributed, carried
 from pure_nb.store import write_atomically
 
 RHOS = tuple(round(0.05 * step, 2) for step in range(1, 21))
@@ -288,7 +289,7 @@ def merge_back(model: nn.Module, layer: str) -> nn.Module:
     """A copy of a network in which a split layer is one plain layer again; it computes the same.
 
     The channel's weights are put together from those of its parts, ``sum_v d_v - (k - 1) r``. So what was changed in
-    the parts stays: a concept whose part was set to zero, say, and to the residual in the others, is gone.
+    the parts stays changed.
 
     Parameters
     ----------
@@ -344,6 +345,8 @@ class PartActivations:
         float32 ``[images, rhos, k + 1]``: ``d_1+ ... d_k+`` and ``r+``.
     original
         float32 ``[images]``: the channel as it was, ``c+``.
+    relevant
+        bool ``[images]``: where the channel is relevant to the image's class; everywhere if no class was named.
     """
 
     layer: str
@@ -352,6 +355,7 @@ class PartActivations:
     rhos: NDArray[np.float64]
     parts: NDArray[np.float32]
     original: NDArray[np.float32]
+    relevant: NDArray[np.bool_]
 
     @property
     def k(self) -> int:
@@ -381,6 +385,9 @@ def part_activations(
     channel: int,
     arvs: ArrayLike,
     rhos: Sequence[float] = RHOS,
+    labels: ArrayLike | None = None,
+    share: float = 0.03,
+    mass: float | None = None,
     batch_size: int = 32,
     device: str = "cpu",
     workers: int = 0,
@@ -388,7 +395,7 @@ def part_activations(
     """Activations of a channel and of its parts at every threshold, in one pass over some images.
 
     No network is split for it: the network runs up to the layer's input, and the parts of all thresholds are computed
-    from that as the channels of one layer.
+    from that as the channels of one layer. With labels it runs on to its end, and backward to the layer.
 
     Parameters
     ----------
@@ -402,6 +409,10 @@ def part_activations(
         float ``[k, sources]``: see :func:`owners`.
     rhos
         Thresholds.
+    labels
+        int ``[images]``: the network's output for the class of each image, to find out where the channel is relevant.
+    share, mass
+        When it is; see :func:`pure_nb.relevance.carried`.
     batch_size, device, workers
         As for :func:`pure_nb.sweep.sweep`.
 
@@ -433,13 +444,16 @@ def part_activations(
     axis, original = _axis(module), np.ones((1, sources), dtype=np.bool_)
     stacked = _masked(module, channel, np.concatenate([*(_taken(own, k) for own in owner), original]))
     found = np.empty((len(samples), len(rhos) * (k + 1) + 1), dtype=np.float32)
+    relevant, classes = np.ones(len(samples), dtype=np.bool_), None if labels is None else np.asarray(labels)
+    entrance = INPUT + layer
+    layers, leaf = ([entrance], None) if classes is None else ([entrance, layer, OUTPUT], layer)
     start = 0
     with resting(model), torch.no_grad():
         for batch in batches(images, samples.tolist(), batch_size=batch_size, workers=workers):
             for lost in batch.unreadable:
                 raise lost.error()
-            input = activations(model, batch.images.to(device), [INPUT + layer])[INPUT + layer]
-            entering = input.movedim(axis, 0)[channel_sources(module, channel)].movedim(0, axis)
+            outputs = activations(model, batch.images.to(device), layers, leaf)
+            entering = outputs[entrance].movedim(axis, 0)[channel_sources(module, channel)].movedim(0, axis)
             positive = stacked(entering).clamp(min=0).movedim(axis, 1)
             pooled = positive.reshape(*positive.shape[:2], -1).float().sum(dim=2).cpu().numpy()
             if not np.isfinite(pooled).all():
@@ -448,10 +462,16 @@ def part_activations(
                     f"channel {channel} of layer {layer!r}, or a part of it, is NaN or infinite for image {image}. "
                     "Check that image, the weights, and whether half precision overflows"
                 )
-            found[start : start + len(pooled)] = pooled
-            start += len(pooled)
+            here = slice(start, start + len(pooled))
+            found[here] = pooled
+            if classes is not None:
+                rows = np.arange(len(pooled))
+                attribution = attributed(outputs[layer], outputs[OUTPUT], rows, classes[here])
+                relevant[here] = carried(attribution, share, mass)[:, channel]
+            start = here.stop
     parts = found[:, :-1].reshape(len(samples), len(rhos), k + 1)
-    return PartActivations(layer, channel, samples, np.array(rhos, dtype=np.float64), parts, found[:, -1].copy())
+    tried = np.array(rhos, dtype=np.float64)
+    return PartActivations(layer, channel, samples, tried, parts, found[:, -1].copy(), relevant)
 
 
 def choose_rho(activations: PartActivations, labels: ArrayLike, *, score: Score = "bounded") -> pd.DataFrame:
@@ -521,8 +541,6 @@ class Split:
         int64 ``[images]``: the concept each image shows.
     training
         bool ``[images]``: the images that the threshold was chosen on.
-    relevant
-        bool ``[images]``: those in which the channel is relevant to the class; only they are in the table of ratios.
     scores
         Of :func:`choose_rho`.
     arvs
@@ -533,7 +551,6 @@ class Split:
     activations: PartActivations
     labels: NDArray[np.int64]
     training: NDArray[np.bool_]
-    relevant: NDArray[np.bool_]
     scores: pd.DataFrame
     arvs: NDArray[np.float64]
 
@@ -544,13 +561,9 @@ class Split:
         labels: NDArray[np.int64],
         concepts: tuple[str, ...],
         arvs: NDArray[np.float64],
-        relevant: NDArray[np.bool_] | None = None,
         score: Score = "bounded",
     ) -> Split:
-        """Choose the threshold by a score of :func:`choose_rho`, on every second image of each concept.
-
-        The channel is taken to be relevant in all images unless told.
-        """
+        """Choose the threshold by a score of :func:`choose_rho`, on every second image of each concept."""
         rank = np.zeros(len(labels), dtype=np.int64)
         for concept in range(len(concepts)):
             own = labels == concept
@@ -561,10 +574,10 @@ class Split:
             sample=activations.sample[training],
             parts=activations.parts[training],
             original=activations.original[training],
+            relevant=activations.relevant[training],
         )
-        relevant = np.ones(len(labels), dtype=np.bool_) if relevant is None else relevant
         scores = choose_rho(kept, labels[training], score=score)
-        return cls(concepts, activations, labels, training, relevant, scores, arvs)
+        return cls(concepts, activations, labels, training, scores, arvs)
 
     @property
     def rho(self) -> float:
@@ -578,7 +591,7 @@ class Split:
 
     def table(self) -> pd.DataFrame:
         """:func:`ratio_table` of the validation images where the channel is relevant, at the chosen threshold."""
-        validation = ~self.training & self.relevant
+        validation = ~self.training & self.activations.relevant
         parts, original = self.activations.at(self.rho)[validation], self.activations.original[validation]
         return ratio_table(parts, original, self.labels[validation], self.concepts)
 

@@ -41,7 +41,6 @@ from pure_nb.relevance import (
     class_pairs,
     closed_form,
     gamma_polysemantic,
-    relevant_images,
 )
 from pure_nb.splitting import Score, Split, channel_sources, part_activations
 from pure_nb.store import Arrays, Store, store_folder
@@ -53,7 +52,7 @@ if TYPE_CHECKING:
     from pure_nb.neuron import Neuron
 
 
-FORMAT = {"references": 3, "circuits": 2, "virtual": 3, "layouts": 1, "neurons": 4, "classes": 2, "ratios": 1}
+FORMAT = {"references": 3, "circuits": 2, "virtual": 3, "layouts": 1, "neurons": 4, "classes": 2}
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
 
 TAKEN_APART = ("target", "lower", "n", "by", "rule", "seed", "k", "random")
@@ -456,14 +455,21 @@ class Study:
         if few:
             raise StudyError(f"channel {channel} can't be split: each concept needs two images, {few[0]} has fewer")
         arvs = arvs[:, channel_sources(module, channel)]
-        how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.device, "workers": self.workers}
-        how |= {"layer": p.target, "channel": channel}
-        measured = part_activations(self.model, images, samples, arvs=arvs, **how)
-        relevant = None
-        if classes is not None:
-            how |= {"share": p.share, "mass": p.mass or None}
-            relevant = relevant_images(self.model, images, samples, self._labels[0][samples], **how)
-        return Split.chosen(measured, concept, names, arvs, relevant, score)
+        measured = part_activations(
+            self.model,
+            images,
+            samples,
+            layer=p.target,
+            channel=channel,
+            arvs=arvs,
+            labels=None if classes is None else self._labels[0][samples],
+            share=p.share,
+            mass=p.mass or None,
+            batch_size=self.batch_size,
+            device=self.device,
+            workers=self.workers,
+        )
+        return Split.chosen(measured, concept, names, arvs, score)
 
     def _class_concepts(self, channel: int, classes: Sequence[str]) -> Concepts:
         labels, names = self._labels
@@ -475,12 +481,13 @@ class Study:
             raise StudyError(f"a channel is split between two or more different classes, got {list(classes)}")
         numbers = [names.index(name) for name in classes]
         arvs = self.classes.arv(self.model, channel, numbers)
-        samples = self._readable(np.flatnonzero(np.isin(labels, numbers)))
+        samples = self._samples_of(numbers)
         concept = np.array([numbers.index(label) for label in labels[samples]], dtype=np.int64)
         return tuple(classes), self.labelled, samples, concept, arvs
 
-    def _readable(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The labelled images without those that could not be read."""
+    def _samples_of(self, classes: Sequence[int]) -> NDArray[np.int64]:
+        """The labelled images of some classes, without those that could not be read."""
+        samples = np.flatnonzero(np.isin(self._labels[0], classes))
         return samples[~np.isin(samples, [lost.sample for lost in self._classified[1]])]
 
     def _virtual_concepts(self, channel: int) -> Concepts:
@@ -512,17 +519,15 @@ class Study:
             channel), ``other`` (of the other class's part), ``residual``. All four are NaN where a class has fewer
             than two images. Pairs of one channel are not independent: average over its pairs first.
         """
-        key = self._classes_key() | self._key("ratios", "p") | {"gamma": gamma, "images": self.labelled.fingerprint}
+        key = self._classes_key() | {"step": "ratios", "p": self.parameters.p, "gamma": gamma}
         saved = self.store.load_table("ratios", key) if self.store else None
         if saved is not None:
             return saved[0]
         rows: list[tuple[Any, ...]] = []
         chosen = gamma_polysemantic(self.pairs, gamma)
-        labels, names = self._labels
         pairs = chosen[["channel", "class_1", "class_2", "cosine"]].itertuples(index=False, name=None)
         for channel, *classes, value in tqdm(pairs, "splits", len(chosen), unit="pair", disable=not self.progress):
-            images = self._readable(np.flatnonzero(np.isin(labels, [names.index(name) for name in classes])))
-            if min(np.bincount(labels[images], minlength=len(names))[[names.index(name) for name in classes]]) < 2:
+            if min(self.classes.images[self.class_names.index(name)] for name in classes) < 2:
                 rows.append((channel, *classes, value, *[np.nan] * 4))
                 continue
             split = self.split_of(channel, classes)
@@ -538,8 +543,7 @@ class Study:
 
     def pictures_of(self, name: str, count: int = 5) -> list[NDArray[np.uint8]]:
         """The first labelled images of a class, as pictures."""
-        labels, names = self._labels
-        chosen = self._readable(np.flatnonzero(labels == names.index(name)))[:count]
+        chosen = self._samples_of([self.class_names.index(name)])[:count]
         return [self.labelled.picture(sample) for sample in chosen.tolist()]
 
     def _sweep(self, accumulators: list[Any], images: Images, shards: Store | None) -> list[Unreadable]:

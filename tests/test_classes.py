@@ -238,7 +238,7 @@ def test_split_between_classes(tmp_path: Path) -> None:
     np.testing.assert_allclose(split.arvs, study.classes.arv(study.model, 1, [3, 0]))
     assert split.table()["part"].tolist() == ["urn", "cat", "residual"] * 2
     for number, label in enumerate([3, 0]):
-        assert split.relevant[split.labels == number].sum() == study.classes.relevant[label, 1]
+        assert split.activations.relevant[split.labels == number].sum() == study.classes.relevant[label, 1]
     changed = split.model(study.model)
     assert isinstance(get_layer(changed, "4"), SplitChannel)
     torch.testing.assert_close(changed(noise(3)), study.model(noise(3)), rtol=1e-5, atol=1e-5)

@@ -31,8 +31,8 @@ from pure_nb.relevance import (
     cosine,
     dense_weight,
     gamma_polysemantic,
-    relevant_images,
 )
+from pure_nb.splitting import part_activations
 from pure_nb.store import Store
 from pure_nb.sweep import run_shard, sweep
 
@@ -408,7 +408,9 @@ def test_errors() -> None:
         run(model, noise(11), "4", "2", LABELS).arv(model, 6)
     with torch.no_grad():
         model[8].weight[1] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"a channel of layer '4' to the class is NaN .* in image 0"):
+    with pytest.raises(
+        NonFiniteError, match=r"layer '4': the attribution of channel 0 to the class is NaN .* in image 0"
+    ):
         run(model, noise(11), "4", "2", LABELS)
 
 
@@ -443,13 +445,17 @@ def test_relevant_images_add_up_to_the_counts(mass: float | None) -> None:
     slow = carried(slow_attribution(model, images[samples], "4", labels[samples]), 0.2, mass)
     for channel in range(6):
         how: dict[str, Any] = {"layer": "4", "channel": channel, "share": 0.2, "mass": mass, "batch_size": 3}
-        found = relevant_images(model, data, samples, labels[samples], **how)
+        measured = part_activations(model, data, samples, arvs=np.eye(2, 7), labels=labels[samples], **how)
+        found = measured.relevant
+        without = part_activations(model, data, samples, arvs=np.eye(2, 7), **how)
+        assert without.relevant.all()
+        np.testing.assert_array_equal(measured.parts, without.parts)
         assert found.tolist() == slow[:, channel].tolist()
         counts = np.bincount(labels[samples][found], minlength=4)
         assert (counts == statistics.relevant[:, channel]).all()
     broken = Images(Items(images, {3: OSError("gone")}))
     with pytest.raises(ImageError, match="image 3"):
-        relevant_images(model, broken, samples, labels[samples], layer="4", channel=0)
+        part_activations(model, broken, samples, arvs=np.eye(2, 7), labels=labels[samples], layer="4", channel=0)
 
 
 def test_a_state_holds_the_classes_that_were_seen() -> None:

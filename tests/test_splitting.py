@@ -503,7 +503,7 @@ def measured(seed: int, k: int, images: int = 12, rhos: int = 4) -> tuple[PartAc
     parts = (generator.random((images, rhos, k + 1)) * generator.integers(0, 2, (images, rhos, k + 1))).astype("f4")
     original = generator.random(images).astype("f4") * generator.integers(0, 2, images).astype("f4")
     numbers = np.arange(images)
-    return PartActivations("4", 0, numbers, np.linspace(0.25, 1, rhos), parts, original), numbers % k
+    return PartActivations("4", 0, numbers, np.linspace(0.25, 1, rhos), parts, original, original > -1), numbers % k
 
 
 @given(st.integers(0, 10**6), st.integers(2, 5))
@@ -544,7 +544,7 @@ def test_the_two_scores_may_disagree() -> None:
     parts = np.ones((4, 2, 3), dtype=np.float32)
     parts[[0, 1], 0, 0] = parts[[2, 3], 0, 1] = 5
     parts[0, 1, 1] = 0
-    activations = PartActivations("4", 0, np.arange(4), np.array([0.5, 1]), parts, np.ones(4, "f4"))
+    activations = PartActivations("4", 0, np.arange(4), np.array([0.5, 1]), parts, np.ones(4, "f4"), np.ones(4, bool))
     labels = [0, 0, 1, 1]
     assert choose_rho(activations, labels, score="ratio").best.tolist() == [False, True]
     assert choose_rho(activations, labels).best.tolist() == [True, False]
@@ -650,7 +650,7 @@ def test_a_split_is_chosen_on_every_second_image() -> None:
     assert split.table().equals(table)
     assert set(table["n"] + table["left_out"]) == {3, 4}
     relevant = np.arange(14) != other[0]
-    fewer = Split.chosen(found, labels, ("cat", "urn"), arvs, relevant)
+    fewer = Split.chosen(replace(found, relevant=relevant), labels, ("cat", "urn"), arvs)
     assert fewer.scores.equals(scores)  # the threshold is chosen on all
     rest = other[1:]
     ratio = Split.chosen(found, labels, ("cat", "urn"), arvs, score="ratio")
@@ -713,5 +713,5 @@ def test_what_parts_keep() -> None:
     parts = np.zeros((4, 1, 3), np.float32)
     parts[[0, 1], 0, 0], parts[[2, 3], 0, 1] = 5, [1, 2]
     original = np.array([10, 10, 10, 20], np.float32)
-    found = PartActivations("4", 0, np.arange(4), np.array([0.5]), parts, original)
+    found = PartActivations("4", 0, np.arange(4), np.array([0.5]), parts, original, np.ones(4, bool))
     assert choose_rho(found, [0, 0, 1, 1])["kept"].item() == pytest.approx(0.3)
