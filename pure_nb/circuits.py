@@ -11,7 +11,7 @@ takes one pair of every image of a batch through the same graph.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
 from typing import Any, Literal
 
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 from zennit.core import Composite
 
+from pure_nb.blocks import by_blocks
 from pure_nb.data import Images, batches
 from pure_nb.layers import by_position, channel_axis, cut, get_layer, resting
 from pure_nb.lrp import default_composite, require_fit, reusing
@@ -30,9 +30,6 @@ from pure_nb.store import Store
 
 Rule = Literal["gradient", "lrp"]
 Seed = Literal["activation", "peak", "unit"]
-
-BLOCK = 2048
-"""Pairs in a block, rounded up to whole batches of images: what is lost at most when a run is stopped."""
 
 
 def seeded(activation: Tensor, channel: Tensor, seed: Seed = "activation") -> Tensor:
@@ -206,56 +203,31 @@ def circuits(
     """
     shape = np.shape(channel)
     channel, sample = np.ravel(channel), np.ravel(sample)
-    if not len(channel):
-        raise ValueError("no pairs of a channel and an image were given")
-    _, pairs_of = grouped(sample)
-    pairs_of.sort(key=len, reverse=True)
-    vectors: NDArray[np.float32] | None = None
-    with tqdm(total=len(channel), desc="circuits", unit="pair", disable=not progress) as bar:
-        for number, block in enumerate(_blocks(pairs_of, batch_size)):
-            key = {"block": number, "pairs": len(block), "batch_size": batch_size}
-            saved = store.load_arrays("block", key) if store else None
-            if saved is not None:
-                pooled = saved[0]["relevance"]
-                bar.update(len(block))
-            else:
-                flows = propagate(
-                    model,
-                    images,
-                    channel[block],
-                    sample[block],
-                    target=target,
-                    lower=lower,
-                    rule=rule,
-                    seed=seed,
-                    batch_size=batch_size,
-                    device=device,
-                    workers=workers,
-                )
-                with closing(flows):  # whatever happens here, the model gets its state back at once
-                    pooled = _pooled(flows, len(block), bar)
-                if store:
-                    store.save_arrays("block", key, {"relevance": pooled})
-            if vectors is None:
-                vectors = np.empty((len(channel), pooled.shape[1]), dtype=np.float32)
-            vectors[block] = pooled
-    assert vectors is not None
+
+    def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.float32]:
+        flows = propagate(
+            model,
+            images,
+            channel[block],
+            sample[block],
+            target=target,
+            lower=lower,
+            rule=rule,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
+            workers=workers,
+        )
+        with closing(flows):  # whatever happens here, the model gets its state back at once
+            return _pooled(flows, len(block), done)
+
+    vectors = by_blocks(sample, compute, batch_size=batch_size, name="circuits", store=store, progress=progress)
     return normalised(vectors).reshape(*shape, -1)
 
 
-def _blocks(pairs_of: list[NDArray[np.int64]], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Pairs gathered by image, in blocks of whole batches with at least ``BLOCK`` pairs each, but for the last."""
-    block: list[NDArray[np.int64]] = []
-    for start in range(0, len(pairs_of), batch_size):
-        block += pairs_of[start : start + batch_size]
-        if sum(map(len, block)) >= BLOCK:
-            yield np.concatenate(block)
-            block = []
-    if block:
-        yield np.concatenate(block)
-
-
-def _pooled(flows: Iterable[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]], count: int, bar: Any) -> Any:
+def _pooled(
+    flows: Iterable[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]], count: int, done: Callable[[int], Any]
+) -> Any:
     """Sum the relevance of each pair over the positions: float32 ``[count, lower channels]``."""
     vectors: Any = None
     for rows, relevance, _, _ in flows:
@@ -263,5 +235,5 @@ def _pooled(flows: Iterable[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]], c
         if vectors is None:
             vectors = np.empty((count, pooled.shape[1]), dtype=np.float32)
         vectors[rows] = pooled
-        bar.update(len(rows))
+        done(len(rows))
     return vectors

@@ -1,8 +1,9 @@
-"""The command line: ``pure-nb run``, ``neurons``, ``plot``, ``arv``, ``pairs``, ``split``, ``info``."""
+"""The command line: ``pure-nb run``, ``neurons``, ``plot``, ``arv``, ``pairs``, ``split``, ``evaluate``, ``info``."""
 
 from __future__ import annotations
 
 import shlex
+import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -16,6 +17,8 @@ import typer
 from safetensors.numpy import save_file
 
 from pure_nb.data import ImageError
+from pure_nb.embedders import EmbedderError
+from pure_nb.evaluation import EvaluationError
 from pure_nb.layers import LayerError, survey
 from pure_nb.loading import load_study, shipped_studies
 from pure_nb.models import ModelError
@@ -25,7 +28,21 @@ from pure_nb.relevance import gamma_polysemantic
 from pure_nb.splitting import Score, Split, save_split
 from pure_nb.store import StoreWarning, write_atomically
 from pure_nb.study import Study
+from pure_nb.virtual import CHOICES
 from pure_nb.wordnet import WordNetError
+
+EXPECTED = (
+    EmbedderError,
+    EvaluationError,
+    ImageError,
+    IndexError,
+    LayerError,
+    ModelError,
+    NonFiniteError,
+    StudyError,
+    WordNetError,
+)
+"""Errors that are told in one message, without a traceback."""
 
 app = typer.Typer(
     name="pure-nb",
@@ -65,7 +82,7 @@ def _plainly(command: Callable[..., None]) -> Callable[..., None]:
                 warnings.simplefilter("ignore")
                 warnings.simplefilter("always", StoreWarning)
                 command(*args, **kwargs)
-        except (ImageError, LayerError, ModelError, NonFiniteError, StudyError, WordNetError, IndexError) as problem:
+        except EXPECTED as problem:
             typer.secho(f"Error: {problem}", fg=typer.colors.RED, err=True)
             raise typer.Exit(1) from problem
         except KeyboardInterrupt as stop:
@@ -354,6 +371,92 @@ def _write(table: pd.DataFrame, out: Path) -> None:
 
 @app.command()
 @_plainly
+def evaluate(
+    study: StudyName,
+    embedder: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Measures distances (the first), and takes neurons apart as a contestant. Once for each: mini-clip, "
+            "mini-dino, pixels, clip, dinov2, open_clip:MODEL/TAG, timm:NAME, torchvision:NAME or FILE.py:FUNCTION, "
+            "with @FILE for local weights."
+        ),
+    ] = None,
+    k: Annotated[
+        str | None, typer.Option(help="Numbers of parts: 2 3 4 5 or 2-5, the default.", metavar="K ...")
+    ] = None,
+    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    metric: Annotated[str, typer.Option(help="Of the distances: euclidean, cosine, cityblock ...")] = "euclidean",
+    features: Annotated[str, typer.Option(help="Of CLIP and timm: tokens, as the paper, or pooled.")] = "tokens",
+    words: Annotated[
+        str | None, typer.Option(help="What parts may be called: classes, wordnet, a .txt file, or none.")
+    ] = None,
+    clear: Annotated[
+        float | None, typer.Option(help="Show neurons with the judge's own gap above this as well.")
+    ] = None,
+    subsets: Annotated[int, typer.Option(help="Random subsets of neurons for the alignment.")] = 30,
+    data: Data = None,
+    weights: Weights = None,
+    store: Folder = None,
+    device: Device = None,
+    target: Target = None,
+    lower: Lower = None,
+    rule: Rule = None,
+    seed: Annotated[str | None, typer.Option(help="Where relevance and crops start: activation, peak.")] = None,
+    look: Annotated[str | None, typer.Option(help="What crops follow: crp, or activation (cheap).")] = None,
+    n: Count = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    skip_unreadable: Skip = False,
+    out: Annotated[Path, typer.Option(help="Folder for the report, its tables and figures.")] = Path("evaluation"),
+) -> None:
+    """Judge the parts by CLIP or another embedder: are they purer than the whole? Writes a report with figures."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from pure_nb import report  # open_clip takes a second to import
+    from pure_nb.embedders import Features, load_embedder
+
+    if more and k is None:
+        raise StudyError(f"what is {more[0]!r}? Numbers of parts come after --k")
+    if features not in get_args(Features):
+        raise StudyError(f"--features must be one of {', '.join(get_args(Features))}, got {features!r}")
+    ks = _numbers(",".join([k, *(more or [])]), "--k") if k else CHOICES
+    if min(ks) < 2:
+        raise StudyError(f"--k must be 2 or more, got {min(ks)}")
+    found = _study(
+        study,
+        data,
+        weights,
+        store,
+        device=device,
+        target=target,
+        lower=lower,
+        rule=rule,
+        seed=seed,
+        look=look,
+        n=n,
+        batch_size=batch_size,
+        workers=workers,
+        skip_unreadable=skip_unreadable,
+    )
+    specs = embedder or (["mini-clip", "mini-dino", "pixels"] if found.images.scenes else ["clip", "dinov2"])
+    how: dict[str, Any] = {"features": features, "device": found.device}
+    judge, *others = [load_embedder(spec, **how) for spec in specs]
+    made = report.evaluate(found, judge, others, ks=ks, metric=metric, subsets=subsets)
+    said = None
+    if judge.encode_text is not None and words != "none":
+        said = report.part_names(found, judge, report.vocabulary(found, words))
+    elif words not in (None, "none"):
+        raise EmbedderError(f"--words needs a judge with a text tower, such as clip; {judge.name} has none")
+    again = f"pure-nb {shlex.join(sys.argv[1:])}"
+    paths = report.write(made, out, names=said, clear=clear, command=again)
+    columns = ["k", "method", "neurons", "intra", "inter", "gap", "gap_se", "p"]
+    _print(made.summary()[columns], 0)
+    typer.echo(f"{paths[0]}: the report, with {len(paths) - 1} tables and figures beside it")
+
+
+@app.command()
+@_plainly
 def info(
     study: Annotated[str | None, typer.Argument(help="A study; none lists those that ship.", metavar="[STUDY]")] = None,
     data: Data = None,
@@ -378,8 +481,8 @@ def info(
         typer.echo(f"  {manifest['file']}  sha256 {manifest['sha256'][:12]}")
 
 
-def _numbers(text: str) -> list[int]:
-    """Neurons as a user writes them: ``3,17,20-23``."""
+def _numbers(text: str, flag: str = "--neurons") -> list[int]:
+    """Numbers as a user writes them: ``3,17,20-23``."""
     found: list[int] = []
     for entry in text.split(","):
         first, dash, last = entry.strip().partition("-")
@@ -390,7 +493,7 @@ def _numbers(text: str) -> list[int]:
             found += numbers
         except ValueError as problem:
             raise StudyError(
-                f"can't read {entry!r} in --neurons {text!r}; expected numbers such as 3,17,20-23"
+                f"can't read {entry!r} in {flag} {text!r}; expected numbers such as 3,17,20-23"
             ) from problem
     return found
 

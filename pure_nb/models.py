@@ -102,10 +102,16 @@ def _fetched(source: str, make: Any) -> nn.Module:
     return model
 
 
-def _from_file(path: Path, name: str, options: dict[str, Any]) -> nn.Module:
-    """Run a user's own Python file and call a function in it."""
+def function_in(path: Path, name: str) -> Any:
+    """A function in a user's own Python file, which is run for it.
+
+    Raises
+    ------
+    ModelError
+        If there is no such file or function, or the file can't be run.
+    """
     if not path.is_file():
-        raise ModelError(f"there is no file {str(path)!r} with a function {name!r} that makes the network")
+        raise ModelError(f"there is no file {str(path)!r} with a function {name!r}")
     specification = importlib.util.spec_from_file_location(f"_user_{path.stem}", path)
     assert specification is not None
     assert specification.loader is not None
@@ -121,6 +127,12 @@ def _from_file(path: Path, name: str, options: dict[str, Any]) -> nn.Module:
     make = getattr(module, name, None)
     if make is None:
         raise ModelError(f"{str(path)!r} has no function {name!r}")
+    return make
+
+
+def _from_file(path: Path, name: str, options: dict[str, Any]) -> nn.Module:
+    """Call a function in a user's own file that makes a network."""
+    make = function_in(path, name)
     try:
         inspect.signature(make).bind(**options)
     except TypeError as problem:
@@ -134,13 +146,13 @@ def _from_file(path: Path, name: str, options: dict[str, Any]) -> nn.Module:
     return model
 
 
-def load_weights(model: nn.Module, path: Path | str) -> None:
-    """Read weights from a file into a model; batch norms' step counters may be missing, nothing else.
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """Read a state dictionary from a file, safetensors or a torch file of tensors alone; never unpickles anything else.
 
     Raises
     ------
     ModelError
-        If the file is missing or damaged, or its names or shapes don't fit.
+        If the file is missing or damaged, or holds more than tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -160,7 +172,18 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
         ) from problem
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ModelError(f"{str(path)!r} is no state_dict, a dictionary from names to tensors; save that alone")
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def load_weights(model: nn.Module, path: Path | str) -> None:
+    """Read weights from a file into a model; batch norms' step counters may be missing, nothing else.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing or damaged, or its names or shapes don't fit.
+    """
+    state = read_weights(path)
     try:
         fit = model.load_state_dict(state, strict=False)
     except RuntimeError as problem:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pure_nb.circuits import Rule, Seed
 from pure_nb.references import By
+from pure_nb.render import Look
 
 
 class StudyError(ValueError):
@@ -31,6 +32,9 @@ class Parameters:
         How relevance is propagated: ``"gradient"`` or ``"lrp"``.
     seed
         Where it starts: ``"activation"``, ``"peak"`` or ``"unit"``; see :func:`pure_nb.circuits.seeded`.
+    look
+        How reference images are cropped for embedders: ``"crp"``, as the paper, or ``"activation"``, which is far
+        cheaper; see :func:`pure_nb.render.heatmaps`.
     k
         Virtual neurons of each neuron; 0 chooses, neuron by neuron.
     random
@@ -48,6 +52,7 @@ class Parameters:
     by: By = "max"
     rule: Rule = "gradient"
     seed: Seed = "activation"
+    look: Look = "crp"
     k: int = 0
     random: int = 0
     share: float = 0.03
@@ -73,6 +78,7 @@ def checked(values: Mapping[str, Any]) -> Parameters:
         ("by", ("max", "mean")),
         ("rule", ("gradient", "lrp")),
         ("seed", ("activation", "peak", "unit")),
+        ("look", ("crp", "activation")),
     ]
     for name, options in allowed:
         if getattr(found, name) not in options:

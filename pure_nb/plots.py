@@ -65,7 +65,7 @@ def references_figure(neuron: Neuron, count: int = 24, columns: int = 8, *, whol
     ranks = neuron.members(count=count)
     sheet = strip(tiles(neuron.views(ranks), crop=not whole), columns)
     figure, axes = plt.subplots(figsize=(8, 8 * sheet.shape[0] / sheet.shape[1] + 0.5), layout="constrained")
-    _show(axes, sheet)
+    show(axes, sheet)
     axes.set_title(f"{neuron.name}: the {len(ranks)} images that drive it most, strongest first", fontsize=11)
     return figure
 
@@ -94,7 +94,7 @@ def neuron_figure(neuron: Neuron, count: int = 6) -> Figure:
     _circuit_plane(figure.add_subplot(grid[:, 0]), neuron, pictures)
     for number, (part, own) in enumerate(zip(rows, ranks)):
         axes = figure.add_subplot(grid[number, 1])
-        _show(axes, strip([pictures[rank] for rank in own.tolist()], count))
+        show(axes, strip([pictures[rank] for rank in own.tolist()], count))
         colour = "black" if part is None else PALETTE[part % len(PALETTE)]
         label = "all" if part is None else part_name(part)
         size = len(neuron.members(part))
@@ -326,7 +326,7 @@ def pair_figure(
     for place in (0, 1):
         name, synset = entry[f"class_{place + 1}"], entry[f"synset_{place + 1}"]
         axes = figure.add_subplot(grid[place, 1])
-        _show(axes, strip([resized(picture, TILE) for picture in study.pictures_of(name, count)], count))
+        show(axes, strip([resized(picture, TILE) for picture in study.pictures_of(name, count)], count))
         meant = synset if isinstance(synset, str) else "not in WordNet"  # NaN after a round trip through a file
         axes.set_title(f"{name}, {meant}", fontsize=10.5, loc="left")
     figure.suptitle(
@@ -379,6 +379,7 @@ def densities_figure(split: Split, rho: float | None = None) -> Figure:
     return figure
 
 
-def _show(axes: Axes, picture: NDArray[np.uint8]) -> None:
+def show(axes: Axes, picture: NDArray[np.uint8]) -> None:
+    """A picture without axes."""
     axes.imshow(picture)
     axes.axis("off")

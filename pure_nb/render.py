@@ -7,10 +7,10 @@ show (PURE, section 4). A cheap alternative is the channel's activation map, sca
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.transforms.functional import gaussian_blur
 
+from pure_nb.blocks import by_blocks
 from pure_nb.circuits import Seed, propagate
 from pure_nb.data import Images, batches
 from pure_nb.layers import LayerError, activations, resting
 from pure_nb.references import grouped
+from pure_nb.store import Store
 
 Picture = NDArray[np.uint8]
 Look = Literal["crp", "activation"]
@@ -64,8 +66,7 @@ class View:
 
     def crop(self, size: int | None = None) -> Picture:
         """The picture cut to :attr:`box`, scaled to ``size`` pixels a side if given."""
-        left, top, right, bottom = self.box
-        return resized(self.picture[top:bottom, left:right], size)
+        return resized(cropped(self.picture, self.box), size)
 
     def highlighted(self, size: int | None = None, *, dim: float = 0.4, crop: bool = True) -> Picture:
         """The crop as the paper shows it: what is not seen is dimmed towards white, and its edge drawn.
@@ -241,6 +242,72 @@ def views(
                     pictures[number] = images.picture(number)
                 found[row] = View(number, pictures[number], mask)
     return [found[row] for row in range(len(sample))]
+
+
+def cropped(picture: Picture, box: Sequence[int] | NDArray[np.int32]) -> Picture:
+    """A picture cut to ``(left, top, right, bottom)``."""
+    left, top, right, bottom = box
+    return picture[top:bottom, left:right]
+
+
+def boxes(
+    model: nn.Module,
+    images: Images,
+    channel: NDArray[np.int64],
+    sample: NDArray[np.int64],
+    *,
+    target: str,
+    look: Look = "crp",
+    seed: Seed = "activation",
+    blur: float = CROP_BLUR,
+    threshold: float = THRESHOLD,
+    batch_size: int = 16,
+    device: str = "cpu",
+    store: Store | None = None,
+    progress: bool = False,
+) -> NDArray[np.int32]:
+    """Where each channel looks, as the square of :attr:`View.box`: all that is kept of the crops fed to embedders.
+
+    A box is four numbers where a crop is tens of thousands, and cutting it again costs nothing beside a heatmap.
+
+    Parameters
+    ----------
+    model, images, channel, sample, target, look, seed, batch_size, device
+        As for :func:`heatmaps`; ``channel`` and ``sample`` may have any one shape.
+    blur, threshold
+        As for :func:`seen`; the blur is the paper's for crops that are fed to an embedder.
+    store, progress
+        As for :func:`pure_nb.circuits.circuits`.
+
+    Returns
+    -------
+    ndarray
+        int32 ``[*channel.shape, 4]``: left, top, right and bottom in pixels, right and bottom exclusive.
+    """
+    shape = np.shape(channel)
+    channel, sample = np.ravel(channel), np.ravel(sample)
+
+    def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.int32]:
+        flows = heatmaps(
+            model,
+            images,
+            channel[block],
+            sample[block],
+            target=target,
+            look=look,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
+        )
+        found = np.empty((len(block), 4), dtype=np.int32)
+        with closing(flows):
+            for rows, maps in flows:
+                found[rows] = [square_around(mask) for mask in seen(maps, blur=blur, threshold=threshold)]
+                done(len(rows))
+        return found
+
+    found = by_blocks(sample, compute, batch_size=batch_size, name="crops", unit="crop", store=store, progress=progress)
+    return found.reshape(*shape, 4)
 
 
 def resized(picture: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:

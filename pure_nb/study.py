@@ -11,6 +11,7 @@ the virtual neurons, the table of all neurons. Nothing is computed again unless 
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -28,11 +29,12 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from pure_nb import models, truth
+from pure_nb.blocks import by_blocks
 from pure_nb.circuits import circuits
 from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
 from pure_nb.data import ImageError, Images, Unreadable, class_labels
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
-from pure_nb.layers import INPUT, LayerShape, get_layer, require, resting
+from pure_nb.layers import INPUT, LayerError, LayerShape, get_layer, require, resting
 from pure_nb.parameters import PARAMETERS, Parameters, StudyError, checked, word
 from pure_nb.references import References, TopReferences
 from pure_nb.relevance import (
@@ -42,31 +44,40 @@ from pure_nb.relevance import (
     closed_form,
     gamma_polysemantic,
 )
+from pure_nb.render import boxes, cropped
 from pure_nb.splitting import Score, Split, channel_sources, part_activations
 from pure_nb.store import Arrays, Store, store_folder
 from pure_nb.sweep import sweep
-from pure_nb.virtual import VirtualNeurons, embed, packed, part_name, unpacked, virtual_neurons
+from pure_nb.virtual import MANY, NEURONS, VirtualNeurons, embed, packed, part_name, unpacked, virtual_neurons
 from pure_nb.wordnet import WordNet, find_wordnet, shipped_wordnet
 
 if TYPE_CHECKING:
+    from pure_nb.embedders import Embedder
     from pure_nb.neuron import Neuron
 
 
-FORMAT = {"references": 3, "circuits": 2, "virtual": 3, "layouts": 1, "neurons": 4, "classes": 2}
+FORMAT = {
+    "references": 3,
+    "circuits": 2,
+    "virtual": 3,
+    "layouts": 1,
+    "neurons": 4,
+    "classes": 2,
+    "boxes": 1,
+    "embeddings": 1,
+    "activations": 1,
+}
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
 
 TAKEN_APART = ("target", "lower", "n", "by", "rule", "seed", "k", "random")
 """The parameters that virtual neurons depend on."""
 
-NEURONS = 64
-"""Neurons taken apart between two saves: what is lost at most when a run is stopped."""
-
-MANY = 128
-"""Neurons from which on they are taken apart by all cores; for fewer it takes longer to start the processes."""
-
 SMALL = 10_000
 """Pairs of a channel and a reference, up to which a study never computes a single channel alone."""
 
+
+CROPS = 256
+"""Crops cut at once, to be embedded."""
 
 Concepts = tuple[tuple[str, ...], Images, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 """What a channel is split between: names, images, numbers of those that show a concept, which one, and ARVs."""
@@ -577,6 +588,84 @@ class Study:
         return self._kept("objects", self._references_key() | {"step": "objects"}, compute)[0]["label"]
 
     @cached_property
+    def boxes(self) -> NDArray[np.int32]:
+        """The squares that each channel looks at in its references, as the paper crops them: ``[channels, n, 4]``.
+
+        See :func:`pure_nb.render.boxes`. Where the rules of CRP do not fit the network, a warning says so and the
+        activation map is used, or the whole picture where the layer has no grid.
+        """
+
+        def compute(blocks: Store | None) -> tuple[Arrays, None]:
+            sample = self.references.sample
+            channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
+            how: dict[str, Any] = {
+                "target": self.parameters.target,
+                "look": self.parameters.look,
+                "seed": self.parameters.seed,
+                "batch_size": min(self.batch_size, 16),
+                "device": self.device,
+                "store": blocks,
+                "progress": self.progress,
+            }
+            try:
+                found = boxes(self.model, self.images, channel, sample, **how)
+            except LayerError as problem:
+                if len(self.references.grid) == 2 and how["look"] == "crp":
+                    warnings.warn(f"crops follow the activation map, since {problem}", stacklevel=3)
+                    found = boxes(self.model, self.images, channel, sample, **how | {"look": "activation"})
+                else:
+                    warnings.warn(f"crops are whole pictures, since {problem}", stacklevel=3)
+                    height, width = self.images.example.shape[-2:]
+                    found = np.tile(np.array([0, 0, width, height], dtype=np.int32), (*sample.shape, 1))
+            return {"box": found}, None
+
+        return self._kept("boxes", self._boxes_key(), compute)[0]["box"]
+
+    def crops_of(self, channel: int, ranks: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """Crops of a channel's references of given ranks, as embedders see them: uint8 ``[side, side, 3]`` each."""
+        self._check(channel)
+        numbers, places = self.references.sample[channel], self.boxes[channel]
+        return [cropped(self.images.picture(int(numbers[rank])), places[rank]) for rank in ranks]
+
+    def embeddings(self, embedder: Embedder) -> NDArray[np.float32]:
+        """An embedder's vectors of the crops of all references: float32 ``[channels, n, d]``.
+
+        Each image is read once, however many channels it is a reference for.
+        """
+
+        def compute(blocks: Store | None) -> tuple[Arrays, None]:
+            sample, box = self.references.sample.ravel(), self.boxes.reshape(-1, 4)
+
+            def of(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.float32]:
+                parts = []
+                for start in range(0, len(block), CROPS):
+                    some = block[start : start + CROPS]
+                    pictures = {number: self.images.picture(number) for number in np.unique(sample[some]).tolist()}
+                    parts.append(embedder.images([cropped(pictures[int(sample[row])], box[row]) for row in some]))
+                    done(len(some))
+                return np.concatenate(parts)
+
+            name = f"crops to {embedder.name}"
+            found = by_blocks(
+                sample, of, batch_size=self.batch_size, name=name, unit="crop", store=blocks, progress=self.progress
+            )
+            return {"vectors": found.reshape(*self.references.sample.shape, -1)}, None
+
+        key = self._boxes_key() | {"step": "embeddings", "how": FORMAT["embeddings"], "embedder": embedder.fingerprint}
+        return self._kept("embeddings", key, compute)[0]["vectors"]
+
+    @cached_property
+    def activation_vectors(self) -> dict[str, NDArray[np.float32]]:
+        """Simpler descriptions of the references than circuits: see :func:`pure_nb.truth.activation_vectors`."""
+
+        def compute(_: Store | None) -> tuple[Arrays, None]:
+            p = self.parameters
+            how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.device}
+            return truth.activation_vectors(self.model, self.images, self.references, p.lower, **how), None
+
+        return self._kept("activations", self._key("activations", "target", "lower", "n", "by"), compute)[0]
+
+    @cached_property
     def layouts(self) -> NDArray[np.float32]:
         """The circuits of all channels laid out in the plane by UMAP, float32 ``[channels, n, 2]``."""
 
@@ -690,6 +779,9 @@ class Study:
 
     def _references_key(self) -> dict[str, object]:
         return self._key("references", "target", "n", "by")
+
+    def _boxes_key(self) -> dict[str, object]:
+        return self._key("boxes", "target", "n", "by", "seed", "look")
 
     def _layouts_key(self) -> dict[str, object]:
         return self._key("layouts", "target", "lower", "n", "by", "rule", "seed", "random")

@@ -28,6 +28,12 @@ Layout = Literal["umap", "pca"]
 CHOICES = (2, 3, 4, 5)
 """Numbers of virtual neurons the paper looks at."""
 
+NEURONS = 64
+"""Neurons taken apart between two saves: what is lost at most when a run is stopped."""
+
+MANY = 128
+"""Neurons from which on they are taken apart by all cores; for fewer it takes longer to start the processes."""
+
 
 @dataclass(frozen=True, eq=False)
 class VirtualNeurons:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -37,20 +37,22 @@ URL = "../explorers"
 
 
 def explorer(
-    draw: Callable[[Value], Figure],
+    draw: Callable[..., Figure],
     values: Sequence[Value],
     *,
     name: str,
     label: str = "neuron",
-    describe: Callable[[Value], str] = str,
+    describe: Callable[..., str] = lambda *shown: " ".join(map(str, shown)),
     start: Value | None = None,
+    others: Sequence[Value] | None = None,
+    other: str = "k",
 ) -> ipywidgets.Widget:
-    """A slider over figures.
+    """One slider over figures, or two.
 
     Parameters
     ----------
     draw
-        Draws the figure of a value.
+        Draws the figure of a value; of a value and another one, if there are ``others``.
     values
         What the slider runs over.
     name
@@ -58,28 +60,28 @@ def explorer(
     label
         What is written beside the slider.
     describe
-        The picture of a value in words, for those who cannot see it.
+        The picture in words, for those who cannot see it; takes what ``draw`` takes.
     start
         The value to start at; the first by default.
+    others, other
+        What a second slider runs over, and what is written beside it. In the built book there is a picture for every
+        pair.
 
     Returns
     -------
     Widget
         To be shown as the last line of a cell.
     """
-    if not values:
+    if not values or (others is not None and not others):
         raise ValueError("an explorer needs at least one value to show")
-    slider = ipywidgets.SelectionSlider(
-        options=[str(value) for value in values],
-        index=0 if start is None else list(values).index(start),
-        description=label,
-        continuous_update=False,
-        layout=ipywidgets.Layout(width="100%", max_width="34rem"),
-    )
+    sliders = [_slider(values, label, 0 if start is None else list(values).index(start))]
+    if others is not None:
+        sliders.append(_slider(others, other, 0))
+    axes = [list(values)] if others is None else [list(values), list(others)]
     folder = os.environ.get(BOOK)
     if folder:
-        return _static(draw, values, slider, Path(folder), name, describe)
-    return _live(draw, values, slider, describe)
+        return _static(draw, axes, sliders, Path(folder), name, describe)
+    return _live(draw, axes, sliders, describe)
 
 
 def explore(study: Study, channels: Sequence[int] | None = None, count: int = 6) -> ipywidgets.Widget:
@@ -119,44 +121,65 @@ def _picture(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def _slider(values: Sequence[object], label: str, index: int) -> ipywidgets.SelectionSlider:
+    return ipywidgets.SelectionSlider(
+        options=[str(value) for value in values],
+        index=index,
+        description=label,
+        continuous_update=False,
+        layout=ipywidgets.Layout(width="100%", max_width="34rem"),
+    )
+
+
 def _live(
-    draw: Callable[[Value], Figure],
-    values: Sequence[Value],
-    slider: ipywidgets.SelectionSlider,
-    describe: Callable[[Value], str],
+    draw: Callable[..., Figure],
+    axes: list[list[Any]],
+    sliders: list[ipywidgets.SelectionSlider],
+    describe: Callable[..., str],
 ) -> ipywidgets.Widget:
     @lru_cache(maxsize=64)
-    def picture(index: int) -> bytes:
-        return _picture(draw(values[index]))
+    def picture(*chosen: int) -> bytes:
+        return _picture(draw(*(values[index] for values, index in zip(axes, chosen))))
 
     shown = ipywidgets.Image(format="webp", layout=ipywidgets.Layout(max_width="100%"))
     words = ipywidgets.HTML()
 
     def show(_: object = None) -> None:
-        shown.value = picture(slider.index)
-        words.value = f"<small>{html.escape(describe(values[slider.index]))}</small>"
+        chosen = [slider.index for slider in sliders]
+        shown.value = picture(*chosen)
+        text = describe(*(values[index] for values, index in zip(axes, chosen)))
+        words.value = f"<small>{html.escape(text)}</small>"
 
-    slider.observe(show, names="index")
+    for slider in sliders:
+        slider.observe(show, names="index")
     show()
-    return ipywidgets.VBox([slider, shown, words])
+    return ipywidgets.VBox([*sliders, shown, words])
 
 
 def _static(
-    draw: Callable[[Value], Figure],
-    values: Sequence[Value],
-    slider: ipywidgets.SelectionSlider,
+    draw: Callable[..., Figure],
+    axes: list[list[Any]],
+    sliders: list[ipywidgets.SelectionSlider],
     folder: Path,
     name: str,
-    describe: Callable[[Value], str],
+    describe: Callable[..., str],
 ) -> ipywidgets.Widget:
-    pages = []
-    for value in values:
-        content = _picture(draw(value))
+    def page(*shown: object) -> ipywidgets.Widget:
+        content = _picture(draw(*shown))
         # The content names the file, so that a browser never shows a picture of an earlier build.
-        file = f"{name}/{value}-{hashlib.sha256(content).hexdigest()[:8]}.webp"
-        write_atomically(folder / file, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
-        words = html.escape(describe(value), quote=True)
-        pages.append(ipywidgets.HTML(f'<img src="{URL}/{file}" alt="{words}" loading="lazy" style="width: 100%">'))
-    stack = ipywidgets.Stack(pages, selected_index=slider.index)
-    ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
-    return ipywidgets.VBox([slider, stack])
+        file = f"{name}/{'-'.join(map(str, shown))}-{hashlib.sha256(content).hexdigest()[:8]}.webp"
+        write_atomically(folder / file, lambda path: path.write_bytes(content))
+        words = html.escape(describe(*shown), quote=True)
+        return ipywidgets.HTML(f'<img src="{URL}/{file}" alt="{words}" loading="lazy" style="width: 100%">')
+
+    def stack(pages: list[ipywidgets.Widget], slider: ipywidgets.SelectionSlider) -> ipywidgets.Widget:
+        found = ipywidgets.Stack(pages, selected_index=slider.index)
+        ipywidgets.jslink((slider, "index"), (found, "selected_index"))
+        return found
+
+    def within(*fixed: object) -> ipywidgets.Widget:
+        """The pictures of all values of the first slider, with those of the second fixed."""
+        return stack([page(value, *fixed) for value in axes[0]], sliders[0])
+
+    content = within() if len(axes) == 1 else stack([within(other) for other in axes[1]], sliders[1])
+    return ipywidgets.VBox([*sliders, content])

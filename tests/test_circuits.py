@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import ResNetCanonizer
 
-from pure_nb import circuits as module
+from pure_nb import blocks
 from pure_nb.circuits import Seed, circuits, normalised, propagate, seeded
 from pure_nb.data import ImageError, Images
 from pure_nb.glyphs import GlyphScenes
@@ -276,7 +276,7 @@ def test_a_dead_channel_has_no_circuit(rule: str) -> None:
 
 @pytest.mark.parametrize("stop", [0, 3, 4, 9])
 def test_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
-    monkeypatch.setattr(module, "BLOCK", 12)  # of three pairs an image
+    monkeypatch.setattr(blocks, "BLOCK", 12)  # of three pairs an image
     channel, sample = np.tile(np.arange(5), 6), np.repeat(np.arange(10), 3)
     how: dict[str, Any] = {"target": "4", "lower": "2", "batch_size": 2}
     expected = circuits(plain(), Images(Items(noise(10))), channel, sample, **how)
@@ -291,11 +291,11 @@ def test_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, st
 
 
 def test_a_damaged_block_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK", 4)
+    monkeypatch.setattr(blocks, "BLOCK", 4)
     how: dict[str, Any] = {"target": "4", "lower": "2", "batch_size": 2, "store": Store(tmp_path)}
     channel, sample = np.arange(6) % 5, np.arange(6)
     expected = circuits(plain(), Images(Items(noise(6))), channel, sample, **how)
-    path = Store(tmp_path).path("block", {"block": 1, "pairs": 2, "batch_size": 2})
+    path = Store(tmp_path).path("block", {"of": "circuits", "block": 1, "pairs": 2, "batch_size": 2})
     path.write_bytes(path.read_bytes()[:-1])
     again = Items(noise(6))
     with pytest.warns(StoreWarning):

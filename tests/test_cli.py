@@ -379,3 +379,45 @@ def test_numbers(text: str, expected: list[int]) -> None:
 def test_wrong_numbers(text: str) -> None:
     with pytest.raises(StudyError, match="expected numbers such as 3,17,20-23"):
         _numbers(text)
+
+
+def test_evaluate(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = on(finished, "evaluate", "--embedder", "mini-clip", "--embedder", "pixels", "--k", "2", "3", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "PURE gradient" in result.output
+    assert "PURE LRP" in result.output
+    assert f"{out / 'report.md'}: the report" in result.output.replace("\n", "")
+    table = pd.read_parquet(out / "distances.parquet")
+    assert sorted(table["k"].unique()) == [2, 3]
+    assert {"mini-CLIP", "pixels", "true objects", "random"} < set(table["method"])
+    names = pd.read_csv(out / "names.csv")
+    assert {"said", "true", "share"} <= set(names)
+    assert (out / "gaps.png").stat().st_size > 5000
+
+
+def test_evaluate_without_words(finished: Path, tmp_path: Path) -> None:
+    how = ["--embedder", "pixels", "--k", "2-3", "--metric", "cosine", "--out", tmp_path]
+    result = on(finished, "evaluate", *how)
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "names.csv").exists()
+    assert sorted(pd.read_csv(tmp_path / "summary.csv")["k"].unique()) == [2, 3]
+    assert "needs a judge with a text tower" in failed(on(finished, "evaluate", *how, "--words", "classes"))
+    again = on(finished, "evaluate", *how, "--embedder", "mini-clip", "--words", "none")
+    assert again.exit_code == 0, again.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--embedder", "nonsense"], "can't tell what embedder 'nonsense' is"),
+        (["--embedder", "pixels", "--k", "1"], "--k must be 2 or more, got 1"),
+        (["--embedder", "pixels", "--k", "x"], "can't read 'x' in --k 'x'"),
+        (["3"], "what is '3'? Numbers of parts come after --k"),
+        (["--embedder", "pixels", "--metric", "nonsense"], "the metric 'nonsense' can't be used"),
+        (["--embedder", "pixels", "--clear", "99"], "no neuron has a gap above 99"),
+        (["--embedder", "mini-clip", "--words", "nowhere.txt"], "can't be read as a list of words"),
+    ],
+)
+def test_evaluate_errors(finished: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    assert message in failed(on(finished, "evaluate", *arguments, "--out", tmp_path))

@@ -17,7 +17,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 import pure_nb
-from pure_nb import circuits as circuits_module
+from pure_nb import blocks
 from pure_nb import study as study_module
 from pure_nb import sweep as sweep_module
 from pure_nb.data import ImageError, Images
@@ -235,7 +235,7 @@ def test_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wh
     monkeypatch.setattr(
         sweep_module, "shards", lambda count, _: [range(i, min(i + 4, count)) for i in range(0, count, 4)]
     )
-    monkeypatch.setattr(circuits_module, "BLOCK", 4)
+    monkeypatch.setattr(blocks, "BLOCK", 4)
     expected = contents(mine(tmp_path / "whole", batch_size=4))
     items = Items(noise(15))
     images = Images(items)

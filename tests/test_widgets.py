@@ -173,3 +173,51 @@ def test_where_the_slider_starts(static: bool, tmp_path: Path, monkeypatch: pyte
         assert drawings == [0.5]
     with pytest.raises(ValueError, match=r"0\.7"):
         explorer(draw, [0.1, 0.5], name="starts", start=0.7)
+
+
+def draw_pair(value: int, other: int) -> Figure:
+    drawings.append(10 * value + other)
+    figure, axes = plt.subplots(figsize=(2, 2))
+    axes.bar([0, 1], [value, other])
+    return figure
+
+
+def test_two_live_sliders() -> None:
+    box = explorer(draw_pair, [3, 7], name="pairs", others=[2, 4, 5], other="parts", start=7)
+    first, second, shown, words = box.children
+    assert (first.description, second.description) == ("neuron", "parts")
+    assert second.options == ("2", "4", "5")
+    assert drawings == [72]
+    before = shown.value
+    second.index = 2
+    first.index = 0
+    assert drawings == [72, 75, 35]
+    assert words.value == "<small>3 5</small>"
+    first.index, second.index = 1, 0
+    assert shown.value == before
+
+
+def test_two_static_sliders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BOOK, str(tmp_path))
+    made: list[Link] = []
+    init = Link.__init__
+
+    def recording(self: Link, *args: object, **kwargs: object) -> None:
+        init(self, *args, **kwargs)
+        made.append(self)
+
+    monkeypatch.setattr(Link, "__init__", recording)
+    first, second, outer = explorer(draw_pair, [3, 7], name="pairs", others=[2, 4, 5], start=7).children
+    assert (outer.selected_index, len(outer.children)) == (0, 3)
+    for other, inner in zip((2, 4, 5), outer.children):
+        assert inner.selected_index == 1 == first.index
+        for value, page in zip((3, 7), inner.children):
+            (image,) = Images(page.value).found
+            assert image["alt"] == f"{value} {other}"
+            assert re.fullmatch(rf"\.\./explorers/pairs/{value}-{other}-[0-9a-f]{{8}}\.webp", image["src"] or "")
+    assert {(link.source[0], link.target[0]) for link in made} == {
+        (second, outer),
+        *((first, inner) for inner in outer.children),
+    }
+    with pytest.raises(ValueError, match="at least one value"):
+        explorer(draw_pair, [3], name="pairs", others=[])

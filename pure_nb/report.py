@@ -1,0 +1,417 @@
+"""The evaluation of a study: every method judged, every part named, and a report of it to read.
+
+Brings together what :mod:`pure_nb.evaluation` and :mod:`pure_nb.naming` compute. The chapter *What CLIP says* reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from timm.data.imagenet_info import ImageNetInfo
+
+from pure_nb import evaluation
+from pure_nb.data import ImageError
+from pure_nb.evaluation import Metric
+from pure_nb.glyphs import CLASSES
+from pure_nb.layers import LayerError
+from pure_nb.naming import Namer, nouns, vocabulary_from
+from pure_nb.parameters import StudyError
+from pure_nb.store import write_atomically
+from pure_nb.virtual import CHOICES, cluster, part_name
+from pure_nb.wordnet import find_wordnet
+
+if TYPE_CHECKING:
+    from pure_nb.embedders import Embedder
+    from pure_nb.study import Study
+
+FORMAT = 1
+"""Part of what stored tables are found by; raised when this package computes them differently."""
+
+GRADIENT, LRP = "PURE gradient", "PURE LRP"
+
+WHOLE = "whole"
+"""What a neuron that is not taken apart is called among its parts."""
+
+PUBLISHED = pd.DataFrame(
+    [
+        ("correlation with CLIP (Pearson)", "ResNet-101", "DINOv2", 0.57),
+        ("correlation with CLIP (Pearson)", "ResNet-101", "PURE", 0.38),
+        ("correlation with CLIP (Pearson)", "ResNet-101", "activation", 0.17),
+        ("intra", "one ResNet, all neurons", "DINOv2", 5.79),
+        ("intra", "one ResNet, all neurons", "PURE", 5.85),
+        ("intra", "one ResNet, all neurons", "activation", 5.95),
+        ("inter", "one ResNet, all neurons", "DINOv2", 6.48),
+        ("inter", "one ResNet, all neurons", "PURE", 6.40),
+        ("inter", "one ResNet, all neurons", "activation", 6.26),
+        ("overall", "one ResNet, all neurons", "", 6.08),
+        ("gap", "187 of 1000 neurons with CLIP's gap > 1.5", "DINOv2", 1.65),
+        ("gap", "187 of 1000 neurons with CLIP's gap > 1.5", "PURE", 1.42),
+        ("gap", "187 of 1000 neurons with CLIP's gap > 1.5", "activation", 0.91),
+    ],
+    columns=["what", "of", "method", "published"],
+)
+"""Figures of Dreyer et al. (2024) on ImageNet, by CLIP ViT-B/32."""
+
+REPRODUCE = (
+    "pure-nb evaluate imagenet-timm-resnet101 --data path/to/imagenet/val --embedder clip --embedder dinov2 "
+    "--k 2 3 4 5 --clear 1.5 --device cuda"
+)
+"""What computes the published figures anew; also with ``imagenet-timm-resnet50`` and ``imagenet-timm-resnet34``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a judge says about a study.
+
+    Attributes
+    ----------
+    title
+        The study and the layer.
+    judge
+        Name of the embedder that measured the distances.
+    distances
+        From :func:`pure_nb.evaluation.distance_table`.
+    alignment
+        From :func:`pure_nb.evaluation.alignment`.
+    metric
+        Of the distances.
+    """
+
+    title: str
+    judge: str
+    distances: pd.DataFrame
+    alignment: pd.DataFrame
+    metric: str
+
+    def summary(self, *, baseline: str = GRADIENT, clear: float | None = None) -> pd.DataFrame:
+        """Means, errors and paired tests; see :func:`pure_nb.evaluation.summary`."""
+        return evaluation.summary(self.distances, baseline, clear=clear, judge=self.judge)
+
+
+def descriptions(study: Study, embedders: Sequence[Embedder] = ()) -> dict[str, NDArray[np.float32]]:
+    """All descriptions of a study's reference images, by the names of the methods: ``[channels, n, d]`` each.
+
+    PURE by gradient and by LRP (left out with a warning where its rules do not fit the network), the activations of the
+    paper, those at the position of the maximum, and the embedders' own vectors.
+    """
+    found = {GRADIENT: study.using(rule="gradient").circuits}
+    try:
+        found[LRP] = study.using(rule="lrp").circuits
+    except LayerError as problem:
+        warnings.warn(f"{LRP} is left out: {problem}", stacklevel=2)
+    found |= {name: study.activation_vectors[name] for name in ("activation", "activation at maximum")}
+    return found | {embedder.name: study.embeddings(embedder) for embedder in embedders}
+
+
+def evaluate(
+    study: Study,
+    judge: Embedder,
+    others: Sequence[Embedder] = (),
+    *,
+    ks: Sequence[int] = CHOICES,
+    metric: Metric = "euclidean",
+    subsets: int = 30,
+) -> Evaluation:
+    """Judge all ways of taking a study's neurons apart; results are kept in the study's store.
+
+    Parameters
+    ----------
+    study
+        Any study.
+    judge
+        The embedder that measures how far apart crops are.
+    others
+        Embedders that take the neurons apart by their own vectors, as the judge's own do; for comparison.
+    ks
+        Numbers of parts.
+    metric
+        See :data:`pure_nb.evaluation.Metric`.
+    subsets
+        Of the alignment.
+
+    Raises
+    ------
+    StudyError
+        If two embedders have one name.
+    """
+    names = [embedder.name for embedder in (judge, *others)]
+    if len(set(names)) < len(names):
+        raise StudyError(f"two embedders have the same name, among {', '.join(names)}; name each once")
+    vectors = descriptions(study, (judge, *others))
+    own, alive = vectors[judge.name], study.references.alive
+    named = metric if isinstance(metric, str) else f"{metric.__module__}.{metric.__qualname__}"
+    key: dict[str, object] = {
+        "format": FORMAT,
+        "methods": {name: _digest(array) for name, array in vectors.items()},
+        "judge": judge.name,
+        "ks": list(ks),
+        "metric": named,
+        "random": study.parameters.random,
+    }
+    store = study.store if isinstance(metric, str) else None  # a function may change and keep its name
+    saved = store.load_table("distances", key) if store else None
+    if saved is None:
+        blocks = store.part("distances", key) if store else None
+        table = evaluation.distance_table(
+            own,
+            vectors,
+            channels=alive,
+            truth=study.objects,
+            ks=ks,
+            metric=metric,
+            seed=study.parameters.random,
+            store=blocks,
+            progress=study.progress,
+        )
+        if store and blocks:
+            store.save_table("distances", key, table)
+            blocks.clear()
+    else:
+        table = saved[0]
+    followers = {name: array for name, array in vectors.items() if name != judge.name}
+    key |= {"subsets": subsets}
+    aligned = store.load_table("alignment", key) if store else None
+    if aligned is None:
+        found = evaluation.alignment(
+            own, followers, channels=alive, metric=metric, subsets=subsets, seed=study.parameters.random
+        )
+        if store:
+            store.save_table("alignment", key, found)
+    else:
+        found = aligned[0]
+    return Evaluation(f"{study.name}: {study.parameters.target}", judge.name, table, found, named)
+
+
+def class_words(study: Study) -> list[str]:
+    """Names of the network's classes as one says them: of ImageNet's ids the first English word."""
+    try:
+        names = study.class_names
+    except (ImageError, StudyError) as problem:
+        raise StudyError(f"the classes can't be the vocabulary, since {problem}; give a list of words") from problem
+    imagenet = ImageNetInfo()
+    known = set(imagenet.label_names())  # type: ignore[no-untyped-call]
+    return [
+        imagenet.label_name_to_description(name).split(",")[0] if name in known else name.replace("_", " ")
+        for name in names
+    ]
+
+
+def vocabulary(study: Study, source: str | None = None) -> list[str]:
+    """What parts may be called.
+
+    Parameters
+    ----------
+    study
+        Whose classes are meant.
+    source
+        ``"classes"``, the default; ``"wordnet"``: the 5,000 most used nouns of the WordNet found here; or a text file
+        with a word a line.
+    """
+    if source in (None, "classes"):
+        return class_words(study)
+    if source == "wordnet":
+        return nouns(find_wordnet())
+    return vocabulary_from(Path(source))
+
+
+def namer(study: Study, embedder: Embedder, words: Sequence[str] | None = None) -> Namer:
+    """What names the parts of a study's neurons.
+
+    Parameters
+    ----------
+    study
+        Any study.
+    embedder
+        With a text tower.
+    words
+        The vocabulary; the names of the network's classes by default. See also :func:`pure_nb.naming.nouns`.
+    """
+    crops = study.embeddings(embedder.joint)[study.references.alive]
+    words = class_words(study) if words is None else list(dict.fromkeys(words))
+    return Namer(crops.reshape(-1, crops.shape[-1]), words, embedder.text(words), seed=study.parameters.random)
+
+
+def part_names(
+    study: Study, embedder: Embedder, words: Sequence[str] | None = None, *, k: int | None = None
+) -> pd.DataFrame:
+    """A name for each neuron and each of its parts.
+
+    Parameters
+    ----------
+    study, embedder, words
+        As for :func:`namer`.
+    k
+        Number of parts of each neuron; the study's own choice by default.
+
+    Returns
+    -------
+    DataFrame
+        ``channel, part`` (``"whole"``, A, B ...), ``size``, what is ``said`` (the word, or "unsure"), all of
+        :class:`pure_nb.naming.Name`, and where the objects are known ``true``, the most frequent one, with its
+        ``share``. Dead neurons are left out.
+    """
+    names, vectors = namer(study, embedder, words), study.embeddings(embedder.joint)
+    rows = []
+    for channel in np.flatnonzero(study.references.alive).tolist():
+        labels = study.virtual[channel].labels if k is None else cluster(study.circuits[channel], k)
+        whole = np.ones(len(labels), dtype=np.bool_)
+        for part in range(-1, labels.max() + 1):
+            members = whole if part < 0 else labels == part
+            name = names.name(vectors[channel][members], vectors[channel])
+            row: dict[str, Any] = {
+                "channel": channel,
+                "part": WHOLE if part < 0 else part_name(part),
+                "size": int(members.sum()),
+                "said": name.said(),
+                **asdict(name),
+            }
+            if study.objects is not None:
+                label, count = np.unique(study.objects[channel][members], return_counts=True)
+                row |= {"true": CLASSES[label[count.argmax()]].name, "share": count.max() / count.sum()}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def write(
+    found: Evaluation,
+    folder: Path,
+    *,
+    names: pd.DataFrame | None = None,
+    clear: float | None = None,
+    command: str = "",
+) -> list[Path]:
+    """Write an evaluation as tidy tables, figures and a short report in Markdown.
+
+    Parameters
+    ----------
+    found
+        From :func:`evaluate`.
+    folder
+        Is made if it is not there; files in it are replaced.
+    names
+        From :func:`part_names`.
+    clear
+        As for :func:`pure_nb.evaluation.summary`: adds a table of those neurons alone.
+    command
+        How to make it again, for the report.
+
+    Returns
+    -------
+    list of Path
+        What was written, the report first.
+    """
+    from pure_nb.evaluation_plots import alignment_figure, distances_figure, gaps_figure
+
+    tables = {"distances": found.distances, "summary": found.summary(), "alignment": found.alignment}
+    if clear is not None:
+        tables["summary-clear"] = found.summary(clear=clear)
+    if names is not None:
+        tables["names"] = names
+    paths = [folder / "report.md"]
+    for name, table in tables.items():
+        paths += [folder / f"{name}.parquet", folder / f"{name}.csv"]
+        write_atomically(paths[-2], lambda path, table=table: table.to_parquet(path, index=False))  # type: ignore[misc]
+        write_atomically(paths[-1], lambda path, table=table: table.to_csv(path, index=False))  # type: ignore[misc]
+    figures = {
+        "distances": distances_figure(tables["summary"], found.judge),
+        "gaps": gaps_figure(found.distances, tables["summary"], found.judge),
+        "alignment": alignment_figure(found.alignment, found.judge),
+    }
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        write_atomically(paths[-1], lambda path, figure=figure: figure.savefig(path, dpi=120))  # type: ignore[misc]
+    text = _markdown(found, tables, clear, command)
+    write_atomically(paths[0], lambda path: path.write_text(text, encoding="utf-8"))
+    return paths
+
+
+def _markdown(found: Evaluation, tables: dict[str, pd.DataFrame], clear: float | None, command: str) -> str:
+    neurons = found.distances["channel"].nunique()
+    parts = [
+        f"# {found.title}, judged by {found.judge}",
+        f"Made with `{command}`." if command else "",
+        f"{neurons} neurons; {found.metric} distances of their crops. *Intra* is the mean over pairs of images of one "
+        "part, *inter* over pairs of different parts; good is a large gap between them. ± is the standard error over "
+        f"neurons. *Difference* is that of the gap from {GRADIENT}'s, p by Wilcoxon's test over neurons, corrected for "
+        "all methods and numbers of parts.",
+        _distances_text(tables["summary"]),
+        "![Intra and inter distances of each method](distances.png)",
+        "![Gap of each neuron for each method](gaps.png)",
+        "## Alignment",
+        f"Correlation of a method's distances with those of {found.judge}, over all pairs of images of one neuron. The "
+        "interval resamples whole neurons; the naive one would hold if all pairs were independent, and is far too "
+        "narrow.",
+        _alignment_text(found.alignment),
+        "![Correlation of each method](alignment.png)",
+    ]
+    if clear is not None:
+        own = tables["summary-clear"]
+        parts += [f"## Neurons with {found.judge}'s own gap above {clear:g}", _distances_text(own)]
+    if "names" in tables:
+        parts += ["## Names", _names_text(tables["names"])]
+    parts += [
+        "## What was published",
+        "Dreyer et al. (2024), ImageNet, CLIP ViT-B/32. To compute these anew, with ImageNet and a GPU:",
+        f"```console\n$ {REPRODUCE}\n```",
+        _markdown_table(PUBLISHED.assign(published=PUBLISHED["published"].map("{:.2f}".format))),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _distances_text(table: pd.DataFrame) -> str:
+    shown = pd.DataFrame({"k": table["k"], "method": table["method"], "neurons": table["neurons"]})
+    for name in ("intra", "inter", "gap", "difference"):
+        shown[name] = [f"{value:.3f} ± {error:.3f}" for value, error in zip(table[name], table[f"{name}_se"])]
+    shown["p"] = ["" if np.isnan(p) else f"{p:.2g}" for p in table["p"]]
+    return _markdown_table(shown)
+
+
+def _alignment_text(table: pd.DataFrame) -> str:
+    shown = table[["method", "measure"]].copy()
+    shown["subsets"] = [
+        f"{mean:.3f} ± {error:.3f} ({count})"
+        for mean, error, count in zip(table["mean"], table["standard_error"], table["subsets"])
+    ]
+    for name, low, high in (("pooled", "low", "high"), ("naive interval", "naive_low", "naive_high")):
+        value = table["pooled"].map("{:.3f} ".format) if name == "pooled" else ""
+        shown[name] = value + table[low].map("({:.3f} to ".format) + table[high].map("{:.3f})".format)
+    shown["within a neuron"] = [
+        f"{value:.3f} ± {error:.3f}" for value, error in zip(table["within"], table["within_se"])
+    ]
+    return _markdown_table(shown)
+
+
+def _names_text(names: pd.DataFrame) -> str:
+    parts = names[names["part"] != WHOLE]
+    sure = parts[parts["said"] == parts["word"]]
+    text = f"{len(sure)} of {len(parts)} parts get a name (p at most 0.05); {len(parts) - len(sure)} are unsure."
+    if "true" in names:
+        right = (sure["word"] == sure["true"]).mean()
+        whole = names[names["part"] == WHOLE]
+        text += f" {right:.0%} of these names are the most frequent object of the part"
+        text += f" ({(whole['word'] == whole['true']).mean():.0%} for whole neurons)."
+    columns = ["channel", "part", "size", "said", "runner_up", "score", "margin", "gain", "p"]
+    columns += [name for name in ("true", "share") if name in names]
+    shown = names[columns].head(40).copy()
+    for name in ("score", "margin", "gain", "p", "share"):
+        if name in shown:
+            shown[name] = shown[name].map("{:.3f}".format)
+    more = f"\n\n... and {len(names) - len(shown)} more rows in names.csv." if len(names) > len(shown) else ""
+    return f"{text}\n\n{_markdown_table(shown)}{more}"
+
+
+def _markdown_table(table: pd.DataFrame) -> str:
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows)
+
+
+def _digest(array: NDArray[np.float32]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]

@@ -1,0 +1,59 @@
+"""Blocks: every pair once, whatever the order, and what was saved is not computed again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pure_nb import blocks
+from pure_nb.blocks import by_blocks
+from pure_nb.store import Store
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 20))
+def test_every_pair_once_and_images_together(sample: list[int], batch_size: int, size: int) -> None:
+    numbers, asked, done = np.array(sample), [], []
+
+    def compute(block: NDArray[np.int64], ready: object) -> NDArray[np.float32]:
+        asked.append(block)
+        done.append(len(block))
+        return np.stack([block, 2 * numbers[block]], axis=1).astype(np.float32)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK", size)
+        found = by_blocks(numbers, compute, batch_size=batch_size, name="test")
+    np.testing.assert_array_equal(found[:, 0], np.arange(len(numbers)))
+    np.testing.assert_array_equal(found[:, 1], 2 * numbers)
+    assert sorted(np.concatenate(asked).tolist()) == list(range(len(numbers)))
+    owners = [set(numbers[block].tolist()) for block in asked]
+    assert sum(map(len, owners)) == len(set(sample))  # no image is in two blocks
+    assert all(count >= size for count in done[:-1])
+
+
+def test_goes_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 4)
+    store, sample = Store(tmp_path), np.repeat(np.arange(6), 2)
+    calls = []
+
+    def compute(block: NDArray[np.int64], _: object, *, limit: int = 99) -> NDArray[np.float32]:
+        if len(calls) == limit:
+            raise KeyboardInterrupt
+        calls.append(block)
+        return sample[block].astype(np.float32)
+
+    how = {"batch_size": 2, "name": "test", "store": store}
+    with pytest.raises(KeyboardInterrupt):
+        by_blocks(sample, lambda block, done: compute(block, done, limit=2), **how)
+    found = by_blocks(sample, compute, **how)
+    assert len(calls) == 3  # two before the stop, one after
+    np.testing.assert_array_equal(found, sample)
+
+
+def test_nothing_to_do() -> None:
+    with pytest.raises(ValueError, match="no pairs"):
+        by_blocks(np.array([], dtype=int), lambda block, done: block, batch_size=2, name="test")

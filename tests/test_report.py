@@ -1,0 +1,244 @@
+"""The evaluation of whole studies: kept, found again, written, and right where the objects are known."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from small import Items, Tokens, noise, plain
+
+from pure_nb import blocks, report
+from pure_nb.data import Images
+from pure_nb.embedders import Embedder, EmbedderError, mini_clip, pixels
+from pure_nb.evaluation import distance_table
+from pure_nb.evaluation_plots import named_parts_figure
+from pure_nb.layers import LayerError
+from pure_nb.parameters import StudyError
+from pure_nb.render import CROP_BLUR, boxes, views
+from pure_nb.report import GRADIENT, LRP, WHOLE, descriptions, evaluate, namer, part_names, write
+from pure_nb.store import Store
+from pure_nb.study import Study
+from pure_nb.virtual import cluster
+
+Pictures = Sequence[NDArray[np.uint8]]
+
+
+def colours(items: Pictures) -> NDArray[np.float64]:
+    return np.stack([item.mean(axis=(0, 1)) for item in items])
+
+
+def mine(tmp_path: Path, **how: Any) -> Study:
+    settings: dict[str, Any] = {"n": 6, "k": 2, "store": tmp_path / "store", **how}
+    images = settings.pop("images", None) or Images(Items(noise(15)))
+    return Study.of(settings.pop("model", None) or plain(), images, "4", "2", **settings)
+
+
+@pytest.mark.parametrize("seed", ["activation", "peak"])
+def test_boxes_are_those_of_the_views(glyph_study: Study, seed: Any) -> None:
+    study = glyph_study
+    channel, sample = np.repeat([3, 9], 4), study.references.sample[[3, 9], :4].ravel()
+    how: dict[str, Any] = {"target": "layer4", "seed": seed}
+    found = boxes(study.model, study.images, channel, sample, **how)
+    expected = views(study.model, study.images, channel, sample, blur=CROP_BLUR, **how)
+    assert found.tolist() == [list(view.box) for view in expected]
+
+
+def test_crops_are_cut_from_the_pictures(glyph_study: Study) -> None:
+    study = glyph_study
+    assert study.boxes.shape == (32, 20, 4)
+    crops = study.crops_of(5, [0, 7])
+    for rank, crop in zip((0, 7), crops):
+        left, top, right, bottom = study.boxes[5, rank]
+        picture = study.images.picture(int(study.references.sample[5, rank]))
+        np.testing.assert_array_equal(crop, picture[top:bottom, left:right])
+        assert crop.shape[0] == crop.shape[1] > 0
+    np.testing.assert_allclose(study.embeddings(pixels(4))[5, [0, 7]], pixels(4).images(crops), atol=1e-6)
+
+
+def test_each_image_is_read_once_and_a_stop_loses_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 12)
+    items = Items(noise(15))
+    study = mine(tmp_path, images=Images(items), batch_size=4)
+    study.boxes  # noqa: B018
+    calls: list[int] = []
+
+    def encode(pictures: Pictures) -> NDArray[np.float64]:
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(len(pictures))
+        return colours(pictures)
+
+    embedder = Embedder("colours", "colours", colours)
+    expected = mine(tmp_path / "other", batch_size=4).embeddings(embedder)
+    with pytest.raises(KeyboardInterrupt):
+        study.embeddings(replace(embedder, encode=encode))
+    items.loaded.clear()
+    found = study.embeddings(embedder)
+    assert len(items.loaded) == len(set(items.loaded)) < 15
+    assert found.tobytes() == expected.tobytes()
+    items.loaded.clear()
+    assert mine(tmp_path, images=study.images, batch_size=4).embeddings(embedder).tobytes() == expected.tobytes()
+    assert not items.loaded
+
+
+def misfit(*_: Any) -> None:
+    raise LayerError("the rules do not fit")
+
+
+def test_crops_where_lrp_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pure_nb.circuits.require_fit", misfit)
+    study = Study.of(Tokens(), Items(noise(15)), "second", "first", n=6, k=2, store=tmp_path)
+    with pytest.warns(UserWarning, match="crops are whole pictures, since the rules do not fit"):
+        assert (study.boxes == [0, 0, 12, 12]).all()
+    with_grid = mine(tmp_path / "grid")
+    with pytest.warns(UserWarning, match="crops follow the activation map, since the rules do not fit"):
+        found = with_grid.boxes
+    sample = with_grid.references.sample[2]
+    expected = boxes(plain(), with_grid.images, np.full(6, 2), sample, target="4", look="activation")
+    assert found[2].tolist() == expected.tolist()
+
+
+def test_descriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = mine(tmp_path)
+    found = descriptions(study, [pixels(4)])
+    assert list(found) == [GRADIENT, LRP, "activation", "activation at maximum", "pixels"]
+    np.testing.assert_array_equal(found[GRADIENT], study.circuits)
+    np.testing.assert_array_equal(found[LRP], study.using(rule="lrp").circuits)
+    assert all(vectors.shape[:2] == (6, 6) for vectors in found.values())
+    monkeypatch.setattr("pure_nb.circuits.require_fit", misfit)
+    with pytest.warns(UserWarning, match="PURE LRP is left out: the rules do not fit"):
+        assert LRP not in descriptions(mine(tmp_path / "other"))
+
+
+def test_evaluation_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = mine(tmp_path)
+    found = evaluate(study, pixels(4), [Embedder("colours", "c", colours)], ks=(2, 3))
+    vectors = descriptions(study, [pixels(4), Embedder("colours", "c", colours)])
+    expected = distance_table(vectors["pixels"], vectors, channels=study.references.alive, ks=(2, 3))
+    pd.testing.assert_frame_equal(found.distances, expected)
+    assert set(found.alignment["method"]) == set(vectors) - {"pixels"}
+    monkeypatch.setattr(report.evaluation, "distance_table", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(report.evaluation, "alignment", lambda *_, **__: pytest.fail("computed again"))
+    again = evaluate(mine(tmp_path), pixels(4), [Embedder("colours", "c", colours)], ks=(2, 3))
+    pd.testing.assert_frame_equal(again.distances, found.distances)
+    pd.testing.assert_frame_equal(again.alignment, found.alignment)
+
+
+def test_another_embedder_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    study = mine(tmp_path)
+    first = evaluate(study, pixels(4), ks=(2,)).distances
+    second = evaluate(study, pixels(5), ks=(2,)).distances
+    assert not first["overall"].equals(second["overall"])
+    with pytest.raises(StudyError, match="two embedders have the same name, among pixels, pixels"):
+        evaluate(study, pixels(4), [pixels(5)])
+
+
+def test_without_a_store() -> None:
+    study = replace(mine(Path("unused")), store=None)
+    assert len(evaluate(study, pixels(4), ks=(2,)).distances) == 6 * 6
+
+
+def test_own_metric_is_not_kept(tmp_path: Path) -> None:
+    study = mine(tmp_path)
+    found = evaluate(study, pixels(4), ks=(2,), metric=lambda a, b: float(np.abs(a - b).max()))
+    expected = evaluate(study, pixels(4), ks=(2,), metric="chebyshev")
+    np.testing.assert_allclose(found.distances["intra"], expected.distances["intra"], rtol=1e-5)
+    assert "lambda" in found.metric
+
+
+def test_an_embedder_that_fails(tmp_path: Path) -> None:
+    study = mine(tmp_path)
+    broken = Embedder("broken", "b", lambda items: np.full((len(items), 2), np.nan))
+    with pytest.raises(EmbedderError, match="broken returned NaN"):
+        evaluate(study, broken)
+    assert study.store is not None
+    assert any(manifest["file"].startswith("boxes") for manifest in study.store.manifests())  # nothing is lost
+
+
+def test_identical_images(tmp_path: Path) -> None:
+    study = mine(tmp_path, images=Images(Items(noise(1).expand(15, -1, -1, -1))))
+    found = evaluate(study, pixels(4), ks=(2,))
+    assert (found.distances["overall"] == 0).all()
+    assert found.alignment["pooled"].isna().all()
+    assert found.summary()["p"].isna().all()
+    assert (tmp_path / "out" / "report.md") in write(found, tmp_path / "out")
+
+
+def test_names_of_the_shipped_world(glyph_study: Study) -> None:
+    study = glyph_study
+    table = part_names(study, mini_clip(), k=3)
+    parts = table[table["part"] != WHOLE]
+    assert (table.groupby("channel").size() == 4).all()
+    assert (parts.groupby("channel")["size"].sum() == 20).all()
+    sure = parts[(parts["said"] == parts["word"]) & (parts["share"] == 1) & (parts["size"] >= 4)]
+    assert len(sure) > 5
+    assert (sure["word"] == sure["true"]).mean() > 0.85
+    assert table.loc[table["part"] == WHOLE, "gain"].eq(0).all()
+    own = part_names(study, mini_clip())
+    for channel in (0, 5):
+        assert (own["channel"] == channel).sum() == 1 + study.virtual[channel].k
+
+
+def test_vocabularies(glyph_study: Study, tmp_path: Path) -> None:
+    assert report.vocabulary(glyph_study) == list(glyph_study.class_names)
+    (tmp_path / "words.txt").write_text("cat\nmoon\n")
+    assert report.vocabulary(glyph_study, str(tmp_path / "words.txt")) == ["cat", "moon"]
+    table = part_names(glyph_study, mini_clip(), ["cat", "moon"], k=2)
+    assert set(table["word"]) <= {"cat", "moon"}
+    with pytest.raises(EmbedderError, match="does not know the word 'horse'"):
+        part_names(glyph_study, mini_clip(), ["cat", "horse"])
+    with pytest.raises(EmbedderError, match="pixels has no text tower"):
+        part_names(glyph_study, pixels())
+    unlabelled = mine(tmp_path)
+    with pytest.raises(StudyError, match=r"the classes can.t be the vocabulary, since .* give a list of words"):
+        report.vocabulary(unlabelled)
+
+
+def test_what_is_written(glyph_study: Study, tmp_path: Path) -> None:
+    found = evaluate(glyph_study, mini_clip(), [pixels()], ks=(2, 3))
+    names = part_names(glyph_study, mini_clip(), k=2)
+    own = found.distances[found.distances["method"] == "mini-CLIP"]["gap"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no glyph is missing, nothing is cut off
+        paths = write(found, tmp_path / "new", names=names, clear=float(own.median()), command="pure-nb evaluate this")
+    assert all(path.is_file() for path in paths)
+    assert {path.name for path in paths} == {path.name for path in (tmp_path / "new").iterdir()}
+    text = paths[0].read_text(encoding="utf-8")
+    assert "`pure-nb evaluate this`" in text
+    for heading in ("## Alignment", "## Neurons with mini-CLIP's own gap above", "## Names", "## What was published"):
+        assert heading in text
+    for figure in re.findall(r"\]\((.*?\.png)\)", text):
+        with Image.open(tmp_path / "new" / figure) as picture:
+            assert picture.width > 500
+    table = pd.read_csv(tmp_path / "new" / "distances.csv")
+    pd.testing.assert_frame_equal(table, pd.read_parquet(tmp_path / "new" / "distances.parquet"))
+    summary = found.summary()
+    row = summary[(summary["k"] == 2) & (summary["method"] == GRADIENT)].iloc[0]
+    assert f"| {row['intra']:.3f} ± {row['intra_se']:.3f} |" in text
+    assert "pure-nb evaluate imagenet-timm-resnet101" in text
+
+
+def test_the_figure_of_named_parts(glyph_study: Study) -> None:
+    embedder = mini_clip()
+    labels = cluster(glyph_study.circuits[5], 3)
+    vectors = glyph_study.embeddings(embedder.joint)[5]
+    figure = named_parts_figure(glyph_study, 5, labels, namer(glyph_study, embedder), vectors)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert len(titles) == 4
+    assert titles[0].startswith("all (20 images): ")
+    assert titles[1].startswith(f"A ({(labels == 0).sum()} images): ")
+
+
+def test_the_store_is_not_shared_between_networks(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first, second = (replace(mine(tmp_path, model=plain(seed)), store=store) for seed in (0, 1))
+    assert not np.array_equal(first.embeddings(pixels(4)), second.embeddings(pixels(4)))
