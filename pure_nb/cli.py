@@ -16,13 +16,12 @@ import pandas as pd
 import typer
 from safetensors.numpy import save_file
 
-from pure_nb.data import ImageError
-from pure_nb.embedders import EmbedderError
+from pure_nb.data import EmbedderError, ImageError
 from pure_nb.evaluation import EvaluationError
 from pure_nb.layers import LayerError, survey
 from pure_nb.loading import load_study, shipped_studies
 from pure_nb.models import ModelError
-from pure_nb.parameters import StudyError
+from pure_nb.parameters import StudyError, StudyWarning
 from pure_nb.references import NonFiniteError
 from pure_nb.relevance import gamma_polysemantic
 from pure_nb.splitting import Score, Split, save_split
@@ -401,8 +400,7 @@ def evaluate(
     target: Target = None,
     lower: Lower = None,
     rule: Rule = None,
-    seed: Annotated[str | None, typer.Option(help="Where relevance and crops start: activation, peak.")] = None,
-    look: Annotated[str | None, typer.Option(help="What crops follow: crp, or activation (cheap).")] = None,
+    crop: Annotated[str | None, typer.Option(help="What crops follow: crp, peak, or activation (cheap).")] = None,
     n: Count = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
@@ -432,8 +430,7 @@ def evaluate(
         target=target,
         lower=lower,
         rule=rule,
-        seed=seed,
-        look=look,
+        crop=crop,
         n=n,
         batch_size=batch_size,
         workers=workers,
@@ -442,12 +439,23 @@ def evaluate(
     specs = embedder or (["mini-clip", "mini-dino", "pixels"] if found.images.scenes else ["clip", "dinov2"])
     how: dict[str, Any] = {"features": features, "device": found.device}
     judge, *others = [load_embedder(spec, **how) for spec in specs]
-    made = report.evaluate(found, judge, others, ks=ks, metric=metric, subsets=subsets)
-    said = None
-    if judge.encode_text is not None and words != "none":
-        said = report.part_names(found, judge, report.vocabulary(found, words))
-    elif words not in (None, "none"):
+    vocabulary = None
+    if judge.encode_text is None and words not in (None, "none"):
         raise EmbedderError(f"--words needs a judge with a text tower, such as clip; {judge.name} has none")
+    if judge.encode_text is not None and words != "none":
+        try:
+            vocabulary = report.vocabulary(found, words)
+            judge.text(vocabulary[:2])
+        except StudyError as problem:
+            if words is not None:
+                raise
+            typer.secho(f"Without names: {problem} (--words FILE, or --words wordnet)", err=True)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", StudyWarning)
+        made = report.evaluate(found, judge, others, ks=ks, metric=metric, subsets=subsets)
+    for message in dict.fromkeys(str(one.message) for one in told if issubclass(one.category, StudyWarning)):
+        typer.secho(f"Mind: {message}", err=True)
+    said = None if vocabulary is None else report.part_names(found, judge, vocabulary)
     again = f"pure-nb {shlex.join(sys.argv[1:])}"
     paths = report.write(made, out, names=said, clear=clear, command=again)
     columns = ["k", "method", "neurons", "intra", "inter", "gap", "gap_se", "p"]

@@ -31,6 +31,10 @@ class ImageError(ValueError):
     """An image, or a folder of them, that can't be used."""
 
 
+class EmbedderError(ValueError):
+    """An embedder that can't be had, or that does not do what it should."""
+
+
 @dataclass(frozen=True)
 class Unreadable:
     """An image that could not be read: its number, its file where that is known, and the reason."""

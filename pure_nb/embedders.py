@@ -25,13 +25,14 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.error import URLError
 
 import numpy as np
 import open_clip
 import timm
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from numpy.typing import NDArray
 from PIL import Image
@@ -42,6 +43,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from pure_nb import models
+from pure_nb.data import EmbedderError
 from pure_nb.glyphs import MEAN, STD
 from pure_nb.layers import INPUT, activations, by_position
 
@@ -59,10 +61,6 @@ SPECS = (
     "mini-clip, mini-dino, pixels, clip, dinov2, open_clip:MODEL/TAG, timm:NAME, torchvision:NAME or FILE.py:FUNCTION, "
     "each but the first three with @FILE for local weights"
 )
-
-
-class EmbedderError(ValueError):
-    """An embedder that can't be had, or that does not do what it should."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +172,8 @@ class Embedder:
         """The same network, giving the vectors of pictures that can be compared with those of words."""
         if self.encode_text is None or self.encode_joint is None:
             raise EmbedderError(f"{self.name} has no text tower and can't name anything; take CLIP or mini-CLIP")
-        return replace(self, encode=self.encode_joint, fingerprint=f"{self.fingerprint}-joint")
+        network, _, _ = self.fingerprint.rpartition("-")
+        return replace(self, encode=self.encode_joint, fingerprint=f"{network}-pooled")
 
     def _checked(
         self, encode: Callable[[Any], Any], items: Sequence[Any], what: str, batch_size: int
@@ -186,6 +185,8 @@ class Embedder:
             some = list(items[start : start + batch_size])
             found = encode(some)
             array = found.detach().float().cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
+            with np.errstate(over="ignore"):  # too large for float32 is infinite, and reported below
+                array = array.astype(np.float32)
             if array.ndim != 2 or len(array) != len(some):
                 raise EmbedderError(
                     f"{self.name} returned an array {list(array.shape)} for {len(some)} {what}; expected "
@@ -197,7 +198,7 @@ class Embedder:
                     f"{self.name} returned NaN or infinity for number {start + int(np.argmin(finite))} of the {what}; "
                     "check its weights, and whether half precision overflows"
                 )
-            parts.append(array.astype(np.float32))
+            parts.append(array)
         if len({part.shape[1] for part in parts}) > 1:
             raise EmbedderError(f"{self.name} returned vectors of several lengths, {[p.shape[1] for p in parts][:5]}")
         return np.concatenate(parts)
@@ -247,6 +248,7 @@ def clip(
     EmbedderError
         If the model is not known, or its weights can't be fetched or do not fit.
     """
+    _check_features(features)
     own = model.startswith(("hf-hub:", "local-dir:"))
     with _explained(f"open_clip:{model}" if own else f"open_clip:{model}/{pretrained}", _clip_file(model, pretrained)):
         network, prepare = open_clip.create_model_from_pretrained(
@@ -308,13 +310,19 @@ def from_timm(
     EmbedderError
         If the model is not known, or its weights can't be fetched or do not fit.
     """
+    _check_features(features)
     if model.startswith("vit_base_patch14_dinov2") and "img_size" not in options:
         options["img_size"] = 224
-    where = f"model.safetensors of timm/{model} on the Hugging Face hub"
-    with _explained(f"timm:{model}", where):
+    with _explained(f"timm:{model}", f"model.safetensors of timm/{model}"):
         if weights is not None:  # timm knows how to read others' names, and gets the tensors from a safe reader
-            options["pretrained_cfg_overlay"] = {"state_dict": models.read_weights(weights)}
-        network: Any = timm.create_model(model, pretrained=True, num_classes=0, **options)
+            state = models.read_weights(weights)
+            own = timm.get_pretrained_cfg(model)
+            headless = not any(name.startswith(f"{own.classifier}.") for name in state) if own else True
+            # As many classes as the file has, or timm would not mind what else is missing in it.
+            overlay = {"state_dict": state} | ({"num_classes": 0} if headless else {})
+            options |= {"pretrained_cfg_overlay": overlay} | ({"num_classes": 0} if headless else {})
+        network: Any = timm.create_model(model, pretrained=True, **options)
+        network.reset_classifier(0)
     network.to(device).eval()
     size = {"img_size": options["img_size"]} if "img_size" in options else {}
     config = resolve_data_config(size, model=network)  # type: ignore[no-untyped-call]
@@ -329,7 +337,8 @@ def from_timm(
         return found
 
     encode = _encoder(forward, prepare, device)
-    return Embedder(name or model, _fingerprint(network, prepare, features), encode)
+    shown = (name or model) + ("" if features == "tokens" else " pooled")
+    return Embedder(shown, _fingerprint(network, prepare, features), encode)
 
 
 def from_network(
@@ -462,6 +471,8 @@ def load_embedder(spec: str, *, features: Features = "tokens", device: str = "cp
     if weights is not None and not weights.is_file():
         raise EmbedderError(f"there is no file of weights {str(weights)!r}, named in {spec!r}")
     source, _, name = kind.partition(":")
+    if weights is not None and name.startswith(("hf-hub:", "local-dir:")):
+        raise EmbedderError(f"{spec!r} names weights twice: {name!r} has its own; leave out @{file}")
     shipped: dict[str, Callable[[], Embedder]] = {
         "mini-clip": partial(mini_clip, features, device),
         "mini-dino": partial(mini_dino, features, device),
@@ -508,8 +519,8 @@ def _encoder(forward: Callable[[Tensor], Tensor], prepare: Callable[[Any], Any],
 
 
 def _fingerprint(model: nn.Module, prepare: object, features: str) -> str:
-    made = re.sub(r" at 0x[0-9a-f]+", "", f"{models.fingerprint(model)} {prepare!r} {features}")
-    return hashlib.sha256(made.encode()).hexdigest()[:16]
+    made = re.sub(r" at 0x[0-9a-f]+", "", f"{models.fingerprint(model)} {prepare!r}")
+    return f"{hashlib.sha256(made.encode()).hexdigest()[:16]}-{features}"
 
 
 def _clip_file(model: str, pretrained: str | Path | None) -> str:
@@ -517,7 +528,7 @@ def _clip_file(model: str, pretrained: str | Path | None) -> str:
     known = open_clip.get_pretrained_cfg(model, str(pretrained)) if ":" not in model else {}
     repository = str(known.get("hf_hub") or model.partition(":")[2]).strip("/")
     # The hub's file, and not OpenAI's own, which is a program and would have to be run to be read.
-    return f"open_clip_model.safetensors of {repository} on the Hugging Face hub"
+    return f"open_clip_model.safetensors of {repository}"
 
 
 @contextmanager
@@ -532,12 +543,25 @@ def _explained(spec: str, where: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError, UnpicklingError) as problem:
         if any(isinstance(cause, UNREACHABLE) for cause in _causes(problem)):
             raise EmbedderError(
-                f"the weights of {spec!r} could not be fetched ({problem}). Without a network, bring the file "
-                f"({where}) and name it: {spec.partition('/')[0]}@FILE"
+                f"the weights of {spec!r} could not be fetched, and are not in the cache {constants.HF_HUB_CACHE} "
+                f"({problem}). Without a network, {_how_to_bring(spec, where)}"
             ) from problem
         raise EmbedderError(f"{spec!r} can't be made: {problem}") from problem
     finally:
         logging.disable(before)
+
+
+def _how_to_bring(spec: str, where: str) -> str:
+    source, _, name = spec.partition(":")
+    if name.startswith("hf-hub:"):
+        repository = name.removeprefix("hf-hub:")
+        return f"bring the files of {repository} on the Hugging Face hub in a folder: {source}:local-dir:FOLDER"
+    return f"bring the file ({where} on the Hugging Face hub) and name it: {spec.partition('/')[0]}@FILE"
+
+
+def _check_features(features: str) -> None:
+    if features not in get_args(Features):
+        raise EmbedderError(f"features must be one of {', '.join(get_args(Features))}, got {features!r}")
 
 
 def _causes(problem: BaseException | None) -> list[BaseException]:

@@ -11,7 +11,8 @@ chapter *What CLIP says* builds both from scratch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ def distance_table(
     judge: NDArray[np.float32],
     methods: Mapping[str, NDArray[np.float32]],
     *,
-    channels: NDArray[np.bool_] | None = None,
+    used: NDArray[np.bool_] | None = None,
     truth: NDArray[np.int64] | None = None,
     ks: Sequence[int] = CHOICES,
     metric: Metric = "euclidean",
@@ -125,8 +126,9 @@ def distance_table(
     methods
         Vectors ``[channels, n, d']`` by name; each is clustered by the same k-means (:func:`pure_nb.virtual.cluster`).
         Labels drawn at random are added as ``"random"``.
-    channels
-        bool ``[channels]``: which to look at; all by default.
+    used
+        bool ``[channels, n]``: which images count, such as those that drive the channel; all by default. Neurons with
+        fewer than two are left out.
     truth
         int ``[channels, n]``: the true object of each image, added as ``"true objects"``. It has its own number of
         parts, and is repeated for every k.
@@ -155,9 +157,7 @@ def distance_table(
                 f"{name!r} has vectors {list(vectors.shape)} for a judge's {list(judge.shape)}; expected the same "
                 "neurons and images"
             )
-    chosen = np.arange(len(judge)) if channels is None else np.flatnonzero(channels)
-    if not len(chosen):
-        raise EvaluationError("there is no neuron to evaluate: all are dead")
+    used, chosen = _used(judge, used)
     blocks = []
     bar = tqdm(total=len(chosen), desc="distances", unit="neuron", disable=not progress)
     with bar, Parallel(n_jobs=-1 if len(chosen) >= MANY else 1) as parallel:
@@ -168,9 +168,9 @@ def distance_table(
                 found = parallel(
                     delayed(_neuron_rows)(
                         int(channel),
-                        judge[channel],
-                        {name: vectors[channel] for name, vectors in methods.items()},
-                        None if truth is None else truth[channel],
+                        judge[channel][used[channel]],
+                        {name: vectors[channel][used[channel]] for name, vectors in methods.items()},
+                        None if truth is None else truth[channel][used[channel]],
                         tuple(ks),
                         metric,
                         seed,
@@ -197,7 +197,8 @@ def _neuron_rows(
     metric: Metric,
     seed: int,
 ) -> list[tuple[Any, ...]]:
-    distances = pair_distances(judge, metric)
+    with _told(f"neuron {channel}"):
+        distances = pair_distances(judge, metric)
     generator = np.random.default_rng([seed, channel])  # the same whatever other neurons are looked at
     rows = []
     for k in ks:
@@ -224,13 +225,15 @@ def summary(
         The method that the others are compared with, at the same k and neuron by neuron.
     clear, judge
         Only neurons whose gap is above ``clear`` when the method ``judge`` takes them apart, as the paper does for
-        CLIP's own parts and 1.5.
+        CLIP's own parts and 1.5. They are chosen by that gap, so that the judge's own row, and rows of methods that
+        are like it, come out too large. A k without such neurons is not in the result.
 
     Returns
     -------
     DataFrame
         By k, and the largest gap first: ``k, method, neurons``; ``intra, inter, gap, overall``, each with its standard
-        error (standard deviation over the root of the number of neurons) in ``intra_se`` ...; ``difference`` of the gap
+        error (standard deviation over the root of the number of neurons) in ``intra_se`` ..., over the neurons that
+        have both distances; ``difference`` of the gap
         from the baseline's with ``difference_se``; and ``p`` of Wilcoxon's signed-rank test over the neurons, corrected
         for the number of all tests in the table (Benjamini and Hochberg).
 
@@ -252,9 +255,10 @@ def summary(
     for (k, method), own in table.groupby(["k", "method"], sort=False):
         base = table[(table["method"] == baseline) & (table["k"] == k)].set_index("channel")["gap"]
         difference = (own.set_index("channel")["gap"] - base).dropna().to_numpy()
-        row: dict[str, Any] = {"k": k, "method": method, "neurons": int(own["gap"].notna().sum())}
+        whole = own.dropna(subset=["gap"])  # all means are over the same neurons
+        row: dict[str, Any] = {"k": k, "method": method, "neurons": len(whole)}
         for name in ("intra", "inter", "gap", "overall"):
-            row[name], row[f"{name}_se"] = mean_and_error(own[name].dropna().to_numpy())
+            row[name], row[f"{name}_se"] = mean_and_error(whole[name].to_numpy())
         row["difference"], row["difference_se"] = mean_and_error(difference)
         row["p"] = float(wilcoxon(difference).pvalue) if np.any(difference) else float("nan")
         rows.append(row)
@@ -268,7 +272,7 @@ def alignment(
     judge: NDArray[np.float32],
     methods: Mapping[str, NDArray[np.float32]],
     *,
-    channels: NDArray[np.bool_] | None = None,
+    used: NDArray[np.bool_] | None = None,
     metric: Metric = "euclidean",
     subsets: int = 30,
     draws: int = 1000,
@@ -279,7 +283,7 @@ def alignment(
 
     Parameters
     ----------
-    judge, methods, channels, metric
+    judge, methods, used, metric
         As for :func:`distance_table`.
     subsets
         The neurons are split at random into so many, or fewer, if one would get less than two neurons.
@@ -296,28 +300,28 @@ def alignment(
         over all pairs of all neurons, its interval ``low`` to ``high`` by a bootstrap over *neurons*, and
         ``naive_low`` to ``naive_high``, the one that wrongly takes the pairs as independent; ``within``, the mean of
         the correlations inside single neurons, and ``within_se``; ``neurons``. For Spearman the bootstrap keeps the
-        ranks of the full sample. NaN where distances do not vary.
+        ranks of the full sample. NaN where distances do not vary, and for errors and intervals of a single neuron.
     """
-    chosen = np.arange(len(judge)) if channels is None else np.flatnonzero(channels)
-    if len(chosen) < 2:
-        raise EvaluationError(f"an alignment needs at least two neurons, got {len(chosen)}")
+    if subsets < 1:
+        raise EvaluationError(f"there must be at least one subset, got {subsets}")
+    used, chosen = _used(judge, used)
     generator = np.random.default_rng(seed)
     count = max(1, min(subsets, len(chosen) // 2))
     groups = np.array_split(generator.permutation(len(chosen)), count)
-    picks = generator.integers(0, len(chosen), (draws, len(chosen)))
-    judged = np.stack([pair_distances(judge[channel], metric) for channel in chosen])
+    picks = generator.integers(0, len(chosen), (draws if len(chosen) > 1 else 0, len(chosen)))
+    judged = _all_distances(judge, used, chosen, metric, "the judge")
     rows = []
     for name, vectors in methods.items():
-        own = np.stack([pair_distances(vectors[channel], metric) for channel in chosen])
+        own = _all_distances(vectors, used, chosen, metric, name)
         for measure in ("pearson", "spearman"):
             first, second = (judged, own) if measure == "pearson" else (_ranks(judged), _ranks(own))
             sums = _sums(first, second)
             pooled = float(_correlation(sums.sum(axis=0)))
             spread = _correlation(sums[picks].sum(axis=1))
             low, high = _quantiles(spread, level)
-            naive_low, naive_high = _fisher(pooled, first.size, level)
-            parts = np.array([_of_subset(judged[group], own[group], measure) for group in groups])
-            inside = np.array([_of_subset(judged[i], own[i], measure) for i in range(len(chosen))])
+            naive_low, naive_high = _fisher(pooled, sum(map(len, first)), level)
+            parts = np.array([_of_subset(judged, own, group, measure) for group in groups])
+            inside = np.array([_of_subset(judged, own, [i], measure) for i in range(len(chosen))])
             mean, error = mean_and_error(parts[np.isfinite(parts)])
             within, within_se = mean_and_error(inside[np.isfinite(inside)])
             rows.append(
@@ -352,17 +356,51 @@ def _mean(values: NDArray[np.floating[Any]]) -> float:
     return float(values.mean(dtype=np.float64)) if len(values) else float("nan")
 
 
-def _ranks(distances: NDArray[np.float32]) -> NDArray[np.float32]:
+@contextmanager
+def _told(whose: str) -> Iterator[None]:
+    """Say whose distances failed."""
+    try:
+        yield
+    except EvaluationError as problem:
+        raise EvaluationError(f"{whose}: {problem}") from problem
+
+
+def _used(judge: NDArray[np.float32], used: NDArray[np.bool_] | None) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which images count, and the neurons with at least two of them."""
+    used = np.ones(judge.shape[:2], dtype=np.bool_) if used is None else used
+    chosen = np.flatnonzero(used.sum(axis=1) >= 2)
+    if not len(chosen):
+        raise EvaluationError("there is no neuron to evaluate: none is driven by two images")
+    return used, chosen
+
+
+Distances = list[NDArray[np.float32]]
+
+
+def _all_distances(
+    vectors: NDArray[np.float32], used: NDArray[np.bool_], chosen: NDArray[np.int64], metric: Metric, name: str
+) -> Distances:
+    found = []
+    for channel in chosen:
+        with _told(f"neuron {channel}, vectors of {name}"):
+            found.append(pair_distances(vectors[channel][used[channel]], metric))
+    return found
+
+
+def _ranks(distances: Distances) -> Distances:
     """Ranks over all neurons' pairs together."""
-    return rankdata(distances).reshape(distances.shape).astype(np.float32)
+    ranks = rankdata(np.concatenate(distances)).astype(np.float32)
+    return np.split(ranks, np.cumsum([len(own) for own in distances])[:-1])
 
 
-def _sums(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
+def _sums(first: Distances, second: Distances) -> NDArray[np.float64]:
     """For each neuron what a correlation is made of: ``[neurons, 6]``, of values that were centred for precision."""
-    x = first.astype(np.float64) - first.mean(dtype=np.float64)
-    y = second.astype(np.float64) - second.mean(dtype=np.float64)
-    ones = np.full(len(x), x.shape[1], dtype=np.float64)
-    return np.stack([ones, x.sum(1), y.sum(1), (x * x).sum(1), (y * y).sum(1), (x * y).sum(1)], axis=1)
+    middles = [np.concatenate(side).mean(dtype=np.float64) for side in (first, second)]
+    rows = []
+    for one, other in zip(first, second):
+        x, y = (side.astype(np.float64) - middle for side, middle in zip((one, other), middles))
+        rows.append([len(x), x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()])
+    return np.array(rows)
 
 
 def _correlation(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -387,8 +425,9 @@ def _fisher(correlation: float, pairs: int, level: float) -> tuple[float, float]
     return float(np.tanh(middle - reach)), float(np.tanh(middle + reach))
 
 
-def _of_subset(first: NDArray[np.float32], second: NDArray[np.float32], measure: str) -> float:
-    x, y = first.ravel().astype(np.float64), second.ravel().astype(np.float64)
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
+def _of_subset(first: Distances, second: Distances, members: Sequence[int] | NDArray[np.int64], measure: str) -> float:
+    """Correlation over the pairs of some neurons; NaN where a side does not vary."""
+    x, y = (np.concatenate([side[i] for i in members]).astype(np.float64) for side in (first, second))
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     return float((pearsonr if measure == "pearson" else spearmanr)(x, y).statistic)

@@ -1,25 +1,22 @@
 """What is a part called? Virtual neurons named by CLIP: the word whose vector is nearest to those of its crops.
 
 An answer needs its doubt. Some words are near every picture, so a word counts by how much nearer it is to this part
-than to all crops together. And the best of many words is always near something: a part whose best word is no better
-than that of crops drawn at random is called "unsure".
+than to all crops together. The best of many words is always near something: a part whose best word is no better than
+that of crops drawn at random is called "unsure". And so is a part whose word is not the same when its crops are drawn
+anew: one that shows two things, say, or a thing between two words.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from timm.data.imagenet_info import ImageNetInfo
 
-from pure_nb.embedders import EmbedderError
-
-if TYPE_CHECKING:
-    from pure_nb.wordnet import WordNet
+from pure_nb.data import EmbedderError
 
 UNSURE = "unsure"
 
@@ -38,6 +35,8 @@ class Name:
         The second word, and how much lower its score is.
     gain
         How much higher the word's score is than for all crops of the neuron; 0 for the neuron itself.
+    stability
+        Share of bootstrap draws from these crops whose best word is the same.
     p
         Share of sets of as many crops, drawn at random from all neurons, whose best word has at least this score; this
         set counted in.
@@ -48,11 +47,12 @@ class Name:
     runner_up: str
     margin: float
     gain: float
+    stability: float
     p: float
 
     def said(self, alpha: float = 0.05) -> str:
-        """The word, or ``"unsure"`` where p is above ``alpha``."""
-        return self.word if self.p <= alpha else UNSURE
+        """The word, or ``"unsure"`` where p is above ``alpha``, or the stability below ``1 - alpha``."""
+        return self.word if self.p <= alpha and self.stability >= 1 - alpha else UNSURE
 
 
 class Namer:
@@ -62,18 +62,19 @@ class Namer:
     ----------
     crops
         float ``[m, d]``: vectors of all crops of all neurons, of :attr:`pure_nb.embedders.Embedder.joint`. What they
-        have in common says nothing about any part, and random sets of them are the null.
+        have in common says nothing about any part, and random sets of them are the null: with the crops of a single
+        neuron alone, that neuron as a whole can't be named.
     words, vectors
         The vocabulary, and its vectors ``[words, d]`` from :meth:`pure_nb.embedders.Embedder.text`.
     draws
-        Random sets for each size.
+        Random sets for each size, and bootstrap draws for each part.
     seed
         Of the draws.
 
     Raises
     ------
     ValueError
-        If there are fewer than two words, or the vectors don't fit together.
+        If there are fewer than two words, or one twice, or the vectors don't fit together.
     """
 
     def __init__(
@@ -87,6 +88,8 @@ class Namer:
     ) -> None:
         if len(words) < 2 or len(words) != len(vectors):
             raise ValueError(f"naming needs at least two words and a vector for each, got {len(words)}, {len(vectors)}")
+        if len(set(words)) < len(words):
+            raise ValueError("a word is twice in the vocabulary")
         if crops.ndim != 2 or crops.shape[1] != vectors.shape[1]:
             raise ValueError(f"expected crops [m, {vectors.shape[1]}] as the words' vectors, got {list(crops.shape)}")
         self.words, self._draws, self._seed = tuple(words), draws, seed
@@ -121,8 +124,15 @@ class Namer:
             runner_up=self.words[second],
             margin=float(scores[first] - scores[second]),
             gain=float(scores[first] - base[first]),
+            stability=self._stability(crops, int(first)),
             p=float((1 + (null >= scores[first]).sum()) / (1 + len(null))),
         )
+
+    def _stability(self, crops: NDArray[np.float32], word: int) -> float:
+        """How often a word is the best when the crops are drawn anew."""
+        weights = np.random.default_rng(self._seed).multinomial(len(crops), [1 / len(crops)] * len(crops), self._draws)
+        means = weights @ _unit(crops) / len(crops) - self._middle
+        return float(((means @ self._vectors.T).argmax(axis=1) == word).mean())
 
     def _best_of_random(self, size: int) -> NDArray[np.float64]:
         """The best words' scores of random sets of crops."""
@@ -153,17 +163,10 @@ def vocabulary_from(path: Path) -> list[str]:
     return words
 
 
-def nouns(wordnet: WordNet, count: int = 5000) -> list[str]:
-    """The nouns of WordNet with the most senses, which are the most used ones (Zipf's law of meaning).
-
-    Proper names are left out. Equally many senses: in the order of the alphabet.
-    """
-    senses: Counter[str] = Counter()
-    for synset in wordnet.reader.all_synsets("n"):
-        if not synset.instance_hypernyms():  # those of persons and places
-            senses.update(synset.lemma_names())
-    often = sorted(senses, key=lambda word: (-senses[word], word))[:count]
-    return [word.replace("_", " ") for word in often]
+def nouns() -> list[str]:
+    """What can be seen: the first word of each WordNet noun of ImageNet-22k, as timm has them; some 20,000."""
+    words = (description.split(",")[0] for description in ImageNetInfo("imagenet22k").label_descriptions())
+    return list(dict.fromkeys(words))
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:

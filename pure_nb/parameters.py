@@ -9,11 +9,15 @@ from typing import Any
 
 from pure_nb.circuits import Rule, Seed
 from pure_nb.references import By
-from pure_nb.render import Look
+from pure_nb.render import Crop
 
 
 class StudyError(ValueError):
     """A study that is not there or does not make sense."""
+
+
+class StudyWarning(UserWarning):
+    """Something that was done otherwise than asked."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,10 @@ class Parameters:
         How relevance is propagated: ``"gradient"`` or ``"lrp"``.
     seed
         Where it starts: ``"activation"``, ``"peak"`` or ``"unit"``; see :func:`pure_nb.circuits.seeded`.
-    look
-        How reference images are cropped for embedders: ``"crp"``, as the paper, or ``"activation"``, which is far
-        cheaper; see :func:`pure_nb.render.heatmaps`.
+    crop
+        How reference images are cropped for embedders: ``"crp"``, by relevance from all positions as the paper;
+        ``"peak"``, by relevance from the maximum alone; or ``"activation"``, by the activation map, which is far
+        cheaper. See :func:`pure_nb.render.heatmaps`.
     k
         Virtual neurons of each neuron; 0 chooses, neuron by neuron.
     random
@@ -52,7 +57,7 @@ class Parameters:
     by: By = "max"
     rule: Rule = "gradient"
     seed: Seed = "activation"
-    look: Look = "crp"
+    crop: Crop = "crp"
     k: int = 0
     random: int = 0
     share: float = 0.03
@@ -78,7 +83,7 @@ def checked(values: Mapping[str, Any]) -> Parameters:
         ("by", ("max", "mean")),
         ("rule", ("gradient", "lrp")),
         ("seed", ("activation", "peak", "unit")),
-        ("look", ("crp", "activation")),
+        ("crop", ("crp", "peak", "activation")),
     ]
     for name, options in allowed:
         if getattr(found, name) not in options:

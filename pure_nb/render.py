@@ -30,6 +30,7 @@ from pure_nb.store import Store
 
 Picture = NDArray[np.uint8]
 Look = Literal["crp", "activation"]
+Crop = Literal["crp", "peak", "activation"]
 
 BLUR = 51 / 224
 """Side of the Gaussian kernel for pictures, in parts of the picture's side (the paper: 51 of 224 pixels)."""

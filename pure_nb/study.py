@@ -32,10 +32,10 @@ from pure_nb import models, truth
 from pure_nb.blocks import by_blocks
 from pure_nb.circuits import circuits
 from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
-from pure_nb.data import ImageError, Images, Unreadable, class_labels
+from pure_nb.data import EmbedderError, ImageError, Images, Unreadable, class_labels
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
 from pure_nb.layers import INPUT, LayerError, LayerShape, get_layer, require, resting
-from pure_nb.parameters import PARAMETERS, Parameters, StudyError, checked, word
+from pure_nb.parameters import PARAMETERS, Parameters, StudyError, StudyWarning, checked, word
 from pure_nb.references import References, TopReferences
 from pure_nb.relevance import (
     ClassRelevance,
@@ -589,37 +589,47 @@ class Study:
 
     @cached_property
     def boxes(self) -> NDArray[np.int32]:
-        """The squares that each channel looks at in its references, as the paper crops them: ``[channels, n, 4]``.
+        """The squares that each channel looks at in its references, by the parameter ``crop``: ``[channels, n, 4]``.
 
         See :func:`pure_nb.render.boxes`. Where the rules of CRP do not fit the network, a warning says so and the
         activation map is used, or the whole picture where the layer has no grid.
         """
+        wanted = self.parameters.crop
 
-        def compute(blocks: Store | None) -> tuple[Arrays, None]:
+        def compute(blocks: Store | None) -> tuple[Arrays, str]:
             sample = self.references.sample
             channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
             how: dict[str, Any] = {
-                "target": self.parameters.target,
-                "look": self.parameters.look,
-                "seed": self.parameters.seed,
+                "look": "activation" if wanted == "activation" else "crp",
+                "seed": "peak" if wanted == "peak" else "activation",
                 "batch_size": min(self.batch_size, 16),
                 "device": self.device,
                 "store": blocks,
                 "progress": self.progress,
             }
+            layer, note = self.parameters.target, ""
             try:
-                found = boxes(self.model, self.images, channel, sample, **how)
+                found = boxes(self.model, self.images, channel, sample, target=layer, **how)
             except LayerError as problem:
-                if len(self.references.grid) == 2 and how["look"] == "crp":
-                    warnings.warn(f"crops follow the activation map, since {problem}", stacklevel=3)
-                    found = boxes(self.model, self.images, channel, sample, **how | {"look": "activation"})
+                if len(self.references.grid) == 2 and wanted != "activation":
+                    note = f"crops follow the activation map, since {problem}"
+                    how["look"] = "activation"
+                    found = boxes(self.model, self.images, channel, sample, target=layer, **how)
                 else:
-                    warnings.warn(f"crops are whole pictures, since {problem}", stacklevel=3)
+                    note = f"crops are whole pictures, since {problem}"
                     height, width = self.images.example.shape[-2:]
                     found = np.tile(np.array([0, 0, width, height], dtype=np.int32), (*sample.shape, 1))
-            return {"box": found}, None
+            return {"box": found}, note
 
-        return self._kept("boxes", self._boxes_key(), compute)[0]["box"]
+        arrays, note = self._kept("boxes", self._boxes_key(), compute)
+        if note:
+            warnings.warn(note, StudyWarning, stacklevel=2)
+        return arrays["box"]
+
+    @property
+    def driven(self) -> NDArray[np.bool_]:
+        """Bool ``[channels, n]``: which references drive their channel at all, by a positive activation."""
+        return self.references.score > 0
 
     def crops_of(self, channel: int, ranks: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Crops of a channel's references of given ranks, as embedders see them: uint8 ``[side, side, 3]`` each."""
@@ -636,13 +646,22 @@ class Study:
         def compute(blocks: Store | None) -> tuple[Arrays, None]:
             sample, box = self.references.sample.ravel(), self.boxes.reshape(-1, 4)
 
+            lengths: set[int] = set()
+
             def of(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.float32]:
-                parts = []
+                parts, last, picture = [], -1, np.empty(0, dtype=np.uint8)
                 for start in range(0, len(block), CROPS):
-                    some = block[start : start + CROPS]
-                    pictures = {number: self.images.picture(number) for number in np.unique(sample[some]).tolist()}
-                    parts.append(embedder.images([cropped(pictures[int(sample[row])], box[row]) for row in some]))
-                    done(len(some))
+                    crops = []
+                    for row in block[start : start + CROPS].tolist():  # the pairs of one image follow each other
+                        if sample[row] != last:
+                            last = int(sample[row])
+                            picture = self.images.picture(last)
+                        crops.append(cropped(picture, box[row]))
+                    parts.append(embedder.images(crops))
+                    lengths.add(parts[-1].shape[1])
+                    if len(lengths) > 1:
+                        raise EmbedderError(f"{embedder.name} returned vectors of several lengths, {sorted(lengths)}")
+                    done(len(crops))
                 return np.concatenate(parts)
 
             name = f"crops to {embedder.name}"
@@ -653,6 +672,12 @@ class Study:
 
         key = self._boxes_key() | {"step": "embeddings", "how": FORMAT["embeddings"], "embedder": embedder.fingerprint}
         return self._kept("embeddings", key, compute)[0]["vectors"]
+
+    def word_vectors(self, embedder: Embedder, words: Sequence[str]) -> NDArray[np.float32]:
+        """An embedder's vectors of words, float32 ``[words, d]``; kept, since a large vocabulary takes long."""
+        asked = {"embedder": embedder.fingerprint, "prompts": list(embedder.prompts), "words": list(words)}
+        key: dict[str, object] = {"step": "words", **asked}
+        return self._kept("words", key, lambda _: ({"vectors": embedder.text(words)}, None))[0]["vectors"]
 
     @cached_property
     def activation_vectors(self) -> dict[str, NDArray[np.float32]]:
@@ -781,7 +806,7 @@ class Study:
         return self._key("references", "target", "n", "by")
 
     def _boxes_key(self) -> dict[str, object]:
-        return self._key("boxes", "target", "n", "by", "seed", "look")
+        return self._key("boxes", "target", "n", "by", "crop")
 
     def _layouts_key(self) -> dict[str, object]:
         return self._key("layouts", "target", "lower", "n", "by", "rule", "seed", "random")

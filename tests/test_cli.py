@@ -415,9 +415,27 @@ def test_evaluate_without_words(finished: Path, tmp_path: Path) -> None:
         (["--embedder", "pixels", "--k", "x"], "can't read 'x' in --k 'x'"),
         (["3"], "what is '3'? Numbers of parts come after --k"),
         (["--embedder", "pixels", "--metric", "nonsense"], "the metric 'nonsense' can't be used"),
+        (["--embedder", "pixels", "--crop", "nonsense"], "crop must be one of"),
+        (["--embedder", "pixels", "--features", "nonsense"], "--features must be one of tokens, pooled"),
         (["--embedder", "pixels", "--clear", "99"], "no neuron has a gap above 99"),
         (["--embedder", "mini-clip", "--words", "nowhere.txt"], "can't be read as a list of words"),
     ],
 )
 def test_evaluate_errors(finished: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     assert message in failed(on(finished, "evaluate", *arguments, "--out", tmp_path))
+
+
+def test_evaluate_without_labels(tmp_path: Path) -> None:
+    """The network's classes are not those of the folder, so that there is no vocabulary: the rest is written."""
+    picture_folder(tmp_path / "pictures", 12, size=96)
+    text = TOML.replace(
+        'source = "glyphs"\nlength = 40', 'source = "folder"\nroot = "pictures"\nresize = 96\ncrop = 96'
+    )
+    (tmp_path / "folder.toml").write_text(text.replace('name = "small"', 'name = "folder"'))
+    how = ["--store", tmp_path, "--embedder", "mini-clip", "--k", "2", "--out", tmp_path / "out"]
+    result = call("evaluate", tmp_path / "folder.toml", *how)
+    assert result.exit_code == 0, result.output
+    assert "Without names:" in result.output
+    assert not (tmp_path / "out" / "names.csv").exists()
+    message = failed(call("evaluate", tmp_path / "folder.toml", *how, "--words", "classes"))
+    assert "the classes can't be the vocabulary" in message

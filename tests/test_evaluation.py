@@ -136,7 +136,7 @@ def case(
 def test_table_against_a_loop() -> None:
     judge, methods, truth = case()
     alive = np.array([True, True, False, True, True])
-    table = distance_table(judge, methods, channels=alive, truth=truth, ks=(2, 3))
+    table = distance_table(judge, methods, used=np.repeat(alive[:, None], 16, axis=1), truth=truth, ks=(2, 3))
     assert set(table["method"]) == {"good", "bad", "judge", RANDOM, TRUE}
     assert len(table) == 4 * 2 * 5
     assert table["channel"].unique().tolist() == [0, 1, 3, 4]
@@ -153,7 +153,7 @@ def test_table_against_a_loop() -> None:
 def test_random_labels_do_not_depend_on_the_other_neurons() -> None:
     judge, methods, _ = case()
     every = distance_table(judge, methods, ks=(2,))
-    some = distance_table(judge, methods, channels=np.arange(5) >= 3, ks=(2,))
+    some = distance_table(judge, methods, used=np.repeat(np.arange(5)[:, None] >= 3, 16, axis=1), ks=(2,))
     pd.testing.assert_frame_equal(every[every["channel"] >= 3].reset_index(drop=True), some)
 
 
@@ -188,10 +188,10 @@ def test_table_errors() -> None:
         distance_table(judge, {"short": judge[:4]})
     with pytest.raises(EvaluationError, match="1 or more, got"):
         distance_table(judge, methods, ks=(0,))
-    with pytest.raises(EvaluationError, match="all are dead"):
-        distance_table(judge, methods, channels=np.zeros(5, dtype=bool))
+    with pytest.raises(EvaluationError, match="none is driven by two images"):
+        distance_table(judge, methods, used=np.zeros((5, 16), dtype=bool))
     judge[1, 2, 3] = np.nan
-    with pytest.raises(EvaluationError, match="is nan"):
+    with pytest.raises(EvaluationError, match=r"neuron 1: .* is nan"):
         distance_table(judge, methods)
 
 
@@ -222,25 +222,54 @@ def test_summary() -> None:
 
 def test_summary_of_clear_neurons() -> None:
     judge, methods, _ = case(neurons=12)
-    table = distance_table(judge, methods, ks=(2,))
-    own = table[table["method"] == "judge"].set_index("channel")["gap"]
-    limit = float(own.median())
+    table = distance_table(judge, methods, ks=(2, 4))
+    own = table[table["method"] == "judge"]
+    limit = float(own["gap"].median())
     found = summary(table, "good", clear=limit, judge="judge")
-    assert (found["neurons"] == (own > limit).sum()).all()
+    for k in (2, 4):
+        kept = own[(own["k"] == k) & (own["gap"] > limit)]["channel"]
+        assert (found.loc[found["k"] == k, "neurons"] == len(kept)).all()
+        expected = table[(table["k"] == k) & (table["method"] == "good") & table["channel"].isin(kept)]["gap"].mean()
+        row = found[(found["k"] == k) & (found["method"] == "good")].iloc[0]
+        assert row["gap"] == pytest.approx(expected)
+    assert len(set(found["neurons"])) == 2
     with pytest.raises(EvaluationError, match="no neuron has a gap above 99"):
         summary(table, "good", clear=99, judge="judge")
     with pytest.raises(EvaluationError, match="no method 'other'; there are good, bad, judge, random"):
         summary(table, "other")
 
 
+def test_images_that_do_not_count() -> None:
+    """They are not clustered, and no pair of theirs is measured; whatever their vectors are."""
+    judge, methods, truth = case(neurons=4)
+    used = np.random.default_rng(0).random((4, 16)) < 0.7
+    used[3] = False
+    used[3, 5] = True
+    spoilt = {name: np.where(used[..., None], vectors, 1e6).astype(np.float32) for name, vectors in methods.items()}
+    table = distance_table(judge, spoilt, used=used, truth=truth, ks=(3,))
+    assert table["channel"].unique().tolist() == [0, 1, 2]
+    for row in table[table["method"] != RANDOM].itertuples():
+        own = used[row.channel]
+        labels = truth[row.channel][own] if row.method == TRUE else cluster(methods[row.method][row.channel][own], 3)
+        expected = slow_intra_inter(judge[row.channel][own], labels)
+        np.testing.assert_allclose([row.intra, row.inter, row.overall], expected, rtol=1e-5)
+    found = alignment(judge, {"good": spoilt["good"]}, used=used, draws=50)
+    first = np.concatenate([slow_distances(judge[i][used[i]], "euclidean") for i in range(3)])
+    second = np.concatenate([slow_distances(methods["good"][i][used[i]], "euclidean") for i in range(3)])
+    assert found["pooled"].tolist() == pytest.approx(
+        [pearsonr(first, second).statistic, spearmanr(first, second).statistic], abs=1e-5
+    )
+
+
 def test_summary_leaves_out_what_is_not_defined() -> None:
-    rows = [(0, "a", 2, 1.0, np.nan, np.nan, 1.0), (1, "a", 2, 1.0, 2.0, 1.0, 1.5), (2, "a", 2, 1.0, 4.0, 3.0, 2.0)]
+    rows = [(0, "a", 2, 9.0, np.nan, np.nan, 9.0), (1, "a", 2, 1.0, 2.0, 1.0, 1.5), (2, "a", 2, 1.0, 4.0, 3.0, 2.0)]
     rows += [(channel, "b", 2, 1.0, 1.5, 0.5, 1.2) for channel in range(3)]
     found = summary(pd.DataFrame(rows, columns=evaluation.COLUMNS), "b").set_index("method")
     assert found.loc["a", "neurons"] == 2
     assert found.loc["a", "gap"] == 2
     assert found.loc["a", "difference"] == pytest.approx(1.5)
     assert found.loc["a", "gap_se"] == pytest.approx(1)
+    assert found.loc["a", "inter"] - found.loc["a", "intra"] == found.loc["a", "gap"]  # of the same neurons
 
 
 def test_mean_and_error() -> None:
@@ -303,8 +332,24 @@ def test_alignment_of_what_does_not_vary() -> None:
     judge = vectors(4, 6, 3)
     found = alignment(judge, {"flat": np.ones((4, 6, 2), np.float32)}, draws=20)
     assert found[["mean", "pooled", "low", "high", "naive_low", "within"]].isna().all().all()
-    with pytest.raises(EvaluationError, match="at least two neurons, got 1"):
-        alignment(judge, {"flat": judge}, channels=np.arange(4) == 1)
+    with pytest.raises(EvaluationError, match="at least one subset, got 0"):
+        alignment(judge, {"flat": judge}, subsets=0)
+
+
+def test_alignment_of_one_neuron() -> None:
+    judge = vectors(4, 6, 3)
+    used = np.repeat(np.arange(4)[:, None] == 1, 6, axis=1)
+    found = alignment(judge, {"same": 2 * judge}, used=used)
+    np.testing.assert_allclose(found[["mean", "pooled", "within"]], 1, atol=1e-5)
+    assert found[["standard_error", "low", "high", "within_se"]].isna().all().all()
+
+
+def test_errors_say_whose_vectors() -> None:
+    judge = vectors(3, 6, 3)
+    flat = judge.copy()
+    flat[2, 4] = 0
+    with pytest.raises(EvaluationError, match="neuron 2, vectors of flat: the cosine distance of images 0 and 4"):
+        alignment(judge, {"flat": flat}, metric="cosine")
 
 
 @settings(max_examples=20, deadline=None)

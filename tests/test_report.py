@@ -19,7 +19,7 @@ from small import Items, Tokens, noise, plain
 from pure_nb import blocks, report
 from pure_nb.data import Images
 from pure_nb.embedders import Embedder, EmbedderError, mini_clip, pixels
-from pure_nb.evaluation import distance_table
+from pure_nb.evaluation import EvaluationError, distance_table, intra_inter, pair_distances
 from pure_nb.evaluation_plots import named_parts_figure
 from pure_nb.layers import LayerError
 from pure_nb.parameters import StudyError
@@ -42,14 +42,16 @@ def mine(tmp_path: Path, **how: Any) -> Study:
     return Study.of(settings.pop("model", None) or plain(), images, "4", "2", **settings)
 
 
-@pytest.mark.parametrize("seed", ["activation", "peak"])
-def test_boxes_are_those_of_the_views(glyph_study: Study, seed: Any) -> None:
-    study = glyph_study
+@pytest.mark.parametrize(("crop", "seed"), [("crp", "activation"), ("peak", "peak")])
+def test_boxes_are_those_of_the_views(glyph_study: Study, crop: str, seed: Any) -> None:
+    study = glyph_study.using(crop=crop)
     channel, sample = np.repeat([3, 9], 4), study.references.sample[[3, 9], :4].ravel()
     how: dict[str, Any] = {"target": "layer4", "seed": seed}
     found = boxes(study.model, study.images, channel, sample, **how)
     expected = views(study.model, study.images, channel, sample, blur=CROP_BLUR, **how)
     assert found.tolist() == [list(view.box) for view in expected]
+    assert study.boxes[[3, 9], :4].reshape(-1, 4).tolist() == found.tolist()
+    assert study.using(seed="peak").boxes.tolist() == study.boxes.tolist()  # circuits and crops are asked for apart
 
 
 def test_crops_are_cut_from_the_pictures(glyph_study: Study) -> None:
@@ -90,6 +92,24 @@ def test_each_image_is_read_once_and_a_stop_loses_little(tmp_path: Path, monkeyp
     assert not items.loaded
 
 
+def test_each_image_is_read_once_for_many_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pure_nb.study.CROPS", 4)  # the crops of an image do not fit into one go
+    items = Items(noise(5))
+    study = mine(tmp_path, images=Images(items), n=5)
+    study.boxes  # noqa: B018
+    items.loaded.clear()
+    study.embeddings(Embedder("colours", "colours", colours))
+    assert sorted(items.loaded) == list(range(5))
+
+
+def test_lengths_that_change_between_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 12)
+    sizes = iter(range(2, 99))
+    odd = Embedder("odd", "odd", lambda items: np.ones((len(items), next(sizes))))
+    with pytest.raises(EmbedderError, match="odd returned vectors of several lengths"):
+        mine(tmp_path, batch_size=4).embeddings(odd)
+
+
 def misfit(*_: Any) -> None:
     raise LayerError("the rules do not fit")
 
@@ -105,6 +125,10 @@ def test_crops_where_lrp_does_not_fit(tmp_path: Path, monkeypatch: pytest.Monkey
     sample = with_grid.references.sample[2]
     expected = boxes(plain(), with_grid.images, np.full(6, 2), sample, target="4", look="activation")
     assert found[2].tolist() == expected.tolist()
+    monkeypatch.undo()
+    again = mine(tmp_path / "grid")
+    with pytest.warns(UserWarning, match="crops follow the activation map"):  # told again when they are found again
+        np.testing.assert_array_equal(again.boxes, found)
 
 
 def test_descriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +147,7 @@ def test_evaluation_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     study = mine(tmp_path)
     found = evaluate(study, pixels(4), [Embedder("colours", "c", colours)], ks=(2, 3))
     vectors = descriptions(study, [pixels(4), Embedder("colours", "c", colours)])
-    expected = distance_table(vectors["pixels"], vectors, channels=study.references.alive, ks=(2, 3))
+    expected = distance_table(vectors["pixels"], vectors, used=study.driven, ks=(2, 3))
     pd.testing.assert_frame_equal(found.distances, expected)
     assert set(found.alignment["method"]) == set(vectors) - {"pixels"}
     monkeypatch.setattr(report.evaluation, "distance_table", lambda *_, **__: pytest.fail("computed again"))
@@ -138,8 +162,12 @@ def test_another_embedder_is_not_taken_for_this_one(tmp_path: Path) -> None:
     first = evaluate(study, pixels(4), ks=(2,)).distances
     second = evaluate(study, pixels(5), ks=(2,)).distances
     assert not first["overall"].equals(second["overall"])
-    with pytest.raises(StudyError, match="two embedders have the same name, among pixels, pixels"):
+    with pytest.raises(StudyError, match=r"two methods have the same name, among .*pixels, pixels"):
         evaluate(study, pixels(4), [pixels(5)])
+    with pytest.raises(StudyError, match="two methods have the same name"):
+        evaluate(study, replace(pixels(4), name="activation"))
+    with pytest.raises(EvaluationError, match="the metric 'nonsense' can't be used"):
+        evaluate(study, pixels(4), metric="nonsense")
 
 
 def test_without_a_store() -> None:
@@ -194,6 +222,7 @@ def test_vocabularies(glyph_study: Study, tmp_path: Path) -> None:
     assert report.vocabulary(glyph_study, str(tmp_path / "words.txt")) == ["cat", "moon"]
     table = part_names(glyph_study, mini_clip(), ["cat", "moon"], k=2)
     assert set(table["word"]) <= {"cat", "moon"}
+    assert len(report.vocabulary(glyph_study, "wordnet")) > 15_000
     with pytest.raises(EmbedderError, match="does not know the word 'horse'"):
         part_names(glyph_study, mini_clip(), ["cat", "horse"])
     with pytest.raises(EmbedderError, match="pixels has no text tower"):
@@ -201,6 +230,29 @@ def test_vocabularies(glyph_study: Study, tmp_path: Path) -> None:
     unlabelled = mine(tmp_path)
     with pytest.raises(StudyError, match=r"the classes can.t be the vocabulary, since .* give a list of words"):
         report.vocabulary(unlabelled)
+
+
+def test_references_that_do_not_drive_the_neuron(tmp_path: Path) -> None:
+    model = plain()
+    model[4].bias.data -= 0.18  # many references of most channels end below zero
+    study = mine(tmp_path, model=model, n=15, k=2)
+    driven = study.driven
+    assert 0 < (~driven).sum() < driven.size
+    found = evaluate(study, pixels(4), ks=(2,))
+    assert sorted(found.distances["channel"].unique()) == np.flatnonzero(driven.sum(axis=1) >= 2).tolist()
+    channel = int(np.argmax((driven.sum(axis=1) >= 3) & ~driven.all(axis=1)))
+    labels = cluster(study.circuits[channel][driven[channel]], 2)
+    own = study.embeddings(pixels(4))[channel][driven[channel]]
+    row = found.distances.query(f"channel == {channel} and method == '{GRADIENT}'").iloc[0]
+    assert row["intra"] == pytest.approx(intra_inter(pair_distances(own), labels)[0])
+
+
+def test_classes_with_the_same_name(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Study, "class_names", ("n02012849", "n03126707", "polar_bear", "polar bear"))  # two cranes
+    words = report.class_words(glyph_study)
+    assert words[0] == "crane"
+    assert words[2] == "polar bear"
+    assert len(set(words)) == 4
 
 
 def test_what_is_written(glyph_study: Study, tmp_path: Path) -> None:
