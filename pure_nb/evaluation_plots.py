@@ -169,7 +169,7 @@ def named_parts_figure(
         if name.said() == name.word:
             text += f", {name.score:.2f}; then {name.runner_up}, {name.score - name.margin:.2f}"
         else:
-            text += f" (nearest: {name.word}, p = {name.p:.2f})"
+            text += f" (nearest: {name.word}, in {name.stability:.0%} of new draws)"
         colour = "black" if part < 0 else PALETTE[part % len(PALETTE)]
         axes.set_title(textwrap.shorten(text, 90, placeholder=" ..."), fontsize=10, loc="left", color=colour)
     figure.suptitle(f"{study.parameters.target} / {channel} in {len(parts) - 1} parts", fontsize=12)

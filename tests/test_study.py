@@ -416,7 +416,7 @@ def test_missing_study_file(tmp_path: Path) -> None:
         ("[run]", "[runs]", r"expected the tables \[model\], \[images\] and \[parameters\].*found .*'runs'"),
         ("[images]", "[pictures]", "expected the tables"),
         ('target = "layer4"', "", "needs the parameters target and lower"),
-        ("n = 8", "m = 8", "there is no parameter 'm'; there are target, lower, n, by, rule, seed, k, random"),
+        ("n = 8", "m = 8", "there is no parameter 'm'; there are target, lower, n, by, rule, seed, crop, k, random"),
         ("n = 8", "n = 1", "n must be at least 2 and k at least 0, got n=1, k=2"),
         ("k = 2", "k = -1", "k at least 0, got n=8, k=-1"),
         ("n = 8", 'n = "many"', "n must be a whole number, got 'many'"),
