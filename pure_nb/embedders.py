@@ -54,7 +54,7 @@ Features = Literal["tokens", "pooled"]
 PROMPTS = ("a photo of a {}.", "a cropped photo of a {}.", "a picture of a {}.")
 """What CLIP is asked; the vectors of the three are averaged, as in the paper of CLIP."""
 
-UNREACHABLE = (URLError, ConnectionError, TimeoutError, socket.gaierror, LocalEntryNotFoundError, OfflineModeIsEnabled)
+_UNREACHABLE = (URLError, ConnectionError, TimeoutError, socket.gaierror, LocalEntryNotFoundError, OfflineModeIsEnabled)
 """Errors that mean that a hub can't be reached, and that its files are not in the cache either."""
 
 SPECS = (
@@ -541,7 +541,7 @@ def _explained(spec: str, where: str) -> Iterator[None]:
     except models.ModelError as problem:
         raise EmbedderError(f"{spec}: {problem}") from problem
     except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError, UnpicklingError) as problem:
-        if any(isinstance(cause, UNREACHABLE) for cause in _causes(problem)):
+        if any(isinstance(cause, _UNREACHABLE) for cause in _causes(problem)):
             raise EmbedderError(
                 f"the weights of {spec!r} could not be fetched, and are not in the cache {constants.HF_HUB_CACHE} "
                 f"({problem}). Without a network, {_how_to_bring(spec, where)}"
