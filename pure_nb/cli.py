@@ -91,9 +91,27 @@ def _plainly(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _study(source: str, data: Path | None, weights: Path | None, store: Path | None, **changes: Any) -> Study:
-    given = {name: value for name, value in changes.items() if value is not None}
-    return load_study(source, data=data, weights=weights, store=store, **given)
+FORWARDED = (
+    "device",
+    "batch_size",
+    "workers",
+    "skip_unreadable",
+    "target",
+    "lower",
+    "n",
+    "rule",
+    "crop",
+    "share",
+    "mass",
+    "p",
+)
+"""Options that a command may have and that go to the study as they are."""
+
+
+def _study(given: dict[str, Any]) -> Study:
+    """The study that a command is asked for, by the command's own ``locals()``: its options, before anything else."""
+    changes = {name: given[name] for name in FORWARDED if given.get(name) is not None}
+    return load_study(given["study"], data=given["data"], weights=given["weights"], store=given["store"], **changes)
 
 
 @app.command()
@@ -111,18 +129,7 @@ def run(
     skip_unreadable: Skip = False,
 ) -> None:
     """Run all steps of a study. Ctrl-C stops it; the same command goes on from there."""
-    found = _study(
-        study,
-        data,
-        weights,
-        store,
-        device=device,
-        rule=rule,
-        n=n,
-        batch_size=batch_size,
-        workers=workers,
-        skip_unreadable=skip_unreadable,
-    )
+    found = _study(locals())
     target, lower = found.shapes
     typer.echo(
         f"{found.name}: {target.name} ({target.channels} channels) through {lower.name} ({lower.channels} channels), "
@@ -157,7 +164,7 @@ def neurons(
     out: Annotated[Path | None, typer.Option(help="Write the whole table to this .csv or .parquet file.")] = None,
 ) -> None:
     """Print the neurons of a study, the most polysemantic first."""
-    table = _study(study, data, weights, store, rule=rule, n=n, skip_unreadable=skip_unreadable).neurons
+    table = _study(locals()).neurons
     if out is not None:
         _write(table, out)
     _print(table, rows)
@@ -182,7 +189,7 @@ def plot(
     import matplotlib
 
     matplotlib.use("agg")
-    found = _study(study, data, weights, store, device=device, rule=rule, n=n, skip_unreadable=skip_unreadable)
+    found = _study(locals())
     chosen = _numbers(neurons) if neurons else [int(channel) for channel in found.neurons["channel"].head(3)]
     out.mkdir(parents=True, exist_ok=True)
     for channel in chosen:
@@ -212,21 +219,7 @@ def arv(
     out: Annotated[Path | None, typer.Option(help="Write the vectors to this .safetensors file.")] = None,
 ) -> None:
     """One pass over the labelled images: the classes each channel is relevant to; --out keeps the vectors too."""
-    found = _study(
-        study,
-        data,
-        weights,
-        store,
-        device=device,
-        target=target,
-        lower=lower,
-        share=share,
-        mass=mass,
-        p=p,
-        batch_size=batch_size,
-        workers=workers,
-        skip_unreadable=skip_unreadable,
-    )
+    found = _study(locals())
     statistics, names = found.classes, found.class_names
     chosen = range(statistics.channels) if channel is None else [found.neuron(channel).channel]
     arrays = {}
@@ -262,21 +255,7 @@ def pairs(
     out: Annotated[Path | None, typer.Option(help="Write all pairs to this .csv or .parquet file.")] = None,
 ) -> None:
     """Print the gamma-polysemantic pairs: channels relevant to two classes through different sources."""
-    found = _study(
-        study,
-        data,
-        weights,
-        store,
-        device=device,
-        target=target,
-        lower=lower,
-        share=share,
-        mass=mass,
-        p=p,
-        batch_size=batch_size,
-        workers=workers,
-        skip_unreadable=skip_unreadable,
-    )
+    found = _study(locals())
     try:
         table = found.wordnet_pairs()
     except WordNetError as problem:
@@ -323,20 +302,7 @@ def split(
     if more and classes is None:
         raise StudyError(f"what is {more[0]!r}? Classes come after --classes")
     names = None if classes is None else [classes, *more] if more else [name.strip() for name in classes.split(",")]
-    found = _study(
-        study,
-        data,
-        weights,
-        store,
-        device=device,
-        target=target,
-        lower=lower,
-        share=share,
-        mass=mass,
-        rule=rule,
-        n=n,
-        skip_unreadable=skip_unreadable,
-    )
+    found = _study(locals())
     made = found.split_of(channel, names, score)  # type: ignore[arg-type]  # checked above
     kept = made.scores["kept"][made.scores["best"]].item()
     typer.echo(f"rho = {made.rho:g}; sources: {_owned(made)}; a part keeps {kept:.0%} of the channel on its own images")
@@ -421,21 +387,7 @@ def evaluate(
     ks = _numbers(",".join([k, *(more or [])]), "--k") if k else CHOICES
     if min(ks) < 2:
         raise StudyError(f"--k must be 2 or more, got {min(ks)}")
-    found = _study(
-        study,
-        data,
-        weights,
-        store,
-        device=device,
-        target=target,
-        lower=lower,
-        rule=rule,
-        crop=crop,
-        n=n,
-        batch_size=batch_size,
-        workers=workers,
-        skip_unreadable=skip_unreadable,
-    )
+    found = _study(locals())
     specs = embedder or (["mini-clip", "mini-dino", "pixels"] if found.images.scenes else ["clip", "dinov2"])
     how: dict[str, Any] = {"features": features, "device": found.device}
     judge, *others = [load_embedder(spec, **how) for spec in specs]
@@ -475,7 +427,7 @@ def info(
     if study is None:
         typer.echo("Studies that ship: " + ", ".join(shipped_studies()))
         return
-    found = _study(study, data, weights, store)
+    found = _study(locals())
     typer.echo(f"{found.name}: {type(found.model).__name__}, {len(found.images)} images ({found.images.name})")
     for name, value in vars(found.parameters).items():
         typer.echo(f"  {name} = {value}")

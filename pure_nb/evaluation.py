@@ -20,11 +20,12 @@ import pandas as pd
 from joblib import Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import pdist
-from scipy.stats import false_discovery_control, norm, pearsonr, rankdata, spearmanr, wilcoxon
+from scipy.stats import norm, pearsonr, rankdata, spearmanr
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from pure_nb.store import Store
+from pure_nb.truth import corrected, signed_rank
 from pure_nb.virtual import CHOICES, MANY, NEURONS, cluster
 
 Metric = str | Callable[[NDArray[Any], NDArray[Any]], float]
@@ -260,12 +261,10 @@ def summary(
         for name in ("intra", "inter", "gap", "overall"):
             row[name], row[f"{name}_se"] = mean_and_error(whole[name].to_numpy())
         row["difference"], row["difference_se"] = mean_and_error(difference)
-        row["p"] = float(wilcoxon(difference).pvalue) if np.any(difference) else float("nan")
+        row["p"] = signed_rank(difference)
         rows.append(row)
     found = pd.DataFrame(rows).sort_values(["k", "gap"], ascending=[True, False], kind="stable", ignore_index=True)
-    tested = found["p"].notna()
-    found.loc[tested, "p"] = false_discovery_control(found.loc[tested, "p"])
-    return found
+    return found.assign(p=corrected(found["p"]))
 
 
 def alignment(
@@ -310,11 +309,12 @@ def alignment(
     groups = np.array_split(generator.permutation(len(chosen)), count)
     picks = generator.integers(0, len(chosen), (draws if len(chosen) > 1 else 0, len(chosen)))
     judged = _all_distances(judge, used, chosen, metric, "the judge")
+    ranked = _ranks(judged)
     rows = []
     for name, vectors in methods.items():
         own = _all_distances(vectors, used, chosen, metric, name)
         for measure in ("pearson", "spearman"):
-            first, second = (judged, own) if measure == "pearson" else (_ranks(judged), _ranks(own))
+            first, second = (judged, own) if measure == "pearson" else (ranked, _ranks(own))
             sums = _sums(first, second)
             pooled = float(_correlation(sums.sum(axis=0)))
             spread = _correlation(sums[picks].sum(axis=1))
@@ -332,8 +332,8 @@ def alignment(
                     "standard_error": error,
                     "subsets": count,
                     "pooled": pooled,
-                    "low": float(low),
-                    "high": float(high),
+                    "low": low,
+                    "high": high,
                     "naive_low": naive_low,
                     "naive_high": naive_high,
                     "within": within,

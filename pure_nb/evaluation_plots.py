@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -23,10 +23,20 @@ if TYPE_CHECKING:
     from pure_nb.study import Study
 
 
-def _methods(names: Sequence[str]) -> list[str]:
-    """Methods in the order of their first appearance, with random labels and the truth last."""
-    order = list(dict.fromkeys(names))
-    return [name for name in order if name not in (RANDOM, TRUE)] + [name for name in (RANDOM, TRUE) if name in order]
+def _panels(summary: pd.DataFrame) -> tuple[Figure, dict[int, Axes], list[str]]:
+    """A panel for each k, with room for a row for each method: the largest gap first, random labels and truth last."""
+    ks = sorted(summary["k"].unique().tolist())
+    order = list(dict.fromkeys(summary.sort_values("gap", ascending=False, kind="stable")["method"]))
+    methods = sorted(order, key=[RANDOM, TRUE].__contains__)
+    figure, all_axes = plt.subplots(
+        1, len(ks), figsize=(1.2 + 2.1 * len(ks), 0.9 + 0.42 * len(methods)), sharey=True, layout="constrained"
+    )
+    panels = dict(zip(ks, np.atleast_1d(all_axes)))
+    for k, axes in panels.items():
+        axes.set_title(f"k = {k}", fontsize=10)
+        axes.tick_params(labelsize=9)
+        sns.despine(ax=axes)
+    return figure, panels, methods
 
 
 def distances_figure(summary: pd.DataFrame, judge: str) -> Figure:
@@ -39,14 +49,10 @@ def distances_figure(summary: pd.DataFrame, judge: str) -> Figure:
     judge
         Whose distances they are.
     """
-    ks = sorted(summary["k"].unique())
-    methods = _methods(summary.sort_values("gap", ascending=False, kind="stable")["method"].tolist())
-    figure, all_axes = plt.subplots(
-        1, len(ks), figsize=(1.2 + 2.1 * len(ks), 0.9 + 0.42 * len(methods)), sharey=True, layout="constrained"
-    )
+    figure, panels, methods = _panels(summary)
     rows = np.arange(len(methods))
     low, high = summary[["intra", "inter"]].min().min(), summary[["intra", "inter"]].max().max()
-    for axes, k in zip(np.atleast_1d(all_axes), ks):
+    for k, axes in panels.items():
         own = summary[summary["k"] == k].set_index("method").reindex(methods)
         for shift, name, colour in ((-0.19, "intra", PALETTE[0]), (0.19, "inter", PALETTE[1])):
             error = own[f"{name}_se"].fillna(0)
@@ -54,10 +60,7 @@ def distances_figure(summary: pd.DataFrame, judge: str) -> Figure:
         axes.axvline(own["overall"].mean(), color="0.3", linewidth=1, linestyle="--", label="all pairs")
         reach = (high - low) or 1.0  # small beside the whole
         axes.set_xlim(max(0.0, low - 0.35 * reach), high + 0.12 * reach)
-        axes.set_title(f"k = {k}", fontsize=10)
-        axes.tick_params(labelsize=9)
-        sns.despine(ax=axes)
-    first = np.atleast_1d(all_axes)[0]
+    first = next(iter(panels.values()))
     first.set_yticks(rows, methods)
     first.invert_yaxis()
     figure.supxlabel(f"mean distance by {judge} (the axis does not start at 0)", fontsize=9)
@@ -75,12 +78,8 @@ def gaps_figure(table: pd.DataFrame, summary: pd.DataFrame, judge: str) -> Figur
     judge
         Whose distances they are.
     """
-    ks = sorted(summary["k"].unique())
-    methods = _methods(summary.sort_values("gap", ascending=False, kind="stable")["method"].tolist())
-    figure, all_axes = plt.subplots(
-        1, len(ks), figsize=(1.2 + 2.1 * len(ks), 0.8 + 0.4 * len(methods)), sharey=True, layout="constrained"
-    )
-    for axes, k in zip(np.atleast_1d(all_axes), ks):
+    figure, panels, methods = _panels(summary)
+    for k, axes in panels.items():
         own = table[table["k"] == k]
         sns.stripplot(
             data=own, x="gap", y="method", order=methods, ax=axes, color="0.65", size=3, jitter=0.22, alpha=0.6
@@ -98,9 +97,6 @@ def gaps_figure(table: pd.DataFrame, summary: pd.DataFrame, judge: str) -> Figur
         )
         axes.axvline(0, color="0.7", linewidth=1, zorder=0)
         axes.set(xlabel="", ylabel="")
-        axes.set_title(f"k = {k}", fontsize=10)
-        axes.tick_params(labelsize=9)
-        sns.despine(ax=axes)
     figure.supxlabel(f"inter minus intra, by {judge}; blue: mean and two standard errors over neurons", fontsize=9)
     return figure
 

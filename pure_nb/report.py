@@ -24,7 +24,7 @@ from pure_nb.glyphs import CLASSES
 from pure_nb.layers import LayerError
 from pure_nb.naming import Namer, nouns, vocabulary_from
 from pure_nb.parameters import StudyError, StudyWarning
-from pure_nb.store import write_atomically
+from pure_nb.store import Store, write_atomically
 from pure_nb.virtual import CHOICES, cluster, part_name
 
 if TYPE_CHECKING:
@@ -175,39 +175,25 @@ def evaluate(
         "metric": named,
         "random": study.parameters.random,
     }
-    store = study.store if isinstance(metric, str) else None  # a function may change and keep its name
-    saved = store.load_table("distances", key) if store else None
-    if saved is None:
-        blocks = store.part("distances", key) if store else None
-        table = evaluation.distance_table(
-            own,
-            vectors,
-            used=study.driven,
-            truth=study.objects,
-            ks=ks,
-            metric=metric,
-            seed=study.parameters.random,
-            store=blocks,
-            progress=study.progress,
-        )
-        if store and blocks:
-            store.save_table("distances", key, table)
-            blocks.clear()
-    else:
-        table = saved[0]
-    followers = {name: array for name, array in vectors.items() if name != judge.name}
-    key |= {"subsets": subsets}
-    aligned = store.load_table("alignment", key) if store else None
-    if aligned is None:
-        found = evaluation.alignment(
-            own, followers, used=study.driven, metric=metric, subsets=subsets, seed=study.parameters.random
-        )
-        if store:
-            store.save_table("alignment", key, found)
-    else:
-        found = aligned[0]
+    seed = study.parameters.random
+    how: dict[str, Any] = {"used": study.driven, "metric": metric, "seed": seed}
+
+    def measured(blocks: Store | None) -> pd.DataFrame:
+        more: dict[str, Any] = {"truth": study.objects, "ks": ks, "store": blocks, "progress": study.progress}
+        return evaluation.distance_table(own, vectors, **how, **more)
+
+    def aligned(_: Store | None) -> pd.DataFrame:
+        followers = {name: array for name, array in vectors.items() if name != judge.name}
+        return evaluation.alignment(own, followers, subsets=subsets, **how)
+
+    if isinstance(metric, str):
+        table = study.kept_table("distances", key, measured)
+        found = study.kept_table("alignment", key | {"subsets": subsets}, aligned)
+    else:  # a function may change and keep its name
+        table, found = measured(None), aligned(None)
+    crops = study.crop_note or CROPPED[study.parameters.crop]
     title = f"{study.name}: {study.parameters.target}"
-    return Evaluation(title, CROPPED[study.parameters.crop], judge.name, table, found, named)
+    return Evaluation(title, crops, judge.name, table, found, named)
 
 
 def class_words(study: Study) -> list[str]:
@@ -286,8 +272,10 @@ def part_names(
     for channel in np.flatnonzero(study.references.alive).tolist():
         driven = study.driven[channel]
         labels = np.full(len(driven), -1)
-        own = study.circuits[channel][driven]
-        labels[driven] = study.virtual[channel].labels[driven] if k is None else cluster(own, k)
+        if k is None:
+            labels[driven] = study.virtual[channel].labels[driven]
+        else:
+            labels[driven] = cluster(study.circuits[channel][driven], k)
         for part in range(-1, labels.max() + 1):
             members = driven if part < 0 else labels == part
             name = names.name(vectors[channel][members], vectors[channel][driven])

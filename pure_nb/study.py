@@ -531,9 +531,9 @@ class Study:
             than two images. Pairs of one channel are not independent: average over its pairs first.
         """
         key = self._classes_key() | {"step": "ratios", "p": self.parameters.p, "gamma": gamma}
-        saved = self.store.load_table("ratios", key) if self.store else None
-        if saved is not None:
-            return saved[0]
+        return self.kept_table("ratios", key, lambda _: self._ratios(gamma))
+
+    def _ratios(self, gamma: float) -> pd.DataFrame:
         rows: list[tuple[Any, ...]] = []
         chosen = gamma_polysemantic(self.pairs, gamma)
         pairs = chosen[["channel", "class_1", "class_2", "cosine"]].itertuples(index=False, name=None)
@@ -547,10 +547,7 @@ class Study:
             means = [table["ratio"][which].mean() for which in (own, ~own & ~rest, rest)]
             rows.append((channel, *classes, value, split.rho, *means))
         columns = ["channel", "class_1", "class_2", "cosine", "rho", "own", "other", "residual"]
-        table = pd.DataFrame(rows, columns=columns)
-        if self.store:
-            self.store.save_table("ratios", key, table)
-        return table
+        return pd.DataFrame(rows, columns=columns)
 
     def pictures_of(self, name: str, count: int = 5) -> list[NDArray[np.uint8]]:
         """The first labelled images of a class, as pictures."""
@@ -587,13 +584,22 @@ class Study:
 
         return self._kept("objects", self._references_key() | {"step": "objects"}, compute)[0]["label"]
 
-    @cached_property
+    @property
     def boxes(self) -> NDArray[np.int32]:
         """The squares that each channel looks at in its references, by the parameter ``crop``: ``[channels, n, 4]``.
 
         See :func:`pure_nb.render.boxes`. Where the rules of CRP do not fit the network, a warning says so and the
         activation map is used, or the whole picture where the layer has no grid.
         """
+        return self._boxed[0]
+
+    @property
+    def crop_note(self) -> str:
+        """How the crops differ from what was asked for, and why; "" if they do not."""
+        return self._boxed[1]
+
+    @cached_property
+    def _boxed(self) -> tuple[NDArray[np.int32], str]:
         wanted = self.parameters.crop
 
         def compute(blocks: Store | None) -> tuple[Arrays, str]:
@@ -623,8 +629,8 @@ class Study:
 
         arrays, note = self._kept("boxes", self._boxes_key(), compute)
         if note:
-            warnings.warn(note, StudyWarning, stacklevel=2)
-        return arrays["box"]
+            warnings.warn(note, StudyWarning, stacklevel=3)
+        return arrays["box"], note
 
     @property
     def driven(self) -> NDArray[np.bool_]:
@@ -714,10 +720,9 @@ class Study:
         ``sizes`` of the parts; ``strongest`` activation; ``meanings`` as :meth:`pure_nb.neuron.Neuron.meanings` gives
         them; and where the objects are known, the agreement ``ami`` of the parts with them. Dead channels come last.
         """
-        key = self._key("neurons", *TAKEN_APART)
-        saved = self.store.load_table("neurons", key) if self.store else None
-        if saved is not None:
-            return saved[0]
+        return self.kept_table("neurons", self._key("neurons", *TAKEN_APART), lambda _: self._neurons())
+
+    def _neurons(self) -> pd.DataFrame:
         references, rows = self.references, []
         for channel, parts in enumerate(self.virtual):
             row: dict[str, Any] = {
@@ -732,10 +737,7 @@ class Study:
             if self.objects is not None:
                 row["ami"] = adjusted_mutual_info_score(self.objects[channel], parts.labels)
             rows.append(row)
-        table = pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable", ignore_index=True)
-        if self.store:
-            self.store.save_table("neurons", key, table)
-        return table
+        return pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
     def neuron(self, channel: int) -> Neuron:
         """One channel of the target layer, to look at.
@@ -797,6 +799,21 @@ class Study:
         self.store.save_arrays(step, key, arrays, note)
         parts.clear()
         return arrays, note
+
+    def kept_table(
+        self, name: str, key: dict[str, object], compute: Callable[[Store | None], pd.DataFrame]
+    ) -> pd.DataFrame:
+        """A table: from the store, or computed now and kept there. ``compute`` gets a store as in :meth:`_kept`."""
+        if self.store is None:
+            return compute(None)
+        saved = self.store.load_table(name, key)
+        if saved is not None:
+            return saved[0]
+        parts = self.store.part(name, key)
+        table = compute(parts)
+        self.store.save_table(name, key, table)
+        parts.clear()
+        return table
 
     def _classes_key(self) -> dict[str, object]:
         limit = "mass" if self.parameters.mass else "share"

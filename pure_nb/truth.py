@@ -222,11 +222,20 @@ def summary(table: pd.DataFrame, baseline: str, measure: str = "ami", *, seed: i
     for method in wide:
         values, difference = wide[method].to_numpy(), (wide[method] - wide[baseline]).to_numpy()
         low, high = interval(values, seed=seed)
-        p = float(wilcoxon(difference).pvalue) if np.any(difference) else float("nan")
+        p = signed_rank(difference)
         rows.append(
             {"method": method, "mean": values.mean(), "low": low, "high": high, "difference": difference.mean(), "p": p}
         )
     found = pd.DataFrame(rows).sort_values("mean", ascending=False, ignore_index=True)
-    tested = found["p"].notna()
-    found.loc[tested, "p"] = false_discovery_control(found.loc[tested, "p"])
-    return found
+    return found.assign(p=corrected(found["p"]))
+
+
+def signed_rank(difference: NDArray[np.float64]) -> float:
+    """The p of Wilcoxon's signed-rank test of paired differences; NaN where all are zero."""
+    return float(wilcoxon(difference).pvalue) if np.any(difference) else float("nan")
+
+
+def corrected(p: pd.Series[float]) -> pd.Series[float]:
+    """Values of p, corrected for their number by Benjamini and Hochberg; NaN stays and does not count."""
+    tested = p.dropna()
+    return p.where(p.isna(), pd.Series(false_discovery_control(tested), tested.index))

@@ -131,6 +131,17 @@ def test_crops_where_lrp_does_not_fit(tmp_path: Path, monkeypatch: pytest.Monkey
         np.testing.assert_array_equal(again.boxes, found)
 
 
+def test_the_report_says_how_crops_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert evaluate(mine(tmp_path), pixels(4), ks=(2,)).crops == report.CROPPED["crp"]
+    assert evaluate(mine(tmp_path, crop="peak"), pixels(4), ks=(2,)).crops == report.CROPPED["peak"]
+    monkeypatch.setattr("pure_nb.circuits.require_fit", misfit)
+    for _ in range(2):  # also when the results are found again
+        with pytest.warns(UserWarning, match="the rules do not fit"):
+            found = evaluate(mine(tmp_path / "other"), pixels(4), ks=(2,))
+        assert found.crops == "crops follow the activation map, since the rules do not fit"
+        assert found.crops in write(found, tmp_path / "out")[0].read_text(encoding="utf-8")
+
+
 def test_descriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = mine(tmp_path)
     found = descriptions(study, [pixels(4)])

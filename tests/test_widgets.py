@@ -37,6 +37,19 @@ def fresh() -> None:
     drawings.clear()
 
 
+def recorded_links(monkeypatch: pytest.MonkeyPatch) -> list[Link]:
+    """The links that will be made, as they are."""
+    made: list[Link] = []
+    init = Link.__init__
+
+    def recording(self: Link, *args: object, **kwargs: object) -> None:
+        init(self, *args, **kwargs)
+        made.append(self)
+
+    monkeypatch.setattr(Link, "__init__", recording)
+    return made
+
+
 class Images(HTMLParser):
     """The attributes of every image, as a browser reads them."""
 
@@ -112,14 +125,7 @@ def test_static_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_static_slider_and_stack_are_linked_in_the_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BOOK, str(tmp_path))
-    made: list[Link] = []
-    init = Link.__init__
-
-    def recording(self: Link, *args: object, **kwargs: object) -> None:
-        init(self, *args, **kwargs)
-        made.append(self)
-
-    monkeypatch.setattr(Link, "__init__", recording)
+    made = recorded_links(monkeypatch)
     slider, stack = explorer(draw, [3, 7], name="numbers").children
     (link,) = made
     assert link._model_name == "LinkModel"
@@ -199,14 +205,7 @@ def test_two_live_sliders() -> None:
 
 def test_two_static_sliders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BOOK, str(tmp_path))
-    made: list[Link] = []
-    init = Link.__init__
-
-    def recording(self: Link, *args: object, **kwargs: object) -> None:
-        init(self, *args, **kwargs)
-        made.append(self)
-
-    monkeypatch.setattr(Link, "__init__", recording)
+    made = recorded_links(monkeypatch)
     first, second, outer = explorer(draw_pair, [3, 7], name="pairs", others=[2, 4, 5], start=7).children
     assert (outer.selected_index, len(outer.children)) == (0, 3)
     for other, inner in zip((2, 4, 5), outer.children):
