@@ -88,6 +88,51 @@ def by_position(activation: Tensor) -> Tensor:
     return activation.flatten(2) if activation.ndim == 4 else activation[..., None]
 
 
+def nearest_below(model: nn.Module, target: str) -> str:
+    """The layer right below a target, by name: the input of its last block.
+
+    A stage that is an ``nn.Sequential`` of blocks is entered at its last one, and any other module is a block. So the
+    layer below a stage of a residual network is what its last block adds to, and below a convolution it is the
+    convolution's own input.
+
+    Parameters
+    ----------
+    model
+        Any network.
+    target
+        Name of a layer.
+
+    Returns
+    -------
+    str
+        ``"input:NAME"``.
+
+    Raises
+    ------
+    LayerError
+        If the target is missing.
+    """
+    name, module = target, get_layer(model, target)
+    while isinstance(module, nn.Sequential) and len(module):
+        last, module = list(module.named_children())[-1]
+        name = f"{name}.{last}"
+    return INPUT + name
+
+
+def stage_before(model: nn.Module, layer: str) -> str | None:
+    """The module of the same class that stands before a layer among its neighbours; None for the first of them."""
+    layer = layer.removeprefix(INPUT)
+    outer, _, own = layer.rpartition(".")
+    module = get_layer(model, layer)
+    before = None
+    for name, neighbour in (get_layer(model, outer) if outer else model).named_children():
+        if name == own:
+            return before
+        if type(neighbour) is type(module):
+            before = f"{outer}.{name}" if outer else name
+    return before
+
+
 @contextmanager
 def resting(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode with frozen weights; both are put back afterwards."""

@@ -16,6 +16,10 @@ class StudyError(ValueError):
     """A study that is not there or does not make sense."""
 
 
+NEAREST = "nearest"
+"""As the lower layer: the one right below the target, see :func:`pure_nb.layers.nearest_below`."""
+
+
 class StudyWarning(UserWarning):
     """Something that was done otherwise than asked."""
 
@@ -27,7 +31,8 @@ class Parameters:
     Attributes
     ----------
     target, lower
-        Names of the layers L, whose channels are studied, and L' below it, whose channels make up the circuits.
+        Names of the layers L, whose channels are studied, and L' below it, whose channels make up the circuits. The
+        lower may be ``"nearest"``: the input of the target's last block.
     n
         Reference images of each channel.
     by

@@ -683,7 +683,7 @@ def _masked(whole: Weighted, channel: int, taken: NDArray[np.bool_]) -> Weighted
     """A layer with a copy of one channel for each row of ``taken [outputs, sources]``, with those sources only."""
     weight = whole.weight.detach()[channel]
     mask = torch.from_numpy(taken).to(weight.device).reshape(*taken.shape, *[1] * (weight.ndim - 1))
-    masked = _like(whole, taken.shape[1], taken.shape[0])
+    masked = empty_like(whole, taken.shape[1], taken.shape[0])
     with torch.no_grad():
         masked.weight.copy_(torch.where(mask, weight, weight.new_zeros(())))
         if whole.bias is not None:
@@ -692,8 +692,11 @@ def _masked(whole: Weighted, channel: int, taken: NDArray[np.bool_]) -> Weighted
     return masked
 
 
-def _like(whole: Weighted, inputs: int, outputs: int) -> Any:
-    """A layer of the same geometry, with uninitialised weights: drawing random ones would disturb the global state."""
+def empty_like(whole: Weighted, inputs: int, outputs: int) -> Any:
+    """A layer of the same geometry, without groups and with other widths; its weights are not initialised.
+
+    Drawing random ones would disturb the global state.
+    """
     common: Any = {"bias": whole.bias is not None, "device": "meta", "dtype": whole.weight.dtype}
     if isinstance(whole, nn.Linear):
         like: nn.Module = nn.Linear(inputs, outputs, **common)

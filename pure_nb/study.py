@@ -34,8 +34,8 @@ from pure_nb.circuits import circuits
 from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
 from pure_nb.data import EmbedderError, ImageError, Images, Unreadable, class_labels
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
-from pure_nb.layers import INPUT, LayerError, LayerShape, get_layer, require, resting
-from pure_nb.parameters import PARAMETERS, Parameters, StudyError, StudyWarning, checked, word
+from pure_nb.layers import INPUT, LayerError, LayerShape, get_layer, nearest_below, require, resting
+from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, StudyError, StudyWarning, checked, word
 from pure_nb.references import References, TopReferences
 from pure_nb.relevance import (
     ClassRelevance,
@@ -65,7 +65,7 @@ FORMAT = {
     "classes": 2,
     "boxes": 1,
     "embeddings": 1,
-    "activations": 1,
+    "activations": 2,
 }
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
 
@@ -113,6 +113,9 @@ class Study:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        p = self.parameters
+        if p.lower == NEAREST:
+            object.__setattr__(self, "parameters", replace(p, lower=nearest_below(self.model, p.target)))
         if self.batch_size < 1 or self.workers < 0:
             raise StudyError(
                 f"batch_size must be at least 1 and workers at least 0, got {self.batch_size} and {self.workers}"
@@ -831,6 +834,11 @@ class Study:
     def _circuits_key(self) -> dict[str, object]:
         return self._key("circuits", "target", "lower", "n", "by", "rule", "seed")
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What stands for the network and the images in keys of results."""
+        return {"weights": self._weights, "images": self.images.fingerprint}
+
     @cached_property
     def _weights(self) -> str:
         return models.fingerprint(self.model)
@@ -841,7 +849,6 @@ class Study:
         return {
             "step": step,
             "format": FORMAT[step],
-            "weights": self._weights,
-            "images": self.images.fingerprint,
+            **self.identity,
             **chosen,
         }

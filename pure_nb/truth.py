@@ -81,6 +81,7 @@ def activation_vectors(
     references: References,
     lower: str,
     *,
+    layer: str | None = None,
     batch_size: int = 32,
     device: str = "cpu",
 ) -> dict[str, NDArray[np.float32]]:
@@ -92,6 +93,8 @@ def activation_vectors(
         The network, and the references of its target layer.
     lower
         The lower layer.
+    layer
+        The layer that describes, if other than the references' own. It needs the same grid.
     batch_size, device
         As for :func:`pure_nb.sweep.sweep`.
 
@@ -100,8 +103,10 @@ def activation_vectors(
     dict
         float32 ``[channels, n, d]`` each. ``"activation"``: mean over positions of max(A, 0) for all channels of the
         target layer, the paper's baseline; ``"activation at maximum"``: the activations of all channels of the target
-        layer at the position of the neuron's maximum; ``"lower activation"``: mean over positions of the lower layer.
+        layer at the position of the neuron's maximum; ``"lower activation"``: mean over positions of the lower layer;
+        ``"lower activation at maximum"``: the same over the lower layer's cell under the maximum and its neighbours.
     """
+    described = references.layer if layer is None else layer
     unique, pairs_of = grouped(references.sample)
     channel, rank = np.unravel_index(np.arange(references.sample.size), references.sample.shape)
     found: dict[str, NDArray[np.float32]] = {}
@@ -116,13 +121,34 @@ def activation_vectors(
         for batch in batches(images, unique.tolist(), batch_size=batch_size):
             for lost in batch.unreadable:
                 raise lost.error()
-            outputs = activations(model, batch.images.to(device), [lower, references.layer])
-            for top, below in zip(by_position(outputs[references.layer]), by_position(outputs[lower])):
+            outputs = activations(model, batch.images.to(device), [lower, described])
+            under = _cells_under(references.grid, tuple(outputs[lower].shape[2:]) if outputs[lower].ndim == 4 else ())
+            for top, below in zip(by_position(outputs[described]), by_position(outputs[lower])):
                 pairs = pairs_of[image]
                 put("activation", pairs, top.clamp(min=0).mean(dim=1))
                 put("activation at maximum", pairs, top[:, references.position[channel[pairs], rank[pairs]]].T)
                 put("lower activation", pairs, below.mean(dim=1))
+                near = under[references.position[channel[pairs], rank[pairs]]]
+                put("lower activation at maximum", pairs, torch.stack([below[:, cells].mean(dim=1) for cells in near]))
                 image += 1
+    return found
+
+
+def _cells_under(grid: tuple[int, ...], lower: tuple[int, ...]) -> NDArray[Any]:
+    """For each position of a grid those of a lower one that are under it, and their neighbours: int64 lists.
+
+    All of them where one of the two grids has no height and width.
+    """
+    found = np.empty(max(1, int(np.prod(grid))), dtype=object)
+    for position in range(len(found)):
+        found[position] = slice(None)
+        if len(grid) == len(lower) == 2:
+            centre = (np.array(divmod(position, grid[1])) + 0.5) * lower / np.array(grid)
+            first, last = np.floor(centre - 1.001), np.floor(centre + 1.001)
+            rows, columns = (
+                np.arange(max(0, first[axis]), min(lower[axis], last[axis] + 1), dtype=np.int64) for axis in (0, 1)
+            )
+            found[position] = (rows[:, None] * lower[1] + columns).ravel()
     return found
 
 

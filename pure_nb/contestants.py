@@ -1,0 +1,363 @@
+"""Ways of taking neurons apart, to be compared where the right answer is known.
+
+A contestant is a function of a :class:`~pure_nb.worlds.World`. It returns descriptions of all reference images,
+``[channels, n, d]``, which are then clustered; or the parts themselves, ``[channels, n]``; or a :class:`Parts` with all
+it knows. What it must not look at is ``world.truth``. It may look at ``world.k``, the number of parts wanted of each
+neuron, as all of them may.
+
+    >>> from pure_nb.contestants import Contestant
+    >>> by_brightness = Contestant("brightness", lambda world: ...)               # doctest: +SKIP
+
+The literature: circuits (Dreyer et al. 2024), splits by average relevance vectors (Hesse et al. 2025), non-negative
+factors (Lee and Seung 1999; for concepts Fel et al. 2023), sparse codes (Olshausen and Field 1996).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import HDBSCAN, SpectralClustering
+from sklearn.decomposition import NMF, PCA, MiniBatchDictionaryLearning
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+from pure_nb.layers import LayerError, stage_before
+from pure_nb.lrp import default_composite, require_fit
+from pure_nb.models import ModelError, function_in
+from pure_nb.parameters import NEAREST, StudyError, StudyWarning
+from pure_nb.relevance import closed_form
+from pure_nb.splitting import RHOS, PartActivations, Split, part_activations
+from pure_nb.virtual import cluster
+from pure_nb.worlds import World
+
+if TYPE_CHECKING:
+    from pure_nb.embedders import Embedder
+    from pure_nb.study import Study
+
+PAPER, LRP, PEAK, CLOSE, LAYERS = "PURE", "PURE LRP", "PURE at maximum", "PURE close", "PURE, several layers"
+RANDOM, CEILING = "random", "ceiling"
+
+ATOMS = 256
+"""Most atoms of a dictionary of sparse codes."""
+
+Vectors = NDArray[np.float32]
+Labels = NDArray[np.int64]
+Divide = Callable[[Vectors, int, int], Labels]
+"""From the vectors ``[n, d]`` of a neuron, a number of parts and a seed to labels ``[n]``, from 0, -1 for none."""
+
+
+def by_means(vectors: Vectors, k: int, seed: int) -> Labels:
+    """k-means with the paper's settings; see :func:`pure_nb.virtual.cluster`."""
+    return cluster(vectors, k, seed=seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A contestant's answer.
+
+    Attributes
+    ----------
+    labels
+        int64 ``[channels, n]``: the part that each reference image belongs to; -1 for none.
+    vectors
+        float ``[channels, n, d]``: the descriptions that were clustered; None where nothing was.
+    owner
+        For a split, who owns which source of each channel it split: int64 ``[sources]``, as :func:`pure_nb.splitting.
+        owners`.
+    """
+
+    labels: Labels
+    vectors: Vectors | None = None
+    owner: dict[int, Labels] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A way of taking neurons apart.
+
+    Attributes
+    ----------
+    name
+        In tables and figures.
+    answer
+        From a world to vectors ``[channels, n, d]``, labels ``[channels, n]`` or :class:`Parts`.
+    divide
+        What clusters vectors; k-means as PURE does by default.
+    fingerprint
+        What stored answers are found by; "" stores none, so that a function that was changed is run again.
+    """
+
+    name: str
+    answer: Callable[[World], Any]
+    divide: Divide = by_means
+    fingerprint: str = ""
+
+    def parts(self, world: World, seed: int = 0) -> Parts:
+        """The contestant's answer for a world.
+
+        Raises
+        ------
+        StudyError
+            If it is not of the right shape, or not finite.
+        """
+        found = self.answer(world)
+        if isinstance(found, Parts):
+            return found
+        values = np.asarray(found)
+        shape = world.truth.shape
+        if values.ndim not in (2, 3) or values.shape[:2] != shape:
+            raise StudyError(
+                f"contestant {self.name!r} returned an array of shape {list(values.shape)}; expected vectors "
+                f"[{shape[0]}, {shape[1]}, d] or labels [{shape[0]}, {shape[1]}], a row for each reference image"
+            )
+        if not np.isfinite(values).all():
+            raise StudyError(f"contestant {self.name!r} returned NaN or infinity")
+        if values.ndim == 2:
+            return Parts(values.astype(np.int64))
+        return Parts(divided(values, world.k, self.divide, seed), values)
+
+
+def divided(vectors: Vectors, k: NDArray[np.int64], divide: Divide, seed: int) -> Labels:
+    """Every neuron's references in parts, by their vectors ``[channels, n, d]``; with ``k = 1`` it stays whole."""
+    whole = np.zeros(vectors.shape[1], dtype=np.int64)
+    return np.stack([divide(own, int(parts), seed) if parts > 1 else whole for own, parts in zip(vectors, k)])
+
+
+def circuits_of(**recipe: Any) -> Callable[[World], Vectors]:
+    """PURE's description, by some recipe: ``circuits_of(rule="lrp")``; see :class:`pure_nb.parameters.Parameters`."""
+    return lambda world: world.using(**recipe).circuits
+
+
+def several_layers(world: World) -> Vectors:
+    """Circuits over several lower layers side by side: the study's, the nearest, and the stage before the study's."""
+    lower = world.base.parameters.lower
+    names = dict.fromkeys([lower, world.base.using(lower=NEAREST).parameters.lower])
+    before = stage_before(world.base.model, lower)
+    names |= dict.fromkeys([before] if before else [])
+    return np.concatenate([world.using(lower=name).circuits for name in names], axis=2)
+
+
+def activations_of(name: str) -> Callable[[World], Vectors]:
+    """One of the descriptions of :meth:`pure_nb.worlds.World.activations`."""
+    return lambda world: world.activations[name]
+
+
+def by_mixture(vectors: Vectors, k: int, seed: int) -> Labels:
+    """A Gaussian mixture with one covariance for all, over the ten first principal components."""
+    flat = PCA(min(10, *vectors.shape), random_state=seed).fit_transform(np.asarray(vectors, dtype=np.float64))
+    flat /= flat.std() or 1.0
+    mixture = GaussianMixture(k, covariance_type="tied", n_init=3, reg_covar=1e-3, random_state=seed)
+    return np.asarray(_calm(mixture.fit_predict, flat), dtype=np.int64)
+
+
+def by_spectrum(vectors: Vectors, k: int, seed: int) -> Labels:
+    """Spectral clustering of the graph of ten nearest neighbours."""
+    near = min(10, len(vectors) - 1)
+    model = SpectralClustering(k, affinity="nearest_neighbors", n_neighbors=near, random_state=seed)
+    return np.asarray(_calm(model.fit_predict, vectors), dtype=np.int64)
+
+
+def by_density(vectors: Vectors, k: int, seed: int) -> Labels:
+    """HDBSCAN; it finds the number of parts itself, and calls what is between them -1."""
+    return np.asarray(HDBSCAN(min_cluster_size=max(2, len(vectors) // 20), copy=True).fit_predict(vectors), np.int64)
+
+
+def by_factors(vectors: Vectors, k: int, seed: int) -> Labels:
+    """Non-negative factors; an image belongs to the one that explains most of it."""
+    model = NMF(k, init="nndsvda", max_iter=500, random_state=seed)
+    codes = _calm(model.fit_transform, np.asarray(vectors, dtype=np.float64).clip(min=0))
+    return np.asarray((codes * model.components_.sum(axis=1)).argmax(axis=1), dtype=np.int64)
+
+
+def sparse_codes(world: World) -> Vectors:
+    """Codes of the lower activations at the maxima, over one dictionary with twice as many atoms as channels.
+
+    The dictionary is learned from all reference images of all neurons, as a sparse autoencoder would be. It has at most
+    :data:`ATOMS` atoms.
+    """
+    vectors = world.activations["lower activation at maximum"].astype(np.float64)
+    flat = vectors.reshape(-1, vectors.shape[-1])
+    flat = flat / (flat.std() or 1.0)
+    model = MiniBatchDictionaryLearning(
+        min(2 * flat.shape[1], ATOMS),
+        transform_algorithm="lasso_lars",
+        transform_alpha=0.1,
+        max_iter=20,
+        random_state=world.study.parameters.random,
+    )
+    distinct, place = np.unique(flat, axis=0, return_inverse=True)
+    codes = _calm(model.fit(distinct).transform, distinct)[place.ravel()]
+    return np.asarray(codes, dtype=np.float32).reshape(*vectors.shape[:2], -1)
+
+
+def _calm(run: Callable[..., Any], *arguments: Any) -> Any:
+    """Run something of scikit-learn that warns where a few more steps would have changed a last digit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", UserWarning)  # a graph that is not connected
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return run(*arguments)
+
+
+def random_parts(world: World) -> Labels:
+    """Labels drawn at random."""
+    # A stream of its own: labels drawn elsewhere from the same seed must not agree with these.
+    generator = np.random.default_rng(np.random.SeedSequence(world.study.parameters.random).spawn(2)[1])
+    return np.stack([generator.integers(0, int(k), world.truth.shape[1]) for k in world.k])
+
+
+def ceiling_of(describe: Callable[[World], Vectors]) -> Callable[[World], Parts]:
+    """What can be read from a description if one is told the truth: no contestant but a bound for linear ones.
+
+    A ridge classifier is trained on four fifths of a neuron's references and names the rest, five times. Things that
+    drove fewer than five are left out: they can't be learned, and count as wrong.
+    """
+
+    def answer(world: World) -> Parts:
+        labels = np.zeros(world.truth.shape, dtype=np.int64)
+        for channel, own in enumerate(describe(world)):
+            truth = world.truth[channel]
+            things, count = np.unique(truth, return_counts=True)
+            known = np.isin(truth, things[(count >= 5) & (things >= 0)])
+            if len(np.unique(truth[known])) < 2:
+                continue
+            scaled = (own - own.mean(axis=0)) / np.maximum(own.std(axis=0), np.finfo(np.float32).tiny)
+            labels[channel, ~known] = -1
+            labels[channel, known] = cross_val_predict(
+                RidgeClassifierCV(np.logspace(-1, 4, 8)),
+                scaled[known],
+                truth[known],
+                cv=StratifiedKFold(5, shuffle=True, random_state=world.study.parameters.random),
+            )
+        return Parts(labels)
+
+    return answer
+
+
+def split_by(world: World, by: str) -> Parts:
+    """Split each channel inside the network, and let its strongest part say what an image shows (Hesse et al. 2025).
+
+    Parameters
+    ----------
+    world
+        With a ``Conv2d`` or ``Linear`` as target, and its own input below.
+    by
+        ``"classes"``: by the average relevance vectors of the classes that the channel is most often relevant to, as
+        many as parts are wanted; ``"parts"``: by those of PURE's parts.
+    """
+    study = world.study
+    labels = np.zeros(world.truth.shape, dtype=np.int64)
+    owner = {}
+    for channel in np.flatnonzero(world.k > 1).tolist():
+        k = int(world.k[channel])
+        try:
+            if by == "classes":
+                often = np.nan_to_num(study.classes.frequency[:, channel], nan=-1.0)
+                names = [study.class_names[label] for label in np.argsort(-often, kind="stable")[:k]]
+                split = study.split_of(channel, names)
+                measured = _measured(study, channel, split.arvs, (split.rho,))
+            else:
+                parts = cluster(study.circuits[channel], k, seed=study.parameters.random)
+                circuits = study.circuits[channel].astype(np.float64)
+                arvs = np.stack([circuits[parts == part].mean(axis=0) for part in range(k)])
+                measured = _measured(study, channel, arvs, RHOS)
+                split = Split.chosen(measured, parts, tuple(map(str, range(k))), arvs)
+        except (StudyError, ValueError):  # too few images of a class, or in a part: the channel stays whole
+            continue
+        labels[channel] = measured.at(split.rho)[:, :-1].argmax(axis=1)
+        owner[channel] = split.owner
+    return Parts(labels, owner=owner)
+
+
+def _measured(study: Study, channel: int, arvs: NDArray[np.float64], rhos: Sequence[float]) -> PartActivations:
+    return part_activations(
+        study.model,
+        study.images,
+        study.references.sample[channel],
+        layer=study.parameters.target,
+        channel=channel,
+        arvs=arvs,
+        rhos=rhos,
+        batch_size=study.batch_size,
+        device=study.device,
+    )
+
+
+def contestants(world: World, embedders: Sequence[Embedder] = ()) -> list[Contestant]:
+    """All contestants that fit a world: those that need rules or layers which it lacks are left out with a warning.
+
+    Parameters
+    ----------
+    world
+        Where they are to compete.
+    embedders
+        Each makes a contestant of its own name, by its vectors of the crops.
+    """
+    base, target = world.base, world.base.parameters.target
+    paper = {"rule": "gradient", "seed": "activation"}
+    close = circuits_of(rule="gradient", seed="peak", lower=NEAREST)
+    lower = activations_of("lower activation at maximum")
+    found: list[tuple[Any, ...]] = [
+        (PAPER, circuits_of(**paper)),
+        (PEAK, circuits_of(rule="gradient", seed="peak")),
+        (CLOSE, close),
+        (LAYERS, several_layers),
+        ("PURE + Gaussian mixture", circuits_of(**paper), by_mixture),
+        ("PURE + spectral", circuits_of(**paper), by_spectrum),
+        ("PURE + HDBSCAN", circuits_of(**paper), by_density),
+        ("activation", activations_of("activation")),
+        ("lower activation", lower),
+        ("NMF", lower, by_factors),
+        ("sparse codes", sparse_codes),
+        (RANDOM, random_parts),
+        (f"{CEILING}: {PAPER}", ceiling_of(circuits_of(**paper))),
+        (f"{CEILING}: {CLOSE}", ceiling_of(close)),
+    ]
+    if base.references.grid:
+        found.append(("activation at maximum", activations_of("activation at maximum")))
+    try:
+        require_fit(base.model, base.images.example[None].to(base.device), target, default_composite(base.model))
+        found.append((LRP, circuits_of(rule="lrp", seed="activation")))
+    except LayerError as problem:
+        warnings.warn(f"{LRP} is left out: {problem}", StudyWarning, stacklevel=2)
+    own = world.study.parameters
+    if closed_form(world.study.model, own.target, own.lower) is not None:
+        found.append(("split by PURE's parts", lambda it: split_by(it, "parts")))
+        try:
+            world.study.class_names  # noqa: B018
+            found.append(("split by classes", lambda it: split_by(it, "classes")))
+        except (StudyError, ValueError) as problem:
+            warnings.warn(f"the split by classes is left out: {problem}", StudyWarning, stacklevel=2)
+    made = [replace(Contestant(*entry), fingerprint=entry[0]) for entry in found]
+    for one in embedders:
+        made.append(Contestant(one.name, embedded_by(one), fingerprint=one.fingerprint))
+    return made
+
+
+def embedded_by(embedder: Embedder) -> Callable[[World], Vectors]:
+    """An embedder's vectors of the crops."""
+    return lambda world: world.study.embeddings(embedder)
+
+
+def load_contestant(specification: str) -> Contestant:
+    """A user's own: ``"FILE.py:FUNCTION"``, a function from a world to vectors or labels.
+
+    Raises
+    ------
+    ModelError
+        If there is no such file or function, or the file can't be run.
+    """
+    path, _, name = specification.rpartition(":")
+    if not path.endswith(".py"):
+        raise ModelError(f"can't tell what contestant {specification!r} is; expected 'FILE.py:FUNCTION'")
+    answer = function_in(Path(path), name)
+    return Contestant(name, answer, fingerprint=f"{name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}")

@@ -1,0 +1,206 @@
+"""Worlds where the right answer is known: a study, and for each reference image what really drove the neuron.
+
+Two kinds. In the glyph scenes it is the object under the maximum (:func:`objects_world`): natural neurons, but a truth
+of their inputs, not of their insides. In any network channels can be merged (:func:`planted_world`): a truth of the
+insides, but of neurons that were made. A method that is right should do well in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pure_nb.layers import INPUT
+from pure_nb.parameters import StudyError
+from pure_nb.planting import (
+    Groups,
+    How,
+    Planting,
+    PlantingError,
+    contributions,
+    draw,
+    drivers,
+    likeness_of,
+    plant,
+    shares,
+)
+from pure_nb.relevance import closed_form, dense_weight
+from pure_nb.study import Study
+from pure_nb.truth import COMMON, activation_vectors
+
+CLEAR = 2 / 3
+"""A reference image is clear if one source brought at least this part of what drove it."""
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """A study whose right answer is known.
+
+    Attributes
+    ----------
+    name
+        What it is, in words.
+    study
+        The study whose neurons are to be taken apart.
+    truth
+        int64 ``[channels, n]``: what drove each reference image, -1 where nothing did.
+    share
+        float64 ``[channels, n]``: the part of the activation that the driver brought; 1 where that is not known.
+    base
+        The study of the network as it was before anything was planted.
+    planting
+        What was planted; None if nothing.
+    brought
+        float32 ``[channels, n, most sources]``: see :func:`pure_nb.planting.contributions`.
+    """
+
+    name: str
+    study: Study
+    truth: NDArray[np.int64]
+    share: NDArray[np.float64]
+    base: Study
+    planting: Planting | None = None
+    brought: NDArray[np.float32] | None = None
+
+    @property
+    def k(self) -> NDArray[np.int64]:
+        """How many things each neuron means: what drove at least a twentieth of its references; int64 ``[channels]``.
+
+        A merged channel all of whose references were driven by one source means one thing, whatever was planted.
+        """
+        least = COMMON * self.truth.shape[1]
+        counts = [np.unique(own[own >= 0], return_counts=True)[1] for own in self.truth]
+        return np.array([max(1, int((count >= least).sum())) for count in counts])
+
+    @property
+    def clear(self) -> NDArray[np.bool_]:
+        """Which references were driven by one thing, for the most part: bool ``[channels, n]``."""
+        return self.share >= CLEAR
+
+    def inside(self, layer: str) -> str:
+        """What a layer of the network as it was is called in the network that is studied."""
+        return self.planting.renamed(layer) if self.planting else layer
+
+    def using(self, **changes: Any) -> Study:
+        """The study with other parameters; layers are named as in the network as it was."""
+        if "lower" in changes:
+            changes["lower"] = self.inside(self.base.using(lower=changes["lower"]).parameters.lower)
+        return self.study.using(**changes)
+
+    @cached_property
+    def activations(self) -> dict[str, NDArray[np.float32]]:
+        """Descriptions of the references by activations; see :func:`pure_nb.truth.activation_vectors`.
+
+        Of a planted layer, its channels as they were, but for the sources of the neuron in question: in their place
+        stands the merged channel. So nobody is told what is asked for.
+        """
+        if self.planting is None:
+            return self.study.activation_vectors
+        study, planting = self.study, self.planting
+        found = activation_vectors(
+            study.model,
+            study.images,
+            study.references,
+            study.parameters.lower,
+            layer=f"{planting.layer}.whole",
+            batch_size=study.batch_size,
+            device=study.device,
+        )
+        for name in ("activation", "activation at maximum"):
+            for channel, group in enumerate(planting.groups):
+                own, sources = found[name][channel], sorted(set(group))
+                weight = planting.weight[channel]
+                merged = own @ weight.astype(np.float32) / weight[sources].mean()  # about as strong as a source
+                own[:, sources] = 0
+                own[:, sources[0]] = merged
+        return found
+
+
+def objects_world(study: Study) -> World:
+    """The natural neurons of the glyph scenes, and the objects under their maxima.
+
+    Raises
+    ------
+    StudyError
+        If the study's images are no glyph scenes, or its target layer has no grid.
+    """
+    if study.objects is None:
+        raise StudyError(
+            f"the objects in {study.images.name!r} are not known, at layer {study.parameters.target!r}; only glyph "
+            "scenes and a layer with a grid have this truth. Plant one: pure_nb.worlds.planted_world"
+        )
+    alive = np.where(study.references.alive[:, None], study.objects, -1)
+    return World("objects", study, alive, np.ones(alive.shape), study)
+
+
+def planted_world(
+    study: Study,
+    count: int = 60,
+    k: int = 2,
+    *,
+    how: How = "random",
+    null: int = 0,
+    strengths: Sequence[float] | None = None,
+    groups: Groups | None = None,
+    seed: int = 0,
+) -> World:
+    """A study's network with merged channels, and what really drove each of their reference images.
+
+    Parameters
+    ----------
+    study
+        Any study. Its target layer is where channels are merged.
+    count, k, how, seed
+        See :func:`pure_nb.planting.draw`.
+    null
+        Number of channels merged with themselves, to be told from the others. They are drawn at random.
+    strengths
+        ``k`` numbers, the strengths of the sources of every group; all equal by default.
+    groups
+        The sources of each merged channel, instead of a draw.
+
+    Raises
+    ------
+    PlantingError
+        See :func:`pure_nb.planting.plant` and :func:`pure_nb.planting.draw`.
+    """
+    if strengths is not None and len(strengths) != (k if groups is None else len(groups[0])):
+        raise PlantingError(f"strengths must be one number for each of {k} sources, got {list(strengths)}")
+    if groups is None:
+        alike = likeness(study) if how in ("similar", "dissimilar") else None
+        groups = draw(study.references, count, k, how=how, likeness=alike, seed=seed)
+    if null:
+        alive = np.flatnonzero(study.references.score.mean(axis=1) > 0)
+        # A stream of its own, so that the groups stay the same however many are added.
+        picks = np.random.default_rng([seed, 1]).choice(alive, null, replace=null > len(alive))
+        groups = (*groups, *((int(channel), int(channel)) for channel in picks))
+    strong = None
+    if strengths is not None:
+        strong = [[1.0, 1.0] if len(set(group)) == 1 else list(strengths) for group in groups]
+    model, planting = plant(study.model, study.references, groups, strong)
+    own = study.using(model=model, target=planting.target, lower=planting.renamed(study.parameters.lower))
+    how_run: dict[str, Any] = {"batch_size": study.batch_size, "device": study.device}
+    brought = contributions(model, own.images, own.references, planting, **how_run)
+    truth = drivers(brought)
+    truth[planting.null] = np.where(truth[planting.null] >= 0, 0, -1)  # twice the same source is one
+    part = shares(brought)
+    part[planting.null, :, 0] = part[planting.null].sum(axis=-1)
+    name = f"planted, k = {k}, {how}" if strengths is None else f"planted, {how}, strengths {list(strengths)}"
+    return World(name, own, truth, part.max(axis=-1), study, planting, brought)
+
+
+def likeness(study: Study) -> NDArray[np.float64]:
+    """How alike the channels of a study's target layer are, as sources: cosines, ``[channels, channels]``.
+
+    Of their own weights where the layer is a ``Conv2d`` or ``Linear``; of their mean circuits otherwise.
+    """
+    p = study.parameters
+    module = closed_form(study.model, p.target, INPUT + p.target)
+    if module is None:
+        return likeness_of(study.circuits.mean(axis=1))
+    return likeness_of([dense_weight(module, channel).ravel() for channel in range(study.references.channels)])
