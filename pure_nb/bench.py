@@ -25,12 +25,13 @@ from tqdm import tqdm
 from pure_nb import truth
 from pure_nb.contestants import PAPER, Contestant, Parts, by_means
 from pure_nb.data import batches
-from pure_nb.layers import INPUT, activations, get_layer, resting
+from pure_nb.layers import INPUT, activations, by_position, get_layer, resting
 from pure_nb.parameters import StudyError
 from pure_nb.relevance import Taps, dense_weight
 from pure_nb.splitting import SHARED, owners
 from pure_nb.store import Store
 from pure_nb.virtual import VirtualNeurons, virtual_neurons
+from pure_nb.virtual_layer import VirtualLayer
 from pure_nb.worlds import World
 
 FORMAT = 1
@@ -307,6 +308,57 @@ def _scored(world: World, name: str, answers: pd.DataFrame, owner: dict[int, NDA
     return pd.DataFrame(rows).assign(seconds=answers["seconds"].to_numpy())
 
 
+def downstream(world: World, layer: VirtualLayer, samples: Sequence[int]) -> pd.DataFrame:
+    """How well virtual neurons in the network follow their sources, on images that they were not made from.
+
+    Parameters
+    ----------
+    world
+        With planted channels.
+    layer
+        The virtual neurons of some of them: ``VirtualLayer.of(world.study)``.
+    samples
+        Numbers of images. Leave out the references, and it is a test on new images.
+
+    Returns
+    -------
+    DataFrame
+        A row for each channel and source: ``channel``, ``source`` (a channel of the layer as it was), ``virtual``, the
+        correlation over the images of the largest activation of the source's virtual neuron with the largest activation
+        of the source (0 if no part stands for it); and ``whole``, that of the merged channel with it, to compare with.
+
+    Raises
+    ------
+    StudyError
+        If nothing was planted.
+    """
+    planting, study = world.planting, world.study
+    if planting is None:
+        raise StudyError(f"the world {world.name!r} has no sources; plant some: pure_nb.worlds.planted_world")
+    names = [planting.target, f"{planting.layer}.whole"]
+    found: list[tuple[NDArray[Any], ...]] = []
+    for batch in batches(study.images, [int(sample) for sample in samples], batch_size=study.batch_size):
+        for lost in batch.unreadable:
+            raise lost.error()
+        images = batch.images.to(study.device)
+        with resting(study.model), torch.no_grad():
+            outputs = activations(study.model, images, names)
+            values = [outputs[name] for name in names]
+        tensors = [layer(images), *values]
+        found.append(tuple(by_position(tensor).amax(dim=2).double().cpu().numpy() for tensor in tensors))
+    parts, merged, sources = (np.concatenate(values) for values in zip(*found))
+    owner, number = layer.channel.cpu().numpy(), layer.part.cpu().numpy()
+    rows = []
+    for channel in np.unique(owner).tolist():
+        part_of = matched(world.truth[channel], study.virtual_of(channel).labels)
+        for place, source in enumerate(planting.groups[channel]):
+            own = parts[:, (owner == channel) & (number == part_of.get(place, -1))]
+            value = pearson(own[:, 0], sources[:, source]) if own.shape[1] else 0.0
+            whole = pearson(merged[:, channel], sources[:, source])
+            rows.append({"channel": channel, "source": source, "virtual": value, "whole": whole})
+    return pd.DataFrame(rows)
+
+
 def detection(table: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
     """How well each method's clarity tells neurons that mean several things from those that mean one.
 
@@ -372,9 +424,9 @@ def leaderboard(table: pd.DataFrame, baseline: str = PAPER) -> pd.DataFrame:
     DataFrame
         ``method``; ``ari`` with its 95 % bootstrap interval over neurons ``low`` to ``high``; its ``difference`` from
         the baseline, and ``p`` of Wilcoxon's signed-rank test, neuron by neuron, corrected for the number of methods;
-        means of the other :data:`SCORES`; ``auc`` with ``auc_low`` and ``auc_high`` from :func:`detection`; ``k_right``, the
-        share of neurons with several meanings for which the true number was chosen, and ``k_bias``, the mean of chosen
-        minus true; ``seconds``.
+        means of the other :data:`SCORES`; ``auc`` with ``auc_low`` and ``auc_high`` from :func:`detection`;
+        ``k_right``, the share of neurons with several meanings for which the true number was chosen,
+        and ``k_bias``, the mean of chosen minus true; ``seconds``.
     """
     scored = table[table["k"] > 1]
     if scored.empty:

@@ -1,4 +1,4 @@
-"""The command line: ``pure-nb run``, ``neurons``, ``plot``, ``arv``, ``pairs``, ``split``, ``evaluate``, ``info``."""
+"""The command line: ``pure-nb run``, ``neurons``, ``plot``, ``arv``, ``pairs``, ``split``, ``evaluate``, ``bench``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from pure_nb.layers import LayerError, survey
 from pure_nb.loading import load_study, shipped_studies
 from pure_nb.models import ModelError
 from pure_nb.parameters import StudyError, StudyWarning
+from pure_nb.planting import PlantingError
 from pure_nb.references import NonFiniteError
 from pure_nb.relevance import gamma_polysemantic
 from pure_nb.splitting import Score, Split, save_split
@@ -38,6 +39,7 @@ EXPECTED = (
     LayerError,
     ModelError,
     NonFiniteError,
+    PlantingError,
     StudyError,
     WordNetError,
 )
@@ -417,6 +419,73 @@ def evaluate(
 
 @app.command()
 @_plainly
+def bench(
+    study: StudyName,
+    truth: Annotated[
+        str | None, typer.Option(help="planted, or objects (glyph scenes only); by default both, where there are both.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Channels to plant.")] = 60,
+    null: Annotated[int, typer.Option(help="Channels merged with themselves, to be told from those.")] = 30,
+    k: Annotated[int, typer.Option(help="Sources of each planted channel, 2 to 5.")] = 2,
+    how: Annotated[
+        str, typer.Option(help="How sources are drawn: random, similar (hard), dissimilar (easy), overlapping.")
+    ] = "random",
+    strengths: Annotated[
+        str | None, typer.Option(help="How strong the sources are: 1,0.5; all alike by default.", metavar="W,W")
+    ] = None,
+    embedder: Annotated[
+        list[str] | None, typer.Option(help="Takes part as a contestant; once for each, as for pure-nb evaluate.")
+    ] = None,
+    add: Annotated[
+        list[str] | None, typer.Option(help="A contestant of your own: FILE.py:FUNCTION. Once for each.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this contestant. Once for each.")] = None,
+    baseline: Annotated[str, typer.Option(help="The contestant that the others are compared with.")] = "PURE",
+    choose: Annotated[
+        bool, typer.Option(help="Also let each contestant choose k, for detection and calibration.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of the draw and the clustering.")] = 0,
+    data: Data = None,
+    weights: Weights = None,
+    store: Folder = None,
+    device: Device = None,
+    target: Target = None,
+    lower: Lower = None,
+    n: Count = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    skip_unreadable: Skip = False,
+    out: Annotated[Path, typer.Option(help="Folder for the tables and figures.")] = Path("bench"),
+) -> None:
+    """Let methods take neurons apart where the right answer is known. Ctrl-C stops it; the same command goes on."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from pure_nb import leaderboards  # open_clip takes a second to import
+    from pure_nb.contestants import load_contestant
+    from pure_nb.embedders import load_embedder
+
+    own = [load_contestant(specification) for specification in add or ()]
+    found = _study(locals())
+    judges = [load_embedder(specification, device=found.device) for specification in embedder or ()]
+    weighed = None if strengths is None else _decimals(strengths, "--strengths")
+    worlds = leaderboards.worlds_of(found, truth, count=count, k=k, how=how, null=null, strengths=weighed, seed=seed)
+    for world in worlds:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", StudyWarning)
+            made = leaderboards.compete(
+                world, judges, own, only=only or (), baseline=baseline, choose=choose, seed=seed
+            )
+        for message in dict.fromkeys(str(one.message) for one in told if issubclass(one.category, StudyWarning)):
+            typer.secho(f"Mind: {message}", err=True)
+        typer.echo(leaderboards.words(world))
+        _print(made.board.drop(columns=["low", "high", "auc_low", "auc_high"]), 0)
+        paths = leaderboards.write(made, out / world.study.name, command=f"pure-nb {shlex.join(sys.argv[1:])}")
+        typer.echo(f"{paths[0]}: the leaderboard, with {len(paths) - 1} files beside it")
+
+
+@app.command()
+@_plainly
 def info(
     study: Annotated[str | None, typer.Argument(help="A study; none lists those that ship.", metavar="[STUDY]")] = None,
     data: Data = None,
@@ -456,6 +525,14 @@ def _numbers(text: str, flag: str = "--neurons") -> list[int]:
                 f"can't read {entry!r} in {flag} {text!r}; expected numbers such as 3,17,20-23"
             ) from problem
     return found
+
+
+def _decimals(text: str, flag: str) -> list[float]:
+    """Numbers as a user writes them: ``1,0.5``."""
+    try:
+        return [float(entry) for entry in text.split(",")]
+    except ValueError as problem:
+        raise StudyError(f"can't read {flag} {text!r}; expected numbers such as 1,0.5") from problem
 
 
 def _again(study: str, skip_unreadable: bool, **options: object) -> str:

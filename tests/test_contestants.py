@@ -1,0 +1,589 @@
+"""Contestants: each finds what is plainly there, and says what is wrong where it can't be run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.metrics import adjusted_rand_score
+from sklearn.model_selection import StratifiedKFold
+from small import Items, Tokens, noise, plain
+from torch import Tensor, nn
+
+from pure_nb import contestants as module
+from pure_nb.bench import run
+from pure_nb.contestants import (
+    CLOSE,
+    LAYERS,
+    LRP,
+    PAPER,
+    PEAK,
+    RANDOM,
+    Contestant,
+    Parts,
+    activations_of,
+    by_density,
+    by_factors,
+    by_means,
+    by_mixture,
+    by_spectrum,
+    ceiling_of,
+    circuits_of,
+    contestants,
+    divided,
+    embedded_by,
+    load_contestant,
+    random_parts,
+    several_layers,
+    sparse_codes,
+    split_by,
+)
+from pure_nb.models import ModelError
+from pure_nb.parameters import StudyError, StudyWarning
+from pure_nb.study import Study
+from pure_nb.truth import agreement
+from pure_nb.virtual import cluster
+from pure_nb.worlds import World, objects_world, planted_world
+
+
+def bare(truth: Any, random: int = 0) -> World:
+    """A world of which only the truth matters."""
+    study: Any = SimpleNamespace(parameters=SimpleNamespace(random=random))
+    known = np.asarray(truth, dtype=np.int64)
+    return World("bare", study, known, np.ones(known.shape), study)
+
+
+def blobs(k: int = 3, each: int = 20, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Not negative and well apart: each of the k along an axis of its own, in a random order."""
+    generator = np.random.default_rng(seed)
+    truth = generator.permutation(np.repeat(np.arange(k), each))
+    vectors = np.eye(6)[truth] + 0.03 * generator.random((k * each, 6))
+    return vectors.astype(np.float32), truth
+
+
+def labelled(images: Tensor, labels: list[int], names: str) -> Items:
+    items = Items(images)
+    items.targets, items.classes = labels, list(names)  # type: ignore[attr-defined]
+    return items
+
+
+def two_inputs() -> Items:
+    """Twenty images: even ones with something in channel 0, odd ones in channel 1, all of them in channel 2.
+
+    The two sources have the same amplitudes, so that what is shared is shared alike.
+    """
+    images = torch.zeros(20, 4, 1, 2)
+    for number in range(20):
+        images[number, number % 2, 0, 0] = 3 + number // 2
+        images[number, 2, 0, 0] = 1
+    return labelled(images, [number % 2 for number in range(20)], "ab")
+
+
+def two_sources() -> nn.Sequential:
+    """Channel 0 reads input 0, channel 1 reads input 1, both read input 2; nobody input 3."""
+    model = nn.Sequential(
+        nn.Conv2d(4, 2, 1, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2, bias=False)
+    )
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1, 0, 0.5, 0], [0, 1, 0.5, 0]]).view(2, 4, 1, 1))
+        model[4].weight.copy_(torch.eye(2))
+    return model.eval()
+
+
+def hand_world(folder: Path, null: int = 0) -> World:
+    study = Study.of(two_sources(), two_inputs(), "0", "input:0", n=20, k=2, store=folder)
+    return planted_world(replace(study, progress=False), groups=((0, 1),), null=null)
+
+
+def small_world(folder: Path, target: str = "4", lower: str = "input:4", *, null: int = 1, **how: Any) -> World:
+    """Three merged channels and a null in the random network, with labels."""
+    items = labelled(noise(40), [number % 4 for number in range(40)], "wxyz")
+    model = how.pop("model", None) or plain()
+    study = Study.of(model, items, target, lower, n=20, k=2, store=folder, **how)
+    return planted_world(replace(study, progress=False), 3, null=null, seed=1)
+
+
+# ------------------------------------------------------------------------------------------------------- clusterers
+
+
+@pytest.mark.parametrize("divide", [by_means, by_mixture, by_spectrum, by_density, by_factors])
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_plain_blobs_are_found(divide: Callable[..., Any], k: int) -> None:
+    vectors, truth = blobs(k)
+    before = vectors.copy()
+    labels = divide(vectors, k, 0)
+    assert labels.dtype == np.int64
+    assert labels.shape == truth.shape
+    assert labels.min() >= -1
+    assert labels.max() < k
+    assert adjusted_rand_score(truth, labels) > 0.95
+    np.testing.assert_array_equal(divide(vectors, k, 0), labels)
+    np.testing.assert_array_equal(vectors, before)
+
+
+@pytest.mark.parametrize("divide", [by_means, by_mixture, by_spectrum, by_density, by_factors])
+def test_noise_is_not_what_is_wanted(divide: Callable[..., Any]) -> None:
+    generator = np.random.default_rng(0)
+    values = [
+        adjusted_rand_score(generator.integers(0, 2, 60), divide(generator.random((60, 6)).astype(np.float32), 2, 0))
+        for _ in range(6)
+    ]
+    assert abs(np.mean(values)) < 0.1
+
+
+@pytest.mark.parametrize("divide", [by_means, by_mixture, by_spectrum, by_density, by_factors])
+@pytest.mark.parametrize("vectors", [np.zeros((12, 4)), np.ones((12, 4)), -np.eye(12)[:, :4], np.eye(3)])
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning")
+def test_odd_vectors_are_no_error(divide: Callable[..., Any], vectors: NDArray[Any]) -> None:
+    """Those of a dead neuron, negative ones, and very few."""
+    labels = divide(vectors.astype(np.float32), 2, 0)
+    assert labels.shape == (len(vectors),)
+    assert set(labels.tolist()) <= {-1, 0, 1}
+
+
+def test_means_are_the_papers() -> None:
+    vectors = np.random.default_rng(0).random((30, 4)).astype(np.float32)
+    np.testing.assert_array_equal(by_means(vectors, 3, 5), cluster(vectors, 3, seed=5))
+
+
+def test_density_leaves_strays_out_and_needs_no_number() -> None:
+    vectors, truth = blobs(3)
+    vectors[0] = 50
+    labels = by_density(vectors, 2, 0)  # told two, it finds three
+    assert labels[0] == -1
+    assert set(labels[1:].tolist()) - {-1} == {0, 1, 2}
+    assert adjusted_rand_score(truth[1:], labels[1:]) > 0.95
+
+
+def test_mixture_finds_what_means_do_not() -> None:
+    """Two long clouds side by side: k-means cuts them across, one covariance for both does not."""
+    generator = np.random.default_rng(3)
+    truth = np.repeat([0, 1], 50)
+    vectors = np.stack([generator.normal(0, 1.4, 100), truth * 2 + generator.normal(0, 0.3, 100)], axis=1)
+    labels = by_mixture(vectors.astype(np.float32), 2, 0)
+    assert adjusted_rand_score(truth, labels) > 0.95
+    assert adjusted_rand_score(truth, by_means(vectors.astype(np.float32), 2, 0)) < 0.2
+    # Circuits are small numbers, activations may be large: what keeps the covariance regular must not depend on that.
+    for scale in (1e-4, 1e4):
+        assert adjusted_rand_score(labels, by_mixture((scale * vectors).astype(np.float32), 2, 0)) == 1
+
+
+def test_spectrum_follows_rings() -> None:
+    """Two rings within each other: only the graph of neighbours tells them apart."""
+    angle = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    truth = np.repeat([0, 1], 60)
+    vectors = np.concatenate([r * np.stack([np.cos(angle), np.sin(angle)], axis=1) for r in (1, 4)]).astype(np.float32)
+    assert adjusted_rand_score(truth, by_spectrum(vectors, 2, 0)) == 1
+    assert adjusted_rand_score(truth, by_means(vectors, 2, 0)) < 0.2
+
+
+def test_factors_see_directions_and_not_lengths() -> None:
+    generator = np.random.default_rng(0)
+    truth = np.repeat([0, 1], 40)
+    vectors = np.eye(4)[truth] * generator.uniform(0.5, 20, (80, 1)) + 0.01 * generator.random((80, 4))
+    assert adjusted_rand_score(truth, by_factors(vectors.astype(np.float32), 2, 0)) == 1
+
+
+def test_neurons_of_one_meaning_stay_whole() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def divide(vectors: NDArray[np.float32], k: int, seed: int) -> NDArray[np.int64]:
+        asked.append((k, seed))
+        return np.full(len(vectors), k)
+
+    found = divided(np.zeros((3, 4, 2), np.float32), np.array([3, 1, 2]), divide, 8)
+    assert found.tolist() == [[3] * 4, [0] * 4, [2] * 4]
+    assert asked == [(3, 8), (2, 8)]
+
+
+# ------------------------------------------------------------------------------------------------ what they look at
+
+
+def test_sparse_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [blobs(3, seed=seed) for seed in range(3)]
+    world = bare(np.stack([truth for _, truth in pairs]))
+    vectors = np.stack([own for own, _ in pairs])
+    vectors[1, 7] = vectors[0, 5]  # one image may be a reference of two neurons
+    world.__dict__["activations"] = {"lower activation at maximum": vectors}
+    codes = sparse_codes(world)
+    assert codes.shape == (3, 60, 12)  # twice as many atoms as channels
+    assert codes.dtype == np.float32
+    np.testing.assert_array_equal(codes[1, 7], codes[0, 5])
+    np.testing.assert_array_equal(sparse_codes(world), codes)
+    assert (codes == 0).mean() > 0.5
+    for channel in (0, 2):
+        assert adjusted_rand_score(world.truth[channel], by_means(codes[channel], 3, 0)) > 0.75
+    monkeypatch.setattr(module, "ATOMS", 5)
+    assert sparse_codes(world).shape == (3, 60, 5)
+    world.__dict__["activations"] = {"lower activation at maximum": np.zeros_like(vectors)}
+    assert not sparse_codes(world).any()  # nothing below drives anything
+
+
+def test_random_parts_agree_with_nothing() -> None:
+    generator = np.random.default_rng(1)
+    truth = generator.integers(0, 3, (40, 60))
+    truth[0] = 0
+    world = bare(truth)
+    labels = random_parts(world)
+    np.testing.assert_array_equal(random_parts(world), labels)
+    assert (random_parts(bare(truth, random=1)) != labels).any()
+    assert not labels[0].any()
+    assert all(set(own.tolist()) == {0, 1, 2} for own in labels[1:])
+    assert abs(np.mean([adjusted_rand_score(a, b) for a, b in zip(truth[1:], labels[1:])])) < 0.02
+    # Nor with the random labels of the other benchmark, drawn from the same seed.
+    table = agreement({}, truth, np.ones(40, dtype=bool))
+    assert set(table["method"]) == {"random"}
+    other = np.random.default_rng(np.random.SeedSequence(0).spawn(1)[0]).integers(0, 3, (40, 60))
+    assert abs(np.mean([adjusted_rand_score(a, b) for a, b in zip(other, labels)])) < 0.02
+
+
+def test_the_ceiling_of_what_can_be_told_and_what_can_not() -> None:
+    vectors, truth = blobs(3)
+    generator = np.random.default_rng(0)
+    world = bare([truth, truth, np.zeros(60)])
+    answer = ceiling_of(lambda _: np.stack([vectors, generator.standard_normal((60, 6)), vectors]))(world)
+    assert adjusted_rand_score(truth, answer.labels[0]) == 1
+    np.testing.assert_array_equal(answer.labels[0], truth)
+    assert abs(adjusted_rand_score(truth, answer.labels[1])) < 0.15
+    assert not answer.labels[2].any()  # one thing: nothing to learn
+    assert answer.vectors is None
+
+
+def test_the_ceiling_is_that_of_a_slow_loop() -> None:
+    generator = np.random.default_rng(3)
+    truth = np.repeat([0, 1, 2, 3, -1], [20, 15, 5, 4, 6])
+    own = generator.standard_normal((50, 5)) + 1.2 * np.eye(5)[truth]
+    own[:, 3] = 7  # a constant entry is no division by zero
+    found = ceiling_of(lambda _: own[None])(bare([truth], random=4)).labels[0]
+    # Fewer than five, or of no known truth: neither is learned.
+    assert (found[40:] == -1).all()
+    scaled = (own - own.mean(axis=0)) / np.where(own.std(axis=0) > 0, own.std(axis=0), 1)
+    expected = np.full(40, -9)
+    for learned, asked in StratifiedKFold(5, shuffle=True, random_state=4).split(scaled[:40], truth[:40]):
+        classifier = RidgeClassifierCV([10 ** (-1 + 5 * step / 7) for step in range(8)])
+        expected[asked] = classifier.fit(scaled[:40][learned], truth[:40][learned]).predict(scaled[:40][asked])
+    np.testing.assert_array_equal(found[:40], expected)
+    assert 0.5 < (expected == truth[:40]).mean() < 1
+
+
+def test_the_ceiling_of_too_few() -> None:
+    """Two things, one of which drove four images: the neuron stays whole."""
+    truth = np.repeat([0, 1], [20, 4])
+    assert not ceiling_of(lambda _: np.eye(24)[None])(bare([truth])).labels.any()
+
+
+def test_descriptions_of_a_world(tmp_path: Path) -> None:
+    world = small_world(tmp_path, "5", "3")
+    np.testing.assert_array_equal(circuits_of(seed="peak")(world), world.study.using(seed="peak").circuits)
+    assert circuits_of(lower="2")(world).shape == (4, 20, 7)
+    for name, vectors in world.activations.items():
+        np.testing.assert_array_equal(activations_of(name)(world), vectors)
+    # The study's own lower layer, the nearest (the ReLU's input), and the ReLU before the study's lower one.
+    joined = several_layers(world)
+    parts = [world.study.using(lower=name).circuits for name in ("3", "input:5", "1")]
+    np.testing.assert_array_equal(joined, np.concatenate(parts, axis=2))
+    assert joined.shape == (4, 20, 7 + 6 + 5)
+
+
+def test_several_layers_take_each_once(tmp_path: Path) -> None:
+    """Here the study's own lower layer is the nearest one already."""
+    world = small_world(tmp_path)
+    parts = [world.study.using(lower=name).circuits for name in ("input:4.merged", "2")]
+    np.testing.assert_array_equal(several_layers(world), np.concatenate(parts, axis=2))
+
+
+# ------------------------------------------------------------------------------------------------------------ splits
+
+
+@pytest.mark.parametrize("by", ["parts", "classes"])
+def test_a_split_on_paper(tmp_path: Path, by: str) -> None:
+    world = hand_world(tmp_path, null=1)
+    assert world.truth[0].tolist() == [0, 1] * 10
+    answer = split_by(world, by)
+    assert adjusted_rand_score(world.truth[0], answer.labels[0]) == 1
+    # The first image is of source 0, and so is the first part; input 2 is shared, and input 3 nobody's.
+    assert answer.labels[0].tolist() == [0, 1] * 10
+    assert {channel: owner.tolist() for channel, owner in answer.owner.items()} == {0: [0, 1, -1, -1]}
+    assert not answer.labels[1].any()  # the null is not split
+    table = run(world, [Contestant("split", lambda it: split_by(it, by))], choose=False)
+    assert table["f1"].tolist()[0] == 1
+    assert table["ari"].tolist()[0] == 1
+    assert np.isnan(table["f1"][1])
+
+
+@pytest.mark.parametrize("by", ["parts", "classes"])
+def test_a_split_is_that_of_a_slow_loop(tmp_path: Path, by: str) -> None:
+    world = small_world(tmp_path)
+    answer = split_by(world, by)
+    several = np.flatnonzero(world.k > 1).tolist()
+    assert several
+    assert set(answer.owner) <= set(several)
+    assert answer.owner
+    merged: Any = world.study.model.get_submodule("4.merged")
+    below = plain()[:4](noise(40)).double()
+    for channel in range(4):
+        if channel not in answer.owner:
+            assert not answer.labels[channel].any()
+            continue
+        owner = answer.owner[channel]
+        assert owner.shape == (7,)
+        for rank, image in enumerate(world.study.references.sample[channel]):
+            driven = []
+            for part in range(2):
+                weight = merged.weight[channel : channel + 1].detach().double().clone()
+                weight[:, (owner != part) & (owner != -1)] = 0
+                bias = merged.bias[channel : channel + 1].detach().double()
+                out = nn.functional.conv2d(below[image : image + 1], weight, bias, padding=1)
+                driven.append(float(out.clamp(min=0).sum().detach()))
+            assert answer.labels[channel, rank] == driven.index(max(driven))
+
+
+def test_what_can_not_be_split_stays_whole(tmp_path: Path) -> None:
+    """Labels of a single class: there are no two to split between."""
+    items = labelled(two_inputs().images, [0] * 20, "ab")  # type: ignore[arg-type]
+    study = Study.of(two_sources(), items, "0", "input:0", n=20, k=2, store=tmp_path)
+    answer = split_by(planted_world(replace(study, progress=False), groups=((0, 1),)), "classes")
+    assert not answer.labels.any()
+    assert answer.owner == {}
+
+
+# ---------------------------------------------------------------------------------------------- a contestant's answer
+
+
+def test_vectors_are_clustered_and_labels_are_taken() -> None:
+    vectors, truth = blobs(2)
+    world = bare([truth, np.zeros(40)])
+    found = Contestant("v", lambda _: np.stack([vectors, vectors])).parts(world)
+    assert adjusted_rand_score(truth, found.labels[0]) == 1
+    assert not found.labels[1].any()
+    assert found.vectors is not None
+    assert found.vectors.shape == (2, 40, 6)
+    found = Contestant("l", lambda _: [[1.0] * 40, [2.0] * 40]).parts(world)
+    assert found.labels.tolist() == [[1] * 40, [2] * 40]
+    assert found.labels.dtype == np.int64
+    assert found.vectors is None
+    own = Parts(np.zeros((2, 40), np.int64))
+    assert Contestant("p", lambda _: own).parts(world) is own
+    seeds: list[int] = []
+    divide = lambda vectors, k, seed: seeds.append(seed) or np.zeros(len(vectors), np.int64)  # noqa: E731
+    Contestant("d", lambda _: np.stack([vectors] * 2), divide).parts(world, seed=6)
+    assert seeds == [6]
+
+
+@pytest.mark.parametrize("shape", [(), (40,), (2, 39), (3, 40), (40, 2), (2, 39, 5), (2, 40, 5, 1), (80, 5)])
+def test_answers_of_another_shape(shape: tuple[int, ...]) -> None:
+    world = bare(np.zeros((2, 40)))
+    with pytest.raises(StudyError, match=r"contestant 'odd' returned an array of shape \[.*\]; expected vectors ") as e:
+        Contestant("odd", lambda _: np.zeros(shape)).parts(world)
+    assert str(list(shape)) in str(e.value)
+    assert "[2, 40, d] or labels [2, 40]" in str(e.value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(2, 40), (2, 40, 3)])
+def test_answers_that_are_not_finite(bad: float, shape: tuple[int, ...]) -> None:
+    values = np.zeros(shape)
+    values[1, 5] = bad
+    with pytest.raises(StudyError, match="contestant 'odd' returned NaN or infinity"):
+        Contestant("odd", lambda _: values).parts(bare(np.zeros((2, 40))))
+
+
+@pytest.mark.xfail(strict=True, reason="what a contestant returns as Parts is not checked")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Parts(np.zeros((2, 39), np.int64)),
+        Parts(np.zeros((2, 40), np.int64), np.zeros((2, 39, 3))),
+        Parts(np.zeros((2, 40), np.int64), np.full((2, 40, 3), np.nan)),
+    ],
+    ids=["labels", "vectors", "NaN"],
+)
+def test_parts_of_another_shape(answer: Parts) -> None:
+    with pytest.raises(StudyError):
+        Contestant("odd", lambda _: answer).parts(bare(np.zeros((2, 40))))
+
+
+@pytest.mark.xfail(strict=True, reason="NumPy's own TypeError or ValueError comes through")
+@pytest.mark.parametrize("answer", [[["a"] * 40] * 2, [[0.0] * 40, [0.0] * 39]], ids=["words", "ragged"])
+def test_answers_that_are_no_numbers(answer: Any) -> None:
+    with pytest.raises(StudyError, match="odd"):
+        Contestant("odd", lambda _: answer).parts(bare(np.zeros((2, 40))))
+
+
+# ------------------------------------------------------------------------------------------------------- all of them
+
+
+class Brightness:
+    """An embedder that knows the mean colour of a crop."""
+
+    name, fingerprint, prompts = "brightness", "brightness 1", ()
+
+    def images(self, crops: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        return np.stack([crop.reshape(-1, 3).mean(axis=0) for crop in crops]).astype(np.float32)
+
+
+ALWAYS = {
+    PAPER,
+    PEAK,
+    CLOSE,
+    LAYERS,
+    "PURE + Gaussian mixture",
+    "PURE + spectral",
+    "PURE + HDBSCAN",
+    "activation",
+    "lower activation",
+    "NMF",
+    "sparse codes",
+    RANDOM,
+    "ceiling: PURE",
+    "ceiling: PURE close",
+}
+
+
+def test_all_contestants_of_a_convolution(tmp_path: Path) -> None:
+    world = small_world(tmp_path, crop="activation")
+    embedder: Any = Brightness()
+    found = contestants(world, [embedder])
+    names = [one.name for one in found]
+    splits = {"split by PURE's parts", "split by classes"}
+    assert set(names) == ALWAYS | {LRP, "activation at maximum", "brightness"} | splits
+    assert len(set(names)) == len(names)
+    assert len({one.fingerprint for one in found}) == len(found)
+    assert all(one.fingerprint for one in found)
+    by_name = {one.name: one for one in found}
+    assert by_name["PURE + HDBSCAN"].divide is by_density
+    assert by_name["NMF"].divide is by_factors
+    assert by_name[PAPER].divide is by_means
+    np.testing.assert_array_equal(by_name["brightness"].answer(world), world.study.embeddings(embedder))
+    np.testing.assert_array_equal(embedded_by(embedder)(world), world.study.embeddings(embedder))
+    for one in found:
+        parts = one.parts(world)
+        assert parts.labels.shape == world.truth.shape
+        assert parts.labels.min() >= -1
+
+
+def test_the_papers_recipe_does_not_depend_on_the_studys(tmp_path: Path) -> None:
+    """However the study was run, PURE is PURE."""
+    world = small_world(tmp_path, "5", "3", rule="lrp", seed="peak")
+    by_name = {one.name: one.answer(world) for one in contestants(world) if one.name in (PAPER, PEAK, CLOSE, LRP)}
+    for name, recipe in {
+        PAPER: {"rule": "gradient", "seed": "activation"},
+        PEAK: {"rule": "gradient", "seed": "peak"},
+        CLOSE: {"rule": "gradient", "seed": "peak", "lower": "input:5"},
+        LRP: {"rule": "lrp", "seed": "activation"},
+    }.items():
+        np.testing.assert_array_equal(by_name[name], world.study.using(**recipe).circuits)
+
+
+def test_no_splits_of_another_layer(tmp_path: Path) -> None:
+    for target, lower in (("5", "3"), ("4", "2")):
+        names = {one.name for one in contestants(small_world(tmp_path, target, lower))}
+        assert names == ALWAYS | {LRP, "activation at maximum"}
+
+
+def test_without_a_grid_there_is_no_maximum(tmp_path: Path) -> None:
+    names = {one.name for one in contestants(small_world(tmp_path, "7", "5"))}
+    assert names == ALWAYS | {LRP}
+
+
+def test_without_labels_there_is_no_split_by_classes(tmp_path: Path) -> None:
+    study = replace(Study.of(plain(), Items(noise(15)), "4", "input:4", n=6, k=2, store=tmp_path), progress=False)
+    with pytest.warns(StudyWarning, match="the split by classes is left out: the images 'mine' have no labels"):
+        names = {one.name for one in contestants(planted_world(study, 2))}
+    assert "split by PURE's parts" in names
+    assert "split by classes" not in names
+
+
+def test_where_the_rules_do_not_fit_they_are_left_out(tmp_path: Path) -> None:
+    """A convolution with a batch norm right after it, which is merged into it, is not what it was."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean.fill_(0.5)  # type: ignore[union-attr]
+    norm.running_var.fill_(3)  # type: ignore[union-attr]
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
+    ).eval()
+    world = small_world(tmp_path, "0", "input:0", model=model)
+    with pytest.warns(StudyWarning, match="PURE LRP is left out: merging batch norms"):
+        names = {one.name for one in contestants(world)}
+    assert LRP not in names
+    assert names >= ALWAYS
+
+
+def test_contestants_of_tokens(tmp_path: Path) -> None:
+    world = small_world(tmp_path, "second", "first", model=Tokens().eval())
+    found = contestants(world)
+    assert ALWAYS | {"activation at maximum"} <= {one.name for one in found}
+    table = run(world, [one for one in found if one.name in (PAPER, "activation at maximum", "NMF")], choose=False)
+    assert table.groupby("method").size().tolist() == [4, 4, 4]
+
+
+def test_contestants_of_natural_neurons(glyph_study: Study) -> None:
+    world = objects_world(glyph_study)
+    found = contestants(world)
+    assert {one.name for one in found} == ALWAYS | {LRP, "activation at maximum"}
+    simple = [one for one in found if one.name in (PAPER, RANDOM)]
+    table = run(world, simple, choose=False)
+    means = table[table["k"] > 1].groupby("method")["ari"].mean()
+    assert means[PAPER] > means[RANDOM] + 0.05
+    assert abs(means[RANDOM]) < 0.05
+
+
+# --------------------------------------------------------------------------------------------------- a user's own file
+
+
+@pytest.mark.parametrize("wrong", ["brightness", "file.txt:f", "file:f", "f", "file.py", ""])
+def test_what_is_no_contestant(wrong: str) -> None:
+    with pytest.raises(ModelError, match=r"can't tell what contestant .* is; expected 'FILE.py:FUNCTION'"):
+        load_contestant(wrong)
+
+
+def test_files_that_can_not_be_used(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    with pytest.raises(ModelError, match=r"there is no file .*mine.py.* with a function 'f'"):
+        load_contestant(f"{path}:f")
+    path.write_text("def g(world):\n    return 1\n")
+    with pytest.raises(ModelError, match=r"mine.py' has no function 'f'"):
+        load_contestant(f"{path}:f")
+    path.write_text("1 / 0\n")
+    with pytest.raises(ModelError, match=r"can't be run: ZeroDivisionError"):
+        load_contestant(f"{path}:f")
+
+
+@pytest.mark.xfail(strict=True, reason="anything of that name is taken, and fails where it is called")
+def test_a_number_is_no_function(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("f = 3\n")
+    with pytest.raises(ModelError):
+        load_contestant(f"{path}:f")
+
+
+def test_a_users_own_contestant(tmp_path: Path) -> None:
+    world, path, calls = hand_world(tmp_path / "store"), tmp_path / "mine.py", tmp_path / "calls"
+    text = (
+        "from pathlib import Path\n"
+        "def own(world):\n"
+        "    with Path({!r}).open('a') as file:\n"
+        "        file.write('x')\n"
+        "    return {}\n"
+    )
+    path.write_text(text.format(str(calls), "world.study.circuits"))
+    one = load_contestant(f"{path}:own")
+    assert one.name == "own"
+    assert one.divide is by_means
+    assert run(world, [one], choose=False)["ari"].tolist() == [1]
+    assert run(world, [load_contestant(f"{path}:own")], choose=False)["ari"].tolist() == [1]
+    assert calls.read_text() == "x"  # it was found again
+    path.write_text(text.format(str(calls), "world.truth * 0"))
+    changed = load_contestant(f"{path}:own")
+    assert changed.fingerprint != one.fingerprint
+    assert run(world, [changed], choose=False)["ari"].tolist() == [0]
+    assert calls.read_text() == "xx"
