@@ -240,6 +240,8 @@ def run(
     double = sorted({name for name in names if names.count(name) > 1})
     if double:
         raise StudyError(f"two contestants are called {double[0]!r}; name one of them otherwise")
+    if not names:
+        raise StudyError("nobody takes part: name at least one contestant")
     shown = world.study.progress if progress is None else progress
     owner, tables = true_owners(world), []
     with Parallel(n_jobs=-1) as parallel, tqdm(contestants, world.name, unit="method", disable=not shown) as bar:
@@ -263,6 +265,7 @@ def _kept(world: World, contestant: Contestant, choose: bool, seed: int, paralle
 
     if not contestant.fingerprint:
         return compute(None)
+    divide: Any = contestant.divide
     study, digest = world.study, hashlib.sha256(world.truth.tobytes()).hexdigest()
     key: dict[str, object] = {
         "step": "bench",
@@ -270,7 +273,7 @@ def _kept(world: World, contestant: Contestant, choose: bool, seed: int, paralle
         "study": study.identity,
         "parameters": asdict(study.parameters),
         "truth": digest,
-        "contestant": [contestant.name, contestant.fingerprint],
+        "contestant": [contestant.name, contestant.fingerprint, divide.__module__, divide.__qualname__],
         "choose": choose,
         "seed": seed,
     }
@@ -290,7 +293,7 @@ def _chosen(parts: Parts | None, contestant: Contestant, parallel: Parallel, cou
 
 def _scored(world: World, name: str, answers: pd.DataFrame, owner: dict[int, NDArray[np.int64]]) -> pd.DataFrame:
     rows = []
-    null = world.planting.null if world.planting else world.k == 1
+    null = world.planting.null if world.planting else (world.k == 1) & (world.truth >= 0).any(axis=1)
     for channel, answer in enumerate(answers.itertuples()):
         labels = np.asarray(answer.labels, dtype=np.int64)
         known, k = world.truth[channel], int(world.k[channel])
@@ -383,7 +386,7 @@ def detection(table: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
             continue
         generator, drawn = np.random.default_rng(0), []
         groups = [np.flatnonzero(several), np.flatnonzero(~several)]
-        for _ in range(500):  # of each kind as many as there are
+        for _ in range(200):  # of each kind as many as there are
             pick = np.concatenate([generator.choice(group, len(group)) for group in groups])
             drawn.append(roc_auc_score(several[pick], clarity[pick]))
         low, high = np.quantile(drawn, [0.025, 0.975])

@@ -66,9 +66,12 @@ BatchSize = Annotated[int | None, typer.Option(help="Images in a batch.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that load images.")]
 Skip = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out images that can't be read.")]
 Target = Annotated[str | None, typer.Option(help="The layer, if other than the study says.")]
-Lower = Annotated[str | None, typer.Option(help="The sources below it; input:LAYER is a layer's own input.")]
+Lower = Annotated[str | None, typer.Option(help="The layer below: a name, input:LAYER, or nearest.")]
 Share = Annotated[float | None, typer.Option(help="Share of the attribution that makes a channel relevant.")]
 Mass = Annotated[float | None, typer.Option(help="Instead: the strongest channels that carry this part together.")]
+Start = Annotated[
+    str | None, typer.Option("--start", help="Where relevance starts: activation (everywhere), peak, or unit.")
+]
 Often = Annotated[float | None, typer.Option(help="Part of a class's images in which a relevant channel is so.")]
 Neurons = Annotated[str | None, typer.Option(help="Which neurons: 3,17,21 or 0-31.")]
 
@@ -102,6 +105,7 @@ FORWARDED = (
     "lower",
     "n",
     "rule",
+    "seed",
     "crop",
     "share",
     "mass",
@@ -124,7 +128,10 @@ def run(
     weights: Weights = None,
     store: Folder = None,
     device: Device = None,
+    target: Target = None,
+    lower: Lower = None,
     rule: Rule = None,
+    seed: Start = None,
     n: Count = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
@@ -132,9 +139,9 @@ def run(
 ) -> None:
     """Run all steps of a study. Ctrl-C stops it; the same command goes on from there."""
     found = _study(locals())
-    target, lower = found.shapes
+    top, below = found.shapes
     typer.echo(
-        f"{found.name}: {target.name} ({target.channels} channels) through {lower.name} ({lower.channels} channels), "
+        f"{found.name}: {top.name} ({top.channels} channels) through {below.name} ({below.channels} channels), "
         f"{len(found.images)} images, {found.parameters.n} references a neuron, rule {found.parameters.rule}"
     )
     if found.parameters.n > len(found.images):
@@ -146,7 +153,8 @@ def run(
     for lost in found.skipped:
         typer.echo(f"left out: image {lost.sample} ({lost.path}): {lost.reason}")
     table = found.neurons
-    same = _again(study, skip_unreadable, data=data, weights=weights, store=store, rule=rule, n=n)
+    where = {"data": data, "weights": weights, "store": store, "target": target, "lower": lower}
+    same = _again(study, skip_unreadable, **where, rule=rule, start=seed, n=n)
     some = ",".join(str(channel) for channel in np.asarray(table["channel"].head(3)))
     typer.echo(f"{int((table['k'] > 1).sum())} of {len(table)} neurons fall apart. Next:")
     typer.echo(f"  pure-nb neurons {same}\n  pure-nb plot {same} --neurons {some}")
@@ -159,7 +167,10 @@ def neurons(
     data: Data = None,
     weights: Weights = None,
     store: Folder = None,
+    target: Target = None,
+    lower: Lower = None,
     rule: Rule = None,
+    seed: Start = None,
     n: Count = None,
     skip_unreadable: Skip = False,
     rows: Annotated[int, typer.Option(help="Rows to print; 0 prints all.")] = 20,
@@ -181,7 +192,10 @@ def plot(
     weights: Weights = None,
     store: Folder = None,
     device: Device = None,
+    target: Target = None,
+    lower: Lower = None,
     rule: Rule = None,
+    seed: Start = None,
     n: Count = None,
     skip_unreadable: Skip = False,
     count: Annotated[int, typer.Option(help="Images in each row.")] = 6,
@@ -444,7 +458,7 @@ def bench(
     choose: Annotated[
         bool, typer.Option(help="Also let each contestant choose k, for detection and calibration.")
     ] = True,
-    seed: Annotated[int, typer.Option(help="Of the draw and the clustering.")] = 0,
+    number: Annotated[int, typer.Option("--seed", help="Of the draw and the clustering.")] = 0,
     data: Data = None,
     weights: Weights = None,
     store: Folder = None,
@@ -469,12 +483,12 @@ def bench(
     found = _study(locals())
     judges = [load_embedder(specification, device=found.device) for specification in embedder or ()]
     weighed = None if strengths is None else _decimals(strengths, "--strengths")
-    worlds = leaderboards.worlds_of(found, truth, count=count, k=k, how=how, null=null, strengths=weighed, seed=seed)
+    worlds = leaderboards.worlds_of(found, truth, count=count, k=k, how=how, null=null, strengths=weighed, seed=number)
     for world in worlds:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always", StudyWarning)
             made = leaderboards.compete(
-                world, judges, own, only=only or (), baseline=baseline, choose=choose, seed=seed
+                world, judges, own, only=only or (), baseline=baseline, choose=choose, seed=number
             )
         for message in dict.fromkeys(str(one.message) for one in told if issubclass(one.category, StudyWarning)):
             typer.secho(f"Mind: {message}", err=True)

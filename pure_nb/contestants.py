@@ -30,12 +30,12 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from pure_nb.layers import LayerError, stage_before
+from pure_nb.layers import LayerError, get_layer, stage_before
 from pure_nb.lrp import default_composite, require_fit
 from pure_nb.models import ModelError, function_in
 from pure_nb.parameters import NEAREST, StudyError, StudyWarning
 from pure_nb.relevance import closed_form
-from pure_nb.splitting import RHOS, PartActivations, Split, part_activations
+from pure_nb.splitting import RHOS, SHARED, PartActivations, Split, channel_sources, part_activations
 from pure_nb.virtual import cluster
 from pure_nb.worlds import World
 
@@ -111,19 +111,33 @@ class Contestant:
         """
         found = self.answer(world)
         if isinstance(found, Parts):
-            return found
-        values = np.asarray(found)
-        shape = world.truth.shape
-        if values.ndim not in (2, 3) or values.shape[:2] != shape:
-            raise StudyError(
-                f"contestant {self.name!r} returned an array of shape {list(values.shape)}; expected vectors "
-                f"[{shape[0]}, {shape[1]}, d] or labels [{shape[0]}, {shape[1]}], a row for each reference image"
-            )
-        if not np.isfinite(values).all():
-            raise StudyError(f"contestant {self.name!r} returned NaN or infinity")
+            vectors = None if found.vectors is None else self._checked(found.vectors, world, (3,))
+            return replace(found, labels=self._checked(found.labels, world, (2,)), vectors=vectors)
+        values = self._checked(found, world, (2, 3))
         if values.ndim == 2:
-            return Parts(values.astype(np.int64))
+            return Parts(values)
         return Parts(divided(values, world.k, self.divide, seed), values)
+
+    def _checked(self, found: Any, world: World, axes: tuple[int, ...]) -> NDArray[Any]:
+        """Vectors or labels for each reference image of a world; labels as whole numbers."""
+        channels, n = world.truth.shape
+        expected = f"expected vectors [{channels}, {n}, d] or labels [{channels}, {n}], for each reference image"
+        try:
+            values = np.asarray(found)
+            finite = bool(np.isfinite(values).all())
+        except (TypeError, ValueError) as problem:
+            raise StudyError(
+                f"contestant {self.name!r} returned no array of numbers ({problem}); {expected}"
+            ) from problem
+        if values.ndim not in axes or values.shape[:2] != (channels, n):
+            raise StudyError(f"contestant {self.name!r} returned an array of shape {list(values.shape)}; {expected}")
+        if not finite:
+            raise StudyError(f"contestant {self.name!r} returned NaN or infinity; {expected}")
+        if values.ndim == 3:
+            return values
+        if (values != values.astype(np.int64)).any():
+            raise StudyError(f"contestant {self.name!r} returned labels that are no whole numbers; {expected}")
+        return values.astype(np.int64)
 
 
 def divided(vectors: Vectors, k: NDArray[np.int64], divide: Divide, seed: int) -> Labels:
@@ -153,7 +167,7 @@ def activations_of(name: str) -> Callable[[World], Vectors]:
 
 def by_mixture(vectors: Vectors, k: int, seed: int) -> Labels:
     """A Gaussian mixture with one covariance for all, over the ten first principal components."""
-    flat = PCA(min(10, *vectors.shape), random_state=seed).fit_transform(np.asarray(vectors, dtype=np.float64))
+    flat = _calm(PCA(min(10, *vectors.shape), random_state=seed).fit_transform, np.asarray(vectors, dtype=np.float64))
     flat /= flat.std() or 1.0
     mixture = GaussianMixture(k, covariance_type="tied", n_init=3, reg_covar=1e-3, random_state=seed)
     return np.asarray(_calm(mixture.fit_predict, flat), dtype=np.int64)
@@ -255,10 +269,12 @@ def split_by(world: World, by: str) -> Parts:
         many as parts are wanted; ``"parts"``: by those of PURE's parts.
     """
     study = world.study
+    module = get_layer(study.model, study.parameters.target)
     labels = np.zeros(world.truth.shape, dtype=np.int64)
     owner = {}
     for channel in np.flatnonzero(world.k > 1).tolist():
-        k = int(world.k[channel])
+        k, sources = int(world.k[channel]), channel_sources(module, channel)
+        owner[channel] = np.full(sources.stop - sources.start, SHARED, dtype=np.int64)  # of a channel that stays whole
         try:
             if by == "classes":
                 often = np.nan_to_num(study.classes.frequency[:, channel], nan=-1.0)
@@ -268,7 +284,7 @@ def split_by(world: World, by: str) -> Parts:
             else:
                 parts = cluster(study.circuits[channel], k, seed=study.parameters.random)
                 circuits = study.circuits[channel].astype(np.float64)
-                arvs = np.stack([circuits[parts == part].mean(axis=0) for part in range(k)])
+                arvs = np.stack([circuits[parts == part].mean(axis=0) for part in range(k)])[:, sources]
                 measured = _measured(study, channel, arvs, RHOS)
                 split = Split.chosen(measured, parts, tuple(map(str, range(k))), arvs)
         except (StudyError, ValueError):  # too few images of a class, or in a part: the channel stays whole
@@ -360,4 +376,8 @@ def load_contestant(specification: str) -> Contestant:
     if not path.endswith(".py"):
         raise ModelError(f"can't tell what contestant {specification!r} is; expected 'FILE.py:FUNCTION'")
     answer = function_in(Path(path), name)
+    if not callable(answer):
+        raise ModelError(
+            f"{name!r} of {path!r} is a {type(answer).__name__}; expected a function from a world to parts"
+        )
     return Contestant(name, answer, fingerprint=f"{name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}")

@@ -176,7 +176,8 @@ def _hooked(model: nn.Module, hooks: dict[str, Callable[[Tensor], Tensor | None]
         for name, function in hooks.items():
             module = model if name == OUTPUT else get_layer(model, name)
             if name.startswith(INPUT):
-                handle = module.register_forward_pre_hook(before(name, function))
+                # Before hooks that are there already: the rules of LRP must see the new graph's start, not go past it.
+                handle = module.register_forward_pre_hook(before(name, function), prepend=True)
             else:
                 handle = module.register_forward_hook(after(name, function))
             stack.callback(handle.remove)

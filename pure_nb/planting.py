@@ -116,7 +116,7 @@ class PlantedLayer(nn.Module):
         self.early = early
         self.register_buffer("mix", mix)
         self.register_buffer("back", back)
-        self.train(whole.training)
+        self.training = self.merged.training = self.join.training = whole.training
 
     def forward(self, input: Tensor) -> Tensor:
         """What the layer puts out: ``(1 - back mix) A + back merged``, and ``merged = mix A``."""
@@ -165,8 +165,8 @@ def plant(
     weight = _weights(references, groups, strengths)
     planted = copy.deepcopy(model)
     whole = get_layer(planted, layer)
-    device = next((p.device for p in whole.parameters()), torch.device("cpu"))
-    dtype = next((p.dtype for p in whole.parameters()), torch.float32)
+    like = next((p for part in (whole, planted) for p in part.parameters()), torch.empty(0))  # a ReLU has none
+    device, dtype = like.device, like.dtype
     early = type(whole) in (nn.Conv2d, nn.Linear)
     merged = _early(whole, weight) if early else _late(weight, len(references.grid))
     # Of a source that is in g groups, each gives a g-th back, and of a group of k different sources each gets a k-th.
@@ -224,7 +224,7 @@ def _early(whole: Any, weight: NDArray[np.float64]) -> Weighted:
 
 def _late(weight: NDArray[np.float64], axes: int) -> nn.Module:
     """Merged channels of any other layer, from its output: a 1x1 convolution, or linear where it has no grid."""
-    shape: Any = {"bias": False, "device": "meta"}
+    shape: Any = {"bias": False, "device": "meta", "dtype": torch.float64}
     outputs, inputs = weight.shape
     like = nn.Conv2d(inputs, outputs, 1, **shape) if axes == 2 else nn.Linear(inputs, outputs, **shape)
     merged: Any = like.to_empty(device="cpu")

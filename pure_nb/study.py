@@ -58,10 +58,10 @@ if TYPE_CHECKING:
 
 FORMAT = {
     "references": 3,
-    "circuits": 2,
-    "virtual": 3,
-    "layouts": 1,
-    "neurons": 4,
+    "circuits": 3,
+    "virtual": 4,
+    "layouts": 2,
+    "neurons": 5,
     "classes": 2,
     "boxes": 1,
     "embeddings": 1,

@@ -7,6 +7,7 @@ insides, but of neurons that were made. A method that is right should do well in
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pure_nb.layers import INPUT
-from pure_nb.parameters import StudyError
+from pure_nb.parameters import StudyError, StudyWarning
 from pure_nb.planting import (
     Groups,
     How,
@@ -169,28 +170,32 @@ def planted_world(
     PlantingError
         See :func:`pure_nb.planting.plant` and :func:`pure_nb.planting.draw`.
     """
-    if strengths is not None and len(strengths) != (k if groups is None else len(groups[0])):
-        raise PlantingError(f"strengths must be one number for each of {k} sources, got {list(strengths)}")
+    drawn = groups is None
     if groups is None:
         alike = likeness(study) if how in ("similar", "dissimilar") else None
         groups = draw(study.references, count, k, how=how, likeness=alike, seed=seed)
+        if len(groups) < count:
+            message = f"there are only {len(groups)} groups of {k} channels to plant, not {count}"
+            warnings.warn(message, StudyWarning, stacklevel=2)
+    odd = next((group for group in groups if strengths is not None and len(group) != len(strengths)), None)
+    if odd is not None and strengths is not None:
+        raise PlantingError(f"strengths must be one number for each of {len(odd)} sources, got {list(strengths)}")
+    strong = None if strengths is None else [list(strengths)] * len(groups)
     if null:
         alive = np.flatnonzero(study.references.score.mean(axis=1) > 0)
         # A stream of its own, so that the groups stay the same however many are added.
         picks = np.random.default_rng([seed, 1]).choice(alive, null, replace=null > len(alive))
         groups = (*groups, *((int(channel), int(channel)) for channel in picks))
-    strong = None
-    if strengths is not None:
-        strong = [[1.0, 1.0] if len(set(group)) == 1 else list(strengths) for group in groups]
+        strong = None if strong is None else [*strong, *[[1.0, 1.0]] * null]
     model, planting = plant(study.model, study.references, groups, strong)
     own = study.using(model=model, target=planting.target, lower=planting.renamed(study.parameters.lower))
     how_run: dict[str, Any] = {"batch_size": study.batch_size, "device": study.device}
     brought = contributions(model, own.images, own.references, planting, **how_run)
     truth = drivers(brought)
-    truth[planting.null] = np.where(truth[planting.null] >= 0, 0, -1)  # twice the same source is one
     part = shares(brought)
     part[planting.null, :, 0] = part[planting.null].sum(axis=-1)
-    name = f"planted, k = {k}, {how}" if strengths is None else f"planted, {how}, strengths {list(strengths)}"
+    name = f"planted, k = {k}, {how}" if drawn else "planted, given groups"
+    name += "" if strengths is None else f", strengths {', '.join(f'{value:g}' for value in strengths)}"
     return World(name, own, truth, part.max(axis=-1), study, planting, brought)
 
 

@@ -29,6 +29,7 @@ from pure_nb.bench import (
     agreements,
     calibration,
     detection,
+    downstream,
     leaderboard,
     matched,
     part_correlation,
@@ -43,6 +44,7 @@ from pure_nb.parameters import StudyError
 from pure_nb.study import Study
 from pure_nb.truth import interval
 from pure_nb.virtual import cluster, virtual_neurons
+from pure_nb.virtual_layer import VirtualLayer
 from pure_nb.worlds import World, objects_world, planted_world
 
 PAIRS = st.integers(1, 14).flatmap(
@@ -380,6 +382,16 @@ def test_natural_neurons_have_no_sources(glyph_study: Study) -> None:
     assert (table.loc[several, "accuracy"] == 1).all()
 
 
+def test_a_dead_neuron_is_no_null(glyph_study: Study) -> None:
+    """It means nothing, and its clarity of exactly 0 makes the detection of the others look good."""
+    study = glyph_study.using()
+    score = study.references.score.copy()
+    score[3] = 0
+    study.__dict__["_swept"] = replace(study.references, score=score), []
+    table = run(objects_world(study), [Contestant("random", random_parts)], choose=False)
+    assert not table["null"][3]
+
+
 def test_two_of_one_name(tmp_path: Path) -> None:
     world = world_of(tmp_path, null=0)
     entries = [Contestant(name, random_parts) for name in ("b", "a", "b", "a")]
@@ -481,7 +493,6 @@ def test_what_changes_the_answers_is_asked_again(tmp_path: Path) -> None:
     assert answer.calls == len(others) + 1
 
 
-@pytest.mark.xfail(strict=True, reason="the key of stored answers knows nothing of what clusters them")
 def test_another_clusterer_is_asked_again(tmp_path: Path) -> None:
     """``replace(contestant, divide=...)`` is how one tries another on the same vectors."""
     world, one = world_of(tmp_path), Contestant("v", circuits_of(), fingerprint="v")
@@ -518,6 +529,40 @@ def test_a_stop_keeps_what_is_finished(tmp_path: Path) -> None:
     assert len(table) == 18
     assert world.study.store is not None
     assert not [path for path in world.study.store.folder.iterdir() if path.is_dir()]  # nothing is left half done
+
+
+# ------------------------------------------------------------------------------------------------------- new images
+
+
+def test_virtual_neurons_follow_their_sources_on_paper(tmp_path: Path) -> None:
+    """Even images drive a by 1 to 6, odd ones b: of the merged channel each virtual neuron is one of the two."""
+    strength = torch.arange(1.0, 7).repeat_interleave(2)
+    images = torch.zeros(12, 2, 1, 1)
+    images[range(12), [number % 2 for number in range(12)], 0, 0] = strength
+    model = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.Flatten(), nn.Linear(2, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2).view(2, 2, 1, 1))
+    study = Study.of(model, Items(images), "0", "input:0", n=12, k=2, store=tmp_path)
+    world = planted_world(replace(study, progress=False), groups=((0, 1),))
+    found = downstream(world, VirtualLayer.of(world.study), [5, *range(4), *range(6, 12)])  # all but one, in any order
+    assert found[["channel", "source"]].to_numpy().tolist() == [[0, 0], [0, 1]]
+    assert found["virtual"].tolist() == pytest.approx([1, 1])
+    # The scales are 21 / 12 for both, so the merged channel is as strong as the image, whichever source it shows.
+    used = np.array([1, 1, 2, 2, 3, 4, 4, 5, 5, 6, 6])
+    for source, own in enumerate(
+        (np.array([1, 0, 2, 0, 0, 4, 0, 5, 0, 6, 0]), np.array([0, 1, 0, 2, 3, 0, 4, 0, 5, 0, 6]))
+    ):
+        first, second = used - used.mean(), own - own.mean()
+        expected = (first * second).sum() / np.sqrt((first**2).sum() * (second**2).sum())
+        assert found["whole"][source] == pytest.approx(expected)
+        assert found["whole"][source] < 0.6
+
+
+def test_natural_neurons_have_nothing_to_follow(glyph_study: Study) -> None:
+    world = objects_world(glyph_study)
+    layer: Any = None  # it is not looked at
+    with pytest.raises(StudyError, match="the world 'objects' has no sources; plant some"):
+        downstream(world, layer, [0])
 
 
 # -------------------------------------------------------------------------------------------------- what is made of it
@@ -580,6 +625,10 @@ def test_calibration_on_paper() -> None:
     assert found.columns.tolist() == [1, 2, 3]
     assert found.index.tolist() == [("a", 1), ("a", 2), ("a", 3)]
     assert found.to_numpy().tolist() == [[1, 0, 0], [0.25, 0.5, 0.25], [0, 0, 1]]
+
+
+def test_calibration_of_nothing_chosen() -> None:
+    assert calibration(rows("a", K, NULL)).empty
 
 
 def test_the_leaderboard_on_paper() -> None:

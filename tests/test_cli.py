@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -394,6 +395,58 @@ def test_evaluate(finished: Path, tmp_path: Path) -> None:
     names = pd.read_csv(out / "names.csv")
     assert {"said", "true", "share"} <= set(names)
     assert (out / "gaps.png").stat().st_size > 5000
+
+
+def test_bench(finished: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import numpy as np\n\ndef first(world):\n    every = np.arange(world.truth.size)\n"
+        "    return every.reshape(world.truth.shape) % 2\n"
+    )
+    out = tmp_path / "out"
+    how = ["--count", 6, "--null", 3, "--no-choose", "--out", out, "--only", "activation", "--only", "first", "--n", 12]
+    result = on(finished, "bench", *how, "--add", f"{own}:first", "--seed", 3)
+    assert result.exit_code == 0, result.output
+    for stem in ("objects", "planted"):
+        board = pd.read_csv(out / "small" / f"{stem}.csv")
+        assert set(board["method"]) == {"PURE", "activation", "first"}
+        assert (out / "small" / f"{stem}.png").stat().st_size > 5000
+        assert set(pd.read_parquet(out / "small" / f"{stem}-neurons.parquet")["method"]) == set(board["method"])
+    note = json.loads((out / "small" / "planted.json").read_text())
+    assert len(note["groups"]) == 9
+    before = (out / "small" / "planted.csv").read_bytes()
+    assert on(finished, "bench", *how, "--add", f"{own}:first", "--seed", 3).exit_code == 0
+    assert (out / "small" / "planted.csv").read_bytes() == before
+    assert on(finished, "bench", *how, "--add", f"{own}:first", "--seed", 4).exit_code == 0
+    assert json.loads((out / "small" / "planted.json").read_text())["groups"] != note["groups"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--truth", "nonsense"], "truth must be planted or objects, got 'nonsense'"),
+        (["--how", "nonsense"], "how must be one of random, similar, dissimilar, overlapping, got 'nonsense'"),
+        (["--strengths", "1,x"], "can't read --strengths '1,x'"),
+        (["--strengths", "1,1,1"], "strengths must be one number for each of 2 sources"),
+        (["--only", "nonsense"], "there is no contestant 'nonsense'; there are PURE,"),
+        (["--add", "nonsense"], "can't tell what contestant 'nonsense' is"),
+        (["--k", "1"], "can't draw 60 groups of 1"),
+    ],
+)
+def test_errors_of_bench(finished: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    told = failed(on(finished, "bench", "--no-choose", "--n", 12, "--out", tmp_path, *arguments))
+    assert message in told
+
+
+def test_the_best_recipe_is_two_options(finished: Path) -> None:
+    result = on(finished, "run", "--lower", "nearest", "--start", "peak")
+    assert result.exit_code == 0, result.output
+    assert "through input:layer4.0 (64 channels)" in result.output
+    assert "--lower nearest --start peak" in result.output
+    expected = load_study(finished / "small.toml", store=finished, lower="input:layer4.0", seed="peak").neurons
+    printed = on(finished, "neurons", "--lower", "nearest", "--start", "peak", "--out", finished / "best.csv")
+    assert printed.exit_code == 0
+    assert pd.read_csv(finished / "best.csv")["channel"].tolist() == expected["channel"].tolist()
 
 
 def test_evaluate_without_words(finished: Path, tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ from pure_nb.layers import (
     channel_axis,
     cut,
     get_layer,
+    nearest_below,
     require,
     resting,
+    stage_before,
     survey,
 )
 
@@ -374,3 +376,36 @@ def test_require() -> None:
 def test_require_errors(two: nn.Module, target: str, lower: str, message: str) -> None:
     with pytest.raises(LayerError, match=message):
         require(two, noise(1), target, lower)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("layer4", "input:layer4.1"),
+        ("layer4.0", "input:layer4.0"),
+        ("layer4.1.conv2", "input:layer4.1.conv2"),
+        ("layer2.0.downsample", "input:layer2.0.downsample.1"),
+    ],
+)
+def test_nearest_below(resnet: nn.Module, target: str, expected: str) -> None:
+    assert nearest_below(resnet, target) == expected
+    with resting(resnet):
+        cut(resnet, noise(1, 64), expected, target)
+
+
+def test_nearest_below_is_what_the_last_block_adds_to(resnet: nn.Module) -> None:
+    images = noise(2, 64)
+    with torch.no_grad():
+        found = activations(resnet.eval(), images, [nearest_below(resnet, "layer4")])
+        expected = activations(resnet, images, ["layer4.0"])
+    torch.testing.assert_close(found["input:layer4.1"], expected["layer4.0"])
+    with pytest.raises(LayerError, match="has no layer 'layer5'"):
+        nearest_below(resnet, "layer5")
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [("layer3", "layer2"), ("layer1", None), ("layer4.1", "layer4.0"), ("input:layer3", "layer2"), ("conv1", None)],
+)
+def test_stage_before(resnet: nn.Module, layer: str, expected: str | None) -> None:
+    assert stage_before(resnet, layer) == expected

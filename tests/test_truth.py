@@ -18,7 +18,7 @@ from pure_nb.data import ImageError, Images
 from pure_nb.glyphs import CLASSES, SIZE, GlyphScenes
 from pure_nb.references import References, TopReferences
 from pure_nb.sweep import sweep
-from pure_nb.truth import activation_vectors, agreement, interval, meanings, objects_at_maxima, summary
+from pure_nb.truth import _cells_under, activation_vectors, agreement, interval, meanings, objects_at_maxima, summary
 
 
 def references(sample: Any, position: Any, grid: tuple[int, ...] = (12, 12)) -> References:
@@ -69,13 +69,26 @@ def test_meanings() -> None:
     assert meanings(labels, 0.7) == []
 
 
+def around(position: int) -> list[int]:
+    """The cell of a 6 x 6 grid and its neighbours."""
+    row, column = divmod(position, 6)
+    return [6 * y + x for y in range(6) for x in range(6) if abs(y - row) <= 1 and abs(x - column) <= 1]
+
+
+def test_cells_under_a_coarser_grid() -> None:
+    cells = _cells_under((2, 2), (4, 4))
+    assert cells[0].tolist() == [4 * y + x for y in range(3) for x in range(3)]
+    assert cells[3].tolist() == [4 * y + x for y in range(1, 4) for x in range(1, 4)]
+    assert _cells_under((), (4, 4)).tolist() == [slice(None)]
+
+
 @pytest.mark.parametrize(("target", "lower", "model"), [("4", "2", plain()), ("second", "first", Tokens().eval())])
 def test_activation_vectors(target: str, lower: str, model: nn.Module) -> None:
     images = Images(Items(noise(9)))
     top = TopReferences(target, 3)
     sweep(model, images, [top], progress=False)
     found = activation_vectors(model, images, top.result(), lower, batch_size=4)
-    assert set(found) == {"activation", "activation at maximum", "lower activation"}
+    assert len(found) == 4
     chosen = top.result()
     for channel, rank in np.ndindex(*chosen.sample.shape):
         image = noise(9)[chosen.sample[channel, rank]][None]
@@ -93,6 +106,7 @@ def test_activation_vectors(target: str, lower: str, model: nn.Module) -> None:
             "activation": above.clamp(min=0).mean(dim=1),
             "activation at maximum": above[:, position],
             "lower activation": below.mean(dim=1),
+            "lower activation at maximum": below[:, around(position) if target == "4" else slice(None)].mean(dim=1),
         }
         for name, values in expected.items():
             np.testing.assert_allclose(found[name][channel, rank], values, rtol=1e-4, atol=1e-5)
