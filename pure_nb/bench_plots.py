@@ -39,7 +39,7 @@ def leaderboard_figure(board: pd.DataFrame, table: pd.DataFrame, score: str = "a
         if score == "ari":
             axes.plot([low, high], [row, row], color=PALETTE[0], linewidth=3, zorder=3)
         axes.plot(value, row, "o", color=PALETTE[0], markersize=7, zorder=4)
-        for place, text in ((1.02, f"{value:.2f}"), (1.10, f"{seconds:.1f} s")):
+        for place, text in ((1.02, f"{value:.2f}".replace("-0.00", "0.00")), (1.10, f"{seconds:.1f} s")):
             axes.annotate(text, (place, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     for place, title in ((1.02, "mean"), (1.10, "time")):
         axes.annotate(title, (place, -0.85), xycoords=("axes fraction", "data"), fontsize=9, color="0.35")
