@@ -9,6 +9,7 @@ is: circuits from all positions, over the stage below, summed over the positions
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,12 +81,12 @@ def absolute(world: World, recipe: dict[str, Any]) -> Vectors:
         found = np.empty((sample.size, values.shape[1]), np.float32) if found is None else found
         found[rows] = values
     found /= found.sum(axis=1, keepdims=True) + np.float32(1e-10)
-    return np.asarray(found.reshape(*sample.shape, -1))
+    return world.hidden(np.asarray(found.reshape(*sample.shape, -1)))
 
 
 def transformed(recipe: dict[str, Any], change: Callable[[Vectors], Vectors]) -> Callable[[World], Vectors]:
     """Circuits, and something done to them."""
-    return lambda world: change(world.using(**recipe).circuits)
+    return lambda world: change(world.circuits(**recipe))
 
 
 def more_references(recipe: dict[str, Any], n: int) -> Callable[[World], NDArray[np.int64]]:
@@ -93,7 +94,7 @@ def more_references(recipe: dict[str, Any], n: int) -> Callable[[World], NDArray
 
     def answer(world: World) -> NDArray[np.int64]:
         own = world.truth.shape[1]
-        vectors = world.using(**recipe, n=n).circuits
+        vectors = world.circuits(**recipe, n=n)
         return np.stack([bench.by_means(v, int(k), 0)[:own] for v, k in zip(vectors, world.k)])
 
     return answer
@@ -117,6 +118,7 @@ def recipes() -> list[Contestant]:
         Contestant("clusterer: HDBSCAN", paper, by_density),
         Contestant("references: 300", more_references(PAPERS, 300)),
         Contestant(f"maximum, nearest ({CLOSE})", close),
+        Contestant(f"{CLOSE}, shortcuts open", lambda world: world.using(**CLOSES).circuits),
         Contestant(f"{CLOSE}, LRP", circuits_of(**{**CLOSES, "rule": "lrp"})),
         Contestant(f"{CLOSE}, without signs", lambda world: absolute(world, CLOSES)),
         *(Contestant(f"{CLOSE}, {name}", transformed(CLOSES, change)) for name, change in TRANSFORMS.items()),
@@ -126,7 +128,8 @@ def recipes() -> list[Contestant]:
         Contestant(f"{CEILING}: {PAPER}", ceiling_of(paper)),
         Contestant(f"{CEILING}: {CLOSE}", ceiling_of(close)),
     ]
-    return [Contestant(one.name, one.answer, one.divide, fingerprint=f"recipes.py: {one.name}") for one in found]
+    digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # what is changed here is computed again
+    return [Contestant(one.name, one.answer, one.divide, fingerprint=f"{digest} {one.name}") for one in found]
 
 
 def worlds(shared: Path | None, count: int) -> dict[str, World]:

@@ -431,6 +431,11 @@ def evaluate(
     typer.echo(f"{paths[0]}: the report, with {len(paths) - 1} tables and figures beside it")
 
 
+def _mind(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Show a warning as one line, in place of ``warnings.showwarning`` until :func:`_plainly` puts that back."""
+    typer.secho(f"Mind: {message}", err=True)
+
+
 @app.command()
 @_plainly
 def bench(
@@ -440,7 +445,7 @@ def bench(
     ] = None,
     count: Annotated[int, typer.Option(help="Channels to plant.")] = 60,
     null: Annotated[int, typer.Option(help="Channels merged with themselves, to be told from those.")] = 30,
-    k: Annotated[int, typer.Option(help="Sources of each planted channel, 2 to 5.")] = 2,
+    k: Annotated[int, typer.Option(help="Sources of each planted channel, 2 or more.")] = 2,
     how: Annotated[
         str, typer.Option(help="How sources are drawn: random, similar (hard), dissimilar (easy), overlapping.")
     ] = "random",
@@ -480,18 +485,14 @@ def bench(
     from pure_nb.embedders import load_embedder
 
     own = [load_contestant(specification) for specification in add or ()]
-    found = _study(locals())
+    found = _study(locals()).using(random=number)
     judges = [load_embedder(specification, device=found.device) for specification in embedder or ()]
     weighed = None if strengths is None else _decimals(strengths, "--strengths")
-    worlds = leaderboards.worlds_of(found, truth, count=count, k=k, how=how, null=null, strengths=weighed, seed=number)
-    for world in worlds:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always", StudyWarning)
-            made = leaderboards.compete(
-                world, judges, own, only=only or (), baseline=baseline, choose=choose, seed=number
-            )
-        for message in dict.fromkeys(str(one.message) for one in told if issubclass(one.category, StudyWarning)):
-            typer.secho(f"Mind: {message}", err=True)
+    planting: dict[str, Any] = {"count": count, "k": k, "how": how, "null": null, "strengths": weighed, "seed": number}
+    warnings.simplefilter("always", StudyWarning)
+    warnings.showwarning = _mind
+    for world in leaderboards.worlds_of(found, truth, **planting):
+        made = leaderboards.compete(world, judges, own, only=only or (), baseline=baseline, choose=choose, seed=number)
         typer.echo(leaderboards.words(world))
         _print(made.board.drop(columns=["low", "high", "auc_low", "auc_high"]), 0)
         paths = leaderboards.write(made, out / world.study.name, command=f"pure-nb {shlex.join(sys.argv[1:])}")

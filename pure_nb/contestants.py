@@ -147,17 +147,17 @@ def divided(vectors: Vectors, k: NDArray[np.int64], divide: Divide, seed: int) -
 
 
 def circuits_of(**recipe: Any) -> Callable[[World], Vectors]:
-    """PURE's description, by some recipe: ``circuits_of(rule="lrp")``; see :class:`pure_nb.parameters.Parameters`."""
-    return lambda world: world.using(**recipe).circuits
+    """PURE's description, by some recipe: ``circuits_of(rule="lrp")``; see :meth:`pure_nb.worlds.World.circuits`."""
+    return lambda world: world.circuits(**recipe)
 
 
 def several_layers(world: World) -> Vectors:
     """Circuits over several lower layers side by side: the study's, the nearest, and the stage before the study's."""
     lower = world.base.parameters.lower
-    names = dict.fromkeys([lower, world.base.using(lower=NEAREST).parameters.lower])
+    names = dict.fromkeys([lower, world.nearest])
     before = stage_before(world.base.model, lower)
     names |= dict.fromkeys([before] if before else [])
-    return np.concatenate([world.using(lower=name).circuits for name in names], axis=2)
+    return np.concatenate([world.circuits(lower=name) for name in names], axis=2)
 
 
 def activations_of(name: str) -> Callable[[World], Vectors]:
@@ -205,7 +205,7 @@ def sparse_codes(world: World) -> Vectors:
         min(2 * flat.shape[1], ATOMS),
         transform_algorithm="lasso_lars",
         transform_alpha=0.1,
-        max_iter=20,
+        max_iter=10,
         random_state=world.study.parameters.random,
     )
     distinct, place = np.unique(flat, axis=0, return_inverse=True)
@@ -230,10 +230,11 @@ def random_parts(world: World) -> Labels:
 
 
 def ceiling_of(describe: Callable[[World], Vectors]) -> Callable[[World], Parts]:
-    """What can be read from a description if one is told the truth: no contestant but a bound for linear ones.
+    """What can be read from a description if one is told the truth: no contestant, but a mark to measure them by.
 
-    A ridge classifier is trained on four fifths of a neuron's references and names the rest, five times. Things that
-    drove fewer than five are left out: they can't be learned, and count as wrong.
+    It is no strict bound, since it learns from few images. A ridge classifier is trained on four fifths of a neuron's
+    references and names the rest, five times. Things that drove fewer than five are left out: they can't be learned,
+    and count as wrong.
     """
 
     def answer(world: World) -> Parts:
@@ -244,10 +245,10 @@ def ceiling_of(describe: Callable[[World], Vectors]) -> Callable[[World], Parts]
             known = np.isin(truth, things[(count >= 5) & (things >= 0)])
             if len(np.unique(truth[known])) < 2:
                 continue
-            scaled = (own - own.mean(axis=0)) / np.maximum(own.std(axis=0), np.finfo(np.float32).tiny)
+            scaled = (own - own.mean(axis=0)) / max(float(own.std()), float(np.finfo(np.float32).tiny))
             labels[channel, ~known] = -1
             labels[channel, known] = cross_val_predict(
-                RidgeClassifierCV(np.logspace(-1, 4, 8)),
+                RidgeClassifierCV(np.logspace(-3, 4, 10)),
                 scaled[known],
                 truth[known],
                 cv=StratifiedKFold(5, shuffle=True, random_state=world.study.parameters.random),

@@ -91,9 +91,9 @@ def by_position(activation: Tensor) -> Tensor:
 def nearest_below(model: nn.Module, target: str) -> str:
     """The layer right below a target, by name: the input of its last block.
 
-    A stage that is an ``nn.Sequential`` of blocks is entered at its last one, and any other module is a block. So the
-    layer below a stage of a residual network is what its last block adds to, and below a convolution it is the
-    convolution's own input.
+    A stage that is an ``nn.Sequential`` of blocks is entered at its last one that mixes channels, and any other module
+    is a block. So the layer below a stage of a residual network is what its last block adds to, and below a convolution
+    and the non-linearity after it, it is the convolution's input.
 
     Parameters
     ----------
@@ -110,13 +110,23 @@ def nearest_below(model: nn.Module, target: str) -> str:
     Raises
     ------
     LayerError
-        If the target is missing.
+        If the target is missing, or mixes no channels: what goes into a ReLU tells nothing about where it came from.
     """
     name, module = target, get_layer(model, target)
-    while isinstance(module, nn.Sequential) and len(module):
-        last, module = list(module.named_children())[-1]
+    if not _mixes(module):
+        raise LayerError(
+            f"layer {target!r} is a {type(module).__name__} that mixes no channels, so the layer right below it tells "
+            "nothing; name a lower layer, or choose a target with a convolution or linear layer in it"
+        )
+    while isinstance(module, nn.Sequential):
+        last, module = [(name, child) for name, child in module.named_children() if _mixes(child)][-1]
         name = f"{name}.{last}"
     return INPUT + name
+
+
+def _mixes(module: nn.Module) -> bool:
+    """Whether a module has weights from channels to channels, not only factors and biases."""
+    return any(parameter.ndim > 1 for parameter in module.parameters())
 
 
 def stage_before(model: nn.Module, layer: str) -> str | None:

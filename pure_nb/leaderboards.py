@@ -95,6 +95,11 @@ def compete(
     StudyError
         If there is no contestant of a name.
     """
+    if not (world.k > 1).any():
+        raise StudyError(
+            f"none of the {len(world.k)} neurons of the world {world.name!r} means more than one thing, so there is "
+            "nothing to compare; take more or other channels, strengths nearer to 1, or more references"
+        )
     everyone = [*contestants(world, embedders), *own]
     names = [contestant.name for contestant in everyone]
     for name in [*only, baseline]:
@@ -125,7 +130,7 @@ def write(made: Competition, out: Path, *, command: str = "") -> list[Path]:
     made
         From :func:`compete`.
     out
-        The folder; files of another world are left alone.
+        The folder; what an earlier competition with the same kind of truth has left there is replaced.
     command
         What was typed, if anything.
 

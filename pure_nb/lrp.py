@@ -52,6 +52,7 @@ def require_fit(model: nn.Module, images: Tensor, target: str, composite: Compos
     LayerError
         If it does not, or not at all: the canonizers were made for networks of another kind.
     """
+    model.to(images.device)
     advice = "use rule='gradient', or bring a composite of zennit that is made for it as rule"
     with resting(model), torch.no_grad():
         expected = activations(model, images, [target])[target]

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from pure_nb.data import Images, batches
@@ -368,7 +369,9 @@ def draw(
 
 def overlap(references: References) -> NDArray[np.float64]:
     """How many reference images every two channels share, as a part of n: float64 ``[channels, channels]``."""
-    return np.array([[np.isin(i, j).mean() for j in references.sample] for i in references.sample])
+    row, column = np.repeat(np.arange(references.channels), references.n), references.sample.ravel()
+    shown = csr_array((np.ones(len(row)), (row, column)))
+    return np.asarray((shown @ shown.T).toarray() / references.n)
 
 
 def likeness_of(vectors: ArrayLike) -> NDArray[np.float64]:

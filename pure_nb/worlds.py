@@ -14,10 +14,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from pure_nb.layers import INPUT
-from pure_nb.parameters import StudyError, StudyWarning
+from pure_nb.layers import INPUT, LayerError, activations, nearest_below, resting
+from pure_nb.parameters import NEAREST, StudyError, StudyWarning
 from pure_nb.planting import (
     Groups,
     How,
@@ -87,11 +88,50 @@ class World:
         """What a layer of the network as it was is called in the network that is studied."""
         return self.planting.renamed(layer) if self.planting else layer
 
+    @cached_property
+    def nearest(self) -> str:
+        """The layer right below the target as it was.
+
+        The study's own lower layer, if that is the same under another name, or if the target mixes no channels.
+        """
+        base, lower = self.base, self.base.parameters.lower
+        try:
+            nearest = nearest_below(base.model, base.parameters.target)
+        except LayerError:
+            return lower
+        if nearest == lower:
+            return lower
+        with resting(base.model.to(base.device)), torch.inference_mode():
+            found = activations(base.model, base.images.example[None].to(base.device), [lower, nearest])
+        return lower if torch.equal(found[lower], found[nearest]) else nearest
+
     def using(self, **changes: Any) -> Study:
         """The study with other parameters; layers are named as in the network as it was."""
         if "lower" in changes:
-            changes["lower"] = self.inside(self.base.using(lower=changes["lower"]).parameters.lower)
+            changes["lower"] = self.inside(self.nearest if changes["lower"] == NEAREST else changes["lower"])
         return self.study.using(**changes)
+
+    def circuits(self, **changes: Any) -> NDArray[np.float32]:
+        """Circuits by some recipe, without telling the answer: see :meth:`using` and :meth:`hidden`."""
+        return self.hidden(self.using(**changes).circuits)
+
+    def hidden(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Circuits in which the sources are not told apart by their own channels, ``[channels, n, lower channels]``.
+
+        A residual block adds to its input. So right below it each source of a merged channel still has a channel of its
+        own, whose relevance *is* the answer; a natural neuron has one such channel and not two. Where the lower layer
+        is as wide as the planted one, the columns of the sources are therefore added up into one, as
+        :attr:`activations` does it. (Where the block has no identity shortcut, two columns of many are lost.)
+        """
+        planting = self.planting
+        if planting is None or planting.early or vectors.shape[2] != planting.weight.shape[1]:
+            return vectors
+        found = vectors.copy()
+        for channel, group in enumerate(planting.groups):
+            sources = sorted(set(group))
+            found[channel][:, sources[0]] = vectors[channel][:, sources].sum(axis=1)
+            found[channel][:, sources[1:]] = 0
+        return found
 
     @cached_property
     def activations(self) -> dict[str, NDArray[np.float32]]:
@@ -181,10 +221,15 @@ def planted_world(
     if odd is not None and strengths is not None:
         raise PlantingError(f"strengths must be one number for each of {len(odd)} sources, got {list(strengths)}")
     strong = None if strengths is None else [list(strengths)] * len(groups)
+    if null < 0:
+        raise PlantingError(f"the number of channels merged with themselves must be at least 0, got {null}")
     if null:
         alive = np.flatnonzero(study.references.score.mean(axis=1) > 0)
+        if null > len(alive):
+            warnings.warn(f"there are only {len(alive)} channels to merge with themselves", StudyWarning, stacklevel=2)
+            null = len(alive)
         # A stream of its own, so that the groups stay the same however many are added.
-        picks = np.random.default_rng([seed, 1]).choice(alive, null, replace=null > len(alive))
+        picks = np.random.default_rng([seed, 1]).choice(alive, null, replace=False)
         groups = (*groups, *((int(channel), int(channel)) for channel in picks))
         strong = None if strong is None else [*strong, *[[1.0, 1.0]] * null]
     model, planting = plant(study.model, study.references, groups, strong)

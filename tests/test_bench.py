@@ -44,7 +44,7 @@ from pure_nb.parameters import StudyError
 from pure_nb.study import Study
 from pure_nb.truth import interval
 from pure_nb.virtual import cluster, virtual_neurons
-from pure_nb.virtual_layer import VirtualLayer
+from pure_nb.virtual_layer import Assign, VirtualLayer
 from pure_nb.worlds import World, objects_world, planted_world
 
 PAIRS = st.integers(1, 14).flatmap(
@@ -544,7 +544,7 @@ def test_virtual_neurons_follow_their_sources_on_paper(tmp_path: Path) -> None:
         model[0].weight.copy_(torch.eye(2).view(2, 2, 1, 1))
     study = Study.of(model, Items(images), "0", "input:0", n=12, k=2, store=tmp_path)
     world = planted_world(replace(study, progress=False), groups=((0, 1),))
-    found = downstream(world, VirtualLayer.of(world.study), [5, *range(4), *range(6, 12)])  # all but one, in any order
+    found = downstream(world, world.study, [0], [5, *range(4), *range(6, 12)])  # all but one, in any order
     assert found[["channel", "source"]].to_numpy().tolist() == [[0, 0], [0, 1]]
     assert found["virtual"].tolist() == pytest.approx([1, 1])
     # The scales are 21 / 12 for both, so the merged channel is as strong as the image, whichever source it shows.
@@ -560,9 +560,34 @@ def test_virtual_neurons_follow_their_sources_on_paper(tmp_path: Path) -> None:
 
 def test_natural_neurons_have_nothing_to_follow(glyph_study: Study) -> None:
     world = objects_world(glyph_study)
-    layer: Any = None  # it is not looked at
     with pytest.raises(StudyError, match="the world 'objects' has no sources; plant some"):
-        downstream(world, layer, [0])
+        downstream(world, glyph_study, [0], [0])
+
+
+@pytest.mark.parametrize("assign", ["nearest", "mixture"])
+def test_downstream_equals_a_slow_loop(tmp_path: Path, assign: Assign) -> None:
+    study = replace(Study.of(plain(), Items(noise(40)), "5", "3", n=10, store=tmp_path), progress=False)
+    world = planted_world(study, groups=((0, 1), (2, 3, 4), (5, 5)))
+    recipe, samples = world.using(seed="peak", k=2), [3, 7, 8, 20, 21, 39]
+    found = downstream(world, recipe, [1, 0], samples, assign)
+    assert found[["channel", "source"]].to_numpy().tolist() == [[1, 2], [1, 3], [1, 4], [0, 0], [0, 1]]
+    images = torch.stack([study.images.tensor(sample) for sample in samples])
+    with torch.no_grad():
+        sources = study.model[:6](images)  # type: ignore[index]
+    for channel, source, virtual, whole in found.itertuples(index=False):
+        layer = VirtualLayer.of(recipe, [channel], assign)
+        own = layer(images)
+        merged, truth, parts = [], [], []
+        part_of = matched(world.truth[channel], recipe.virtual_of(channel).labels)
+        place = world.planting.groups[channel].index(source)  # type: ignore[union-attr]
+        for image in range(len(samples)):
+            total = own[image].sum(dim=0)
+            row, column = divmod(int(total.argmax()), total.shape[1])
+            merged.append(float(total[row, column]))
+            truth.append(float(sources[image, source, row, column]))
+            parts.append(float(own[image, part_of[place], row, column]) if place in part_of else 0.0)
+        assert whole == pytest.approx(pearson(np.array(merged), np.array(truth)), abs=1e-4)
+        assert virtual == pytest.approx(pearson(np.array(parts), np.array(truth)), abs=1e-4)
 
 
 # -------------------------------------------------------------------------------------------------- what is made of it

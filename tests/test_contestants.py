@@ -274,10 +274,10 @@ def test_the_ceiling_is_that_of_a_slow_loop() -> None:
     found = ceiling_of(lambda _: own[None])(bare([truth], random=4)).labels[0]
     # Fewer than five, or of no known truth: neither is learned.
     assert (found[40:] == -1).all()
-    scaled = (own - own.mean(axis=0)) / np.where(own.std(axis=0) > 0, own.std(axis=0), 1)
+    scaled = (own - own.mean(axis=0)) / own.std()
     expected = np.full(40, -9)
     for learned, asked in StratifiedKFold(5, shuffle=True, random_state=4).split(scaled[:40], truth[:40]):
-        classifier = RidgeClassifierCV([10 ** (-1 + 5 * step / 7) for step in range(8)])
+        classifier = RidgeClassifierCV([10 ** (-3 + 7 * step / 9) for step in range(10)])
         expected[asked] = classifier.fit(scaled[:40][learned], truth[:40][learned]).predict(scaled[:40][asked])
     np.testing.assert_array_equal(found[:40], expected)
     assert 0.5 < (expected == truth[:40]).mean() < 1
@@ -295,11 +295,11 @@ def test_descriptions_of_a_world(tmp_path: Path) -> None:
     assert circuits_of(lower="2")(world).shape == (4, 20, 7)
     for name, vectors in world.activations.items():
         np.testing.assert_array_equal(activations_of(name)(world), vectors)
-    # The study's own lower layer, the nearest (the ReLU's input), and the ReLU before the study's lower one.
+    # The study's own lower layer, and the ReLU before it; right below a ReLU there is nothing to learn.
     joined = several_layers(world)
-    parts = [world.study.using(lower=name).circuits for name in ("3", "input:5", "1")]
+    parts = [world.study.using(lower=name).circuits for name in ("3", "1")]
     np.testing.assert_array_equal(joined, np.concatenate(parts, axis=2))
-    assert joined.shape == (4, 20, 7 + 6 + 5)
+    assert joined.shape == (4, 20, 7 + 5)
 
 
 def test_several_layers_take_each_once(tmp_path: Path) -> None:
@@ -495,7 +495,7 @@ def test_the_papers_recipe_does_not_depend_on_the_studys(tmp_path: Path) -> None
     for name, recipe in {
         PAPER: {"rule": "gradient", "seed": "activation"},
         PEAK: {"rule": "gradient", "seed": "peak"},
-        CLOSE: {"rule": "gradient", "seed": "peak", "lower": "input:5"},
+        CLOSE: {"rule": "gradient", "seed": "peak", "lower": "3"},
         LRP: {"rule": "lrp", "seed": "activation"},
     }.items():
         np.testing.assert_array_equal(by_name[name], world.study.using(**recipe).circuits)
@@ -604,3 +604,34 @@ def test_a_users_own_contestant(tmp_path: Path) -> None:
     assert changed.fingerprint != one.fingerprint
     assert run(world, [changed], choose=False)["ari"].tolist() == [0]
     assert calls.read_text() == "xx"
+
+
+def test_nobody_can_find_what_an_untrained_network_holds(tmp_path: Path) -> None:
+    """The sources of random channels differ in nothing but their own columns: who finds them was told."""
+    torch.manual_seed(0)
+    block = [nn.Conv2d(12, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU()]
+    model = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Sequential(*block), nn.AdaptiveAvgPool2d(1))
+    study = replace(Study.of(model.eval(), Items(noise(150)), "2", "1", n=60, store=tmp_path), progress=False)
+    table = run(planted_world(study, 12), contestants(planted_world(study, 12)), choose=False)
+    means = table[(table["k"] > 1) & ~table["method"].str.startswith("ceiling")].groupby("method")["ari"].mean()
+    assert means.max() < 0.25
+
+
+def test_sources_below_an_identity_shortcut_are_hidden(tmp_path: Path) -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(6, 6, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x + self.conv(x)).relu()
+
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Sequential(Residual(), Residual()), nn.Flatten())
+    study = replace(Study.of(model.eval(), Items(noise(60)), "2", "1", n=20, store=tmp_path), progress=False)
+    world = planted_world(study, groups=((1, 4), (3, 3)))
+    open_, hidden = world.using(lower="nearest").circuits, world.circuits(lower="nearest")
+    np.testing.assert_allclose(hidden[0][:, 1], open_[0][:, 1] + open_[0][:, 4], rtol=1e-6)
+    assert not hidden[0][:, 4].any()
+    np.testing.assert_array_equal(hidden[0][:, [0, 2, 3, 5]], open_[0][:, [0, 2, 3, 5]])
+    np.testing.assert_array_equal(hidden[1], open_[1])

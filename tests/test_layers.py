@@ -384,7 +384,7 @@ def test_require_errors(two: nn.Module, target: str, lower: str, message: str) -
         ("layer4", "input:layer4.1"),
         ("layer4.0", "input:layer4.0"),
         ("layer4.1.conv2", "input:layer4.1.conv2"),
-        ("layer2.0.downsample", "input:layer2.0.downsample.1"),
+        ("layer2.0.downsample", "input:layer2.0.downsample.0"),
     ],
 )
 def test_nearest_below(resnet: nn.Module, target: str, expected: str) -> None:
@@ -401,6 +401,8 @@ def test_nearest_below_is_what_the_last_block_adds_to(resnet: nn.Module) -> None
     torch.testing.assert_close(found["input:layer4.1"], expected["layer4.0"])
     with pytest.raises(LayerError, match="has no layer 'layer5'"):
         nearest_below(resnet, "layer5")
+    with pytest.raises(LayerError, match="layer 'relu' is a ReLU that mixes no channels"):
+        nearest_below(resnet, "relu")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from zennit.composites import EpsilonPlusFlat
 from pure_nb.circuits import circuits
 from pure_nb.data import Images
 from pure_nb.layers import OUTPUT, LayerError, activations
-from pure_nb.parameters import StudyError
+from pure_nb.parameters import StudyError, StudyWarning
 from pure_nb.planting import (
     PlantedLayer,
     Planting,
@@ -751,11 +751,14 @@ def test_strengths_and_names(tmp_path: Path) -> None:
 
 def test_nulls_do_not_change_the_draw(tmp_path: Path) -> None:
     study = mine(tmp_path, target="5", lower="3")
-    few, many = planted_world(study, 3, k=3), planted_world(study, 3, k=3, null=9)
+    few = planted_world(study, 3, k=3)
+    with pytest.warns(StudyWarning, match="there are only 6 channels to merge with themselves"):
+        many = planted_world(study, 3, k=3, null=9)
     assert few.planting is not None
     assert many.planting is not None
     assert many.planting.groups[:3] == few.planting.groups
-    assert many.planting.null.tolist() == [False] * 3 + [True] * 9  # more than there are channels
+    assert many.planting.null.tolist() == [False] * 3 + [True] * 6  # each channel once
+    assert len(set(many.planting.groups)) == 9
     assert few.brought is not None
     assert few.brought.shape == (3, 6, 3)
     assert {0, 1, 2} >= set(few.truth.ravel().tolist()) - {-1}
