@@ -98,7 +98,7 @@ class Contestant:
 
     name: str
     answer: Callable[[World], Any]
-    divide: Divide = by_means
+    divide: Divide = field(default_factory=lambda: by_means)
     fingerprint: str = ""
 
     def parts(self, world: World, seed: int = 0) -> Parts:
