@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pure_nb.references import grouped
-from pure_nb.store import Store
+from pure_nb.store import New, Store
 
+if TYPE_CHECKING:
+    from distributed import Client
+
+Compute = Callable[[NDArray[np.int64], Callable[[int], Any]], NDArray[Any]]
 BLOCK = 2048
 """Pairs computed between two saves: at most these are lost when a run is stopped."""
 
 
 def by_blocks(
     sample: NDArray[np.int64],
-    compute: Callable[[NDArray[np.int64], Callable[[int], Any]], NDArray[Any]],
+    compute: Compute,
     *,
     batch_size: int,
     name: str,
     unit: str = "pair",
     store: Store | None = None,
     progress: bool = False,
+    client: Client | None = None,
+    new: New = np.empty,
 ) -> NDArray[Any]:
     """Compute something for each pair of a channel and an image; pairs of one image are computed together.
 
@@ -43,6 +50,10 @@ def by_blocks(
         Where to keep finished blocks, a folder for these pairs alone. Blocks found there are not computed again.
     progress
         Show a progress bar.
+    client
+        A Dask cluster that computes the blocks, see :mod:`pure_nb.cluster`; None computes them here, one by one.
+    new
+        Makes the array that is returned, say in a file. No more than one block at a time is in memory besides.
 
     Returns
     -------
@@ -53,23 +64,46 @@ def by_blocks(
         raise ValueError("no pairs of a channel and an image were given")
     _, pairs_of = grouped(sample)
     pairs_of.sort(key=len, reverse=True)
+    blocks = list(_blocks(pairs_of, batch_size))
+    keys = [
+        {"of": name, "block": number, "pairs": len(block), "batch_size": batch_size}
+        for number, block in enumerate(blocks)
+    ]
     found: NDArray[Any] | None = None
     with tqdm(total=len(sample), desc=name, unit=unit, disable=not progress) as bar:
-        for number, block in enumerate(_blocks(pairs_of, batch_size)):
-            key = {"of": name, "block": number, "pairs": len(block), "batch_size": batch_size}
-            saved = store.load_arrays("block", key) if store else None
-            if saved is not None:
-                values = saved[0]["values"]
-                bar.update(len(block))
-            else:
-                values = compute(block, bar.update)
-                if store:
-                    store.save_arrays("block", key, {"values": values})
+        run = partial(kept_block, compute, store=store, done=bar.update)
+        results: Iterator[tuple[int, NDArray[Any]]] = (
+            (number, run(task)) for number, task in enumerate(zip(blocks, keys))
+        )
+        if client is not None:
+            from pure_nb import cluster  # needs packages that a single machine can do without
+
+            results = cluster.blocks(client, compute, list(zip(blocks, keys)), store, bar.update)
+        for number, values in results:
             if found is None:
-                found = np.empty((len(sample), *values.shape[1:]), dtype=values.dtype)
-            found[block] = values
+                found = new((len(sample), *values.shape[1:]), values.dtype)
+            found[blocks[number]] = values
     assert found is not None
     return found
+
+
+def kept_block(
+    compute: Compute,
+    task: tuple[NDArray[np.int64], dict[str, object]],
+    store: Store | None = None,
+    done: Callable[[int], Any] = lambda pairs: None,
+) -> NDArray[Any]:
+    """The values of a block, a pair of its pairs and its key: out of the store, or computed and kept there."""
+    block, key = task
+    saved = store.load_arrays("block", key) if store else None
+    if saved is not None:
+        done(len(block))
+        found: NDArray[Any] = saved[0]["values"]
+        return found
+    values = compute(block, done)
+    if store:
+        store.save_arrays("block", key, {"values": values})
+    return values
 
 
 def _blocks(pairs_of: list[NDArray[np.int64]], batch_size: int) -> Iterator[NDArray[np.int64]]:

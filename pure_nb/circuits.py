@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -25,8 +25,12 @@ from pure_nb.blocks import by_blocks
 from pure_nb.data import Images, batches
 from pure_nb.layers import by_position, channel_axis, cut, get_layer, resting
 from pure_nb.lrp import default_composite, require_fit, reusing
+from pure_nb.precision import Precision, placed, precisely
 from pure_nb.references import NonFiniteError, grouped
-from pure_nb.store import Store
+from pure_nb.store import New, Store
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 Rule = Literal["gradient", "lrp"]
 Seed = Literal["activation", "peak", "unit"]
@@ -79,6 +83,7 @@ def propagate(
     batch_size: int = 32,
     device: str = "cpu",
     workers: int = 0,
+    precision: Precision = "float32",
 ) -> Generator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor], None, None]:
     """Relevance of single channels at a lower layer, for many pairs of a channel and an image.
 
@@ -95,8 +100,8 @@ def propagate(
         propagation with :func:`pure_nb.lrp.default_composite`; or a composite of zennit.
     seed
         See :func:`seeded`.
-    batch_size, device, workers
-        As for :func:`pure_nb.sweep.sweep`.
+    batch_size, device, workers, precision
+        As for :func:`pure_nb.sweep.sweep`. The rules of LRP want float32.
 
     Yields
     ------
@@ -119,6 +124,8 @@ def propagate(
     if len(sample) and not 0 <= sample.min() <= sample.max() < len(images):
         raise IndexError(f"image {sample.max()} (lowest {sample.min()}) of {len(images)} images of {images.name!r}")
     composite = None if rule == "gradient" else default_composite(model) if rule == "lrp" else rule
+    if composite is not None and precision != "float32":
+        raise ValueError(f"layer-wise relevance propagation needs float32, got {precision!r}; use rule='gradient'")
     context: Any = reusing(composite).context(model) if composite is not None else nullcontext()
     model.to(device)
     for name in filter(None, (lower, target)):
@@ -127,7 +134,7 @@ def propagate(
     unique, pairs_of = grouped(sample)
     order = np.argsort([-len(pairs) for pairs in pairs_of], kind="stable")
     if composite is not None:
-        require_fit(model, images.example[None].to(device), target, composite)
+        require_fit(model, placed(model, images.example[None], device), target, composite)
     with resting(model), context:
         start = 0
         for batch in batches(images, unique[order].tolist(), batch_size=batch_size, workers=workers):
@@ -135,7 +142,8 @@ def propagate(
                 raise lost.error()
             members = [pairs_of[i] for i in order[start : start + len(batch.samples)]]
             start += len(members)
-            leaf, top = cut(model, batch.images.to(device), lower, target)
+            with precisely(device, precision):  # never across a yield, where it would reach the caller
+                leaf, top = cut(model, placed(model, batch.images, device), lower, target)
             if channel.max() >= top.shape[channel_axis(top)] or channel.min() < 0:
                 raise IndexError(
                     f"channel {channel.max()} (lowest {channel.min()}): layer {target!r} has channels 0 to "
@@ -150,7 +158,7 @@ def propagate(
                 last = turn == len(members[0]) - 1
                 (flow,) = torch.autograd.grad(top, leaf, relevance, retain_graph=not last)
                 found = flow if composite is not None else leaf.detach() * flow
-                if not torch.isfinite(found[:width].sum()):
+                if not torch.isfinite(found[:width].float().sum()):
                     raise NonFiniteError(
                         f"the relevance of layer {target!r} at {lower or 'the input'!r} is NaN or infinite for one of "
                         f"the pairs (channel, image) {list(zip(channel[rows].tolist(), sample[rows].tolist()))[:5]} ..."
@@ -176,8 +184,11 @@ def circuits(
     batch_size: int = 32,
     device: str = "cpu",
     workers: int = 0,
+    precision: Precision = "float32",
     store: Store | None = None,
     progress: bool = False,
+    client: Client | None = None,
+    new: New = np.empty,
 ) -> NDArray[np.float32]:
     """Relevance vectors of pairs of a channel and an image: PURE's description of the circuit.
 
@@ -186,7 +197,7 @@ def circuits(
 
     Parameters
     ----------
-    model, images, channel, sample, target, lower, rule, seed, batch_size, device, workers
+    model, images, channel, sample, target, lower, rule, seed, batch_size, device, workers, precision
         As for :func:`propagate`. ``channel`` and ``sample`` may have any one shape, such as the ``[C, n]`` of
         :class:`~pure_nb.references.References`.
     store
@@ -194,6 +205,8 @@ def circuits(
         from them; clear it when the result is safe.
     progress
         Show a progress bar.
+    client, new
+        Where to compute, and what to put the result into: as for :func:`pure_nb.blocks.by_blocks`.
 
     Returns
     -------
@@ -217,12 +230,13 @@ def circuits(
             batch_size=batch_size,
             device=device,
             workers=workers,
+            precision=precision,
         )
         with closing(flows):  # whatever happens here, the model gets its state back at once
-            return _pooled(flows, len(block), done)
+            return normalised(_pooled(flows, len(block), done))
 
-    vectors = by_blocks(sample, compute, batch_size=batch_size, name="circuits", store=store, progress=progress)
-    return normalised(vectors).reshape(*shape, -1)
+    how: dict[str, Any] = {"store": store, "progress": progress, "client": client, "new": new}
+    return by_blocks(sample, compute, batch_size=batch_size, name="circuits", **how).reshape(*shape, -1)
 
 
 def _pooled(
@@ -231,7 +245,7 @@ def _pooled(
     """Sum the relevance of each pair over the positions: float32 ``[count, lower channels]``."""
     vectors: Any = None
     for rows, relevance, _, _ in flows:
-        pooled = by_position(relevance).sum(dim=2).float().cpu().numpy()
+        pooled = by_position(relevance).float().sum(dim=2).cpu().numpy()
         if vectors is None:
             vectors = np.empty((count, pooled.shape[1]), dtype=np.float32)
         vectors[rows] = pooled

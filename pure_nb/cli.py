@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import shlex
 import sys
 import warnings
@@ -13,6 +15,7 @@ from typing import Annotated, Any, get_args
 
 import numpy as np
 import pandas as pd
+import torch
 import typer
 from safetensors.numpy import save_file
 
@@ -26,12 +29,14 @@ from pure_nb.planting import PlantingError
 from pure_nb.references import NonFiniteError
 from pure_nb.relevance import gamma_polysemantic
 from pure_nb.splitting import Score, Split, save_split
-from pure_nb.store import StoreWarning, write_atomically
+from pure_nb.store import StoreError, StoreWarning, write_atomically
 from pure_nb.study import Study
+from pure_nb.sweep import ClusterError
 from pure_nb.virtual import CHOICES
 from pure_nb.wordnet import WordNetError
 
 EXPECTED = (
+    ClusterError,
     EmbedderError,
     EvaluationError,
     ImageError,
@@ -40,6 +45,7 @@ EXPECTED = (
     ModelError,
     NonFiniteError,
     PlantingError,
+    StoreError,
     StudyError,
     WordNetError,
 )
@@ -64,6 +70,15 @@ Rule = Annotated[str | None, typer.Option(help="How relevance is propagated: gra
 Count = Annotated[int | None, typer.Option("--n", help="Reference images of each neuron.")]
 BatchSize = Annotated[int | None, typer.Option(help="Images in a batch.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that load images.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(help="Run on processes: local, local:4, slurm:8, or the address of a Dask scheduler."),
+]
+Threads = Annotated[int | None, typer.Option(help="Threads of each process; results depend on them in the last digit.")]
+Precision = Annotated[str | None, typer.Option(help="What the network computes in: float32, bfloat16, float16.")]
+ChannelsLast = Annotated[
+    bool | None, typer.Option("--channels-last", help="Lay the weights out in memory as many GPUs like them.")
+]
 Skip = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out images that can't be read.")]
 Target = Annotated[str | None, typer.Option(help="The layer, if other than the study says.")]
 Lower = Annotated[str | None, typer.Option(help="The layer below: a name, input:LAYER, or nearest.")]
@@ -101,6 +116,8 @@ FORWARDED = (
     "batch_size",
     "workers",
     "skip_unreadable",
+    "channels_last",
+    "precision",
     "target",
     "lower",
     "n",
@@ -117,7 +134,28 @@ FORWARDED = (
 def _study(given: dict[str, Any]) -> Study:
     """The study that a command is asked for, by the command's own ``locals()``: its options, before anything else."""
     changes = {name: given[name] for name in FORWARDED if given.get(name) is not None}
+    if given.get("threads") is not None:
+        if given["threads"] < 1:
+            raise StudyError(f"--threads must be at least 1, got {given['threads']}")
+        torch.set_num_threads(given["threads"])
+    if given.get("cluster") is not None:
+        changes["client"] = _client(given["cluster"], given.get("device") or "cpu", given.get("threads"))
     return load_study(given["study"], data=given["data"], weights=given["weights"], store=given["store"], **changes)
+
+
+def _client(where: str, device: str, threads: int | None) -> Any:
+    """A client of a cluster, closed when the program ends."""
+    try:
+        from pure_nb import cluster
+    except ImportError as problem:
+        raise StudyError(f"--cluster needs more packages: pip install 'pure-nb[cluster]' ({problem})") from problem
+    client = cluster.connect(where, device=device)
+    atexit.register(client.close)
+    count = len(client.scheduler_info()["workers"])
+    if threads is None and where.startswith("local"):  # so that they do not fight for the cores
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, count)))
+    typer.echo(f"{count} workers of {torch.get_num_threads()} threads; dashboard: {client.dashboard_link}")
+    return client
 
 
 @app.command()
@@ -135,6 +173,10 @@ def run(
     n: Count = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
+    cluster: Cluster = None,
+    threads: Threads = None,
+    precision: Precision = None,
+    channels_last: ChannelsLast = None,
     skip_unreadable: Skip = False,
 ) -> None:
     """Run all steps of a study. Ctrl-C stops it; the same command goes on from there."""
@@ -231,6 +273,10 @@ def arv(
     p: Often = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
+    cluster: Cluster = None,
+    threads: Threads = None,
+    precision: Precision = None,
+    channels_last: ChannelsLast = None,
     skip_unreadable: Skip = False,
     out: Annotated[Path | None, typer.Option(help="Write the vectors to this .safetensors file.")] = None,
 ) -> None:
@@ -266,6 +312,10 @@ def pairs(
     p: Often = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
+    cluster: Cluster = None,
+    threads: Threads = None,
+    precision: Precision = None,
+    channels_last: ChannelsLast = None,
     skip_unreadable: Skip = False,
     rows: Annotated[int, typer.Option(help="Rows to print; 0 prints all.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Write all pairs to this .csv or .parquet file.")] = None,

@@ -24,6 +24,9 @@ from torch import Tensor, nn
 
 from pure_nb.glyphnet import GlyphNet
 
+USER = "_user_"
+"""Before the names of modules that are made of users' files."""
+
 
 class ModelError(ValueError):
     """A network or its weights that can't be had."""
@@ -112,7 +115,7 @@ def function_in(path: Path, name: str) -> Any:
     """
     if not path.is_file():
         raise ModelError(f"there is no file {str(path)!r} with a function {name!r}")
-    specification = importlib.util.spec_from_file_location(f"_user_{path.stem}", path)
+    specification = importlib.util.spec_from_file_location(f"{USER}{path.stem}", path)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)

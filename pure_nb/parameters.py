@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pure_nb.circuits import Rule, Seed
+from pure_nb.precision import PRECISIONS, Precision
 from pure_nb.references import By
 from pure_nb.render import Crop
 
@@ -54,6 +55,9 @@ class Parameters:
         is above 0, among the strongest that carry this part of it together; see :func:`pure_nb.relevance.carried`.
     p
         A channel is relevant to a class if it is so in at least this part of the class's images.
+    precision
+        What the network computes in: ``"float32"``; or ``"bfloat16"`` or ``"float16"``, for the passes over all images
+        and the circuits by gradients, see :mod:`pure_nb.precision`. Heatmaps are always in float32.
     """
 
     target: str
@@ -68,6 +72,7 @@ class Parameters:
     share: float = 0.03
     mass: float = 0.0
     p: float = 0.75
+    precision: Precision = "float32"
 
 
 PARAMETERS = tuple(f.name for f in fields(Parameters))
@@ -89,6 +94,7 @@ def checked(values: Mapping[str, Any]) -> Parameters:
         ("rule", ("gradient", "lrp")),
         ("seed", ("activation", "peak", "unit")),
         ("crop", ("crp", "peak", "activation")),
+        ("precision", PRECISIONS),
     ]
     for name, options in allowed:
         if getattr(found, name) not in options:
@@ -97,6 +103,8 @@ def checked(values: Mapping[str, Any]) -> Parameters:
         value = getattr(found, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise StudyError(f"{name} must be a number from 0 to 1, got {value!r}")
+    if found.rule == "lrp" and found.precision != "float32":
+        raise StudyError(f"rule='lrp' needs precision='float32', got {found.precision!r}")
     if found.n < 2 or found.k < 0:
         raise StudyError(f"n must be at least 2 and k at least 0, got n={found.n}, k={found.k}")
     return found

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from pure_nb.data import Images, batches
 from pure_nb.layers import INPUT, activations, by_position, channel_axis, get_layer, resting
+from pure_nb.precision import placed
 from pure_nb.references import References, grouped
 from pure_nb.relevance import dense_weight
 from pure_nb.splitting import Weighted, empty_like
@@ -279,7 +280,8 @@ def contributions(
         for batch in batches(images, unique.tolist(), batch_size=batch_size):
             for lost in batch.unreadable:
                 raise lost.error()
-            outputs = by_position(activations(model, batch.images.to(device), [layer])[layer]).float().cpu().numpy()
+            entering = placed(model, batch.images, device)
+            outputs = by_position(activations(model, entering, [layer])[layer]).float().cpu().numpy()
             for output in outputs:
                 row, rank = np.unravel_index(pairs_of[seen], references.sample.shape)
                 if references.by == "mean":

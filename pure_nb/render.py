@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -25,8 +25,12 @@ from pure_nb.blocks import by_blocks
 from pure_nb.circuits import Seed, propagate
 from pure_nb.data import Images, batches
 from pure_nb.layers import LayerError, activations, resting
+from pure_nb.precision import placed
 from pure_nb.references import grouped
 from pure_nb.store import Store
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 Picture = NDArray[np.uint8]
 Look = Literal["crp", "activation"]
@@ -144,7 +148,7 @@ def heatmaps(
             for lost in batch.unreadable:
                 raise lost.error()
             with torch.no_grad():  # never across a yield, where it would reach the caller
-                output = activations(model, batch.images.to(device), [target])[target]
+                output = activations(model, placed(model, batch.images, device), [target])[target]
             if output.ndim != 4:
                 raise LayerError(f"layer {target!r} has no grid of positions to scale up; use look='crp'")
             for maps in output:
@@ -192,13 +196,13 @@ def square_around(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
         return 0, 0, width, height
     side = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
 
-    def placed(first: int, last: int, limit: int) -> tuple[int, int]:
+    def within(first: int, last: int, limit: int) -> tuple[int, int]:
         length = min(int(side), limit)
         start = int(np.clip((first + last + 1 - length) // 2, 0, limit - length))
         return start, start + length
 
-    left, right = placed(columns[0], columns[-1], width)
-    top, bottom = placed(rows[0], rows[-1], height)
+    left, right = within(columns[0], columns[-1], width)
+    top, bottom = within(rows[0], rows[-1], height)
     return left, top, right, bottom
 
 
@@ -266,6 +270,7 @@ def boxes(
     device: str = "cpu",
     store: Store | None = None,
     progress: bool = False,
+    client: Client | None = None,
 ) -> NDArray[np.int32]:
     """Where each channel looks, as the square of :attr:`View.box`: all that is kept of the crops fed to embedders.
 
@@ -277,7 +282,7 @@ def boxes(
         As for :func:`heatmaps`; ``channel`` and ``sample`` may have any one shape.
     blur, threshold
         As for :func:`seen`; the blur is the paper's for crops that are fed to an embedder.
-    store, progress
+    store, progress, client
         As for :func:`pure_nb.circuits.circuits`.
 
     Returns
@@ -307,8 +312,8 @@ def boxes(
                 done(len(rows))
         return found
 
-    found = by_blocks(sample, compute, batch_size=batch_size, name="crops", unit="crop", store=store, progress=progress)
-    return found.reshape(*shape, 4)
+    how: dict[str, Any] = {"store": store, "progress": progress, "client": client}
+    return by_blocks(sample, compute, batch_size=batch_size, name="crops", unit="crop", **how).reshape(*shape, 4)
 
 
 def resized(picture: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from pure_nb.data import Images, batches
 from pure_nb.layers import INPUT, OUTPUT, LayerError, activations, get_layer, resting
+from pure_nb.precision import placed
 from pure_nb.references import NonFiniteError
 from pure_nb.relevance import attributed, carried
 from pure_nb.store import write_atomically
@@ -452,7 +453,7 @@ def part_activations(
         for batch in batches(images, samples.tolist(), batch_size=batch_size, workers=workers):
             for lost in batch.unreadable:
                 raise lost.error()
-            outputs = activations(model, batch.images.to(device), layers, leaf)
+            outputs = activations(model, placed(model, batch.images, device), layers, leaf)
             entering = outputs[entrance].movedim(axis, 0)[channel_sources(module, channel)].movedim(0, axis)
             positive = stacked(entering).clamp(min=0).movedim(axis, 1)
             pooled = positive.reshape(*positive.shape[:2], -1).float().sum(dim=2).cpu().numpy()

@@ -2,9 +2,11 @@
 
 An artifact is a file, safetensors for arrays or parquet for tables, and beside it a manifest, a small JSON
 file with the *key* (all the result depends on: fingerprints of weights and data, parameters) and the SHA-256
-of the artifact. Both are written to a temporary name and then renamed, the manifest last, so that an
+of the artifact and of itself. Both are written to a temporary name and then renamed, the manifest last, so that an
 interrupted write leaves nothing behind that looks whole. A file that does not match its manifest is reported
-and computed again. Nothing is ever unpickled.
+and computed again. Nothing is ever unpickled. An array too large for memory is kept as ``.npy``, and mapped.
+
+Processes may share a store: :meth:`Store.claimed` lets one compute a result while the others wait for it.
 """
 
 from __future__ import annotations
@@ -14,24 +16,34 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from filelock import FileLock, Timeout
+from numpy.lib.format import open_memmap
+from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 Arrays = dict[str, NDArray[Any]]
 Key = Mapping[str, object]
+New = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
+"""Makes an array of a shape and type, to be filled: in memory, as ``np.empty``, or in a file."""
 
 
 class StoreWarning(UserWarning):
-    """A stored file that can't be used and is computed again."""
+    """A stored file that can't be used and is computed again, or one that another process is about to write."""
+
+
+class StoreError(RuntimeError):
+    """A store that can't be written to."""
 
 
 def fingerprint(key: Key) -> str:
@@ -50,14 +62,34 @@ def _checksum(path: Path) -> str:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a temporary file beside ``path``, then give it its name in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise _unwritable(path, problem) from problem
     # A name of our own and no mkstemp, whose files only their owner may read: a web server reads the book's pictures.
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(8)}{path.suffix}")
     try:
         write(temporary)
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as problem:
+        raise _unwritable(path, problem) from problem
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be gone, or its disk
+            temporary.unlink(missing_ok=True)
+
+
+def _reserve(path: Path) -> None:
+    """Take the room on the disk that a file says it has: where it lacks, writing to a mapped file kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _unwritable(path: Path, problem: Exception) -> StoreError:
+    return StoreError(
+        f"{str(path)!r} can't be written: {problem}. Make room, or name another folder (store=..., --store, --out or "
+        "$PURE_NB_STORE). What was finished before is kept, and the same call goes on from there"
+    )
 
 
 @dataclass(frozen=True)
@@ -78,6 +110,51 @@ class Store:
         """Remove the folder and all that is in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def remove(self, name: str, key: Key, suffix: str = ".safetensors") -> None:
+        """Remove an artifact, if it is there; its manifest first, so that it never looks whole."""
+        path = self.path(name, key, suffix)
+        _manifest_of(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+    @contextmanager
+    def claimed(self, name: str, key: Key) -> Iterator[None]:
+        """Alone among all processes with an artifact: whoever comes second waits, and is told for whom.
+
+        The claim ends with the process, however that ends. What a killed one left half-written is removed.
+
+        Raises
+        ------
+        StoreError
+            If the folder can't be written to.
+        """
+        path = self.path(f".{name}", key, ".lock")
+        owner = path.with_suffix(".owner")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                with suppress(OSError):
+                    warnings.warn(
+                        f"waiting for {owner.read_text(encoding='utf-8') or 'another process'}, which computes "
+                        f"{name!r} in {str(self.folder)!r}. Interrupt to stop waiting; another --store shares nothing",
+                        StoreWarning,
+                        stacklevel=3,
+                    )
+                lock.acquire()
+        except OSError as problem:
+            raise _unwritable(path, problem) from problem
+        try:
+            for stale in self.folder.glob(f"{path.stem}-*"):
+                stale.unlink(missing_ok=True)
+            with suppress(OSError):
+                owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
     def save_arrays(self, name: str, key: Key, arrays: Arrays, note: object = None) -> Path:
         """Keep arrays, and a note (any JSON value) beside them."""
         path = self.path(name, key)
@@ -92,6 +169,40 @@ class Store:
         write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
         self._sign(path, key, note)
         return path
+
+    def save_mapped(self, name: str, key: Key, fill: Callable[[New], object]) -> Path:
+        """Keep one array that need not fit into memory.
+
+        ``fill`` gets a function that makes the array in a file, must call it once, and fills the array.
+        """
+        path = self.path(name, key, ".npy")
+
+        def write(temporary: Path) -> None:
+            made = []
+
+            def new(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+                made.append(open_memmap(temporary, "w+", np.dtype(dtype), shape))
+                _reserve(temporary)
+                return made[0]
+
+            fill(new)
+            made[0].flush()
+
+        write_atomically(path, write)
+        self._sign(path, key, None)
+        return path
+
+    def load_mapped(self, name: str, key: Key) -> NDArray[Any] | None:
+        """An array of :meth:`save_mapped`, read from its file as it is looked at; None if it can't be trusted."""
+        path = self.path(name, key, ".npy")
+        if self._verified(path, key) is None:
+            return None
+        try:
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError) as problem:
+            _distrust(path, str(problem))
+            return None
+        return array
 
     def load_arrays(self, name: str, key: Key) -> tuple[Arrays, Any] | None:
         """The arrays and the note kept under a name and key; None if there are none that can be trusted."""
@@ -129,7 +240,7 @@ class Store:
 
     def _sign(self, path: Path, key: Key, note: object) -> None:
         manifest = {"file": path.name, "sha256": _checksum(path), "key": key, "note": note}
-        text = json.dumps(manifest, indent=1, sort_keys=True)
+        text = json.dumps(manifest | {"seal": _seal(manifest)}, indent=1, sort_keys=True)
         write_atomically(_manifest_of(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def _verified(self, path: Path, key: Key) -> dict[str, Any] | None:
@@ -138,9 +249,12 @@ class Store:
             return None
         try:
             manifest: dict[str, Any] = json.loads(_manifest_of(path).read_text(encoding="utf-8"))
-            expected, made_from, _ = manifest["sha256"], manifest["key"], manifest["note"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+            expected, made_from, seal = manifest["sha256"], manifest["key"], manifest.pop("seal")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             _distrust(path, "its manifest is damaged")
+            return None
+        if _seal(manifest) != seal:
+            _distrust(path, "its manifest does not match its own checksum")
             return None
         if fingerprint(made_from) != fingerprint(key):
             _distrust(path, "its manifest belongs to another result")
@@ -149,6 +263,11 @@ class Store:
             _distrust(path, "its bytes do not match the checksum in its manifest")
             return None
         return manifest
+
+
+def _seal(manifest: Mapping[str, object]) -> str:
+    """What stands for all that a manifest says."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _distrust(path: Path, reason: str) -> None:

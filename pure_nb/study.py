@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,7 @@ from pure_nb.data import EmbedderError, ImageError, Images, Unreadable, class_la
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
 from pure_nb.layers import INPUT, LayerError, LayerShape, get_layer, nearest_below, require, resting
 from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, StudyError, StudyWarning, checked, word
+from pure_nb.precision import placed
 from pure_nb.references import References, TopReferences
 from pure_nb.relevance import (
     ClassRelevance,
@@ -46,25 +47,29 @@ from pure_nb.relevance import (
 )
 from pure_nb.render import boxes, cropped
 from pure_nb.splitting import Score, Split, channel_sources, part_activations
-from pure_nb.store import Arrays, Store, store_folder
+from pure_nb.store import Arrays, New, Store, store_folder
 from pure_nb.sweep import sweep
 from pure_nb.virtual import MANY, NEURONS, VirtualNeurons, embed, packed, part_name, unpacked, virtual_neurons
 from pure_nb.wordnet import WordNet, find_wordnet, shipped_wordnet
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from pure_nb.embedders import Embedder
     from pure_nb.neuron import Neuron
 
 
+T = TypeVar("T")
+
 FORMAT = {
     "references": 3,
-    "circuits": 3,
+    "circuits": 4,
     "virtual": 4,
     "layouts": 2,
     "neurons": 5,
-    "classes": 2,
+    "classes": 3,
     "boxes": 1,
-    "embeddings": 1,
+    "embeddings": 2,
     "activations": 2,
 }
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
@@ -97,8 +102,11 @@ class Study:
         What is studied, over what, and how.
     store
         Where results are kept; None keeps them in memory only.
-    batch_size, device, workers, skip_unreadable, progress
+    batch_size, device, workers, skip_unreadable, channels_last, progress
         How to run: none of these is part of what a result depends on, but for the last digits of its numbers.
+        ``channels_last`` lays the network's weights out in memory as many GPUs like them.
+    client
+        A Dask cluster to run on, from :func:`pure_nb.cluster.connect`; None runs here.
     """
 
     name: str
@@ -110,7 +118,9 @@ class Study:
     device: str = "cpu"
     workers: int = 0
     skip_unreadable: bool = False
+    channels_last: bool = False
     progress: bool = True
+    client: Client | None = None
 
     def __post_init__(self) -> None:
         p = self.parameters
@@ -126,6 +136,8 @@ class Study:
             raise StudyError(
                 f"the device {self.device!r} can't be used here: {str(problem).splitlines()[0]}"
             ) from problem
+        if self.channels_last:
+            self.model.to(memory_format=torch.channels_last)
 
     @classmethod
     def of(
@@ -186,7 +198,8 @@ class Study:
         """How the target and the lower layer look; raises if they can't be studied together."""
         example = self.images.example[None]
         self.model.to(self.device)
-        return require(self.model, example.to(self.device), self.parameters.target, self.parameters.lower)
+        entering = placed(self.model, example, self.device)
+        return require(self.model, entering, self.parameters.target, self.parameters.lower)
 
     @cached_property
     def _swept(self) -> tuple[References, list[Unreadable]]:
@@ -223,14 +236,15 @@ class Study:
 
     @cached_property
     def circuits(self) -> NDArray[np.float32]:
-        """Relevance vectors of all references, float32 ``[channels, n, lower channels]``."""
+        """Relevance vectors of all references, float32 ``[channels, n, lower channels]``; mapped from the store."""
 
-        def compute(blocks: Store | None) -> tuple[Arrays, None]:
+        def compute(blocks: Store | None, new: New) -> NDArray[np.float32]:
             sample = self.references.sample
             channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
-            return {"relevance": self._run_circuits(channel, sample, store=blocks, progress=self.progress)}, None
+            how: dict[str, Any] = {"store": blocks, "new": new, "client": self.client, "progress": self.progress}
+            return self._run_circuits(channel, sample, **how)
 
-        return self._kept("circuits", self._circuits_key(), compute)[0]["relevance"]
+        return self._kept_mapped("circuits", self._circuits_key(), compute).reshape(*self.references.sample.shape, -1)
 
     def circuits_of(self, channel: int) -> NDArray[np.float32]:
         """Relevance vectors of one channel's references, ``[n, lower channels]``, without the others'."""
@@ -254,7 +268,8 @@ class Study:
     def _is_there(self, step: str, key: Mapping[str, object]) -> bool:
         """Whether a step was computed before."""
         computed = {"references": "_swept"}.get(step, step) in self.__dict__
-        return computed or (self.store is not None and self.store.path(step, key).exists())
+        suffix = ".npy" if step == "circuits" else ".safetensors"
+        return computed or (self.store is not None and self.store.path(step, key, suffix).exists())
 
     def assign(
         self, channel: int, images: Images | Dataset[Any], samples: Sequence[int] | None = None
@@ -306,7 +321,8 @@ class Study:
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """The true class of each labelled image, an index into the network's outputs; and all their names."""
         with resting(self.model), torch.no_grad():
-            logits = self.model.to(self.device)(self.labelled.example[None].to(self.device))
+            model = self.model.to(self.device)
+            logits = model(placed(model, self.labelled.example[None], self.device))
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
             raise StudyError(
                 "classes need a network that puts out one tensor [images, classes]; "
@@ -566,7 +582,9 @@ class Study:
             device=self.device,
             workers=self.workers,
             skip_unreadable=self.skip_unreadable,
+            precision=self.parameters.precision,
             store=shards,
+            client=self.client,
             progress=self.progress,
         )
 
@@ -615,6 +633,7 @@ class Study:
                 "device": self.device,
                 "store": blocks,
                 "progress": self.progress,
+                "client": self.client,
             }
             layer, note = self.parameters.target, ""
             try:
@@ -652,7 +671,7 @@ class Study:
         Each image is read once, however many channels it is a reference for.
         """
 
-        def compute(blocks: Store | None) -> tuple[Arrays, None]:
+        def compute(blocks: Store | None, new: New) -> NDArray[np.float32]:
             sample, box = self.references.sample.ravel(), self.boxes.reshape(-1, 4)
 
             lengths: set[int] = set()
@@ -674,13 +693,11 @@ class Study:
                 return np.concatenate(parts)
 
             name = f"crops to {embedder.name}"
-            found = by_blocks(
-                sample, of, batch_size=self.batch_size, name=name, unit="crop", store=blocks, progress=self.progress
-            )
-            return {"vectors": found.reshape(*self.references.sample.shape, -1)}, None
+            how: dict[str, Any] = {"store": blocks, "new": new, "progress": self.progress}
+            return by_blocks(sample, of, batch_size=self.batch_size, name=name, unit="crop", **how)
 
         key = self._boxes_key() | {"step": "embeddings", "how": FORMAT["embeddings"], "embedder": embedder.fingerprint}
-        return self._kept("embeddings", key, compute)[0]["vectors"]
+        return self._kept_mapped("embeddings", key, compute).reshape(*self.references.sample.shape, -1)
 
     def word_vectors(self, embedder: Embedder, words: Sequence[str]) -> NDArray[np.float32]:
         """An embedder's vectors of words, float32 ``[words, d]``; kept, since a large vocabulary takes long."""
@@ -777,6 +794,7 @@ class Study:
             batch_size=self.batch_size,
             device=self.device,
             workers=self.workers,
+            precision=p.precision if p.rule == "gradient" else "float32",
             **how,
         )
 
@@ -794,14 +812,46 @@ class Study:
         """
         if self.store is None:
             return compute(None)
-        saved = self.store.load_arrays(step, key)
+        store, parts = self.store, self.store.part(step, parts_key or key)
+
+        def keep() -> tuple[Arrays, Any]:
+            arrays, note = compute(parts)
+            store.save_arrays(step, key, arrays, note)
+            return arrays, note
+
+        return self._once(step, key, lambda: store.load_arrays(step, key), keep, parts)
+
+    def _kept_mapped(
+        self, step: str, key: dict[str, object], compute: Callable[[Store | None, New], NDArray[Any]]
+    ) -> NDArray[Any]:
+        """One large array: mapped from the store, or computed now, in a file, and mapped then; see :meth:`_kept`.
+
+        ``compute`` also gets a function that makes the array.
+        """
+        if self.store is None:
+            return compute(None, np.empty)
+        store, parts = self.store, self.store.part(step, key)
+
+        def keep() -> NDArray[Any]:
+            store.save_mapped(step, key, lambda new: compute(parts, new))
+            return np.load(store.path(step, key, ".npy"), mmap_mode="r", allow_pickle=False)
+
+        return self._once(step, key, lambda: store.load_mapped(step, key), keep, parts)
+
+    def _once(
+        self, step: str, key: dict[str, object], load: Callable[[], T | None], keep: Callable[[], T], parts: Store
+    ) -> T:
+        """What can be loaded; or else computed and kept, by one process at a time, and its parts cleared."""
+        assert self.store is not None
+        saved = load()
         if saved is not None:
             return saved
-        parts = self.store.part(step, parts_key or key)
-        arrays, note = compute(parts)
-        self.store.save_arrays(step, key, arrays, note)
-        parts.clear()
-        return arrays, note
+        with self.store.claimed(step, key):
+            saved = load()  # another process may have been at it
+            if saved is None:
+                saved = keep()
+            parts.clear()
+        return saved
 
     def kept_table(
         self, name: str, key: dict[str, object], compute: Callable[[Store | None], pd.DataFrame]
@@ -809,14 +859,18 @@ class Study:
         """A table: from the store, or computed now and kept there. ``compute`` gets a store as in :meth:`_kept`."""
         if self.store is None:
             return compute(None)
-        saved = self.store.load_table(name, key)
-        if saved is not None:
-            return saved[0]
-        parts = self.store.part(name, key)
-        table = compute(parts)
-        self.store.save_table(name, key, table)
-        parts.clear()
-        return table
+        store, parts = self.store, self.store.part(name, key)
+
+        def load() -> pd.DataFrame | None:
+            saved = store.load_table(name, key)
+            return saved[0] if saved else None
+
+        def keep() -> pd.DataFrame:
+            table = compute(parts)
+            store.save_table(name, key, table)
+            return table
+
+        return self._once(name, key, load, keep, parts)
 
     def _classes_key(self) -> dict[str, object]:
         limit = "mass" if self.parameters.mass else "share"
@@ -837,7 +891,8 @@ class Study:
     @property
     def identity(self) -> dict[str, str]:
         """What stands for the network and the images in keys of results."""
-        return {"weights": self._weights, "images": self.images.fingerprint}
+        lowered = {} if self.parameters.precision == "float32" else {"precision": self.parameters.precision}
+        return {"weights": self._weights, "images": self.images.fingerprint, **lowered}
 
     @cached_property
     def _weights(self) -> str:

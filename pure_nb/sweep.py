@@ -1,16 +1,18 @@
 """One streaming pass over all images feeds every accumulator.
 
 Whatever needs all the images is an *accumulator*: it takes in batches, it can be merged with another of its
-kind, and in the end it has a result. Merging is associative and does not depend on the order, so a pass may be
-cut into shards, stopped, resumed, and run in several processes, and the result is the same to the bit. For that
-the batches are fixed: batch b holds the images from ``b * batch_size`` on, whoever computes it.
+kind, and in the end it has a result. A pass is cut into shards (:func:`shards`), each of which is computed by a pure
+function (:func:`shard_part`), and the parts are merged along one fixed binary tree. Batches, shards and tree depend
+on the number of images and the size of a batch alone, whoever computes: so a pass may be stopped and resumed, and run
+in one process or by any number of them (:mod:`pure_nb.cluster`) in any order, and the result is the same to the bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +22,23 @@ from tqdm import tqdm
 
 from pure_nb.data import Images, Unreadable, batches
 from pure_nb.layers import activations, resting
+from pure_nb.precision import Precision, placed, precisely
 from pure_nb.store import Store
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 Self = TypeVar("Self", bound="Accumulator")
 
 SHARD = 1024
 """Images in a shard, rounded to whole batches: what is lost at most when a sweep is stopped."""
+
+MOST_SHARDS = 1024
+"""Beyond that many, shards grow instead: a million images are a thousand shards of a thousand."""
+
+
+class ClusterError(RuntimeError):
+    """A cluster that can't be reached, or that has lost its workers too often."""
 
 
 class Accumulator(Protocol):
@@ -50,10 +63,70 @@ class Accumulator(Protocol):
         """A new accumulator of the same settings with a given state."""
 
 
+@dataclass(frozen=True, eq=False)
+class Job:
+    """All that a shard needs besides the numbers of its images: see :func:`sweep`.
+
+    Attributes
+    ----------
+    threads
+        Of torch, in whichever process. Some networks compute other last digits with other numbers of threads.
+    """
+
+    model: nn.Module
+    images: Images
+    accumulators: Sequence[Accumulator]
+    batch_size: int = 32
+    device: str = "cpu"
+    workers: int = 0
+    skip_unreadable: bool = False
+    precision: Precision = "float32"
+    threads: int = field(default_factory=torch.get_num_threads)
+
+    def key(self, samples: range) -> dict[str, object]:
+        """What the part for some images is found by in the store of a sweep."""
+        return {"images": [samples.start, samples.stop], "batch_size": self.batch_size}
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What is known of some of the images: the states of all accumulators, and what was unreadable."""
+
+    arrays: dict[str, NDArray[Any]]
+    lost: list[Unreadable]
+
+    @classmethod
+    def of(cls, accumulators: Sequence[Accumulator], lost: list[Unreadable]) -> Part:
+        """The part that some accumulators have taken in."""
+        return cls(
+            {f"{i}.{name}": array for i, a in enumerate(accumulators) for name, array in a.state().items()}, lost
+        )
+
+    def accumulators(self, like: Sequence[Accumulator]) -> list[Accumulator]:
+        """Accumulators of the same settings as those given, which have taken in this part."""
+
+        def own(number: int) -> dict[str, NDArray[Any]]:
+            prefix = f"{number}."
+            return {name[len(prefix) :]: value for name, value in self.arrays.items() if name.startswith(prefix)}
+
+        return [accumulator.restored(own(number)) for number, accumulator in enumerate(like)]
+
+
 def shards(count: int, batch_size: int, size: int = SHARD) -> list[range]:
     """Cut ``count`` images into ranges of whole batches."""
-    step = max(1, size // batch_size) * batch_size
+    step = max(1, size // batch_size, -(-count // (MOST_SHARDS * batch_size))) * batch_size
     return [range(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def halved(cut: Sequence[range]) -> tuple[Sequence[range], Sequence[range]]:
+    """The two branches of the tree in which shards are merged: the first is as large a full one as there is."""
+    half = 1 << (len(cut) - 1).bit_length() - 1
+    return cut[:half], cut[half:]
+
+
+def span(cut: Sequence[range]) -> range:
+    """All images of some neighbouring shards."""
+    return range(cut[0].start, cut[-1].stop)
 
 
 def run_shard(
@@ -65,6 +138,7 @@ def run_shard(
     batch_size: int = 32,
     device: str = "cpu",
     workers: int = 0,
+    precision: Precision = "float32",
 ) -> Generator[int | Unreadable, None, None]:
     """Feed one shard to the accumulators; yields the number of images of each batch, and what was unreadable."""
     layers = list(dict.fromkeys(layer for accumulator in accumulators for layer in accumulator.layers))
@@ -78,10 +152,87 @@ def run_shard(
             if not len(batch.samples):
                 continue
             with torch.no_grad() if leaf else torch.inference_mode():
-                outputs = activations(model, batch.images.to(device), layers, leaf)
+                with precisely(device, precision):
+                    outputs = activations(model, placed(model, batch.images, device), layers, leaf)
                 for accumulator in accumulators:
                     accumulator.update(batch.samples, outputs)
             yield len(batch.samples)
+
+
+def shard_part(job: Job, samples: range, done: Callable[[int], object] = lambda images: None) -> Part:
+    """Compute one shard; a pure function of what it is given, so that any process may do it.
+
+    Parameters
+    ----------
+    job
+        What to compute.
+    samples
+        The images: a whole shard.
+    done
+        Called with the number of images of each batch.
+
+    Raises
+    ------
+    ImageError
+        At the first unreadable image, unless they are to be skipped.
+    """
+    fresh = [accumulator.restored({}) for accumulator in job.accumulators]
+    lost: list[Unreadable] = []
+    events = run_shard(
+        job.model.to(job.device),
+        job.images,
+        fresh,
+        samples,
+        batch_size=job.batch_size,
+        device=job.device,
+        workers=job.workers,
+        precision=job.precision,
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(job.threads)
+    try:
+        with closing(events):  # whatever happens here, the model gets its state back at once
+            for event in events:
+                if isinstance(event, Unreadable):
+                    if not job.skip_unreadable:
+                        raise event.error()
+                    lost.append(event)
+                done(1 if isinstance(event, Unreadable) else event)
+    finally:
+        torch.set_num_threads(threads)
+    return Part.of(fresh, lost)
+
+
+def merged(job: Job, first: Part, second: Part) -> Part:
+    """Two neighbouring parts as one, the earlier images first."""
+    own, other = first.accumulators(job.accumulators), second.accumulators(job.accumulators)
+    for accumulator, more in zip(own, other):
+        accumulator.merge(more)
+    return Part.of(own, first.lost + second.lost)
+
+
+def kept_part(
+    job: Job, cut: Sequence[range], store: Store | None = None, done: Callable[[int], object] = lambda images: None
+) -> Part:
+    """The part for some shards: out of the store, or computed and kept there in place of what it was merged from."""
+    samples = span(cut)
+    saved = store.load_arrays("shard", job.key(samples)) if store else None
+    if saved is not None:
+        lost = [Unreadable(*entry) for entry in saved[1]]
+        if lost and not job.skip_unreadable:
+            raise lost[0].error()
+        done(len(samples))
+        return Part(saved[0], lost)
+    if len(cut) == 1:
+        part = shard_part(job, samples, done)
+    else:
+        part = merged(job, *(kept_part(job, half, store, done) for half in halved(cut)))
+    if store:
+        note = [[u.sample, u.path, u.reason] for u in part.lost]
+        store.save_arrays("shard", job.key(samples), part.arrays, note)
+        for half in halved(cut) if len(cut) > 1 else ():
+            store.remove("shard", job.key(span(half)))
+    return part
 
 
 def sweep(
@@ -93,7 +244,9 @@ def sweep(
     device: str = "cpu",
     workers: int = 0,
     skip_unreadable: bool = False,
+    precision: Precision = "float32",
     store: Store | None = None,
+    client: Client | None = None,
     progress: bool = True,
 ) -> list[Unreadable]:
     """Run the network once over all images, no further than the last layer asked for.
@@ -105,12 +258,16 @@ def sweep(
     accumulators
         What to feed; they hold the result afterwards.
     batch_size, device, workers
-        Images in a batch; where the network runs; processes that load images (0: this one).
+        Images in a batch; where the network runs; processes that load images (0: a thread of this one).
     skip_unreadable
         Leave out images that can't be read, instead of stopping at the first.
+    precision
+        What the network computes in; see :mod:`pure_nb.precision`.
     store
         Where to keep finished shards, a folder for this sweep alone. A sweep that finds shards there goes on from
         them; clear it when the result is safe.
+    client
+        A Dask cluster that computes the shards, see :mod:`pure_nb.cluster`; None computes them here, one by one.
     progress
         Show a progress bar with images per second.
 
@@ -126,42 +283,17 @@ def sweep(
     LayerError, NonFiniteError
         From the layers and the accumulators.
     """
-    model.to(device)
-    skipped: list[Unreadable] = []
+    job = Job(model.to(device), images, accumulators, batch_size, device, workers, skip_unreadable, precision)
+    cut = shards(len(images), batch_size)
     with tqdm(total=len(images), desc="sweep", unit="img", disable=not progress) as bar:
-        for shard in shards(len(images), batch_size):
-            key = {"images": [shard.start, shard.stop], "batch_size": batch_size}
-            saved = store.load_arrays("shard", key) if store else None
-            if saved is not None:
-                arrays, note = saved
-                fresh = [accumulator.restored(_own(arrays, i)) for i, accumulator in enumerate(accumulators)]
-                lost = [Unreadable(*entry) for entry in note]
-                bar.update(len(shard))
-            else:
-                fresh = [accumulator.restored({}) for accumulator in accumulators]
-                lost = []
-                events = run_shard(model, images, fresh, shard, batch_size=batch_size, device=device, workers=workers)
-                with closing(events):  # whatever happens here, the model gets its state back at once
-                    for event in events:
-                        if isinstance(event, Unreadable):
-                            if not skip_unreadable:
-                                raise event.error()
-                            lost.append(event)
-                        bar.update(1 if isinstance(event, Unreadable) else event)
-                if store:
-                    arrays = {f"{i}.{name}": array for i, a in enumerate(fresh) for name, array in a.state().items()}
-                    store.save_arrays("shard", key, arrays, [[u.sample, u.path, u.reason] for u in lost])
-            if lost and not skip_unreadable:
-                raise lost[0].error()
-            skipped += lost
-            for accumulator, other in zip(accumulators, fresh):
-                accumulator.merge(other)
-    if len(skipped) == len(images):
-        raise skipped[0].error()
-    return skipped
+        if client is None:
+            part = kept_part(job, cut, store, bar.update)
+        else:
+            from pure_nb import cluster  # needs packages that a single machine can do without
 
-
-def _own(saved: Mapping[str, NDArray[np.generic]], number: int) -> dict[str, NDArray[np.generic]]:
-    """The arrays of one accumulator out of a shard's."""
-    prefix = f"{number}."
-    return {name[len(prefix) :]: array for name, array in saved.items() if name.startswith(prefix)}
+            part = cluster.swept(client, job, cut, store, bar.update)
+    if len(part.lost) == len(images):
+        raise part.lost[0].error()
+    for accumulator, found in zip(accumulators, part.accumulators(accumulators)):
+        accumulator.merge(found)
+    return part.lost

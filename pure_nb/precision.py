@@ -1,0 +1,46 @@
+"""What a network computes in: float32, or half the bytes for more speed and fewer digits.
+
+Half precision is torch's autocast: convolutions and products of matrices run in it, everything that is summed over
+images or positions afterwards is in float32 or float64. Weights that are themselves of half precision are taken as
+they are. How far the results move is measured in the chapter *When it does not fit*.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
+
+
+def precisely(device: str, precision: Precision) -> AbstractContextManager[object]:
+    """Within it, networks compute in a given precision.
+
+    Parameters
+    ----------
+    device
+        Where they run.
+    precision
+        ``"float32"`` leaves them alone.
+
+    Raises
+    ------
+    ValueError
+        For another precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, getattr(torch, precision))
+
+
+def placed(model: nn.Module, images: Tensor, device: str) -> Tensor:
+    """Images as a network takes them: on its device, and in the precision of its weights."""
+    weights = next((own.dtype for own in model.parameters() if own.is_floating_point()), images.dtype)
+    return images.to(device, weights)
