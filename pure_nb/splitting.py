@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from pure_nb.data import Images, batches
 from pure_nb.layers import INPUT, OUTPUT, LayerError, activations, get_layer, resting
+from pure_nb.models import ModelError
 from pure_nb.precision import placed
 from pure_nb.references import NonFiniteError
 from pure_nb.relevance import attributed, carried
@@ -265,7 +266,7 @@ def load_split(model: nn.Module, path: Path | str) -> nn.Module:
     ------
     FileNotFoundError
         If there is none.
-    ValueError
+    ModelError
         If it was not written by :func:`save_split`, or for another network.
     """
     try:
@@ -273,8 +274,10 @@ def load_split(model: nn.Module, path: Path | str) -> nn.Module:
             note = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
         layer, channel, concepts = note["layer"], note["channel"], note["concepts"]
-    except (SafetensorError, KeyError, json.JSONDecodeError) as problem:
-        raise ValueError(
+    except (SafetensorError, OSError, KeyError, ValueError) as problem:
+        if not Path(path).is_file():
+            raise
+        raise ModelError(
             f"{path} is not a file of save_split; expected its tensors and notes: {problem!r}"
         ) from problem
     sources = get_layer(model, layer).weight.shape[1]  # type: ignore[index]
@@ -282,7 +285,7 @@ def load_split(model: nn.Module, path: Path | str) -> nn.Module:
     try:
         split.load_state_dict(state)
     except RuntimeError as problem:
-        raise ValueError(f"{path} holds a split of another network than {type(model).__name__}: {problem}") from problem
+        raise ModelError(f"{path} holds a split of another network than {type(model).__name__}: {problem}") from problem
     return split
 
 

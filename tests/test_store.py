@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import pickle
+import signal
 import stat
+import subprocess
+import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pure_nb.store import Store, StoreWarning, fingerprint, write_atomically
+from pure_nb.store import Store, StoreError, StoreWarning, fingerprint, write_atomically
 
 KEY = {"step": "x", "n": 3, "weights": "abc"}
 DTYPES = st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.int32, np.int8, np.uint8, np.bool_])
@@ -89,11 +96,14 @@ def saved(tmp_path: Path, kind: str) -> tuple[Path, Any]:
     store = Store(tmp_path)
     if kind == "arrays":
         return store.save_arrays("name", KEY, {"a": np.arange(50.0)}), lambda: store.load_arrays("name", KEY)
+    if kind == "mapped":
+        path = store.save_mapped("name", KEY, lambda new: new((50,), np.float64).fill(1.5))
+        return path, lambda: store.load_mapped("name", KEY)
     table = pd.DataFrame({"a": np.arange(50.0)})
     return store.save_table("name", KEY, table), lambda: store.load_table("name", KEY)
 
 
-@pytest.mark.parametrize("kind", ["arrays", "table"])
+@pytest.mark.parametrize("kind", ["arrays", "table", "mapped"])
 @pytest.mark.parametrize("where", [0, 30, 200, -1])
 def test_a_flipped_bit(tmp_path: Path, kind: str, where: int) -> None:
     path, load = saved(tmp_path, kind)
@@ -104,7 +114,7 @@ def test_a_flipped_bit(tmp_path: Path, kind: str, where: int) -> None:
         assert load() is None
 
 
-@pytest.mark.parametrize("kind", ["arrays", "table"])
+@pytest.mark.parametrize("kind", ["arrays", "table", "mapped"])
 @pytest.mark.parametrize("left", [0, 10, 100])
 def test_truncated(tmp_path: Path, kind: str, left: int) -> None:
     path, load = saved(tmp_path, kind)
@@ -155,6 +165,135 @@ def test_a_file_that_is_signed_but_no_safetensors(tmp_path: Path) -> None:
     Store(tmp_path)._sign(path, KEY, None)
     with pytest.warns(StoreWarning, match="is not used"):
         assert load() is None
+
+
+@pytest.mark.parametrize("kind", ["arrays", "table", "mapped"])
+@pytest.mark.parametrize("name", ["", ".json"])
+def test_a_pickle_in_place_of_a_file(tmp_path: Path, kind: str, name: str) -> None:
+    """Nothing in a store is ever unpickled, also where everything else about a file is right."""
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    path, load = saved(tmp_path, kind)
+    if name:
+        Path(f"{path}.json").write_bytes(pickle.dumps(Bomb()))
+    else:
+        path.write_bytes(pickle.dumps(Bomb()))
+        Store(tmp_path)._sign(path, KEY, None)
+    with pytest.warns(StoreWarning, match="is not used"):
+        assert load() is None
+    if kind == "mapped" and not name:  # NumPy's own format can hold a pickle
+        np.save(path, np.array([Bomb()], dtype=object), allow_pickle=True)
+        Store(tmp_path)._sign(path, KEY, None)
+        with pytest.warns(StoreWarning, match="is not used"):
+            assert load() is None
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("field", ["note", "file", "key", "sha256", "seal"])
+def test_a_manifest_that_lies(tmp_path: Path, field: str) -> None:
+    path, load = saved(tmp_path, "arrays")
+    manifest = json.loads(Path(f"{path}.json").read_text())
+    manifest[field] = {"step": "another"} if field == "key" else "0" * 64
+    Path(f"{path}.json").write_text(json.dumps(manifest))
+    with pytest.warns(StoreWarning, match="its manifest does not match its own checksum"):
+        assert load() is None
+
+
+def test_arrays_in_files(tmp_path: Path) -> None:
+    store, values = Store(tmp_path), np.arange(24, dtype=np.float32).reshape(4, 6)
+
+    def fill(new: Any) -> None:
+        new(values.shape, values.dtype)[:] = values
+
+    store.save_mapped("name", KEY, fill)
+    found = store.load_mapped("name", KEY)
+    assert isinstance(found, np.memmap)
+    np.testing.assert_array_equal(found, values)
+    with pytest.raises(ValueError, match="read-only"):
+        found[0, 0] = 1
+
+
+def test_no_room_for_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before the file is written to, since writing to a mapped file on a full disk kills the process."""
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(StoreError, match=r"name-.*npy' can't be written: .*No space left on device.*Make room"):
+        Store(tmp_path).save_mapped("name", KEY, lambda new: new((3,), np.float32))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits files as POSIX does")
+def test_a_full_disk(tmp_path: Path) -> None:
+    """In a process of its own, which may write 64 KiB to a file and no more: what it had is kept, and found again."""
+    script = f"""
+import resource, signal
+import numpy as np, pandas as pd
+from pathlib import Path
+from pure_nb.store import Store, StoreError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+store = Store(Path({str(tmp_path)!r}))
+store.save_arrays("small", {{}}, {{"a": np.arange(9)}})
+noise = np.random.default_rng(0).random(1 << 16)
+for save in (
+    lambda: store.save_arrays("large", {{}}, {{"a": noise}}),
+    lambda: store.save_table("large", {{}}, pd.DataFrame({{"a": noise}})),
+    lambda: store.save_mapped("large", {{}}, lambda new: new(noise.shape, noise.dtype)),
+):
+    try:
+        save()
+    except StoreError as problem:
+        assert "Make room, or name another folder" in str(problem), problem
+        print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["refused"] * 3, done.stderr
+    assert Store(tmp_path).load_arrays("small", {}) is not None
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = Store(tmp_path / "file" / "store")
+    with pytest.raises(StoreError, match="can't be written"):
+        store.save_arrays("name", KEY, {})
+    with pytest.raises(StoreError, match="can't be written"), store.claimed("name", KEY):
+        pass
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    store, ready = Store(tmp_path), tmp_path / "ready"
+    script = f"""
+import time
+from pathlib import Path
+from pure_nb.store import Store
+with Store(Path({str(tmp_path)!r})).claimed("name", {KEY!r}):
+    Path({str(ready)!r}).touch()
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script]) as other:
+        while not ready.exists():
+            time.sleep(0.01)
+        half = store.folder / f".name-{fingerprint(KEY)}-{'0' * 16}.safetensors"
+        half.write_bytes(b"half of it")
+        with store.claimed("another", KEY):  # at once
+            assert half.exists()
+        timer = threading.Timer(0.3, other.kill)
+        timer.start()
+        with (  # noqa: PT031, the warning comes before the block
+            pytest.warns(StoreWarning, match=f"waiting for process {other.pid} on .*, which computes 'name' in"),
+            store.claimed("name", KEY),
+        ):
+            assert other.wait() == -signal.SIGKILL  # a killed process holds no claim
+            assert not half.exists()  # and what it had half written is gone
+    with store.claimed("name", KEY):
+        pass
 
 
 def test_a_writer_that_dies_leaves_nothing(tmp_path: Path) -> None:
