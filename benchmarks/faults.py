@@ -355,7 +355,7 @@ def malformed(count: int, scratch: Path, chance: random.Random) -> Outcomes:
                 warnings.simplefilter("ignore")
                 read()
             outcome = "read"
-        except EXPECTED as problem:
+        except (*EXPECTED, FileNotFoundError) as problem:
             outcome = "refused with a message" if len(str(problem)) > 20 else "refused without a word"
         except (TimeoutError, MemoryError):
             outcome = "hang"

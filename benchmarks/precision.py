@@ -1,0 +1,103 @@
+"""What half precision and channels-last cost in results, and what they gain in time.
+
+    python benchmarks/precision.py --folder IMAGES --weights WEIGHTS --out benchmarks/results/precision.csv
+
+The references of ``layer4`` over the images, and the circuits and virtual neurons of some channels, in each precision
+against float32. *References* is the share of the reference images that are the same, *circuits* the median cosine of
+the relevance vectors of the same pairs, *parts* the mean adjusted Rand index of two virtual neurons of the same
+references. *Sweep* and *circuits, time* are times as shares of float32's, in one run on the same images. Rounding is
+the baseline: float32 in batches of another size, which changes the order of sums and nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import arguments, report, start
+from sklearn.metrics import adjusted_rand_score
+from torch.utils.data import Subset
+
+from pure_nb.circuits import circuits
+from pure_nb.data import Images, folder_images, glyph_images
+from pure_nb.models import load_model
+from pure_nb.references import TopReferences
+from pure_nb.sweep import sweep
+from pure_nb.virtual import cluster
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "float32, other batches": {"batch_size": 24},
+    "float32, channels last": {"channels_last": True},
+    "bfloat16": {"precision": "bfloat16"},
+    "bfloat16, channels last": {"precision": "bfloat16", "channels_last": True},
+}
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--model", default="torchvision:resnet50")
+    parser.add_argument("--weights", type=Path, help="of the network; the shipped network without it")
+    parser.add_argument("--folder", type=Path, help="images: a subfolder of pictures for each class")
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--channels", type=int, default=16, help="channels whose circuits are compared")
+    parser.add_argument("-n", type=int, default=100, help="references for each channel")
+    args = start(parser)
+    model = load_model(args.model, args.weights) if args.weights else load_model("glyphnet")
+    if args.folder:
+        whole = folder_images(args.folder)
+        chosen = np.linspace(0, len(whole) - 1, min(args.images, len(whole))).astype(int).tolist()
+        images = Images(Subset(whole.dataset, chosen), "sample")
+    else:
+        images = glyph_images(args.images)
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    sweep(model, images, [TopReferences("layer4", args.n)], progress=False)  # warms up
+    rows: list[dict[str, Any]] = []
+    exact: dict[str, Any] = {}
+    faster = {"float16": {"precision": "float16"}} if args.device != "cpu" else {}  # CPUs emulate it, at a quarter
+    for name, settings in (VARIANTS | faster).items():
+        how: dict[str, Any] = {"batch_size": 32, "precision": "float32", "device": args.device, **settings}
+        layout = torch.channels_last if how.pop("channels_last", False) else torch.contiguous_format
+        model.to(device=args.device, memory_format=layout)
+        top = TopReferences("layer4", args.n)
+        begin = clock()
+        sweep(model, images, [top], progress=False, **how)
+        swept = clock() - begin
+        found = top.result()
+        if not exact:
+            best = np.linspace(0, found.channels - 1, args.channels).astype(int)
+            channel = np.broadcast_to(best[:, None], (len(best), found.n))
+            exact = {"references": found, "channel": channel, "sample": found.sample[best]}
+        begin = clock()
+        vectors = circuits(model, images, exact["channel"], exact["sample"], target="layer4", lower="layer3", **how)
+        taken = clock() - begin
+        labels = [cluster(own, 2) for own in vectors]
+        if "vectors" not in exact:
+            exact |= {"vectors": vectors, "labels": labels, "sweep": swept, "circuits": taken}
+        same = [len(np.intersect1d(*pair)) / found.n for pair in zip(found.sample, exact["references"].sample)]
+        norms = np.linalg.norm(vectors, axis=-1) * np.linalg.norm(exact["vectors"], axis=-1)
+        with np.errstate(invalid="ignore"):
+            cosine = (vectors * exact["vectors"]).sum(axis=-1) / norms
+        rows.append(
+            {
+                "model": args.model if args.weights else "glyphnet",
+                "device": args.device,
+                "variant": name,
+                "references": np.mean(same),
+                "circuits": np.nanmedian(cosine),
+                "parts": np.mean([adjusted_rand_score(*pair) for pair in zip(labels, exact["labels"])]),
+                "sweep": swept / exact["sweep"],
+                "circuits, time": taken / exact["circuits"],
+                "images": len(images),
+                "pairs": channel.size,
+            }
+        )
+    report(rows, args)
+
+
+if __name__ == "__main__":
+    main()
