@@ -2,9 +2,11 @@
 
 A client of Dask is all that a study needs to leave the process it was made in::
 
-    with pure_nb.cluster.connect("local:4") as client:
+    from pure_nb.cluster import connect
+
+    with connect("local:4") as client:
         study = pure_nb.load_study("imagenet-resnet50", client=client)
-        study.virtual
+        study.neurons
 
 What runs is what runs here: :func:`pure_nb.sweep.kept_part` for each shard and :func:`pure_nb.blocks.kept_block` for
 each block, pure functions both. Parts are merged on the workers, along the tree of :mod:`pure_nb.sweep`, so that the

@@ -375,6 +375,28 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
     assert "Traceback" not in error
 
 
+def test_on_a_cluster(finished: Path, tmp_path: Path) -> None:
+    """In a process of its own, which must end by itself."""
+    pytest.importorskip("distributed")
+    (tmp_path / "small.toml").write_text(TOML)
+    options = ["--cluster", "local:2", "--threads", "1", "--store", tmp_path]
+    command = [sys.executable, "-m", "pure_nb.cli", "run", tmp_path / "small.toml", *options]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"2 workers of 1 threads; dashboard: http://\S+", done.stdout)
+    assert "Traceback" not in done.stderr
+    for one in sorted((finished / "small").glob("*.*")):
+        assert (tmp_path / "small" / one.name).read_bytes() == one.read_bytes(), one.name
+
+
+def test_wrong_ways_to_run(finished: Path) -> None:
+    message = failed(on(finished, "run", "--cluster", "local:none"))
+    assert "how many workers is 'local:none'? Expected for instance 'local:4'" in message
+    assert "--threads must be at least 1, got 0" in failed(on(finished, "run", "--threads", 0))
+    message = failed(on(finished, "run", "--precision", "double"))
+    assert "precision must be one of" in message
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("3", [3]), ("3,17", [3, 17]), ("0-3", [0, 1, 2, 3]), (" 5 , 7-8 ", [5, 7, 8])]
 )

@@ -248,6 +248,13 @@ def test_a_network_in_a_users_file(tmp_path: Path, client: Any) -> None:
     assert found[0] == found[1]
 
 
+def test_one_worker_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with cluster.connect("local", device="cuda") as client:
+        client.wait_for_workers(2, timeout=60)
+        assert sorted(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == ["0", "1"]
+
+
 def test_no_such_cluster() -> None:
     for where in ("local:many", "slurm:0"):
         with pytest.raises(ClusterError, match=f"how many workers is '{where}'"):

@@ -1,0 +1,99 @@
+"""Half the bytes: nearly the same results, kept apart from the exact ones, and in float32 wherever sums are made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import Items, noise, plain
+
+from pure_nb.circuits import circuits
+from pure_nb.data import Images
+from pure_nb.parameters import StudyError, checked
+from pure_nb.precision import PRECISIONS, placed, precisely
+from pure_nb.references import TopReferences
+from pure_nb.study import Study
+from pure_nb.sweep import sweep
+
+HOW: dict[str, Any] = {"target": "4", "lower": "2"}
+
+
+def scores(images: Images, **how: Any) -> Any:
+    top = TopReferences("4", 20)
+    sweep(plain(), images, [top], progress=False, **how)
+    return top.result()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_sweep_is_that_of_torchs_autocast(precision: Any) -> None:
+    found = scores(Images(Items(noise(20))), precision=precision)
+    with torch.no_grad(), torch.autocast("cpu", getattr(torch, precision)):
+        output = plain()[:5](noise(20))
+    assert output.dtype == getattr(torch, precision)
+    order = np.argsort(found.sample, axis=1)
+    expected = output.float().amax(dim=(2, 3)).T.numpy()
+    np.testing.assert_array_equal(np.take_along_axis(found.score, order, axis=1), expected)
+    assert found.score.dtype == np.float32
+    exact = scores(Images(Items(noise(20))))
+    assert (found.score != exact.score).any()
+    np.testing.assert_allclose(found.score, exact.score, rtol=0.05, atol=0.02)
+
+
+def test_circuits_are_nearly_the_same() -> None:
+    images = Images(Items(noise(20)))
+    channel, sample = np.arange(60) % 6, np.arange(60) % 20
+    exact = circuits(plain(), images, channel, sample, **HOW)
+    rough = circuits(plain(), images, channel, sample, precision="bfloat16", **HOW)
+    assert rough.dtype == np.float32
+    assert (rough != exact).any()
+    cosine = (exact * rough).sum(axis=1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
+    assert np.median(cosine) > 0.99
+    with pytest.raises(ValueError, match="relevance propagation needs float32, got 'bfloat16'"):
+        circuits(plain(), images, channel, sample, precision="bfloat16", rule="lrp", **HOW)
+
+
+def test_what_there_is() -> None:
+    with pytest.raises(ValueError, match=r"precision must be one of \('float32', .*got 'double'"):
+        precisely("cpu", "double")  # type: ignore[arg-type]
+    assert [checked({**HOW, "precision": name}).precision for name in PRECISIONS] == list(PRECISIONS)
+    with pytest.raises(StudyError, match="precision must be one of"):
+        checked({**HOW, "precision": "double"})
+    with pytest.raises(StudyError, match="rule='lrp' needs precision='float32'"):
+        checked({**HOW, "precision": "bfloat16", "rule": "lrp"})
+
+
+def test_results_are_kept_apart(tmp_path: Path) -> None:
+    exact = Study.of(plain(), Items(noise(20)), **HOW, n=5, k=2, store=tmp_path, batch_size=4)
+    rough = exact.using(precision="bfloat16", progress=False)
+    assert "precision" not in exact.identity
+    assert rough.references.score.tobytes() != exact.references.score.tobytes()
+    assert rough.neurons is not None
+    again = Study.of(plain(), Items(noise(20)), **HOW, n=5, k=2, store=tmp_path, precision="bfloat16", batch_size=4)
+    assert again.references.score.tobytes() == rough.references.score.tobytes()
+
+
+def test_a_network_of_half_precision(tmp_path: Path) -> None:
+    """Its weights are taken as they are; images follow them."""
+    half = plain().bfloat16()
+    assert placed(half, noise(2), "cpu").dtype == torch.bfloat16
+    assert placed(plain(), noise(2), "cpu").dtype == torch.float32
+    study = Study.of(half, Items(noise(20)), **HOW, n=5, k=2, store=tmp_path, batch_size=4).using(progress=False)
+    exact = Study.of(plain(), Items(noise(20)), **HOW, n=5, k=2, store=tmp_path, batch_size=4).using(progress=False)
+    np.testing.assert_allclose(study.references.score, exact.references.score, rtol=0.1, atol=0.05)
+    assert study.circuits.dtype == np.float32
+    assert np.isfinite(study.circuits).all()
+    assert len(study.neurons) == 6
+    assert study.neuron(0).plot() is not None
+
+
+def test_channels_last_changes_the_layout_and_little_else(tmp_path: Path) -> None:
+    exact = Study.of(plain(), Items(noise(20)), **HOW, n=5, k=2, store=tmp_path / "a", batch_size=4)
+    other = Study.of(plain(), Items(noise(20)), **HOW, n=5, k=2, store=tmp_path / "b", batch_size=4)
+    other = other.using(channels_last=True, progress=False)
+    assert other.model[0].weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[index]
+    np.testing.assert_allclose(other.references.score, exact.references.score, rtol=1e-5)
+    np.testing.assert_array_equal(other.references.sample, exact.references.sample)
+    np.testing.assert_allclose(other.circuits, exact.circuits, atol=1e-5)
