@@ -24,7 +24,7 @@ from zennit.core import Composite
 from pure_nb.blocks import by_blocks
 from pure_nb.data import Images, batches
 from pure_nb.layers import by_position, channel_axis, cut, get_layer, resting
-from pure_nb.lrp import default_composite, require_fit, reusing
+from pure_nb.lrp import default_composite, require_fit, require_rules, reusing
 from pure_nb.references import NonFiniteError, grouped
 from pure_nb.store import Store
 
@@ -128,6 +128,8 @@ def propagate(
     order = np.argsort([-len(pairs) for pairs in pairs_of], kind="stable")
     if composite is not None:
         require_fit(model, images.example[None].to(device), target, composite)
+    if rule == "lrp":
+        require_rules(model, images.example[None].to(device), lower, target, composite)
     with resting(model), context:
         start = 0
         for batch in batches(images, unique[order].tolist(), batch_size=batch_size, workers=workers):
