@@ -113,6 +113,7 @@ class Study:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", models.unwrapped(self.model))
         p = self.parameters
         if p.lower == NEAREST:
             object.__setattr__(self, "parameters", replace(p, lower=nearest_below(self.model, p.target)))
