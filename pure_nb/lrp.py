@@ -85,7 +85,8 @@ def require_fit(model: nn.Module, images: Tensor, target: str, composite: Compos
     if not torch.allclose(found, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
         raise LayerError(
             f"merging batch norms, as layer-wise relevance propagation needs it, changes what {type(model).__name__} "
-            f"computes at {target!r} (in {str(found.dtype).removeprefix('torch.')}); {ADVICE}"
+            f"computes at {target!r}, in {str(found.dtype).removeprefix('torch.')}. If a batch norm follows the layer, "
+            f"choose the batch norm; otherwise {ADVICE}"
         )
 
 

@@ -34,7 +34,7 @@ from pure_nb.circuits import circuits
 from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
 from pure_nb.data import EmbedderError, ImageError, Images, Unreadable, class_labels
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
-from pure_nb.layers import INPUT, LayerError, LayerShape, get_layer, nearest_below, require, resting
+from pure_nb.layers import INPUT, LayerError, LayerShape, as_weights, get_layer, nearest_below, require, resting
 from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, StudyError, StudyWarning, checked, word
 from pure_nb.references import References, TopReferences
 from pure_nb.relevance import (
@@ -307,7 +307,8 @@ class Study:
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """The true class of each labelled image, an index into the network's outputs; and all their names."""
         with resting(self.model), torch.no_grad():
-            logits = self.model.to(self.device)(self.labelled.example[None].to(self.device))
+            example = self.labelled.example[None].to(self.device)
+            logits = self.model.to(self.device)(as_weights(self.model, example))
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
             raise StudyError(
                 "classes need a network that puts out one tensor [images, classes]; "

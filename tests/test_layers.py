@@ -260,6 +260,7 @@ def test_require_with_channels_last() -> None:
         ("top", "act", "name it 'last:act'"),
         ("out", "input:act", r"layer 'input:act' is \[B, H, W, C\], .* that puts it out, with 'last:' before its name"),
         ("last:head", "stem", r"layer 'last:head': \[1, 4\] is not \[B, H, W, C\]; name it without 'last:'"),
+        ("out", "input:patches:mix", "layer 'input:patches:mix': one of 'input:', .* may stand before a name, not two"),
         ("out", "input:last:act", "layer 'input:last:act': one of 'input:', .* may stand before a name, not two"),
         ("patches:stem", "input:stem", r"layer 'patches:stem': \[1, 5, 4, 4\] are no tokens \[B, T, C\]"),
         ("class:stem", "input:stem", r"layer 'class:stem': \[1, 5, 4, 4\] are no tokens"),
@@ -621,6 +622,7 @@ def test_require_errors(two: nn.Module, target: str, lower: str, message: str) -
         ("layer4.0", "input:layer4.0"),
         ("layer4.1.conv2", "input:layer4.1.conv2"),
         ("layer2.0.downsample", "input:layer2.0.downsample.0"),
+        ("last:layer4", "input:layer4.1"),
     ],
 )
 def test_nearest_below(resnet: nn.Module, target: str, expected: str) -> None:
@@ -643,7 +645,14 @@ def test_nearest_below_is_what_the_last_block_adds_to(resnet: nn.Module) -> None
 
 @pytest.mark.parametrize(
     ("layer", "expected"),
-    [("layer3", "layer2"), ("layer1", None), ("layer4.1", "layer4.0"), ("input:layer3", "layer2"), ("conv1", None)],
+    [
+        ("layer3", "layer2"),
+        ("layer1", None),
+        ("layer4.1", "layer4.0"),
+        ("input:layer3", "layer2"),
+        ("patches:layer3", "layer2"),
+        ("conv1", None),
+    ],
 )
 def test_stage_before(resnet: nn.Module, layer: str, expected: str | None) -> None:
     assert stage_before(resnet, layer) == expected
