@@ -27,7 +27,6 @@ from pure_nb.contestants import CEILING, PAPER, Contestant, Parts, by_means
 from pure_nb.data import batches
 from pure_nb.layers import INPUT, activations, by_position, get_layer, resting
 from pure_nb.parameters import StudyError
-from pure_nb.precision import placed
 from pure_nb.relevance import Taps, dense_weight
 from pure_nb.splitting import SHARED, owners
 from pure_nb.store import Store
@@ -191,7 +190,7 @@ def true_owners(world: World) -> dict[int, NDArray[np.int64]]:
         for batch in batches(study.images, unique.tolist(), batch_size=study.batch_size):
             for lost in batch.unreadable:
                 raise lost.error()
-            images = placed(study.model, batch.images, study.device)
+            images = batch.images.to(study.device)
             arriving = activations(study.model, images, [INPUT + layer])[INPUT + layer]
             pooled.append(taps.pooled(arriving).double().cpu().numpy())
     inputs = np.concatenate(pooled)
@@ -360,7 +359,7 @@ def downstream(
     for batch in batches(study.images, [int(sample) for sample in samples], batch_size=study.batch_size):
         for lost in batch.unreadable:
             raise lost.error()
-        images = placed(study.model, batch.images, study.device)
+        images = batch.images.to(study.device)
         with resting(study.model), torch.no_grad():
             outputs = activations(study.model, images, names)
         maps = [by_position(tensor).double().cpu().numpy() for tensor in (*map(outputs.get, names), layer(images))]

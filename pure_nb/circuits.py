@@ -24,8 +24,8 @@ from zennit.core import Composite
 from pure_nb.blocks import by_blocks
 from pure_nb.data import Images, batches
 from pure_nb.layers import by_position, channel_axis, cut, get_layer, resting
-from pure_nb.lrp import default_composite, require_fit, reusing
-from pure_nb.precision import Precision, placed, precisely
+from pure_nb.lrp import default_composite, require_fit, require_rules, reusing
+from pure_nb.precision import Precision, precisely
 from pure_nb.references import NonFiniteError, grouped
 from pure_nb.store import New, Store
 
@@ -134,8 +134,10 @@ def propagate(
     unique, pairs_of = grouped(sample)
     order = np.argsort([-len(pairs) for pairs in pairs_of], kind="stable")
     if composite is not None:
-        require_fit(model, placed(model, images.example[None], device), target, composite)
-    with resting(model), context:
+        require_fit(model, images.example[None].to(device), target, composite)
+    if rule == "lrp":
+        require_rules(model, images.example[None].to(device), lower, target, composite)
+    with context, resting(model):  # in this order, or what the rules put in would ask for gradients
         start = 0
         for batch in batches(images, unique[order].tolist(), batch_size=batch_size, workers=workers):
             for lost in batch.unreadable:
@@ -143,7 +145,7 @@ def propagate(
             members = [pairs_of[i] for i in order[start : start + len(batch.samples)]]
             start += len(members)
             with precisely(device, precision):  # never across a yield, where it would reach the caller
-                leaf, top = cut(model, placed(model, batch.images, device), lower, target)
+                leaf, top = cut(model, batch.images.to(device), lower, target)
             if channel.max() >= top.shape[channel_axis(top)] or channel.min() < 0:
                 raise IndexError(
                     f"channel {channel.max()} (lowest {channel.min()}): layer {target!r} has channels 0 to "

@@ -31,7 +31,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from pure_nb.layers import LayerError, get_layer, stage_before
-from pure_nb.lrp import default_composite, require_fit
+from pure_nb.lrp import default_composite, require_fit, require_rules
 from pure_nb.models import ModelError, function_in
 from pure_nb.parameters import NEAREST, StudyError, StudyWarning
 from pure_nb.relevance import closed_form
@@ -342,7 +342,9 @@ def contestants(world: World, embedders: Sequence[Embedder] = ()) -> list[Contes
     if base.references.grid:
         found.append(("activation at maximum", activations_of("activation at maximum")))
     try:
-        require_fit(base.model, base.images.example[None].to(base.device), target, default_composite(base.model))
+        example, rules = base.images.example[None].to(base.device), default_composite(base.model)
+        require_fit(base.model, example, target, rules)
+        require_rules(base.model, example, base.parameters.lower, target, rules)
         found.append((LRP, circuits_of(rule="lrp", seed="activation")))
     except LayerError as problem:
         warnings.warn(f"{LRP} is left out: {problem}", StudyWarning, stacklevel=2)

@@ -6,19 +6,31 @@ graph: what is returned for the upper layer is then a function of the lower acti
 pass runs through the part between the two and through nothing else. Both work by forward hooks, so they ask
 nothing of the network but that the layers are modules that run once.
 
-Besides names of modules, whose outputs are meant, both take ``"input:NAME"``, the (first) input of a module, and
-:data:`OUTPUT`, the output of the whole network.
+Besides names of modules, whose outputs are meant, both take
+
+- ``"input:NAME"``, the (first) input of a module;
+- ``"patches:NAME"``, tokens as the grid of patches that they stand for: from ``[B, T, C]`` to ``[B, C, h, w]``, without
+  the class token and registers before them, in rows from the top, as many as columns;
+- ``"class:NAME"``, the first of the tokens alone, ``[B, C]``;
+- ``"last:NAME"``, an output with the channels last as any other: from ``[B, H, W, C]`` to ``[B, C, H, W]``. Linear
+  layers and layer norms need no prefix for that, as they tell by themselves where their channels are;
+- and :data:`OUTPUT`, the output of the whole network.
+
+Whatever replaces what is shown of an activation is put back in its place: among the other tokens, with the channels
+last.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers.norm import LayerNorm as TimmLayerNorm
 from torch import Tensor, nn
 
 OUTPUT = ""
@@ -26,6 +38,21 @@ OUTPUT = ""
 
 INPUT = "input:"
 """Before the name of a layer: what goes into it, instead of what comes out."""
+
+PATCHES = "patches:"
+"""Before the name of a layer that puts out tokens: those that stand for patches, as a grid."""
+
+CLASS = "class:"
+"""Before the name of a layer that puts out tokens: the first one alone."""
+
+LAST = "last:"
+"""Before the name of a layer that puts out ``[B, H, W, C]``: the same as ``[B, C, H, W]``."""
+
+PREFIXES = (INPUT, PATCHES, CLASS, LAST)
+"""All that may stand before the name of a layer; one of them at most."""
+
+PREFIX_TOKENS = 16
+"""Tokens that may stand before those of the patches: a class token, a distillation token, registers."""
 
 
 class LayerError(ValueError):
@@ -36,6 +63,21 @@ class _Reached(Exception):  # noqa: N818, it is no error
     """Raised inside a hook: all that was asked for is known, the rest of the network need not run."""
 
 
+def parsed(layer: str) -> tuple[str, str]:
+    """What stands before the name of a layer, one of :data:`PREFIXES` or ""; and the name of the module.
+
+    Raises
+    ------
+    LayerError
+        If two of them stand there.
+    """
+    prefix = next((prefix for prefix in PREFIXES if layer.startswith(prefix)), "")
+    name = layer.removeprefix(prefix)
+    if prefix and name.startswith(PREFIXES):
+        raise LayerError(f"layer {layer!r}: one of {', '.join(map(repr, PREFIXES))} may stand before a name, not two")
+    return prefix, name
+
+
 def get_layer(model: nn.Module, name: str) -> nn.Module:
     """The module of a given name.
 
@@ -44,7 +86,8 @@ def get_layer(model: nn.Module, name: str) -> nn.Module:
     model
         Any network.
     name
-        A name out of ``model.named_modules()``, for instance ``"layer4.1.conv2"``, or ``"input:"`` and such a name.
+        A name out of ``model.named_modules()``, for instance ``"layer4.1.conv2"``, or one of :data:`PREFIXES` and such
+        a name.
 
     Raises
     ------
@@ -52,7 +95,7 @@ def get_layer(model: nn.Module, name: str) -> nn.Module:
         If there is no such module; the message lists the nearest names.
     """
     modules = dict(model.named_modules())
-    name = name.removeprefix(INPUT)
+    name = parsed(name)[1]
     if name and name in modules:
         return modules[name]
     names = [candidate for candidate in modules if candidate]
@@ -112,7 +155,7 @@ def nearest_below(model: nn.Module, target: str) -> str:
     LayerError
         If the target is missing, or mixes no channels: what goes into a ReLU tells nothing about where it came from.
     """
-    name, module = target, get_layer(model, target)
+    name, module = parsed(target)[1], get_layer(model, target)
     if not _mixes(module):
         raise LayerError(
             f"layer {target!r} is a {type(module).__name__} that mixes no channels, so the layer right below it tells "
@@ -131,7 +174,7 @@ def _mixes(module: nn.Module) -> bool:
 
 def stage_before(model: nn.Module, layer: str) -> str | None:
     """The module of the same class that stands before a layer among its neighbours; None for the first of them."""
-    layer = layer.removeprefix(INPUT)
+    layer = parsed(layer)[1]
     outer, _, own = layer.rpartition(".")
     module = get_layer(model, layer)
     before = None
@@ -158,40 +201,99 @@ def resting(model: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(required)
 
 
-@contextmanager
-def _hooked(model: nn.Module, hooks: dict[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
-    """Call a function on the activation at each named layer; what it returns, if anything, replaces it."""
+def channels_last(module: nn.Module) -> bool:
+    """Whether a module is known to have its channels on the last axis, of its input and of its output alike.
 
-    def before(name: str, function: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
+    Linear layers do, and layer norms, but for those made for ``[B, C, H, W]``, which are classes of their own.
+    """
+    return isinstance(module, nn.Linear) or type(module) in (nn.LayerNorm, TimmLayerNorm)
+
+
+def _patches(layer: str, tokens: Tensor) -> tuple[int, int]:
+    """Number of tokens before those of the patches, and side of the grid of these."""
+    if tokens.ndim != 3:
+        raise LayerError(
+            f"layer {layer!r}: {list(tokens.shape)} are no tokens [B, T, C]; name it without {PATCHES!r}, or choose "
+            "another"
+        )
+    side = math.isqrt(tokens.shape[1])
+    before = tokens.shape[1] - side**2
+    if side < 2 or before > PREFIX_TOKENS:
+        raise LayerError(
+            f"layer {layer!r}: {tokens.shape[1]} tokens are no square grid of patches with at most {PREFIX_TOKENS} "
+            f"tokens before it; name the layer without {PATCHES!r}"
+        )
+    return before, side
+
+
+def _shown(layer: str, module: nn.Module, whole: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """What a layer's name means of an activation, and how what replaces that is put back in its place."""
+    prefix = parsed(layer)[0]
+    if prefix == PATCHES:
+        before, side = _patches(layer, whole)
+        grid = whole[:, before:].transpose(1, 2).reshape(len(whole), -1, side, side)
+        return grid, lambda new: torch.cat([whole[:, :before], new.flatten(2).transpose(1, 2)], dim=1)
+    if prefix == CLASS:
+        if whole.ndim != 3:
+            raise LayerError(f"layer {layer!r}: {list(whole.shape)} are no tokens [B, T, C]; name it without {CLASS!r}")
+        return whole[:, 0], lambda new: torch.cat([new[:, None], whole[:, 1:]], dim=1)
+    if prefix == LAST and whole.ndim != 4:
+        raise LayerError(f"layer {layer!r}: {list(whole.shape)} is not [B, H, W, C]; name it without {LAST!r}")
+    if whole.ndim == 4 and (prefix == LAST or channels_last(module)):
+        return whole.permute(0, 3, 1, 2), lambda new: new.permute(0, 2, 3, 1)
+    return whole, lambda new: new
+
+
+@contextmanager
+def _hooked(
+    model: nn.Module, hooks: dict[str, Callable[[Tensor], Tensor | None]], leaf: str | None = None
+) -> Iterator[None]:
+    """Call a function on the activation at each named layer; what it returns, if anything, replaces it.
+
+    At the leaf the graph ends, also that of the tokens which are not shown.
+    """
+
+    def replaced(name: str, module: nn.Module, whole: Tensor) -> Tensor | None:
+        shown, put_back = _shown(name, module, whole.detach() if name == leaf else whole)
+        found = hooks[name](shown)
+        return None if found is None else put_back(found)
+
+    def before(name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
             if not inputs or not isinstance(inputs[0], Tensor):
                 raise LayerError(f"{name!r}: {type(module).__name__} is not called with a tensor as its first argument")
-            found = function(inputs[0])
+            found = replaced(name, module, inputs[0])
             return None if found is None else (found, *inputs[1:])
 
         return hook
 
-    def after(name: str, function: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
+    def after(name: str) -> Callable[..., Tensor | None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
             if not isinstance(output, Tensor):
                 raise LayerError(
                     f"layer {name!r} ({type(module).__name__}) puts out a {type(output).__name__}, not one tensor; "
                     "choose a layer inside it"
                 )
-            return function(output)
+            return replaced(name, module, output)
 
         return hook
 
     with ExitStack() as stack:
-        for name, function in hooks.items():
+        for name in hooks:
             module = model if name == OUTPUT else get_layer(model, name)
-            if name.startswith(INPUT):
+            if parsed(name)[0] == INPUT:
                 # Before hooks that are there already: the rules of LRP must see the new graph's start, not go past it.
-                handle = module.register_forward_pre_hook(before(name, function), prepend=True)
+                handle = module.register_forward_pre_hook(before(name), prepend=True)
             else:
-                handle = module.register_forward_hook(after(name, function))
+                handle = module.register_forward_hook(after(name))
             stack.callback(handle.remove)
         yield
+
+
+def as_weights(model: nn.Module, images: Tensor) -> Tensor:
+    """Images in the precision of a network's weights: half for a network in half precision."""
+    dtypes = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return images.to(next(dtypes, images.dtype)) if images.is_floating_point() else images
 
 
 def activations(model: nn.Module, images: Tensor, layers: Sequence[str], leaf: str | None = None) -> dict[str, Tensor]:
@@ -202,9 +304,9 @@ def activations(model: nn.Module, images: Tensor, layers: Sequence[str], leaf: s
     model
         Any network.
     images
-        A batch of its inputs.
+        A batch of its inputs; they are brought to the precision of its weights.
     layers
-        Names of modules, ``"input:NAME"``, or :data:`OUTPUT`.
+        Names of modules, with one of :data:`PREFIXES` or none, or :data:`OUTPUT`.
     leaf
         One of the layers, from which to keep a new graph: what is returned for it is a leaf that requires gradients,
         and what is returned for the layers above is a function of it.
@@ -226,7 +328,7 @@ def activations(model: nn.Module, images: Tensor, layers: Sequence[str], leaf: s
             if name in found:
                 raise LayerError(f"layer {name!r} runs more than once in a forward pass; choose one that runs once")
             last = len(found) == len(set(layers)) - 1
-            found[name] = output.detach().requires_grad_() if name == leaf else output
+            found[name] = output.requires_grad_() if name == leaf else output
             if last:
                 raise _Reached
             # A later in-place ReLU would change what we hold, and a leaf does not allow it.
@@ -234,9 +336,10 @@ def activations(model: nn.Module, images: Tensor, layers: Sequence[str], leaf: s
 
         return function
 
-    with nullcontext() if leaf is None else torch.enable_grad(), _hooked(model, {name: keep(name) for name in layers}):
+    hooks = {name: keep(name) for name in layers}
+    with nullcontext() if leaf is None else torch.enable_grad(), _hooked(model, hooks, leaf):
         try:
-            model(images)
+            model(as_weights(model, images))
         except _Reached:
             return found
     if len(found) == len(set(layers)):
@@ -253,7 +356,7 @@ def cut(model: nn.Module, images: Tensor, lower: str | None, target: str) -> tup
     model
         Any network, best within :func:`resting`.
     images
-        A batch of its inputs.
+        A batch of its inputs; they are brought to the precision of its weights.
     lower
         The lower layer L'; None for the images themselves.
     target
@@ -284,6 +387,7 @@ def cut(model: nn.Module, images: Tensor, lower: str | None, target: str) -> tup
         raise _Reached
 
     get_layer(model, target)
+    images = as_weights(model, images)
     hooks: dict[str, Callable[[Tensor], Tensor | None]] = {target: stop}
     if lower is None:
         inputs = start(images)
@@ -291,7 +395,7 @@ def cut(model: nn.Module, images: Tensor, lower: str | None, target: str) -> tup
         if lower == target:
             raise LayerError(f"the lower layer must be below the target layer; both are {target!r}")
         inputs, hooks = images, {lower: start, target: stop}
-    with torch.enable_grad(), _hooked(model, hooks), suppress(_Reached):
+    with torch.enable_grad(), _hooked(model, hooks, lower), suppress(_Reached):
         model(inputs)
     if not top:
         raise LayerError(f"layer {target!r} did not run in the forward pass of {type(model).__name__}")
@@ -318,20 +422,34 @@ def _shape(name: str, kind: str, output: Tensor) -> LayerShape:
     return LayerShape(name, kind, output.shape[axis], grid)
 
 
+def _looks_last(output: Tensor, images: Tensor) -> bool:
+    """Whether an output has a grid of the pictures' proportions only if its channels are last."""
+    if output.ndim != 4 or images.ndim != 4:
+        return False
+    height, width = images.shape[2:]
+
+    def fits(rows: int, columns: int) -> bool:
+        return abs(rows * width - columns * height) <= max(height, width)  # up to one row or column, from rounding
+
+    return fits(*output.shape[1:3]) and not fits(*output.shape[2:])
+
+
 def survey(model: nn.Module, images: Tensor) -> list[LayerShape]:
     """All layers of a network that can be studied, in the order in which they run.
 
     Layers that run more than once in a forward pass (a shared ReLU) are left out, as are those whose output
-    is not one tensor of a supported shape.
+    is not one tensor of a supported shape. Those that put their channels last have ``"last:"`` before their names,
+    where the pictures' proportions tell; where the grid is as large as the channels are many, nothing does.
     """
     seen: dict[str, list[LayerShape | None]] = {}
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            usable = isinstance(output, Tensor) and output.ndim in (2, 3, 4)
             shape = None
-            if usable:
-                shape = _shape(name, type(module).__name__, output)
+            if isinstance(output, Tensor) and output.ndim in (2, 3, 4):
+                last = not channels_last(module) and _looks_last(output, images)
+                layer = LAST + name if last else name
+                shape = _shape(layer, type(module).__name__, _shown(layer, module, output)[0])
             seen.setdefault(name, []).append(shape)
 
         return hook
@@ -340,7 +458,7 @@ def survey(model: nn.Module, images: Tensor) -> list[LayerShape]:
         for name, module in model.named_modules():
             if name:
                 stack.callback(module.register_forward_hook(hook_of(name)).remove)
-        model(images)
+        model(as_weights(model, images))
     return [shapes[0] for shapes in seen.values() if len(shapes) == 1 and shapes[0] is not None]
 
 
@@ -355,22 +473,32 @@ def require(model: nn.Module, images: Tensor, target: str, lower: str) -> tuple[
     for name in (target, lower):
         get_layer(model, name)
     shapes = {shape.name: shape for shape in survey(model, images)}
-    if lower.startswith(INPUT):
-        with resting(model), torch.no_grad():
-            found = activations(model, images, [lower])[lower]
-        shapes[lower] = _shape(lower, "input", found)
-    for name in (target, lower):
-        if name not in shapes:
-            raise LayerError(
-                f"layer {name!r} can't be studied: it does not run exactly once with one output of shape [B, C], "
-                f"[B, T, C] or [B, C, H, W]. Layers that do: {', '.join(map(repr, shapes))}"
-            )
-    for name in (target, lower):
-        if isinstance(get_layer(model, name), nn.Linear) and len(shapes[name].grid) == 2:
-            raise LayerError(
-                f"layer {name!r} is a Linear over [B, H, W, C], with the channels last, and would be misread as "
-                "[B, C, H, W]; choose a layer whose output is [B, C, H, W], [B, T, C] or [B, C]"
-            )
+    found = {name: _usable(model, images, name, shapes) for name in (target, lower)}
     with resting(model):
         cut(model, images, lower, target)
-    return shapes[target], shapes[lower]
+    return found[target], found[lower]
+
+
+def _usable(model: nn.Module, images: Tensor, layer: str, shapes: dict[str, LayerShape]) -> LayerShape:
+    """How a layer looks, out of a survey or by a look at it; raises if it can't be studied."""
+    if layer in shapes:
+        return shapes[layer]
+    if LAST + layer in shapes:
+        raise LayerError(
+            f"layer {layer!r} puts out [B, H, W, C], with the channels last, and would be misread as [B, C, H, W]; "
+            f"name it {LAST + layer!r}"
+        )
+    prefix, name = parsed(layer)
+    if not prefix:
+        raise LayerError(
+            f"layer {layer!r} can't be studied: it does not run exactly once with one output of shape [B, C], "
+            f"[B, T, C] or [B, C, H, W]. Layers that do: {', '.join(map(repr, shapes))}"
+        )
+    with resting(model), torch.no_grad():
+        found = activations(model, images, [layer])[layer]
+    if prefix == INPUT and not channels_last(get_layer(model, name)) and _looks_last(found, images):
+        raise LayerError(
+            f"layer {layer!r} is [B, H, W, C], with the channels last, and would be misread as [B, C, H, W]; name the "
+            f"layer that puts it out, with {LAST!r} before its name"
+        )
+    return _shape(layer, prefix.removesuffix(":"), found)

@@ -8,21 +8,41 @@ and nothing else. Nor is the unmodified layer run backward, as zennit's hooks do
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import timm.models.resnet as timm_resnet
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from zennit.canonizers import AttributeCanonizer, CompositeCanonizer
 from zennit.composites import EpsilonPlusFlat
 from zennit.core import BasicHook, Composite, Hook, mod_params
 from zennit.layer import Sum
 from zennit.rules import Pass
 from zennit.torchvision import ResNetCanonizer
+from zennit.types import BatchNorm
 
-from pure_nb.layers import LayerError, activations, resting
+from pure_nb.layers import LayerError, activations, cut, resting
+
+ADVICE = "use rule='gradient', or bring a composite of zennit that is made for it as rule"
+
+# fmt: off
+MOVES = frozenset((
+    "cat", "chunk", "clone", "concat", "concatenate", "contiguous", "expand", "flatten", "flip", "movedim",
+    "moveaxis", "narrow", "pad", "permute", "ravel", "requires_grad_", "reshape", "roll", "select", "split",
+    "squeeze", "stack", "swapaxes", "tensor_split", "tile", "to", "transpose", "type_as", "unbind",
+    "unflatten", "unsqueeze", "view", "view_as", "__get__", "__getitem__",
+))
+# fmt: on
+"""Functions that only move numbers about, so that a gradient takes relevance to where it belongs."""
+
+SHARES = frozenset(
+    ("adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "dropout", "max_pool2d", "mean", "relu", "relu_")
+)
+"""Functions whose gradient hands relevance on without adding to it: to the largest, to all alike, or as it is."""
 
 
 def default_composite(model: nn.Module) -> Composite:
@@ -53,21 +73,133 @@ def require_fit(model: nn.Module, images: Tensor, target: str, composite: Compos
         If it does not, or not at all: the canonizers were made for networks of another kind.
     """
     model.to(images.device)
-    advice = "use rule='gradient', or bring a composite of zennit that is made for it as rule"
     with resting(model), torch.no_grad():
         expected = activations(model, images, [target])[target]
         try:
-            with reusing(composite).context(model):
+            with _put_back(model), reusing(composite).context(model):
                 found = activations(model, images, [target])[target]
         except (RuntimeError, TypeError, AttributeError) as problem:
             raise LayerError(
-                f"the rules of layer-wise relevance propagation do not fit {type(model).__name__} ({problem}); {advice}"
+                f"the rules of layer-wise relevance propagation do not fit {type(model).__name__} ({problem}); {ADVICE}"
             ) from problem
     if not torch.allclose(found, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
         raise LayerError(
             f"merging batch norms, as layer-wise relevance propagation needs it, changes what {type(model).__name__} "
-            f"computes at {target!r}; {advice}"
+            f"computes at {target!r}, in {str(found.dtype).removeprefix('torch.')}. If a batch norm follows the layer, "
+            f"choose the batch norm; otherwise {ADVICE}"
         )
+
+
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    """Undo what canonizers did to the weights if they fail half-way, which they then do not themselves."""
+    modules = [(module, dict(module._parameters)) for module in model.modules()]
+    tensors = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
+    try:
+        yield
+    except Exception:
+        for module, parameters in modules:
+            module._parameters.update(parameters)
+        for tensor, data in tensors:
+            tensor.data = data
+        raise
+
+
+def require_rules(model: nn.Module, images: Tensor, lower: str | None, target: str, composite: Composite) -> None:
+    """Check that all that a network does between two layers is covered by rules, or needs none.
+
+    A composite has rules for modules. Whatever a network does besides is left to the gradient, which is right for
+    moving numbers about (:data:`MOVES`) and passable for a few other functions (:data:`SHARES`). It is wrong for the
+    sum at the end of a residual block, which would count all relevance twice, for a product (squeeze and excitation,
+    attention, layer scale), for layer norms, and for a batch norm that could not be merged.
+
+    Parameters
+    ----------
+    model
+        The network.
+    images
+        A batch of its inputs; one is enough.
+    lower, target
+        The layers L' and L; ``lower=None`` for the images themselves.
+    composite
+        The rules and canonizers.
+
+    Raises
+    ------
+    LayerError
+        If there is an operation without a rule; the message names it and its module.
+    """
+    canonized = Composite(canonizers=composite.canonizers)
+    # At rest within the context, as canonizers bring weights of their own.
+    with canonized.context(model.to(images.device)), resting(model), _Watch.over(model, composite) as watch, watch:
+        cut(model, images, lower, target)
+
+
+class _Watch(TorchFunctionMode):
+    """Looks at every function that a network calls on what depends on the lower layer, outside of modules with rules.
+
+    Attributes
+    ----------
+    inside
+        The modules that run at the moment, the innermost last: name, class, and whether it is covered by a rule.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside: list[tuple[str, str, bool]] = []
+
+    @classmethod
+    @contextmanager
+    def over(cls, model: nn.Module, composite: Composite) -> Iterator[_Watch]:
+        """One that is told by each module of a network when it runs."""
+        watch, context = cls(), dict[str, Any]()
+        with ExitStack() as stack:
+            for name, module in model.named_modules():
+                covered = composite.module_map(context, name, module) is not None
+                if isinstance(module, BatchNorm):  # merged into the layer before it, or not
+                    covered = _is_identity(module)
+                enter = partial(watch.enter, (name, type(module).__name__, covered))
+                stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+                stack.callback(module.register_forward_hook(watch.leave).remove)
+            yield watch
+
+    def enter(self, place: tuple[str, str, bool], module: nn.Module, inputs: Any) -> None:
+        """A module starts."""
+        self.inside.append(place)
+
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """A module ends."""
+        self.inside.pop()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function, and raise if it has no rule where it needs one."""
+        found = function(*args, **(kwargs or {}))
+        name = getattr(function, "__name__", str(function))
+        covered = any(place[2] for place in self.inside)
+        if not covered and name not in MOVES | SHARES and _requires_grad(found):
+            layer, kind, _ = self.inside[-1]
+            raise LayerError(
+                f"layer-wise relevance propagation has no rule for the operation {name!r} in {layer!r} ({kind}), so "
+                f"relevance would be wrong below it; {ADVICE}"
+            )
+        return found
+
+
+def _requires_grad(found: Any) -> bool:
+    """Whether what a function returned depends on the lower layer: a tensor, or several."""
+    if isinstance(found, (tuple, list)):
+        return any(map(_requires_grad, found))
+    return isinstance(found, Tensor) and found.requires_grad
+
+
+def _is_identity(norm: Any) -> bool:
+    """Whether a batch norm changes nothing in evaluation, as one does that was merged into the layer before it."""
+    if norm.running_var is None:
+        return False
+    scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+    shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
+    ones = torch.ones_like(scale)
+    return torch.allclose(scale, ones, atol=1e-2) and torch.allclose(shift, ones - 1, atol=1e-2)
 
 
 class TimmResNetCanonizer(AttributeCanonizer):  # type: ignore[misc]

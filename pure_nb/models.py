@@ -199,6 +199,46 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
         )
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``.
+
+    Parameters
+    ----------
+    model
+        Any network, wrapped once, several times or not at all.
+
+    Returns
+    -------
+    Module
+        The network itself, whose layers have their own names again, without ``"module."`` or ``"_orig_mod."``.
+
+    Raises
+    ------
+    ModelError
+        If it is TorchScript, or quantised: hooks do not reach what the former computes, and no gradients lead through
+        the latter.
+    """
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # what torch.compile returns
+            model = inner
+        else:
+            break
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"{type(model).__name__} is TorchScript, whose layers can't be watched; bring the torch.nn.Module that it "
+            "was made from, with the same weights"
+        )
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+            raise ModelError(
+                f"layer {name!r} of {type(model).__name__} is quantised, and no gradients lead through it; bring the "
+                "network as it was before"
+            )
+    return model
+
+
 def fingerprint(model: nn.Module) -> str:
     """Changes when a weight, a buffer, the printed structure or the source of the network's class changes."""
     digest = hashlib.sha256(repr(model).encode())

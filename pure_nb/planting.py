@@ -26,8 +26,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from pure_nb.data import Images, batches
-from pure_nb.layers import INPUT, activations, by_position, channel_axis, get_layer, resting
-from pure_nb.precision import placed
+from pure_nb.layers import INPUT, activations, by_position, channel_axis, channels_last, get_layer, parsed, resting
 from pure_nb.references import References, grouped
 from pure_nb.relevance import dense_weight
 from pure_nb.splitting import Weighted, empty_like
@@ -75,9 +74,8 @@ class Planting:
         Modules inside the planted layer move into its ``whole``. The input of a convolution or linear layer is also
         that of its merged channels, and is named so, for :meth:`pure_nb.study.Study.split_of`.
         """
-        prefix = INPUT if name.startswith(INPUT) else ""
-        inner = name.removeprefix(INPUT)
-        if prefix and inner == self.layer and self.early:
+        prefix, inner = parsed(name)
+        if prefix == INPUT and inner == self.layer and self.early:
             return INPUT + self.target
         if inner.startswith(f"{self.layer}."):
             return f"{prefix}{self.layer}.whole{inner.removeprefix(self.layer)}"
@@ -124,7 +122,7 @@ class PlantedLayer(nn.Module):
         """What the layer puts out: ``(1 - back mix) A + back merged``, and ``merged = mix A``."""
         output: Tensor = self.whole(input)
         merged: Tensor = self.merged(input if self.early else output)
-        axis = channel_axis(output)
+        axis = -1 if channels_last(self.merged) else channel_axis(output)
         past = merged.movedim(axis, -1) - output.movedim(axis, -1) @ self.mix.T
         joint: Tensor = self.join(output + (past @ self.back.T).movedim(-1, axis))
         return joint
@@ -159,18 +157,22 @@ def plant(
     Raises
     ------
     PlantingError
-        If a group has fewer than two sources, or one that is not there or dead, or the strengths do not fit.
+        If a group has fewer than two sources, or one that is not there or dead, or the strengths do not fit; or if the
+        references are of a part of a layer, such as ``"patches:NAME"``.
     LayerError
         If the layer is missing.
     """
     layer = references.layer
+    prefix, name = parsed(layer)
+    if prefix:
+        raise PlantingError(f"channels are merged in all that a module puts out: name {name!r} without {prefix!r}")
     weight = _weights(references, groups, strengths)
     planted = copy.deepcopy(model)
     whole = get_layer(planted, layer)
     like = next((p for part in (whole, planted) for p in part.parameters()), torch.empty(0))  # a ReLU has none
     device, dtype = like.device, like.dtype
     early = type(whole) in (nn.Conv2d, nn.Linear)
-    merged = _early(whole, weight) if early else _late(weight, len(references.grid))
+    merged = _early(whole, weight) if early else _late(weight, 0 if channels_last(whole) else len(references.grid))
     # Of a source that is in g groups, each gives a g-th back, and of a group of k different sources each gets a k-th.
     used = (weight > 0).astype(np.float64)
     back = (used / (used.sum(axis=1, keepdims=True) * used.sum(axis=0).clip(min=1))).T
@@ -280,8 +282,7 @@ def contributions(
         for batch in batches(images, unique.tolist(), batch_size=batch_size):
             for lost in batch.unreadable:
                 raise lost.error()
-            entering = placed(model, batch.images, device)
-            outputs = by_position(activations(model, entering, [layer])[layer]).float().cpu().numpy()
+            outputs = by_position(activations(model, batch.images.to(device), [layer])[layer]).float().cpu().numpy()
             for output in outputs:
                 row, rank = np.unravel_index(pairs_of[seen], references.sample.shape)
                 if references.by == "mean":

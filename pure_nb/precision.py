@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -38,9 +37,3 @@ def precisely(device: str, precision: Precision) -> AbstractContextManager[objec
     if precision == "float32":
         return nullcontext()
     return torch.autocast(torch.device(device).type, getattr(torch, precision))
-
-
-def placed(model: nn.Module, images: Tensor, device: str) -> Tensor:
-    """Images as a network takes them: on its device, and in the precision of its weights."""
-    weights = next((own.dtype for own in model.parameters() if own.is_floating_point()), images.dtype)
-    return images.to(device, weights)

@@ -25,7 +25,6 @@ from pure_nb.blocks import by_blocks
 from pure_nb.circuits import Seed, propagate
 from pure_nb.data import Images, batches
 from pure_nb.layers import LayerError, activations, resting
-from pure_nb.precision import placed
 from pure_nb.references import grouped
 from pure_nb.store import Store
 
@@ -148,7 +147,7 @@ def heatmaps(
             for lost in batch.unreadable:
                 raise lost.error()
             with torch.no_grad():  # never across a yield, where it would reach the caller
-                output = activations(model, placed(model, batch.images, device), [target])[target]
+                output = activations(model, batch.images.to(device), [target])[target]
             if output.ndim != 4:
                 raise LayerError(f"layer {target!r} has no grid of positions to scale up; use look='crp'")
             for maps in output:

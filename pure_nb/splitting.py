@@ -33,9 +33,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pure_nb.data import Images, batches
-from pure_nb.layers import INPUT, OUTPUT, LayerError, activations, get_layer, resting
+from pure_nb.layers import INPUT, OUTPUT, LayerError, activations, channel_axis, get_layer, resting
 from pure_nb.models import ModelError
-from pure_nb.precision import placed
 from pure_nb.references import NonFiniteError
 from pure_nb.relevance import attributed, carried
 from pure_nb.store import write_atomically
@@ -456,8 +455,10 @@ def part_activations(
         for batch in batches(images, samples.tolist(), batch_size=batch_size, workers=workers):
             for lost in batch.unreadable:
                 raise lost.error()
-            outputs = activations(model, placed(model, batch.images, device), layers, leaf)
-            entering = outputs[entrance].movedim(axis, 0)[channel_sources(module, channel)].movedim(0, axis)
+            outputs = activations(model, batch.images.to(device), layers, leaf)
+            entering = outputs[entrance]  # [B, C, H, W] also where the layer wants the channels last
+            entering = entering.movedim(channel_axis(entering), axis)
+            entering = entering.movedim(axis, 0)[channel_sources(module, channel)].movedim(0, axis)
             positive = stacked(entering).clamp(min=0).movedim(axis, 1)
             pooled = positive.reshape(*positive.shape[:2], -1).float().sum(dim=2).cpu().numpy()
             if not np.isfinite(pooled).all():

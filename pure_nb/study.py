@@ -34,9 +34,8 @@ from pure_nb.circuits import circuits
 from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
 from pure_nb.data import EmbedderError, ImageError, Images, Unreadable, class_labels
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
-from pure_nb.layers import INPUT, LayerError, LayerShape, get_layer, nearest_below, require, resting
+from pure_nb.layers import INPUT, LayerError, LayerShape, as_weights, get_layer, nearest_below, require, resting
 from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, StudyError, StudyWarning, checked, word
-from pure_nb.precision import placed
 from pure_nb.references import References, TopReferences
 from pure_nb.relevance import (
     ClassRelevance,
@@ -68,7 +67,7 @@ FORMAT = {
     "layouts": 2,
     "neurons": 5,
     "classes": 3,
-    "boxes": 1,
+    "boxes": 2,
     "embeddings": 2,
     "activations": 2,
 }
@@ -123,6 +122,7 @@ class Study:
     client: Client | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", models.unwrapped(self.model))
         p = self.parameters
         if p.lower == NEAREST:
             object.__setattr__(self, "parameters", replace(p, lower=nearest_below(self.model, p.target)))
@@ -198,8 +198,7 @@ class Study:
         """How the target and the lower layer look; raises if they can't be studied together."""
         example = self.images.example[None]
         self.model.to(self.device)
-        entering = placed(self.model, example, self.device)
-        return require(self.model, entering, self.parameters.target, self.parameters.lower)
+        return require(self.model, example.to(self.device), self.parameters.target, self.parameters.lower)
 
     @cached_property
     def _swept(self) -> tuple[References, list[Unreadable]]:
@@ -321,8 +320,8 @@ class Study:
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """The true class of each labelled image, an index into the network's outputs; and all their names."""
         with resting(self.model), torch.no_grad():
-            model = self.model.to(self.device)
-            logits = model(placed(model, self.labelled.example[None], self.device))
+            example = self.labelled.example[None].to(self.device)
+            logits = self.model.to(self.device)(as_weights(self.model, example))
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
             raise StudyError(
                 "classes need a network that puts out one tensor [images, classes]; "

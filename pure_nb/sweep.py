@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from pure_nb.data import Images, Unreadable, batches
 from pure_nb.layers import activations, resting
-from pure_nb.precision import Precision, placed, precisely
+from pure_nb.precision import Precision, precisely
 from pure_nb.store import Store
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def run_shard(
                 continue
             with torch.no_grad() if leaf else torch.inference_mode():
                 with precisely(device, precision):
-                    outputs = activations(model, placed(model, batch.images, device), layers, leaf)
+                    outputs = activations(model, batch.images.to(device), layers, leaf)
                 for accumulator in accumulators:
                     accumulator.update(batch.samples, outputs)
             yield len(batch.samples)

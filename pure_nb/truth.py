@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from pure_nb.data import Images, batches
 from pure_nb.glyphs import CLASSES, GlyphScenes
 from pure_nb.layers import activations, by_position, resting
-from pure_nb.precision import placed
 from pure_nb.references import References, grouped
 from pure_nb.virtual import cluster
 
@@ -122,7 +121,7 @@ def activation_vectors(
         for batch in batches(images, unique.tolist(), batch_size=batch_size):
             for lost in batch.unreadable:
                 raise lost.error()
-            outputs = activations(model, placed(model, batch.images, device), [lower, described])
+            outputs = activations(model, batch.images.to(device), [lower, described])
             under = _cells_under(references.grid, tuple(outputs[lower].shape[2:]) if outputs[lower].ndim == 4 else ())
             for top, below in zip(by_position(outputs[described]), by_position(outputs[lower])):
                 pairs = pairs_of[image]

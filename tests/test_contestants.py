@@ -538,8 +538,11 @@ def test_where_the_rules_do_not_fit_they_are_left_out(tmp_path: Path) -> None:
 
 def test_contestants_of_tokens(tmp_path: Path) -> None:
     world = small_world(tmp_path, "second", "first", model=Tokens().eval())
-    found = contestants(world)
-    assert ALWAYS | {"activation at maximum"} <= {one.name for one in found}
+    with pytest.warns(StudyWarning, match="PURE LRP is left out: .* no rule for the operation 'layer_norm'"):
+        found = contestants(world)
+    names = {one.name for one in found}
+    assert names >= ALWAYS | {"activation at maximum"}
+    assert LRP not in names
     table = run(world, [one for one in found if one.name in (PAPER, "activation at maximum", "NMF")], choose=False)
     assert table.groupby("method").size().tolist() == [4, 4, 4]
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from small import Tokens, noise, plain, stirred
+from small import Attention, Tokens, noise, plain, stirred
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pure_nb.layers import (
     OUTPUT,
@@ -172,21 +173,257 @@ def test_a_layer_called_by_keyword_has_no_input_to_name() -> None:
         activations(Odd(), noise(1), ["input:only"])
 
 
-def test_a_linear_layer_over_a_grid_is_refused() -> None:
-    """With the channels last it would be read as [B, C, H, W]; here nothing else would notice."""
+class Last(nn.Module):
+    """Channels last between two permutations: linear, GELU, layer norm, linear; then [B, 4]."""
 
-    class Last(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.mix, self.head = nn.Conv2d(3, 12, 1), nn.Linear(12, 12), nn.Linear(12, 4)
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.mix, self.act = nn.Conv2d(3, 5, 3, stride=3), nn.Linear(5, 7), nn.GELU()
+        self.norm, self.out = nn.LayerNorm(7), nn.Linear(7, 6)
+        self.top, self.head = nn.Conv2d(6, 8, 1), nn.Linear(8, 4)
 
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        x = self.out(self.norm(self.act(self.mix(x)))).permute(0, 3, 1, 2)
+        return self.head(self.top(x).mean(dim=(2, 3)))
+
+
+def test_channels_last_are_handed_out_as_any_other() -> None:
+    model, images = Last(), noise(2)
+    names = ["input:mix", "mix", "last:act", "norm", "input:norm", "out", "top"]
+    with torch.no_grad():
+        found = activations(model, images, [*names, OUTPUT])
+        stem = model.stem(images)
+        mixed = functional.conv2d(stem, model.mix.weight[:, :, None, None], model.mix.bias)
+        acted = functional.gelu(mixed)
+        normed = functional.layer_norm(acted.permute(0, 2, 3, 1), (7,), model.norm.weight, model.norm.bias)
+        out = functional.conv2d(normed.permute(0, 3, 1, 2), model.out.weight[:, :, None, None], model.out.bias)
+        expected = [stem, mixed, acted, normed.permute(0, 3, 1, 2), acted, out, model.top(out)]
+        for name, tensor in zip(names, expected):
+            torch.testing.assert_close(found[name], tensor)
+        assert torch.equal(found[OUTPUT], model(images))
+
+
+@pytest.mark.parametrize(
+    ("lower", "target"), [("mix", "out"), ("input:mix", "last:act"), ("last:act", "top"), ("stem", "input:norm")]
+)
+def test_cut_through_channels_last(lower: str, target: str) -> None:
+    """Against the network's own graph, in which the lower layer's output is asked for its gradient."""
+    model, images = Last().double(), noise(2).double().requires_grad_()
+    leaf, top = cut(model, images, lower, target)
+    seed = torch.randn(top.shape, dtype=torch.float64)
+    (found,) = torch.autograd.grad(top, leaf, seed)
+    kept: dict[str, Tensor] = {}
+    for name in (lower, target):
+        module = get_layer(model, name)
+        if name.startswith("input:"):
+            module.register_forward_pre_hook(lambda m, i, name=name: kept.update({name: i[0]}))
+        else:
+            module.register_forward_hook(lambda m, i, o, name=name: kept.update({name: o}))
+    model(images)
+
+    def first(name: str, tensor: Tensor) -> Tensor:
+        return tensor if name in ("stem", "top") else tensor.permute(0, 3, 1, 2)
+
+    (expected,) = torch.autograd.grad(first(target, kept[target]), kept[lower], seed)
+    torch.testing.assert_close(leaf, first(lower, kept[lower]))
+    torch.testing.assert_close(found, first(lower, expected))
+    assert expected.abs().sum() > 0
+
+
+def test_what_replaces_a_channels_last_output_is_put_back() -> None:
+    model, images = Last(), noise(2)
+    with resting(model):
+        found = activations(model, images, ["mix", OUTPUT], leaf="mix")
+        (flow,) = torch.autograd.grad(found[OUTPUT].sum(), found["mix"])
+    torch.testing.assert_close(found[OUTPUT], model(images))
+    assert flow.shape == found["mix"].shape == (2, 7, 4, 4)
+    assert flow.abs().sum() > 0
+
+
+def test_require_with_channels_last() -> None:
+    target, lower = require(Last(), noise(1), "out", "mix")
+    assert (target.channels, target.grid, lower.channels, lower.grid) == (6, (4, 4), 7, (4, 4))
+    target, lower = require(Last(), noise(1), "last:act", "input:mix")
+    assert (target.name, target.channels, target.grid) == ("last:act", 7, (4, 4))
+    assert (lower.kind, lower.channels, lower.grid) == ("input", 5, (4, 4))
+    names = {shape.name: shape for shape in survey(Last(), noise(1))}
+    assert list(names) == ["stem", "mix", "last:act", "norm", "out", "top", "head"]
+    assert (names["last:act"].channels, names["last:act"].grid) == (7, (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("target", "lower", "message"),
+    [
+        ("act", "stem", r"layer 'act' puts out \[B, H, W, C\], .* misread as \[B, C, H, W\]; name it 'last:act'"),
+        ("top", "act", "name it 'last:act'"),
+        ("out", "input:act", r"layer 'input:act' is \[B, H, W, C\], .* that puts it out, with 'last:' before its name"),
+        ("last:head", "stem", r"layer 'last:head': \[1, 4\] is not \[B, H, W, C\]; name it without 'last:'"),
+        ("out", "input:patches:mix", "layer 'input:patches:mix': one of 'input:', .* may stand before a name, not two"),
+        ("out", "input:last:act", "layer 'input:last:act': one of 'input:', .* may stand before a name, not two"),
+        ("patches:stem", "input:stem", r"layer 'patches:stem': \[1, 5, 4, 4\] are no tokens \[B, T, C\]"),
+        ("class:stem", "input:stem", r"layer 'class:stem': \[1, 5, 4, 4\] are no tokens"),
+    ],
+)
+def test_channels_last_that_are_misread(target: str, lower: str, message: str) -> None:
+    with pytest.raises(LayerError, match=message):
+        require(Last(), noise(1), target, lower)
+
+
+@pytest.mark.parametrize(
+    ("shape", "last"),
+    [
+        ((1, 16, 24, 9), True),
+        ((1, 9, 16, 24), False),
+        ((1, 15, 24, 96), True),  # rounded
+        ((1, 20, 24, 96), False),
+        ((1, 16, 16, 24), False),  # both would do
+        ((1, 1, 1, 96), True),
+        ((1, 96, 1, 1), False),
+    ],
+)
+def test_the_pictures_proportions_tell_where_channels_are(shape: tuple[int, ...], last: bool) -> None:
+    class Fixed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            found: Tensor = self.head(self.mix(self.stem(x).permute(0, 2, 3, 1)).mean(dim=(1, 2)))
-            return found
+            return torch.zeros(shape)
 
-    for target, lower in (("mix", "stem"), ("mix", "input:mix"), ("head", "mix")):
-        with pytest.raises(LayerError, match=r"layer 'mix' is a Linear over \[B, H, W, C\], with the channels last"):
-            require(Last(), noise(1), target, lower)
+    (found,) = survey(nn.Sequential(Fixed()), torch.zeros(1, 3, 32, 48))
+    assert found.name == ("last:0" if last else "0")
+    assert found.channels == (shape[3] if last else shape[1])
+
+
+class Prefixed(nn.Module):
+    """Tokens with a class token and two registers before those of the patches; in place after the first."""
+
+    def __init__(self, before: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.before = nn.Conv2d(3, 8, 4, stride=4), nn.Parameter(torch.randn(1, before, 8))
+        self.first, self.relu, self.second, self.head = (
+            Attention(8),
+            nn.ReLU(inplace=True),
+            Attention(8),
+            nn.Linear(8, 4),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.before.expand(len(x), -1, -1), x], dim=1)
+        return self.head(self.second(self.relu(self.first(x)))[:, 0])
+
+
+def test_tokens_as_a_grid_and_the_class_token() -> None:
+    model, images = Prefixed(), noise(2)
+    with torch.no_grad():
+        found = activations(
+            model, images, ["first", "patches:first", "class:first", "patches:second", "second", OUTPUT]
+        )
+        assert torch.equal(found[OUTPUT], model(images))
+        tokens = model.patches(images)
+        whole = model.first(torch.cat([model.before.expand(2, -1, -1), tokens.flatten(2).transpose(1, 2)], dim=1))
+    torch.testing.assert_close(found["first"], whole)
+    for row in range(3):
+        for column in range(3):
+            assert torch.equal(found["patches:first"][:, :, row, column], found["first"][:, 3 + 3 * row + column])
+    assert found["patches:second"].shape == (2, 8, 3, 3)
+    assert torch.equal(found["class:first"], found["first"][:, 0])
+    assert torch.equal(by_position(found["patches:second"]), by_position(found["second"])[:, :, 3:])
+
+
+@pytest.mark.parametrize("lower", ["patches:first", "class:first", "first"])
+@pytest.mark.parametrize("target", ["patches:second", "class:second", "second", "head", "patches:second.mlp.1"])
+def test_cut_of_tokens_is_a_part_of_the_whole_cut(lower: str, target: str) -> None:
+    """The gradient of some tokens is that of all, at these tokens."""
+    model, images = Prefixed().double(), noise(2).double().requires_grad_()
+    shown = {"patches": slice(3, None), "class": slice(0, 1)}
+
+    def part(name: str) -> slice:
+        return shown.get(name.partition(":")[0], slice(None))
+
+    leaf, top = cut(model, images, lower, target)
+    seed = torch.randn(top.shape, dtype=torch.float64)
+    (found,) = torch.autograd.grad(top, leaf, seed)
+    every, above = cut(model, images, lower.partition(":")[2] or lower, target.partition(":")[2] or target)
+    whole = torch.zeros_like(above)
+    if above.ndim == 3:
+        whole[:, part(target)] = by_position(seed).transpose(1, 2)
+    else:
+        whole = seed
+    (flow,) = torch.autograd.grad(above, every, whole)
+    torch.testing.assert_close(by_position(found), by_position(flow)[:, :, part(lower)])
+    torch.testing.assert_close(by_position(leaf), by_position(every)[:, :, part(lower)])
+    assert flow.abs().sum() > 0
+    assert images.grad is None
+
+
+def test_no_graph_goes_past_the_tokens_that_are_not_shown() -> None:
+    images = noise(2).requires_grad_()
+    for lower in ("patches:first", "class:first"):
+        _, top = cut(Prefixed(), images, lower, "second")
+        top.sum().backward()
+        assert images.grad is None
+    found = activations(Prefixed(), images, ["patches:first", OUTPUT], leaf="patches:first")
+    found[OUTPUT].sum().backward()
+    assert images.grad is None
+    found = activations(Prefixed(), images, ["patches:first", OUTPUT])  # but without a leaf it does
+    found[OUTPUT].sum().backward()
+    assert images.grad is not None
+
+
+def test_require_with_tokens() -> None:
+    target, lower = require(Prefixed(), noise(1), "patches:second", "patches:first")
+    assert (target.name, target.kind, target.channels, target.grid) == ("patches:second", "patches", 8, (3, 3))
+    assert (lower.channels, lower.grid) == (8, (3, 3))
+    target, lower = require(Prefixed(), noise(1), "class:second", "first")
+    assert (target.kind, target.channels, target.grid, lower.grid) == ("class", 8, (), (12,))
+    target, lower = require(Prefixed(), noise(1), "patches:second.mlp.1", "input:second")
+    assert (target.channels, target.grid, lower.grid) == (16, (3, 3), (12,))
+
+
+@pytest.mark.parametrize(
+    ("before", "target", "message"),
+    [
+        (0, "patches:head", r"layer 'patches:head': \[1, 4\] are no tokens"),
+        (3, "class:head", r"layer 'class:head': \[1, 4\] are no tokens"),
+        (3, "patches:third", "Prefixed has no layer 'third'"),
+        (3, "patches:input:second", "layer 'patches:input:second': one of"),
+    ],
+)
+def test_require_refuses_what_are_no_tokens(before: int, target: str, message: str) -> None:
+    with pytest.raises(LayerError, match=message):
+        require(Prefixed(before), noise(1), target, "first")
+
+
+@pytest.mark.parametrize(("tokens", "side"), [(4, 2), (9, 3), (14, 3), (81, 9), (97, 9), (197, 14), (201, 14)])
+def test_square_grids_of_tokens(tokens: int, side: int) -> None:
+    found = activations(nn.Sequential(nn.Identity()), torch.randn(2, tokens, 3), ["patches:0"])["patches:0"]
+    assert found.shape == (2, 3, side, side)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 98, 99, 195])
+def test_tokens_that_are_no_square_grid(tokens: int) -> None:
+    with pytest.raises(
+        LayerError, match=f"{tokens} tokens are no square grid of patches with at most 16 tokens before"
+    ):
+        activations(nn.Sequential(nn.Identity()), torch.randn(2, tokens, 3), ["patches:0"])
+
+
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
+def test_images_are_brought_to_the_precision_of_the_weights(dtype: torch.dtype) -> None:
+    model, images = plain().to(dtype), noise(2)
+    found = activations(model, images, ["4"])["4"]
+    assert torch.equal(found, model[:5](images.to(dtype)))
+    assert [shape.name for shape in survey(model, images)] == [str(i) for i in range(9)]
+    target, _ = require(model, images[:1], "4", "2")
+    assert target.channels == 6
+    for lower in ("2", None):
+        leaf, top = cut(model, images, lower, "4")
+        assert leaf.dtype == top.dtype == dtype
+        (flow,) = torch.autograd.grad(top.sum(), leaf)
+        exact, above = cut(plain(), images, lower, "4")
+        (expected,) = torch.autograd.grad(above.sum(), exact)
+        torch.testing.assert_close(flow.float(), expected, rtol=0.1, atol=0.05 * float(expected.abs().max()))
 
 
 def test_activations_stop_at_the_last_layer() -> None:
@@ -385,6 +622,7 @@ def test_require_errors(two: nn.Module, target: str, lower: str, message: str) -
         ("layer4.0", "input:layer4.0"),
         ("layer4.1.conv2", "input:layer4.1.conv2"),
         ("layer2.0.downsample", "input:layer2.0.downsample.0"),
+        ("last:layer4", "input:layer4.1"),
     ],
 )
 def test_nearest_below(resnet: nn.Module, target: str, expected: str) -> None:
@@ -407,7 +645,14 @@ def test_nearest_below_is_what_the_last_block_adds_to(resnet: nn.Module) -> None
 
 @pytest.mark.parametrize(
     ("layer", "expected"),
-    [("layer3", "layer2"), ("layer1", None), ("layer4.1", "layer4.0"), ("input:layer3", "layer2"), ("conv1", None)],
+    [
+        ("layer3", "layer2"),
+        ("layer1", None),
+        ("layer4.1", "layer4.0"),
+        ("input:layer3", "layer2"),
+        ("patches:layer3", "layer2"),
+        ("conv1", None),
+    ],
 )
 def test_stage_before(resnet: nn.Module, layer: str, expected: str | None) -> None:
     assert stage_before(resnet, layer) == expected

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
@@ -14,10 +15,14 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from small import noise, plain
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from pure_nb import models
-from pure_nb.models import ModelError, fingerprint, load_model, load_weights
+from pure_nb.data import Images
+from pure_nb.models import ModelError, fingerprint, load_model, load_weights, unwrapped
+from pure_nb.study import Study
 
 
 def equal(first: nn.Module, second: nn.Module) -> bool:
@@ -233,3 +238,51 @@ def test_load_weights_changes_the_model_in_place(tmp_path: Path) -> None:
 def test_assets_are_in_the_package() -> None:
     package = Path(importlib.util.find_spec("pure_nb").origin).parent  # type: ignore[union-attr, arg-type]
     assert models._asset("glyphnet.safetensors") == package / "assets" / "glyphnet.safetensors"
+
+
+WRAPPERS = {
+    "none": lambda model: model,
+    "parallel": nn.DataParallel,
+    "compiled": torch.compile,
+    "both": lambda model: torch.compile(nn.DataParallel(torch.compile(model))),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_unwrapped(wrapper: str) -> None:
+    model = plain()
+    wrapped = WRAPPERS[wrapper](model)
+    assert unwrapped(wrapped) is model
+    study = Study.of(wrapped, Images(TensorDataset(noise(6))), "4", "2", n=3)
+    assert study.model is model
+    assert study.shapes[0].name == "4"
+    assert study.references.sample.shape == (6, 3)
+
+
+def test_unwrapped_from_distributed_training(tmp_path: Path) -> None:
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_gloo_available():
+        pytest.skip("this torch can't train on several machines")
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        model = plain()
+        assert unwrapped(nn.parallel.DistributedDataParallel(model)) is model
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, noise(1))])
+def test_torchscript_is_refused(make: Callable[[nn.Module], nn.Module]) -> None:
+    with pytest.raises(ModelError, match=r"is TorchScript, whose layers can't be watched; bring the torch\.nn\.Module"):
+        unwrapped(make(plain()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_networks_are_refused() -> None:
+    try:
+        quantised = torch.ao.quantization.quantize_dynamic(plain(), {nn.Linear})
+    except (AttributeError, RuntimeError) as problem:
+        pytest.skip(f"this torch can't quantise: {problem}")
+    with pytest.raises(ModelError, match="layer '8' of Sequential is quantised, and no gradients lead through it"):
+        Study.of(quantised, Images(TensorDataset(noise(6))), "4", "2")

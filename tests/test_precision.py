@@ -13,7 +13,7 @@ from small import Items, noise, plain
 from pure_nb.circuits import circuits
 from pure_nb.data import Images
 from pure_nb.parameters import StudyError, checked
-from pure_nb.precision import PRECISIONS, placed, precisely
+from pure_nb.precision import PRECISIONS, precisely
 from pure_nb.references import TopReferences
 from pure_nb.study import Study
 from pure_nb.sweep import sweep
@@ -78,8 +78,6 @@ def test_results_are_kept_apart(tmp_path: Path) -> None:
 def test_a_network_of_half_precision(tmp_path: Path) -> None:
     """Its weights are taken as they are; images follow them."""
     half = plain().bfloat16()
-    assert placed(half, noise(2), "cpu").dtype == torch.bfloat16
-    assert placed(plain(), noise(2), "cpu").dtype == torch.float32
     study = Study.of(half, Items(noise(20)), **HOW, n=5, k=2, store=tmp_path, batch_size=4).using(progress=False)
     exact = Study.of(plain(), Items(noise(20)), **HOW, n=5, k=2, store=tmp_path, batch_size=4).using(progress=False)
     np.testing.assert_allclose(study.references.score, exact.references.score, rtol=0.1, atol=0.05)

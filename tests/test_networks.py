@@ -1,0 +1,398 @@
+"""Which networks can be studied, and how: each is run, and the table in ``benchmarks/results`` says what was found.
+
+Columns of the table: "yes" stands for numbers that are those of plain hooks and autograd; pictures show where the
+neuron looks by relevance, by the activation map, or not at all (whole); "no" is followed by the reason in short.
+
+``PURE_NB_WRITE=1 pytest tests/test_networks.py`` writes the table anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+import torchvision
+from numpy.typing import NDArray
+from small import ROOT, noise, plain, stirred
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+from torchvision.models import SwinTransformer, VisionTransformer
+
+from pure_nb.data import Images
+from pure_nb.layers import LayerError, activations
+from pure_nb.planting import PlantingError, plant
+from pure_nb.study import Study
+
+TABLE = ROOT / "benchmarks" / "results" / "networks.csv"
+IMAGES, REFERENCES, CHANNELS = 8, 6, 2
+
+NETWORKS: dict[str, tuple[str, int, Callable[[], nn.Module]]] = {
+    "nn.Sequential": ("torch", 12, plain),
+    "resnet18": ("torchvision", 32, lambda: torchvision.models.resnet18()),
+    "vgg11_bn": ("torchvision", 32, lambda: torchvision.models.vgg11_bn(init_weights=False)),
+    "densenet121": ("torchvision", 32, lambda: torchvision.models.densenet121()),
+    "efficientnet_b0": ("torchvision", 32, lambda: torchvision.models.efficientnet_b0()),
+    "mobilenet_v2": ("torchvision", 32, lambda: torchvision.models.mobilenet_v2()),
+    "mobilenet_v3_small": ("torchvision", 64, lambda: torchvision.models.mobilenet_v3_small()),
+    "convnext_tiny": ("torchvision", 32, lambda: torchvision.models.convnext_tiny()),
+    "VisionTransformer": ("torchvision", 32, lambda: VisionTransformer(32, 8, 2, 2, 16, 32)),
+    "SwinTransformer": ("torchvision", 32, lambda: SwinTransformer([4, 4], 24, [2, 2], [2, 2], [4, 4])),
+    "timm resnet18": ("timm", 32, lambda: timm.create_model("resnet18")),
+    "timm resnet26d": ("timm", 32, lambda: timm.create_model("resnet26d")),
+    "timm vit_tiny_patch16_224": (
+        "timm",
+        32,
+        lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, reg_tokens=2),
+    ),
+    "timm convnext_atto": ("timm", 32, lambda: timm.create_model("convnext_atto")),
+    "timm test_convnext": ("timm", 32, lambda: timm.create_model("test_convnext", conv_mlp=False)),
+    "timm efficientnet_lite0": ("timm", 32, lambda: timm.create_model("efficientnet_lite0")),
+    "timm mobilenetv3_small_050": ("timm", 64, lambda: timm.create_model("mobilenetv3_small_050")),
+    "timm densenet121": ("timm", 32, lambda: timm.create_model("densenet121")),
+    "timm regnetx_002": ("timm", 32, lambda: timm.create_model("regnetx_002")),
+}
+"""Library, size of the pictures, and how it is made."""
+
+VIT, BLOCK = "encoder.layers.encoder_layer_", "features.1.1.block"
+LAYERS: dict[str, list[tuple[str, str]]] = {
+    "nn.Sequential": [("4", "2"), ("5", "input:4")],
+    "resnet18": [("layer2", "layer1"), ("layer2.1.conv2", "input:layer2.1.conv2")],
+    "vgg11_bn": [("features.9", "features.5"), ("features.10", "input:features.8")],
+    "densenet121": [("features.denseblock2", "features.denseblock1"), ("features.transition1.conv", "features.conv0")],
+    "efficientnet_b0": [("features.3", "features.2"), ("features.2.0.block.3", "features.2.0.block.2")],
+    "mobilenet_v2": [("features.3", "features.2"), ("features.3.conv.3", "features.3.conv.0")],
+    "mobilenet_v3_small": [("features.2", "features.1"), ("features.2.block.2", "features.2.block.1")],
+    "convnext_tiny": [
+        ("features.1", "features.0"),
+        (f"{BLOCK}.3", f"{BLOCK}.0"),
+        (f"last:{BLOCK}.4", f"{BLOCK}.2"),
+        (f"{BLOCK}.5", f"last:{BLOCK}.4"),
+        (f"{BLOCK}.4", f"{BLOCK}.0"),
+    ],
+    "VisionTransformer": [
+        (f"{VIT}1", f"{VIT}0"),
+        (f"patches:{VIT}1", f"patches:{VIT}0"),
+        (f"class:{VIT}1", f"patches:{VIT}0"),
+        (f"{VIT}1.mlp.1", f"{VIT}0"),
+        (f"patches:{VIT}1.mlp.1", f"{VIT}0.mlp.1"),
+        (f"{VIT}1.mlp.3", f"{VIT}1.mlp.0"),
+    ],
+    "SwinTransformer": [
+        ("last:features.3", "last:features.1"),
+        ("features.3.1.mlp.0", "features.3.1.norm2"),
+        ("last:features.3.1.mlp.1", "features.3.1.norm2"),
+        ("features.3", "features.1"),
+    ],
+    "timm resnet18": [("layer2", "layer1")],
+    "timm resnet26d": [("layer2", "layer1")],
+    "timm vit_tiny_patch16_224": [
+        ("blocks.1", "blocks.0"),
+        ("patches:blocks.1", "patches:blocks.0"),
+        ("patches:blocks.1.mlp.act", "input:blocks.1"),
+        ("class:blocks.1.mlp.fc1", "patches:blocks.0"),
+    ],
+    "timm convnext_atto": [("stages.1", "stages.0"), ("stages.1.blocks.1.mlp.act", "stages.1.blocks.1.conv_dw")],
+    "timm test_convnext": [
+        ("stages.1", "stages.0"),
+        ("stages.1.blocks.0.mlp.fc1", "stages.1.blocks.0.conv_dw"),
+        ("last:stages.1.blocks.0.mlp.act", "stages.1.blocks.0.norm"),
+    ],
+    "timm efficientnet_lite0": [("blocks.1", "blocks.0"), ("blocks.1.0.bn3", "blocks.1.0.bn2")],
+    "timm mobilenetv3_small_050": [("blocks.1", "blocks.0")],
+    "timm densenet121": [("features.denseblock2", "features.denseblock1")],
+    "timm regnetx_002": [("s2", "s1"), ("s2.b1.conv2.conv", "s2.b1.conv1.bn")],
+}
+"""Targets and lower layers."""
+
+LINEAR_OR_NORM = (
+    *(f"{BLOCK}.{number}" for number in (2, 3, 5)),
+    "features.3.1.mlp.0",
+    "features.3.1.norm2",
+    "stages.1.blocks.0.mlp.fc1",
+    "stages.1.blocks.0.norm",
+)
+"""Those of them that put their channels last, without a prefix that says so."""
+
+COLUMNS = (
+    "network",
+    "library",
+    "target",
+    "lower",
+    "references",
+    "circuits",
+    "virtual neurons",
+    "pictures",
+    "LRP",
+)
+
+CASES = [(network, *pair) for network in NETWORKS for pair in LAYERS[network]]
+
+
+@lru_cache(maxsize=1)
+def made(network: str) -> nn.Module:
+    """The network with random weights, the same each time, under which nothing is dead or vanishes."""
+    torch.manual_seed(0)
+    model = stirred(NETWORKS[network][2]())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("layer_scale", "gamma")):
+                parameter.uniform_(0.5, 1.5)  # trained ConvNeXts start from 1e-6
+    return model
+
+
+def kept_by_hooks(model: nn.Module, images: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+    """What the modules put out (or are given, with ``input:``), as it is, in the graph of the whole network."""
+    kept: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_: nn.Module, inputs: Any, output: Tensor | None = None) -> Any:
+            kept[name] = inputs[0] if output is None else output
+            # A copy goes on, since the next layer may work in place.
+            return (kept[name].clone(), *inputs[1:]) if output is None else output.clone()
+
+        return hook
+
+    handles = []
+    for name in layers:
+        module = model.get_submodule(name.rpartition(":")[2])
+        register = module.register_forward_pre_hook if name.startswith("input:") else module.register_forward_hook
+        handles.append(register(keep(name)))
+    model(images.clone().requires_grad_())
+    for handle in handles:
+        handle.remove()
+    return kept
+
+
+def positions(model: nn.Module, name: str, whole: Tensor) -> Tensor:
+    """What a layer's name means of what its module puts out: ``[B, P, C]``."""
+    prefix, _, inner = name.rpartition(":")
+    if whole.ndim == 4:
+        last = prefix == "last" or inner in LINEAR_OR_NORM
+        return whole.flatten(1, 2) if last else whole.flatten(2).transpose(1, 2)
+    if whole.ndim == 2:
+        return whole[:, None]
+    before = {16: 0, 17: 1, 19: 3}[whole.shape[1]]  # 4 x 4 patches, a class token, two registers
+    return {"patches": whole[:, before:], "class": whole[:, :1]}.get(prefix, whole)
+
+
+def circuit(model: nn.Module, target: str, lower: str, channel: int, kept: dict[str, Tensor]) -> NDArray[np.float32]:
+    """Input times gradient of a channel, summed over positions and divided by its sum: ``[B, lower channels]``."""
+    own = positions(model, target, kept[target])[:, :, channel]
+    (flow,) = torch.autograd.grad((own.detach().clamp(min=0) * own).sum(), kept[lower], retain_graph=True)
+    relevance = positions(model, lower, (kept[lower] * flow).detach()).sum(dim=1)
+    return (relevance / (relevance.abs().sum(dim=1, keepdim=True) + 1e-10)).numpy()
+
+
+def in_short(problem: LayerError) -> str:
+    """Why something is refused, in a few words; the whole says what to do."""
+    if "with the channels last" in str(problem):
+        assert "name it 'last:" in str(problem)
+        return "no: channels last, name it last:"
+    assert "use rule='gradient'" in str(problem)
+    if found := re.search(r"no rule for the operation '(\w+)' in '.*' \((\w+)\)", str(problem)):
+        return f"no: {found[1]} in {found[2]}"
+    if "merging batch norms" in str(problem):
+        return "no: its batch norm is merged into it"
+    assert "do not fit" in str(problem)
+    return "no: rules do not fit"
+
+
+def row(network: str, target: str, lower: str) -> dict[str, str]:
+    """Study two layers of a network, check what is found, and say how far it went."""
+    library, size, _ = NETWORKS[network]
+    found = {"network": network.removeprefix("timm "), "library": library, "target": target, "lower": lower}
+    model, images = made(network), noise(IMAGES, size)
+    try:
+        study = Study.of(model, Images(TensorDataset(images)), target, lower, n=REFERENCES, k=2)
+    except LayerError as problem:
+        return found | dict.fromkeys(COLUMNS[4:], in_short(problem))
+    study = replace(study, store=None, progress=False)
+    references = study.references
+    kept = kept_by_hooks(model, images, (target, lower))
+    score = positions(model, target, kept[target].detach()).amax(dim=1).T  # [C, B]
+    best, sample = score.sort(dim=1, descending=True)
+    np.testing.assert_array_equal(references.sample, sample[:, :REFERENCES])
+    np.testing.assert_allclose(references.score, best[:, :REFERENCES], rtol=1e-4, atol=1e-5)
+    channels = np.argsort(-references.score[:, -1])[:CHANNELS].tolist()
+    assert references.score[channels].min() > 0
+    for channel in channels:
+        vectors = study.circuits_of(channel)
+        own = circuit(model, target, lower, channel, kept)[references.sample[channel]]
+        np.testing.assert_allclose(vectors, own, atol=1e-4)
+        assert np.abs(vectors).sum() > 0.99 * REFERENCES
+        parts = study.virtual_of(channel)
+        assert parts.k == 2
+        for part in range(2):
+            np.testing.assert_allclose(parts.centroids[part], own[parts.labels == part].mean(axis=0), atol=1e-4)
+    return found | {
+        "references": "yes",
+        "circuits": "yes",
+        "virtual neurons": "yes",
+        "pictures": pictures(study, channels[0]),
+        "LRP": lrp(study, channels[0]),
+    }
+
+
+def pictures(study: Study, channel: int) -> str:
+    """How pictures of a neuron are made."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        views = study.neuron(channel).views([0, 1])
+    said = " ".join(str(warning.message) for warning in caught)
+    assert all(view.picture.shape == (*study.images.example.shape[1:], 3) for view in views)
+    assert all(view.seen.any() for view in views)
+    if "whole pictures are shown" in said:
+        assert all(view.seen.all() for view in views)
+        return "whole"
+    return "activation map" if "the activation map is shown" in said else "relevance"
+
+
+def lrp(study: Study, channel: int) -> str:
+    """Whether circuits by LRP are to be had."""
+    try:
+        vectors = study.using(rule="lrp").circuits_of(channel)
+    except LayerError as problem:
+        return in_short(problem)
+    np.testing.assert_allclose(np.abs(vectors).sum(axis=1), 1, atol=1e-3)
+    return "yes"
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[dict[tuple[str, ...], dict[str, str]]]:
+    """The rows of the table as it is kept; as they were found now, if it is to be written."""
+    if os.environ.get("PURE_NB_WRITE"):
+        rows: dict[tuple[str, ...], dict[str, str]] = {}
+        yield rows
+        pd.DataFrame(list(rows.values()), columns=list(COLUMNS)).to_csv(TABLE, index=False)
+        return
+    kept = pd.read_csv(TABLE, dtype=str).to_dict("records")
+    yield {tuple(one[name] for name in COLUMNS[:4]): one for one in kept}
+
+
+@pytest.mark.parametrize(("network", "target", "lower"), CASES)
+def test_network(
+    network: str, target: str, lower: str, table: dict[tuple[str, ...], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pure_nb.study.SMALL", 0)  # a few channels alone
+    found = row(network, target, lower)
+    key = tuple(found[name] for name in COLUMNS[:4])
+    if os.environ.get("PURE_NB_WRITE"):
+        table[key] = found
+    assert found == table[key]
+
+
+def test_the_table_has_no_other_rows(table: dict[tuple[str, ...], Any]) -> None:
+    expected = [(n.removeprefix("timm "), NETWORKS[n][0], target, lower) for n, target, lower in CASES]
+    assert list(table) == expected
+
+
+class Turned(nn.Module):
+    """From [B, C, H, W] to [B, H, W, C], or back."""
+
+    def __init__(self, *axes: int) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.axes)
+
+
+def twins() -> tuple[nn.Module, nn.Module]:
+    """The same network twice: with linear layers over the channels last, and with 1x1 convolutions."""
+    torch.manual_seed(0)
+    stem, first, second = nn.Conv2d(3, 5, 3, stride=2), nn.Linear(5, 5), nn.Linear(5, 5)
+    tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)]
+    last = nn.Sequential(stem, Turned(0, 2, 3, 1), first, nn.ReLU(), second, Turned(0, 3, 1, 2), *tail)
+    same: list[nn.Module] = []
+    for linear in (first, second):
+        linear.bias.data += 0.5  # so that no channel is dead
+        convolution = nn.Conv2d(5, 5, 1)
+        convolution.load_state_dict({"weight": linear.weight[:, :, None, None], "bias": linear.bias})
+        same.append(convolution)
+    usual = nn.Sequential(stem, nn.Identity(), same[0], nn.ReLU(), same[1], nn.Identity(), *tail)
+    return last.eval(), usual.eval()
+
+
+def test_channels_last_give_the_same_study() -> None:
+    """As many channels as rows and columns, so that nothing but the right axis would give these numbers."""
+    images = noise(12, 11)
+    labelled: Any = TensorDataset(images)
+    labelled.targets, labelled.classes = [number % 3 for number in range(12)], ["a", "b", "c"]
+    data, found = Images(labelled), []
+    for model, lower in zip(twins(), ("last:3", "3")):
+        for below in (lower, "input:4", "2"):
+            study = replace(Study.of(model, data, "4", below, n=6, k=2), store=None, progress=False)
+            found.append((study, below))
+    for (mine, _), (other, below) in zip(found[:3], found[3:]):
+        assert mine.shapes[0].grid == (5, 5)
+        np.testing.assert_array_equal(mine.references.sample, other.references.sample)
+        np.testing.assert_array_equal(mine.references.position, other.references.position)
+        np.testing.assert_allclose(mine.circuits, other.circuits, atol=1e-5)
+        np.testing.assert_allclose(mine.classes.relevant, other.classes.relevant)
+        pair = mine.pairs["cosine"], other.pairs["cosine"]
+        np.testing.assert_allclose(*pair, atol=1e-4)
+        one, two = (study.neuron(1).views([0], "activation")[0] for study in (mine, other))
+        np.testing.assert_array_equal(one.seen, two.seen)
+        if below == "input:4":
+            parts = [study.split_of(1).activations.parts for study in (mine, other)]
+            np.testing.assert_allclose(parts[0], parts[1], rtol=1e-4, atol=1e-5)
+            assert np.abs(parts[0]).sum() > 0
+
+
+@pytest.mark.parametrize("layer", ["4", "3"])
+def test_channels_are_merged_where_they_are_last(layer: str) -> None:
+    """In a linear layer, and (of its own input) in the norm before it."""
+    model, images = twins()[0], noise(6, 11)
+    if layer == "3":
+        model[3] = nn.LayerNorm(5)
+    study = Study.of(model, Images(TensorDataset(images)), layer, "2", n=3)
+    planted, planting = plant(model, study.references, [(1, 2)])
+    with torch.no_grad():
+        torch.testing.assert_close(planted(images), model(images))
+        found = activations(planted, images, [planting.target, layer + ".whole"])
+    merged, whole = found[planting.target], found[layer + ".whole"]
+    weight = torch.from_numpy(planting.weight[0]).float()
+    torch.testing.assert_close(merged[:, 0], (weight[None, :, None, None] * whole).sum(dim=1))
+
+
+def test_channels_of_some_tokens_are_not_merged() -> None:
+    model = made("VisionTransformer")
+    study = Study.of(model, Images(TensorDataset(noise(4, 32))), f"patches:{VIT}1", f"{VIT}0", n=3)
+    with pytest.raises(PlantingError, match=f"name '{VIT}1' without 'patches:'"):
+        plant(model, study.references, [(1, 2)])
+
+
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
+@pytest.mark.parametrize("network", ["nn.Sequential", "VisionTransformer"])
+def test_half_precision(dtype: torch.dtype, network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as in single precision, up to rounding."""
+    monkeypatch.setattr("pure_nb.study.SMALL", 0)
+    _, size, make = NETWORKS[network]
+    target, lower = LAYERS[network][1]
+    studies = []
+    for precision in (torch.float32, dtype):
+        torch.manual_seed(0)
+        model = make().eval().to(precision)
+        data = Images(TensorDataset(noise(IMAGES, size)))
+        study = Study.of(model, data, target, lower, n=REFERENCES, k=2)
+        studies.append(replace(study, store=None, progress=False))
+    exact, half = studies
+    np.testing.assert_allclose(half.references.score, exact.references.score, rtol=0.1, atol=0.05)
+    channel = int(exact.references.score[:, -1].argmax())
+    sample = exact.references.sample[channel]
+    found = [study._run_circuits(np.full_like(sample, channel), sample) for study in studies]
+    for one, other in zip(*found):
+        assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.99
+    assert half.virtual_of(channel).k == 2
+    assert pictures(half, channel) == pictures(exact, channel)
+    assert lrp(half, channel) == lrp(exact, channel)
