@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from zennit.core import Composite
 
 from pure_nb.blocks import by_blocks
-from pure_nb.data import Images, batches
+from pure_nb.data import Images, readable
 from pure_nb.layers import by_position, channel_axis, cut, get_layer, resting
 from pure_nb.lrp import default_composite, require_fit, reusing
 from pure_nb.references import NonFiniteError, grouped
@@ -130,9 +130,7 @@ def propagate(
         require_fit(model, images.example[None].to(device), target, composite)
     with resting(model), context:
         start = 0
-        for batch in batches(images, unique[order].tolist(), batch_size=batch_size, workers=workers):
-            for lost in batch.unreadable:
-                raise lost.error()
+        for batch in readable(images, unique[order].tolist(), batch_size=batch_size, workers=workers):
             members = [pairs_of[i] for i in order[start : start + len(batch.samples)]]
             start += len(members)
             leaf, top = cut(model, batch.images.to(device), lower, target)

@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pure_nb.data import Images, batches
+from pure_nb.data import Images, readable
 from pure_nb.layers import INPUT, OUTPUT, LayerError, activations, get_layer, resting
 from pure_nb.references import NonFiniteError
 from pure_nb.relevance import attributed, carried
@@ -449,9 +449,7 @@ def part_activations(
     layers, leaf = ([entrance], None) if classes is None else ([entrance, layer, OUTPUT], layer)
     start = 0
     with resting(model), torch.no_grad():
-        for batch in batches(images, samples.tolist(), batch_size=batch_size, workers=workers):
-            for lost in batch.unreadable:
-                raise lost.error()
+        for batch in readable(images, samples.tolist(), batch_size=batch_size, workers=workers):
             outputs = activations(model, batch.images.to(device), layers, leaf)
             entering = outputs[entrance].movedim(axis, 0)[channel_sources(module, channel)].movedim(0, axis)
             positive = stacked(entering).clamp(min=0).movedim(axis, 1)
