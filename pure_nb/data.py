@@ -4,8 +4,8 @@
 data set and adds what a study needs besides tensors: a fingerprint, so that stored results are found again; the picture
 behind each tensor, to be looked at; and a way to get past a file that can't be read.
 
-Data sets are read in threads beside the calling one, one image of a data set at a time, so that loading overlaps with
-computing and an image that never arrives ends in an error and not in a wait without end.
+Data sets are read in threads beside the calling one, one image of a data set at a time, so that loading can overlap
+with computing and an image that never arrives ends in an error and not in a wait without end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -297,19 +297,24 @@ def _joined(parts: list[Labels]) -> Labels:
 
 def _targets(dataset: Any) -> NDArray[np.int64] | None:
     """The class of each item, from whatever attribute holds one whole number for each."""
-    candidates = [getattr(dataset, name, None) for name in ("targets", "labels", "_labels", "y")]
-    for name in ("samples", "_samples"):
-        pairs = getattr(dataset, name, None)
-        if isinstance(pairs, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-            candidates.append([target for _, target in pairs])
-    if isinstance(dataset, TensorDataset):
-        candidates += dataset.tensors[1:2]
-    for candidate in candidates:
-        with suppress(ValueError, TypeError, RuntimeError):  # ragged lists, tensors elsewhere: no labels
+    for candidate in _candidates(dataset):
+        with suppress(ValueError, TypeError, RuntimeError):  # ragged lists, tensors on other devices: no labels
             found = np.asarray(candidate)
             if found.dtype.kind in "iu" and found.shape == (len(dataset),):
                 return found.astype(np.int64)
     return None
+
+
+def _candidates(dataset: Any) -> Iterator[Any]:
+    """What may be the labels of a data set, by the names that torchvision's have for them."""
+    for name in ("targets", "labels", "_labels", "y"):
+        yield getattr(dataset, name, None)
+    if isinstance(dataset, TensorDataset):
+        yield from dataset.tensors[1:2]
+    for name in ("samples", "_samples"):
+        pairs = getattr(dataset, name, None)
+        if isinstance(pairs, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+            yield [target for _, target in pairs]
 
 
 def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -488,8 +493,8 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """The given images, in the given order, in batches.
 
-    The next batch is loaded while the caller computes. A caller who stops early closes the generator, or drops it:
-    then nothing more is loaded.
+    The next batch is loaded while the caller computes, unless the images are glyph scenes or tensors in memory. A
+    caller who stops early closes the generator, or drops it: then nothing more is loaded.
 
     Parameters
     ----------
@@ -498,7 +503,7 @@ def batches(
     batch_size
         Images in a batch; the last may have fewer.
     workers
-        Processes that load ahead, two batches each; 0 loads one batch ahead, in a thread of this process.
+        Processes that load ahead, two batches each; 0 loads in a thread of this process, one batch ahead.
     patience
         Seconds to wait for the next image, or, with workers, for the next batch.
 
@@ -522,12 +527,14 @@ def _ahead(
     images: Images, parts: list[Sequence[int]], collate: Callable[[list[Numbered]], Batch], patience: float
 ) -> Generator[Batch, None, None]:
     """Batches, each of which is loaded while the caller has the one before."""
+    # These keep the interpreter busy and wait for nothing: beside it, the network and they would hold each other up.
+    ahead = not isinstance(_behind(images.dataset, 0)[0], (GlyphScenes, TensorDataset))
     reading: _Reading[Batch] | None = None
     try:
         for number in range(len(parts)):
             reading = reading or _Reading(images, parts[number], collate)
             batch = reading.wait(patience)
-            reading = _Reading(images, parts[number + 1], collate) if number + 1 < len(parts) else None
+            reading = _Reading(images, parts[number + 1], collate) if ahead and number + 1 < len(parts) else None
             yield batch
     finally:
         if reading is not None:

@@ -738,6 +738,23 @@ def test_one_batch_is_loaded_ahead_and_no_more() -> None:
     found.close()
 
 
+def test_what_is_drawn_or_in_memory_is_not_loaded_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that would gain nothing."""
+    drawn = []
+    draw = GlyphScenes.scene
+    monkeypatch.setattr(GlyphScenes, "scene", lambda self, index: drawn.append(index) or draw(self, index))
+    found = batches(glyph_images(6), range(6), batch_size=2)
+    assert next(found).samples.tolist() == [0, 1]
+    assert not readers()
+    assert drawn == [0, 0, 1]
+    assert [batch.samples.tolist() for batch in found] == [[2, 3], [4, 5]]
+    for images in (as_images(noise(4)), Images(Subset(GlyphScenes(6), range(4)))):
+        found = batches(images, range(4), batch_size=2)
+        assert torch.equal(next(found).images, torch.stack([images.tensor(0), images.tensor(1)]))
+        assert not readers()
+        assert next(found).samples.tolist() == [2, 3]
+
+
 @pytest.mark.parametrize("drop", [False, True])
 def test_who_stops_early_leaves_no_thread_behind(drop: bool) -> None:
     items = Blocked(12, late=5)
