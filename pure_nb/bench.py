@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from pure_nb import truth
 from pure_nb.contestants import CEILING, PAPER, Contestant, Parts, by_means
-from pure_nb.data import batches
+from pure_nb.data import readable
 from pure_nb.layers import INPUT, activations, by_position, get_layer, resting
 from pure_nb.parameters import StudyError
 from pure_nb.relevance import Taps, dense_weight
@@ -187,12 +187,9 @@ def true_owners(world: World) -> dict[int, NDArray[np.int64]]:
     unique, place = np.unique(sample, return_inverse=True)
     pooled: list[NDArray[Any]] = []
     with resting(study.model.to(study.device)), torch.inference_mode():
-        for batch in batches(study.images, unique.tolist(), batch_size=study.batch_size):
-            for lost in batch.unreadable:
-                raise lost.error()
-            images = batch.images.to(study.device)
-            arriving = activations(study.model, images, [INPUT + layer])[INPUT + layer]
-            pooled.append(taps.pooled(arriving).double().cpu().numpy())
+        for batch in readable(study.images, unique.tolist(), batch_size=study.batch_size):
+            entering = activations(study.model, batch.images.to(study.device), [INPUT + layer])[INPUT + layer]
+            pooled.append(taps.pooled(entering).double().cpu().numpy())
     inputs = np.concatenate(pooled)
     place, found = place.reshape(sample.shape), {}
     for channel in np.flatnonzero(world.k > 1).tolist():
@@ -356,9 +353,7 @@ def downstream(
     groups = [[*group, *[group[0]] * (most - len(group))] for group in (planting.groups[c] for c in channels)]
     owner = layer.channel.cpu().numpy()
     found: list[tuple[NDArray[np.float64], ...]] = []
-    for batch in batches(study.images, [int(sample) for sample in samples], batch_size=study.batch_size):
-        for lost in batch.unreadable:
-            raise lost.error()
+    for batch in readable(study.images, [int(sample) for sample in samples], batch_size=study.batch_size):
         images = batch.images.to(study.device)
         with resting(study.model), torch.no_grad():
             outputs = activations(study.model, images, names)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from zennit.core import Composite
 
 from pure_nb.blocks import by_blocks
-from pure_nb.data import Images, batches
+from pure_nb.data import Images, readable
 from pure_nb.layers import by_position, channel_axis, cut, get_layer, resting
 from pure_nb.lrp import default_composite, require_fit, require_rules, reusing
 from pure_nb.precision import Precision, precisely
@@ -139,9 +139,7 @@ def propagate(
         require_rules(model, images.example[None].to(device), lower, target, composite)
     with context, resting(model):  # in this order, or what the rules put in would ask for gradients
         start = 0
-        for batch in batches(images, unique[order].tolist(), batch_size=batch_size, workers=workers):
-            for lost in batch.unreadable:
-                raise lost.error()
+        for batch in readable(images, unique[order].tolist(), batch_size=batch_size, workers=workers):
             members = [pairs_of[i] for i in order[start : start + len(batch.samples)]]
             start += len(members)
             with precisely(device, precision):  # never across a yield, where it would reach the caller

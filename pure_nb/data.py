@@ -1,30 +1,47 @@
-"""Images to study: any torch data set, a folder of pictures, or glyph scenes.
+"""Images to study: any torch data set, tensors, a folder or list of pictures, Hugging Face data, or glyph scenes.
 
-:class:`Images` is what every step of the package reads from. It wraps a data set and adds what a study needs
-besides tensors: a fingerprint, so that stored results are found again; the picture behind each tensor, to be
-looked at; and a way to get past a file that can't be read.
+:class:`Images` is what every step of the package reads from; :func:`as_images` makes it of all of these. It wraps a
+data set and adds what a study needs besides tensors: a fingerprint, so that stored results are found again; the picture
+behind each tensor, to be looked at; and a way to get past a file that can't be read.
+
+Data sets are read in threads beside the calling one, one image of a data set at a time, so that loading can overlap
+with computing and an image that never arrives ends in an error and not in a wait without end.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from threading import Lock, Thread
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader, is_image_file
+from torchvision.transforms import v2
 
 from pure_nb.glyphs import CLASSES, MEAN, STD, GlyphScenes
+
+PATIENCE = 300.0
+"""Seconds that an image, or a batch of worker processes, is waited for."""
+
+T = TypeVar("T")
+
+Labels = tuple["NDArray[np.int64] | None", tuple[str, ...]]
+"""The class of each item, None where it is not known; and the names of the classes, none where they have none."""
 
 
 class ImageError(ValueError):
@@ -53,28 +70,40 @@ class Unreadable:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A data set, wrapped for a study.
+    """A data set, wrapped for a study. :func:`as_images` makes it of other things too.
 
     Parameters
     ----------
     dataset
-        Its items are tensors ``[3, H, W]``, all of one shape, or tuples that start with one. A second entry
-        is taken for the label.
+        Its items are tensors ``[3, H, W]``, all of one shape, or tuples that start with one. Files, labels, names of
+        classes and the normalisation are found in the data sets of torchvision, in those that have its attributes
+        (``targets``, ``classes``, ``samples``, ``transform``), and in the ``Subset`` or ``ConcatDataset`` of such.
     name
         What to call it in tables and messages.
     mean, std
         The normalisation in its transform, undone to show a picture. If None they are found in
         ``dataset.transform``; a data set without a ``Normalize`` is shown as it is.
+    synsets
+        What WordNet calls some classes, where their names would be misunderstood: ``{"king": "king.n.10"}``. Those of
+        glyph scenes are known.
     """
 
     dataset: Dataset[Any]
     name: str = "images"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    synsets: Mapping[str, str] = field(default_factory=dict)
+    # A data set may be read by a loader and by the caller at once, and few are made for that.
+    _lock: Any = field(default_factory=Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self) == 0:
             raise ImageError(f"the data set {self.name!r} is empty; a study needs at least one image")
+        if isinstance(_behind(self.dataset, 0)[0], GlyphScenes):
+            object.__setattr__(self, "synsets", {c.name: c.synset for c in CLASSES} | dict(self.synsets))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Images, (self.dataset, self.name, self.mean, self.std, self.synsets)  # a lock can't be pickled
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -85,17 +114,18 @@ class Images:
         Raises
         ------
         ImageError
-            If it can't be read, or is no such tensor.
+            If it can't be read, does not arrive, or is no such tensor.
         """
-        found = self.tensor_or_reason(sample)
+        found = _read(self, [int(sample)])[0]
         if isinstance(found, Unreadable):
             raise found.error()
         return found
 
     def tensor_or_reason(self, sample: int) -> Tensor | Unreadable:
-        """The network's input for an image, or why there is none."""
+        """The network's input for an image, or why there is none. It is waited for without end."""
         try:
-            item = self.dataset[int(sample)]
+            with self._lock:
+                item = self.dataset[int(sample)]
             tensor = item[0] if isinstance(item, (tuple, list)) else item
         except Exception as problem:  # whatever a user's decoder raises, the sweep must be able to go on
             return Unreadable(int(sample), self.path(sample), f"{type(problem).__name__}: {problem}")
@@ -107,17 +137,28 @@ class Images:
 
     def path(self, sample: int) -> str:
         """The file behind an image, or a description where there is none."""
-        files = getattr(self.dataset, "samples", None)
-        return str(files[sample][0]) if files else f"item {sample} of {self.name}"
+        return str(_file(*_behind(self.dataset, int(sample))) or f"item {sample} of {self.name}")
 
     def label(self, sample: int) -> str:
         """The name of an image's class, or "" where none is known."""
-        targets = getattr(self.dataset, "targets", None)
-        if targets is None:
+        target = -1 if self.targets is None else int(self.targets[sample])
+        if target < 0:
             return ""
-        classes = getattr(self.dataset, "classes", None)
-        target = int(targets[sample])
-        return str(classes[target]) if classes else str(target)
+        return self.classes[target] if self.classes else str(target)
+
+    @property
+    def targets(self) -> NDArray[np.int64] | None:
+        """The class of each image, int64 ``[images]``, below 0 where it is not known; None without labels."""
+        return self._labels[0]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; none where they have no names."""
+        return self._labels[1]
+
+    @cached_property
+    def _labels(self) -> Labels:
+        return _labels(self.dataset, ("classes", "categories"))
 
     def picture(self, sample: int) -> NDArray[np.uint8]:
         """An image as one looks at it, uint8 ``[H, W, 3]``: the network's input with its normalisation undone."""
@@ -143,10 +184,10 @@ class Images:
         Raises
         ------
         ImageError
-            If none can be read.
+            If none can be read, or one does not arrive.
         """
         for sample in range(len(self)):
-            found = self.tensor_or_reason(sample)
+            found = _read(self, [sample])[0]
             if isinstance(found, Tensor):
                 return found
         return self.tensor(0)  # says why it can't be read
@@ -155,36 +196,125 @@ class Images:
     def fingerprint(self) -> str:
         """Changes when the images change.
 
-        It covers the number of images, the transform, the labels, and sixteen items spread over the data set; of a
-        folder also every file's name, size and time of change.
+        It covers the number of images, the transform, the labels, and sixteen items spread over the data set; of files
+        also each one's name, size and time of change, of a part of a data set which items they are, and of a
+        ``TensorDataset`` all that is in it.
+
+        Raises
+        ------
+        ImageError
+            If an image does not arrive.
         """
         # A function's repr holds its address, which differs from run to run.
         transform = re.sub(r" at 0x[0-9a-f]+", "", repr(getattr(self.dataset, "transform", None)))
         digest = hashlib.sha256(f"{type(self.dataset).__name__} {len(self)} {transform}".encode())
-        targets, classes = (getattr(self.dataset, name, None) for name in ("targets", "classes"))
-        # Whole, whereas the repr of a long array or tensor is abbreviated.
-        digest.update(repr(targets if targets is None else np.asarray(targets).tolist()).encode())
-        digest.update(repr(classes if classes is None else list(classes)).encode())
-        if isinstance(self.dataset, ImageFolder):
-            for name, _ in self.dataset.samples:
-                path = Path(name)
-                status = path.stat()
-                entry = f"{path.relative_to(self.dataset.root)} {status.st_size} {status.st_mtime_ns}\n"
-                digest.update(entry.encode())
-        for sample in np.unique(np.linspace(0, len(self) - 1, 16).astype(int)):
-            found = self.tensor_or_reason(int(sample))
+        # Whole, whereas the repr of a long array is abbreviated.
+        digest.update(repr(None if self.targets is None else self.targets.tolist()).encode())
+        digest.update(repr(list(self.classes) or None).encode())
+        for sample in range(len(self)):
+            source, number = _behind(self.dataset, sample)
+            if source is not self.dataset:
+                digest.update(f"{number} ".encode())
+            file = _file(source, number)
+            if file is not None:
+                digest.update(_state(file, getattr(source, "root", None)).encode())
+        if isinstance(self.dataset, TensorDataset):
+            for tensor in self.dataset.tensors:
+                digest.update(tensor.detach().cpu().numpy().tobytes())
+        spread = np.unique(np.linspace(0, len(self) - 1, 16).astype(int)).tolist()
+        for found in _read(self, spread):
             digest.update(found.reason.encode() if isinstance(found, Unreadable) else found.numpy().tobytes())
         return digest.hexdigest()[:16]
-
-    @property
-    def synsets(self) -> dict[str, str]:
-        """What WordNet calls the classes, where their own names would not do."""
-        return {c.name: c.synset for c in CLASSES} if isinstance(self.dataset, GlyphScenes) else {}
 
     @property
     def scenes(self) -> GlyphScenes | None:
         """The glyph scenes behind the images, if that is what they are: then every object is known."""
         return self.dataset if isinstance(self.dataset, GlyphScenes) else None
+
+
+def _behind(dataset: Any, sample: int) -> tuple[Any, int]:
+    """The data set that an item of a part of it, or of several in a row, comes from, and its number there."""
+    while isinstance(dataset, (Subset, ConcatDataset)):
+        if isinstance(dataset, Subset):
+            dataset, sample = dataset.dataset, int(dataset.indices[sample])
+        else:
+            sample %= len(dataset)
+            part = bisect_right(dataset.cumulative_sizes, sample)
+            dataset, sample = dataset.datasets[part], sample - [0, *dataset.cumulative_sizes][part]
+    return dataset, sample
+
+
+def _file(dataset: object, sample: int) -> Path | None:
+    """The file of an item, where the data set has a list of them as torchvision's have."""
+    for name in ("samples", "files", "_samples", "_image_files", "_images"):
+        files = getattr(dataset, name, None)
+        if isinstance(files, (list, tuple)) and len(files) == len(dataset):  # type: ignore[arg-type]
+            entry = files[sample]
+            found = entry[0] if isinstance(entry, (list, tuple)) and entry else entry
+            if isinstance(found, (str, os.PathLike)):
+                return Path(found)
+    return None
+
+
+def _state(file: Path, root: object) -> str:
+    """A file's name from its data set's folder on, its size and time of change."""
+    inside = isinstance(root, (str, os.PathLike)) and file.is_relative_to(root)
+    name = file.relative_to(root) if inside else file  # type: ignore[arg-type]
+    try:
+        status = file.stat()
+    except OSError:
+        return f"{name} can't be read\n"
+    return f"{name} {status.st_size} {status.st_mtime_ns}\n"
+
+
+def _labels(dataset: Any, names: tuple[str, ...]) -> Labels:
+    """Classes of the items and their names; ``names`` are the attributes in which these are looked for."""
+    if isinstance(dataset, Subset):
+        targets, classes = _labels(dataset.dataset, names)
+        return None if targets is None else targets[np.asarray(dataset.indices, dtype=np.int64)], classes
+    if isinstance(dataset, ConcatDataset):
+        return _joined([_labels(part, names) for part in dataset.datasets])
+    found = [named for name in names if (named := getattr(dataset, name, None)) is not None and len(named)]
+    numbers = getattr(dataset, "class_to_idx", None)
+    if not found and isinstance(numbers, Mapping) and sorted(numbers.values()) == list(range(len(numbers))):
+        found = [sorted(numbers, key=numbers.__getitem__)]
+    targets, classes = _targets(dataset), tuple(map(str, found[0] if found else ()))
+    enough = targets is None or targets.max(initial=-1) < len(classes)
+    return targets, classes if enough else ()
+
+
+def _joined(parts: list[Labels]) -> Labels:
+    """Labels of several data sets in a row: a class is the same where its name is, or its number without names."""
+    merged = tuple(dict.fromkeys(name for _, names in parts for name in names))
+    found = []
+    for targets, names in parts:
+        if targets is None or bool(names) != bool(merged):
+            return None, merged
+        place = [merged.index(name) for name in names] or range(targets.max(initial=-1) + 1)
+        found.append(np.array([*place, -1])[np.maximum(targets, -1)])  # the last is for classes that are not known
+    return np.concatenate(found), merged
+
+
+def _targets(dataset: Any) -> NDArray[np.int64] | None:
+    """The class of each item, from whatever attribute holds one whole number for each."""
+    for candidate in _candidates(dataset):
+        with suppress(ValueError, TypeError, RuntimeError):  # ragged lists, tensors on other devices: no labels
+            found = np.asarray(candidate)
+            if found.dtype.kind in "iu" and found.shape == (len(dataset),):
+                return found.astype(np.int64)
+    return None
+
+
+def _candidates(dataset: Any) -> Iterator[Any]:
+    """What may be the labels of a data set, by the names that torchvision's have for them."""
+    for name in ("targets", "labels", "_labels", "y"):
+        yield getattr(dataset, name, None)
+    if isinstance(dataset, TensorDataset):
+        yield from dataset.tensors[1:2]
+    for name in ("samples", "_samples"):
+        pairs = getattr(dataset, name, None)
+        if isinstance(pairs, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+            yield [target for _, target in pairs]
 
 
 def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -193,9 +323,9 @@ def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple
     Parameters
     ----------
     images
-        A data set with ``targets`` and ``classes``, as torchvision's have. Its classes are the network's, in the same
-        order; or they are some of the 1000 of ImageNet, named by their WordNet ids (``n01440764``). Where it has
-        ``wnids``, as torchvision's ``ImageNet``, these are the names.
+        A data set with labels, as torchvision's have in ``targets`` and ``classes``, a part of one, or several in a
+        row. Its classes are the network's, in the same order; or they are some of the 1000 of ImageNet, named by their
+        WordNet ids (``n01440764``). Where it has ``wnids``, as torchvision's ``ImageNet``, these are the names.
     outputs
         Number of the network's outputs.
 
@@ -209,15 +339,13 @@ def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple
     ImageError
         If there are no labels, or they can't be matched with the outputs.
     """
-    targets = getattr(images.dataset, "targets", None)
-    if targets is None or len(targets) != len(images):
+    labels, named = _labels(images.dataset, ("wnids", "classes", "categories"))
+    if labels is None:
         raise ImageError(
             f"the images {images.name!r} have no labels; a data set with classes has the attributes targets and "
             "classes, as torchvision's ImageFolder"
         )
-    labels = np.asarray(targets, dtype=np.int64)
-    named = getattr(images.dataset, "wnids", None) or getattr(images.dataset, "classes", None)
-    names = tuple(map(str, named or range(labels.max() + 1)))
+    names = named or tuple(map(str, range(labels.max() + 1)))
     if len(names) == outputs:
         return labels, names
     imagenet = tuple(ImageNetInfo().label_names())  # type: ignore[no-untyped-call]
@@ -234,7 +362,9 @@ def _normalisation(thing: object) -> tuple[tuple[float, ...], tuple[float, ...]]
     mean, std = getattr(thing, "mean", None), getattr(thing, "std", None)
     if isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple)):
         return tuple(mean), tuple(std)
-    inside = [*(getattr(thing, "transforms", None) or ())] if isinstance(thing, transforms.Compose) else []
+    inside = list(thing.transforms) if isinstance(thing, (transforms.Compose, v2.Compose)) else []
+    if isinstance(thing, ConcatDataset):
+        inside = list(thing.datasets)
     for part in (*inside, getattr(thing, "transform", None), getattr(thing, "dataset", None)):
         found = _normalisation(part) if part is not None else None
         if found:
@@ -251,7 +381,75 @@ class Batch:
     unreadable: tuple[Unreadable, ...]
 
 
-class _Numbered(Dataset[tuple[int, "Tensor | Unreadable"]]):
+Numbered = tuple[int, "Tensor | Unreadable"]
+"""The number of an image, and its tensor or why there is none."""
+
+
+class _Reading(Thread, Generic[T]):
+    """Images that a thread of their own is reading; it ends with them, so a caller who goes away leaves nothing behind.
+
+    Parameters
+    ----------
+    images, samples
+        The data set, and the numbers of the images wanted.
+    collate
+        What to make of them.
+    """
+
+    def __init__(self, images: Images, samples: Sequence[int], collate: Callable[[list[Numbered]], T]) -> None:
+        super().__init__(name=f"reading {images.name}", daemon=True)  # one that hangs must not keep the process alive
+        self.images, self.samples, self.collate = images, samples, collate
+        self.read: list[Numbered] = []
+        self.problem: BaseException | None = None
+        self.result: T | None = None
+        self.stopped = False
+        self.start()
+
+    def run(self) -> None:
+        """Read the images."""
+        try:
+            for sample in self.samples:
+                if self.stopped:
+                    return
+                self.read.append((int(sample), self.images.tensor_or_reason(sample)))
+            self.result = self.collate(self.read)
+        except BaseException as problem:  # raised where the images are waited for
+            self.problem = problem
+
+    def wait(self, patience: float) -> T:
+        """What was made of the images; an error if for ``patience`` seconds none is added."""
+        while self.is_alive():
+            before = len(self.read)
+            self.join(patience)
+            if self.is_alive() and len(self.read) == before < len(self.samples):
+                raise _late(self.images, self.samples[before : before + 1], patience)
+        if self.problem is not None:
+            raise self.problem
+        return self.result  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Read no further image. One that is being read is waited for, but not for long: it may never arrive."""
+        self.stopped = True
+        self.join(timeout=1)
+
+
+def _read(images: Images, samples: Sequence[int]) -> list[Tensor | Unreadable]:
+    """Some images, or an error where one does not arrive."""
+    return [found for _, found in _Reading(images, samples, list).wait(PATIENCE)]
+
+
+def _late(images: Images, samples: Sequence[int], patience: float, reason: str = "") -> ImageError:
+    """An error for images that did not arrive."""
+    listed = ", ".join(f"{sample} ({images.path(sample)})" for sample in samples[:8])
+    more = f" and {len(samples) - 8} more" if len(samples) > 8 else ""
+    return ImageError(
+        f"waited for image{'s' * (len(samples) > 1)} {listed}{more}: "
+        f"{reason or f'nothing arrived for {patience:g} s'}. Check the disk or network that is read and the memory "
+        "that is free, try them alone (images.tensor(number)), and mend or remove what can't be read"
+    )
+
+
+class _Numbered(Dataset[Numbered]):
     """Items with their numbers, and reasons instead of exceptions, so that they pass through a DataLoader."""
 
     def __init__(self, images: Images) -> None:
@@ -260,11 +458,11 @@ class _Numbered(Dataset[tuple[int, "Tensor | Unreadable"]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, sample: int) -> tuple[int, Tensor | Unreadable]:
+    def __getitem__(self, sample: int) -> Numbered:
         return int(sample), self.images.tensor_or_reason(sample)
 
 
-def _collate(images: Images, expected: torch.Size, items: list[tuple[int, Tensor | Unreadable]]) -> Batch:
+def _collate(images: Images, expected: torch.Size, items: list[Numbered]) -> Batch:
     """Stack what can be read and has the expected shape."""
     samples: list[int] = []
     tensors: list[Tensor] = []
@@ -285,8 +483,18 @@ def _collate(images: Images, expected: torch.Size, items: list[tuple[int, Tensor
     return Batch(np.array(samples, dtype=np.int64), stacked, tuple(lost))
 
 
-def batches(images: Images, samples: Sequence[int], *, batch_size: int = 32, workers: int = 0) -> Iterator[Batch]:
+def batches(
+    images: Images,
+    samples: Sequence[int],
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    patience: float = PATIENCE,
+) -> Generator[Batch, None, None]:
     """The given images, in the given order, in batches.
+
+    The next batch is loaded while the caller computes, unless the images are glyph scenes or tensors in memory. A
+    caller who stops early closes the generator, or drops it: then nothing more is loaded.
 
     Parameters
     ----------
@@ -295,25 +503,303 @@ def batches(images: Images, samples: Sequence[int], *, batch_size: int = 32, wor
     batch_size
         Images in a batch; the last may have fewer.
     workers
-        Processes that load ahead; 0 loads in this one.
+        Processes that load ahead, two batches each; 0 loads in a thread of this process, one batch ahead.
+    patience
+        Seconds to wait for the next image, or, with workers, for the next batch.
 
     Raises
     ------
     ImageError
-        If no image of the data set can be read.
+        If no image of the data set can be read; if none arrives for ``patience`` seconds; or if a worker dies. Where
+        that happens while the caller computes, torch may raise its own ``RuntimeError`` there.
+    ValueError
+        If ``batch_size`` or ``workers`` make no sense.
     """
-    yield from DataLoader(
-        _Numbered(images),
-        batch_size=batch_size,
-        sampler=samples,
-        num_workers=workers,
-        collate_fn=partial(_collate, images, images.example.shape),
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    collate = partial(_collate, images, images.example.shape)
+    parts = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+    load = partial(_by_workers, workers=workers) if workers else _ahead
+    yield from load(images, parts, collate, patience=patience)
+
+
+def _ahead(
+    images: Images, parts: list[Sequence[int]], collate: Callable[[list[Numbered]], Batch], patience: float
+) -> Generator[Batch, None, None]:
+    """Batches, each of which is loaded while the caller has the one before."""
+    # These keep the interpreter busy and wait for nothing: beside it, the network and they would hold each other up.
+    ahead = not isinstance(_behind(images.dataset, 0)[0], (GlyphScenes, TensorDataset))
+    reading: _Reading[Batch] | None = None
+    try:
+        for number in range(len(parts)):
+            reading = reading or _Reading(images, parts[number], collate)
+            batch = reading.wait(patience)
+            reading = _Reading(images, parts[number + 1], collate) if ahead and number + 1 < len(parts) else None
+            yield batch
+    finally:
+        if reading is not None:
+            reading.close()
+
+
+def _by_workers(
+    images: Images,
+    parts: list[Sequence[int]],
+    collate: Callable[[list[Numbered]], Batch],
+    workers: int,
+    patience: float,
+) -> Generator[Batch, None, None]:
+    """Batches that processes load."""
+    loader = iter(
+        DataLoader(
+            _Numbered(replace(images)),  # with a lock of its own: this one's may be held just as processes are forked
+            batch_sampler=cast(Any, parts),  # any iterable of numbers does
+            num_workers=workers,
+            collate_fn=collate,
+            timeout=patience,
+        )
     )
+    for samples in parts:
+        try:
+            batch = next(loader)
+        except RuntimeError as problem:
+            if not str(problem).startswith("DataLoader "):
+                raise
+            raise _late(images, samples, patience, str(problem)) from problem  # it timed out, or a worker was killed
+        yield batch
+
+
+def readable(
+    images: Images,
+    samples: Sequence[int],
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    patience: float = PATIENCE,
+) -> Generator[Batch, None, None]:
+    """As :func:`batches`, of images that can all be read.
+
+    Raises
+    ------
+    ImageError
+        As there, and at the first batch with an image that can't be read.
+    """
+    found = batches(images, samples, batch_size=batch_size, workers=workers, patience=patience)
+    with closing(found):
+        for batch in found:
+            for lost in batch.unreadable:
+                raise lost.error()
+            yield batch
 
 
 def glyph_images(length: int = 4000, seed: int = 0) -> Images:
     """Validation scenes of the glyph world."""
     return Images(GlyphScenes(length, "val", seed), "glyphs", MEAN, STD)
+
+
+def preprocessing(
+    *,
+    resize: int | None = 256,
+    crop: int | None = 224,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> transforms.Compose:
+    """What makes a network's input of a picture.
+
+    Parameters
+    ----------
+    resize
+        Length in pixels that the shorter side is scaled to; None leaves it.
+    crop
+        Side in pixels of the square cut from the middle; None leaves all.
+    mean, std
+        Normalisation that the network expects; ImageNet's by default.
+
+    Returns
+    -------
+    Compose
+        From a PIL image to a float tensor ``[3, H, W]``, or ``[1, H, W]`` for a grey one.
+    """
+    steps = [transforms.Resize(resize)] if resize else []
+    steps += [transforms.CenterCrop(crop)] if crop else []
+    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(list(mean), list(std))])
+
+
+def as_images(source: Any, name: str = "images", *, transform: Callable[[Any], Tensor] | None = None) -> Images:
+    """Images of whatever holds some.
+
+    Parameters
+    ----------
+    source
+        One of
+
+        - :class:`Images`, returned as they are;
+        - a torch data set, or whatever has a length and items by number that are tensors ``[3, H, W]``, or tuples that
+          start with one;
+        - a float tensor ``[N, C, H, W]``, or a tuple of one and whole-number labels ``[N]``;
+        - a folder of pictures, as for :func:`folder_images`;
+        - paths of pictures, or of a file that lists them, as for :func:`path_images`;
+        - a ``datasets.Dataset`` of Hugging Face: its column of type ``Image``, and the labels of its column of type
+          ``ClassLabel`` if there is one. Of several such columns, choose with ``select_columns``. Formats and
+          transforms that were set on it are not used.
+    name
+        What to call them in tables and messages.
+    transform
+        From a PIL image (RGB) to a tensor ``[3, H, W]``, for folders, paths and Hugging Face data;
+        :func:`preprocessing` with its defaults if None. All else comes with tensors.
+
+    Raises
+    ------
+    ImageError
+        If it is none of these, can't be read item by item, or has no images.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        return _listed(_paths_in(path), name, transform) if path.is_file() else _folder(path, name, transform)
+    if _is_hub(source):
+        return _hub(source, name, transform)
+    if isinstance(source, (list, tuple)) and source and all(isinstance(one, (str, os.PathLike)) for one in source):
+        return _listed([Path(one) for one in source], name, transform)
+    if transform is not None:
+        raise ImageError(
+            f"a transform makes tensors of pictures, and {name!r} is a {type(source).__name__}, which should hold "
+            "tensors: give the data set the transform, and none here"
+        )
+    if isinstance(source, Images):
+        return source
+    if isinstance(source, Tensor) or (isinstance(source, tuple) and source and isinstance(source[0], Tensor)):
+        return Images(_tensors(*source) if isinstance(source, tuple) else _tensors(source), name)
+    if isinstance(source, IterableDataset) or (hasattr(source, "__iter__") and not hasattr(source, "__getitem__")):
+        raise ImageError(
+            f"{name!r} is a stream ({type(source).__name__}), and a study looks up images by their number: give a data "
+            "set with __len__ and __getitem__, or a list of the items"
+        )
+    if isinstance(source, Mapping) or not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
+        raise ImageError(
+            f"{name!r}: expected Images, a torch data set with a length, a tensor [N, C, H, W], a folder, paths, or a "
+            f"Hugging Face data set, got a {type(source).__name__}"
+            + (f"; give one of its parts: {', '.join(map(repr, source))}" if isinstance(source, Mapping) else "")
+        )
+    return Images(source, name)
+
+
+def _tensors(tensor: Tensor, labels: Any = None, *more: object) -> TensorDataset:
+    """A data set of tensors in memory."""
+    if tensor.ndim != 4 or not tensor.is_floating_point() or more:
+        raise ImageError(
+            f"expected a float tensor [N, C, H, W], alone or with labels, got {tensor.dtype} {list(tensor.shape)}"
+            f"{' and more' * bool(more)}; bytes become what a network expects by x.float() / 255 and its normalisation"
+        )
+    if labels is None:
+        return TensorDataset(tensor)
+    numbers = torch.as_tensor(labels)
+    if numbers.shape != tensor.shape[:1] or numbers.is_floating_point() or numbers.is_complex():
+        raise ImageError(
+            f"expected one whole number for each of the {len(tensor)} images as labels, got {numbers.dtype} "
+            f"{list(numbers.shape)}"
+        )
+    return TensorDataset(tensor, numbers)
+
+
+class _Pictures(Dataset[Tensor]):
+    """Files of pictures without labels; their names count from ``root`` on."""
+
+    def __init__(self, files: Sequence[Path], transform: Callable[[Any], Tensor]) -> None:
+        self.files, self.transform = [str(file.absolute()) for file in files], transform
+        self.root = os.path.commonpath([os.path.dirname(file) for file in self.files]) if files else ""
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, sample: int) -> Tensor:
+        return self.transform(default_loader(self.files[sample]))
+
+
+class _Rows(Dataset[Tensor]):
+    """The pictures of a Hugging Face data set, and its labels if it has some."""
+
+    def __init__(self, rows: Any, picture: str, label: str | None, transform: Callable[[Any], Tensor]) -> None:
+        self.rows, self.picture, self.transform = rows.select_columns([picture]), picture, transform
+        self.targets = None if label is None else [-1 if t is None else t for t in rows[label][:]]
+        self.classes = None if label is None else list(rows.features[label].names)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, sample: int) -> Tensor:
+        return self.transform(self.rows[sample][self.picture].convert("RGB"))
+
+
+def _is_hub(source: object) -> bool:
+    """Whether it is a data set of Hugging Face, told without that library."""
+    return not isinstance(source, Mapping) and hasattr(source, "features") and hasattr(source, "column_names")
+
+
+def _hub(source: Any, name: str, transform: Callable[[Any], Tensor] | None) -> Images:
+    if not hasattr(source, "__len__") or isinstance(source, IterableDataset):
+        raise ImageError(
+            f"{name!r} is a stream ({type(source).__name__}), and a study looks up images by their number: load it "
+            "without streaming, or keep some: datasets.Dataset.from_list(list(stream.take(1000)), stream.features)"
+        )
+    rows = source.with_format(None)
+    columns = {
+        kind: [column for column, feature in rows.features.items() if type(feature).__name__ == kind]
+        for kind in ("Image", "ClassLabel")
+    }
+    if len(columns["Image"]) != 1 or len(columns["ClassLabel"]) > 1:
+        raise ImageError(
+            f"{name!r}: expected one column of type Image and at most one of type ClassLabel, found {columns}; choose "
+            "with select_columns, or columns = [...] in a study's file"
+        )
+    (picture,) = columns["Image"]
+    if getattr(rows.features[picture], "decode", True) is False:
+        raise ImageError(f"{name!r}: the column {picture!r} is not decoded; use cast_column({picture!r}, Image())")
+    return Images(_Rows(rows, picture, next(iter(columns["ClassLabel"]), None), transform or preprocessing()), name)
+
+
+def _paths_in(file: Path) -> list[Path]:
+    """The paths in a text file, one a line; they start from its folder."""
+    if file.suffix not in (".txt", ".list"):
+        raise ImageError(f"expected a folder of pictures, or a .txt or .list file with a path in each line, got {file}")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ImageError(
+            f"{str(file)!r} can't be read as a list of pictures, a text file with a path in each line: {problem}"
+        ) from problem
+    return [file.parent / line.strip() for line in lines if line.strip()]
+
+
+def _listed(files: list[Path], name: str, transform: Callable[[Any], Tensor] | None) -> Images:
+    return Images(_Pictures(files, transform or preprocessing()), name)
+
+
+def _folder(root: Path, name: str, transform: Callable[[Any], Tensor] | None) -> Images:
+    if not root.is_dir():
+        raise ImageError(
+            f"there is no folder {str(root)!r}; name one that holds a subfolder of pictures for each class, or pictures"
+        )
+    shown = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
+    loose = [path for path in shown if path.is_file() and is_image_file(path.name)]
+    inside = (path for path in shown if path.is_dir() and _any_picture(path))
+    if loose and (first := next(inside, None)):
+        raise ImageError(
+            f"{str(root)!r} holds pictures ({loose[0].name} ...) beside subfolders with pictures ({first.name} ...): "
+            "it is not clear whether the subfolders are classes. Move the loose ones into a subfolder or away, or list "
+            "the pictures wanted in a .txt file (path_images)"
+        )
+    if loose:
+        return _listed(loose, name, transform)
+    try:
+        return Images(ImageFolder(str(root), transform or preprocessing()), name)
+    except FileNotFoundError as problem:
+        raise ImageError(
+            f"{str(root)!r} holds no pictures: expected a subfolder for each class with .jpg, .png ... files in it, or "
+            f"such files without classes ({problem})"
+        ) from problem
+
+
+def _any_picture(folder: Path) -> bool:
+    return any(is_image_file(name) for _, _, names in os.walk(folder, followlinks=True) for name in names)
 
 
 def folder_images(
@@ -324,37 +810,48 @@ def folder_images(
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
 ) -> Images:
-    """A folder of pictures, in one subfolder a class.
+    """A folder of pictures, in one subfolder a class, or all in the folder itself.
 
     Parameters
     ----------
     root
-        The folder; it must hold subfolders with pictures, as for torchvision's ``ImageFolder``.
-    resize
-        Length in pixels that the shorter side is scaled to; None leaves it.
-    crop
-        Side in pixels of the square cut from the middle; None leaves all.
-    mean, std
-        Normalisation that the network expects; ImageNet's by default.
+        The folder. If it holds subfolders with pictures, as for torchvision's ``ImageFolder``, these are the classes;
+        what is deeper down belongs to the class above. If it holds pictures alone, these have no labels.
+    resize, crop, mean, std
+        As for :func:`preprocessing`.
 
     Raises
     ------
     ImageError
-        If the folder is missing or has no pictures.
+        If the folder is missing, has no pictures, has both subfolders of pictures and loose ones, or has a subfolder
+        without pictures beside others with some.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise ImageError(
-            f"there is no folder {str(root)!r}; name one that holds a subfolder of pictures for each class"
-        )
-    steps = [transforms.Resize(resize)] if resize else []
-    steps += [transforms.CenterCrop(crop)] if crop else []
-    steps += [transforms.ToTensor(), transforms.Normalize(list(mean), list(std))]
-    try:
-        dataset = ImageFolder(str(root), transforms.Compose(steps))
-    except FileNotFoundError as problem:
-        raise ImageError(
-            f"{str(root)!r} holds no pictures: expected a subfolder for each class with .jpg, .png ... files in it "
-            f"({problem})"
-        ) from problem
-    return Images(dataset, root.name)
+    return _folder(Path(root), Path(root).name, preprocessing(resize=resize, crop=crop, mean=mean, std=std))
+
+
+def path_images(
+    paths: Path | str | Sequence[Path | str],
+    *,
+    resize: int | None = 256,
+    crop: int | None = 224,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> Images:
+    """Pictures by their paths, without labels. One that is missing counts as one that can't be read.
+
+    Parameters
+    ----------
+    paths
+        The paths; or a ``.txt`` or ``.list`` file with one a line, which start from the folder of that file.
+    resize, crop, mean, std
+        As for :func:`preprocessing`.
+
+    Raises
+    ------
+    ImageError
+        If the file is missing or is no such list, or if there are no paths.
+    """
+    transform = preprocessing(resize=resize, crop=crop, mean=mean, std=std)
+    if isinstance(paths, (str, os.PathLike)):
+        return _listed(_paths_in(Path(paths)), Path(paths).stem, transform)
+    return _listed([Path(path) for path in paths], "pictures", transform)

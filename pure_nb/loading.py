@@ -1,18 +1,39 @@
-"""Studies on disk: a small TOML file says what is studied, over which images, and how."""
+"""Studies on disk: a small TOML file says what is studied, over which images, and how.
+
+Its table ``[images]`` names a ``source``:
+
+=======================  =============================================================================================
+``"glyphs"``             the world that ships; ``length``, ``seed``
+``"folder"``             pictures in the folder ``root``, one subfolder a class or none; see
+                         :func:`pure_nb.data.folder_images`
+``"paths"``              pictures that the text file ``root`` lists, one a line
+``"torchvision:NAME"``   a data set of torchvision in the folder ``root``; the other entries are arguments of its own
+``"huggingface:NAME"``   a data set of Hugging Face, of which ``split`` and ``config`` are fetched, or which
+                         ``save_to_disk`` put in the folder ``root``; ``columns`` chooses among several of its columns
+=======================  =============================================================================================
+
+All but glyphs take ``resize``, ``crop``, ``mean`` and ``std``, as :func:`pure_nb.data.preprocessing`; those of
+torchvision need the last two, and keep their size by default. All take ``synsets``, what WordNet calls some classes:
+``{king = "king.n.10"}``. A path starts from the study's own folder. Nothing is fetched into a folder outside of it that
+the user has not named; what the hub sends goes to Hugging Face's own cache.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
-from importlib import resources
+from dataclasses import replace
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
-from torchvision import datasets, transforms
+from torch.utils.data import Dataset
+from torchvision import datasets
 
 from pure_nb import models
-from pure_nb.data import ImageError, Images, folder_images, glyph_images
+from pure_nb.data import ImageError, Images, as_images, folder_images, glyph_images, path_images, preprocessing
 from pure_nb.parameters import StudyError, checked, word
 from pure_nb.store import Store, store_folder
 from pure_nb.study import Study
@@ -38,7 +59,7 @@ def load_study(
     source
         Name of a study that ships (:func:`shipped_studies`), or path of a file. The chapter *Real networks* shows one.
     data, weights
-        Folder of the images and file of the weights, if other than the study says.
+        Folder of the images (or file that lists them) and file of the weights, if other than the study says.
     store
         Folder of results: each study gets a folder of its own in it. By default ``$PURE_NB_STORE``, or the
         user's cache.
@@ -114,30 +135,123 @@ def _study_path(source: str | Path) -> Path:
 
 
 def _images(options: dict[str, Any], data: str | Path | None, folder: Path) -> Images:
-    kind = options.pop("source")
-    if kind == "glyphs":
+    synsets = options.pop("synsets", {})
+    if not isinstance(synsets, dict) or not all(isinstance(name, str) for name in synsets.values()):
+        raise StudyError(f'[images]: expected synsets as in {{king = "king.n.10"}}, got {synsets!r}')
+    images = _sourced(options.pop("source"), options, data, folder)
+    return replace(images, synsets={**images.synsets, **synsets}) if synsets else images
+
+
+def _sourced(source: str, options: dict[str, Any], data: str | Path | None, folder: Path) -> Images:
+    """Images of the source that a study names."""
+    if source == "glyphs":
         try:
             return glyph_images(**options)
         except ValueError as problem:
             raise StudyError(f"[images]: {problem}") from problem
+    kind, _, name = source.partition(":")
+    known = {"folder": not name, "paths": not name, "huggingface": bool(name), "torchvision": _of_torchvision(name)}
+    if not known.get(kind):
+        raise StudyError(
+            f"images from {source!r} are not known; expected 'glyphs', 'folder', 'paths', 'torchvision:NAME' or "
+            "'huggingface:NAME'"
+        )
+    if kind == "huggingface" and data is None and "root" not in options:
+        return _fetched(name, options)
     root = Path(data) if data is not None else folder / _expanded(options["root"], "--data")
     options.pop("root", None)
-    if kind == "folder":
-        return folder_images(root, **options)
-    name = kind.removeprefix("torchvision:")
-    if name == kind or not hasattr(datasets, name):
-        raise StudyError(f"images from {kind!r} are not known; expected 'glyphs', 'folder' or 'torchvision:NAME'")
-    return _torchvision_images(name, root, options)
+    if kind == "huggingface":
+        return _kept(name, root, options)
+    if kind == "torchvision":
+        mine = data is not None or root.resolve().is_relative_to(folder.resolve())
+        return _torchvision_images(name, root, options, mine)
+    return folder_images(root, **options) if kind == "folder" else path_images(root, **options)
 
 
-def _torchvision_images(name: str, root: Path, options: dict[str, Any]) -> Images:
-    """A data set of torchvision, downloaded where it is not there."""
-    steps = [transforms.ToTensor(), transforms.Normalize(options.pop("mean"), options.pop("std"))]
+def _of_torchvision(name: str) -> bool:
+    """Whether torchvision has such a data set."""
+    found = getattr(datasets, name, None)
+    return isinstance(found, type) and issubclass(found, Dataset)
+
+
+def _torchvision_images(name: str, root: Path, options: dict[str, Any], mine: bool) -> Images:
+    """A data set of torchvision; ``mine`` says that it may be fetched into its folder, or unpacked there."""
+    made = getattr(datasets, name)
+    how: dict[str, Any] = {"transform": _preprocessing(options)}
+    if "download" in inspect.signature(made).parameters:
+        how["download"] = mine
+    elif not mine:  # without that argument, some unpack archives or keep indices beside the data
+        raise ImageError(
+            f"torchvision's {name} may write to its folder, and {str(root)!r} lies outside of the study's: give the "
+            "folder yourself (--data PATH)"
+        )
     try:
-        dataset = getattr(datasets, name)(str(root), download=True, transform=transforms.Compose(steps), **options)
+        return Images(made(str(root), **how, **options), name)
     except (OSError, RuntimeError) as problem:
-        raise ImageError(f"torchvision's {name} is not in {str(root)!r} and can't be fetched: {problem}") from problem
-    return Images(dataset, name)
+        said = (
+            "can't be fetched"
+            if mine
+            else "is not fetched into a folder outside of the study's; give the folder yourself (--data PATH)"
+        )
+        raise ImageError(f"torchvision's {name} is not in {str(root)!r} and {said}: {problem}") from problem
+
+
+def _preprocessing(options: dict[str, Any]) -> Any:
+    """The transform that a study asks for; pictures keep their size unless it says otherwise."""
+    sizes = {name: options.pop(name, None) for name in ("resize", "crop")}
+    return preprocessing(**sizes, mean=options.pop("mean"), std=options.pop("std"))
+
+
+def _fetched(name: str, options: dict[str, Any]) -> Images:
+    """A data set of Hugging Face's hub, or of the user's cache of it."""
+    load = _hub().load_dataset
+    split, config = options.pop("split"), options.pop("config", None)
+    try:
+        rows = load(name, config, split=split)
+    except Exception as problem:  # its libraries raise a dozen kinds
+        raise ImageError(
+            f"Hugging Face's {name} (split {split!r}, config {config!r}) can't be fetched: {type(problem).__name__}: "
+            f'{problem}. Without network, bring a folder that its save_to_disk made: root = "...", or --data PATH'
+        ) from problem
+    return _hub_images(name, rows, options)
+
+
+def _kept(name: str, root: Path, options: dict[str, Any]) -> Images:
+    """A data set of Hugging Face that was saved to a folder."""
+    load = _hub().load_from_disk
+    split = options.pop("split", None)
+    options.pop("config", None)
+    try:
+        rows = load(str(root))
+    except Exception as problem:
+        raise ImageError(
+            f"{str(root)!r} is no folder that save_to_disk of Hugging Face's datasets made: {problem}"
+        ) from problem
+    if isinstance(rows, dict):
+        if split not in rows:
+            raise ImageError(
+                f"{str(root)!r} has the splits {', '.join(map(repr, rows))}, not {split!r}: name one of them"
+            )
+        rows = rows[split]
+    return _hub_images(name, rows, options)
+
+
+def _hub_images(name: str, rows: Any, options: dict[str, Any]) -> Images:
+    columns = options.pop("columns", None)
+    if columns is not None:
+        if not isinstance(columns, list) or not set(columns) <= set(rows.column_names):
+            raise ImageError(f"{name} has the columns {rows.column_names}, expected some of them, got {columns!r}")
+        rows = rows.select_columns(columns)
+    return as_images(rows, name, transform=preprocessing(**options))
+
+
+def _hub() -> Any:
+    try:
+        return import_module("datasets")
+    except ImportError as problem:
+        raise ImageError(
+            "data sets of Hugging Face need the library datasets: pip install 'pure-nb[huggingface]'"
+        ) from problem
 
 
 def _expanded(text: str, flag: str) -> str:

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
-from pure_nb.data import Images, batches
+from pure_nb.data import Images, readable
 from pure_nb.layers import INPUT, activations, by_position, channel_axis, channels_last, get_layer, parsed, resting
 from pure_nb.references import References, grouped
 from pure_nb.relevance import dense_weight
@@ -279,9 +279,7 @@ def contributions(
     unique, pairs_of = grouped(references.sample)
     seen = 0
     with resting(model.to(device)), torch.inference_mode():
-        for batch in batches(images, unique.tolist(), batch_size=batch_size):
-            for lost in batch.unreadable:
-                raise lost.error()
+        for batch in readable(images, unique.tolist(), batch_size=batch_size):
             outputs = by_position(activations(model, batch.images.to(device), [layer])[layer]).float().cpu().numpy()
             for output in outputs:
                 row, rank = np.unravel_index(pairs_of[seen], references.sample.shape)

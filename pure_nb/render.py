@@ -23,7 +23,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from pure_nb.blocks import by_blocks
 from pure_nb.circuits import Seed, propagate
-from pure_nb.data import Images, batches
+from pure_nb.data import Images, readable
 from pure_nb.layers import LayerError, activations, resting
 from pure_nb.references import grouped
 from pure_nb.store import Store
@@ -143,9 +143,7 @@ def heatmaps(
     unique, pairs_of = grouped(sample)
     image = 0
     with resting(model.to(device)):
-        for batch in batches(images, unique.tolist(), batch_size=batch_size):
-            for lost in batch.unreadable:
-                raise lost.error()
+        for batch in readable(images, unique.tolist(), batch_size=batch_size):
             with torch.no_grad():  # never across a yield, where it would reach the caller
                 output = activations(model, batch.images.to(device), [target])[target]
             if output.ndim != 4:

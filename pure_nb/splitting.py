@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pure_nb.data import Images, batches
+from pure_nb.data import Images, readable
 from pure_nb.layers import INPUT, OUTPUT, LayerError, activations, channel_axis, get_layer, resting
 from pure_nb.models import ModelError
 from pure_nb.references import NonFiniteError
@@ -452,9 +452,7 @@ def part_activations(
     layers, leaf = ([entrance], None) if classes is None else ([entrance, layer, OUTPUT], layer)
     start = 0
     with resting(model), torch.no_grad():
-        for batch in batches(images, samples.tolist(), batch_size=batch_size, workers=workers):
-            for lost in batch.unreadable:
-                raise lost.error()
+        for batch in readable(images, samples.tolist(), batch_size=batch_size, workers=workers):
             outputs = activations(model, batch.images.to(device), layers, leaf)
             entering = outputs[entrance]  # [B, C, H, W] also where the layer wants the channels last
             entering = entering.movedim(channel_axis(entering), axis)

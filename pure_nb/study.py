@@ -25,14 +25,13 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_mutual_info_score
 from torch import nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from pure_nb import models, truth
 from pure_nb.blocks import by_blocks
 from pure_nb.circuits import circuits
 from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
-from pure_nb.data import EmbedderError, ImageError, Images, Unreadable, class_labels
+from pure_nb.data import EmbedderError, ImageError, Images, Unreadable, as_images, class_labels
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
 from pure_nb.layers import INPUT, LayerError, LayerShape, as_weights, get_layer, nearest_below, require, resting
 from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, StudyError, StudyWarning, checked, word
@@ -143,7 +142,7 @@ class Study:
     def of(
         cls,
         model: nn.Module,
-        images: Dataset[Any] | Images,
+        images: Any,
         target: str,
         lower: str,
         *,
@@ -160,7 +159,8 @@ class Study:
         model
             Any torch network.
         images
-            A data set whose items are tensors or start with one, as torchvision's ``ImageFolder`` with a transform.
+            A data set, tensors ``[N, C, H, W]``, a list of files, a folder, or a data set of Hugging Face: all that
+            :func:`pure_nb.data.as_images` takes. Labels are not needed.
         target, lower
             Names of the two layers.
         name, store
@@ -175,7 +175,7 @@ class Study:
         LayerError, ImageError
             If a layer or the images can't be used.
         """
-        wrapped = images if isinstance(images, Images) else Images(images, name)
+        wrapped = as_images(images, name)
         study = cls(
             name,
             model,
@@ -271,7 +271,7 @@ class Study:
         return computed or (self.store is not None and self.store.path(step, key, suffix).exists())
 
     def assign(
-        self, channel: int, images: Images | Dataset[Any], samples: Sequence[int] | None = None
+        self, channel: int, images: Any, samples: Sequence[int] | None = None
     ) -> NDArray[np.int64]:
         """The virtual neurons that new images drive a channel through.
 
@@ -280,14 +280,14 @@ class Study:
         channel
             Of the target layer.
         images, samples
-            The new images, and which of them; all of them by default.
+            The new images, as for :func:`pure_nb.data.as_images`, and which of them; all of them by default.
 
         Returns
         -------
         ndarray
             int64 ``[samples]``: labels as in :attr:`VirtualNeurons.labels`.
         """
-        images = images if isinstance(images, Images) else Images(images)
+        images = as_images(images)
         every = np.arange(len(images)) if samples is None else np.asarray(samples, dtype=np.int64)
         vectors = self._run_circuits(np.full_like(every, channel), every, images=images)
         return self.neuron(channel).virtual.assign(vectors)

@@ -19,7 +19,7 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from pure_nb.data import Images, batches
+from pure_nb.data import Images, readable
 from pure_nb.glyphs import CLASSES, GlyphScenes
 from pure_nb.layers import activations, by_position, resting
 from pure_nb.references import References, grouped
@@ -118,9 +118,7 @@ def activation_vectors(
 
     image = 0
     with resting(model.to(device)), torch.inference_mode():
-        for batch in batches(images, unique.tolist(), batch_size=batch_size):
-            for lost in batch.unreadable:
-                raise lost.error()
+        for batch in readable(images, unique.tolist(), batch_size=batch_size):
             outputs = activations(model, batch.images.to(device), [lower, described])
             under = _cells_under(references.grid, tuple(outputs[lower].shape[2:]) if outputs[lower].ndim == 4 else ())
             for top, below in zip(by_position(outputs[described]), by_position(outputs[lower])):

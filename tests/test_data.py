@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import pickle
 import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import datasets as hub
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from small import Items, noise, picture_folder
-from torch.utils.data import TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
-from pure_nb.data import ImageError, Images, batches, class_labels, folder_images, glyph_images
+from pure_nb import data, glyphs
+from pure_nb.data import (
+    ImageError,
+    Images,
+    as_images,
+    batches,
+    class_labels,
+    folder_images,
+    glyph_images,
+    path_images,
+    preprocessing,
+    readable,
+)
 from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene
 
 PLAIN = transforms.ToTensor()
@@ -265,11 +286,632 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         folder_images(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("inside", [None, "class0", "loose.png"])
+@pytest.mark.parametrize("inside", [None, "class0", "notes.txt"])
 def test_a_folder_without_pictures(tmp_path: Path, inside: str | None) -> None:
     if inside == "class0":
         (tmp_path / inside).mkdir()
     elif inside:
-        Image.new("RGB", (4, 4)).save(tmp_path / inside)
+        (tmp_path / inside).touch()
     with pytest.raises(ImageError, match="holds no pictures: expected a subfolder for each class"):
         folder_images(tmp_path)
+
+
+def loose_pictures(root: Path, count: int = 3) -> list[Path]:
+    """Random pictures in one folder."""
+    files = sorted((picture_folder(root, count, classes=1) / "class0").iterdir())
+    moved = [file.rename(root / file.name) for file in files]
+    (root / "class0").rmdir()
+    return moved
+
+
+def pixels_of(file: Path) -> Any:
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def test_a_folder_of_pictures_without_classes(tmp_path: Path) -> None:
+    files = loose_pictures(tmp_path / "zoo")
+    (tmp_path / "zoo" / "notes.txt").touch()
+    (tmp_path / "zoo" / ".thumbs").mkdir()
+    (tmp_path / "zoo" / ".000.png").touch()
+    (tmp_path / "zoo" / "empty").mkdir()
+    images = folder_images(tmp_path / "zoo", resize=None, crop=None)
+    assert [images.path(i) for i in range(len(images))] == list(map(str, files))
+    assert (images.name, images.label(0), images.targets, images.classes) == ("zoo", "", None, ())
+    assert (images.picture(1) == pixels_of(files[1])).all()
+    with pytest.raises(ImageError, match="have no labels"):
+        class_labels(images, 2)
+    first = images.fingerprint
+    (tmp_path / "zoo").rename(tmp_path / "park")
+    assert folder_images(tmp_path / "park", resize=None, crop=None).fingerprint == first
+    os.utime(tmp_path / "park" / "001.png", ns=(1, 1))
+    assert folder_images(tmp_path / "park", resize=None, crop=None).fingerprint != first
+
+
+def test_a_folder_of_loose_pictures_beside_classes(tmp_path: Path) -> None:
+    loose_pictures(tmp_path)
+    (tmp_path / "cats" / "wild").mkdir(parents=True)
+    loose_pictures(tmp_path / "cats" / "wild")
+    with pytest.raises(ImageError, match=r"\(000.png ...\) beside subfolders with pictures \(cats ...\).*path_images"):
+        folder_images(tmp_path)
+
+
+def test_a_nested_folder(tmp_path: Path) -> None:
+    """What is deeper down belongs to the class above."""
+    loose_pictures(tmp_path / "cats" / "wild", 2)
+    loose_pictures(tmp_path / "dogs", 1)
+    images = folder_images(tmp_path)
+    assert [images.label(i) for i in range(3)] == ["cats", "cats", "dogs"]
+
+
+def test_paths(tmp_path: Path) -> None:
+    files = loose_pictures(tmp_path / "a b")
+    (tmp_path / "some.list").write_text(f"a b/002.png\n\n  {files[0]}\na b/none.png\n", encoding="utf-8-sig")
+    listed = path_images(str(tmp_path / "some.list"), resize=None, crop=None)
+    given = path_images([str(files[2]), files[0], tmp_path / "a b" / "none.png"], resize=None, crop=None)
+    for images in (listed, given):
+        assert [images.path(i) for i in range(3)] == [str(files[2]), str(files[0]), str(tmp_path / "a b" / "none.png")]
+        assert (images.picture(0) == pixels_of(files[2])).all()
+        (batch,) = batches(images, [2, 1])
+        assert (batch.samples.tolist(), [lost.path for lost in batch.unreadable]) == ([1], [images.path(2)])
+        assert "FileNotFoundError" in batch.unreadable[0].reason
+    assert (listed.name, given.name) == ("some", "pictures")
+    assert listed.fingerprint == given.fingerprint
+    loose_pictures(tmp_path / "other", 1)[0].rename(tmp_path / "a b" / "none.png")
+    assert path_images(tmp_path / "some.list", resize=None, crop=None).fingerprint != listed.fingerprint
+
+
+def test_lists_of_paths_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"a \.txt or \.list file with a path in each line, got .*table.csv"):
+        path_images(tmp_path / "table.csv")
+    with pytest.raises(ImageError, match=r"nowhere.txt' can't be read as a list of pictures"):
+        path_images(tmp_path / "nowhere.txt")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ImageError, match=r"bytes.txt' can't be read as a list of pictures"):
+        path_images(tmp_path / "bytes.txt")
+    (tmp_path / "empty.txt").write_text("\n")
+    for nothing in (tmp_path / "empty.txt", []):
+        with pytest.raises(ImageError, match="is empty"):
+            path_images(nothing)
+
+
+# Whatever holds images.
+
+
+def test_images_stay_as_they_are() -> None:
+    images = Images(Items(noise(2)), "mine")
+    assert as_images(images, "other") is images
+    dataset = Items(noise(2))
+    found = as_images(dataset, "items")
+    assert (found.dataset, found.name) == (dataset, "items")
+    assert as_images([*noise(2)]).tensor(1).equal(noise(2)[1])  # type: ignore[arg-type]
+
+
+def test_tensors() -> None:
+    images = as_images(noise(4), "noise")
+    assert torch.equal(images.tensor(3), noise(4)[3])
+    assert (images.name, images.targets, images.label(1)) == ("noise", None, "")
+    for labels in ([3, 0, -1, 1], np.array([3, 0, -1, 1], dtype=np.int32), torch.tensor([3, 0, -1, 1])):
+        images = as_images((noise(4), labels))
+        assert images.targets is not None
+        assert images.targets.tolist() == [3, 0, -1, 1]
+        assert [images.label(i) for i in range(4)] == ["3", "0", "", "1"]
+        assert class_labels(images, 4)[1] == ("0", "1", "2", "3")
+    changed = noise(40)
+    first = as_images(changed.clone()).fingerprint
+    changed[1, 0, 0, 0] += 1  # an item that is not among the sixteen
+    assert as_images(changed).fingerprint != first
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (noise(2)[0], r"expected a float tensor \[N, C, H, W\], .* got torch.float32 \[3, 12, 12\]"),
+        (noise(2).to(torch.uint8), r"got torch.uint8 \[2, 3, 12, 12\].*x.float\(\) / 255"),
+        ((noise(2), [1]), r"one whole number for each of the 2 images as labels, got torch.int64 \[1\]"),
+        ((noise(2), torch.zeros(2)), r"one whole number for each of the 2 images as labels, got torch.float32 \[2\]"),
+        ((noise(2), [0, 1], [0, 1]), r"\[2, 3, 12, 12\] and more"),
+        ({"train": [1], "test": [2]}, "got a dict; give one of its parts: 'train', 'test'"),
+        ((tensor for tensor in noise(2)), r"'x' is a stream \(generator\)"),
+        (7, "'x': expected Images, a torch data set with a length, .* got a int"),
+        (Path("nowhere"), "there is no folder 'nowhere'"),
+        ([], "'x' is empty"),
+    ],
+)
+def test_what_holds_no_images(wrong: Any, said: str) -> None:
+    with pytest.raises(ImageError, match=said):
+        as_images(wrong, "x")
+
+
+def test_streams() -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(noise(2))
+
+    class Endless(Dataset[Any]):
+        def __getitem__(self, index: int) -> Any:
+            return noise(1)[0]
+
+    with pytest.raises(ImageError, match=r"'x' is a stream \(Stream\), .* __len__ and __getitem__"):
+        as_images(Stream(), "x")
+    with pytest.raises(ImageError, match=r"a torch data set with a length, .* got a Endless"):
+        as_images(Endless(), "x")
+
+
+def test_a_transform_of_ones_own(tmp_path: Path) -> None:
+    files = loose_pictures(tmp_path)
+    (tmp_path / "list.txt").write_text("002.png\n")
+    half = preprocessing(resize=8, crop=None, mean=(0.5,) * 3, std=(0.25,) * 3)
+    expected = half(Image.open(files[2]))
+    rows = hub.Dataset.from_dict({"image": [str(files[2])]}).cast_column("image", hub.Image())
+    for source in ([files[2]], tmp_path / "list.txt", str(tmp_path / "list.txt"), rows):
+        images = as_images(source, transform=half)
+        assert torch.equal(images.tensor(0), expected)
+        assert images.normalisation == ((0.5,) * 3, (0.25,) * 3)
+    assert torch.equal(as_images(tmp_path, transform=half).tensor(2), expected)
+    assert as_images(tmp_path).tensor(0).shape == (3, 224, 224)
+    for source in (noise(2), Items(noise(2)), Images(Items(noise(2)))):
+        with pytest.raises(ImageError, match="give the data set the transform, and none here"):
+            as_images(source, transform=half)
+
+
+def test_grey_and_transparent_pictures(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    grey.save(tmp_path / "a.png")
+    grey.convert("RGBA").save(tmp_path / "b.png")
+    images = folder_images(tmp_path, resize=None, crop=None)
+    assert all((images.picture(i) == np.asarray(grey)[..., None]).all() for i in range(2))
+
+
+# Hugging Face.
+
+
+def rows_of(count: int = 4, **columns: Any) -> Any:
+    """A small data set of Hugging Face: random pictures, every second of them grey, and labels."""
+    generator = np.random.default_rng(0)
+    pictures = [
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).convert("RGB" if i % 2 == 0 else "L")
+        for i in range(count)
+    ]
+    features = hub.Features(
+        {"id": hub.Value("string"), "image": hub.Image(), "label": hub.ClassLabel(names=["cat", "dog", "cow"])}
+    )
+    rows = {"id": [f"row{i}" for i in range(count)], "image": pictures, "label": [i % 3 for i in range(count)]}
+    return hub.Dataset.from_dict(rows | columns, features=features)
+
+
+def test_hugging_face() -> None:
+    rows = rows_of()
+    images = as_images(rows, "hub", transform=preprocessing(resize=None, crop=None))
+    assert [images.label(i) for i in range(4)] == ["cat", "dog", "cow", "cat"]
+    assert images.path(2) == "item 2 of hub"
+    for i in range(4):
+        assert (images.picture(i) == np.asarray(rows[i]["image"].convert("RGB"))).all()
+    labels, names = class_labels(images, 3)
+    assert (labels.tolist(), names) == ([0, 1, 2, 0], ("cat", "dog", "cow"))
+    # What was set on it for training changes nothing.
+    again = as_images(rows.with_format("numpy"), transform=preprocessing(resize=None, crop=None))
+    assert torch.equal(again.tensor(1), images.tensor(1))
+    assert as_images(rows.select([1, 0]), transform=PLAIN).label(0) == "dog"
+    assert as_images(rows_of(label=[0, None, 1, 2]), transform=PLAIN).label(1) == ""
+    bare = as_images(rows.remove_columns(["label"]), transform=PLAIN)
+    assert (bare.targets, bare.label(0)) == (None, "")
+    (batch,) = batches(images, [3, 0])
+    assert batch.samples.tolist() == [3, 0]
+
+
+def test_hugging_face_that_is_not_clear() -> None:
+    rows = rows_of()
+    two = rows.add_column("fine", rows["label"][:]).cast_column("fine", hub.ClassLabel(names=["a", "b", "c"]))
+    with pytest.raises(
+        ImageError, match=r"one column of type Image .* 'ClassLabel': \['label', 'fine'\].*select_columns"
+    ):
+        as_images(two)
+    assert as_images(two.select_columns(["image", "fine"]), transform=PLAIN).label(2) == "c"
+    with pytest.raises(ImageError, match=r"one column of type Image .*'Image': \[\]"):
+        as_images(rows.remove_columns(["image"]))
+    with pytest.raises(ImageError, match=r"'image' is not decoded; use cast_column\('image', Image\(\)\)"):
+        as_images(rows.cast_column("image", hub.Image(decode=False)))
+    with pytest.raises(ImageError, match=r"is a stream \(IterableDataset\).*without streaming"):
+        as_images(rows.to_iterable_dataset())
+    with pytest.raises(ImageError, match="give one of its parts: 'train'"):
+        as_images(hub.DatasetDict(train=rows))
+
+
+# Parts of data sets, several in a row, and labels by other names.
+
+
+class Tagged(Items):
+    """Items with a file and a label each."""
+
+    def __init__(self, name: str, labels: list[int], classes: list[str]) -> None:
+        super().__init__(noise(len(labels), size=2, seed=len(name)))
+        self.samples = [(f"/{name}/{i}.png", label) for i, label in enumerate(labels)]
+        self.targets, self.classes = labels, classes
+        self.transform = transforms.Normalize(MEAN, STD)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_parts_and_rows_of_data_sets(seed: int) -> None:
+    """Against lists of what each item is, which are cut and put in a row in the same way."""
+    generator = np.random.default_rng(seed)
+
+    def grow(depth: int) -> tuple[Any, list[tuple[str, str, torch.Tensor]]]:
+        if depth == 0:
+            name, classes = f"set{generator.integers(100)}", generator.permutation(["cat", "dog", "cow"]).tolist()
+            labels = generator.integers(-1, 3, 5).tolist()
+            found = Tagged(name, labels, classes)
+            return found, [
+                (f"/{name}/{i}.png", classes[label] if label >= 0 else "", found.images[i])
+                for i, label in enumerate(labels)
+            ]
+        if generator.random() < 0.5:
+            dataset, items = grow(depth - 1)
+            chosen = generator.integers(0, len(items), 6)
+            return Subset(dataset, chosen if generator.random() < 0.5 else chosen.tolist()), [items[i] for i in chosen]
+        (first, own), (second, more) = grow(depth - 1), grow(depth - 1)
+        return ConcatDataset([first, second]), own + more
+
+    dataset, items = grow(3)
+    images = Images(dataset)
+    assert [images.path(i) for i in range(len(images))] == [path for path, _, _ in items]
+    assert [images.label(i) for i in range(len(images))] == [label for _, label, _ in items]
+    assert all(torch.equal(images.tensor(i), tensor) for i, (_, _, tensor) in enumerate(items))
+    assert images.normalisation == (MEAN, STD)
+    if len(images.classes) == 3:
+        labels, names = class_labels(images, 3)
+        assert [names[label] if label >= 0 else "" for label in labels] == [label for _, label, _ in items]
+
+
+def test_rows_of_which_some_have_no_labels() -> None:
+    tagged, bare = Tagged("a", [0, 1], ["cat", "dog"]), Items(noise(2, size=2))
+    images = Images(ConcatDataset([tagged, bare]))
+    assert (images.targets, images.label(0)) == (None, "")
+    numbered: Any = Items(noise(2, size=2))
+    numbered.targets = [0, 4]
+    assert Images(ConcatDataset([tagged, numbered])).targets is None  # names and numbers can't be matched
+    assert [Images(ConcatDataset([numbered, numbered])).label(i) for i in range(4)] == ["0", "4", "0", "4"]
+    numbered.targets = [-1, -1]
+    assert [Images(ConcatDataset([numbered, numbered])).label(i) for i in range(4)] == [""] * 4
+
+
+def test_a_part_of_a_folder(tmp_path: Path) -> None:
+    whole = folder_images(picture_folder(tmp_path / "a", 6))
+    some = Images(Subset(whole.dataset, [4, 1]))
+    assert [some.path(i) for i in range(2)] == [whole.path(4), whole.path(1)]
+    assert (some.picture(0) == whole.picture(4)).all()
+    first = some.fingerprint
+    assert Images(Subset(whole.dataset, [4, 1])).fingerprint == first
+    assert Images(Subset(whole.dataset, [1, 4])).fingerprint != first
+    os.utime(whole.path(0), ns=(1, 1))
+    assert Images(Subset(whole.dataset, [4, 1])).fingerprint == first
+    os.utime(whole.path(1), ns=(1, 1))
+    assert Images(Subset(whole.dataset, [4, 1])).fingerprint != first
+
+
+def test_the_fingerprint_tells_parts_apart() -> None:
+    """Also where the sixteen items that are looked at are the same."""
+    items = Items(noise(1, size=2).expand(99, -1, -1, -1))
+    one, other = ([*range(50)], [0, 60, *range(2, 50)])
+    assert Images(Subset(items, one)).fingerprint != Images(Subset(items, other)).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("attributes", "labels"),
+    [
+        ({"labels": np.array([2, 0, 1])}, ["2", "0", "1"]),  # SVHN
+        ({"labels": np.array([2, 0, -1]), "classes": ("a", "b", "c")}, ["c", "a", ""]),  # STL10
+        ({"_labels": [1, 0, 1], "classes": ["a", "b"]}, ["b", "a", "b"]),  # Food101
+        ({"y": [1, 0, 1], "categories": ["a", "b"]}, ["b", "a", "b"]),  # Caltech101
+        ({"_samples": [("a", 1), ("b", 0), ("c", 1)]}, ["1", "0", "1"]),  # GTSRB
+        ({"targets": [1, 0, 1], "class_to_idx": {"b": 1, "a": 0}}, ["b", "a", "b"]),  # LFWPeople
+        ({"targets": torch.tensor([1, 0, 1])}, ["1", "0", "1"]),
+        ({"targets": [0, 1, 2], "classes": ["a", "b"]}, ["0", "1", "2"]),  # names that are too few are none
+        ({"targets": ["a.png", "b.png", "c.png"]}, [""] * 3),  # Kitti
+        ({"targets": [0, 1]}, [""] * 3),
+        ({"targets": np.zeros((3, 2), dtype=int)}, [""] * 3),
+        ({"targets": [[0], [1, 2], [3]]}, [""] * 3),
+        ({"y": [0.5, 1.5, 2.5]}, [""] * 3),
+    ],
+)
+def test_labels_by_other_names(attributes: dict[str, Any], labels: list[str]) -> None:
+    items = Items(noise(3, size=2))
+    for name, value in attributes.items():
+        setattr(items, name, value)
+    images = Images(items)
+    assert [images.label(i) for i in range(3)] == labels
+    if any(labels):
+        assert class_labels(images, len(images.classes) or max(map(int, labels)) + 1)[0].tolist() == (
+            images.targets.tolist()  # type: ignore[union-attr]
+        )
+    else:
+        with pytest.raises(ImageError, match="have no labels"):
+            class_labels(images, 3)
+
+
+@pytest.mark.parametrize("name", ["_image_files", "_images", "files"])
+def test_files_by_other_names(name: str, tmp_path: Path) -> None:
+    items = Items(noise(2))
+    setattr(items, name, [tmp_path / "a.png", tmp_path / "b.png"])
+    assert Images(items).path(1) == str(tmp_path / "b.png")
+    setattr(items, name, [noise(1), noise(1)])
+    assert Images(items).path(1) == "item 1 of images"
+
+
+def test_the_normalisation_of_new_transforms() -> None:
+    items: Any = Items(noise(2))
+    items.transform = v2.Compose([v2.ToImage(), v2.Compose([v2.Normalize([0.5] * 3, [0.25] * 3)])])
+    assert Images(items).normalisation == ((0.5,) * 3, (0.25,) * 3)
+
+
+def test_synsets() -> None:
+    """Those of glyphs are known, and one's own are added."""
+    assert Images(Items(noise(2))).synsets == {}
+    assert Images(Items(noise(2)), synsets={"king": "king.n.01"}).synsets == {"king": "king.n.01"}
+    known = glyph_images(2).synsets
+    assert known["king"] == "king.n.10"
+    assert Images(Subset(GlyphObjects(1), [0])).synsets == known
+    assert Images(GlyphScenes(2), synsets={"king": "king.n.01"}).synsets == {**known, "king": "king.n.01"}
+
+
+# Loading ahead.
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("reading ")]
+
+
+def soon(condition: Callable[[], bool]) -> bool:
+    """Whether something becomes true within five seconds."""
+    end = time.monotonic() + 5
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    return condition()
+
+
+class Blocked(Items):
+    """Items of which one is not there until it is allowed."""
+
+    def __init__(self, count: int, late: int) -> None:
+        super().__init__(noise(count))
+        self.late, self.allowed = late, threading.Event()
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        found = super().__getitem__(index)
+        if index == self.late:
+            self.allowed.wait(30)
+        return found
+
+
+class Endless(Items):
+    """Items of which one never arrives; fit for worker processes."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if index == 3:
+            time.sleep(60)
+        return super().__getitem__(index)
+
+
+class Deadly(Items):
+    """Items of which one kills the process that reads it, unless it is the main one."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if index == 3 and os.getpid() != self.main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+    main = os.getpid()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 50])
+def test_batches_are_those_of_a_plain_loop(batch_size: int, workers: int) -> None:
+    tensors = [*noise(8), *noise(1, size=5), *noise(4, seed=1)]
+    images = Images(Items(tensors, {6: OSError("gone")}))
+    order = np.random.default_rng(batch_size).permutation(13).tolist()
+    found = list(batches(images, order, batch_size=batch_size, workers=workers))
+    parts = [order[start : start + batch_size] for start in range(0, 13, batch_size)]
+    assert len(found) == len(parts)
+    for batch, part in zip(found, parts):
+        good = [i for i in part if i not in (6, 8)]
+        assert batch.samples.tolist() == good
+        assert all(torch.equal(image, tensors[i]) for image, i in zip(batch.images, good))
+        assert [lost.sample for lost in batch.unreadable] == [i for i in part if i in (6, 8)]
+    assert not readers()
+
+
+def test_no_samples_and_no_batch_size() -> None:
+    images = Images(Items(noise(2)))
+    assert list(batches(images, [])) == []
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        next(batches(images, [0], batch_size=0))
+
+
+def test_one_batch_is_loaded_ahead_and_no_more() -> None:
+    items = Items(noise(12))
+    found = batches(Images(items), range(12), batch_size=3)
+    next(found)
+    assert soon(lambda: items.loaded == [0, *range(6)])  # the first twice: for its shape
+    time.sleep(0.05)
+    assert items.loaded == [0, *range(6)]
+    next(found)
+    assert soon(lambda: items.loaded == [0, *range(9)])
+    found.close()
+
+
+def test_what_is_drawn_or_in_memory_is_not_loaded_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that would gain nothing."""
+    drawn = []
+    draw = GlyphScenes.scene
+    monkeypatch.setattr(GlyphScenes, "scene", lambda self, index: drawn.append(index) or draw(self, index))
+    found = batches(glyph_images(6), range(6), batch_size=2)
+    assert next(found).samples.tolist() == [0, 1]
+    assert not readers()
+    assert drawn == [0, 0, 1]
+    assert [batch.samples.tolist() for batch in found] == [[2, 3], [4, 5]]
+    for images in (as_images(noise(4)), Images(Subset(GlyphScenes(6), range(4)))):
+        found = batches(images, range(4), batch_size=2)
+        assert torch.equal(next(found).images, torch.stack([images.tensor(0), images.tensor(1)]))
+        assert not readers()
+        assert next(found).samples.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_who_stops_early_leaves_no_thread_behind(drop: bool) -> None:
+    items = Blocked(12, late=5)
+    found = batches(Images(items), range(12), batch_size=4)
+    next(found)
+    assert soon(lambda: items.loaded[-1] == 5)
+    threading.Timer(0.05, items.allowed.set).start()
+    if drop:
+        del found
+        gc.collect()
+    else:
+        found.close()
+    assert not readers()
+    assert items.loaded == [0, *range(6)]  # of the batch that was being loaded, nothing after the fifth
+
+
+def test_an_error_in_the_loop_leaves_no_thread_behind() -> None:
+    def fails() -> None:
+        for batch in batches(Images(Items(noise(12))), range(12), batch_size=4):
+            raise ValueError(len(batch.samples))
+
+    with pytest.raises(ValueError, match="4"):
+        fails()
+    gc.collect()
+    assert soon(lambda: not readers())
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt(), SystemExit(3)])
+def test_what_stops_the_reader_stops_the_caller(problem: BaseException) -> None:
+    found = batches(Images(Items(noise(12), {5: problem})), range(12), batch_size=4)
+    assert next(found).samples.tolist() == [0, 1, 2, 3]
+    with pytest.raises(type(problem)):
+        next(found)
+    assert not readers()
+
+
+def test_an_interrupt_while_waiting() -> None:
+    """It ends the wait at once, whatever is being read."""
+    items = Blocked(8, late=5)
+    found = batches(Images(items), range(8), batch_size=4)
+    next(found)
+    main = threading.main_thread().ident
+    threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT]).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        next(found)
+    assert time.monotonic() - start < 5
+    items.allowed.set()
+    assert soon(lambda: not readers())
+    assert items.loaded[-1] == 5
+
+
+def test_an_image_that_never_arrives() -> None:
+    items = Blocked(8, late=5)
+    found = batches(Images(items, "slow"), range(8), batch_size=4, patience=0.1)
+    next(found)
+    with pytest.raises(ImageError, match=r"image 5 \(item 5 of slow\): nothing arrived for 0.1 s. Check the disk"):
+        next(found)
+    items.allowed.set()
+    assert soon(lambda: not readers())
+
+
+def test_an_image_that_never_arrives_outside_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "PATIENCE", 0.1)
+    items = Blocked(4, late=0)
+    images = Images(items)
+    for look in (
+        lambda: images.tensor(0),
+        lambda: images.picture(0),
+        lambda: images.example,
+        lambda: images.fingerprint,
+        lambda: next(batches(images, [1])),
+    ):
+        with pytest.raises(ImageError, match=r"image 0 \(item 0 of images\): nothing arrived for 0.1 s"):
+            look()
+    with pytest.raises(ImageError, match="image 1 "):  # what is read behind it is not waited for either
+        images.tensor(1)
+    items.allowed.set()
+    assert soon(lambda: not readers())
+    assert images.tensor(0).equal(noise(4)[0])
+
+
+def test_slow_images_are_not_late() -> None:
+    """What counts is the time that one takes, not that of a batch."""
+
+    class Slow(Items):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            time.sleep(0.06)
+            return super().__getitem__(index)
+
+    (batch,) = batches(Images(Slow(noise(8))), range(8), patience=0.3)
+    assert len(batch.samples) == 8
+
+
+def test_a_worker_that_never_delivers() -> None:
+    found = batches(Images(Endless(noise(6)), "slow"), range(6), batch_size=2, workers=1, patience=2.0)
+    with pytest.raises(
+        ImageError, match=r"images \d \(item \d of slow\), .* DataLoader timed out after 2.0 s.* memory"
+    ):
+        list(found)
+
+
+def test_a_worker_that_is_killed() -> None:
+    found = batches(Images(Deadly(noise(6)), "deadly"), range(6), batch_size=2, workers=1)
+    with pytest.raises(ImageError, match=r"waited for images \d \(item .* DataLoader worker \(pid.*memory"):
+        list(found)
+
+
+def test_what_a_worker_raises_is_not_taken_for_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = Images(Items([*noise(1), *noise(1).double()]))
+    monkeypatch.setattr(data.torch, "stack", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(batches(images, [0, 1]))
+    with pytest.raises(ZeroDivisionError, match="DataLoader worker process"):
+        list(batches(images, [0, 1], workers=1))
+
+
+def test_readable() -> None:
+    images = Images(Items(noise(9), {5: OSError("gone")}))
+    found = list(readable(images, [8, 0, 4], batch_size=2))
+    assert [batch.samples.tolist() for batch in found] == [[8, 0], [4]]
+    found_ahead = readable(images, range(9), batch_size=2)
+    assert [next(found_ahead).samples.tolist() for _ in range(2)] == [[0, 1], [2, 3]]
+    with pytest.raises(ImageError, match=r"image 5 \(item 5 of images\) can't be read: OSError: gone"):
+        next(found_ahead)
+    assert not readers()
+
+
+def test_a_data_set_is_read_by_one_at_a_time() -> None:
+    """Few are made for two: a file that is sought in, an archive, a cursor."""
+
+    class Cursor(Items):
+        place = 0
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            self.place = index
+            time.sleep(0.001)
+            return self.images[self.place], 0
+
+    images = Images(Cursor(noise(40)))
+    for batch in batches(images, range(40), batch_size=8):
+        for sample, tensor in zip(batch.samples.tolist(), batch.images):
+            assert torch.equal(images.tensor(sample), tensor)  # while the next batch is loading
+            assert torch.equal(tensor, noise(40)[sample])
+
+
+def test_scenes_drawn_at_once_are_those_drawn_alone() -> None:
+    scenes = GlyphScenes(24)
+    alone = [scenes[i][0].numpy().tobytes() for i in range(24)]
+    glyphs.glyph.cache_clear()  # the glyphs too are drawn at once, from one font
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(2):
+            assert list(pool.map(lambda i: scenes[i][0].numpy().tobytes(), range(24))) == alone
+
+
+def test_images_can_be_sent_to_a_process() -> None:
+    images = Images(Items(noise(3)), "sent", (0.5,) * 3, (0.25,) * 3, {"king": "king.n.10"})
+    again = pickle.loads(pickle.dumps(images))
+    assert (again.name, again.normalisation, again.synsets) == ("sent", images.normalisation, images.synsets)
+    assert torch.equal(again.tensor(2), images.tensor(2))
