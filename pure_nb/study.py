@@ -270,9 +270,7 @@ class Study:
         suffix = ".npy" if step == "circuits" else ".safetensors"
         return computed or (self.store is not None and self.store.path(step, key, suffix).exists())
 
-    def assign(
-        self, channel: int, images: Any, samples: Sequence[int] | None = None
-    ) -> NDArray[np.int64]:
+    def assign(self, channel: int, images: Any, samples: Sequence[int] | None = None) -> NDArray[np.int64]:
         """The virtual neurons that new images drive a channel through.
 
         Parameters

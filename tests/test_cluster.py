@@ -273,7 +273,10 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("dask_jobqueue")
     jobs = tmp_path / "jobs"
     for name, text in (
-        ("sbatch", f'#!/bin/bash\nbash "$1" > {tmp_path}/job.log 2>&1 &\necho $! >> {jobs}\necho "$!"\n'),
+        (
+            "sbatch",
+            f'#!/bin/bash\ncp "$1" {jobs}.sh\nbash {jobs}.sh &> {jobs}.log &\necho $! >> {jobs}\necho "$!"\n',
+        ),
         ("scancel", '#!/bin/bash\nfor job in "$@"; do pkill -P "$job"; kill "$job"; done 2> /dev/null\nexit 0\n'),
     ):
         path = tmp_path / "bin" / name
