@@ -191,9 +191,10 @@ def crop_step(world: World, population: int | None) -> Step:
     dataset = Noise(args.pair_images, args.size)
     images = Images(dataset, mean=(0.5,) * 3, std=(0.2,) * 3)
     neurons = np.array([0])
-    alone = neurons.repeat(len(dataset)), np.arange(len(dataset))
+    few = Noise(args.peer_pairs, args.size)
+    unshared = neurons.repeat(len(dataset)), np.arange(len(dataset))
     drawn = (world.channels, args.n, population or 1, len(dataset), args.pair_batch)
-    channel, sample, shared = draw_references(*drawn) if population else (*alone, 1.0)
+    channel, sample, shared = draw_references(*drawn) if population else (*unshared, 1.0)
     limit = work(model, dataset.images[: args.pair_batch], None)
 
     def ours() -> list[Any]:
@@ -202,12 +203,12 @@ def crop_step(world: World, population: int | None) -> Step:
 
     def theirs() -> list[Any]:
         with tempfile.TemporaryDirectory() as folder:
-            study = crops.prepared(model, dataset, neurons, folder)
-            return crops.peer(study, neurons, len(dataset), 16)
+            study = crops.prepared(model, few, neurons, folder)
+            return crops.peer(study, neurons, len(few), 8)
 
     def preparing() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            crops.prepared(model, dataset, neurons, folder)
+            crops.prepared(model, few, neurons, folder)
 
     return Step(
         f"crops, {population:,} images" if population else "crops, none shared",
@@ -215,9 +216,9 @@ def crop_step(world: World, population: int | None) -> Step:
         "zennit-crp",
         1.0,
         ((ours, 1 / len(channel)),),
-        ((theirs, 1 / len(dataset)), (preparing, -1 / len(dataset))),
+        ((theirs, 1 / len(few)), (preparing, -1 / len(few))),
         ((limit["forward"], 2 / shared / args.pair_batch), (limit["part"], 1 / args.pair_batch)),
-        lambda: crops.error(model, dataset, *(side[:2] for side in alone)),
+        lambda: crops.error(model, dataset, *(side[:2] for side in unshared)),
         shared,
     )
 
@@ -283,8 +284,7 @@ def class_step(world: World) -> Step:
 
 def arv_step(world: World) -> Step:
     statistics = class_pass(world)[1]
-    few, every = 2, 32
-    with_classes = len(world.dataset) * few
+    few, every = 1, 32
 
     def ours(channels: int) -> list[Any]:
         return [statistics.arv(world.model, channel, range(CLASSES)) for channel in range(channels)]
@@ -300,7 +300,7 @@ def arv_step(world: World) -> Step:
         "reference procedure",
         0.0,
         ((lambda: ours(every), 1 / (every * len(world.dataset))),),
-        ((theirs, 1 / with_classes),),
+        ((theirs, 1 / (few * len(world.dataset))),),
         (),
         lambda: off(ours(few), theirs()),
     )
@@ -435,16 +435,16 @@ def rows(source: str, args: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--models", nargs="+", default=["torchvision:resnet34"], choices=list(CONVOLUTIONS))
-    parser.add_argument("--images", type=int, default=64, help="for the steps that go image by image")
-    parser.add_argument("--peer-images", type=int, default=32, help="for zennit-crp's references")
+    parser.add_argument("--images", type=int, default=32, help="for the steps that go image by image")
+    parser.add_argument("--peer-images", type=int, default=16, help="for zennit-crp's references")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("-n", type=int, default=100, help="references for each channel")
     parser.add_argument(
         "--population", type=int, nargs="+", default=[50_000, 5_000], help="images the references are drawn from"
     )
-    parser.add_argument("--pair-images", type=int, default=32, help="images whose pairs are timed")
-    parser.add_argument("--pair-batch", type=int, default=16)
-    parser.add_argument("--peer-pairs", type=int, default=16)
+    parser.add_argument("--pair-images", type=int, default=16, help="images whose pairs are timed")
+    parser.add_argument("--pair-batch", type=int, default=8)
+    parser.add_argument("--peer-pairs", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="side of the noise in pixels")
     args = start(parser)
     report([entry for source in args.models for entry in rows(source, args)], args)
