@@ -124,9 +124,9 @@ def _lines(axes: Axes, table: pd.DataFrame, varied: str, value: str) -> None:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--channels", type=int, default=32)
-    parser.add_argument("--references", type=int, default=16, help="of each channel")
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--channels", type=int, default=16)
+    parser.add_argument("--references", type=int, default=8, help="of each channel")
     parser.add_argument("--size", type=int, default=64, help="side of the noise in pixels")
     parser.add_argument("--draw", nargs=2, type=Path, metavar=("TABLE", "PICTURE"), help="draw a table instead")
     args = start(parser)
