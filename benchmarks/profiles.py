@@ -3,8 +3,8 @@
     python benchmarks/profiles.py --threads 1 --out benchmarks/results/profiles.csv
 
 A few images of noise, each with as many pairs, all in one batch and in memory, so reading them is not in it. *Other
-operators* are the element-wise steps of ReLUs, batch norms and zennit's rules, pooling and sums; for crops also the
-Gaussian. *Outside* is Python, NumPy and Pillow: our own code, the autograd engine and, for crops, masks and pictures.
+operators* are the element-wise steps of ReLUs, batch norms and zennit's rules, pooling and sums. *Outside* is Python,
+NumPy, SciPy and Pillow: our own code, the autograd engine and, for crops, smoothing, masks and pictures.
 The profiler's clock is the wall's; shares hardly mind a machine that is shared.
 """
 
