@@ -4,7 +4,7 @@
 
 The loop runs ``CondAttribution`` on the whole network for every pair of a channel and an image anew, in the best of the
 batch sizes given. All pairs would take it days, so it is timed on a random sample of them (--peer-pairs).
-pure_nb is timed on a slice: random images (--images) with all the pairs they are in, as many an image as the whole has.
+pure_nb is timed on a slice: whole batches of images (--images in all) with all the pairs they are in.
 Which images a channel draws is random for random weights (--population images in all); for the shipped network it is
 what a sweep over that many glyph scenes finds. Both sides read tensors from memory; decoding, which the loop would
 repeat for each pair, is not counted. The vectors of a few pairs must agree to 1e-4; they are compared in float64, since
@@ -73,10 +73,10 @@ def difference(
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def work(model: nn.Module, images: Tensor) -> dict[str, Callable[[], Any]]:
+def work(model: nn.Module, images: Tensor, lower: str | None = LOWER) -> dict[str, Callable[[], Any]]:
     """What the limit is made of: the forward pass to the target, and the backward pass of the part between."""
     with resting(model):
-        leaf, top = cut(model, images, LOWER, TARGET)
+        leaf, top = cut(model, images, lower, TARGET)
 
     def forward() -> None:
         with torch.inference_mode():
@@ -93,16 +93,16 @@ def gigaflops(run: Callable[[], Any]) -> float:
 
 
 def pairs_of(source: str, model: nn.Module, args: argparse.Namespace) -> tuple[Tensor, Any, Any, float]:
-    """The images of the slice, channel and image of each of its pairs, and pairs per image in the whole."""
+    """The images of the slice, channel and image of each of its pairs, and pairs per image of the slice."""
     if source == "glyphnet":
         scenes = glyph_images(args.population_glyphs)
         top = TopReferences(TARGET, args.n)
         sweep(model, scenes, [top], progress=False)
-        channel, sample, density, chosen = take_slice(top.result().sample, args.images)
+        channel, sample, density, chosen = take_slice(top.result().sample, args.images, args.batch_size)
         return torch.stack([scenes.tensor(i) for i in chosen]), channel, sample, density
     images = Noise(args.images, args.size).images
     channels = activations(model, images[:1], [TARGET])[TARGET].shape[1]
-    return images, *draw_references(channels, args.n, args.population, args.images)
+    return images, *draw_references(channels, args.n, args.population, args.images, args.batch_size)
 
 
 def compare(source: str, rule: Any, args: argparse.Namespace) -> dict[str, Any]:

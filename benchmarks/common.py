@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import gc
+import multiprocessing
 import platform
+import resource
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -92,33 +96,56 @@ def interleaved(contestants: Mapping[str, Callable[[], Any]], args: argparse.Nam
 
 
 def draw_references(
-    channels: int, n: int, population: int, images: int, seed: int = 0
+    channels: int, n: int, population: int, images: int, batch_size: int, seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], float]:
-    """A slice of "all channels x n references" with as many pairs per image as the whole has.
+    """A slice of "all channels x n references", each channel drawing n of the ``population`` images at random.
 
-    Every channel draws n of the ``population`` images at random; of the images that were drawn at all, ``images``
-    are taken with all their pairs. (References of a trained network gather on fewer images, which favours whoever
-    shares them.)
+    References of a trained network gather on fewer images, which favours whoever shares them.
 
     Returns
     -------
     tuple
-        Channel and image (0 to ``images - 1``) of each pair; pairs per drawn image in the whole.
+        Channel and image (0 to ``images - 1``) of each pair; pairs per image of the slice.
     """
     generator = np.random.default_rng(seed)
     sample = np.stack([generator.choice(population, n, replace=False) for _ in range(channels)])
-    return take_slice(sample, images, seed)[:3]
+    return take_slice(sample, images, batch_size)[:3]
 
 
 def take_slice(
-    sample: NDArray[np.int64], images: int, seed: int = 0
+    sample: NDArray[np.int64], images: int, batch_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], float, NDArray[np.int64]]:
-    """Random images out of references ``[channels, n]``, with all their pairs; and which images they are."""
+    """Some batches of images out of references ``[channels, n]``, with all their pairs; and which images they are.
+
+    They are whole batches as the package makes them, of images with similarly many pairs, spread evenly from those with
+    the most to those with the fewest. Single images, drawn anywhere, would make batches that no run has, whose rows
+    idle until the image with the most pairs is done.
+    """
     unique, pairs_of = grouped(sample)
-    chosen = np.random.default_rng(seed).choice(len(unique), min(images, len(unique)), replace=False)
+    order = np.argsort([-len(pairs) for pairs in pairs_of], kind="stable")
+    runs = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    count = min(max(1, images // batch_size), len(runs))
+    chosen = np.concatenate([runs[int((i + 0.5) * len(runs) / count)] for i in range(count)])[:images]
     pairs = np.concatenate([pairs_of[i] for i in chosen])
     local = np.repeat(np.arange(len(chosen)), [len(pairs_of[i]) for i in chosen])
-    return pairs // sample.shape[1], local, sample.size / len(unique), unique[chosen]
+    return pairs // sample.shape[1], local, len(pairs) / len(chosen), unique[chosen]
+
+
+def alone(run: Callable[..., Any], *arguments: Any, threads: int = 1) -> float:
+    """MiB that a fresh process needs at most to call a function of a module."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(_peak, run, arguments, threads).result()
+
+
+def _peak(run: Callable[..., Any], arguments: tuple[Any, ...], threads: int) -> float:
+    torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    run(*arguments)
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux ru_maxrss counts what the parent held when it started this process
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / (1 << 10)
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:

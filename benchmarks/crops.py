@@ -8,9 +8,9 @@ zennit-crp is given its list of references and called in the best of the batch s
 batch a call only.
 
 Two cases: *one by one*, the references of a few neurons, no two of which share an image, the worst case for pure_nb;
-and *all*, a slice of "all channels x 100 references": random images with all the pairs they are in, when every channel
-draws its references from --population images. zennit-crp has the same cost per pair in both, it is timed on the first.
-The heatmaps of both sides must agree to 1e-4.
+and *all*, a slice of "all channels x 100 references": batches of images with all the pairs they are in, when every
+channel draws its references from --population images. zennit-crp has the same cost per pair in both, it is timed on the
+first. The heatmaps of both sides must agree to 1e-4.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def compare(source: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         channels = activations(model, dataset.images[:1], [TARGET])[TARGET].shape[1]
     neurons = np.random.default_rng(0).choice(channels, args.neurons, replace=False)
     alone = neurons.repeat(args.references), np.arange(len(dataset))
-    channel, sample, density = draw_references(channels, args.n, args.population, min(args.images, len(dataset)))
+    channel, sample, density = draw_references(
+        channels, args.n, args.population, min(args.images, len(dataset)), args.batch_size
+    )
 
     def ours(channel: NDArray[np.int64], sample: NDArray[np.int64]) -> list[Any]:
         found = views(model, images, channel, sample, target=TARGET, batch_size=args.batch_size)

@@ -13,24 +13,22 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
-import resource
-import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from common import Noise, arguments, composite, interleaved, network, report, start
+from common import Noise, alone, arguments, composite, interleaved, network, report, start
 from crp.attribution import CondAttribution
 from crp.concepts import ChannelConcept
 from crp.visualization import FeatureVisualization
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from pure_nb.data import Images, folder_images
-from pure_nb.references import TopReferences
+from pure_nb.references import References, TopReferences
 from pure_nb.sweep import sweep
 
 LAYER = "layer4"
@@ -49,10 +47,10 @@ class Made(Noise):
         return torch.randn(3, self.size, self.size, generator=torch.Generator().manual_seed(int(sample))), 0
 
 
-def ours(model: nn.Module, images: Images, n: int, batch_size: int) -> None:
+def ours(model: nn.Module, images: Images, n: int, batch_size: int) -> References:
     top = TopReferences(LAYER, n=n)
     sweep(model, images, [top], batch_size=batch_size, progress=False)
-    top.result()
+    return top.result()
 
 
 def bare(model: nn.Module, dataset: Dataset[Any], batch_size: int) -> None:
@@ -61,7 +59,8 @@ def bare(model: nn.Module, dataset: Dataset[Any], batch_size: int) -> None:
             model(images)
 
 
-def peer(model: nn.Module, dataset: Any, batch_size: int) -> None:
+def peer(model: nn.Module, dataset: Any, batch_size: int, n: int = 100) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Images and scores of the references by activation, ``[n, channels]`` each."""
     silent = io.StringIO()  # it prints, and shows progress bars
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -69,16 +68,18 @@ def peer(model: nn.Module, dataset: Any, batch_size: int) -> None:
         contextlib.redirect_stderr(silent),
     ):
         layers = {LAYER: ChannelConcept()}
-        study = FeatureVisualization(CondAttribution(model), dataset, layers, max_target="max", path=folder)
+        study = FeatureVisualization(
+            CondAttribution(model), dataset, layers, max_target="max", abs_norm=False, path=folder
+        )
+        study.RelMax.SAMPLE_SIZE = study.ActMax.SAMPLE_SIZE = n
         study.run(composite(), 0, len(dataset), batch_size=batch_size)
+        sample, score = (np.load(study.ActMax.PATH / f"{LAYER}_{kind}.npy") for kind in ("data", "rel"))
+        return sample, score
 
 
-def peak(source: str, count: int, size: int, n: int, batch_size: int, threads: int) -> float:
-    """MiB that a process needs at most to sweep over ``count`` images."""
-    torch.set_num_threads(threads)
+def alone_over(source: str, count: int, size: int, n: int, batch_size: int) -> None:
+    """The sweep as a fresh process runs it, over images that take no memory."""
     ours(network(source), Images(Made(count, size)), n, batch_size)
-    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def main() -> None:
@@ -96,12 +97,10 @@ def main() -> None:
     args = start(parser)
     rows: list[dict[str, Any]] = []
     if args.memory:
-        fresh = multiprocessing.get_context("spawn")
         for source in args.models:
             for count in (args.images, 4 * args.images, 16 * args.images):
-                with ProcessPoolExecutor(1, mp_context=fresh) as process:
-                    task = process.submit(peak, source, count, args.size, args.n, args.batch_size, args.threads)
-                    rows.append({"model": source, "images": count, "peak MiB": round(task.result())})
+                most = alone(alone_over, source, count, args.size, args.n, args.batch_size, threads=args.threads)
+                rows.append({"model": source, "images": count, "peak MiB": round(most)})
         report(rows, args)
         return
     whole: Any = folder_images(args.folder).dataset if args.folder else Noise(args.images, args.size)
@@ -114,7 +113,7 @@ def main() -> None:
             {
                 "bare": lambda model=model: bare(model, dataset, args.batch_size),
                 "ours": lambda model=model: ours(model, Images(dataset), args.n, args.batch_size),
-                "peer": lambda model=model: peer(model, few, args.batch_size),
+                "peer": lambda model=model: peer(model, few, args.batch_size, args.n),
             },
             args,
         )

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, gaussian_filter
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torchvision.transforms.functional import gaussian_blur
 
 from pure_nb.blocks import by_blocks
 from pure_nb.circuits import Seed, propagate
@@ -173,12 +172,12 @@ def seen(heatmap: Tensor, *, blur: float = BLUR, threshold: float = THRESHOLD) -
     ndarray
         bool ``[..., H, W]``; all of the picture where the heatmap is nowhere positive.
     """
-    kernel = 2 * round((blur * heatmap.shape[-1] - 1) / 2) + 1
-    smooth = heatmap.reshape(-1, 1, *heatmap.shape[-2:])
-    for size in ([kernel, 1], [1, kernel]) if kernel > 1 else ():  # the kernel is separable
-        smooth = gaussian_blur(smooth, size)
-    smooth = smooth.reshape(heatmap.shape)
-    largest = smooth.amax(dim=(-2, -1), keepdim=True)
+    radius = round((blur * heatmap.shape[-1] - 1) / 2)
+    smooth = heatmap.float().numpy()
+    if radius > 0:
+        # torchvision's standard deviation for a kernel of this size; its convolutions of one channel are far slower.
+        smooth = gaussian_filter(smooth, 0.3 * (radius - 1) + 0.8, radius=radius, axes=(-2, -1), mode="mirror")
+    largest = smooth.max(axis=(-2, -1), keepdims=True)
     return np.asarray((smooth > threshold * largest) | (largest <= 0))
 
 
