@@ -144,7 +144,7 @@ class Images:
         target = -1 if self.targets is None else int(self.targets[sample])
         if target < 0:
             return ""
-        return self.classes[target] if self.classes else str(target)
+        return self.classes[target] if target < len(self.classes) else str(target)
 
     @property
     def targets(self) -> NDArray[np.int64] | None:
@@ -278,9 +278,7 @@ def _labels(dataset: Any, names: tuple[str, ...]) -> Labels:
     numbers = getattr(dataset, "class_to_idx", None)
     if not found and isinstance(numbers, Mapping) and sorted(numbers.values()) == list(range(len(numbers))):
         found = [sorted(numbers, key=numbers.__getitem__)]
-    targets, classes = _targets(dataset), tuple(map(str, found[0] if found else ()))
-    enough = targets is None or targets.max(initial=-1) < len(classes)
-    return targets, classes if enough else ()
+    return _targets(dataset), tuple(map(str, found[0] if found else ()))
 
 
 def _joined(parts: list[Labels]) -> Labels:
@@ -288,7 +286,7 @@ def _joined(parts: list[Labels]) -> Labels:
     merged = tuple(dict.fromkeys(name for _, names in parts for name in names))
     found = []
     for targets, names in parts:
-        if targets is None or bool(names) != bool(merged):
+        if targets is None or bool(names) != bool(merged) or (names and targets.max(initial=-1) >= len(names)):
             return None, merged
         place = [merged.index(name) for name in names] or range(targets.max(initial=-1) + 1)
         found.append(np.array([*place, -1])[np.maximum(targets, -1)])  # the last is for classes that are not known

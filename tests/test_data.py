@@ -570,6 +570,8 @@ def test_rows_of_which_some_have_no_labels() -> None:
     numbered.targets = [0, 4]
     assert Images(ConcatDataset([tagged, numbered])).targets is None  # names and numbers can't be matched
     assert [Images(ConcatDataset([numbered, numbered])).label(i) for i in range(4)] == ["0", "4", "0", "4"]
+    few = Tagged("b", [0, 1], ["cat"])
+    assert Images(ConcatDataset([tagged, few])).targets is None
     numbered.targets = [-1, -1]
     assert [Images(ConcatDataset([numbered, numbered])).label(i) for i in range(4)] == [""] * 4
 
@@ -605,7 +607,7 @@ def test_the_fingerprint_tells_parts_apart() -> None:
         ({"_samples": [("a", 1), ("b", 0), ("c", 1)]}, ["1", "0", "1"]),  # GTSRB
         ({"targets": [1, 0, 1], "class_to_idx": {"b": 1, "a": 0}}, ["b", "a", "b"]),  # LFWPeople
         ({"targets": torch.tensor([1, 0, 1])}, ["1", "0", "1"]),
-        ({"targets": [0, 1, 2], "classes": ["a", "b"]}, ["0", "1", "2"]),  # names that are too few are none
+        ({"targets": [0, 1, 2], "classes": ["a", "b"]}, ["a", "b", "2"]),  # the last has no name
         ({"targets": ["a.png", "b.png", "c.png"]}, [""] * 3),  # Kitti
         ({"targets": [0, 1]}, [""] * 3),
         ({"targets": np.zeros((3, 2), dtype=int)}, [""] * 3),
@@ -620,7 +622,7 @@ def test_labels_by_other_names(attributes: dict[str, Any], labels: list[str]) ->
     images = Images(items)
     assert [images.label(i) for i in range(3)] == labels
     if any(labels):
-        assert class_labels(images, len(images.classes) or max(map(int, labels)) + 1)[0].tolist() == (
+        assert class_labels(images, len(images.classes) or int(max(labels)) + 1)[0].tolist() == (
             images.targets.tolist()  # type: ignore[union-attr]
         )
     else:
