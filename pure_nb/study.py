@@ -439,7 +439,7 @@ class Study:
     @cached_property
     def _wordnet(self) -> WordNet:
         """What ships, if it has the classes; else the user's."""
-        return shipped_wordnet() if self.images.synsets else find_wordnet()
+        return shipped_wordnet() if self.images.scenes else find_wordnet()
 
     def split_of(self, channel: int, classes: Sequence[str] | None = None, score: Score = "bounded") -> Split:
         """One channel of the target layer split between classes, or between its virtual neurons.
