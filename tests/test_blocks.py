@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,32 @@ def test_goes_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     found = by_blocks(sample, compute, **how)
     assert len(calls) == 3  # two before the stop, one after
     np.testing.assert_array_equal(found, sample)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_memory_is_that_of_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
+    """However many pairs: the result is in a file."""
+    monkeypatch.setattr(blocks, "BLOCK", 64)
+    store, width = Store(tmp_path), 1024
+    block = 64 * width * 8
+
+    def compute(pairs: NDArray[np.int64], _: object) -> NDArray[np.float64]:
+        return np.repeat(pairs[:, None].astype(np.float64), width, axis=1)
+
+    def peak(count: int) -> int:
+        how = {"batch_size": 64, "name": "test", "store": store.part("parts", {"pairs": count}) if kept else None}
+        tracemalloc.start()
+        store.save_mapped("test", {"pairs": count}, lambda new: by_blocks(np.arange(count), compute, new=new, **how))
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        whole = store.load_mapped("test", {"pairs": count})
+        assert whole is not None
+        np.testing.assert_array_equal(whole[:, 7], np.arange(count))
+        return found
+
+    small, large = peak(640), peak(64 * 60)
+    assert large < small + 2 * block  # what is known of each pair, its image and its place, is some bytes
+    assert large < 8 * block < 60 * block
 
 
 def test_nothing_to_do() -> None:
