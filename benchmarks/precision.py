@@ -6,7 +6,8 @@ The references of ``layer4`` over the images, and the circuits and virtual neuro
 against float32. *References* is the share of the reference images that are the same, *circuits* the median cosine of
 the relevance vectors of the same pairs, *parts* the mean adjusted Rand index of two virtual neurons of the same
 references. *Sweep* and *circuits, time* are times as shares of float32's, in one run on the same images. Rounding is
-the baseline: float32 in batches of another size, which changes the order of sums and nothing else.
+the baseline: float32 in batches of another size, which changes the order of sums and nothing else. A study uses half
+precision for the sweep alone; here circuits are computed in it too, to see what that would do.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch.utils.data import Subset
 from pure_nb.circuits import circuits
 from pure_nb.data import Images, folder_images, glyph_images
 from pure_nb.models import load_model
+from pure_nb.precision import precisely
 from pure_nb.references import TopReferences
 from pure_nb.sweep import sweep
 from pure_nb.virtual import cluster
@@ -60,12 +62,13 @@ def main() -> None:
     exact: dict[str, Any] = {}
     faster = {"float16": {"precision": "float16"}} if args.device != "cpu" else {}  # CPUs emulate it, at a quarter
     for name, settings in (VARIANTS | faster).items():
-        how: dict[str, Any] = {"batch_size": 32, "precision": "float32", "device": args.device, **settings}
+        how: dict[str, Any] = {"batch_size": 32, "device": args.device, **settings}
+        precision = how.pop("precision", "float32")
         layout = torch.channels_last if how.pop("channels_last", False) else torch.contiguous_format
         model.to(device=args.device, memory_format=layout)
         top = TopReferences("layer4", args.n)
         begin = clock()
-        sweep(model, images, [top], progress=False, **how)
+        sweep(model, images, [top], progress=False, precision=precision, **how)
         swept = clock() - begin
         found = top.result()
         if not exact:
@@ -73,7 +76,8 @@ def main() -> None:
             channel = np.broadcast_to(best[:, None], (len(best), found.n))
             exact = {"references": found, "channel": channel, "sample": found.sample[best]}
         begin = clock()
-        vectors = circuits(model, images, exact["channel"], exact["sample"], target="layer4", lower="layer3", **how)
+        with precisely(args.device, precision):  # what a study does not do, for what is seen here
+            vectors = circuits(model, images, exact["channel"], exact["sample"], target="layer4", lower="layer3", **how)
         taken = clock() - begin
         labels = [cluster(own, 2) for own in vectors]
         if "vectors" not in exact:

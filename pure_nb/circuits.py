@@ -25,7 +25,6 @@ from pure_nb.blocks import by_blocks
 from pure_nb.data import Images, readable
 from pure_nb.layers import by_position, channel_axis, cut, get_layer, resting
 from pure_nb.lrp import default_composite, require_fit, require_rules, reusing
-from pure_nb.precision import Precision, precisely
 from pure_nb.references import NonFiniteError, grouped
 from pure_nb.store import New, Store
 
@@ -83,7 +82,6 @@ def propagate(
     batch_size: int = 32,
     device: str = "cpu",
     workers: int = 0,
-    precision: Precision = "float32",
 ) -> Generator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor], None, None]:
     """Relevance of single channels at a lower layer, for many pairs of a channel and an image.
 
@@ -100,8 +98,8 @@ def propagate(
         propagation with :func:`pure_nb.lrp.default_composite`; or a composite of zennit.
     seed
         See :func:`seeded`.
-    batch_size, device, workers, precision
-        As for :func:`pure_nb.sweep.sweep`. The rules of LRP want float32.
+    batch_size, device, workers
+        As for :func:`pure_nb.sweep.sweep`.
 
     Yields
     ------
@@ -124,8 +122,6 @@ def propagate(
     if len(sample) and not 0 <= sample.min() <= sample.max() < len(images):
         raise IndexError(f"image {sample.max()} (lowest {sample.min()}) of {len(images)} images of {images.name!r}")
     composite = None if rule == "gradient" else default_composite(model) if rule == "lrp" else rule
-    if composite is not None and precision != "float32":
-        raise ValueError(f"layer-wise relevance propagation needs float32, got {precision!r}; use rule='gradient'")
     context: Any = reusing(composite).context(model) if composite is not None else nullcontext()
     model.to(device)
     for name in filter(None, (lower, target)):
@@ -142,8 +138,7 @@ def propagate(
         for batch in readable(images, unique[order].tolist(), batch_size=batch_size, workers=workers):
             members = [pairs_of[i] for i in order[start : start + len(batch.samples)]]
             start += len(members)
-            with precisely(device, precision):  # never across a yield, where it would reach the caller
-                leaf, top = cut(model, batch.images.to(device), lower, target)
+            leaf, top = cut(model, batch.images.to(device), lower, target)
             if channel.max() >= top.shape[channel_axis(top)] or channel.min() < 0:
                 raise IndexError(
                     f"channel {channel.max()} (lowest {channel.min()}): layer {target!r} has channels 0 to "
@@ -184,7 +179,6 @@ def circuits(
     batch_size: int = 32,
     device: str = "cpu",
     workers: int = 0,
-    precision: Precision = "float32",
     store: Store | None = None,
     progress: bool = False,
     client: Client | None = None,
@@ -197,7 +191,7 @@ def circuits(
 
     Parameters
     ----------
-    model, images, channel, sample, target, lower, rule, seed, batch_size, device, workers, precision
+    model, images, channel, sample, target, lower, rule, seed, batch_size, device, workers
         As for :func:`propagate`. ``channel`` and ``sample`` may have any one shape, such as the ``[C, n]`` of
         :class:`~pure_nb.references.References`.
     store
@@ -230,7 +224,6 @@ def circuits(
             batch_size=batch_size,
             device=device,
             workers=workers,
-            precision=precision,
         )
         with closing(flows):  # whatever happens here, the model gets its state back at once
             return normalised(_pooled(flows, len(block), done))

@@ -56,8 +56,8 @@ class Parameters:
     p
         A channel is relevant to a class if it is so in at least this part of the class's images.
     precision
-        What the network computes in: ``"float32"``; or ``"bfloat16"`` or ``"float16"``, for the passes over all images
-        and the circuits by gradients, see :mod:`pure_nb.precision`. Heatmaps are always in float32.
+        What the network computes in during the passes over all images: ``"float32"``, ``"bfloat16"`` or ``"float16"``;
+        see :mod:`pure_nb.precision`. Circuits and heatmaps are always in float32.
     """
 
     target: str
@@ -103,8 +103,6 @@ def checked(values: Mapping[str, Any]) -> Parameters:
         value = getattr(found, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise StudyError(f"{name} must be a number from 0 to 1, got {value!r}")
-    if found.rule == "lrp" and found.precision != "float32":
-        raise StudyError(f"rule='lrp' needs precision='float32', got {found.precision!r}")
     if found.n < 2 or found.k < 0:
         raise StudyError(f"n must be at least 2 and k at least 0, got n={found.n}, k={found.k}")
     return found

@@ -1,8 +1,9 @@
 """What a network computes in: float32, or half the bytes for more speed and fewer digits.
 
 Half precision is torch's autocast: convolutions and products of matrices run in it, everything that is summed over
-images or positions afterwards is in float32 or float64. Weights that are themselves of half precision are taken as
-they are. How far the results move is measured in the chapter *When it does not fit*.
+images or positions afterwards is in float32 or float64. It is for the passes over all images, which are most of the
+work where there are many; the circuits of what they find are always in float32, since half the digits are too few to
+take a channel apart by them. The chapter *When it does not fit* shows by how much.
 """
 
 from __future__ import annotations

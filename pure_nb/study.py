@@ -791,7 +791,6 @@ class Study:
             batch_size=self.batch_size,
             device=self.device,
             workers=self.workers,
-            precision=p.precision if p.rule == "gradient" else "float32",
             **how,
         )
 
