@@ -32,9 +32,10 @@ from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from pure_nb.circuits import circuits, normalised
-from pure_nb.data import Images, glyph_images
+from pure_nb.data import Images
 from pure_nb.layers import activations, cut, resting
 from pure_nb.references import TopReferences
+from pure_nb.sources import glyph_images
 from pure_nb.sweep import sweep
 
 TARGET, LOWER = "layer4", "layer3"

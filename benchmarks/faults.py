@@ -48,9 +48,9 @@ from torch.utils.data import Dataset
 
 from pure_nb import blocks, store, sweep
 from pure_nb.cli import EXPECTED
-from pure_nb.data import folder_images
 from pure_nb.loading import load_study
 from pure_nb.models import load_weights
+from pure_nb.sources import folder_images
 from pure_nb.splitting import load_split, save_split
 from pure_nb.study import Study
 

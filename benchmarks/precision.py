@@ -23,10 +23,11 @@ from sklearn.metrics import adjusted_rand_score
 from torch.utils.data import Subset
 
 from pure_nb.circuits import circuits
-from pure_nb.data import Images, folder_images, glyph_images
+from pure_nb.data import Images
 from pure_nb.models import load_model
 from pure_nb.precision import precisely
 from pure_nb.references import TopReferences
+from pure_nb.sources import folder_images, glyph_images
 from pure_nb.sweep import sweep
 from pure_nb.virtual import cluster
 

@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from pure_nb.data import Images, folder_images
+from pure_nb.data import Images
 from pure_nb.references import References, TopReferences
+from pure_nb.sources import folder_images
 from pure_nb.sweep import sweep
 
 LAYER = "layer4"

@@ -5,14 +5,14 @@ Its table ``[images]`` names a ``source``:
 =======================  =============================================================================================
 ``"glyphs"``             the world that ships; ``length``, ``seed``
 ``"folder"``             pictures in the folder ``root``, one subfolder a class or none; see
-                         :func:`pure_nb.data.folder_images`
+                         :func:`pure_nb.sources.folder_images`
 ``"paths"``              pictures that the text file ``root`` lists, one a line
 ``"torchvision:NAME"``   a data set of torchvision in the folder ``root``; the other entries are arguments of its own
 ``"huggingface:NAME"``   a data set of Hugging Face, of which ``split`` and ``config`` are fetched, or which
                          ``save_to_disk`` put in the folder ``root``; ``columns`` chooses among several of its columns
 =======================  =============================================================================================
 
-All but glyphs take ``resize``, ``crop``, ``mean`` and ``std``, as :func:`pure_nb.data.preprocessing`; those of
+All but glyphs take ``resize``, ``crop``, ``mean`` and ``std``, as :func:`pure_nb.sources.preprocessing`; those of
 torchvision need the last two, and keep their size by default. All take ``synsets``, what WordNet calls some classes:
 ``{king = "king.n.10"}``. A path starts from the study's own folder. Nothing is fetched into a folder outside of it that
 the user has not named; what the hub sends goes to Hugging Face's own cache.
@@ -33,8 +33,9 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 
 from pure_nb import models
-from pure_nb.data import ImageError, Images, as_images, folder_images, glyph_images, path_images, preprocessing
+from pure_nb.data import ImageError, Images
 from pure_nb.parameters import StudyError, checked, word
+from pure_nb.sources import as_images, folder_images, glyph_images, path_images, preprocessing
 from pure_nb.store import Store, store_folder
 from pure_nb.study import Study
 

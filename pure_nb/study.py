@@ -31,7 +31,7 @@ from pure_nb import models, truth
 from pure_nb.blocks import by_blocks
 from pure_nb.circuits import circuits
 from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
-from pure_nb.data import EmbedderError, ImageError, Images, Unreadable, as_images, class_labels
+from pure_nb.data import EmbedderError, ImageError, Images, Unreadable, class_labels
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
 from pure_nb.layers import INPUT, LayerError, LayerShape, as_weights, get_layer, nearest_below, require, resting
 from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, StudyError, StudyWarning, checked, word
@@ -44,6 +44,7 @@ from pure_nb.relevance import (
     gamma_polysemantic,
 )
 from pure_nb.render import boxes, cropped
+from pure_nb.sources import as_images
 from pure_nb.splitting import Score, Split, channel_sources, part_activations
 from pure_nb.store import Arrays, New, Store, store_folder
 from pure_nb.sweep import sweep
@@ -160,7 +161,7 @@ class Study:
             Any torch network.
         images
             A data set, tensors ``[N, C, H, W]``, a list of files, a folder, or a data set of Hugging Face: all that
-            :func:`pure_nb.data.as_images` takes. Labels are not needed.
+            :func:`pure_nb.sources.as_images` takes. Labels are not needed.
         target, lower
             Names of the two layers.
         name, store
@@ -278,7 +279,7 @@ class Study:
         channel
             Of the target layer.
         images, samples
-            The new images, as for :func:`pure_nb.data.as_images`, and which of them; all of them by default.
+            The new images, as for :func:`pure_nb.sources.as_images`, and which of them; all of them by default.
 
         Returns
         -------

@@ -15,9 +15,9 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from pure_nb.data import glyph_images
 from pure_nb.models import load_model
 from pure_nb.parameters import Parameters
+from pure_nb.sources import glyph_images
 from pure_nb.store import Store
 from pure_nb.study import Study
 

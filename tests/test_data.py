@@ -26,19 +26,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from pure_nb import data, glyphs
-from pure_nb.data import (
-    ImageError,
-    Images,
-    as_images,
-    batches,
-    class_labels,
-    folder_images,
-    glyph_images,
-    path_images,
-    preprocessing,
-    readable,
-)
+from pure_nb.data import ImageError, Images, batches, class_labels, readable
 from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene
+from pure_nb.sources import as_images, folder_images, glyph_images, path_images, preprocessing
 
 PLAIN = transforms.ToTensor()
 

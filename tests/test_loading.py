@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 from small import Items, noise, picture_folder
 
-from pure_nb.data import ImageError, glyph_images
+from pure_nb.data import ImageError
 from pure_nb.loading import load_study
 from pure_nb.parameters import StudyError
+from pure_nb.sources import glyph_images
 
 TOML = """\
 [model]

@@ -12,9 +12,10 @@ import torch
 from small import Items, noise, picture_folder, plain
 
 from pure_nb import sweep as module
-from pure_nb.data import ImageError, Images, Unreadable, folder_images
+from pure_nb.data import ImageError, Images, Unreadable
 from pure_nb.layers import LayerError
 from pure_nb.references import NonFiniteError, TopReferences
+from pure_nb.sources import folder_images
 from pure_nb.store import Store, StoreWarning
 from pure_nb.sweep import shards, sweep
 
