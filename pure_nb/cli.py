@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import shlex
 import sys
 import warnings
@@ -146,15 +145,19 @@ def _study(given: dict[str, Any]) -> Study:
 def _client(where: str, device: str, threads: int | None) -> Any:
     """A client of a cluster, closed when the program ends."""
     try:
+        from dask.system import CPU_COUNT
+
         from pure_nb import cluster
     except ImportError as problem:
         raise StudyError(f"--cluster needs more packages: pip install 'pure-nb[cluster]' ({problem})") from problem
     client = cluster.connect(where, device=device)
     atexit.register(client.close)
+    typer.echo(f"dashboard: {client.dashboard_link}")
+    client.wait_for_workers(1)
     count = len(client.scheduler_info()["workers"])
     if threads is None and where.startswith("local"):  # so that they do not fight for the cores
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, count)))
-    typer.echo(f"{count} workers of {torch.get_num_threads()} threads; dashboard: {client.dashboard_link}")
+        torch.set_num_threads(max(1, CPU_COUNT // count))
+    typer.echo(f"{count} workers so far, {torch.get_num_threads()} threads each")
     return client
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from multiprocessing import current_process
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, Generic, TypeVar, cast
@@ -195,8 +196,8 @@ class Images:
         """Changes when the images change.
 
         It covers the number of images, the transform, the labels, and sixteen items spread over the data set; of files
-        also each one's name, size and time of change, of a part of a data set which items they are, and of a
-        ``TensorDataset`` all that is in it.
+        also each one's name, size and time of change, of a part of a data set which items they are, of a
+        ``TensorDataset`` all that is in it, and of Hugging Face's data their own fingerprint.
 
         Raises
         ------
@@ -218,16 +219,22 @@ class Images:
                 digest.update(_state(file, getattr(source, "root", None)).encode())
         if isinstance(self.dataset, TensorDataset):
             for tensor in self.dataset.tensors:
-                digest.update(tensor.detach().cpu().numpy().tobytes())
+                digest.update(_bytes(tensor))
+        digest.update(str(getattr(getattr(self.dataset, "rows", None), "_fingerprint", "")).encode())  # Hugging Face's
         spread = np.unique(np.linspace(0, len(self) - 1, 16).astype(int)).tolist()
         for found in _read(self, spread):
-            digest.update(found.reason.encode() if isinstance(found, Unreadable) else found.numpy().tobytes())
+            digest.update(found.reason.encode() if isinstance(found, Unreadable) else _bytes(found))
         return digest.hexdigest()[:16]
 
     @property
     def scenes(self) -> GlyphScenes | None:
         """The glyph scenes behind the images, if that is what they are: then every object is known."""
         return self.dataset if isinstance(self.dataset, GlyphScenes) else None
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """What a tensor is made of, of whatever type and wherever it is."""
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def _behind(dataset: Any, sample: int) -> tuple[Any, int]:
@@ -499,7 +506,8 @@ def batches(
     batch_size
         Images in a batch; the last may have fewer.
     workers
-        Processes that load ahead, two batches each; 0 loads in a thread of this process, one batch ahead.
+        Processes that load ahead, two batches each; 0 loads in a thread of this process, one batch ahead, and so does a
+        process that can't have children.
     patience
         Seconds to wait for the next image, or, with workers, for the next batch.
 
@@ -513,6 +521,8 @@ def batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if workers and current_process().daemon:  # a worker of someone's cluster; there it may have no children
+        workers = 0
     collate = partial(_collate, images, images.example.shape)
     parts = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
     load = partial(_by_workers, workers=workers) if workers else _ahead

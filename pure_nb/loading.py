@@ -37,7 +37,7 @@ from pure_nb.data import ImageError, Images
 from pure_nb.parameters import StudyError, checked, word
 from pure_nb.sources import as_images, folder_images, glyph_images, path_images, preprocessing
 from pure_nb.store import Store, store_folder
-from pure_nb.study import Study
+from pure_nb.study import RUN, Study
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -105,10 +105,11 @@ def load_study(
         raise StudyError(f"{str(path)!r} has an entry that is not known: {problem}") from problem
     name = word(text.get("name", path.stem))
     run = text.get("run", {})
-    try:
-        study = Study(name, model, images, checked(text["parameters"]), Store(store_folder(store) / name), **run)
-    except TypeError as problem:
-        raise StudyError(f"{str(path)!r} has an entry in [run] that is not known: {problem}") from problem
+    if unknown := set(run) - (RUN - {"client"}):
+        raise StudyError(f"{str(path)!r} has an entry in [run] that is not known: {sorted(unknown)[0]!r}")
+    # A device that this process lacks may be one that a cluster has.
+    run |= {option: changes.pop(option) for option in RUN & set(changes)}
+    study = Study(name, model, images, checked(text["parameters"]), Store(store_folder(store) / name), **run)
     return study.using(**changes)
 
 

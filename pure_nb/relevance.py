@@ -142,6 +142,11 @@ def carried(attribution: NDArray[np.float64], share: float = 0.03, mass: float |
     return found & (positive > 0)
 
 
+def _full(values: Tensor) -> Tensor:
+    """Values in float32 at least, to be multiplied and summed."""
+    return values.float() if values.dtype.itemsize < 4 else values
+
+
 def attributed(
     target: Tensor, logits: Tensor, rows: NDArray[np.int64], labels: NDArray[np.int64], *, retain_graph: bool = False
 ) -> NDArray[np.float64]:
@@ -162,7 +167,9 @@ def attributed(
     own = torch.from_numpy(rows).to(logits.device)
     chosen[own, torch.from_numpy(labels).to(logits.device)] = 1
     (flow,) = torch.autograd.grad(logits, target, chosen, retain_graph=retain_graph)
-    found: NDArray[np.float64] = by_position(target.detach() * flow)[own].double().sum(dim=2).cpu().numpy()
+    found: NDArray[np.float64] = (
+        by_position(_full(target.detach()) * _full(flow))[own].double().sum(dim=2).cpu().numpy()
+    )
     return found
 
 
@@ -276,14 +283,14 @@ class ClassRelevance:
     def _pooled(self, lower: Tensor, target: Tensor) -> Tensor:
         """What is summed over a class's images: inputs by kernel weight, or relevance by channel and source."""
         if self.taps is not None:
-            return self.taps.pooled(lower.detach().float() if lower.dtype.itemsize < 4 else lower.detach())
+            return self.taps.pooled(_full(lower.detach()))
         vectors = []
         channels = target.shape[channel_axis(target)]
         for channel in range(channels):
             start = torch.zeros_like(target)
             start.movedim(channel_axis(target), 1)[:, channel] = 1
             (flow,) = torch.autograd.grad(target, lower, start, retain_graph=channel < channels - 1)
-            vectors.append(by_position(lower.detach() * flow).sum(dim=2))
+            vectors.append(by_position(_full(lower.detach()) * _full(flow)).sum(dim=2))
         return torch.stack(vectors, dim=1)
 
     def _add(

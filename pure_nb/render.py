@@ -288,6 +288,8 @@ def boxes(
     """
     shape = np.shape(channel)
     channel, sample = np.ravel(channel), np.ravel(sample)
+    if client is not None:
+        model.to("cpu")  # to the workers it goes without a device
 
     def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.int32]:
         flows = heatmaps(

@@ -61,21 +61,42 @@ def _checksum(path: Path) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a temporary file beside ``path``, then give it its name in one step."""
-    try:
+    """Let ``write`` make a temporary file beside ``path``, then give it its name in one step.
+
+    Raises
+    ------
+    StoreError
+        If that is not possible, say on a full disk. What was at ``path`` before is still there.
+    """
+    with _temporary(path) as temporary, _writing(path):
+        write(temporary)
+        os.replace(temporary, path)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name for a file beside ``path``, which is gone afterwards."""
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise _unwritable(path, problem) from problem
     # A name of our own and no mkstemp, whose files only their owner may read: a web server reads the book's pictures.
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(8)}{path.suffix}")
     try:
-        write(temporary)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as problem:
-        raise _unwritable(path, problem) from problem
+        yield temporary
     finally:
         with suppress(OSError):  # the folder may be gone, or its disk
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What goes wrong in writing a file, in words."""
+    try:
+        yield
+    except (OSError, SafetensorError) as problem:
+        raise StoreError(
+            f"{str(path)!r} can't be written: {problem}. Make room, or name another folder (store=..., --store, --out "
+            "or $PURE_NB_STORE). What was finished before is kept, and the same call goes on from there"
+        ) from problem
 
 
 def _reserve(path: Path) -> None:
@@ -83,13 +104,6 @@ def _reserve(path: Path) -> None:
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
-def _unwritable(path: Path, problem: Exception) -> StoreError:
-    return StoreError(
-        f"{str(path)!r} can't be written: {problem}. Make room, or name another folder (store=..., --store, --out or "
-        "$PURE_NB_STORE). What was finished before is kept, and the same call goes on from there"
-    )
 
 
 @dataclass(frozen=True)
@@ -129,25 +143,23 @@ class Store:
         """
         path = self.path(f".{name}", key, ".lock")
         owner = path.with_suffix(".owner")
-        try:
+        with _writing(path):
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                with suppress(OSError):
-                    warnings.warn(
-                        f"waiting for {owner.read_text(encoding='utf-8') or 'another process'}, which computes "
-                        f"{name!r} in {str(self.folder)!r}. Interrupt to stop waiting; another --store shares nothing",
-                        StoreWarning,
-                        stacklevel=3,
-                    )
+                warnings.warn(
+                    f"waiting for {_read(owner) or 'another process'}, which computes {name!r} in "
+                    f"{str(self.folder)!r}. Interrupt to stop waiting; another --store shares nothing",
+                    StoreWarning,
+                    stacklevel=3,
+                )
                 lock.acquire()
-        except OSError as problem:
-            raise _unwritable(path, problem) from problem
         try:
-            for stale in self.folder.glob(f"{path.stem}-*"):
-                stale.unlink(missing_ok=True)
+            for pattern in (f"{path.stem}-*", f"{path.stem}.*-*"):  # of artifacts, and of their manifests
+                for stale in self.folder.glob(pattern):
+                    stale.unlink(missing_ok=True)
             with suppress(OSError):
                 owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
             yield
@@ -176,19 +188,19 @@ class Store:
         ``fill`` gets a function that makes the array in a file, must call it once, and fills the array.
         """
         path = self.path(name, key, ".npy")
-
-        def write(temporary: Path) -> None:
-            made = []
+        made = []
+        with _temporary(path) as temporary:
 
             def new(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-                made.append(open_memmap(temporary, "w+", np.dtype(dtype), shape))
-                _reserve(temporary)
+                with _writing(path):
+                    made.append(open_memmap(temporary, "w+", np.dtype(dtype), shape))
+                    _reserve(temporary)
                 return made[0]
 
-            fill(new)
-            made[0].flush()
-
-        write_atomically(path, write)
+            fill(new)  # may take hours, and fail in its own ways
+            with _writing(path):
+                made[0].flush()
+                os.replace(temporary, path)
         self._sign(path, key, None)
         return path
 
@@ -268,6 +280,13 @@ class Store:
 def _seal(manifest: Mapping[str, object]) -> str:
     """What stands for all that a manifest says."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> str:
+    """A text, or none where it can't be read."""
+    with suppress(OSError, UnicodeDecodeError):
+        return path.read_text(encoding="utf-8")
+    return ""
 
 
 def _distrust(path: Path, reason: str) -> None:

@@ -11,6 +11,7 @@ the virtual neurons, the table of all neurons. Nothing is computed again unless 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -87,6 +88,15 @@ Concepts = tuple[tuple[str, ...], Images, NDArray[np.int64], NDArray[np.int64], 
 """What a channel is split between: names, images, numbers of those that show a concept, which one, and ARVs."""
 
 
+RUN = {"batch_size", "device", "workers", "skip_unreadable", "channels_last", "progress", "client"}
+"""What a study can be told of how to run."""
+
+
+def _require_device(device: str) -> None:
+    """Raise torch's own error if this process can't use a device."""
+    torch.empty(0, device=device)
+
+
 @dataclass(frozen=True, eq=False)
 class Study:
     """A network, its images, what is asked, and the store of what was found.
@@ -103,7 +113,7 @@ class Study:
         Where results are kept; None keeps them in memory only.
     batch_size, device, workers, skip_unreadable, channels_last, progress
         How to run: none of these is part of what a result depends on, but for the last digits of its numbers.
-        ``channels_last`` lays the network's weights out in memory as many GPUs like them.
+        ``channels_last`` lays the network's own weights out in memory as many GPUs like them, as ``model.to`` would.
     client
         A Dask cluster to run on, from :func:`pure_nb.cluster.connect`; None runs here.
     """
@@ -131,7 +141,10 @@ class Study:
                 f"batch_size must be at least 1 and workers at least 0, got {self.batch_size} and {self.workers}"
             )
         try:
-            torch.empty(0, device=self.device)
+            if self.client is None:
+                _require_device(self.device)
+            else:
+                self.client.run(_require_device, self.device)  # on each worker; this process need not have it
         except (RuntimeError, AssertionError) as problem:  # torch without CUDA asserts
             raise StudyError(
                 f"the device {self.device!r} can't be used here: {str(problem).splitlines()[0]}"
@@ -149,9 +162,7 @@ class Study:
         *,
         name: str = "mine",
         store: Path | str | None = None,
-        device: str = "cpu",
-        batch_size: int = 32,
-        **parameters: Any,
+        **options: Any,
     ) -> Study:
         """A study of your own network and data set.
 
@@ -166,10 +177,8 @@ class Study:
             Names of the two layers.
         name, store
             Results are kept in the folder ``store / name``; by default in the user's cache. Two studies may share both.
-        device, batch_size
-            How to run.
-        parameters
-            Anything else of :class:`Parameters`.
+        options
+            Anything else of :class:`Parameters`, and how to run: ``device="cuda"``, ``batch_size=64``.
 
         Raises
         ------
@@ -177,17 +186,14 @@ class Study:
             If a layer or the images can't be used.
         """
         wrapped = as_images(images, name)
-        study = cls(
-            name,
-            model,
-            wrapped,
-            checked({"target": target, "lower": lower, **parameters}),
-            Store(store_folder(store) / word(name)),
-            batch_size,
-            device,
-        )
+        run = {option: options.pop(option) for option in RUN & set(options)}
+        parameters = checked({"target": target, "lower": lower, **options})
+        study = cls(name, model, wrapped, parameters, Store(store_folder(store) / word(name)), **run)
         study.shapes  # noqa: B018  the layers are checked here, not after hours
         return study
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "client": None}  # which belongs to the process that made it
 
     def using(self, **changes: Any) -> Study:
         """The same study with other parameters, or run otherwise: ``study.using(rule="lrp", device="cuda")``."""
@@ -198,8 +204,13 @@ class Study:
     def shapes(self) -> tuple[LayerShape, LayerShape]:
         """How the target and the lower layer look; raises if they can't be studied together."""
         example = self.images.example[None]
-        self.model.to(self.device)
-        return require(self.model, example.to(self.device), self.parameters.target, self.parameters.lower)
+        self.model.to(self._here)
+        return require(self.model, example.to(self._here), self.parameters.target, self.parameters.lower)
+
+    @property
+    def _here(self) -> str:
+        """Where this process runs the network itself, for a look at it."""
+        return self.device if self.client is None else "cpu"
 
     @cached_property
     def _swept(self) -> tuple[References, list[Unreadable]]:
@@ -319,8 +330,8 @@ class Study:
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """The true class of each labelled image, an index into the network's outputs; and all their names."""
         with resting(self.model), torch.no_grad():
-            example = self.labelled.example[None].to(self.device)
-            logits = self.model.to(self.device)(as_weights(self.model, example))
+            example = self.labelled.example[None].to(self._here)
+            logits = self.model.to(self._here)(as_weights(self.model, example))
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
             raise StudyError(
                 "classes need a network that puts out one tensor [images, classes]; "
@@ -366,7 +377,8 @@ class Study:
             if together:
                 self.__dict__["_swept"] = top.result(), skipped
                 if self.store:
-                    self.store.save_arrays("references", self._references_key(), top.state(), note)
+                    with self.store.claimed("references", self._references_key()):
+                        self.store.save_arrays("references", self._references_key(), top.state(), note)
             return own.state(), note
 
         # What is kept of an unfinished pass is of no use to a pass that looks for other references, or for none.
@@ -809,7 +821,7 @@ class Study:
         """
         if self.store is None:
             return compute(None)
-        store, parts = self.store, self.store.part(step, parts_key or key)
+        store, parts = self.store, self._parts(step, parts_key or key)
 
         def keep() -> tuple[Arrays, Any]:
             arrays, note = compute(parts)
@@ -827,7 +839,7 @@ class Study:
         """
         if self.store is None:
             return compute(None, np.empty)
-        store, parts = self.store, self.store.part(step, key)
+        store, parts = self.store, self._parts(step, key)
 
         def keep() -> NDArray[Any]:
             store.save_mapped(step, key, lambda new: compute(parts, new))
@@ -841,14 +853,20 @@ class Study:
         """What can be loaded; or else computed and kept, by one process at a time, and its parts cleared."""
         assert self.store is not None
         saved = load()
-        if saved is not None:
+        if saved is not None and not parts.folder.parent.exists():
             return saved
         with self.store.claimed(step, key):
-            saved = load()  # another process may have been at it
+            saved = load()  # another process may have been at it, or was killed before it cleared the parts
             if saved is None:
                 saved = keep()
-            parts.clear()
+            Store(parts.folder.parent).clear()  # and with them those that were made under other settings
         return saved
+
+    def _parts(self, step: str, key: dict[str, object]) -> Store:
+        """Where the parts of a step are kept, apart for all on which their last digits may depend."""
+        assert self.store is not None
+        how = {"device": self.device, "threads": torch.get_num_threads(), "channels_last": self.channels_last}
+        return self.store.part(step, key).part("run", how)
 
     def kept_table(
         self, name: str, key: dict[str, object], compute: Callable[[Store | None], pd.DataFrame]
@@ -856,7 +874,7 @@ class Study:
         """A table: from the store, or computed now and kept there. ``compute`` gets a store as in :meth:`_kept`."""
         if self.store is None:
             return compute(None)
-        store, parts = self.store, self.store.part(name, key)
+        store, parts = self.store, self._parts(name, key)
 
         def load() -> pd.DataFrame | None:
             saved = store.load_table(name, key)
@@ -897,10 +915,12 @@ class Study:
 
     def _key(self, step: str, *parameters: str) -> dict[str, object]:
         """What a result depends on."""
-        chosen = {name: getattr(self.parameters, name) for name in parameters}
-        return {
-            "step": step,
-            "format": FORMAT[step],
-            **self.identity,
-            **chosen,
-        }
+        found: dict[str, object] = {name: getattr(self.parameters, name) for name in parameters}
+        if "n" in parameters and step != "references":
+            found["references"] = self._ranked
+        return {"step": step, "format": FORMAT[step], **self.identity, **found}
+
+    @cached_property
+    def _ranked(self) -> str:
+        """Stands for the references: what is said of them is in their order, which the last digit may decide."""
+        return hashlib.sha256(self.references.sample.tobytes()).hexdigest()[:16]

@@ -4,13 +4,14 @@ Whatever needs all the images is an *accumulator*: it takes in batches, it can b
 kind, and in the end it has a result. A pass is cut into shards (:func:`shards`), each of which is computed by a pure
 function (:func:`shard_part`), and the parts are merged along one fixed binary tree. Batches, shards and tree depend
 on the number of images and the size of a batch alone, whoever computes: so a pass may be stopped and resumed, and run
-in one process or by any number of them (:mod:`pure_nb.cluster`) in any order, and the result is the same to the bit.
+in one process or by any number of them (:mod:`pure_nb.cluster`) in any order, and the result is the same to the bit,
+as long as the arithmetic is: the same kind of processor, and as many threads of torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -124,9 +125,25 @@ def halved(cut: Sequence[range]) -> tuple[Sequence[range], Sequence[range]]:
     return cut[:half], cut[half:]
 
 
+def branches(cut: Sequence[range], most: int) -> list[Sequence[range]]:
+    """The branches of the tree that have no more than ``most`` shards each, but are as large as that allows."""
+    return [cut] if len(cut) <= most else [branch for half in halved(cut) for branch in branches(half, most)]
+
+
 def span(cut: Sequence[range]) -> range:
     """All images of some neighbouring shards."""
     return range(cut[0].start, cut[-1].stop)
+
+
+@contextmanager
+def threaded(count: int) -> Iterator[None]:
+    """Within it, torch computes in so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_shard(
@@ -188,18 +205,13 @@ def shard_part(job: Job, samples: range, done: Callable[[int], object] = lambda 
         workers=job.workers,
         precision=job.precision,
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(job.threads)
-    try:
-        with closing(events):  # whatever happens here, the model gets its state back at once
-            for event in events:
-                if isinstance(event, Unreadable):
-                    if not job.skip_unreadable:
-                        raise event.error()
-                    lost.append(event)
-                done(1 if isinstance(event, Unreadable) else event)
-    finally:
-        torch.set_num_threads(threads)
+    with threaded(job.threads), closing(events):  # whatever happens here, the model gets its state back at once
+        for event in events:
+            if isinstance(event, Unreadable):
+                if not job.skip_unreadable:
+                    raise event.error()
+                lost.append(event)
+            done(1 if isinstance(event, Unreadable) else event)
     return Part.of(fresh, lost)
 
 
@@ -211,27 +223,58 @@ def merged(job: Job, first: Part, second: Part) -> Part:
     return Part.of(own, first.lost + second.lost)
 
 
+def stored_part(job: Job, cut: Sequence[range], store: Store | None) -> Part | None:
+    """The part for some shards out of a store; None where it is not."""
+    saved = store.load_arrays("shard", job.key(span(cut))) if store else None
+    if saved is None:
+        return None
+    lost = [Unreadable(*entry) for entry in saved[1]]
+    if lost and not job.skip_unreadable:
+        raise lost[0].error()
+    return Part(saved[0], lost)
+
+
+def save_part(job: Job, cut: Sequence[range], store: Store, part: Part) -> None:
+    """Keep the part for some shards, in place of all that it was merged from."""
+    note = [[u.sample, u.path, u.reason] for u in part.lost]
+    store.save_arrays("shard", job.key(span(cut)), part.arrays, note)
+    _forget(job, cut, store)
+
+
+def _forget(job: Job, cut: Sequence[range], store: Store) -> None:
+    for half in halved(cut) if len(cut) > 1 else ():
+        store.remove("shard", job.key(span(half)))
+        _forget(job, half, store)
+
+
 def kept_part(
-    job: Job, cut: Sequence[range], store: Store | None = None, done: Callable[[int], object] = lambda images: None
+    job: Job,
+    cut: Sequence[range],
+    store: Store | None = None,
+    done: Callable[[int], object] = lambda images: None,
+    *,
+    known: Mapping[range, Part] | None = None,
 ) -> Part:
-    """The part for some shards: out of the store, or computed and kept there in place of what it was merged from."""
-    samples = span(cut)
-    saved = store.load_arrays("shard", job.key(samples)) if store else None
-    if saved is not None:
-        lost = [Unreadable(*entry) for entry in saved[1]]
-        if lost and not job.skip_unreadable:
-            raise lost[0].error()
-        done(len(samples))
-        return Part(saved[0], lost)
+    """The part for some shards: known, or out of the store, or computed and kept there.
+
+    With a store there are never more than two parts in memory, however many shards; without one, one more for each
+    level of the tree.
+    """
+    part = (known or {}).get(span(cut)) or stored_part(job, cut, store)
+    if part is not None:
+        done(len(span(cut)))
+        return part
     if len(cut) == 1:
-        part = shard_part(job, samples, done)
+        part = shard_part(job, span(cut), done)
     else:
-        part = merged(job, *(kept_part(job, half, store, done) for half in halved(cut)))
+        first, second = halved(cut)
+        earlier: Part | None = kept_part(job, first, store, done, known=known)
+        if store:
+            earlier = None  # it is on the disk, and would only wait in memory
+        later = kept_part(job, second, store, done, known=known)
+        part = merged(job, earlier or kept_part(job, first, store), later)
     if store:
-        note = [[u.sample, u.path, u.reason] for u in part.lost]
-        store.save_arrays("shard", job.key(samples), part.arrays, note)
-        for half in halved(cut) if len(cut) > 1 else ():
-            store.remove("shard", job.key(span(half)))
+        save_part(job, cut, store, part)
     return part
 
 
@@ -283,7 +326,9 @@ def sweep(
     LayerError, NonFiniteError
         From the layers and the accumulators.
     """
-    job = Job(model.to(device), images, accumulators, batch_size, device, workers, skip_unreadable, precision)
+    # To a cluster it goes without a device: this process need not have one.
+    model.to("cpu" if client else device)
+    job = Job(model, images, accumulators, batch_size, device, workers, skip_unreadable, precision)
     cut = shards(len(images), batch_size)
     with tqdm(total=len(images), desc="sweep", unit="img", disable=not progress) as bar:
         if client is None:

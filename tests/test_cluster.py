@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import signal
 import stat
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from small import Items, noise, plain
@@ -75,6 +78,11 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def accumulators() -> list[Any]:
     own = ClassRelevance("4", "2", LABELS, 4, replicates=5)
     return [TopReferences("4", 5), own]
+
+
+def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the store's folder one that workers do not see."""
+    monkeypatch.setattr(cluster, "_seen", lambda client, store: nullcontext(None))
 
 
 def job(images: Any = None, **how: Any) -> Job:
@@ -175,7 +183,7 @@ def test_the_workers_keep_what_is_finished(tmp_path: Path, client: Any) -> None:
 def test_a_killed_worker(tmp_path: Path, seen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, marker = swept(), tmp_path / "killed"
     if not seen:
-        monkeypatch.setattr(cluster, "_visible", lambda client, token: False)
+        hidden(monkeypatch)
     with cluster.connect("local:2") as client:
         assert swept(Deadly(noise(COUNT), 33, marker), store=Store(tmp_path / "store"), client=client) == expected
     assert marker.exists()
@@ -192,13 +200,14 @@ def test_workers_that_always_die(tmp_path: Path) -> None:
         cluster.connect("local:1") as client,
         pytest.raises(ClusterError, match=r"gave up .*Workers that die again and again.*What is finished is kept"),
     ):
-        swept(Cursed(noise(COUNT), 33, tmp_path / "killed"), client=client)
+        swept(Cursed(noise(COUNT), 33, tmp_path / "killed"), client=client, store=Store(tmp_path / "store"))
+    assert Store(tmp_path / "store").manifests()
 
 
 @pytest.mark.parametrize("seen", [True, False])
 def test_circuits(tmp_path: Path, client: Any, seen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not seen:
-        monkeypatch.setattr(cluster, "_visible", lambda client, token: False)
+        hidden(monkeypatch)
     images = Images(Items(noise(20)))
     channel, sample = np.arange(60) % 6, np.random.default_rng(0).integers(20, size=60)
     how: dict[str, Any] = {"target": "4", "lower": "2", "batch_size": 4}
@@ -248,11 +257,75 @@ def test_a_network_in_a_users_file(tmp_path: Path, client: Any) -> None:
     assert found[0] == found[1]
 
 
-def test_one_worker_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mine", [None, "3,5"])
+def test_one_worker_a_gpu(monkeypatch: pytest.MonkeyPatch, mine: str | None) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if mine:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mine)
     with cluster.connect("local", device="cuda") as client:
         client.wait_for_workers(2, timeout=60)
-        assert sorted(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == ["0", "1"]
+        assert sorted(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == (mine or "0,1").split(",")
+
+
+def test_closing_a_client_ends_its_cluster() -> None:
+    client = cluster.connect("local:1")
+    (worker,) = client.run(os.getpid).values()
+    client.close()
+    for _ in range(100):
+        if not psutil.pid_exists(worker):
+            break
+        time.sleep(0.1)
+    assert not psutil.pid_exists(worker)
+
+
+def test_workers_with_children_that_load(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask's workers are daemons by default, and those of another's cluster may be: they load in a thread."""
+    monkeypatch.setattr(sweep, "shards", partial(shards, size=40))
+    assert swept(client=client, workers=1) == swept()
+
+
+def test_errors_are_not_tried_again(tmp_path: Path, client: Any) -> None:
+    class Counted(Items):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            if index == 5:
+                with (tmp_path / "tries").open("a") as file:
+                    file.write("x")
+            return super().__getitem__(index)
+
+    with pytest.raises(ImageError, match=r"image 5 .*gone"):
+        swept(Counted(noise(COUNT), {5: OSError("gone")}), client=client)
+    assert (tmp_path / "tries").read_text() == "x"
+
+
+def test_what_is_kept_is_used_there(tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the workers do not see the folder: what reached the client is not computed again."""
+    hidden(monkeypatch)
+    images = Images(Items(noise(20)))
+    channel, sample = np.arange(60) % 6, np.random.default_rng(0).integers(20, size=60)
+    how: dict[str, Any] = {"target": "4", "lower": "2", "batch_size": 4, "client": client, "store": Store(tmp_path)}
+    found = circuits(plain(), images, channel, sample, **how)
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(cluster, "_block", fail)
+    assert circuits(plain(), images, channel, sample, **how).tobytes() == found.tobytes()
+
+
+def test_one_file_of_many_shards(tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "BRANCH", 4)
+    store = Store(tmp_path)
+    assert swept(client=client, store=store) == swept()
+    assert [manifest["key"]["images"] for manifest in store.manifests()] == [[0, COUNT]]
+    assert len(list(tmp_path.glob("shard-*.safetensors"))) == 1
+
+
+def test_a_study_with_a_client_can_be_sent(tmp_path: Path, client: Any) -> None:
+    study = Study.of(plain(), Items(noise(COUNT)), "4", "2", n=6, store=tmp_path, client=client, batch_size=4)
+    again = pickle.loads(pickle.dumps(study))
+    assert again.client is None
+    assert again.parameters == study.parameters
 
 
 def test_no_such_cluster() -> None:
@@ -291,5 +364,4 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         client.wait_for_workers(1, timeout=60)
         images = TensorDataset(noise(COUNT))  # jobs can import what is installed, and the tests are not
         assert swept(images, client=client) == swept(images)
-        client.cluster.close()
     assert len(jobs.read_text().split()) == 1
