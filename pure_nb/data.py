@@ -234,7 +234,7 @@ class Images:
 
 def _bytes(tensor: Tensor) -> memoryview:
     """What a tensor is made of, of whatever type and wherever it is."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _behind(dataset: Any, sample: int) -> tuple[Any, int]:

@@ -1,6 +1,7 @@
 """Which networks can be studied, and how: each is run, and the table in ``benchmarks/results`` says what was found.
 
-Columns of the table: "yes" stands for numbers that are those of plain hooks and autograd; pictures show where the
+Columns of the table: "yes" stands for numbers that are those of plain hooks and autograd, but of LRP it says that every
+operation has a rule and it runs (the numbers are compared with zennit-crp in ``test_lrp.py``); pictures show where the
 neuron looks by relevance, by the activation map, or not at all (whole); "no" is followed by the reason in short.
 
 ``PURE_NB_WRITE=1 pytest tests/test_networks.py`` writes the table anew.
