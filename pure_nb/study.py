@@ -213,8 +213,8 @@ class Study:
         return self.device if self.client is None else "cpu"
 
     @cached_property
-    def _swept(self) -> tuple[References, list[Unreadable]]:
-        """The reference images, and the images that could not be read."""
+    def _found(self) -> tuple[References, list[list[Any]]]:
+        """The reference images, and a note of the images that could not be read."""
         p = self.parameters
 
         def compute(shards: Store | None) -> tuple[Arrays, list[list[Any]]]:
@@ -224,7 +224,13 @@ class Study:
             return top.state(), [[u.sample, u.path, u.reason] for u in skipped]
 
         arrays, note = self._kept("references", self._references_key(), compute)
-        return TopReferences(p.target, p.n, p.by).restored(arrays).result(), self._accepted(note)
+        return TopReferences(p.target, p.n, p.by).restored(arrays).result(), note
+
+    @cached_property
+    def _swept(self) -> tuple[References, list[Unreadable]]:
+        """The reference images, and the images that could not be read, if that is all right with the user."""
+        references, note = self._found
+        return references, self._accepted(note)
 
     def _accepted(self, note: list[list[Any]]) -> list[Unreadable]:
         """What was left out of stored results, if that is all right with the user."""
@@ -278,7 +284,7 @@ class Study:
 
     def _is_there(self, step: str, key: Mapping[str, object]) -> bool:
         """Whether a step was computed before."""
-        computed = {"references": "_swept"}.get(step, step) in self.__dict__
+        computed = {"references": "_found"}.get(step, step) in self.__dict__
         suffix = ".npy" if step == "circuits" else ".safetensors"
         return computed or (self.store is not None and self.store.path(step, key, suffix).exists())
 
@@ -375,7 +381,7 @@ class Study:
             skipped = self._sweep([own, top] if together else [own], self.labelled, shards)
             note = [[u.sample, u.path, u.reason] for u in skipped]
             if together:
-                self.__dict__["_swept"] = top.result(), skipped
+                self.__dict__["_found"] = top.result(), note
                 if self.store:
                     with self.store.claimed("references", self._references_key()):
                         self.store.save_arrays("references", self._references_key(), top.state(), note)
@@ -923,4 +929,4 @@ class Study:
     @cached_property
     def _ranked(self) -> str:
         """Stands for the references: what is said of them is in their order, which the last digit may decide."""
-        return hashlib.sha256(self.references.sample.tobytes()).hexdigest()[:16]
+        return hashlib.sha256(self._found[0].sample.tobytes()).hexdigest()[:16]

@@ -318,7 +318,7 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
     world = world_of(tmp_path)
     image = int(world.study.references.sample[0, 0])
     study = replace(world.study, images=Images(Items(noise(30), {image: OSError("gone")})))
-    study.__dict__["_swept"] = world.study.references, []
+    study.__dict__["_swept"] = study.__dict__["_found"] = world.study.references, []
     with pytest.raises(ImageError, match=f"image {image} .*gone"):
         true_owners(replace(world, study=study))
 
@@ -387,7 +387,7 @@ def test_a_dead_neuron_is_no_null(glyph_study: Study) -> None:
     study = glyph_study.using()
     score = study.references.score.copy()
     score[3] = 0
-    study.__dict__["_swept"] = replace(study.references, score=score), []
+    study.__dict__["_swept"] = study.__dict__["_found"] = replace(study.references, score=score), []
     table = run(objects_world(study), [Contestant("random", random_parts)], choose=False)
     assert not table["null"][3]
 

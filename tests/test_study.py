@@ -154,7 +154,7 @@ def test_the_same_bytes_twice(tmp_path: Path) -> None:
     files = []
     for folder in ("one", "two"):
         mine(tmp_path / folder).neurons  # noqa: B018
-        files.append({path.name: path.read_bytes() for path in (tmp_path / folder / "store" / "mine").iterdir()})
+        files.append({path.name: path.read_bytes() for path in (tmp_path / folder / "store" / "mine").glob("[!.]*")})
     assert files[0] == files[1]
     assert len(files[0]) == 8
 
@@ -312,7 +312,7 @@ def test_circuits_of_one_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         sample = type("Sample", (np.ndarray,), {"size": 10_000})
 
     large = references.sample.view(Large.sample)
-    big.__dict__["_swept"] = (replace(references, sample=large), [])
+    big.__dict__["_swept"] = big.__dict__["_found"] = (replace(references, sample=large), [])
     np.testing.assert_allclose(np.asarray(big.circuits_of(3)), whole[3], atol=1e-5)
     assert "circuits" not in big.__dict__
 
