@@ -274,7 +274,7 @@ def damaged(count: int, scratch: Path, chance: random.Random) -> Outcomes:
                 same = results(folder) == expected
             warned = any(issubclass(entry.category, store.StoreWarning) for entry in told)
             good = same and (warned or not changed or kind == "lost") and not mark.exists()
-            outcomes["damaged", "computed again" if good else "WRONG"] += 1
+            outcomes["damaged", "same results" if good else "WRONG"] += 1
         except TimeoutError:
             good = False
             outcomes["damaged", "hang"] += 1
@@ -382,7 +382,7 @@ def malformed(count: int, scratch: Path, chance: random.Random) -> Outcomes:
     return outcomes
 
 
-GOOD = ("trials", "read", "refused with a message", "computed again", "finished with the same bytes")
+GOOD = ("trials", "read", "refused with a message", "same results", "finished with the same bytes")
 
 
 def main() -> None:
