@@ -9,8 +9,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q --no-compile 
 STAMP := .venv/.installed
 BOOKFLAGS ?= $(if $(filter-out 0,$(STRICT)),-W --keep-going)
 PYTESTFLAGS ?=
-EXPLORERS := _build/extra/explorers
+EXTRA := _build/extra
 CHAPTERS = $(shell grep -l '^```{code-cell}' book/*.md)
+ATLAS := --out $(EXTRA)/neurons --method circuits --method "circuits by LRP" --method activations --embedder mini-clip \
+	--home ../book/index.html
 CONVOLUTION := --target layer4.0.conv2 --lower input:layer4.0.conv2
 
 # Compiled once instead of by each of a dozen processes, which takes 10 s every time.
@@ -36,20 +38,22 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Chapters are cached once run. The cache knows the chapters but not the package: forget it when the package changed.
 # First what several chapters need is computed (a failure shows in them), then the chapters run side by side, and the
-# book is made of the results; a chapter that failed runs again there, with its error shown.
-book: export PURE_NB_BOOK := $(CURDIR)/$(EXPLORERS)
+# book is made of the results; a chapter that failed runs again there, with its error shown. Beside the chapters the
+# neurons' own pages are written, from which the chapters' explorers take what they show.
+book: export PURE_NB_BOOK := $(CURDIR)/$(EXTRA)
 book: export PURE_NB_STORE := $(CURDIR)/_build/store
 book: export TQDM_DISABLE := 1
 book: export PYDEVD_DISABLE_FILE_VALIDATION := 1
 book: $(STAMP)  ## build the book; prints where it is
 	@sum=$$(find pure_nb constraints.txt -type f ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 cksum | cksum); \
 	if [ "$$sum" != "$$(cat _build/package.sum 2>/dev/null)" ]; then \
-		rm -rf _build/.jupyter_cache _build/.doctrees _build/html _build/store $(EXPLORERS); \
+		rm -rf _build/.jupyter_cache _build/.doctrees _build/html _build/store $(EXTRA); \
 		mkdir -p _build && echo "$$sum" > _build/package.sum; \
 		$(BIN)/pure-nb run glyphs & $(BIN)/pure-nb arv glyphs $(CONVOLUTION) > /dev/null; wait; \
-	fi; mkdir -p $(EXPLORERS)
+	fi; mkdir -p $(EXTRA)
 	@echo y | $(BIN)/jcache notebook -p _build/.jupyter_cache add -r myst_nb_md $(CHAPTERS) > /dev/null
-	@OMP_NUM_THREADS=1 $(BIN)/jcache project -p _build/.jupyter_cache execute -e local-parallel -t 1800
+	@export OMP_NUM_THREADS=1; $(BIN)/pure-nb atlas glyphs $(ATLAS) > /dev/null & atlas=$$!; \
+	$(BIN)/jcache project -p _build/.jupyter_cache execute -e local-parallel -t 1800; wait $$atlas
 	$(BIN)/jupyter-book build . $(BOOKFLAGS)
 	@echo "The book: $(CURDIR)/_build/html/index.html"
 
