@@ -1,6 +1,7 @@
 # make book    build the book into _build/html (creates .venv, runs the chapters)
 # make test    check style and types, build the book, run all tests
 # Variables: PYTHON=python3.12  STRICT=1 (warnings of the book are errors)  BOOKFLAGS=...  PYTESTFLAGS=...
+#            STUDY=path/to/study.toml (the book on that study, in _build/editions)
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
@@ -9,8 +10,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q --no-compile 
 STAMP := .venv/.installed
 BOOKFLAGS ?= $(if $(filter-out 0,$(STRICT)),-W --keep-going)
 PYTESTFLAGS ?=
-EXPLORERS := _build/extra/explorers
-CHAPTERS = $(shell grep -l '^```{code-cell}' book/*.md)
+EDITION := $(if $(STUDY),_build/editions/$(basename $(notdir $(STUDY)))/)
+BUILD := $(EDITION)_build
+EXPLORERS := $(BUILD)/extra/explorers
+CHAPTERS = $(shell grep -l '^```{code-cell}' $(EDITION)book/*.md)
 CONVOLUTION := --target layer4.0.conv2 --lower input:layer4.0.conv2
 
 # Compiled once instead of by each of a dozen processes, which takes 10 s every time.
@@ -38,20 +41,27 @@ $(STAMP): pyproject.toml constraints.txt
 # First what several chapters need is computed (a failure shows in them), then the chapters run side by side, and the
 # book is made of the results; a chapter that failed runs again there, with its error shown.
 book: export PURE_NB_BOOK := $(CURDIR)/$(EXPLORERS)
-book: export PURE_NB_STORE := $(CURDIR)/_build/store
+book: export PURE_NB_STORE := $(if $(STUDY),$(abspath $(PURE_NB_STORE)),$(CURDIR)/$(BUILD)/store)
 book: export TQDM_DISABLE := 1
 book: export PYDEVD_DISABLE_FILE_VALIDATION := 1
-book: $(STAMP)  ## build the book; prints where it is
+book: $(STAMP) $(EDITION)  ## build the book; prints where it is
 	@sum=$$(find pure_nb constraints.txt -type f ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 cksum | cksum); \
-	if [ "$$sum" != "$$(cat _build/package.sum 2>/dev/null)" ]; then \
-		rm -rf _build/.jupyter_cache _build/.doctrees _build/html _build/store $(EXPLORERS); \
-		mkdir -p _build && echo "$$sum" > _build/package.sum; \
-		$(BIN)/pure-nb run glyphs & $(BIN)/pure-nb arv glyphs $(CONVOLUTION) > /dev/null; wait; \
+	if [ "$$sum" != "$$(cat $(BUILD)/package.sum 2>/dev/null)" ]; then \
+		rm -rf $(BUILD)/.jupyter_cache $(BUILD)/.doctrees $(BUILD)/html $(BUILD)/store $(EXPLORERS); \
+		mkdir -p $(BUILD) && echo "$$sum" > $(BUILD)/package.sum; \
+		$(if $(STUDY),,$(BIN)/pure-nb run glyphs & $(BIN)/pure-nb arv glyphs $(CONVOLUTION) > /dev/null; wait;) \
 	fi; mkdir -p $(EXPLORERS)
-	@echo y | $(BIN)/jcache notebook -p _build/.jupyter_cache add -r myst_nb_md $(CHAPTERS) > /dev/null
-	@OMP_NUM_THREADS=1 $(BIN)/jcache project -p _build/.jupyter_cache execute -e local-parallel -t 1800
-	$(BIN)/jupyter-book build . $(BOOKFLAGS)
-	@echo "The book: $(CURDIR)/_build/html/index.html"
+	@echo y | $(BIN)/jcache notebook -p $(BUILD)/.jupyter_cache add -r myst_nb_md $(CHAPTERS) > /dev/null
+	@OMP_NUM_THREADS=1 $(BIN)/jcache project -p $(BUILD)/.jupyter_cache execute -e local-parallel -t 1800
+	$(BIN)/jupyter-book build ./$(EDITION) $(BOOKFLAGS)
+	@echo "The book: $(CURDIR)/$(BUILD)/html/index.html"
+
+# The study's own results go where pure-nb run keeps them, and are found there.
+ifdef STUDY
+.PHONY: $(EDITION)
+$(EDITION): $(STAMP)
+	TQDM_DISABLE= $(BIN)/python tools/edition.py "$(STUDY)" $@
+endif
 
 lab: $(STAMP)  ## open the chapters in JupyterLab
 	$(PIP) -e ".[lab]"
