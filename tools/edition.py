@@ -241,7 +241,7 @@ def _code(code: str, edition: Edition, layered: bool) -> str:
         code = re.sub(r'^layer = "[\w.]+"$', f'layer = "{edition.layer}"', code, flags=re.M)
     shared = "study.pairs.dropna().iloc[0]" if not edition.lacks["splits"] else "study.pairs.iloc[0]"
     one = f'int({shared}["channel"])' if layered else "study.most_polysemantic(1)[0]"
-    code = re.sub(r"^channel = \d+$", f"channel = {one}", code, flags=re.M)
+    code = re.sub(r"^channel = \d+( *#.*)?$", f"channel = {one}", code, flags=re.M)
     code = re.sub(
         r"^channels = \[([\d, ]+)\]$",
         lambda match: f"channels = study.most_polysemantic({match[1].count(',') + 1})",
@@ -331,6 +331,7 @@ def _without_references(text: str, lost: Iterable[str]) -> str:
 def configured(config: str, name: str) -> str:
     """The book's configuration: its title, and that a chapter that fails does not take the others with it."""
     config = re.sub(r"^title: (.*)$", rf"title: '\1: edition {name}'", config, flags=re.M)
+    config = re.sub(r"^( *(?:baseurl|ogp_site_url): ).*$", r'\1""', config, flags=re.M)  # it is published nowhere
     return re.sub(r"^( *raise_on_error: )true\b", r"\1false", config, flags=re.M)
 
 
