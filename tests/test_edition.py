@@ -307,6 +307,7 @@ def test_an_edition_is_written_and_an_old_build_forgotten(tmp_path: Path, monkey
     assert yaml.safe_load((folder / "_config.yml").read_text())["title"].endswith(": edition small")
     assert (folder / "_toc.yml").read_text() == (ROOT / "_toc.yml").read_text()
     assert {p.name for p in (folder / "book").iterdir()} == {p.name for p in (ROOT / "book").iterdir()}
+    assert (folder / "_build" / "extra" / "neurons" / "index.html").is_file()
     assert f'load_study("{path}"' in (folder / "book" / "references.md").read_text()
     built = folder / "_build" / "html"
     built.mkdir(parents=True)

@@ -27,7 +27,7 @@ from myst_parser.config.main import MdParserConfig
 from myst_parser.parsers.mdit import create_md_parser
 from torch import nn
 
-from pure_nb import load_study, shipped_studies
+from pure_nb import atlas, load_study, shipped_studies
 from pure_nb.circuits import circuits
 from pure_nb.data import ImageError
 from pure_nb.glyphnet import GlyphNet
@@ -339,9 +339,9 @@ def write(edition: Edition, folder: Path, book: Path = ROOT) -> None:
     """The source of an edition, over that of an earlier one."""
     chapters = {path.name: path.read_text(encoding="utf-8") for path in sorted((book / "book").glob("*.md"))}
     found = rewritten(chapters, edition)  # may fail, so first
-    for copied in ("book", "benchmarks/results"):
+    for copied in ("book", "benchmarks", "pure_nb/assets/explorer"):
         shutil.rmtree(folder / copied, ignore_errors=True)
-        shutil.copytree(book / copied, folder / copied)
+        shutil.copytree(book / copied, folder / copied, ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in found.items():
         (folder / "book" / name).write_text(text, encoding="utf-8")
     (folder / "_toc.yml").write_text((book / "_toc.yml").read_text(encoding="utf-8"), encoding="utf-8")
@@ -349,12 +349,20 @@ def write(edition: Edition, folder: Path, book: Path = ROOT) -> None:
     (folder / "_config.yml").write_text(configured(config, edition.name), encoding="utf-8")
 
 
+def draw(study: Study, edition: Edition, folder: Path) -> None:
+    """What the chapters' explorers show of the neurons, and pages of these: as many as `explore` shows of any study."""
+    methods = [name for name in atlas.METHODS if "LRP" not in name or not edition.lacks["lrp"]]
+    chosen = sorted(study.most_polysemantic())
+    atlas.write(study, folder, channels=chosen, methods=methods, home="../book/index.html")
+
+
 def forget(study: Study, folder: Path) -> None:
     """Remove an earlier build if the study has changed since: the chapters' code does not tell."""
     identity = json.dumps({**study.identity, **asdict(study.parameters)}, default=str)
     kept = folder / "study.json"
     if not kept.is_file() or kept.read_text(encoding="utf-8") != identity:
-        shutil.rmtree(folder / "_build", ignore_errors=True)
+        for made in (".jupyter_cache", ".doctrees", "html", "extra"):
+            shutil.rmtree(folder / "_build" / made, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         kept.write_text(identity, encoding="utf-8")
 
@@ -371,6 +379,7 @@ def main() -> None:
         edition = edition_of(study, source)
         write(edition, asked.folder)
         forget(study, asked.folder)
+        draw(study, edition, asked.folder / "_build" / "extra" / "neurons")
     except ValueError as problem:  # all of the package's own errors are
         sys.exit(f"No edition of {asked.study}: {problem}")
     for why in dict.fromkeys(filter(None, edition.lacks.values())):
