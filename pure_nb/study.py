@@ -796,6 +796,14 @@ class Study:
             rows.append(row)
         return pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
+    def most_polysemantic(self, count: int = 32) -> list[int]:
+        """The first channels of :attr:`neurons`, without the dead: what an explorer can show of any study.
+
+        ``sorted(study.most_polysemantic())`` are all channels of a small network, and 32 of a large one.
+        """
+        living = self.neurons.loc[self.references.alive[self.neurons["channel"]], "channel"]
+        return [int(channel) for channel in living[:count]]
+
     def neuron(self, channel: int) -> Neuron:
         """One channel of the target layer, to look at.
 

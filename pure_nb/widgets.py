@@ -99,7 +99,8 @@ def explore(
     """The neurons of a study, each taken apart: sliders for the neuron and the number of its parts, and the method.
 
     In Jupyter also the layer: what is not known of it yet is computed when it is chosen, which takes a pass over the
-    images. In the built book the neurons are those of an atlas beside the pages, see :mod:`pure_nb.atlas`.
+    images. In the built book the neurons are those of an atlas beside the pages, see :mod:`pure_nb.atlas`: the first of
+    :meth:`~pure_nb.study.Study.most_polysemantic`.
 
     Parameters
     ----------
@@ -274,7 +275,7 @@ def _static_neurons(study: Study, start: int, site: Path, parts: bool, whole: bo
     made = atlas.Atlas(study)
     # The book's own study has an atlas there, with more methods; any other study gets what its explorer needs.
     name = "neurons" if atlas.identity_of(site / "neurons") == made.identity else f"neurons-{study.name}"
-    channels = [channel for channel, alive in enumerate(study.references.alive.tolist()) if alive]
+    channels = sorted({start, *study.most_polysemantic()})  # of thousands of neurons the pictures would take hours
     if name != "neurons":
         atlas.draw(made, site / name, channels)
     kind = f'data-kind="neuron" data-root="{SITE}/{name}/" data-neurons="{" ".join(map(str, channels))}"'
