@@ -26,15 +26,22 @@ READY = """async () => {
 }"""
 
 
-def first_page(site: Path) -> Path:
-    """The page that holds the book: the one of the root, which is the only one but for the search and indices."""
-    found = [path for path in site.rglob("index.html") if "bd-article" in path.read_text(encoding="utf-8")]
-    if len(found) != 1:
+def at_the_root(site: Path) -> Path:
+    """The page that holds the book, copied to the root of its site.
+
+    Sphinx writes it into the folder of the first chapter but with addresses that start at the root, while what the
+    chapters themselves wrote, the explorers, starts at their folder.
+    """
+    pages = [path for path in site.glob("*/index.html") if "bd-article" in path.read_text(encoding="utf-8")]
+    if len(pages) != 1:
         raise SystemExit(
-            f"{site} should hold one page with the book, but holds {len(found)}. "
+            f"{site} should hold one page with the book, but holds {len(pages)}. "
             "Make it by: jupyter-book build . --builder singlehtml"
         )
-    return found[0]
+    text = pages[0].read_text(encoding="utf-8").replace("../explorers/", "explorers/")
+    target = site / "book.html"
+    target.write_text(text, encoding="utf-8")
+    return target
 
 
 def print_page(page: Page, source: Path, target: Path) -> None:
@@ -69,7 +76,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=executable, args=ARGS)
         page = browser.new_page(color_scheme="light")
         page.set_default_timeout(120_000)
-        print_page(page, first_page(options.site), options.pdf)
+        print_page(page, at_the_root(options.site), options.pdf)
         browser.close()
     print(f"The book for print: {options.pdf.resolve()}")
 
