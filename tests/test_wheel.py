@@ -94,7 +94,7 @@ def test_notebooks_need_nothing_beyond_it(metadata: Message) -> None:
         for cell in book.cells:
             if cell.cell_type != "code":
                 continue
-            for name in imported(re.sub(r"^\s*[%!].*$", "pass", cell.source, flags=re.MULTILINE)):
+            for name in imported(re.sub(r"^( *)[%!].*$", r"\1pass", cell.source, flags=re.MULTILINE)):
                 known = {found.lower().replace("_", "-") for found in providers.get(name, [])}
                 if name in sys.stdlib_module_names or name == "pure_nb" or f"{name}.py" in written or known & required:
                     continue
