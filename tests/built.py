@@ -59,7 +59,8 @@ PAGES = [*CHAPTERS, *AROUND, *atlas_sample()]
 
 def explorer_pages() -> list[str]:
     """The pages with an explorer."""
-    return [page for page in PAGES if (SITE / page).is_file() and 'class="explorer"' in (SITE / page).read_text("utf-8")]
+    there = [page for page in PAGES if (SITE / page).is_file()]
+    return [page for page in there if '<figure class="explorer"' in (SITE / page).read_text(encoding="utf-8")]
 
 
 @contextmanager

@@ -143,7 +143,9 @@ def test_search_from_the_disk(look: Callable[[str], Any]) -> None:
     """It finds the chapters that speak of gamma, without a server."""
     with Visit(look("light-1440"), f"{(SITE / 'search.html').as_uri()}?q=gamma") as visit:
         visit.page.locator("#search-results ul.search li").first.wait_for()
-        visit.page.wait_for_function("document.querySelector('#search-results .search-summary').textContent.match(/\\d/)")
+        visit.page.wait_for_function(
+            "document.querySelector('#search-results .search-summary').textContent.match(/\\d/)"
+        )
         links = visit.page.locator("#search-results ul.search a").evaluate_all("all => all.map(link => link.pathname)")
         found = {Path(link).name for link in links}
         assert {"arv.html", "wordnet.html"} <= found, found

@@ -81,7 +81,7 @@ class Explorer:
 
 def play_slider(explorer: Explorer, slider: Any, name: str, touch: bool) -> None:
     """Run through all values by keyboard; to both ends by touch or mouse; then back to the start."""
-    lowest, highest, start = (int(slider.evaluate(f"slider => Number(slider.{key})")) for key in ("min", "max", "value"))
+    lowest, highest, start = slider.evaluate("slider => [slider.min, slider.max, slider.value].map(Number)")
     assert lowest < highest, f"{name} has one value only"
     before = explorer.state()
     there, back = ("ArrowRight", "ArrowLeft") if start < highest else ("ArrowLeft", "ArrowRight")
@@ -98,7 +98,7 @@ def play_slider(explorer: Explorer, slider: Any, name: str, touch: bool) -> None
     assert slider.input_value() == str(highest), f"{name} does not reach its end step by step"
     explorer.until(lambda state: state["view"] != first["view"], f"{name} shows the same at both ends")
     box = slider.bounding_box()
-    assert box["width"] > 100 and box["height"] >= 24, f"{name} is too small for a finger: {box}"
+    assert min(box["width"] / 4, box["height"]) >= 24, f"{name} is too small for a finger: {box}"
     for share, end in ((0.01, lowest), (0.99, highest)):
         (slider.tap if touch else slider.click)(position={"x": share * box["width"], "y": box["height"] / 2})
         moved = "([slider, end]) => slider.value === end"
@@ -140,7 +140,9 @@ def play_all(visit: Visit, touch: bool) -> None:
             control = explorer.controls.nth(place)
             label = control.evaluate("control => control.labels[0]?.innerText.trim() || ''")
             name = f"{explorer.name}, {label!r}"
-            assert label and control.is_visible() and control.is_enabled(), f"{name} cannot be used"
+            assert label, f"{name} has no label"
+            assert control.is_visible(), f"{name} is not to be seen"
+            assert control.is_enabled(), f"{name} cannot be used"
             if control.evaluate("control => control.tagName") == "SELECT":
                 play_choice(explorer, control, name)
             else:

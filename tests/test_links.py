@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -42,7 +42,7 @@ class Marks(HTMLParser):
                 self.links.update(part.split()[0] for part in value.split(","))
 
 
-@lru_cache(maxsize=None)
+@cache
 def marks(path: Path) -> Marks:
     return Marks(path.read_text(encoding="utf-8"))
 
