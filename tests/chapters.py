@@ -16,7 +16,7 @@ BOOK = ROOT / "book"
 NAMES = [Path(page).name for page in toc_pages()]
 
 BLOCK = re.compile(r"^( *)(`{3,})(?P<head>[^\n`]*)\n(?P<body>.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
-OPTIONS = re.compile(r"---\n(?P<yaml>.*?\n)---\n|(?P<lines>(?::[\w-]+:.*\n)*)", re.DOTALL)
+OPTIONS = re.compile(r"---\n(?P<yaml>(?s:.*?\n))---\n|(?P<lines>(?::[\w-]+:.*\n)*)")
 
 
 @dataclass(frozen=True)
