@@ -1,6 +1,7 @@
 # make book    build the book into _build/html (creates .venv, runs the chapters)
 # make test    check style and types, build the book, run all tests
 # Variables: PYTHON=python3.12  STRICT=1 (warnings of the book are errors)  BOOKFLAGS=...  PYTESTFLAGS=...
+#            STUDY=path/to/study.toml (make book: the book on that study, in _build/editions)
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
@@ -9,15 +10,19 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q --no-compile 
 STAMP := .venv/.installed
 BOOKFLAGS ?= $(if $(filter-out 0,$(STRICT)),-W --keep-going)
 PYTESTFLAGS ?=
-EXPLORERS := _build/extra/explorers
-CHAPTERS = $(shell grep -l '^```{code-cell}' book/*.md)
+EDITION := $(if $(STUDY),_build/editions/$(basename $(notdir $(STUDY)))/)
+BUILD := $(EDITION)_build
+EXTRA := $(BUILD)/extra
+CHAPTERS = $(shell grep -l '^```{code-cell}' $(EDITION)book/*.md)
+ATLAS := --out $(EXTRA)/neurons --method circuits --method "circuits by LRP" --method activations --embedder mini-clip \
+	--home ../book/index.html
 CONVOLUTION := --target layer4.0.conv2 --lower input:layer4.0.conv2
 
 # Compiled once instead of by each of a dozen processes, which takes 10 s every time.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DELETE_ON_ERROR:
-.PHONY: help env book lab test lint types format clean distclean
+.PHONY: help env book fresh $(EDITION) lab test lint types format clean distclean print wheel
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,24 +39,34 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[book,test]" || $(PIP) -e ".[book,test]"
 	@touch $@
 
-# Chapters are cached once run. The cache knows the chapters but not the package: forget it when the package changed.
-# First what several chapters need is computed (a failure shows in them), then the chapters run side by side, and the
-# book is made of the results; a chapter that failed runs again there, with its error shown.
-book: export PURE_NB_BOOK := $(CURDIR)/$(EXPLORERS)
-book: export PURE_NB_STORE := $(CURDIR)/_build/store
+# The chapters run side by side, and the book is made of the results; a chapter that failed runs again there, with its
+# error shown. Beside the chapters the neurons' own pages are written, from which the chapters' explorers take what they
+# show. Results of another study go where the command line keeps them, and are found there.
+book: export PURE_NB_BOOK := $(CURDIR)/$(EXTRA)
+book: export PURE_NB_STORE := $(if $(STUDY),$(abspath $(PURE_NB_STORE)),$(CURDIR)/_build/store)
 book: export TQDM_DISABLE := 1
 book: export PYDEVD_DISABLE_FILE_VALIDATION := 1
-book: $(STAMP)  ## build the book; prints where it is
+book: $(STAMP) fresh $(EDITION)  ## build the book; prints where it is
+	@echo y | $(BIN)/jcache notebook -p $(BUILD)/.jupyter_cache add -r myst_nb_md $(CHAPTERS) > /dev/null
+	@export OMP_NUM_THREADS=1; $(if $(STUDY),:,$(BIN)/pure-nb atlas glyphs $(ATLAS) > /dev/null) & atlas=$$!; \
+	$(BIN)/jcache project -p $(BUILD)/.jupyter_cache execute -e local-parallel -t 1800; wait $$atlas
+	$(BIN)/jupyter-book build ./$(EDITION) $(BOOKFLAGS)
+	@echo "The book: $(CURDIR)/$(BUILD)/html/index.html"
+
+# Chapters are cached once run. The cache knows the chapters but not the package: forget it when the package changed.
+# Then what several chapters need is computed first; a failure shows in them.
+fresh: $(STAMP)
 	@sum=$$(find pure_nb constraints.txt -type f ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 cksum | cksum); \
-	if [ "$$sum" != "$$(cat _build/package.sum 2>/dev/null)" ]; then \
-		rm -rf _build/.jupyter_cache _build/.doctrees _build/html _build/store $(EXPLORERS); \
-		mkdir -p _build && echo "$$sum" > _build/package.sum; \
-		$(BIN)/pure-nb run glyphs & $(BIN)/pure-nb arv glyphs $(CONVOLUTION) > /dev/null; wait; \
-	fi; mkdir -p $(EXPLORERS)
-	@echo y | $(BIN)/jcache notebook -p _build/.jupyter_cache add -r myst_nb_md $(CHAPTERS) > /dev/null
-	@OMP_NUM_THREADS=1 $(BIN)/jcache project -p _build/.jupyter_cache execute -e local-parallel -t 1800
-	$(BIN)/jupyter-book build . $(BOOKFLAGS)
-	@echo "The book: $(CURDIR)/_build/html/index.html"
+	if [ "$$sum" != "$$(cat $(BUILD)/package.sum 2>/dev/null)" ]; then \
+		rm -rf $(BUILD)/.jupyter_cache $(BUILD)/.doctrees $(BUILD)/html $(BUILD)/store $(EXTRA); \
+		mkdir -p $(BUILD) && echo "$$sum" > $(BUILD)/package.sum; \
+		$(if $(STUDY),,$(BIN)/pure-nb run glyphs & $(BIN)/pure-nb arv glyphs $(CONVOLUTION) > /dev/null; wait;) \
+	fi; mkdir -p $(EXTRA)
+
+ifdef STUDY
+$(EDITION): $(STAMP) fresh
+	TQDM_DISABLE= $(BIN)/python tools/edition.py "$(STUDY)" $@
+endif
 
 lab: $(STAMP)  ## open the chapters in JupyterLab
 	$(PIP) -e ".[lab]"
@@ -76,3 +91,13 @@ clean:  ## remove the built book, its cache and the tools' caches
 
 distclean: clean  ## remove .venv too
 	rm -rf .venv
+
+# The chapters come from the cache of `book`; none runs again.
+print: book  ## the book on one page and as PDF, in _build/print
+	$(BIN)/jupyter-book build . --builder singlehtml
+	$(BIN)/python tools/print_book.py _build/singlehtml _build/print/book.pdf
+
+wheel: $(STAMP)  ## the package as it is published, in dist
+	rm -rf dist
+	$(BIN)/uv build --out-dir dist
+	$(BIN)/uv tool run twine check --strict dist/*

@@ -1,4 +1,4 @@
-"""The command line: ``pure-nb run``, ``neurons``, ``plot``, ``arv``, ``pairs``, ``split``, ``evaluate``, ``bench``."""
+"""The command line, ``pure-nb``: ``run``, ``neurons``, ``plot``, ``atlas``, ``arv``, ``pairs``, ``split`` and more."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from pure_nb.parameters import StudyError, StudyWarning
 from pure_nb.planting import PlantingError
 from pure_nb.references import NonFiniteError
 from pure_nb.relevance import gamma_polysemantic
+from pure_nb.render import Look
 from pure_nb.splitting import Score, Split, save_split
 from pure_nb.store import StoreError, StoreWarning, write_atomically
 from pure_nb.study import Study
@@ -258,6 +259,60 @@ def plot(
         figure = found.neuron(channel).plot(count)
         write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))  # noqa: B023, called at once
         typer.echo(str(path))
+
+
+@app.command()
+@_plainly
+def atlas(
+    study: StudyName,
+    out: Annotated[Path, typer.Option(help="Folder for the site.")] = Path("atlas"),
+    neurons: Neurons = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="What explorers compare: circuits, circuits by LRP, activations. Once for each."),
+    ] = None,
+    embedder: Annotated[
+        str | None, typer.Option(help="Names the virtual neurons: clip, mini-clip, open_clip:MODEL/TAG, with @FILE.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Reference images of each neuron that get a picture.")] = 100,
+    look: Annotated[str, typer.Option(help="What pictures are cropped to: crp, or activation (cheap).")] = "crp",
+    home: Annotated[str, typer.Option(help="Address of a page to link back to.")] = "",
+    data: Data = None,
+    weights: Weights = None,
+    store: Folder = None,
+    device: Device = None,
+    target: Target = None,
+    lower: Lower = None,
+    rule: Rule = None,
+    seed: Start = None,
+    n: Count = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    skip_unreadable: Skip = False,
+) -> None:
+    """Write a static site with a page for every neuron, to read, search and share. Ctrl-C stops it; it goes on."""
+    if look not in get_args(Look):
+        raise StudyError(f"--look must be one of {', '.join(get_args(Look))}, got {look!r}")
+    from pure_nb import atlas as site
+
+    found = _study(locals())
+    judge = None
+    if embedder is not None:
+        from pure_nb.embedders import load_embedder  # open_clip takes a second to import
+
+        judge = load_embedder(embedder, device=found.device)
+    index = site.write(
+        found,
+        out,
+        channels=_numbers(neurons) if neurons else None,
+        methods=method or site.METHODS[:1],
+        count=count,
+        look=look,  # type: ignore[arg-type]  # checked above
+        embedder=judge,
+        home=home,
+    )
+    pages = len(list(out.glob("[0-9]*.html")))
+    typer.echo(f"{index}: {pages} neurons; open it in a browser, or put the folder {str(out)!r} on any web server")
 
 
 @app.command()

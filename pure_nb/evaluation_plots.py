@@ -138,7 +138,7 @@ def named_parts_figure(
     labels: NDArray[np.int64],
     names: Namer,
     vectors: NDArray[np.float32],
-    count: int = 8,
+    count: int = 6,
 ) -> Figure:
     """The crops of a neuron's parts as the judge sees them, and what it calls them.
 
@@ -154,19 +154,29 @@ def named_parts_figure(
         Crops in each row.
     """
     parts: list[int] = [-1, *range(labels.max() + 1)]
-    figure, all_axes = plt.subplots(len(parts), 1, figsize=(8.4, 0.55 + 1.28 * len(parts)), layout="constrained")
-    for axes, part in zip(np.atleast_1d(all_axes), parts):
+    rows, texts = [], []
+    for part in parts:
         members = np.arange(len(labels)) if part < 0 else np.flatnonzero(labels == part)
-        crops = study.crops_of(channel, members[:count])
-        show(axes, strip([resized(crop, TILE) for crop in crops], count))
+        crops = [resized(crop, TILE) for crop in study.crops_of(channel, members[:count])]
+        rows.append(strip(crops + [np.full_like(crops[0], 255)] * (count - len(crops)), count))
         name = names.name(vectors[members], vectors)
-        label = "all" if part < 0 else part_name(part)
-        text = f"{label} ({len(members)} images): {name.said()}"
+        text = f"{'all' if part < 0 else part_name(part)} ({len(members)} images): {name.said()}"
         if name.said() == name.word:
             text += f", {name.score:.2f}; then {name.runner_up}, {name.score - name.margin:.2f}"
         else:
             text += f" (nearest: {name.word}, in {name.stability:.0%} of new draws)"
+        texts.append(textwrap.shorten(text, 66, placeholder=" ..."))
+    # One picture and no layout engine, which would take longer than all the rest: explorers draw many of these.
+    head, label = 40, 38
+    sheet = np.concatenate([np.pad(row, ((label, 0), (0, 0), (0, 0)), constant_values=255) for row in rows])
+    sheet = np.pad(sheet, ((head, 8), (8, 8), (0, 0)), constant_values=255)
+    figure = plt.figure(figsize=(6, 6 * sheet.shape[0] / sheet.shape[1]))
+    axes = figure.add_axes((0, 0, 1, 1))
+    show(axes, sheet)
+    title = f"{study.parameters.target} / {channel} in {len(parts) - 1} parts"
+    axes.text(sheet.shape[1] / 2, 14, title, ha="center", va="top", fontsize=12)
+    for place, (part, text) in enumerate(zip(parts, texts)):
         colour = "black" if part < 0 else PALETTE[part % len(PALETTE)]
-        axes.set_title(textwrap.shorten(text, 90, placeholder=" ..."), fontsize=10, loc="left", color=colour)
-    figure.suptitle(f"{study.parameters.target} / {channel} in {len(parts) - 1} parts", fontsize=12)
+        below = head + place * (label + TILE) + label - 7
+        axes.text(8, below, text, va="baseline", fontsize=11, color=colour)
     return figure

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,8 @@ from numpy.typing import NDArray
 
 from pure_nb import truth
 from pure_nb.circuits import Seed
-from pure_nb.layers import LayerError
-from pure_nb.render import Look, View, views
-from pure_nb.virtual import Layout, VirtualNeurons, embed
+from pure_nb.render import Look, View
+from pure_nb.virtual import Layout, VirtualNeurons, embed, virtual_neurons
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +27,8 @@ class Neuron:
 
     study: Study
     channel: int
+    apart: VirtualNeurons | None = None
+    """Taken apart otherwise than the study says, by :meth:`by`."""
 
     @property
     def sample(self) -> NDArray[np.int64]:
@@ -52,8 +52,12 @@ class Neuron:
 
     @cached_property
     def virtual(self) -> VirtualNeurons:
-        """The neuron taken apart, as the study's parameters say."""
-        return self.study.virtual_of(self.channel, self.vectors)
+        """The neuron taken apart, as the study's parameters say, or as :meth:`by` did."""
+        return self.apart or self.study.virtual_of(self.channel, self.vectors)
+
+    def by(self, vectors: NDArray[np.float32], k: int) -> Neuron:
+        """The same neuron, taken apart into ``k`` by other descriptions of its reference images, ``[n, d]``."""
+        return replace(self, apart=virtual_neurons(vectors, k, permutations=0))
 
     @property
     def objects(self) -> NDArray[np.int64] | None:
@@ -70,33 +74,9 @@ class Neuron:
         return every[:count]
 
     def views(self, ranks: Sequence[int] | NDArray[np.int64], look: Look = "crp", seed: Seed = "peak") -> list[View]:
-        """Reference images of given ranks, with the part of the picture that the neuron looks at.
-
-        Unlike the paper's, they show what is behind the *maximum* of the activation; ``seed="activation"`` gives the
-        paper's. See :func:`pure_nb.render.heatmaps`. Where the rules of CRP do not fit the network, a warning says so
-        and the activation map is used, or the whole picture where the layer has no grid.
-        """
+        """Reference images of given ranks; see :meth:`pure_nb.study.Study.views`."""
         sample = self.sample[np.asarray(ranks, dtype=np.int64)]
-        study = self.study
-        try:
-            return views(
-                study.model,
-                study.images,
-                np.full_like(sample, self.channel),
-                sample,
-                target=study.parameters.target,
-                look=look,
-                seed=seed,
-                batch_size=min(study.batch_size, 16),
-                device=study.device,
-            )
-        except LayerError as problem:
-            if look == "crp" and len(study.references.grid) == 2:
-                warnings.warn(f"the activation map is shown, since {problem}", stacklevel=2)
-                return self.views(ranks, "activation")
-            warnings.warn(f"whole pictures are shown, since {problem}", stacklevel=2)
-            pictures = [study.images.picture(number) for number in sample.tolist()]
-            return [View(n, p, np.ones(p.shape[:2], dtype=bool)) for n, p in zip(sample.tolist(), pictures)]
+        return self.study.views(np.full_like(sample, self.channel), sample, look, seed)
 
     def meanings(self, part: int | None = None) -> str:
         """What the neuron, or a part of it, answers to, with shares of its images: ``"cat 61%, urn 30%"``.

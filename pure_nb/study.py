@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from pure_nb import models, truth
 from pure_nb.blocks import by_blocks
-from pure_nb.circuits import circuits
+from pure_nb.circuits import Seed, circuits
 from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
 from pure_nb.data import EmbedderError, ImageError, Images, Unreadable, class_labels
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
@@ -44,7 +44,7 @@ from pure_nb.relevance import (
     closed_form,
     gamma_polysemantic,
 )
-from pure_nb.render import boxes, cropped
+from pure_nb.render import Look, View, boxes, cropped, views
 from pure_nb.sources import as_images
 from pure_nb.splitting import Score, Split, channel_sources, part_activations
 from pure_nb.store import Arrays, New, Store, store_folder
@@ -77,7 +77,7 @@ FORMAT = {
 TAKEN_APART = ("target", "lower", "n", "by", "rule", "seed", "k", "random")
 """The parameters that virtual neurons depend on."""
 
-SMALL = 10_000
+SMALL = 4_000
 """Pairs of a channel and a reference, up to which a study never computes a single channel alone."""
 
 
@@ -675,6 +675,27 @@ class Study:
         """Bool ``[channels, n]``: which references drive their channel at all, by a positive activation."""
         return self.references.score > 0
 
+    def views(
+        self, channel: NDArray[np.int64], sample: NDArray[np.int64], look: Look = "crp", seed: Seed = "peak"
+    ) -> list[View]:
+        """Pictures for pairs of a channel and an image, with the part that the channel looks at.
+
+        Unlike the paper's, they show what is behind the *maximum* of the activation; ``seed="activation"`` gives the
+        paper's. See :func:`pure_nb.render.heatmaps`. Where the rules of CRP do not fit the network, a warning says so
+        and the activation map is used, or the whole picture where the layer has no grid.
+        """
+        layer = self.parameters.target
+        how: dict[str, Any] = {"batch_size": min(self.batch_size, 16), "device": self.device}
+        try:
+            return views(self.model, self.images, channel, sample, target=layer, look=look, seed=seed, **how)
+        except LayerError as problem:
+            if look == "crp" and len(self.references.grid) == 2:
+                warnings.warn(f"the activation map is shown, since {problem}", stacklevel=2)
+                return self.views(channel, sample, "activation")
+            warnings.warn(f"whole pictures are shown, since {problem}", stacklevel=2)
+            pictures = [self.images.picture(number) for number in sample.tolist()]
+            return [View(n, p, np.ones(p.shape[:2], dtype=bool)) for n, p in zip(sample.tolist(), pictures)]
+
     def crops_of(self, channel: int, ranks: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Crops of a channel's references of given ranks, as embedders see them: uint8 ``[side, side, 3]`` each."""
         self._check(channel)
@@ -774,6 +795,14 @@ class Study:
                 row["ami"] = adjusted_mutual_info_score(self.objects[channel], parts.labels)
             rows.append(row)
         return pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable", ignore_index=True)
+
+    def most_polysemantic(self, count: int = 32) -> list[int]:
+        """The first channels of :attr:`neurons`, without the dead: what an explorer can show of any study.
+
+        ``sorted(study.most_polysemantic())`` are all channels of a small network, and 32 of a large one.
+        """
+        living = self.neurons.loc[self.references.alive[self.neurons["channel"]], "channel"]
+        return [int(channel) for channel in living[:count]]
 
     def neuron(self, channel: int) -> Neuron:
         """One channel of the target layer, to look at.

@@ -1,26 +1,33 @@
-"""Explorers: a slider over pictures, alive in Jupyter and in a static page alike.
+"""Explorers: sliders over pictures and neurons, alive in Jupyter and in a static page alike.
 
-In Jupyter a picture is drawn when the slider first reaches it. In the built book there is no kernel: every picture is
-drawn beforehand into a file beside the page, and slider and pictures are linked in the browser.
+In Jupyter what is shown is computed when the reader first asks for it. In the built book there is no kernel: pictures
+and the data of neurons are files beside the page, and a script of the book, ``explorer.js``, shows them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import html
+import json
 import os
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ipywidgets
 import matplotlib.pyplot as plt
+from IPython.display import HTML
+from PIL import Image
 
-from pure_nb.neuron import Neuron
-from pure_nb.plots import neuron_figure
+from pure_nb import atlas
+from pure_nb.layers import LayerError, survey
+from pure_nb.parameters import NEAREST
+from pure_nb.plots import neuron_figure, references_figure
 from pure_nb.store import write_atomically
+from pure_nb.virtual import CHOICES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,9 +37,9 @@ if TYPE_CHECKING:
 Value = TypeVar("Value", bound=Hashable)
 
 BOOK = "PURE_NB_BOOK"
-"""Environment variable: set while the book is built, to the folder for the explorers' pictures."""
+"""Environment variable: set while the book is built, to the folder of files that are copied beside its pages."""
 
-URL = "../explorers"
+SITE = ".."
 """Where that folder is found from a page of the book."""
 
 
@@ -43,10 +50,11 @@ def explorer(
     name: str,
     label: str = "neuron",
     describe: Callable[..., str] = lambda *shown: " ".join(map(str, shown)),
+    caption: str = "",
     start: Value | None = None,
     others: Sequence[Value] | None = None,
     other: str = "k",
-) -> ipywidgets.Widget:
+) -> ipywidgets.Widget | HTML:
     """One slider over figures, or two.
 
     Parameters
@@ -61,6 +69,8 @@ def explorer(
         What is written beside the slider.
     describe
         The picture in words, for those who cannot see it; takes what ``draw`` takes.
+    caption
+        What is shown, and what to see in it.
     start
         The value to start at; the first by default.
     others, other
@@ -69,48 +79,57 @@ def explorer(
 
     Returns
     -------
-    Widget
+    Widget or HTML
         To be shown as the last line of a cell.
     """
     if not values or (others is not None and not others):
         raise ValueError("an explorer needs at least one value to show")
-    sliders = [_slider(values, label, 0 if start is None else list(values).index(start))]
+    axes = [(label, list(values), 0 if start is None else list(values).index(start))]
     if others is not None:
-        sliders.append(_slider(others, other, 0))
-    axes = [list(values)] if others is None else [list(values), list(others)]
+        axes.append((other, list(others), 0))
     folder = os.environ.get(BOOK)
     if folder:
-        return _static(draw, axes, sliders, Path(folder), name, describe)
-    return _live(draw, axes, sliders, describe)
+        return _static(draw, axes, Path(folder), name, describe, caption)
+    return _live(draw, axes, describe, caption)
 
 
-def explore(study: Study, channels: Sequence[int] | None = None, count: int = 6) -> ipywidgets.Widget:
-    """A slider over the neurons of a study, each taken apart.
+def explore(
+    study: Study, start: int | None = None, *, parts: bool = True, whole: bool = False, caption: str = ""
+) -> ipywidgets.Widget | HTML:
+    """The neurons of a study, each taken apart: sliders for the neuron and the number of its parts, and the method.
+
+    In Jupyter also the layer: what is not known of it yet is computed when it is chosen, which takes a pass over the
+    images. In the built book the neurons are those of an atlas beside the pages, see :mod:`pure_nb.atlas`: the first of
+    :meth:`~pure_nb.study.Study.most_polysemantic`.
 
     Parameters
     ----------
     study
         Any study.
-    channels
-        Which neurons, in this order; all that are not dead by default.
-    count
-        Images in each row.
+    start
+        The neuron to start at; the most polysemantic one by default.
+    parts
+        Take the neurons apart; otherwise only their reference images are shown.
+    whole
+        Show whole pictures, dimmed where the neuron does not look, instead of crops.
+    caption
+        What is shown, and what to see in it.
+
+    Returns
+    -------
+    Widget or HTML
+        To be shown as the last line of a cell.
+
+    Raises
+    ------
+    IndexError
+        If there is no such neuron.
     """
-    if channels is None:
-        channels = [channel for channel, alive in enumerate(study.references.alive) if alive]
-
-    def describe(channel: int) -> str:
-        neuron = Neuron(study, channel)
-        sizes = [len(neuron.members(part)) for part in range(neuron.virtual.k)]
-        parts = ", ".join(f"{size} images {neuron.meanings(part)}".strip() for part, size in enumerate(sizes))
-        return f"Neuron {channel} taken apart into {len(sizes)}: {parts}"
-
-    return explorer(
-        lambda channel: neuron_figure(Neuron(study, channel), count),
-        list(channels),
-        name=f"{study.name}-neurons",
-        describe=describe,
-    )
+    first = int(study.neurons["channel"].iloc[0]) if start is None else study.neuron(start).channel
+    folder = os.environ.get(BOOK)
+    if folder:
+        return _static_neurons(study, first, Path(folder), parts, whole, caption)
+    return _live_neurons(study, first, parts, whole, caption)
 
 
 def _picture(figure: Figure) -> bytes:
@@ -121,7 +140,7 @@ def _picture(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _slider(values: Sequence[object], label: str, index: int) -> ipywidgets.SelectionSlider:
+def _slider(values: Sequence[object], label: str, index: int = 0) -> ipywidgets.SelectionSlider:
     return ipywidgets.SelectionSlider(
         options=[str(value) for value in values],
         index=index,
@@ -131,15 +150,18 @@ def _slider(values: Sequence[object], label: str, index: int) -> ipywidgets.Sele
     )
 
 
+def _small(text: str) -> str:
+    return f"<small>{html.escape(text)}</small>" if text else ""
+
+
 def _live(
-    draw: Callable[..., Figure],
-    axes: list[list[Any]],
-    sliders: list[ipywidgets.SelectionSlider],
-    describe: Callable[..., str],
+    draw: Callable[..., Figure], axes: list[tuple[str, list[Any], int]], describe: Callable[..., str], caption: str
 ) -> ipywidgets.Widget:
+    sliders = [_slider(values, label, index) for label, values, index in axes]
+
     @lru_cache(maxsize=64)
     def picture(*chosen: int) -> bytes:
-        return _picture(draw(*(values[index] for values, index in zip(axes, chosen))))
+        return _picture(draw(*(values[index] for (_, values, _), index in zip(axes, chosen))))
 
     shown = ipywidgets.Image(format="webp", layout=ipywidgets.Layout(max_width="100%"))
     words = ipywidgets.HTML()
@@ -147,39 +169,128 @@ def _live(
     def show(_: object = None) -> None:
         chosen = [slider.index for slider in sliders]
         shown.value = picture(*chosen)
-        text = describe(*(values[index] for values, index in zip(axes, chosen)))
-        words.value = f"<small>{html.escape(text)}</small>"
+        words.value = _small(describe(*(values[index] for (_, values, _), index in zip(axes, chosen))))
 
     for slider in sliders:
         slider.observe(show, names="index")
     show()
-    return ipywidgets.VBox([*sliders, shown, words])
+    return ipywidgets.VBox([*sliders, shown, words, ipywidgets.HTML(_small(caption))])
+
+
+def _live_neurons(study: Study, start: int, parts: bool, whole: bool, caption: str) -> ipywidgets.Widget:
+    own = study.parameters.target
+    names = [shape.name for shape in survey(study.model, study.images.example[None].to(study.device))]
+    layer = ipywidgets.Dropdown(options=list(dict.fromkeys([own, *names])), value=own, description="layer")
+    channels = [int(channel) for channel, alive in enumerate(study.references.alive) if alive]
+    neuron = _slider(channels, "neuron", channels.index(start))
+    count = _slider(["as chosen", *CHOICES], "parts")
+    method = ipywidgets.Dropdown(options=list(atlas.METHODS), description="method")
+    shown = ipywidgets.Image(format="webp", layout=ipywidgets.Layout(max_width="100%"))
+    words = ipywidgets.HTML()
+
+    @lru_cache(maxsize=8)
+    def of_layer(name: str) -> atlas.Atlas:
+        chosen = study if name == own else study.using(target=name, lower=NEAREST)
+        return atlas.Atlas(chosen, atlas.METHODS)
+
+    @lru_cache(maxsize=64)
+    def picture(name: str, channel: int, k: int, by: str) -> tuple[bytes, str]:
+        made = of_layer(name)
+        one = made.study.neuron(channel)
+        if not parts:
+            return _picture(references_figure(one, 15 if whole else 24, 5 if whole else 8, whole=whole)), ""
+        if k or by != atlas.METHODS[0]:
+            one = one.by(made.described[by](channel), k or one.virtual.k)
+        sizes = ", ".join(f"{size} images {one.meanings(part)}".strip() for part, size in enumerate(one.virtual.sizes))
+        return _picture(neuron_figure(one)), f"Neuron {channel} of {name} in {one.virtual.k} parts by {by}: {sizes}."
+
+    def show(_: object = None) -> None:
+        words.value = _small("computing ...")
+        k = int(CHOICES[count.index - 1]) if count.index else 0
+        try:
+            shown.value, text = picture(layer.value, int(neuron.value), k, method.value)
+            words.value = _small(text)
+        except (LayerError, ValueError) as problem:
+            words.value = _small(str(problem))
+
+    def change_layer(_: object) -> None:
+        words.value = _small("a pass over all images ...")
+        try:
+            alive = of_layer(layer.value).study.references.alive
+        except LayerError as problem:
+            words.value = _small(str(problem))
+            return
+        neuron.options = [str(channel) for channel in range(len(alive)) if alive[channel]]  # moves it to the first
+        show()
+
+    layer.observe(change_layer, names="value")
+    for control in (neuron, count, method):
+        control.observe(show, names="value")
+    show()
+    controls = [layer, neuron, *([count, method] if parts else [])]
+    return ipywidgets.VBox([*controls, shown, words, ipywidgets.HTML(_small(caption))])
 
 
 def _static(
     draw: Callable[..., Figure],
-    axes: list[list[Any]],
-    sliders: list[ipywidgets.SelectionSlider],
+    axes: list[tuple[str, list[Any], int]],
     folder: Path,
     name: str,
     describe: Callable[..., str],
-) -> ipywidgets.Widget:
-    def page(*shown: object) -> ipywidgets.Widget:
+    caption: str,
+) -> HTML:
+    pictures = []
+    for shown in product(*(values for _, values, _ in axes)):
         content = _picture(draw(*shown))
         # The content names the file, so that a browser never shows a picture of an earlier build.
-        file = f"{name}/{'-'.join(map(str, shown))}-{hashlib.sha256(content).hexdigest()[:8]}.webp"
-        write_atomically(folder / file, lambda path: path.write_bytes(content))
-        words = html.escape(describe(*shown), quote=True)
-        return ipywidgets.HTML(f'<img src="{URL}/{file}" alt="{words}" loading="lazy" style="width: 100%">')
+        file = f"{'-'.join(map(str, shown))}-{hashlib.sha256(content).hexdigest()[:8]}.webp"
+        write_atomically(folder / "explorers" / name / file, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+        pictures.append((file, describe(*shown), content))
+    told = {
+        "root": f"{SITE}/explorers/{name}/",
+        "axes": [
+            {"label": label, "values": [str(value) for value in values], "start": index}
+            for label, values, index in axes
+        ],
+        "pictures": [(file, text) for file, text, _ in pictures],
+    }
+    place = 0
+    for _, values, index in axes:
+        place = place * len(values) + index
+    file, text, content = pictures[place]
+    width, height = Image.open(BytesIO(content)).size
+    image = (
+        f'<img src="{told["root"]}{file}" width="{width}" height="{height}" loading="lazy" alt="{html.escape(text)}">'
+    )
+    return _figure(
+        'data-kind="pictures"',
+        f'<div class="explorer-view" tabindex="0" role="group" aria-label="{html.escape(axes[0][0])}">{image}</div>',
+        f'<p class="explorer-words" aria-live="polite">{html.escape(text)}</p>',
+        f'<script type="application/json">{_embedded(told)}</script>',
+        caption=caption,
+    )
 
-    def stack(pages: list[ipywidgets.Widget], slider: ipywidgets.SelectionSlider) -> ipywidgets.Widget:
-        found = ipywidgets.Stack(pages, selected_index=slider.index)
-        ipywidgets.jslink((slider, "index"), (found, "selected_index"))
-        return found
 
-    def within(*fixed: object) -> ipywidgets.Widget:
-        """The pictures of all values of the first slider, with those of the second fixed."""
-        return stack([page(value, *fixed) for value in axes[0]], sliders[0])
+def _static_neurons(study: Study, start: int, site: Path, parts: bool, whole: bool, caption: str) -> HTML:
+    made = atlas.Atlas(study)
+    # The book's own study has an atlas there, with more methods; any other study gets what its explorer needs.
+    name = "neurons" if atlas.identity_of(site / "neurons") == made.identity else f"neurons-{study.name}"
+    channels = sorted({start, *study.most_polysemantic()})  # of thousands of neurons the pictures would take hours
+    if name != "neurons":
+        atlas.draw(made, site / name, channels)
+    kind = f'data-kind="neuron" data-root="{SITE}/{name}/" data-neurons="{" ".join(map(str, channels))}"'
+    kind += f' data-start="{start}" data-parts="{str(parts).lower()}" data-whole="{str(whole).lower()}"'
+    still = f'<img src="{SITE}/{name}/thumbs/{start}.webp" alt="The six images that drive neuron {start} most">'
+    words = '<p class="explorer-words" aria-live="polite"></p>'
+    return _figure(kind, f"<noscript>{still}</noscript>", words, caption=caption)
 
-    content = within() if len(axes) == 1 else stack([within(other) for other in axes[1]], sliders[1])
-    return ipywidgets.VBox([*sliders, content])
+
+def _figure(attributes: str, *content: str, caption: str) -> HTML:
+    told = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    text = f'<figure class="explorer" {attributes}>{"".join(content)}{told}</figure>'
+    return HTML(text)  # type: ignore[no-untyped-call]
+
+
+def _embedded(value: Any) -> str:
+    """JSON that can stand within a script element."""
+    return json.dumps(value).replace("<", "\\u003c")

@@ -295,10 +295,12 @@ def test_the_figure_of_named_parts(glyph_study: Study) -> None:
     labels = cluster(glyph_study.circuits[5], 3)
     vectors = glyph_study.embeddings(embedder.joint)[5]
     figure = named_parts_figure(glyph_study, 5, labels, namer(glyph_study, embedder), vectors)
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert len(titles) == 4
-    assert titles[0].startswith("all (20 images): ")
-    assert titles[1].startswith(f"A ({(labels == 0).sum()} images): ")
+    (axes,) = figure.axes
+    title, *rows = (text.get_text() for text in axes.texts)
+    assert title == "layer4 / 5 in 3 parts"
+    assert len(rows) == 4
+    assert rows[0].startswith("all (20 images): ")
+    assert rows[1].startswith(f"A ({(labels == 0).sum()} images): ")
 
 
 def test_the_store_is_not_shared_between_networks(tmp_path: Path) -> None:

@@ -143,6 +143,16 @@ def test_the_table_is_sorted_by_score(tmp_path: Path) -> None:
     assert (np.diff(scores) <= 0).all()
 
 
+def test_the_most_polysemantic_come_first_and_the_dead_not_at_all(tmp_path: Path) -> None:
+    model = plain()
+    model[4].bias.data[3] = -100
+    study = mine(tmp_path, model, k=0)
+    table = study.neurons
+    assert table["channel"].iloc[-1] == 3
+    assert study.most_polysemantic() == table["channel"].tolist()[:-1]
+    assert study.most_polysemantic(2) == table["channel"].tolist()[:2]
+
+
 def test_found_again_without_running_the_network(tmp_path: Path) -> None:
     expected = contents(mine(tmp_path))
     # In any order; the last step alone must not need the first ones.

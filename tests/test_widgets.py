@@ -1,22 +1,26 @@
-"""Explorers: alive with a kernel, and linked in the browser without one."""
+"""Explorers: alive with a kernel, and files beside a script without one (which tests/test_browser.py moves)."""
 
 from __future__ import annotations
 
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from ipywidgets.widgets.widget_link import Link
+from IPython.display import HTML
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pure_nb import atlas
 from pure_nb.study import Study
-from pure_nb.widgets import BOOK, URL, explore, explorer
+from pure_nb.widgets import BOOK, explore, explorer
+from tests.small import noise, plain
 
 drawings: list[int] = []
 
@@ -37,19 +41,6 @@ def fresh() -> None:
     drawings.clear()
 
 
-def recorded_links(monkeypatch: pytest.MonkeyPatch) -> list[Link]:
-    """The links that will be made, as they are."""
-    made: list[Link] = []
-    init = Link.__init__
-
-    def recording(self: Link, *args: object, **kwargs: object) -> None:
-        init(self, *args, **kwargs)
-        made.append(self)
-
-    monkeypatch.setattr(Link, "__init__", recording)
-    return made
-
-
 class Images(HTMLParser):
     """The attributes of every image, as a browser reads them."""
 
@@ -68,7 +59,7 @@ class Images(HTMLParser):
 
 def test_live_slider_changes_the_picture() -> None:
     box = explorer(draw, [3, 7, 5], name="numbers", describe=nasty)
-    slider, shown, words = box.children
+    slider, shown, words, _ = box.children
     assert isinstance(shown, ipywidgets.Image)
     assert slider.options == ("3", "7", "5")
     assert drawings == [3]  # the others only when they are asked for
@@ -98,39 +89,40 @@ def test_no_values() -> None:
         explorer(draw, [], name="numbers")
 
 
-def test_static_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_caption_is_shown() -> None:
+    assert explorer(draw, [1], name="numbers", caption="1 < 2").children[-1].value == "<small>1 &lt; 2</small>"
+
+
+def told(found: HTML) -> dict[str, Any]:
+    """What the script of a static explorer reads."""
+    script = re.search(r'<script type="application/json">(.*?)</script>', found.data, re.S)
+    assert script
+    loaded: dict[str, Any] = json.loads(script[1])
+    return loaded
+
+
+def test_static_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BOOK, str(tmp_path))
-    box = explorer(draw, [3, 7, 5], name="numbers", describe=nasty)
-    slider, stack = box.children
+    found = explorer(draw, [3, 7, 5], name="numbers", describe=nasty, start=7, caption="what & why")
+    assert isinstance(found, HTML)
     assert drawings == [3, 7, 5]
-    assert isinstance(stack, ipywidgets.Stack)
-    assert stack.selected_index == 0 == slider.index
-    assert len(stack.children) == 3
-    assert URL == "../explorers"  # relative, so that the book can lie anywhere, and be opened from a disk
-    files = []
-    for value, page in zip((3, 7, 5), stack.children):
-        parsed = Images(page.value)
-        (image,) = parsed.found
-        assert parsed.others == []  # nothing of the description became markup
-        assert image["alt"] == nasty(value)
-        source = image["src"]
-        assert source is not None
-        assert re.fullmatch(rf"\.\./explorers/numbers/{value}-[0-9a-f]{{8}}\.webp", source)
-        files.append(tmp_path / source.removeprefix(f"{URL}/"))
-        assert Image.open(files[-1]).format == "WEBP"
-        assert np.asarray(Image.open(files[-1])).std() > 5
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(files)
+    read = told(found)
+    assert read["axes"] == [{"label": "neuron", "values": ["3", "7", "5"], "start": 1}]
+    assert read["root"] == "../explorers/numbers/"  # relative, so that the book can lie anywhere, and on a disk
+    for value, (file, text) in zip((3, 7, 5), read["pictures"]):
+        assert text == nasty(value)
+        assert re.fullmatch(rf"{value}-[0-9a-f]{{8}}\.webp", file)
+        picture = Image.open(tmp_path / "explorers/numbers" / file)
+        assert picture.format == "WEBP"
+        assert np.asarray(picture).std() > 5
+    assert len(list(tmp_path.rglob("*.webp"))) == 3
+    parsed = Images(found.data)
+    (image,) = parsed.found  # the first picture is there without a script
+    assert image["src"] == read["root"] + read["pictures"][1][0]
+    assert image["alt"] == nasty(7)
+    assert sorted(parsed.others) == ["div", "figcaption", "figure", "p", "script"]  # no description became markup
+    assert "<figcaption>what &amp; why</figcaption>" in found.data
     assert plt.get_fignums() == []
-
-
-def test_static_slider_and_stack_are_linked_in_the_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(BOOK, str(tmp_path))
-    made = recorded_links(monkeypatch)
-    slider, stack = explorer(draw, [3, 7], name="numbers").children
-    (link,) = made
-    assert link._model_name == "LinkModel"
-    assert link.source == (slider, "index")
-    assert link.target == (stack, "selected_index")
 
 
 def test_static_pictures_are_named_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,41 +138,6 @@ def test_static_pictures_are_named_by_their_content(tmp_path: Path, monkeypatch:
     assert len(list(tmp_path.rglob("*.webp"))) == 2
 
 
-def test_explore_a_study(glyph_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(BOOK, str(tmp_path))
-    chosen = glyph_study.neurons["channel"].tolist()[:2]
-    slider, stack = explore(glyph_study, chosen, 2).children
-    assert slider.options == tuple(str(channel) for channel in chosen)
-    for channel, page in zip(chosen, stack.children):
-        (image,) = Images(page.value).found
-        neuron = glyph_study.neuron(channel)
-        assert f"Neuron {channel} taken apart into 2: " in str(image["alt"])
-        assert neuron.meanings(0) in str(image["alt"])
-        assert str(image["src"]).startswith("../explorers/glyphs-neurons/")
-    assert len(list(tmp_path.rglob("*.webp"))) == 2
-
-
-def test_explore_leaves_out_dead_neurons(glyph_study: Study) -> None:
-    slider, *_ = explore(glyph_study, count=2).children
-    alive = np.flatnonzero(glyph_study.references.alive)
-    assert slider.options == tuple(str(channel) for channel in alive)
-
-
-@pytest.mark.parametrize("static", [False, True])
-def test_where_the_slider_starts(static: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if static:
-        monkeypatch.setenv(BOOK, str(tmp_path))
-    box = explorer(draw, [0.1, 0.5, 0.9], name="starts", start=0.5)
-    slider, shown = box.children[:2]
-    assert slider.value == "0.5"
-    if static:
-        assert shown.selected_index == 1
-    else:
-        assert drawings == [0.5]
-    with pytest.raises(ValueError, match=r"0\.7"):
-        explorer(draw, [0.1, 0.5], name="starts", start=0.7)
-
-
 def draw_pair(value: int, other: int) -> Figure:
     drawings.append(10 * value + other)
     figure, axes = plt.subplots(figsize=(2, 2))
@@ -190,7 +147,7 @@ def draw_pair(value: int, other: int) -> Figure:
 
 def test_two_live_sliders() -> None:
     box = explorer(draw_pair, [3, 7], name="pairs", others=[2, 4, 5], other="parts", start=7)
-    first, second, shown, words = box.children
+    first, second, shown, words, _ = box.children
     assert (first.description, second.description) == ("neuron", "parts")
     assert second.options == ("2", "4", "5")
     assert drawings == [72]
@@ -205,18 +162,77 @@ def test_two_live_sliders() -> None:
 
 def test_two_static_sliders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BOOK, str(tmp_path))
-    made = recorded_links(monkeypatch)
-    first, second, outer = explorer(draw_pair, [3, 7], name="pairs", others=[2, 4, 5], start=7).children
-    assert (outer.selected_index, len(outer.children)) == (0, 3)
-    for other, inner in zip((2, 4, 5), outer.children):
-        assert inner.selected_index == 1 == first.index
-        for value, page in zip((3, 7), inner.children):
-            (image,) = Images(page.value).found
-            assert image["alt"] == f"{value} {other}"
-            assert re.fullmatch(rf"\.\./explorers/pairs/{value}-{other}-[0-9a-f]{{8}}\.webp", image["src"] or "")
-    assert {(link.source[0], link.target[0]) for link in made} == {
-        (second, outer),
-        *((first, inner) for inner in outer.children),
-    }
+    found = explorer(draw_pair, [3, 7], name="pairs", others=[2, 4, 5], other="parts", start=7)
+    read = told(found)
+    assert [(axis["label"], axis["values"], axis["start"]) for axis in read["axes"]] == [
+        ("neuron", ["3", "7"], 1),
+        ("parts", ["2", "4", "5"], 0),
+    ]
+    # The script finds the picture of places (i, j) at i * 3 + j.
+    assert [text for _, text in read["pictures"]] == ["3 2", "3 4", "3 5", "7 2", "7 4", "7 5"]
+    assert Images(found.data).found[0]["alt"] == "7 2"
     with pytest.raises(ValueError, match="at least one value"):
         explorer(draw_pair, [3], name="pairs", others=[])
+
+
+def test_where_the_slider_starts() -> None:
+    box = explorer(draw, [0.1, 0.5, 0.9], name="starts", start=0.5)
+    assert box.children[0].value == "0.5"
+    assert drawings == [0.5]
+    with pytest.raises(ValueError, match=r"0\.7"):
+        explorer(draw, [0.1, 0.5], name="starts", start=0.7)
+
+
+def test_explore_alive(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, neuron, count, method, shown, words, caption = explore(glyph_study, 22, caption="look").children
+    alive = np.flatnonzero(glyph_study.references.alive)
+    assert neuron.options == tuple(str(channel) for channel in alive)
+    assert (layer.value, neuron.value, method.value) == ("layer4", "22", "circuits")
+    assert "Neuron 22 of layer4 in 2 parts by circuits: " in words.value
+    assert glyph_study.neuron(22).meanings(0).split(",")[0] in words.value
+    seen = {shown.value}
+    count.index = 2
+    assert "in 3 parts by circuits" in words.value
+    method.value = "activations"
+    assert "in 3 parts by activations" in words.value
+    made = glyph_study.neuron(22).by(glyph_study.activation_vectors["activation"][22], 3)
+    assert made.meanings(2) in words.value
+    seen |= {shown.value}
+    neuron.value = "3"
+    seen |= {shown.value}
+    assert len(seen) == 3
+    monkeypatch.setattr("pure_nb.study.SMALL", 0)  # of another layer only the one neuron
+    layer.value = "layer3"
+    assert len(neuron.options) == int(glyph_study.using(target="layer3", lower="nearest").references.alive.sum())
+    assert f"Neuron {neuron.value} of layer3 in 3 parts" in words.value
+    assert caption.value == "<small>look</small>"
+
+
+def test_explore_only_the_references(glyph_study: Study) -> None:
+    box = explore(glyph_study, parts=False)
+    assert [child.description for child in box.children[:2]] == ["layer", "neuron"]
+    assert box.children[1].value == str(glyph_study.neurons["channel"].iloc[0])
+    with pytest.raises(IndexError, match="channel 99"):
+        explore(glyph_study, 99)
+
+
+def test_explore_in_the_book(glyph_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BOOK, str(tmp_path))
+    (tmp_path / "neurons").mkdir()  # where the atlas of the book's own study is being written
+    (tmp_path / "neurons/study.txt").write_text(atlas.Atlas(glyph_study).identity)
+    found = explore(glyph_study, 22, whole=True)
+    assert 'data-root="../neurons/"' in found.data
+    assert 'data-start="22"' in found.data
+    assert 'data-whole="true"' in found.data
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["study.txt"]
+
+
+def test_explore_another_study_in_the_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BOOK, str(tmp_path))
+    study = Study.of(plain(), noise(30), "4", "2", n=12, k=2, progress=False, store=tmp_path / "store")
+    found = explore(study)
+    assert 'data-root="../neurons-mine/"' in found.data
+    channels = re.search(r'data-neurons="([\d ]+)"', found.data)
+    assert channels
+    assert channels[1].split() == [str(c) for c in np.flatnonzero(study.references.alive)]
+    assert all((tmp_path / f"neurons-mine/data/{channel}.js").is_file() for channel in channels[1].split())

@@ -1,0 +1,20 @@
+"""The Sphinx extension of this book: notebooks that run anywhere, pages that load fast, and what lies around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sphinx.application import Sphinx
+
+from bookext import lighter, notebooks, site
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the extension."""
+    app.add_config_value("book_description", "", "html", str)
+    app.connect("html-page-context", notebooks.add_buttons, priority=600)  # the theme's own come at 501
+    app.connect("html-page-context", lighter.without_mathjax, priority=600)
+    app.connect("build-finished", notebooks.write_notebooks)
+    app.connect("build-finished", site.write_pages)
+    app.connect("build-finished", lighter.lighten, priority=900)  # after all that write pages
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,33 @@
+"""The pages around the book: the one for addresses that do not exist, and the front door."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from string import Template
+
+from sphinx.application import Sphinx
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_pages(app: Sphinx, exception: Exception | None) -> None:
+    """Write ``404.html`` and ``index.html`` at the root of the site.
+
+    GitHub serves the first for addresses of any depth, so all its links are absolute and its style is within. The
+    second leads to the first chapter; unlike Jupyter Book's own it can be previewed where links are shared.
+    """
+    if exception or app.builder.name != "html":
+        return
+    words = {
+        "base": app.config.html_baseurl,
+        "first": app.builder.get_target_uri(app.config.root_doc),
+        "title": app.config.html_title,
+        "image": app.config.ogp_image,
+        "alt": app.config.ogp_image_alt,
+        "description": app.config.book_description,
+    }
+    escaped = {key: html.escape(str(word), quote=True) for key, word in words.items()}
+    for template in sorted(TEMPLATES.glob("*.html")):
+        text = Template(template.read_text(encoding="utf-8")).substitute(escaped)
+        (Path(app.outdir) / template.name).write_text(text, encoding="utf-8")

@@ -1,0 +1,244 @@
+"""The atlas: what its pages and explorers show is what the study found, and a run that was stopped goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import adjusted_mutual_info_score
+from typer.testing import CliRunner
+
+from pure_nb import Study, atlas
+from pure_nb.atlas import COLUMNS, CROP, METHODS, WHOLE, Atlas
+from pure_nb.cli import app
+from pure_nb.data import Images
+from pure_nb.embedders import Embedder
+from pure_nb.glyphs import CLASSES
+from pure_nb.parameters import StudyError
+from pure_nb.virtual import CHOICES, cluster
+from tests.small import noise, plain
+
+
+def data(folder: Path, channel: int) -> dict[str, Any]:
+    """The data of a neuron, as the browser's script gets them."""
+    text = (folder / f"data/{channel}.js").read_text(encoding="utf-8")
+    found = re.fullmatch(r"// [0-9a-f]{16} [0-9a-f]{16}\npureNb\.neuron\((.*)\);\n", text, re.S)
+    assert found
+    loaded: dict[str, Any] = json.loads(found[1])
+    return loaded
+
+
+def as_labels(text: str) -> list[int]:
+    return [-1 if own == "-" else int(own, 36) for own in text]
+
+
+def own_study(images: Any = None, **how: Any) -> Study:
+    """A small network on noise."""
+    return Study.of(
+        plain(), noise(30) if images is None else images, "4", "2", n=12, k=2, progress=False, **how
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def site(glyph_study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An atlas of three glyph neurons, by all methods."""
+    folder = tmp_path_factory.mktemp("site") / "atlas"
+    assert atlas.write(glyph_study, folder, channels=[22, 3, 8], methods=METHODS, home="../book.html") == (
+        folder / "index.html"
+    )
+    return folder
+
+
+def test_data_are_what_the_study_found(glyph_study: Study, site: Path) -> None:
+    vectors = {
+        "circuits": glyph_study.circuits,
+        "circuits by LRP": glyph_study.using(rule="lrp").circuits,
+        "activations": glyph_study.activation_vectors["activation"],
+    }
+    for channel in (22, 3, 8):
+        found = data(site, channel)
+        assert found["channel"] == channel
+        assert list(found["parts"]) == list(METHODS)
+        assert found["counts"] == ["as chosen", *map(str, CHOICES)]
+        objects = glyph_study.objects
+        assert objects is not None
+        assert [found["names"][label] for label in found["label"]] == [CLASSES[o].name for o in objects[channel]]
+        for name, every in found["parts"].items():
+            expected = [cluster(vectors[name][channel], k) for k in (2, *CHOICES)]
+            assert [as_labels(own) for own in every] == [own.tolist() for own in expected]
+            agreement = [adjusted_mutual_info_score(objects[channel], own) for own in expected]
+            assert found["agreement"][name] == pytest.approx(agreement, abs=1e-4)
+        points = np.array(found["points"])
+        assert points.shape == (20, 2)
+        assert (points.min(axis=0) == 0).all()
+        assert (points.max(axis=0) == 1000).all()
+        layout = glyph_study.layout_of(channel)
+        for axis, sign in ((0, 1), (1, -1)):
+            assert np.corrcoef(points[:, axis], sign * layout[:, axis])[0, 1] > 0.9999
+
+
+def test_sprites_hold_the_reference_images(glyph_study: Study, site: Path) -> None:
+    neuron = glyph_study.neuron(22)
+    for kind, size, crop in (("crops", CROP, True), ("whole", WHOLE, False)):
+        with Image.open(site / kind / "22.webp") as image:
+            sheet = np.asarray(image.convert("RGB")).astype(int)
+        assert sheet.shape == (2 * size, COLUMNS * size, 3)
+        for rank in (0, 9, 13):
+            top, left = size * (rank // COLUMNS), size * (rank % COLUMNS)
+            shown = sheet[top : top + size, left : left + size]
+            expected = neuron.views([rank])[0].highlighted(size, crop=crop)
+            assert np.abs(shown - expected).mean() < 12  # WebP loses some
+            other = neuron.views([(rank + 1) % 20])[0].highlighted(size, crop=crop)
+            assert np.abs(shown - expected).mean() < 0.5 * np.abs(shown - other).mean()
+
+
+def test_pages_tell_and_link(glyph_study: Study, site: Path) -> None:
+    index = (site / "index.html").read_text(encoding="utf-8")
+    order = [int(found) for found in re.findall(r'<th scope="row" data-value="(\d+)">', index)]
+    assert order == [c for c in glyph_study.neurons["channel"].tolist() if c in (22, 3, 8)]
+    page = (site / "22.html").read_text(encoding="utf-8")
+    assert 'href="../book.html"' in page
+    for part in (0, 1):
+        assert glyph_study.neuron(22).meanings(part) in page
+    mean = glyph_study.circuits[22].mean(axis=0)
+    first = int(mean.argmax())
+    assert f'href="lower/{first}.html"' in page
+    assert f"{100 * mean[first]:.1f}%" in page
+    assert 'href="../22.html"' in (site / f"lower/{first}.html").read_text(encoding="utf-8")
+    for classes, share in Atlas(glyph_study).classes(22)[:2]:
+        assert f"{classes} {100 * share:.1f}%" in page
+    one, other, cosine = Atlas(glyph_study).pairs(22)[0]
+    assert f"{one} and {other}: {cosine:.2f}" in page
+
+
+def test_links_resolve(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        for link in re.findall(r'(?:href|src)="([^"#:]+)"', path.read_text(encoding="utf-8")):
+            if "book.html" not in link:
+                assert (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_the_same_bytes_and_nothing_twice(
+    glyph_study: Study, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = tmp_path / "again"
+    atlas.write(glyph_study, again, channels=[22, 3, 8], methods=METHODS, home="../book.html")
+    files = sorted(path.relative_to(site) for path in site.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
+    for file in files:
+        assert (site / file).read_bytes() == (again / file).read_bytes(), file
+    drawn: list[int] = []
+    views = Study.views
+
+    def counted(self: Study, channel: Any, *rest: Any, **how: Any) -> Any:
+        drawn.extend(np.unique(channel).tolist())
+        return views(self, channel, *rest, **how)
+
+    monkeypatch.setattr(Study, "views", counted)
+    (again / "crops/3.webp").unlink()  # as if it had been stopped
+    atlas.write(glyph_study, again, channels=[22, 3, 8], methods=METHODS, home="../book.html")
+    assert drawn == [3]
+    assert (again / "crops/3.webp").read_bytes() == (site / "crops/3.webp").read_bytes()
+    other = Atlas(glyph_study.using(k=3), METHODS)
+    drawn.clear()
+    atlas.draw(other, again, [22])  # of other parts: not what is there
+    assert drawn == [22]
+
+
+def test_what_is_not_known_is_said(tmp_path: Path) -> None:
+    atlas.write(own_study(store=tmp_path / "store"), tmp_path / "atlas")
+    page = (tmp_path / "atlas/0.html").read_text(encoding="utf-8")
+    assert "Not known here: " in page
+    found = data(tmp_path / "atlas", 0)
+    assert found["names"] == []
+    assert "agreement" not in found
+    assert not found["known"]
+
+
+def test_dead_neurons_have_a_page_without_pictures(tmp_path: Path) -> None:
+    study = own_study(store=tmp_path / "store")
+    with torch.no_grad():
+        study.model.get_submodule("4").weight[1] = 0
+        study.model.get_submodule("4").bias[1] = -1
+    atlas.write(study, tmp_path / "atlas")
+    assert "No image drives this neuron" in (tmp_path / "atlas/1.html").read_text(encoding="utf-8")
+    assert not (tmp_path / "atlas/crops/1.webp").exists()
+    assert "never active" in (tmp_path / "atlas/index.html").read_text(encoding="utf-8")
+
+
+def test_names_cannot_become_markup(tmp_path: Path) -> None:
+    nasty = "<script>alert('x')</script>"
+
+    class Labelled(torch.utils.data.Dataset[Any]):
+        classes = (nasty, "b", "c", "d")
+        targets = tuple(0 for _ in range(30))
+
+        def __len__(self) -> int:
+            return 30
+
+        def __getitem__(self, index: int) -> Any:
+            return noise(30)[index], 0
+
+    images = Images(Labelled(), "mine")
+    atlas.write(own_study(images, store=tmp_path / "store"), tmp_path / "atlas", channels=[0])
+    for path in (tmp_path / "atlas").glob("*.html"):
+        assert nasty not in path.read_text(encoding="utf-8"), path.name
+    assert "&lt;script&gt;" in (tmp_path / "atlas/0.html").read_text(encoding="utf-8")
+    assert data(tmp_path / "atlas", 0)["names"] == [nasty]
+
+
+def test_parts_are_named(glyph_study: Study, tmp_path: Path) -> None:
+    def colours(crops: list[Any]) -> Any:
+        return np.stack([crop.reshape(-1, 3).mean(axis=0) for crop in crops]).astype(np.float32)
+
+    def words(texts: list[str]) -> Any:
+        return np.stack([[len(text), 1, text.count("e") + 1] for text in texts]).astype(np.float32)
+
+    embedder = Embedder.of("colours", colours)
+    embedder = replace(embedder, encode_text=words, encode_joint=colours)
+    made = Atlas(glyph_study, embedder=embedder)
+    assert made.names is not None
+    for (channel, part), said in made.names.items():
+        assert made.said(channel, part) == ("" if said == "unsure" else said)
+    assert made.key != Atlas(glyph_study).key
+
+
+def test_bad_wishes(glyph_study: Study, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="'umap'"):
+        atlas.write(glyph_study, tmp_path, methods=["circuits", "umap"])
+    with pytest.raises(StudyError, match="'activations'"):
+        atlas.write(glyph_study, tmp_path, methods=["activations"])
+    with pytest.raises(StudyError, match="count=0"):
+        atlas.write(glyph_study, tmp_path, count=0)
+    with pytest.raises(IndexError, match="channel 99"):
+        atlas.write(glyph_study, tmp_path, channels=[99])
+    (tmp_path / "index.html").write_text("<p>my own page</p>")
+    with pytest.raises(StudyError, match="another site"):
+        atlas.write(glyph_study, tmp_path, channels=[3])
+    assert (tmp_path / "index.html").read_text() == "<p>my own page</p>"
+    with pytest.raises(StudyError, match="is a file"):
+        atlas.write(glyph_study, tmp_path / "index.html", channels=[3])
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    toml = tmp_path / "small.toml"
+    toml.write_text(
+        '[model]\nsource = "glyphnet"\n[images]\nsource = "glyphs"\nlength = 60\n'
+        '[parameters]\ntarget = "layer4"\nlower = "layer3"\nn = 8\n[run]\nprogress = false\n'
+    )
+    out = tmp_path / "atlas"
+    command = ["atlas", str(toml), "--out", str(out), "--store", str(tmp_path / "store"), "--neurons", "0-2"]
+    said = CliRunner().invoke(app, command)
+    assert said.exit_code == 0, said.output
+    assert "3 neurons" in said.output
+    assert {path.name for path in out.glob("[0-9]*.html")} == {"0.html", "1.html", "2.html"}
+    wrong = CliRunner().invoke(app, [*command, "--look", "sideways"])
+    assert wrong.exit_code == 1
+    assert "--look must be one of" in wrong.output

@@ -1,0 +1,325 @@
+"""Editions: the chapters of the book, written again for another study."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small import ROOT, Tokens, noise, picture_folder, plain
+from torch import nn
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import ToTensor
+
+from pure_nb.data import Images
+from pure_nb.glyphs import MEAN, STD, GlyphObjects
+from pure_nb.study import Study
+from pure_nb.wordnet import shipped_wordnet
+
+sys.path.insert(0, str(ROOT / "tools"))
+import edition as tool
+from edition import NEEDS, Cell, Edition, EditionError
+
+STUDY = """\
+[model]
+source = "mine.py:make"
+[images]
+source = "folder"
+root = "pictures"
+resize = 12
+crop = 12
+[parameters]
+target = "4"
+lower = "2"
+n = {n}
+k = 2
+[run]
+progress = false
+"""
+
+NOTHING = dict.fromkeys(NEEDS, "")
+
+CHAPTER = """\
+---
+kernelspec:
+  name: python3
+---
+
+# A title
+
+Text with ```code``` and `load_study("glyphs")`, `channel = 22`.
+
+```{code-cell} ipython3
+import pure_nb
+
+study = pure_nb.load_study("glyphs", progress=False)
+channel = 22
+channels = [22, 10, 13]
+other_channel = 22
+print(channel == 22)  # channel = 22
+```
+
+{numref}`fig-one` and {numref}`the figure %s <fig-two>` show it.
+
+```{code-cell} ipython3
+---
+tags: [hide-input, needs-objects]
+mystnb:
+  figure:
+    name: fig-one
+    caption: Clouds.
+  image: {alt: "Clouds: two."}
+---
+study.objects
+```
+
+```{code-cell} ipython3
+:tags: [needs-labels]
+
+study.classes
+```
+
+Between.
+
+```{code-cell} ipython3
+:tags: [needs-objects]
+
+study.objects[0]
+```
+
+```{code-cell} ipython3
+---
+mystnb:
+  figure: {name: fig-two, caption: "Anchors: one."}
+  image: {alt: Anchors.}
+---
+study.neuron(channel).plot();
+```
+
+````{admonition} Solution
+```python
+channel = 22
+```
+````
+"""
+
+
+def an_edition(layer: str | None = "layer3.2.conv2", **lacks: str) -> Edition:
+    return Edition("mine", "/studies/mine.toml", "a network", layer, {**NOTHING, **lacks})
+
+
+def only(code: str, edition: Edition | None = None) -> str:
+    """What becomes of the code of a chapter with one cell."""
+    text = tool.rewritten({"a.md": f"# A\n\n```{{code-cell}} ipython3\n{code}```\n"}, edition or an_edition())["a.md"]
+    (cell,) = [part for part in tool.parts(text) if isinstance(part, Cell)]
+    return cell.code
+
+
+def test_a_chapter_that_lacks_nothing_has_another_study_and_a_banner() -> None:
+    text = tool.rewritten({"a.md": CHAPTER}, an_edition())["a.md"]
+    banner = tool.banner(an_edition(), [])
+    assert "a network" in banner
+    assert "lack" not in banner
+    expected = CHAPTER.replace("# A title\n", f"# A title\n\n{banner}")
+    expected = expected.replace(
+        'study = pure_nb.load_study("glyphs"', 'study = pure_nb.load_study("/studies/mine.toml"'
+    )
+    expected = expected.replace("\nchannel = 22\nch", "\nchannel = study.most_polysemantic(1)[0]\nch")
+    expected = expected.replace("\nchannels = [22, 10, 13]", "\nchannels = study.most_polysemantic(3)")
+    assert without_heads(text) == without_heads(expected)
+
+
+def without_heads(text: str) -> str:
+    """A chapter without the metadata of its cells, whose YAML may be laid out otherwise."""
+    return "".join(p if isinstance(p, str) else p.opening + p.code + p.closing for p in tool.parts(text))
+
+
+def test_a_chapter_is_what_its_parts_are() -> None:
+    for path in [*(ROOT / "book").glob("*.md")]:
+        text = path.read_text(encoding="utf-8")
+        found = [p if isinstance(p, str) else p.opening + p.head + p.code + p.closing for p in tool.parts(text)]
+        assert "".join(found) == text
+        assert sum(isinstance(part, Cell) for part in tool.parts(text)) == text.count("\n```{code-cell}")
+
+
+def test_metadata_in_both_notations() -> None:
+    cells = [part for part in tool.parts(CHAPTER) if isinstance(part, Cell)]
+    assert [cell.meta.get("tags") for cell in cells] == [
+        None,
+        ["hide-input", "needs-objects"],
+        ["needs-labels"],
+        ["needs-objects"],
+        None,
+    ]
+    first = [cell.code.strip().splitlines()[0] for cell in cells]
+    assert first[1:4] == ["study.objects", "study.classes", "study.objects[0]"]
+    assert CHAPTER.splitlines()[cells[2].line] == ":tags: [needs-labels]"
+
+
+def test_cells_that_need_what_is_lacking_become_notes() -> None:
+    edition = an_edition(objects="does not know objects", labels="has no labels")
+    text = tool.rewritten({"a.md": CHAPTER}, edition)["a.md"]
+    assert text.count("Not in this edition") == 2  # the first two are neighbours
+    first, second = text.split("Between.")
+    assert "This study does not know objects; it has no labels. What" in first
+    assert "This study does not know objects. What" in second
+    assert "study.objects" not in text
+    assert "study.neuron(channel)" in text
+    assert "This study does not know objects; it has no labels. Notes" in first.split("Text with")[0]
+
+
+def test_cells_stay_whose_needs_are_met() -> None:
+    text = tool.rewritten({"a.md": CHAPTER}, an_edition(labels="has no labels"))["a.md"]
+    assert text.count("study.objects") == 2
+    assert "study.classes" not in text
+
+
+def test_figures_that_are_gone_are_not_referred_to() -> None:
+    edition = an_edition(objects="does not know objects")
+    found = tool.rewritten(
+        {"a.md": CHAPTER, "b.md": "# B\n\nSee {numref}`fig-one`, {numref}`fig-one-more`.\n"}, edition
+    )
+    assert "a figure of the standard book and {numref}`the figure %s <fig-two>` show" in found["a.md"]
+    assert found["b.md"] == "# B\n\nSee a figure of the standard book, {numref}`fig-one-more`.\n"
+
+
+def test_captions_say_what_they_were_written_about() -> None:
+    text = tool.rewritten({"a.md": CHAPTER}, an_edition())["a.md"]
+    figure = [part for part in tool.parts(text) if isinstance(part, Cell)][-1]
+    assert figure.meta == {
+        "mystnb": {
+            "figure": {"name": "fig-two", "caption": "Drawn for mine. In the standard book: Anchors: one."},
+            "image": {"alt": "Drawn for mine. In the standard book: Anchors."},
+        }
+    }
+
+
+def test_an_unknown_need_is_an_error() -> None:
+    chapter = CHAPTER.replace("needs-labels", "needs-lables")
+    line = chapter[: chapter.index(":tags: [needs-lables]")].count("\n")
+    with pytest.raises(EditionError, match=rf"a\.md, line {line}: the tag 'needs-lables' .*needs-labels"):
+        tool.rewritten({"a.md": chapter}, an_edition())
+
+
+def test_the_book_s_own_tags_are_known() -> None:
+    chapters = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md")}
+    found = tool.rewritten(chapters, an_edition(**dict.fromkeys(NEEDS, "lacks it")))
+    assert sum(text.count("Not in this edition") for text in found.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("code", "splits", "expected"),
+    [
+        ('layer = "layer4.0.conv2"\n', "", 'layer = "layer3.2.conv2"\n'),
+        ("layer = VirtualLayer.of(recipe)\n", "", "layer = VirtualLayer.of(recipe)\n"),
+        ("channel = 0  # our own\n", "", "channel = study.most_polysemantic(1)[0]\n"),
+        (
+            'layer = "layer4.0.conv2"\nchannel = 0\nclasses = ["cloud", "atom"]\n',
+            "",
+            'layer = "layer3.2.conv2"\n'
+            'channel = int(study.pairs.dropna().iloc[0]["channel"])\n'
+            'classes = study.pairs.dropna().iloc[0][["class_1", "class_2"]].tolist()\n',
+        ),
+        (
+            'layer = "layer4.0.conv2"\nchannel = 0\n',
+            "has too few",
+            'layer = "layer3.2.conv2"\nchannel = int(study.pairs.iloc[0]["channel"])\n',
+        ),
+    ],
+)
+def test_code_is_of_the_study(code: str, splits: str, expected: str) -> None:
+    assert only(code, an_edition(splits=splits)) == expected
+
+
+def test_pages_without_cells_stay_but_the_first_has_a_banner() -> None:
+    pages = {"index.md": "# Book\n\nText.\n", "glossary.md": "# Words\n"}
+    edition = an_edition(objects="does not know objects")
+    found = tool.rewritten(pages, edition)
+    assert found["glossary.md"] == pages["glossary.md"]
+    assert "Edition mine" in found["index.md"]
+    assert "does not know objects" in found["index.md"]
+
+
+def test_the_configuration() -> None:
+    text = (ROOT / "_config.yml").read_text(encoding="utf-8")
+    own, other = yaml.safe_load(text), yaml.safe_load(tool.configured(text, "mine"))
+    assert other["title"] == f"{own['title']}: edition mine"
+    assert not other["execute"]["raise_on_error"]
+    own["title"], own["execute"]["raise_on_error"] = other["title"], False
+    own["html"]["baseurl"] = own["sphinx"]["config"]["ogp_site_url"] = ""  # it is published nowhere
+    assert other == own
+
+
+def test_what_the_glyphs_have(glyph_study: Study) -> None:
+    study = glyph_study.using(n=4)
+    study.__dict__["labelled"] = Images(GlyphObjects(4), "a few objects", MEAN, STD)  # in place of fifty of each
+    assert tool.splittable(study) == "layer4.0.conv2"
+    assert not any(tool.lacking(study, "layer4.0.conv2").values())
+
+
+def lacked(study: Study) -> set[str]:
+    return {need for need, why in tool.lacking(study, tool.splittable(study)).items() if why}
+
+
+def mine(folder: Path, images: Any, model: nn.Module | None = None, target: str = "4", lower: str = "2") -> Study:
+    return Study.of(model or plain(), images, target, lower, n=4, k=2, store=folder, progress=False)
+
+
+GLYPHS = {"objects", "judge", "glyphs"}
+
+
+def test_without_labels_there_are_no_classes(tmp_path: Path) -> None:
+    assert lacked(mine(tmp_path, noise(15))) == GLYPHS | {"labels", "splits", "synsets"}
+
+
+@pytest.mark.parametrize(("count", "lacks"), [(12, {"synsets"}), (4, {"splits", "synsets"})])
+def test_labels_are_for_classes_and_two_of_each_for_splits(tmp_path: Path, count: int, lacks: set[str]) -> None:
+    images = ImageFolder(picture_folder(tmp_path / "pictures", count, classes=4), ToTensor())
+    study = mine(tmp_path, images)
+    assert lacked(study) == GLYPHS | lacks
+    assert tool.lacking(study, None)["labels"] == "has no convolution or linear layer in `4`"
+
+
+def test_synsets_need_a_wordnet_that_has_the_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = picture_folder(tmp_path / "pictures", 12, classes=4)
+    for old, new in zip(sorted(folder.iterdir()), ("anchor", "cat", "cow", "umbrella")):
+        old.rename(folder / new)
+    monkeypatch.setattr("pure_nb.study.find_wordnet", shipped_wordnet)
+    assert lacked(mine(tmp_path, ImageFolder(folder, ToTensor()))) == GLYPHS
+
+
+def test_a_transformer_lacks_a_grid_and_rules(tmp_path: Path) -> None:
+    study = mine(tmp_path, noise(15), Tokens(), "second", "first")
+    assert lacked(study) >= {"grid", "lrp"}
+    assert tool.splittable(study) == "second.mlp.2"
+    assert tool.splittable(study.using(target="input:second")) is None
+
+
+def test_an_edition_is_written_and_an_old_build_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, folder = tmp_path / "small.toml", tmp_path / "out"
+    path.write_text(STUDY.format(n=4))
+    picture_folder(tmp_path / "pictures")
+    (tmp_path / "mine.py").write_text("from small import plain as make\n")
+    monkeypatch.setattr(sys, "argv", ["edition.py", str(path), str(folder)])
+    tool.main()
+    assert yaml.safe_load((folder / "_config.yml").read_text())["title"].endswith(": edition small")
+    assert (folder / "_toc.yml").read_text() == (ROOT / "_toc.yml").read_text()
+    assert {p.name for p in (folder / "book").iterdir()} == {p.name for p in (ROOT / "book").iterdir()}
+    assert (folder / "_build" / "extra" / "neurons" / "index.html").is_file()
+    assert f'load_study("{path}"' in (folder / "book" / "references.md").read_text()
+    built = folder / "_build" / "html"
+    built.mkdir(parents=True)
+    tool.main()
+    assert built.is_dir()
+    path.write_text(STUDY.format(n=5))
+    tool.main()
+    assert not built.is_dir()
+
+
+def test_a_study_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["edition.py", str(tmp_path / "none.toml"), str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=r"No edition of .*none.toml: there is no study file"):
+        tool.main()
+    assert not (tmp_path / "out").exists()
