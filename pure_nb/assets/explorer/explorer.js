@@ -232,7 +232,7 @@
       } else {
         const meant = meanings(neuron, every);
         if (meant) said += `. It answers to ${meant}`;
-        view.append(make("div", { class: "rows" }, row(neuron, root, whole, every, null, "", open, whole ? 15 : 24)));
+        view.append(make("div", { class: "rows" }, row(neuron, root, whole, every, null, "", open, whole ? 14 : 24)));
       }
       words.textContent = `${said}.`;
       together(view, neuron, root);
