@@ -45,15 +45,14 @@ def toc_pages() -> list[str]:
 
 
 def atlas_sample() -> list[str]:
-    """The index of the atlas of neurons, and the first, middle and last of its pages."""
-    pages = sorted(path.relative_to(SITE).as_posix() for path in (SITE / "neurons").rglob("*.html"))
-    index = "neurons/index.html"
-    neurons = [page for page in pages if page != index]
-    return [index, *dict.fromkeys(neurons[place] for place in (0, len(neurons) // 2, -1))] if neurons else []
+    """The index of the atlas of neurons, two neurons of it, and a lower channel."""
+    atlas = SITE / "neurons"
+    pages = [atlas / "index.html", *sorted(atlas.glob("[0-9]*.html"))[::20][:2], *sorted(atlas.glob("*/*.html"))[:1]]
+    return [page.relative_to(SITE).as_posix() for page in pages if page.is_file()]
 
 
 CHAPTERS = [f"{page}.html" for page in toc_pages()]
-AROUND = [page for page in ("search.html", "genindex.html", "_modules/index.html") if (SITE / page).is_file()]
+AROUND = [page for page in ("404.html", "search.html", "genindex.html", "_modules/index.html") if (SITE / page).is_file()]
 PAGES = [*CHAPTERS, *AROUND, *atlas_sample()]
 
 
@@ -94,11 +93,17 @@ def served(folder: Path) -> Iterator[str]:
         thread.join()
 
 
-# Pictures that come into view only later are asked for now, since a reader who scrolls on loads them too.
+# Formulas and explorers are there. Pictures that come into view only later are asked for now, since a reader who
+# scrolls on loads them too.
 LOAD_ALL = """async () => {
     if (window.MathJax?.startup?.promise) await MathJax.startup.promise;
+    const bare = 'figure.explorer:not(:has(.explorer-view > *))';
+    for (let wait = 0; document.querySelector(bare) && wait < 200; wait++)
+        await new Promise(next => setTimeout(next, 25));
     const shown = [...document.images].filter(image => image.checkVisibility());
-    await Promise.all(shown.map(image => {
+    const sprites = [...document.querySelectorAll('.explorer-view [style*="background-image"]')]
+        .map(tile => Object.assign(new Image(), {src: getComputedStyle(tile).backgroundImage.slice(5, -2)}));
+    await Promise.all([...shown, ...sprites].map(image => {
         image.loading = 'eager';
         return image.decode().catch(() => null);
     }));

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from built import NOT_BUILT, SITE
+from built import NOT_BUILT, SITE, explorer_pages
 
 pytestmark = pytest.mark.skipif(not (SITE / "index.html").is_file(), reason=NOT_BUILT)
 
@@ -76,6 +78,23 @@ def test_links_of_a_page(page: str) -> None:
     path = (SITE / page).resolve()
     found = filter(None, (broken(path, link) for link in sorted(marks(path).links)))
     assert not (wrong := list(found)), "\n".join(wrong)
+
+
+PICTURES = re.compile(
+    r'<figure class="explorer"[^>]*data-kind="pictures".*?<script type="application/json">(.*?)</script>', re.DOTALL
+)
+
+
+@pytest.mark.parametrize("page", explorer_pages())
+def test_pictures_of_explorers(page: str) -> None:
+    """Every picture that a slider can reach is there, and told in words of its own."""
+    path = (SITE / page).resolve()
+    for told in map(json.loads, PICTURES.findall(path.read_text(encoding="utf-8"))):
+        wrong = [fault for file, _ in told["pictures"] if (fault := broken(path, told["root"] + file))]
+        assert not wrong, "\n".join(wrong)
+        assert len(told["pictures"]) == math.prod(len(axis["values"]) for axis in told["axes"])
+        words = Counter(text for _, text in told["pictures"])
+        assert not (same := [text for text, count in words.items() if count > 1 or not text.strip()]), same
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
