@@ -22,7 +22,7 @@ CONVOLUTION := --target layer4.0.conv2 --lower input:layer4.0.conv2
 export PYTHONDONTWRITEBYTECODE :=
 
 .DELETE_ON_ERROR:
-.PHONY: help env book fresh $(EDITION) lab test lint types format clean distclean
+.PHONY: help env book fresh $(EDITION) lab test lint types format clean distclean print wheel
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -91,3 +91,13 @@ clean:  ## remove the built book, its cache and the tools' caches
 
 distclean: clean  ## remove .venv too
 	rm -rf .venv
+
+# The chapters come from the cache of `book`; none runs again.
+print: book  ## the book on one page and as PDF, in _build/print
+	$(BIN)/jupyter-book build . --builder singlehtml
+	$(BIN)/python tools/print_book.py _build/singlehtml _build/print/book.pdf
+
+wheel: $(STAMP)  ## the package as it is published, in dist
+	rm -rf dist
+	$(BIN)/uv build --out-dir dist
+	$(BIN)/uv tool run twine check --strict dist/*

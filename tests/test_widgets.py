@@ -20,6 +20,7 @@ from PIL import Image
 from pure_nb import atlas
 from pure_nb.study import Study
 from pure_nb.widgets import BOOK, explore, explorer
+from tests.small import noise, plain
 
 drawings: list[int] = []
 
@@ -215,17 +216,23 @@ def test_explore_only_the_references(glyph_study: Study) -> None:
         explore(glyph_study, 99)
 
 
-@pytest.mark.parametrize("standard", [True, False])
-def test_explore_in_a_page(glyph_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, standard: bool) -> None:
+def test_explore_in_the_book(glyph_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BOOK, str(tmp_path))
-    if standard:
-        atlas.write(glyph_study, tmp_path / "neurons", channels=[22])
-    found = explore(glyph_study if standard else glyph_study.using(k=3), 22, whole=True)
-    folder = "neurons" if standard else "neurons-glyphs"
-    assert f'data-root="../{folder}/"' in found.data
+    (tmp_path / "neurons").mkdir()  # where the atlas of the book's own study is being written
+    (tmp_path / "neurons/study.txt").write_text(atlas.Atlas(glyph_study).identity)
+    found = explore(glyph_study, 22, whole=True)
+    assert 'data-root="../neurons/"' in found.data
     assert 'data-start="22"' in found.data
+    assert 'data-whole="true"' in found.data
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["study.txt"]
+
+
+def test_explore_another_study_in_the_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BOOK, str(tmp_path))
+    study = Study.of(plain(), noise(30), "4", "2", n=12, k=2, progress=False, store=tmp_path / "store")
+    found = explore(study)
+    assert 'data-root="../neurons-mine/"' in found.data
     channels = re.search(r'data-neurons="([\d ]+)"', found.data)
     assert channels
-    assert channels[1].split() == [str(c) for c in np.flatnonzero(glyph_study.references.alive)]
-    if not standard:
-        assert all((tmp_path / folder / f"data/{channel}.js").is_file() for channel in channels[1].split())
+    assert channels[1].split() == [str(c) for c in np.flatnonzero(study.references.alive)]
+    assert all((tmp_path / f"neurons-mine/data/{channel}.js").is_file() for channel in channels[1].split())

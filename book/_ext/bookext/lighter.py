@@ -43,6 +43,17 @@ def lighten(app: Sphinx, exception: Exception | None) -> None:
         icons(folder, site, pages)
 
 
+def without_mathjax(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Leave MathJax out of a page without formulas; Sphinx adds it where the chapters below a page have some."""
+    own = app.env.get_domain("math").data["has_equations"].get(page, False)
+    if app.builder.name == "html" and not own:
+        context["script_files"] = [script for script in context["script_files"] if not _mathjax(app, script)]
+
+
+def _mathjax(app: Sphinx, script: Any) -> bool:
+    return app.config.mathjax_path in str(script.filename) or "window.MathJax" in script.attributes.get("body", "")
+
+
 def pictures(folder: Path) -> set[str]:
     """Write the PNG files of a folder as WebP where that is smaller, and tell which have one.
 
@@ -69,7 +80,9 @@ def _webp(image: Image.Image, **options: Any) -> bytes:
 def icons(folder: Path, site: Path, pages: list[Path]) -> None:
     """Keep of Font Awesome the icons that pages, scripts and styles of a site name."""
     styles = folder / "css" / "all.min.css"
-    own = [path for path in (site / "_static").rglob("*") if path.suffix in (".css", ".js") and folder not in path.parents]
+    own = [
+        path for path in (site / "_static").rglob("*") if path.suffix in (".css", ".js") and folder not in path.parents
+    ]
     texts = [path.read_text(encoding="utf-8") for path in [*pages, *own]]
     named = {name for text in texts for name in ICON.findall(text)}
     css = styles.read_text(encoding="utf-8")

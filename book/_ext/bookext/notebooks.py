@@ -17,10 +17,11 @@ from urllib.parse import urldefrag, urljoin
 
 import nbformat
 from myst_nb.core.read import read_myst_markdown_notebook
-from bookext.plain import MystError, References, plain
-from bookext.roles import Roles
 from sphinx.application import Sphinx
 from sphinx.util import logging
+
+from bookext.plain import MystError, References, plain
+from bookext.roles import Roles
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ def notebook_name(page: str) -> str:
 def notebook(app: Sphinx, page: str) -> nbformat.NotebookNode:
     """The notebook of a chapter."""
     source = Path(app.env.doc2path(page))
-    chapter = read_myst_markdown_notebook(source.read_text(encoding="utf-8"), path=source)
+    syntax = app.env.myst_config  # type: ignore[attr-defined]
+    chapter = read_myst_markdown_notebook(source.read_text(encoding="utf-8"), syntax, path=source)
     roles = Roles(app, page)
     references = References(roles.markdown, partial(link, app, page), partial(included, source.parent))
     code = "\n".join(cell.source for cell in chapter.cells if cell.cell_type == "code")
@@ -193,4 +195,3 @@ def add_buttons(app: Sphinx, page: str, template: str, context: dict[str, Any], 
 def button(text: str, url: str, tooltip: str, icon: str) -> dict[str, Any]:
     """A button of the theme's header."""
     return {"type": "link", "text": text, "url": url, "tooltip": tooltip, "icon": icon}
-

@@ -6,8 +6,9 @@ import re
 from typing import Any
 from urllib.parse import urljoin
 
-from bookext.plain import MystError
 from sphinx.application import Sphinx
+
+from bookext.plain import MystError
 
 TITLED = re.compile(r"^(?P<title>.*?)\s*<(?P<target>[^<>]+)>$", re.DOTALL)
 PLAIN = {"sub": "<sub>{}</sub>", "sup": "<sup>{}</sup>", "kbd": "<kbd>{}</kbd>", "math": "${}$", "abbr": "{}"}
@@ -77,7 +78,7 @@ class Roles:
 
     def numbered(self, label: str) -> str | None:
         """A figure or table with its number, as the book writes it, or None where it has none."""
-        page, anchor, *_ = self.std.labels.get(label) or self.std.anonlabels.get(label) or (None, None)
+        page, anchor, _ = self.labelled(label)
         for kind, numbers in self.app.env.toc_fignumbers.get(page, {}).items():
             if anchor in numbers:
                 return self.app.config.numfig_format[kind] % ".".join(map(str, numbers[anchor]))
@@ -85,10 +86,18 @@ class Roles:
 
     def reference(self, label: str, shown: str | None) -> str:
         """A place with a label."""
-        page, anchor, *title = self.std.labels.get(label) or self.std.anonlabels.get(label) or (None, None)
-        if page is None:
+        page, anchor, title = self.labelled(label)
+        if not page:
             raise MystError(f"nothing has the label {label}")
-        return self.link(shown or (title[0] if title else label), page, anchor)
+        return self.link(shown or title or label, page, anchor)
+
+    def labelled(self, label: str) -> tuple[str, str, str]:
+        """Page, anchor and title of a place with a label; empty where there is none."""
+        if label in self.std.labels:
+            page, anchor, title = self.std.labels[label]
+        else:
+            (page, anchor), title = self.std.anonlabels.get(label, ("", "")), ""
+        return page, anchor, title
 
     def equation(self, label: str) -> str:
         """The number of an equation."""

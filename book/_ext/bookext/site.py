@@ -14,8 +14,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 def write_pages(app: Sphinx, exception: Exception | None) -> None:
     """Write ``404.html`` and ``index.html`` at the root of the site.
 
-    GitHub serves the first for addresses of any depth, so all its links are absolute and its style is within. The second
-    leads to the first chapter; unlike Jupyter Book's own it can be previewed where links are shared.
+    GitHub serves the first for addresses of any depth, so all its links are absolute and its style is within. The
+    second leads to the first chapter; unlike Jupyter Book's own it can be previewed where links are shared.
     """
     if exception or app.builder.name != "html":
         return

@@ -1,0 +1,85 @@
+"""Print the book on one page (``jupyter-book build --builder singlehtml``) as PDF.
+
+    python tools/print_book.py _build/singlehtml _build/print/book.pdf
+
+Needs Chromium or Chrome on PATH, or Playwright's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--allow-file-access-from-files"]
+
+# Pictures load when they are scrolled to, formulas when MathJax comes to them; a printer waits for neither.
+READY = """async () => {
+    document.querySelectorAll("img[loading]").forEach(image => image.loading = "eager");
+    document.querySelectorAll(".admonition.toggle-hidden").forEach(box => box.classList.remove("toggle-hidden"));
+    if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+    await Promise.all([...document.images].map(image => image.decode().catch(() => {})));
+    return [...document.images].filter(image => !image.naturalWidth).map(image => image.src);
+}"""
+
+
+def at_the_root(site: Path) -> Path:
+    """The page that holds the book, copied to the root of its site.
+
+    Sphinx writes it into the folder of the first chapter but with addresses that start at the root, while what the
+    chapters themselves wrote, the explorers, starts at their folder.
+    """
+    pages = [path for path in site.glob("*/index.html") if "bd-article" in path.read_text(encoding="utf-8")]
+    if len(pages) != 1:
+        raise SystemExit(
+            f"{site} should hold one page with the book, but holds {len(pages)}. "
+            "Make it by: jupyter-book build . --builder singlehtml"
+        )
+    text = pages[0].read_text(encoding="utf-8").replace("../explorers/", "explorers/")
+    target = site / "book.html"
+    target.write_text(text, encoding="utf-8")
+    return target
+
+
+def print_page(page: Page, source: Path, target: Path) -> None:
+    """Print a page when all its pictures and formulas are there."""
+    page.goto(source.resolve().as_uri(), wait_until="load")
+    missing = page.evaluate(READY)
+    if missing:
+        raise SystemExit(f"pictures that do not load: {', '.join(missing)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    margins = {"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
+    number = '<div style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></div>'
+    page.pdf(
+        path=target,
+        format="A4",
+        margin=margins,
+        outline=True,
+        tagged=True,
+        display_header_footer=True,
+        header_template="<span></span>",
+        footer_template=number,
+    )
+
+
+def main() -> None:
+    """Print the book."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("site", type=Path, help="the folder of the book on one page")
+    parser.add_argument("pdf", type=Path, help="the file to write")
+    options = parser.parse_args()
+    executable = next((path for path in map(shutil.which, BROWSERS) if path), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=ARGS)
+        page = browser.new_page(color_scheme="light")
+        page.set_default_timeout(120_000)
+        print_page(page, at_the_root(options.site), options.pdf)
+        browser.close()
+    print(f"The book for print: {options.pdf.resolve()}")
+
+
+if __name__ == "__main__":
+    main()
