@@ -52,7 +52,9 @@ def atlas_sample() -> list[str]:
 
 
 CHAPTERS = [f"{page}.html" for page in toc_pages()]
-AROUND = [page for page in ("404.html", "search.html", "genindex.html", "_modules/index.html") if (SITE / page).is_file()]
+AROUND = [
+    page for page in ("404.html", "search.html", "genindex.html", "_modules/index.html") if (SITE / page).is_file()
+]
 PAGES = [*CHAPTERS, *AROUND, *atlas_sample()]
 
 

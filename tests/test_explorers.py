@@ -97,9 +97,9 @@ def play_slider(explorer: Explorer, slider: Any, name: str, touch: bool) -> None
     # Two steps may show the same, such as the number of parts found and that very number; most may not.
     assert 2 * len({state["view"] for state in states}) > len(states), f"{name} hardly changes the picture"
     assert 2 * len({state["words"] for state in states}) > len(states), f"{name} hardly changes the description"
-    box = slider.bounding_box()
-    assert min(box["width"] / 4, box["height"]) >= 24, f"{name} is too small for a finger: {box}"
     for share, end in ((0.01, lowest), (0.99, highest)):
+        box = slider.bounding_box()  # the value beside it may be wider than the last one
+        assert min(box["width"] / 4, box["height"]) >= 24, f"{name} is too small for a finger: {box}"
         (slider.tap if touch else slider.click)(position={"x": share * box["width"], "y": box["height"] / 2})
         moved = "([slider, end]) => slider.value === end"
         explorer.page.wait_for_function(moved, arg=[slider.element_handle(), str(end)])
