@@ -93,7 +93,19 @@ def kept_block(
     store: Store | None = None,
     done: Callable[[int], Any] = lambda pairs: None,
 ) -> NDArray[Any]:
-    """The values of a block, a pair of its pairs and its key: out of the store, or computed and kept there."""
+    """The values of a block, a pair of its pairs and its key: out of the store, or computed and kept there.
+
+    Parameters
+    ----------
+    compute
+        What computes a block.
+    task
+        A pair of the block's own pairs and the key it is kept by.
+    store
+        Where finished blocks are kept; None keeps none.
+    done
+        Is told how many pairs are finished.
+    """
     block, key = task
     saved = store.load_arrays("block", key) if store else None
     if saved is not None:

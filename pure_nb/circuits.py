@@ -186,6 +186,8 @@ def circuits(
 ) -> NDArray[np.float32]:
     """Relevance vectors of pairs of a channel and an image: PURE's description of the circuit.
 
+    The chapter :doc:`Circuits </book/circuits>` builds it from scratch.
+
     ``r_i = sum_uv R_i(u, v) / (sum_j |sum_uv R_j(u, v)| + 1e-10)`` over the channels i of the lower layer, where R
     is what :func:`propagate` gives. The chapter *Circuits* builds it from scratch.
 

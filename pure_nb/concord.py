@@ -83,6 +83,8 @@ def concord(
 ) -> Concord:
     """Rank correlation of the cosines with a similarity of the classes, with its interval and test.
 
+    The chapter :doc:`Does WordNet agree? </book/wordnet>` builds it from scratch.
+
     Parameters
     ----------
     pairs
@@ -129,7 +131,19 @@ def concord(
 def similarity_matrix(
     wordnet: WordNet, classes: list[str], synsets: Mapping[str, str] | None = None, measure: str = "wup"
 ) -> pd.DataFrame:
-    """The similarity of every two classes, as a square table with their names."""
+    """The similarity of every two classes, as a square table with their names.
+
+    Parameters
+    ----------
+    wordnet
+        From :func:`pure_nb.wordnet.find_wordnet`.
+    classes
+        Names of classes.
+    synsets
+        What WordNet calls some of them.
+    measure
+        A measure of :func:`pure_nb.wordnet.similarities`.
+    """
     meant = synsets or {}
     first, second = np.indices((len(classes), len(classes))).reshape(2, -1)
     words = [meant.get(name, name) for name in classes]

@@ -141,7 +141,19 @@ class Contestant:
 
 
 def divided(vectors: Vectors, k: NDArray[np.int64], divide: Divide, seed: int) -> Labels:
-    """Every neuron's references in parts, by their vectors ``[channels, n, d]``; with ``k = 1`` it stays whole."""
+    """Every neuron's references in parts, by their vectors ``[channels, n, d]``; with ``k = 1`` it stays whole.
+
+    Parameters
+    ----------
+    vectors
+        Float ``[channels, n, d]``.
+    k
+        Number of parts of each neuron.
+    divide
+        What clusters the vectors of one neuron.
+    seed
+        Of the clustering.
+    """
     whole = np.zeros(vectors.shape[1], dtype=np.int64)
     return np.stack([divide(own, int(parts), seed) if parts > 1 else whole for own, parts in zip(vectors, k)])
 

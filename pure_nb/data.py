@@ -584,6 +584,11 @@ def readable(
 ) -> Generator[Batch, None, None]:
     """As :func:`batches`, of images that can all be read.
 
+    Parameters
+    ----------
+    images, samples, batch_size, workers, patience
+        As for :func:`batches`.
+
     Raises
     ------
     ImageError

@@ -82,6 +82,8 @@ def pair_distances(vectors: ArrayLike, metric: Metric = "euclidean") -> NDArray[
 def intra_inter(distances: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> tuple[float, float, float]:
     """Mean distance over the pairs within a part, over those across parts, and over both.
 
+    The chapter :doc:`What CLIP says </book/clip>` builds it from scratch.
+
     Parameters
     ----------
     distances

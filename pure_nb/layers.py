@@ -440,6 +440,11 @@ def survey(model: nn.Module, images: Tensor) -> list[LayerShape]:
     Layers that run more than once in a forward pass (a shared ReLU) are left out, as are those whose output
     is not one tensor of a supported shape. Those that put their channels last have ``"last:"`` before their names,
     where the pictures' proportions tell; where the grid is as large as the channels are many, nothing does.
+
+    Parameters
+    ----------
+    model, images
+        Any network, and a batch of its inputs; one image is enough.
     """
     seen: dict[str, list[LayerShape | None]] = {}
 
@@ -464,6 +469,13 @@ def survey(model: nn.Module, images: Tensor) -> list[LayerShape]:
 
 def require(model: nn.Module, images: Tensor, target: str, lower: str) -> tuple[LayerShape, LayerShape]:
     """Check that two layers can be studied together, and say how they look.
+
+    Parameters
+    ----------
+    model, images
+        Any network, and a batch of its inputs; one image is enough.
+    target, lower
+        Names of the two layers.
 
     Raises
     ------

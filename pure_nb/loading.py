@@ -58,7 +58,8 @@ def load_study(
     Parameters
     ----------
     source
-        Name of a study that ships (:func:`shipped_studies`), or path of a file. The chapter *Real networks* shows one.
+        Name of a study that ships (:func:`shipped_studies`), or path of a file. The chapter
+        :doc:`Your own network </book/your-network>` shows one.
     data, weights
         Folder of the images (or file that lists them) and file of the weights, if other than the study says.
     store

@@ -67,6 +67,15 @@ def default_composite(model: nn.Module) -> Composite:
 def require_fit(model: nn.Module, images: Tensor, target: str, composite: Composite) -> None:
     """Check that a network computes the same with its rules and canonizers in place.
 
+    Parameters
+    ----------
+    model, images
+        Any network, and a batch of its inputs.
+    target
+        Name of the layer at which the outputs are compared.
+    composite
+        The rules and canonizers.
+
     Raises
     ------
     LayerError

@@ -295,6 +295,8 @@ def contributions(
 def drivers(brought: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
     """The source that drove each reference image most: an index into its group, -1 where none drove it.
 
+    The chapter :doc:`How would we know? </book/bench>` builds it from scratch.
+
     Parameters
     ----------
     brought

@@ -107,6 +107,8 @@ class References:
 class TopReferences:
     """Accumulator of the best ``n`` images of every channel of a layer.
 
+    The chapter :doc:`Reference images </book/references>` builds it from scratch.
+
     Parameters
     ----------
     layer

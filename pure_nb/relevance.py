@@ -176,6 +176,8 @@ def attributed(
 class ClassRelevance:
     """Accumulator of how relevant each channel of a layer is to each class, and of all average relevance vectors.
 
+    The chapter :doc:`Average relevance vectors </book/arv>` builds it from scratch.
+
     Parameters
     ----------
     layer, lower

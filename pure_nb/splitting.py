@@ -176,6 +176,8 @@ class SplitChannel(nn.Module):
 def split_channel(model: nn.Module, layer: str, channel: int, owner: ArrayLike, k: int = 2) -> nn.Module:
     """A copy of a network in which one channel of a layer is split; it computes the same (Hesse et al., disentangling).
 
+    The chapter :doc:`Splitting a channel </book/splitting>` builds it from scratch.
+
     :func:`save_split` and :func:`load_split` keep it in a file.
 
     Parameters

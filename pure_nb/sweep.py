@@ -157,7 +157,15 @@ def run_shard(
     workers: int = 0,
     precision: Precision = "float32",
 ) -> Generator[int | Unreadable, None, None]:
-    """Feed one shard to the accumulators; yields the number of images of each batch, and what was unreadable."""
+    """Feed one shard to the accumulators; yields the number of images of each batch, and what was unreadable.
+
+    Parameters
+    ----------
+    model, images, accumulators, batch_size, device, workers, precision
+        As for :func:`sweep`.
+    samples
+        Numbers of the shard's images.
+    """
     layers = list(dict.fromkeys(layer for accumulator in accumulators for layer in accumulator.layers))
     leaves = {accumulator.leaf for accumulator in accumulators} - {None}
     if len(leaves) > 1:
@@ -216,7 +224,10 @@ def shard_part(job: Job, samples: range, done: Callable[[int], object] = lambda 
 
 
 def merged(job: Job, first: Part, second: Part) -> Part:
-    """Two neighbouring parts as one, the earlier images first."""
+    """Two neighbouring parts as one, the earlier images first.
+
+    The chapter :doc:`When it does not fit </book/scale>` builds the tree of such merges from scratch.
+    """
     own, other = first.accumulators(job.accumulators), second.accumulators(job.accumulators)
     for accumulator, more in zip(own, other):
         accumulator.merge(more)
@@ -235,7 +246,19 @@ def stored_part(job: Job, cut: Sequence[range], store: Store | None) -> Part | N
 
 
 def save_part(job: Job, cut: Sequence[range], store: Store, part: Part) -> None:
-    """Keep the part for some shards, in place of all that it was merged from."""
+    """Keep the part for some shards, in place of all that it was merged from.
+
+    Parameters
+    ----------
+    job
+        What was computed.
+    cut
+        The shards.
+    store
+        Where to keep the part.
+    part
+        What was found.
+    """
     note = [[u.sample, u.path, u.reason] for u in part.lost]
     store.save_arrays("shard", job.key(span(cut)), part.arrays, note)
     _forget(job, cut, store)
@@ -259,6 +282,19 @@ def kept_part(
 
     With a store there are never more than two parts in memory, however many shards; without one, one more for each
     level of the tree.
+
+    Parameters
+    ----------
+    job
+        What is computed.
+    cut
+        The shards.
+    store
+        Where finished parts are kept; None keeps them in memory.
+    done
+        Is told how many images are finished.
+    known
+        Parts that are at hand, by the images they are of.
     """
     part = (known or {}).get(span(cut)) or stored_part(job, cut, store)
     if part is not None:

@@ -209,7 +209,19 @@ def interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Bootstrap interval of a statistic of independent values, by percentiles; NaN for fewer than two values."""
+    """Bootstrap interval of a statistic of independent values, by percentiles; NaN for fewer than two values.
+
+    Parameters
+    ----------
+    values
+        Float ``[n]``.
+    statistic
+        Takes values and ``axis``, as NumPy's do.
+    level
+        The part of the draws that lies within.
+    draws, seed
+        Number of bootstrap samples, and their seed.
+    """
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:
         return float("nan"), float("nan")

@@ -104,6 +104,8 @@ class VirtualNeurons:
 def cluster(vectors: Vectors, k: int, *, n_init: int = 10, seed: int = 0) -> NDArray[np.int64]:
     """k-means with the paper's settings; the largest cluster is number 0, equally large ones in order of appearance.
 
+    The chapter :doc:`Virtual neurons </book/virtual-neurons>` builds it from scratch.
+
     Parameters
     ----------
     vectors
@@ -143,6 +145,8 @@ def virtual_neurons(
     seed: int = 0,
 ) -> VirtualNeurons:
     """Take a neuron apart.
+
+    The chapter :doc:`Virtual neurons </book/virtual-neurons>` builds its clustering from scratch.
 
     Parameters
     ----------

@@ -307,6 +307,8 @@ def similarities(
 ) -> pd.DataFrame:
     """How near the meanings of pairs of classes are, as NLTK computes it.
 
+    The chapter :doc:`Does WordNet agree? </book/wordnet>` builds it from scratch.
+
     Each pair of synsets is computed once and kept with ``wordnet``; that takes some 0.2 ms, so a minute or two
     for all pairs of ImageNet's 1000 classes. The first ``lch`` takes several seconds more, in which NLTK measures
     the depth of the whole WordNet.

@@ -122,6 +122,11 @@ class World:
         own, whose relevance *is* the answer; a natural neuron has one such channel and not two. Where the lower layer
         is as wide as the planted one, the columns of the sources are therefore added up into one, as
         :attr:`activations` does it. (Where the block has no identity shortcut, two columns of many are lost.)
+
+        Parameters
+        ----------
+        vectors
+            Circuits of this world's study, ``[channels, n, lower channels]``.
         """
         planting = self.planting
         if planting is None or planting.early or vectors.shape[2] != planting.weight.shape[1]:
@@ -165,6 +170,11 @@ class World:
 def objects_world(study: Study) -> World:
     """The natural neurons of the glyph scenes, and the objects under their maxima.
 
+    Parameters
+    ----------
+    study
+        Of glyph scenes.
+
     Raises
     ------
     StudyError
@@ -191,6 +201,8 @@ def planted_world(
     seed: int = 0,
 ) -> World:
     """A study's network with merged channels, and what really drove each of their reference images.
+
+    The chapter :doc:`How would we know? </book/bench>` builds it from scratch.
 
     Parameters
     ----------

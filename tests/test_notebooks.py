@@ -105,7 +105,7 @@ class TestBuilt:
         """The same code cells in the same order, but for where results of benchmarks lie."""
         text = (ROOT / "book" / f"{chapter}.md").read_text("utf-8")
         cells = re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-        bare = [re.sub(r"\A(---\n.*?\n---\n|(:.*\n)+)?\n*", "", cell, flags=re.DOTALL).strip() for cell in cells]
+        bare = [re.sub(r"\A(---\n.*?\n---\n|(:[^\n]*\n)+)?\n*", "", cell, flags=re.DOTALL).strip() for cell in cells]
         code = [cell.source.strip() for cell in book.cells if cell.cell_type == "code"]
         assert code[-len(bare) :] == [notebooks.local_results(cell) for cell in bare]
 
@@ -133,6 +133,7 @@ class TestBuilt:
         binder = f"https://mybinder.org/v2/gh/pure-nb/pure-nb/main?urlpath=lab/tree/book/{chapter}.md"
         for address in (colab, binder, f"../notebooks/{chapter}.ipynb", f"../_sources/book/{chapter}.md"):
             assert f'href="{address}"' in page
+        assert f'href="../notebooks/{chapter}.ipynb" download' in page, "else the browser shows its text"
         assert "window.print()" in page
         assert (SITE / "_sources" / "book" / f"{chapter}.md").is_file()
         assert (ROOT / "book" / f"{chapter}.md").is_file()

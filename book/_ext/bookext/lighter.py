@@ -18,6 +18,7 @@ from sphinx.application import Sphinx
 
 SCRIPT = re.compile(r'\s*<script src="[^"]*/vendor/fontawesome/[^"]*"></script>')
 FONT_PRELOAD = re.compile(r'\s*<link rel="preload" as="font"[^>]*/vendor/fontawesome/[^>]*>')
+NOTEBOOK = re.compile(r'href="(?:\.\./)+notebooks/[^"]+\.ipynb"(?! download)')
 ICON = re.compile(r"\bfa-[a-z0-9-]+")
 RULE = re.compile(r"(?<=\})(?P<selectors>(?:\.fa-[a-z0-9-]+:before,?)+)\{content:\"(?P<content>[^\"]+)\"\}")
 PRIVATE = re.compile("[\ue000-\uf8ff]")
@@ -37,6 +38,7 @@ def lighten(app: Sphinx, exception: Exception | None) -> None:
         before = page.read_text(encoding="utf-8")
         text = FONT_PRELOAD.sub("", SCRIPT.sub("", before))
         text = PICTURE.sub(lambda found: f"_images/{found[1]}.webp" if found[1] in smaller else found[0], text)
+        text = NOTEBOOK.sub(r"\g<0> download", text)  # the theme's buttons can't say so
         if text != before:
             page.write_text(text, encoding="utf-8")
     for folder in (site / "_static" / "vendor" / "fontawesome").glob("*"):

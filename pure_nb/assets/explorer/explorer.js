@@ -9,7 +9,7 @@
   const COLOURS = [
     "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9",
   ];
-  const SHORT = 8; // images of a row, until all are asked for
+  const SHORT = 6; // images of a row, until all are asked for
   const SVG = "http://www.w3.org/2000/svg";
   const letter = (part) => String.fromCharCode(65 + part);
   let number = 0;
@@ -130,7 +130,7 @@
       key.style.backgroundColor = COLOURS[part % COLOURS.length];
       head.append(key);
     }
-    head.append(make("strong", {}, name), ` ${ranks.length} images${said ? `, “${said}”` : ""}${meant ? `: ${meant}` : ""}`);
+    head.append(make("strong", {}, name), `, ${ranks.length} images${said ? `, “${said}”` : ""}${meant ? `: ${meant}` : ""}`);
     const strip = make("div", { class: "tiles", role: "img", "aria-label": `Images of ${part === null ? "the whole neuron" : `part ${name}`}${meant ? `: ${meant}` : ""}` });
     const fill = (all) => strip.replaceChildren(...(all ? shown : shown.slice(0, most)).map((rank) => tile(neuron, root, whole, rank)));
     fill(open.has(name));
@@ -232,7 +232,7 @@
       } else {
         const meant = meanings(neuron, every);
         if (meant) said += `. It answers to ${meant}`;
-        view.append(make("div", { class: "rows" }, row(neuron, root, whole, every, null, "", open, whole ? 15 : 24)));
+        view.append(make("div", { class: "rows" }, row(neuron, root, whole, every, null, "", open, whole ? 14 : 24)));
       }
       words.textContent = `${said}.`;
       together(view, neuron, root);
