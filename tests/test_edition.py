@@ -180,7 +180,7 @@ def test_a_chapter_that_lacks_everything_says_it_once() -> None:
     chapter = "# A\n\n```{code-cell} ipython3\n:tags: [needs-judge]\nclip\n```\n\nText.\n"
     edition = an_edition(judge="has no judge")
     text = tool.rewritten({"a.md": chapter}, edition)["a.md"]
-    assert text == f"# A\n\n{tool.banner(edition, ['judge'], cells=False)}\n\n\nText.\n"
+    assert text == f"# A\n\n{tool.banner(edition, ['judge'], cells=False)}\n\nText.\n"
     assert "This study has no judge. All" in text
 
 
