@@ -245,6 +245,8 @@ class Atlas:
     @cached_property
     def without_classes(self) -> str:
         """Why there are no classes; "" if there are."""
+        if self.study.classes_take_long:
+            return "they take a backward pass for each channel and batch of images, and pure-nb arv did not run yet"
         try:
             self.study.pairs  # noqa: B018  raises
         except (ImageError, LayerError, StudyError) as problem:

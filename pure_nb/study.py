@@ -81,6 +81,9 @@ SMALL = 4_000
 """Pairs of a channel and a reference, up to which a study never computes a single channel alone."""
 
 
+MANY_BACKWARD = 128
+"""Channels from which on class relevance without a closed form is computed only when asked for."""
+
 CROPS = 256
 """Crops cut at once, to be embedded."""
 
@@ -349,6 +352,13 @@ class Study:
     def class_names(self) -> tuple[str, ...]:
         """Names of the network's outputs."""
         return self._labels[1]
+
+    @property
+    def classes_take_long(self) -> bool:
+        """Whether :attr:`classes` are not there and take a backward pass for each of many channels, batch by batch."""
+        p = self.parameters
+        many = closed_form(self.model, p.target, p.lower) is None and self.shapes[0].channels > MANY_BACKWARD
+        return many and not self._is_there("classes", self._classes_key())
 
     @property
     def classes(self) -> ClassStatistics:

@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import adjusted_mutual_info_score
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import ToTensor
 from typer.testing import CliRunner
 
 from pure_nb import Study, atlas
@@ -23,7 +25,7 @@ from pure_nb.embedders import Embedder
 from pure_nb.glyphs import CLASSES
 from pure_nb.parameters import StudyError
 from pure_nb.virtual import CHOICES, cluster
-from tests.small import noise, plain
+from tests.small import noise, picture_folder, plain
 
 
 def data(folder: Path, channel: int) -> dict[str, Any]:
@@ -160,6 +162,16 @@ def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     assert found["names"] == []
     assert "agreement" not in found
     assert not found["known"]
+
+
+def test_classes_that_take_long_are_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pure_nb.study.MANY_BACKWARD", 5)
+    images = ImageFolder(picture_folder(tmp_path / "pictures", 12, classes=4, size=12), ToTensor())
+    study = own_study(images, store=tmp_path / "store")
+    assert "pure-nb arv" in Atlas(study).without_classes
+    assert not Atlas(study.using(lower="input:4")).without_classes  # in closed form
+    study.classes  # noqa: B018
+    assert not Atlas(own_study(images, store=tmp_path / "store")).without_classes  # since they are there
 
 
 def test_dead_neurons_have_a_page_without_pictures(tmp_path: Path) -> None:

@@ -176,6 +176,14 @@ def test_cells_stay_whose_needs_are_met() -> None:
     assert "study.classes" not in text
 
 
+def test_a_chapter_that_lacks_everything_says_it_once() -> None:
+    chapter = "# A\n\n```{code-cell} ipython3\n:tags: [needs-judge]\nclip\n```\n\nText.\n"
+    edition = an_edition(judge="has no judge")
+    text = tool.rewritten({"a.md": chapter}, edition)["a.md"]
+    assert text == f"# A\n\n{tool.banner(edition, ['judge'], cells=False)}\n\nText.\n"
+    assert "This study has no judge. All" in text
+
+
 def test_figures_that_are_gone_are_not_referred_to() -> None:
     edition = an_edition(objects="does not know objects")
     found = tool.rewritten(

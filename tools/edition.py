@@ -276,17 +276,18 @@ def _sentence(missing: Iterable[str], lacks: Mapping[str, str]) -> str:
     return f"This study {'; it '.join(whys)}."
 
 
-def banner(edition: Edition, missing: Iterable[str]) -> str:
-    """What a chapter says of itself at its head."""
-    lines = [
-        f"```{{admonition}} Edition {edition.name}",
-        ":class: edition",
+def banner(edition: Edition, missing: Iterable[str], cells: bool = True) -> str:
+    """What a chapter says of itself at its head: what it lacks, and whether any of its `cells` are left."""
+    own = (
         f"Computed on **{edition.name}** ({edition.facts}). The text was written about the glyph world of the standard "
-        "book: what it says of single neurons, classes and numbers need not hold here.",
-    ]
+    )
+    own += "book: what it says of single neurons, classes and numbers need not hold here."
     if missing := set(missing):
-        lines.append(f"\n{_sentence(missing, edition.lacks)} Notes stand in place of what needs it.")
-    return "\n".join([*lines, "```\n"])
+        rest = (
+            "Notes stand in place of what needs it." if cells else "All that is computed here needs it: read the text."
+        )
+        own = f"{own}\n\n{_sentence(missing, edition.lacks)} {rest}"
+    return f"```{{admonition}} Edition {edition.name}\n:class: edition\n{own}\n```\n"
 
 
 def rewritten(chapters: Mapping[str, str], edition: Edition, first: str = "index.md") -> dict[str, str]:
@@ -295,13 +296,16 @@ def rewritten(chapters: Mapping[str, str], edition: Edition, first: str = "index
     for name, text in chapters.items():
         kept, figures = without(parts(text), name, edition.lacks)
         lost += figures
-        if not any(isinstance(part, Cell | Gap) for part in kept) and name != first:
-            found[name] = text
-            continue
+        cells = any(isinstance(part, Cell) for part in kept)
         missing = {need for part in kept if isinstance(part, Gap) for need in part.needs}
         if name == first:
             missing = {need for need in NEEDS if edition.lacks[need]}
-        found[name] = _headed("".join(_all_written(kept, edition)), banner(edition, missing), name)
+        elif not cells and not missing:
+            found[name] = text
+            continue
+        if not cells:  # one note at the head says it all
+            kept = [part for part in kept if not isinstance(part, Gap)]
+        found[name] = _headed("".join(_all_written(kept, edition)), banner(edition, missing, cells), name)
     return {name: _without_references(text, lost) for name, text in found.items()}
 
 
