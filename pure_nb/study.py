@@ -87,7 +87,7 @@ MANY_BACKWARD = 128
 CROPS = 256
 """Crops cut at once, to be embedded."""
 
-Concepts = tuple[tuple[str, ...], Images, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+_Concepts = tuple[tuple[str, ...], Images, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 """What a channel is split between: names, images, numbers of those that show a concept, which one, and ARVs."""
 
 
@@ -527,7 +527,7 @@ class Study:
         )
         return Split.chosen(measured, concept, names, arvs, score)
 
-    def _class_concepts(self, channel: int, classes: Sequence[str]) -> Concepts:
+    def _class_concepts(self, channel: int, classes: Sequence[str]) -> _Concepts:
         labels, names = self._labels
         unknown = [name for name in classes if name not in names]
         if unknown:
@@ -546,7 +546,7 @@ class Study:
         samples = np.flatnonzero(np.isin(self._labels[0], classes))
         return samples[~np.isin(samples, [lost.sample for lost in self._classified[1]])]
 
-    def _virtual_concepts(self, channel: int) -> Concepts:
+    def _virtual_concepts(self, channel: int) -> _Concepts:
         neuron = self.neuron(channel)
         parts, vectors = neuron.virtual, neuron.vectors.astype(np.float64)
         if parts.k < 2:
