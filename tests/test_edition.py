@@ -112,9 +112,10 @@ def an_edition(layer: str | None = "layer3.2.conv2", **lacks: str) -> Edition:
 
 def only(code: str, edition: Edition | None = None) -> str:
     """What becomes of the code of a chapter with one cell."""
-    text = tool.rewritten({"a.md": f"# A\n\n```{{code-cell}} ipython3\n{code}```\n"}, edition or an_edition())["a.md"]
+    chapter = f'# A\n\n```{{code-cell}} ipython3\n{code}study = load_study("glyphs")\n```\n'
+    text = tool.rewritten({"a.md": chapter}, edition or an_edition())["a.md"]
     (cell,) = [part for part in tool.parts(text) if isinstance(part, Cell)]
-    return cell.code
+    return cell.code.removesuffix('study = load_study("/studies/mine.toml")\n')
 
 
 def test_a_chapter_that_lacks_nothing_has_another_study_and_a_banner() -> None:
@@ -177,7 +178,7 @@ def test_cells_stay_whose_needs_are_met() -> None:
 
 
 def test_a_chapter_that_lacks_everything_says_it_once() -> None:
-    chapter = "# A\n\n```{code-cell} ipython3\n:tags: [needs-judge]\nclip\n```\n\nText.\n"
+    chapter = '# A\n\n```{code-cell} ipython3\n:tags: [needs-judge]\nload_study("glyphs")\n```\n\nText.\n'
     edition = an_edition(judge="has no judge")
     text = tool.rewritten({"a.md": chapter}, edition)["a.md"]
     assert text == f"# A\n\n{tool.banner(edition, ['judge'], cells=False)}\n\nText.\n"
@@ -241,11 +242,12 @@ def test_code_is_of_the_study(code: str, splits: str, expected: str) -> None:
     assert only(code, an_edition(splits=splits)) == expected
 
 
-def test_pages_without_cells_stay_but_the_first_has_a_banner() -> None:
-    pages = {"index.md": "# Book\n\nText.\n", "glossary.md": "# Words\n"}
+def test_pages_without_the_study_stay_but_the_first_has_a_banner() -> None:
+    other = "# Other\n\n```{code-cell} ipython3\n:tags: [needs-objects]\nload_study(path)\n```\n"
+    pages = {"index.md": "# Book\n\nText.\n", "glossary.md": "# Words\n", "other.md": other}
     edition = an_edition(objects="does not know objects")
     found = tool.rewritten(pages, edition)
-    assert found["glossary.md"] == pages["glossary.md"]
+    assert [found[name] for name in ("glossary.md", "other.md")] == [pages["glossary.md"], other]
     assert "Edition mine" in found["index.md"]
     assert "does not know objects" in found["index.md"]
 

@@ -57,6 +57,8 @@ class Edition:
     lacks: Mapping[str, str]
 
 
+LOADS = 'load_study("glyphs"'
+
 HEAD = re.compile(r"---\n(?s:.*?\n)---\n|(?:^:[\w-]+:.*\n)*", re.M)
 """The metadata of a cell: YAML between dashes, or lines of options; perhaps none."""
 
@@ -236,7 +238,7 @@ def written(part: Part, edition: Edition, layered: bool = False) -> str:
 
 def _code(code: str, edition: Edition, layered: bool) -> str:
     """A cell's code on another study: its neurons in place of those that show something in the glyph world."""
-    code = code.replace('load_study("glyphs"', f"load_study({json.dumps(edition.source)}")
+    code = code.replace(LOADS, f"load_study({json.dumps(edition.source)}")
     if edition.layer is not None:
         code = re.sub(r'^layer = "[\w.]+"$', f'layer = "{edition.layer}"', code, flags=re.M)
     shared = "study.pairs.dropna().iloc[0]" if not edition.lacks["splits"] else "study.pairs.iloc[0]"
@@ -291,19 +293,19 @@ def banner(edition: Edition, missing: Iterable[str], cells: bool = True) -> str:
 
 
 def rewritten(chapters: Mapping[str, str], edition: Edition, first: str = "index.md") -> dict[str, str]:
-    """The chapters of an edition, by the names of their files; pages without cells stay as they are."""
+    """The chapters of an edition, by the names of their files; pages that do not load the study stay as they are."""
     found, lost = {}, []
     for name, text in chapters.items():
         kept, figures = without(parts(text), name, edition.lacks)
+        if LOADS not in "".join(part.code for part in parts(text) if isinstance(part, Cell)) and name != first:
+            found[name] = text
+            continue
         lost += figures
         cells = any(isinstance(part, Cell) for part in kept)
         missing = {need for part in kept if isinstance(part, Gap) for need in part.needs}
         if name == first:
             missing = {need for need in NEEDS if edition.lacks[need]}
-        elif not cells and not missing:
-            found[name] = text
-            continue
-        if not cells:  # one note at the head says it all
+        elif not cells:  # one note at the head says it all
             kept = [part for part in kept if not isinstance(part, Gap)]
         found[name] = _headed("".join(_all_written(kept, edition)), banner(edition, missing, cells), name)
     return {name: _without_references(text, lost) for name, text in found.items()}
