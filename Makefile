@@ -60,7 +60,7 @@ fresh: $(STAMP)
 	if [ "$$sum" != "$$(cat $(BUILD)/package.sum 2>/dev/null)" ]; then \
 		rm -rf $(BUILD)/.jupyter_cache $(BUILD)/.doctrees $(BUILD)/html $(BUILD)/store $(EXTRA); \
 		mkdir -p $(BUILD) && echo "$$sum" > $(BUILD)/package.sum; \
-		$(if $(STUDY),,$(BIN)/pure-nb run glyphs & $(BIN)/pure-nb arv glyphs $(CONVOLUTION) > /dev/null; wait;) \
+		$(if $(STUDY),,export OMP_NUM_THREADS=1; $(BIN)/pure-nb run glyphs & $(BIN)/pure-nb arv glyphs $(CONVOLUTION) > /dev/null; wait;) \
 	fi; mkdir -p $(EXTRA)
 
 ifdef STUDY
