@@ -1,0 +1,138 @@
+"""What the chapters tell of measurements is what lies in benchmarks/results: pages must not need that folder to run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCORES = ["ari", "ari_clear", "ami", "accuracy", "difference", "p"]
+JUDGED = ["PURE", "PURE at maximum", "PURE close", "PURE close, shortcuts open", "activation", "activation at maximum"]
+JUDGED += ["lower activation"]
+SHORTCUTS = ["PURE", "PURE close, shortcuts open", "maximum, nearest (PURE close)"]
+SHORTCUTS += ["ceiling: PURE", "ceiling: PURE close"]
+
+
+def measured(name: str, **options: object) -> pd.DataFrame:
+    return pd.read_csv(ROOT / "benchmarks" / "results" / f"{name}.csv", **options)  # type: ignore[call-overload]
+
+
+def number(value: object, digits: int = 2) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    shown = f"{value:.{digits}f}"
+    return "" if pd.isna(value) else shown.removeprefix("-") if float(shown) == 0 else shown
+
+
+def chance(value: float) -> str:
+    return "< 0.001" if value < 0.001 else number(value, 3)
+
+
+def written(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
+    """A table as text: numbers rounded, empty where there are none."""
+    text = {column: [number(value, digits) for value in table[column]] for column in table.columns}
+    return pd.DataFrame(text | ({"p": [chance(value) for value in table["p"]]} if "p" in table else {}))
+
+
+def markdown(table: pd.DataFrame, digits: int = 2) -> str:
+    sides = ["---" if isinstance(table[column].iloc[0], str) else "---:" for column in table.columns]
+    rows = [list(table.columns), sides, *written(table, digits).to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def board(name: str, methods: Sequence[str], columns: Sequence[str]) -> str:
+    return markdown(measured(name, index_col="method").loc[list(methods), list(columns)].reset_index())
+
+
+def recipes(rows: Sequence[str] | None = None) -> str:
+    table = measured("recipes", index_col="recipe")
+    table.columns = ["objects", "planted", "L3", "similar", "k = 3", "L2", "L3.0", "conv", "mean"]
+    single = [name for name in table.index if not name.startswith(("PURE close", "ceiling", "maximum"))]
+    return markdown(table.loc[list(rows or single)].reset_index())
+
+
+def imagenet() -> pd.DataFrame:
+    layers = {layer: measured(f"bench-imagenet-{layer}", index_col="method") for layer in ("layer2", "layer4")}
+    return pd.concat(layers, names=["layer"]).reset_index()
+
+
+def drawn_bars() -> str:
+    table = imagenet()
+    table = table[table["method"].isin([*JUDGED, "random", "ceiling: PURE"])]
+    table = table.set_index("method").loc[[*JUDGED, "random", "ceiling: PURE"]].reset_index()
+    table["method"] = table["method"].str.replace(",", ";")
+    columns = ["layer", "method", "ari", "low", "high"]
+    return written(table.sort_values("layer", kind="stable")[columns]).to_csv(index=False)
+
+
+def judged() -> str:
+    table = imagenet().set_index("method").loc[JUDGED].reset_index().sort_values("layer", kind="stable")
+    return markdown(table[["layer", "method", "ari", "low", "high", "ari_clear", "correlation", "difference", "p"]])
+
+
+def drawn_scaling() -> str:
+    table = measured("scaling")
+    table["value"] = [row[row["varied"]] for _, row in table.iterrows()]
+    keys = ["varied", "value"]
+    found = table.pivot_table(index=keys, columns="step", values="seconds", sort=False)
+    found["MiB"] = table.groupby(keys, sort=False)["peak MiB"].max()
+    return found.reset_index()[[*keys, "sweep", "circuits", "crops", "MiB"]].to_csv(index=False, float_format="%.4g")
+
+
+def steps() -> str:
+    columns = ["step", "per", "pairs/image", "goal", "ours", "limit", "peer", "peer/ours", "limit GFLOP"]
+    return markdown(measured("table")[columns])
+
+
+def rounding() -> str:
+    columns = ["variant", "references", "circuits", "parts", "sweep", "circuits, time"]
+    return markdown(measured("precision")[columns].astype(dict.fromkeys(columns[1:], float)), 3)
+
+
+def networks() -> str:
+    table = measured("networks", keep_default_na=False)
+    return markdown(table[["network", "library", "target", "lower", "pictures", "LRP"]])
+
+
+TABLES = {
+    "recipes": ("bench", recipes()),
+    "recipes, shortcuts": (
+        "bench",
+        recipes(SHORTCUTS),
+    ),
+    "ImageNet, drawn": ("bench", drawn_bars()),
+    "ImageNet": ("bench", judged()),
+    "CIFAR": (
+        "bench",
+        board("bench-cifar-layer3", [*JUDGED[4:6], "PURE", "PURE close", "random", "ceiling: PURE"], SCORES),
+    ),
+    "ImageNet, k chosen": (
+        "bench",
+        board(
+            "bench-imagenet-layer4-chosen",
+            ["PURE", "activation at maximum"],
+            ["auc", "auc_low", "auc_high", "k_right", "k_bias"],
+        ),
+    ),
+    "weights": (
+        "bench",
+        board(
+            "bench-glyphs-conv2",
+            ["PURE", "split by PURE's parts", "split by classes", "random"],
+            ["ari", "difference", "p", "accuracy", "f1"],
+        ),
+    ),
+    "steps": ("scale", steps()),
+    "scaling, drawn": ("scale", drawn_scaling()),
+    "precision": ("scale", rounding()),
+    "faults": ("scale", markdown(measured("faults")[["fault", "trials", "outcome", "times"]])),
+    "networks": ("scale", networks()),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_chapter_tells_what_was_measured(name: str) -> None:
+    chapter, expected = TABLES[name]
+    text = (ROOT / "book" / f"{chapter}.md").read_text(encoding="utf-8")
+    assert expected.strip() in text, f"book/{chapter}.md should have this table:\n{expected}"
