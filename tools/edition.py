@@ -92,17 +92,18 @@ def splittable(study: Study) -> str | None:
 
 def lacking(study: Study, layer: str | None) -> dict[str, str]:
     """What a study lacks of what cells need, and why: each completes "This study"."""
-    target, found = study.parameters.target, dict.fromkeys(NEEDS, "")
+    p, found = study.parameters, dict.fromkeys(NEEDS, "")
     if study.images.scenes is None:
         found["objects"] = "does not know which object is under a neuron's maximum"
         found["judge"] = "has no judge: those that ship, mini-CLIP and mini-DINO, know glyphs only"
     if study.images.scenes is None or not isinstance(study.model, GlyphNet):
         found["glyphs"] = "is not of the glyph world"
     if len(study.references.grid) != 2:
-        found["grid"] = f"has no grid of positions in `{target}`"
+        found["grid"] = f"has no grid of positions in `{p.target}`"
         found["objects"] = found["objects"] or found["grid"]
     try:
-        circuits(study.model, study.images, [0], [0], target=target, lower=study.parameters.lower, rule="lrp")
+        where: dict[str, Any] = {"target": p.target, "lower": p.lower, "device": study.device}
+        circuits(study.model, study.images, [0], study.references.sample[0, :1], rule="lrp", **where)
     except LayerError:
         found["lrp"] = "has a network that the rules of layer-wise relevance propagation do not fit"
     return found | class_needs(study, layer)
@@ -121,6 +122,10 @@ def class_needs(study: Study, layer: str | None) -> dict[str, str]:
     if layer is None:
         return lacks(f"has no convolution or linear layer in `{study.parameters.target}`")
     own = study.using(target=layer, lower=INPUT + layer)
+    try:
+        own.pairs  # noqa: B018
+    except LayerError:
+        return lacks(f"has so many classes that those of `{layer}` do not fit into memory")
     if own.pairs.empty:
         return lacks(f"has no channel of `{layer}` that is relevant to two classes")
     found = {}
