@@ -103,6 +103,8 @@ def _plainly(command: Callable[..., None]) -> Callable[..., None]:
                 command(*args, **kwargs)
         except EXPECTED as problem:
             typer.secho(f"Error: {problem}", fg=typer.colors.RED, err=True)
+            if isinstance(problem, LayerError):
+                typer.secho("pure-nb info STUDY lists the layers that can be studied.", err=True)
             raise typer.Exit(1) from problem
         except KeyboardInterrupt as stop:
             typer.secho("\nStopped. What is finished is kept; the same command goes on from there.", err=True)

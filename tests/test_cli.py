@@ -307,6 +307,12 @@ def test_errors_in_the_study(tmp_path: Path, old: str, new: str, message: str) -
     assert message in failed(on(tmp_path, "run"))
 
 
+def test_a_wrong_layer_tells_where_the_names_are(finished: Path) -> None:
+    said = failed(on(finished, "neurons", "--target", "layer9"))
+    assert "pure-nb info STUDY lists the layers" in said
+    assert "pure-nb info" not in failed(on(finished, "plot", "--neurons", 99))
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "small.toml").write_text(TOML.replace('"glyphs"\nlength = 40', '"folder"\nroot = "pictures"'))
