@@ -6,6 +6,7 @@ goes, and the fonts keep what the pages use. The rest of the page is untouched.
 
 from __future__ import annotations
 
+import logging
 import re
 from io import BytesIO
 from pathlib import Path
@@ -113,6 +114,7 @@ def content(written: str) -> str:
 
 def _keep(font: Path, characters: set[str]) -> None:
     """Replace a font by one that holds no more than these characters."""
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # which tells each table that it prunes
     options = subset.Options(flavor="woff", layout_features=[], notdef_outline=True)
     with TTFont(font) as full:
         subsetter = subset.Subsetter(options)
