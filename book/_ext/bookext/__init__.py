@@ -14,6 +14,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("book_description", "", "html", str)
     app.connect("html-page-context", notebooks.add_buttons, priority=600)  # the theme's own come at 501
     app.connect("html-page-context", lighter.without_mathjax, priority=600)
+    app.connect("html-collect-pages", site.forget_unread_modules, priority=400)  # the sources' own pages come at 500
     app.connect("build-finished", notebooks.write_notebooks)
     app.connect("build-finished", site.write_pages)
     app.connect("build-finished", lighter.lighten, priority=900)  # after all that write pages

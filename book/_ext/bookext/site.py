@@ -5,10 +5,19 @@ from __future__ import annotations
 import html
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from sphinx.application import Sphinx
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+
+def forget_unread_modules(app: Sphinx) -> list[Any]:
+    """Leave out of the index of sources what has none, such as ``builtins``; Sphinx links a page that it never writes."""
+    modules = getattr(app.env, "_viewcode_modules", {})
+    for name in [name for name, entry in modules.items() if not entry]:
+        del modules[name]
+    return []
 
 
 def write_pages(app: Sphinx, exception: Exception | None) -> None:
