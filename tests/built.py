@@ -128,7 +128,8 @@ class Visit:
         self.page.on("response", lambda r: self.troubles.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
         self.page.on("request", self._watch)
         self.page.goto(url, wait_until="load")
-        self.page.evaluate(LOAD_ALL)
+        if self.page.locator('meta[http-equiv="refresh"]').count() == 0:  # the front door leads on to another page
+            self.page.evaluate(LOAD_ALL)
 
     def _watch(self, request: Any) -> None:
         parts = urlsplit(request.url)

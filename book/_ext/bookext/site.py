@@ -13,7 +13,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def forget_unread_modules(app: Sphinx) -> list[Any]:
-    """Leave out of the index of sources what has none, such as ``builtins``; Sphinx links a page that it never writes."""
+    """Leave out of the index of sources what has none, such as ``builtins``: Sphinx would link to no page."""
     modules = getattr(app.env, "_viewcode_modules", {})
     for name in [name for name, entry in modules.items() if not entry]:
         del modules[name]
