@@ -116,7 +116,7 @@ LOAD_ALL = """async () => {
 class Visit:
     """A page open in a browser, and everything that was asked for or went wrong since it was opened."""
 
-    def __init__(self, context: Any, url: str) -> None:
+    def __init__(self, context: Any, url: str, *, settle: bool = True) -> None:
         self.page = context.new_page()
         self.page.set_default_timeout(20_000)
         self.troubles: list[str] = []
@@ -128,7 +128,7 @@ class Visit:
         self.page.on("response", lambda r: self.troubles.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
         self.page.on("request", self._watch)
         self.page.goto(url, wait_until="load")
-        if self.page.locator('meta[http-equiv="refresh"]').count() == 0:  # the front door leads on to another page
+        if settle:
             self.page.evaluate(LOAD_ALL)
 
     def _watch(self, request: Any) -> None:
