@@ -31,12 +31,11 @@ from sklearn.metrics import adjusted_mutual_info_score
 from tqdm import tqdm
 
 from pure_nb.data import ImageError
-from pure_nb.glyphs import CLASSES
 from pure_nb.layers import LayerError
 from pure_nb.parameters import NEAREST, StudyError
 from pure_nb.render import Look, Picture
 from pure_nb.store import write_atomically
-from pure_nb.virtual import CHOICES, Vectors, cluster, part_name
+from pure_nb.virtual import CHOICES, Vectors, cluster_some, part_name
 
 if TYPE_CHECKING:
     from pure_nb.embedders import Embedder
@@ -169,15 +168,8 @@ class Atlas:
         driven, found = own >= 0, {}
         for name, vectors_of in self.described.items():
             vectors = vectors_of(channel)
-
-            def parts(k: int, vectors: Vectors = vectors) -> NDArray[np.int64]:
-                labels = np.full(len(driven), -1)
-                if driven.any():
-                    labels[driven] = cluster(vectors[driven], k)
-                return labels
-
-            first = own if name == METHODS[0] else parts(max(1, int(own.max()) + 1))
-            found[name] = [first, *(parts(k) for k in CHOICES)]
+            first = own if name == METHODS[0] else cluster_some(vectors, driven, max(1, int(own.max()) + 1))
+            found[name] = [first, *(cluster_some(vectors, driven, k) for k in CHOICES)]
         return found
 
     def data(self, channel: int) -> dict[str, Any]:
@@ -209,11 +201,7 @@ class Atlas:
 
     def _labelled(self, channel: int) -> tuple[list[str], list[int]]:
         """Names of objects or classes, and which of them each reference shows; below 0 where that is not known."""
-        neuron = self.study.neuron(channel)
-        if neuron.objects is not None:
-            every = [CLASSES[label].name for label in neuron.objects.tolist()]
-        else:
-            every = [self.study.images.label(sample) for sample in neuron.sample.tolist()]
+        every = self.study.neuron(channel).names
         names = sorted({name for name in every if name})
         return names, [names.index(name) if name else -1 for name in every]
 
@@ -256,10 +244,8 @@ class Atlas:
     def classes(self, channel: int) -> list[tuple[str, float]]:
         """Classes that a channel is relevant to, with the share of their images in which it is so, largest first."""
         study, statistics = self.study, self.study.classes
-        relevant = statistics.relevant_classes(channel, study.parameters.p)
-        share = statistics.share[relevant, channel] / statistics.images[relevant]
-        order = np.argsort(-share, kind="stable")
-        return [(study.class_names[relevant[place]], float(share[place])) for place in order.tolist()]
+        classes, share = statistics.strongest_classes(channel, study.parameters.p)
+        return [(study.class_names[label], float(own)) for label, own in zip(classes, share)]
 
     def pairs(self, channel: int) -> list[tuple[str, str, float]]:
         """Pairs of these classes and the cosine of their average relevance vectors, the least alike first."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pure_nb import truth
 from pure_nb.circuits import Seed
+from pure_nb.glyphs import CLASSES
 from pure_nb.render import Look, View
 from pure_nb.virtual import Layout, VirtualNeurons, embed, virtual_neurons
 
@@ -78,18 +79,22 @@ class Neuron:
         sample = self.sample[np.asarray(ranks, dtype=np.int64)]
         return self.study.views(np.full_like(sample, self.channel), sample, look, seed)
 
+    @cached_property
+    def names(self) -> list[str]:
+        """What each reference image shows: the object under its maximum where that is known, else its label, or ""."""
+        if self.objects is not None:
+            return [CLASSES[label].name for label in self.objects.tolist()]
+        return [self.study.images.label(sample) for sample in self.sample.tolist()]
+
     def meanings(self, part: int | None = None) -> str:
         """What the neuron, or a part of it, answers to, with shares of its images: ``"cat 61%, urn 30%"``.
 
         The objects under the maxima where these are known, else the labels of the images that at least two of them
         have; "" where there are none.
         """
-        ranks = self.members(part)
-        if self.objects is not None:
-            named = truth.meanings(self.objects[ranks])
-        else:
-            labels = [self.study.images.label(sample) for sample in self.sample[ranks].tolist()]
-            named = truth.shares(labels, max(truth.COMMON, 2 / max(1, len(labels))))
+        names = [self.names[rank] for rank in self.members(part)]
+        two = 0.0 if self.objects is not None else 2 / max(1, len(names))
+        named = truth.shares(names, max(truth.COMMON, two))
         return ", ".join(f"{name} {share:.0%}" for name, share in named if name)
 
     def plot(self, count: int = 6) -> Figure:

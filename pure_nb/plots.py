@@ -223,9 +223,8 @@ def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
         Classes to show: those in whose images the channel carries most.
     """
     statistics = study.classes
-    relevant = statistics.relevant_classes(channel, study.parameters.p)
-    share = statistics.share[relevant, channel] / statistics.images[relevant]
-    classes = np.sort(relevant[np.argsort(-share, kind="stable")[:most]])
+    relevant, _ = statistics.strongest_classes(channel, study.parameters.p)
+    classes = np.sort(relevant[:most])
     names = [study.class_names[label] for label in classes]
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9.5, 1.9 + 0.3 * max(4, len(names))), width_ratios=[1.6, 1], layout="constrained"

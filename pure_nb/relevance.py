@@ -428,6 +428,13 @@ class ClassStatistics:
         """The classes a channel is relevant to: in at least a part ``p`` of their images (the paper's 0.75)."""
         return np.flatnonzero(self.frequency[:, channel] >= p)
 
+    def strongest_classes(self, channel: int, p: float = 0.75) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """:meth:`relevant_classes`, those in whose images the channel carries most first, and its mean share there."""
+        relevant = self.relevant_classes(channel, p)
+        share = self.share[relevant, channel] / self.images[relevant]
+        order = np.argsort(-share, kind="stable")
+        return relevant[order], share[order]
+
     def arv(self, model: nn.Module, channel: int, classes: Sequence[int] | NDArray[np.int64] | None = None) -> Any:
         """Average relevance vectors of a channel.
 

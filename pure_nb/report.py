@@ -25,7 +25,7 @@ from pure_nb.layers import LayerError
 from pure_nb.naming import Namer, nouns, vocabulary_from
 from pure_nb.parameters import StudyError, StudyWarning
 from pure_nb.store import Store, write_atomically
-from pure_nb.virtual import CHOICES, cluster, part_name
+from pure_nb.virtual import CHOICES, cluster_some, part_name
 
 if TYPE_CHECKING:
     from pure_nb.embedders import Embedder
@@ -271,11 +271,10 @@ def part_names(
     rows = []
     for channel in np.flatnonzero(study.references.alive).tolist():
         driven = study.driven[channel]
-        labels = np.full(len(driven), -1)
         if k is None:
-            labels[driven] = study.virtual[channel].labels[driven]
+            labels = np.where(driven, study.virtual[channel].labels, -1)
         else:
-            labels[driven] = cluster(study.circuits[channel][driven], k)
+            labels = cluster_some(study.circuits[channel], driven, k)
         for part in range(-1, labels.max() + 1):
             members = driven if part < 0 else labels == part
             name = names.name(vectors[channel][members], vectors[channel][driven])

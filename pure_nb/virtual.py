@@ -132,6 +132,24 @@ def cluster(vectors: Vectors, k: int, *, n_init: int = 10, seed: int = 0) -> NDA
     return rank[inverse]
 
 
+def cluster_some(vectors: Vectors, driven: NDArray[np.bool_], k: int, *, seed: int = 0) -> NDArray[np.int64]:
+    """:func:`cluster` of those images that drive the neuron; -1 for the others.
+
+    Parameters
+    ----------
+    vectors
+        float ``[n, d]``.
+    driven
+        Bool ``[n]``.
+    k, seed
+        As for :func:`cluster`.
+    """
+    labels = np.full(len(driven), -1)
+    if driven.any():
+        labels[driven] = cluster(vectors[driven], k, seed=seed)
+    return labels
+
+
 # On a hundred vectors threads cost five times what they bring, and checking arguments as much as the rest.
 @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
 @config_context(assume_finite=True, skip_parameter_validation=True)  # type: ignore[untyped-decorator]

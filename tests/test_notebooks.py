@@ -16,6 +16,7 @@ from typing import Any
 import nbformat
 import pytest
 import yaml
+from chapters import cells
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -71,16 +72,6 @@ def test_unknown_directives_are_named() -> None:
         refer("```{mermaid}\na\n```")
 
 
-def test_files_that_a_chapter_reads_come_along() -> None:
-    code = 'results = somewhere()\npd.read_csv(results / "table.csv")\npd.read_csv(results / f"bench-imagenet-{x}.csv")'
-    cells = list(notebooks.attached(code + "\nfrom scaling import figure", ROOT))
-    written = {cell.source.split()[1] for cell in cells[1:]}
-    assert {"benchmarks/results/table.csv", "benchmarks/results/bench-imagenet-layer2.csv"} <= written
-    assert {"benchmarks/scaling.py", "benchmarks/common.py"} <= written, "a script brings what it imports"
-    assert notebooks.local_results(code).startswith('results = Path("benchmarks/results")\n')
-    assert not list(notebooks.attached("import numpy", ROOT))
-
-
 @built
 @pytest.mark.parametrize("chapter", CHAPTERS)
 class TestBuilt:
@@ -102,12 +93,10 @@ class TestBuilt:
         assert 'find_spec("pure_nb") is None' in first
 
     def test_runs_the_chapter(self, book: Any, chapter: str) -> None:
-        """The same code cells in the same order, but for where results of benchmarks lie."""
-        text = (ROOT / "book" / f"{chapter}.md").read_text("utf-8")
-        cells = re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-        bare = [re.sub(r"\A(---\n.*?\n---\n|(:[^\n]*\n)+)?\n*", "", cell, flags=re.DOTALL).strip() for cell in cells]
+        """The same code cells in the same order."""
         code = [cell.source.strip() for cell in book.cells if cell.cell_type == "code"]
-        assert code[-len(bare) :] == [notebooks.local_results(cell) for cell in bare]
+        bare = [cell.code.strip() for cell in cells(chapter)]
+        assert code[-len(bare) :] == bare
 
     def test_reads_as_plain_markdown(self, book: Any) -> None:
         for cell in book.cells:

@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -301,8 +301,9 @@ def rewritten(chapters: Mapping[str, str], edition: Edition, first: str = "index
     """The chapters of an edition, by the names of their files; pages that do not load the study stay as they are."""
     found, lost = {}, []
     for name, text in chapters.items():
-        kept, figures = without(parts(text), name, edition.lacks)
-        if LOADS not in "".join(part.code for part in parts(text) if isinstance(part, Cell)) and name != first:
+        chapter = list(parts(text))
+        kept, figures = without(chapter, name, edition.lacks)
+        if LOADS not in "".join(part.code for part in chapter if isinstance(part, Cell)) and name != first:
             found[name] = text
             continue
         lost += figures
@@ -350,7 +351,7 @@ def write(edition: Edition, folder: Path, book: Path = ROOT) -> None:
     """The source of an edition, over that of an earlier one."""
     chapters = {path.name: path.read_text(encoding="utf-8") for path in sorted((book / "book").glob("*.md"))}
     found = rewritten(chapters, edition)  # may fail, so first
-    for copied in ("book", "benchmarks", "pure_nb/assets/explorer"):
+    for copied in ("book", "pure_nb/assets/explorer"):
         shutil.rmtree(folder / copied, ignore_errors=True)
         shutil.copytree(book / copied, folder / copied, ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in found.items():
@@ -369,8 +370,8 @@ def draw(study: Study, edition: Edition, folder: Path) -> None:
 
 def forget(study: Study, folder: Path) -> None:
     """Remove an earlier build if the study has changed since: the chapters' code does not tell."""
-    identity = json.dumps({**study.identity, **asdict(study.parameters)}, default=str)
-    kept = folder / "study.json"
+    identity = atlas.Atlas(study).identity
+    kept = folder / "study.txt"
     if not kept.is_file() or kept.read_text(encoding="utf-8") != identity:
         for made in (".jupyter_cache", ".doctrees", "html", "extra"):
             shutil.rmtree(folder / "_build" / made, ignore_errors=True)

@@ -1,13 +1,12 @@
 """Each chapter with code as a notebook that runs anywhere, and the buttons that lead to it.
 
-A notebook is the chapter's source in plain Markdown, without outputs. Its first cell installs the package where it is
-missing; the files of the repository that the chapter reads are written by a cell of their own. Colab opens notebooks
-from the branch that holds the published site, Binder the chapters of the main branch (``binder/``).
+A notebook is the chapter's source in plain Markdown, without outputs; its first cell installs the package where it is
+missing. Colab opens notebooks from the branch that holds the published site, Binder the chapters of the main branch
+(``binder/``).
 """
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -28,8 +27,6 @@ log = logging.getLogger(__name__)
 FOLDER = "notebooks"
 SITE_BRANCH = "gh-pages"
 CODE = re.compile(r"^```\{code-cell\}", re.MULTILINE)
-RESULTS = re.compile(r"^results = .*$", re.MULTILINE)
-READ = re.compile(r"""results / f?["']([^"']+)["']""")
 
 INSTALL = """\
 # Only where it is missing, as in Colab. What is not released yet:
@@ -58,14 +55,12 @@ def notebook(app: Sphinx, page: str) -> nbformat.NotebookNode:
     chapter = read_myst_markdown_notebook(source.read_text(encoding="utf-8"), syntax, path=source)
     roles = Roles(app, page)
     references = References(roles.markdown, partial(link, app, page), partial(included, source.parent))
-    code = "\n".join(cell.source for cell in chapter.cells if cell.cell_type == "code")
     cells = [
         code_cell(INSTALL.format(repository=app.config.html_theme_options["repository_url"]), {}),
-        *attached(code, Path(app.srcdir)),
     ]
     for cell in chapter.cells:
         if cell.cell_type == "code":
-            cells += [code_cell(local_results(cell.source), cell.metadata), *caption(cell.metadata, roles, references)]
+            cells += [code_cell(cell.source, cell.metadata), *caption(cell.metadata, roles, references)]
         else:
             cells.append(nbformat.v4.new_markdown_cell(plain(cell.source, references)))
     cells.append(nbformat.v4.new_markdown_cell(f"*A chapter of [{app.config.html_title}]({published(app, page)}).*"))
@@ -117,38 +112,6 @@ def caption(metadata: dict[str, Any], roles: Roles, references: References) -> I
         number = roles.numbered(figure["name"]) if figure.get("name") else None
         words = plain(figure["caption"], references)
         yield nbformat.v4.new_markdown_cell(f"**{number}.** {words}" if number else words)
-
-
-def local_results(source: str) -> str:
-    """Code that reads the results of benchmarks where :func:`attached` writes them."""
-    return RESULTS.sub('results = Path("benchmarks/results")', source)
-
-
-def attached(code: str, root: Path) -> Iterator[nbformat.NotebookNode]:
-    """Cells that write the files of ``benchmarks/`` that a chapter reads or imports."""
-    results = root / "benchmarks" / "results"
-    names = {re.sub(r"\{[^}]*\}", "*", name) for name in READ.findall(code)}
-    files = sorted({path for name in names for path in results.glob(name)})
-    files += sorted(scripts(code, root / "benchmarks"))
-    if not files:
-        return
-    hidden = {"tags": ["hide-input"]}
-    yield code_cell('from pathlib import Path\n\nPath("benchmarks/results").mkdir(parents=True, exist_ok=True)', hidden)
-    for path in files:
-        text = path.read_text(encoding="utf-8")
-        yield code_cell(f"%%writefile {path.relative_to(root).as_posix()}\n{text}", hidden)
-
-
-def scripts(code: str, folder: Path) -> set[Path]:
-    """The scripts of a folder that Python code imports, and those that these import."""
-    names = set()
-    for node in ast.walk(ast.parse(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    found = {folder / f"{name}.py" for name in names if (folder / f"{name}.py").is_file()}
-    return found.union(*(scripts(path.read_text(encoding="utf-8"), folder) for path in found))
 
 
 def write_notebooks(app: Sphinx, exception: Exception | None) -> None:
