@@ -211,12 +211,14 @@ def glyph(character: str, size: int = 3 * CELL) -> NDArray[np.float32]:
     steps = (np.arange(oversampled) + 0.5) / oversampled - 0.5
     xs = (left + right) / 2 + steps * extent
     ys = (bottom + top) / 2 - steps * extent
-    points = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)
-    winding = np.zeros(len(points), dtype=int)  # holes run the other way round, and cancel
+    points = np.stack(np.meshgrid(xs, ys), axis=-1)
+    winding = np.zeros(points.shape[:2], dtype=int)  # holes run the other way round, and cancel
     for contour in outline.to_polygons(closed_only=True):
         (ax, ay), (bx, by) = np.transpose(contour), np.transpose(np.roll(contour, -1, axis=0))
         turn = int(np.sign((ax * by - bx * ay).sum()))
-        winding += turn * Path(np.asarray(contour)).contains_points(points)
+        around = np.ix_((min(ay) <= ys) & (ys <= max(ay)), (min(ax) <= xs) & (xs <= max(ax)))
+        near = points[around]
+        winding[around] += turn * Path(np.asarray(contour)).contains_points(near.reshape(-1, 2)).reshape(near.shape[:2])
     inside = (winding != 0).reshape(size, 2, size, 2)
     return inside.mean(axis=(1, 3), dtype=np.float32)
 
@@ -254,11 +256,23 @@ def _colour(dice: Dice, low: float, high: float) -> NDArray[np.float64]:
     return rgb * luma / bright if luma < bright else 1 - (1 - rgb) * (1 - luma) / (1 - bright + 1e-9)
 
 
+@cache
+def _positions() -> NDArray[np.float64]:
+    """Rows and columns of a scene's pixels, in 0..1."""
+    return np.mgrid[0:SIZE, 0:SIZE] / SIZE
+
+
+@cache
+def _inked(label: int) -> Image.Image:
+    """A class's glyph as a picture in 0..255."""
+    return Image.fromarray(np.uint8(255 * glyph(CLASSES[label].character)))
+
+
 def _ground(dice: Dice, kind: str, dark: bool) -> NDArray[np.float64]:
     """A patterned ground, ``[SIZE, SIZE, 3]`` in 0..1."""
     low, high = (0.05, 0.35) if dark else (0.65, 0.95)
     first, second = _colour(dice, low, high), _colour(dice, low, high)
-    y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
+    y, x = _positions()
     angle, phase, pitch = dice.between(0, np.pi), dice.between(0, 1), dice.between(6, 14)
     along = x * np.cos(angle) + y * np.sin(angle)
     across = y * np.cos(angle) - x * np.sin(angle)
@@ -280,7 +294,7 @@ def _ground(dice: Dice, kind: str, dark: bool) -> NDArray[np.float64]:
 
 def _coverage(dice: Dice, label: int) -> NDArray[np.float64]:
     """An object's glyph, turned and scaled at random: coverage in 0..1, ``[CELL, CELL]``."""
-    source = Image.fromarray(np.uint8(255 * glyph(CLASSES[label].character)))
+    source = _inked(label)
     drawn = 2 * CELL  # twice the final size, so that thin strokes survive the last halving
     scale = source.width / (drawn * dice.between(0.68, 0.92))
     angle = dice.between(-0.35, 0.35)
@@ -346,9 +360,9 @@ def draw_scene(
         owner[window][coverage > 0.5] = number
         colours.append(colour)
     pixels = np.clip(np.rint(255 * canvas), 0, 255).astype(np.uint8)
+    masks = [owner == number for number in range(len(chosen))]
     objects = tuple(
-        SceneObject(label, _box(owner == number), _rgb(colour), owner == number)
-        for number, (label, colour) in enumerate(zip(chosen, colours))
+        SceneObject(label, _box(mask), _rgb(colour), mask) for label, colour, mask in zip(chosen, colours, masks)
     )
     return Scene(pixels, objects, ground)
 

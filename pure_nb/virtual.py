@@ -14,6 +14,7 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn import config_context
 from sklearn.cluster import KMeans
@@ -275,8 +276,12 @@ def embed(vectors: Vectors, layout: Layout = "umap", *, seed: int = 0) -> NDArra
         return np.pad(flat, ((0, 0), (0, 2 - parts))).astype(np.float32)
     from umap import UMAP  # compiles for seconds when imported, so only where it is used
 
-    reducer = UMAP(n_neighbors=6, min_dist=0.3, random_state=seed, n_jobs=1)
-    return np.asarray(reducer.fit_transform(vectors), dtype=np.float32)
+    threads = torch.get_num_threads()
+    try:
+        reducer = UMAP(n_neighbors=6, min_dist=0.3, random_state=seed, n_jobs=1)
+        return np.asarray(reducer.fit_transform(vectors), dtype=np.float32)
+    finally:  # numba, which UMAP runs on, gives torch as many as there are cores, whatever it had
+        torch.set_num_threads(threads)
 
 
 def _checked(vectors: Vectors) -> Vectors:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -189,6 +191,16 @@ def test_wrong_vectors(call: Any, vectors: NDArray[Any], message: str) -> None:
 def test_wrong_number_of_clusters() -> None:
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
         cluster(blobs(2)[0], 0)
+
+
+def test_embedding_leaves_the_number_of_threads_alone() -> None:
+    # In a process of its own: numba sets the number once, when it first runs.
+    code = (
+        "import numpy as np, torch; from pure_nb.virtual import embed; "
+        "torch.set_num_threads(3); embed(np.random.default_rng(0).random((40, 8))); print(torch.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3"]
 
 
 @pytest.mark.parametrize("layout", ["umap", "pca"])
