@@ -197,10 +197,11 @@ def test_embedding_leaves_the_number_of_threads_alone() -> None:
     # In a process of its own: numba sets the number once, when it first runs.
     code = (
         "import numpy as np, torch; from pure_nb.virtual import embed; "
-        "torch.set_num_threads(3); embed(np.random.default_rng(0).random((40, 8))); print(torch.get_num_threads())"
+        "torch.set_num_threads(3); before = torch.get_num_threads(); "
+        "embed(np.random.default_rng(0).random((40, 8))); print(before, torch.get_num_threads())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["3"]
+    assert done.stdout.split() == ["3", "3"]
 
 
 @pytest.mark.parametrize("layout", ["umap", "pca"])
