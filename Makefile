@@ -13,10 +13,12 @@ PYTESTFLAGS ?=
 EDITION := $(if $(STUDY),_build/editions/$(basename $(notdir $(STUDY)))/)
 BUILD := $(EDITION)_build
 EXTRA := $(BUILD)/extra
-CHAPTERS = $(shell grep -l '^```{code-cell}' $(EDITION)book/*.md)
+# The longest first, so that at the end no core waits for another. They are handed out by twos; your-network and scale,
+# with which the two processes begin, hardly need what the neurons' pages compute first.
+LONG = $(patsubst %,$(EDITION)book/%.md,your-network bench scale clip virtual-neurons splitting)
+CHAPTERS = $(LONG) $(filter-out $(LONG),$(shell grep -l '^```{code-cell}' $(EDITION)book/*.md))
 ATLAS := --out $(EXTRA)/neurons --method circuits --method "circuits by LRP" --method activations --embedder mini-clip \
 	--home ../book/index.html
-CONVOLUTION := --target layer4.0.conv2 --lower input:layer4.0.conv2
 
 # Compiled once instead of by each of a dozen processes, which takes 10 s every time.
 export PYTHONDONTWRITEBYTECODE :=
@@ -54,13 +56,11 @@ book: $(STAMP) fresh $(EDITION)  ## build the book; prints where it is
 	@echo "The book: $(CURDIR)/$(BUILD)/html/index.html"
 
 # Chapters are cached once run. The cache knows the chapters but not the package: forget it when the package changed.
-# Then what several chapters need is computed first; a failure shows in them.
 fresh: $(STAMP)
 	@sum=$$(find pure_nb constraints.txt -type f ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 cksum | cksum); \
 	if [ "$$sum" != "$$(cat $(BUILD)/package.sum 2>/dev/null)" ]; then \
 		rm -rf $(BUILD)/.jupyter_cache $(BUILD)/.doctrees $(BUILD)/html $(BUILD)/store $(EXTRA); \
 		mkdir -p $(BUILD) && echo "$$sum" > $(BUILD)/package.sum; \
-		$(if $(STUDY),,export OMP_NUM_THREADS=1; $(BIN)/pure-nb run glyphs & $(BIN)/pure-nb arv glyphs $(CONVOLUTION) > /dev/null; wait;) \
 	fi; mkdir -p $(EXTRA)
 
 ifdef STUDY
