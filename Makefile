@@ -50,7 +50,7 @@ book: export TQDM_DISABLE := 1
 book: export PYDEVD_DISABLE_FILE_VALIDATION := 1
 book: $(STAMP) fresh $(EDITION)  ## build the book; prints where it is
 	@echo y | $(BIN)/jcache notebook -p $(BUILD)/.jupyter_cache add -r myst_nb_md $(CHAPTERS) > /dev/null
-	@export OMP_NUM_THREADS=1; $(if $(STUDY),:,$(BIN)/pure-nb atlas glyphs $(ATLAS) > /dev/null) & atlas=$$!; \
+	@export OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1; $(if $(STUDY),:,$(BIN)/pure-nb atlas glyphs $(ATLAS) > /dev/null) & atlas=$$!; \
 	$(BIN)/jcache project -p $(BUILD)/.jupyter_cache execute -e local-parallel -t 1800; wait $$atlas
 	$(BIN)/jupyter-book build ./$(EDITION) $(BOOKFLAGS)
 	@echo "The book: $(CURDIR)/$(BUILD)/html/index.html"

@@ -59,7 +59,7 @@ LOWER = 8
 CARRIERS = 6
 """Lower channels that a page names: those that carry most of the relevance, on average."""
 
-PAIRS = 512
+PAIRS = 1024
 """Reference images that are drawn at once."""
 
 

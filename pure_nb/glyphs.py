@@ -16,7 +16,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -383,6 +383,15 @@ def normalise(pixels: NDArray[np.uint8]) -> Tensor:
     return (image - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
+@lru_cache(maxsize=8192)  # 220 MB of pixels: a study looks at its scenes a dozen times
+def _remembered(
+    index: int, seed: int, split: Split, labels: tuple[int, ...] | None
+) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
+    """The pixels of a scene and the labels of its objects."""
+    scene = draw_scene(index, seed, split, labels=labels)
+    return scene.image, tuple(o.label for o in scene.objects)
+
+
 class GlyphScenes(Dataset[tuple[Tensor, Tensor]]):
     """Scenes with one to four objects, as a torch data set.
 
@@ -416,20 +425,29 @@ class GlyphScenes(Dataset[tuple[Tensor, Tensor]]):
         return self.length
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        scene = self.scene(index)
+        pixels, labels = self._seen(index)
         present = torch.zeros(len(CLASSES))
-        present[[o.label for o in scene.objects]] = 1
-        return self.transform(scene.image), present
+        present[list(labels)] = 1
+        return self.transform(pixels.copy()), present
 
     def scene(self, index: int) -> Scene:
         """The scene behind an item: pixels and objects."""
-        if not 0 <= index < self.length:
-            raise IndexError(f"scene {index} of a data set of {self.length}")
-        return draw_scene(index, self.seed, self.split)
+        drawn, seed, split, labels = self._drawn(index)
+        return draw_scene(drawn, seed, split, labels=labels)
 
     def picture(self, index: int) -> NDArray[np.uint8]:
         """The pixels behind an item, uint8 ``[SIZE, SIZE, 3]``."""
-        return self.scene(index).image
+        return self._seen(index)[0].copy()
+
+    def _drawn(self, index: int) -> tuple[int, int, Split, tuple[int, ...] | None]:
+        """What :func:`draw_scene` is to draw: index, seed, split and labels."""
+        if not 0 <= index < self.length:
+            raise IndexError(f"scene {index} of a data set of {self.length}")
+        return index, self.seed, self.split, None
+
+    def _seen(self, index: int) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
+        """The pixels of a scene and the labels of its objects."""
+        return _remembered(*self._drawn(index))
 
 
 class GlyphObjects(GlyphScenes):
@@ -451,11 +469,11 @@ class GlyphObjects(GlyphScenes):
         self.targets = [label for label in range(len(CLASSES)) for _ in range(per_class)]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        return self.transform(self.scene(index).image), index // self.per_class
+        return self.transform(self.picture(index)), index // self.per_class
 
-    def scene(self, index: int) -> Scene:
-        """The scene behind an item: one object, of class ``index // per_class``."""
+    def _drawn(self, index: int) -> tuple[int, int, Split, tuple[int, ...] | None]:
+        """What :func:`draw_scene` is to draw: one object, of class ``index // per_class``."""
         if not 0 <= index < self.length:
             raise IndexError(f"picture {index} of a data set of {self.length}")
         # The offset keeps single objects and scenes of one seed apart.
-        return draw_scene(1_000_000_000 + index, self.seed, self.split, labels=[index // self.per_class])
+        return 1_000_000_000 + index, self.seed, self.split, (index // self.per_class,)

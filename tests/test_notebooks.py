@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -25,11 +26,25 @@ URL = "https://pure-nb.github.io/pure-nb/"
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 notebooks = pytest.importorskip("bookext.notebooks")
-from bookext import lighter  # noqa: E402
+from bookext import lighter, site  # noqa: E402
 from bookext.plain import MystError, References, plain  # noqa: E402
 
 CHAPTERS = sorted(path.stem for path in (ROOT / "book").glob("*.md") if notebooks.CODE.search(path.read_text("utf-8")))
 built = pytest.mark.skipif(not SITE.is_dir(), reason="the book is not built: make book builds it into _build/html")
+
+
+@pytest.mark.parametrize(("seconds", "read"), [(-1, []), (1, ["first"])])
+def test_a_changed_style_has_a_page_read_again(tmp_path: Path, seconds: int, read: list[str]) -> None:
+    config = SimpleNamespace(html_static_path=["styles"], root_doc="first")
+    app = SimpleNamespace(outdir=tmp_path / "html", confdir=tmp_path, config=config)
+    style, page = tmp_path / "styles/deep/a.css", tmp_path / "html/index.html"
+    style.parent.mkdir(parents=True)
+    style.touch()
+    assert site.with_changed_files(app, None) == []  # nothing was built before
+    page.parent.mkdir()
+    page.touch()
+    os.utime(style, (page.stat().st_mtime + seconds,) * 2)
+    assert site.with_changed_files(app, None) == read
 
 
 def refer(text: str) -> str:

@@ -12,6 +12,7 @@ from bookext import lighter, notebooks, site
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     app.add_config_value("book_description", "", "html", str)
+    app.connect("env-get-outdated", site.with_changed_files)
     app.connect("html-page-context", notebooks.add_buttons, priority=600)  # the theme's own come at 501
     app.connect("html-page-context", lighter.without_mathjax, priority=600)
     app.connect("html-collect-pages", site.forget_unread_modules, priority=400)  # the sources' own pages come at 500

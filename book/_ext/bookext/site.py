@@ -12,6 +12,15 @@ from sphinx.application import Sphinx
 TEMPLATES = Path(__file__).parent / "templates"
 
 
+def with_changed_files(app: Sphinx, *_: Any) -> list[str]:
+    """Read a page again if a style or script has changed: where there is no page to write, Sphinx copies none."""
+    built = Path(app.outdir) / "index.html"  # written last
+    folders = (Path(app.confdir) / folder for folder in app.config.html_static_path)
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    stale = built.exists() and any(path.stat().st_mtime > built.stat().st_mtime for path in files)
+    return [app.config.root_doc] if stale else []
+
+
 def forget_unread_modules(app: Sphinx) -> list[Any]:
     """Leave out of the index of sources what has none, such as ``builtins``: Sphinx would link to no page."""
     modules = getattr(app.env, "_viewcode_modules", {})
