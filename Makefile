@@ -42,17 +42,20 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # The chapters run side by side, and the book is made of the results; a chapter that failed runs again there, with its
-# error shown. Beside the chapters the neurons' own pages are written, from which the chapters' explorers take what they
-# show. Results of another study go where the command line keeps them, and are found there.
+# error shown. Beside all that the neurons' own pages are written, which the chapters' explorers lead to; they may take
+# longer than the chapters, as the last step uses one core. Results of another study go where the command line keeps
+# them, and are found there.
 book: export PURE_NB_BOOK := $(CURDIR)/$(EXTRA)
 book: export PURE_NB_STORE := $(if $(STUDY),$(abspath $(PURE_NB_STORE)),$(CURDIR)/_build/store)
 book: export TQDM_DISABLE := 1
 book: export PYDEVD_DISABLE_FILE_VALIDATION := 1
 book: $(STAMP) fresh $(EDITION)  ## build the book; prints where it is
-	@echo y | $(BIN)/jcache notebook -p $(BUILD)/.jupyter_cache add -r myst_nb_md $(CHAPTERS) > /dev/null
-	@export OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1; $(if $(STUDY),:,$(BIN)/pure-nb atlas glyphs $(ATLAS) > /dev/null) & atlas=$$!; \
-	$(BIN)/jcache project -p $(BUILD)/.jupyter_cache execute -e local-parallel -t 1800; wait $$atlas
-	$(BIN)/jupyter-book build ./$(EDITION) $(BOOKFLAGS)
+	@export OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1; \
+	$(if $(STUDY),:,nice -n 5 $(BIN)/pure-nb atlas glyphs $(ATLAS) > /dev/null) & atlas=$$!; \
+	echo y | $(BIN)/jcache notebook -p $(BUILD)/.jupyter_cache add -r myst_nb_md $(CHAPTERS) > /dev/null; \
+	$(BIN)/jcache project -p $(BUILD)/.jupyter_cache execute -e local-parallel -t 1800; \
+	$(BIN)/jupyter-book build ./$(EDITION) $(BOOKFLAGS); built=$$?; wait $$atlas && exit $$built
+	@cp -R $(EXTRA)/. $(BUILD)/html
 	@echo "The book: $(CURDIR)/$(BUILD)/html/index.html"
 
 # Chapters are cached once run. The cache knows the chapters but not the package: forget it when the package changed.

@@ -134,6 +134,15 @@ def test_front_door(look: Callable[[str], Any]) -> None:
         assert not visit.troubles, "\n".join(visit.troubles)
 
 
+def test_figures_of_several_panels_can_be_read_on_a_phone(look: Callable[[str], Any]) -> None:
+    """They are wider than the phone, and scroll by touch and keyboard in a box of their own."""
+    with Visit(look("light-375"), (SITE / "book/scale.html").as_uri()) as visit:
+        picture = visit.page.locator("#fig-scaling img")
+        assert picture.evaluate("image => image.clientWidth") > 500
+        box = picture.locator("xpath=ancestor::*[contains(@class, 'cell_output')]")
+        assert box.evaluate("box => [box.clientWidth < 375, box.tabIndex]") == [True, 0]
+
+
 def test_one_search_box(look: Callable[[str], Any]) -> None:
     with Visit(look("light-1440"), (SITE / CHAPTERS[0]).as_uri()) as visit:
         boxes = visit.page.locator("button.search-button, .search-button__button, .search-button-field")

@@ -3,6 +3,9 @@
   "use strict";
   const each = (selector, change) => document.querySelectorAll(selector).forEach(change);
 
+  // What is drawn for a screen is too small to read on a phone; the style makes it larger there.
+  const widen = () => each(".cell_output figure > img", (img) => img.classList.toggle("wide", img.naturalWidth > 600));
+
   // What scrolls can be scrolled by the keyboard, and nothing else is stopped at.
   const reach = () =>
     each(".pst-scrollable-table-container, .cell_output, div.math, mjx-container", (box) => {
@@ -18,6 +21,7 @@
   addEventListener("load", async () => {
     // Buttons are called what is written on them.
     each("summary[aria-label], .search-button-field[aria-label]", (button) => button.removeAttribute("aria-label"));
+    widen();
     reach();
     await window.MathJax?.startup?.promise;
     reach();

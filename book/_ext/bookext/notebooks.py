@@ -132,7 +132,7 @@ def write_notebooks(app: Sphinx, exception: Exception | None) -> None:
 
 
 def add_buttons(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Offer the notebook for download, in Binder and in Colab."""
+    """Offer the notebook for download, and in Binder and Colab where the book is published: editions are not."""
     if doctree is None or app.builder.name != "html" or not has_code(app, page):
         return
     repository = app.config.html_theme_options["repository_url"]
@@ -151,6 +151,8 @@ def add_buttons(app: Sphinx, page: str, template: str, context: dict[str, Any], 
     for group in buttons:
         if group.get("label") == "download-buttons":
             group["buttons"].insert(0, download | {"label": "download-notebook-button"})
+    if not app.config.html_baseurl:
+        return
     group = {"type": "group", "tooltip": "Run this chapter", "icon": "fas fa-rocket", "label": "launch-buttons"}
     buttons.insert(0, group | {"buttons": launch})
 
