@@ -51,7 +51,7 @@ book: export TQDM_DISABLE := 1
 book: export PYDEVD_DISABLE_FILE_VALIDATION := 1
 book: $(STAMP) fresh $(EDITION)  ## build the book; prints where it is
 	@export OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1; \
-	$(if $(STUDY),:,nice -n 5 $(BIN)/pure-nb atlas glyphs $(ATLAS) > /dev/null) & atlas=$$!; \
+	$(if $(STUDY),:,nice -n 10 $(BIN)/pure-nb atlas glyphs $(ATLAS) > /dev/null) & atlas=$$!; \
 	echo y | $(BIN)/jcache notebook -p $(BUILD)/.jupyter_cache add -r myst_nb_md $(CHAPTERS) > /dev/null; \
 	$(BIN)/jcache project -p $(BUILD)/.jupyter_cache execute -e local-parallel -t 1800; \
 	$(BIN)/jupyter-book build ./$(EDITION) $(BOOKFLAGS); built=$$?; wait $$atlas && exit $$built

@@ -164,12 +164,12 @@ class Atlas:
 
     def labels(self, channel: int) -> dict[str, list[NDArray[np.int64]]]:
         """Which part each reference belongs to: by method, with the study's own number of parts, then each choice."""
-        own = self.study.virtual_of(channel).labels
+        own, seed = self.study.virtual_of(channel).labels, self.study.parameters.random
         driven, found = own >= 0, {}
         for name, vectors_of in self.described.items():
             vectors = vectors_of(channel)
-            first = own if name == METHODS[0] else cluster_some(vectors, driven, max(1, int(own.max()) + 1))
-            found[name] = [first, *(cluster_some(vectors, driven, k) for k in CHOICES)]
+            first = own if name == METHODS[0] else cluster_some(vectors, driven, max(1, int(own.max()) + 1), seed=seed)
+            found[name] = [first, *(cluster_some(vectors, driven, k, seed=seed) for k in CHOICES)]
         return found
 
     def data(self, channel: int) -> dict[str, Any]:
