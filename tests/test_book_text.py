@@ -14,7 +14,8 @@ NOT_LESSONS = {"index", "published", "glossary", "runs", "sources", "api"}
 LESSONS = [name for name in NAMES if name not in NOT_LESSONS]
 WIDEST = 88
 
-NEEDS = {f"needs-{what}" for what in ("objects", "labels", "splits", "synsets", "judge", "glyphs", "grid", "lrp")}
+WHATS = ("objects", "labels", "splits", "synsets", "judge", "glyphs", "grid", "lrp", "import")
+NEEDS = {f"needs-{what}" for what in WHATS}
 """What tools/edition.py knows that another study may lack."""
 MYST_NB = {f"{verb}-{what}" for verb in ("hide", "remove") for what in ("cell", "input", "output", "stderr", "stdout")}
 TAGS = NEEDS | MYST_NB | {"varies", "raises-exception"}

@@ -15,6 +15,7 @@ from torchvision.transforms import ToTensor
 
 from pure_nb.data import Images
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
+from pure_nb.models import function_in
 from pure_nb.study import Study
 from pure_nb.wordnet import shipped_wordnet
 
@@ -298,6 +299,13 @@ def test_synsets_need_a_wordnet_that_has_the_classes(tmp_path: Path, monkeypatch
         old.rename(folder / new)
     monkeypatch.setattr("pure_nb.study.find_wordnet", shipped_wordnet)
     assert lacked(mine(tmp_path, ImageFolder(folder, ToTensor()))) == GLYPHS
+
+
+def test_plain_processes_can_not_import_a_network_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text("from torch import nn\n\nclass Own(nn.Sequential): ...\n\ndef make(*parts): return Own(*parts)\n")
+    model = function_in(file, "make")(*plain())
+    assert lacked(mine(tmp_path, noise(15), model)) == GLYPHS | {"labels", "splits", "synsets", "import"}
 
 
 def test_a_transformer_lacks_a_grid_and_rules(tmp_path: Path) -> None:

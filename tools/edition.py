@@ -32,13 +32,14 @@ from pure_nb.circuits import circuits
 from pure_nb.data import ImageError
 from pure_nb.glyphnet import GlyphNet
 from pure_nb.layers import INPUT, LayerError, get_layer
+from pure_nb.models import USER
 from pure_nb.parameters import StudyError
 from pure_nb.study import Study
 from pure_nb.wordnet import WordNetError
 
 ROOT = Path(__file__).parents[1]
 
-NEEDS = ("objects", "labels", "splits", "synsets", "judge", "glyphs", "grid", "lrp")
+NEEDS = ("objects", "labels", "splits", "synsets", "judge", "glyphs", "grid", "lrp", "import")
 """What a cell can need, in the order in which notes say it is missing."""
 
 
@@ -106,6 +107,8 @@ def lacking(study: Study, layer: str | None) -> dict[str, str]:
         circuits(study.model, study.images, [0], study.references.sample[0, :1], rule="lrp", **where)
     except LayerError:
         found["lrp"] = "has a network that the rules of layer-wise relevance propagation do not fit"
+    if any(type(module).__module__.startswith(USER) for module in study.model.modules()):
+        found["import"] = "has a network from a file, which a plain process can't import"
     return found | class_needs(study, layer)
 
 
