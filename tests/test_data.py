@@ -733,8 +733,8 @@ def test_one_batch_is_loaded_ahead_and_no_more() -> None:
 def test_what_is_drawn_or_in_memory_is_not_loaded_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """As that would gain nothing."""
     drawn = []
-    draw = GlyphScenes.scene
-    monkeypatch.setattr(GlyphScenes, "scene", lambda self, index: drawn.append(index) or draw(self, index))
+    draw = GlyphScenes._seen
+    monkeypatch.setattr(GlyphScenes, "_seen", lambda self, index: drawn.append(index) or draw(self, index))
     found = batches(glyph_images(6), range(6), batch_size=2)
     assert next(found).samples.tolist() == [0, 1]
     assert not readers()
