@@ -16,7 +16,7 @@ EXTRA := $(BUILD)/extra
 # The longest first, so that at the end no core waits for another. They are handed out by twos; your-network and scale,
 # with which the two processes begin, hardly need what the neurons' pages compute first.
 LONG = $(patsubst %,$(EDITION)book/%.md,your-network bench scale clip virtual-neurons splitting)
-CHAPTERS = $(LONG) $(filter-out $(LONG),$(shell grep -l '^```{code-cell}' $(EDITION)book/*.md))
+CHAPTERS = $(shell grep -l '^```{code-cell}' $(LONG) $(EDITION)book/*.md | awk '!seen[$$0]++')
 ATLAS := --out $(EXTRA)/neurons --method circuits --method "circuits by LRP" --method activations --embedder mini-clip \
 	--home ../book/index.html
 
@@ -43,8 +43,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 # The chapters run side by side, and the book is made of the results; a chapter that failed runs again there, with its
 # error shown. Beside all that the neurons' own pages are written, which the chapters' explorers lead to; they may take
-# longer than the chapters, as the last step uses one core. Results of another study go where the command line keeps
-# them, and are found there.
+# longer than the chapters, as the last step uses one core, so they are copied to the site at the end. Results of another
+# study go where the command line keeps them, and are found there.
 book: export PURE_NB_BOOK := $(CURDIR)/$(EXTRA)
 book: export PURE_NB_STORE := $(if $(STUDY),$(abspath $(PURE_NB_STORE)),$(CURDIR)/_build/store)
 book: export TQDM_DISABLE := 1
@@ -98,6 +98,7 @@ distclean: clean  ## remove .venv too
 # The chapters come from the cache of `book`; none runs again.
 print: book  ## the book on one page and as PDF, in _build/print
 	$(BIN)/jupyter-book build . --builder singlehtml
+	@cp -R $(EXTRA)/. _build/singlehtml
 	$(BIN)/python tools/print_book.py _build/singlehtml _build/print/book.pdf
 
 wheel: $(STAMP)  ## the package as it is published, in dist

@@ -428,7 +428,7 @@ class GlyphScenes(Dataset[tuple[Tensor, Tensor]]):
         pixels, labels = self._seen(index)
         present = torch.zeros(len(CLASSES))
         present[list(labels)] = 1
-        return self.transform(pixels.copy()), present
+        return self.transform(pixels), present
 
     def scene(self, index: int) -> Scene:
         """The scene behind an item: pixels and objects."""
@@ -437,7 +437,7 @@ class GlyphScenes(Dataset[tuple[Tensor, Tensor]]):
 
     def picture(self, index: int) -> NDArray[np.uint8]:
         """The pixels behind an item, uint8 ``[SIZE, SIZE, 3]``."""
-        return self._seen(index)[0].copy()
+        return self._seen(index)[0]
 
     def _drawn(self, index: int) -> tuple[int, int, Split, tuple[int, ...] | None]:
         """What :func:`draw_scene` is to draw: index, seed, split and labels."""
@@ -446,8 +446,9 @@ class GlyphScenes(Dataset[tuple[Tensor, Tensor]]):
         return index, self.seed, self.split, None
 
     def _seen(self, index: int) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
-        """The pixels of a scene and the labels of its objects."""
-        return _remembered(*self._drawn(index))
+        """The pixels of a scene, the caller's own, and the labels of its objects."""
+        pixels, labels = _remembered(*self._drawn(index))
+        return pixels.copy(), labels
 
 
 class GlyphObjects(GlyphScenes):

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections import Counter
 
 import pytest
-from built import toc_pages
+from built import ROOT, toc_pages
 from chapters import BLOCK, BOOK, NAMES, blocks, cells, exercises, source
+
+sys.path.insert(0, str(ROOT / "tools"))
+import edition
 
 NOT_LESSONS = {"index", "published", "glossary", "runs", "sources", "api"}
 LESSONS = [name for name in NAMES if name not in NOT_LESSONS]
 WIDEST = 88
 
-WHATS = ("objects", "labels", "splits", "synsets", "judge", "glyphs", "grid", "lrp", "import")
-NEEDS = {f"needs-{what}" for what in WHATS}
-"""What tools/edition.py knows that another study may lack."""
+NEEDS = {f"needs-{what}" for what in edition.NEEDS}
+"""What another study may lack."""
 MYST_NB = {f"{verb}-{what}" for verb in ("hide", "remove") for what in ("cell", "input", "output", "stderr", "stdout")}
 TAGS = NEEDS | MYST_NB | {"varies", "raises-exception"}
 

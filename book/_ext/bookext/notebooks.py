@@ -55,9 +55,7 @@ def notebook(app: Sphinx, page: str) -> nbformat.NotebookNode:
     chapter = read_myst_markdown_notebook(source.read_text(encoding="utf-8"), syntax, path=source)
     roles = Roles(app, page)
     references = References(roles.markdown, partial(link, app, page), partial(included, source.parent))
-    cells = [
-        code_cell(INSTALL.format(repository=app.config.html_theme_options["repository_url"]), {}),
-    ]
+    cells = [code_cell(INSTALL.format(repository=app.config.html_theme_options["repository_url"]), {})]
     for cell in chapter.cells:
         if cell.cell_type == "code":
             cells += [code_cell(cell.source, cell.metadata), *caption(cell.metadata, roles, references)]
@@ -135,15 +133,6 @@ def add_buttons(app: Sphinx, page: str, template: str, context: dict[str, Any], 
     """Offer the notebook for download, and in Binder and Colab where the book is published: editions are not."""
     if doctree is None or app.builder.name != "html" or not has_code(app, page):
         return
-    repository = app.config.html_theme_options["repository_url"]
-    owner = repository.removeprefix("https://github.com/")
-    source = Path(app.env.doc2path(page)).relative_to(app.srcdir).as_posix()
-    binder = f"https://mybinder.org/v2/gh/{owner}/main?urlpath=lab/tree/{source}"
-    colab = f"https://colab.research.google.com/github/{owner}/blob/{SITE_BRANCH}/{notebook_name(page)}"
-    launch = [
-        button("Binder", binder, "Run this chapter on Binder, in JupyterLab", "_static/images/logo_binder.svg"),
-        button("Colab", colab, "Run this chapter in Google Colab", "_static/images/logo_colab.png"),
-    ]
     download = button(
         ".ipynb", context["pathto"](notebook_name(page), 1), "Download a notebook that runs anywhere", "fas fa-code"
     )
@@ -153,6 +142,14 @@ def add_buttons(app: Sphinx, page: str, template: str, context: dict[str, Any], 
             group["buttons"].insert(0, download | {"label": "download-notebook-button"})
     if not app.config.html_baseurl:
         return
+    owner = app.config.html_theme_options["repository_url"].removeprefix("https://github.com/")
+    source = Path(app.env.doc2path(page)).relative_to(app.srcdir).as_posix()
+    binder = f"https://mybinder.org/v2/gh/{owner}/main?urlpath=lab/tree/{source}"
+    colab = f"https://colab.research.google.com/github/{owner}/blob/{SITE_BRANCH}/{notebook_name(page)}"
+    launch = [
+        button("Binder", binder, "Run this chapter on Binder, in JupyterLab", "_static/images/logo_binder.svg"),
+        button("Colab", colab, "Run this chapter in Google Colab", "_static/images/logo_colab.png"),
+    ]
     group = {"type": "group", "tooltip": "Run this chapter", "icon": "fas fa-rocket", "label": "launch-buttons"}
     buttons.insert(0, group | {"buttons": launch})
 
