@@ -44,8 +44,11 @@ if TYPE_CHECKING:
 METHODS = ("circuits", "circuits by LRP", "activations")
 """By what an explorer can take a neuron apart; the first is the study's own way."""
 
-FORMAT = 1
+FORMAT = 2
 """Part of what finished pictures are known by; raised when this module draws them differently."""
+
+WEBP = {"quality": 82, "method": 2}
+"""How pictures are saved; Pillow's own method, 4, makes them 4 % smaller in twice the time."""
 
 COLUMNS = 10
 """Reference images in a row of a sprite, the file that holds all of a neuron."""
@@ -474,7 +477,7 @@ def _sprite(pictures: Sequence[Picture], columns: int = COLUMNS) -> Picture:
 
 def _save(path: Path, picture: Picture) -> None:
     image = Image.fromarray(picture)
-    write_atomically(path, lambda temporary: image.save(temporary, format="webp", quality=82, method=4))
+    write_atomically(path, lambda temporary: image.save(temporary, format="webp", **WEBP))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -302,7 +302,8 @@ def _coverage(dice: Dice, label: int) -> NDArray[np.float64]:
     centre, middle = source.width / 2, drawn / 2
     matrix = (cos, sin, centre - middle * (cos + sin), -sin, cos, centre - middle * (cos - sin))
     turned = source.transform((drawn, drawn), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-    halved = np.asarray(turned, dtype=np.float64).reshape(CELL, 2, CELL, 2).mean(axis=(1, 3)) / 255
+    fine = np.asarray(turned, dtype=np.uint16)  # sums of four are exact, and quicker than a mean over two axes
+    halved = (fine[::2, ::2] + fine[1::2, ::2] + fine[::2, 1::2] + fine[1::2, 1::2]) / 4 / 255
     return np.minimum(1.5 * halved, 1.0)
 
 
@@ -359,7 +360,8 @@ def draw_scene(
         canvas[window] += coverage[..., None] * (colour - canvas[window])
         owner[window][coverage > 0.5] = number
         colours.append(colour)
-    pixels = np.clip(np.rint(255 * canvas), 0, 255).astype(np.uint8)
+    canvas *= 255
+    pixels = np.clip(np.rint(canvas, out=canvas), 0, 255, out=canvas).astype(np.uint8)
     masks = [owner == number for number in range(len(chosen))]
     objects = tuple(
         SceneObject(label, _box(mask), _rgb(colour), mask) for label, colour, mask in zip(chosen, colours, masks)

@@ -64,9 +64,9 @@ T = TypeVar("T")
 FORMAT = {
     "references": 3,
     "circuits": 4,
-    "virtual": 4,
-    "layouts": 2,
-    "neurons": 5,
+    "virtual": 5,
+    "layouts": 3,
+    "neurons": 6,
     "classes": 3,
     "boxes": 2,
     "embeddings": 2,

@@ -21,9 +21,10 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances, silhouette_score
+from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
-Vectors = NDArray[np.float32]
+Vectors = NDArray[np.floating[Any]]
 Layout = Literal["umap", "pca"]
 
 CHOICES = (2, 3, 4, 5)
@@ -31,6 +32,9 @@ CHOICES = (2, 3, 4, 5)
 
 NEURONS = 64
 """Neurons taken apart between two saves: what is lost at most when a run is stopped."""
+
+UMAP_NEIGHBOURS = 6
+"""Neighbours of a vector in its layout, as in the paper."""
 
 MANY = 128
 """Neurons from which on they are taken apart by all cores; for fewer it takes longer to start the processes."""
@@ -57,7 +61,7 @@ class VirtualNeurons:
     """
 
     labels: NDArray[np.int64]
-    centroids: Vectors
+    centroids: NDArray[np.float32]
     silhouette: float
     null: float
     p: float
@@ -276,16 +280,22 @@ def embed(vectors: Vectors, layout: Layout = "umap", *, seed: int = 0) -> NDArra
         return np.pad(flat, ((0, 0), (0, 2 - parts))).astype(np.float32)
     from umap import UMAP  # compiles for seconds when imported, so only where it is used
 
+    # scikit-learn's neighbours are the same: UMAP would first compile a search for them, for seven seconds.
+    near = NearestNeighbors(n_neighbors=UMAP_NEIGHBOURS, algorithm="brute").fit(vectors)
+    distance, neighbour = near.kneighbors(vectors)
+    known = (neighbour, distance.astype(np.float32), None)
     threads = torch.get_num_threads()
     try:
-        reducer = UMAP(n_neighbors=6, min_dist=0.3, random_state=seed, n_jobs=1)
-        return np.asarray(reducer.fit_transform(vectors), dtype=np.float32)
+        reducer = UMAP(UMAP_NEIGHBOURS, min_dist=0.3, random_state=seed, n_jobs=1, precomputed_knn=known)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "precomputed_knn")  # new points can't be laid out, and none are
+            return np.asarray(reducer.fit_transform(vectors), dtype=np.float32)
     finally:  # numba, which UMAP runs on, gives torch as many as there are cores, whatever it had
         torch.set_num_threads(threads)
 
 
 def _checked(vectors: Vectors) -> Vectors:
-    vectors = np.asarray(vectors)
+    vectors = np.asarray(vectors, dtype=np.float64)  # k-means on float32 takes half as long again: it is widened anew
     if vectors.ndim != 2 or not len(vectors):
         raise ValueError(f"expected vectors of shape [n, d] with n >= 1, got {list(vectors.shape)}")
     if not np.isfinite(vectors).all():
@@ -293,7 +303,7 @@ def _checked(vectors: Vectors) -> Vectors:
     return vectors
 
 
-def _centroids(vectors: Vectors, labels: NDArray[np.int64]) -> Vectors:
+def _centroids(vectors: Vectors, labels: NDArray[np.int64]) -> NDArray[np.float32]:
     if labels.max() < 0:  # nothing drives the neuron
         return np.zeros((1, vectors.shape[1]), dtype=np.float32)
     means = [vectors[labels == label].mean(axis=0, dtype=np.float64) for label in range(labels.max() + 1)]

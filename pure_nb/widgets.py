@@ -135,7 +135,7 @@ def explore(
 def _picture(figure: Figure) -> bytes:
     """A figure as WebP, and closed."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="webp", dpi=110, pil_kwargs={"quality": 82})
+    figure.savefig(buffer, format="webp", dpi=110, pil_kwargs=atlas.WEBP)
     plt.close(figure)
     return buffer.getvalue()
 
