@@ -13,9 +13,9 @@ PYTESTFLAGS ?=
 EDITION := $(if $(STUDY),_build/editions/$(basename $(notdir $(STUDY)))/)
 BUILD := $(EDITION)_build
 EXTRA := $(BUILD)/extra
-# The longest first, so that at the end no core waits for another. They are handed out by twos; your-network and scale,
-# with which the two processes begin, hardly need what the neurons' pages compute first.
-LONG = $(patsubst %,$(EDITION)book/%.md,your-network bench scale clip virtual-neurons splitting)
+# The longest first, so that at the end no core waits for another; before them those that hardly need what the neurons'
+# pages compute first.
+LONG = $(patsubst %,$(EDITION)book/%.md,your-network scale clip bench virtual-neurons splitting)
 CHAPTERS = $(shell grep -l '^```{code-cell}' $(LONG) $(EDITION)book/*.md | awk '!seen[$$0]++')
 ATLAS := --out $(EXTRA)/neurons --method circuits --method "circuits by LRP" --method activations --embedder mini-clip \
 	--home ../book/index.html
@@ -52,8 +52,7 @@ book: export PYDEVD_DISABLE_FILE_VALIDATION := 1
 book: $(STAMP) fresh $(EDITION)  ## build the book; prints where it is
 	@export OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1; \
 	$(if $(STUDY),:,nice -n 10 $(BIN)/pure-nb atlas glyphs $(ATLAS) > /dev/null) & atlas=$$!; \
-	echo y | $(BIN)/jcache notebook -p $(BUILD)/.jupyter_cache add -r myst_nb_md $(CHAPTERS) > /dev/null; \
-	$(BIN)/jcache project -p $(BUILD)/.jupyter_cache execute -e local-parallel -t 1800; \
+	$(BIN)/python tools/run_chapters.py $(BUILD)/.jupyter_cache $(CHAPTERS); \
 	$(BIN)/jupyter-book build ./$(EDITION) $(BOOKFLAGS); built=$$?; wait $$atlas && exit $$built
 	@cp -R $(EXTRA)/. $(BUILD)/html
 	@echo "The book: $(CURDIR)/$(BUILD)/html/index.html"

@@ -1,0 +1,111 @@
+"""Run chapters side by side, and keep what they put out where Jupyter Book finds it.
+
+    python tools/run_chapters.py _build/.jupyter_cache book/why.md book/circuits.md ...
+
+It does what ``jcache project execute`` does, but for two things. Kernels are forks of one process that has imported the
+package already: the imports take longer than many a chapter, in a new environment half a minute. And a chapter is begun
+when a core is free, in the order given. A chapter that fails is not kept: Jupyter Book runs it again, and shows the
+error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import EntryPoint
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from ipykernel.kernelapp import IPKernelApp
+from jupyter_cache import get_cache
+from jupyter_cache.executors import load_executor
+from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
+
+IMPORTED = ["__main__", "pure_nb.report", "pure_nb.widgets"]
+"""What kernels have imported already. Nothing may start threads, which a fork would lose."""
+
+INLINE = "module://matplotlib_inline.backend_inline"
+"""How kernels draw; matplotlib must know when it is imported."""
+
+SECONDS = 1800
+"""After which a cell is given up."""
+
+
+def serve(connection: str, directory: str, environment: dict[str, str]) -> None:
+    """Be a kernel."""
+    multiprocessing.set_start_method(None, force=True)  # how this one was started is not how it starts others
+    os.environ.update(environment)
+    os.chdir(directory)
+    # It ends with its parent, the process it is a fork of, and does not greet.
+    options = [f"--IPKernelApp.parent_handle={os.getppid()}", "--IPKernelApp.log_level=ERROR"]
+    IPKernelApp.launch_instance(argv=["-f", connection, *options])
+
+
+class Kernel(ForkServerProcess):
+    """A forked process, with the methods of a ``Popen`` that Jupyter calls."""
+
+    stdin = stdout = stderr = None
+
+    def poll(self) -> int | None:
+        """The exit code, once there is one."""
+        return self.exitcode
+
+    def wait(self) -> int | None:
+        """The exit code."""
+        self.join()
+        return self.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal."""
+        assert self.pid is not None
+        os.kill(self.pid, number)
+
+
+class Forked(LocalProvisioner):
+    """Starts a kernel by a fork where Jupyter would start a program."""
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
+        """Start the kernel of a connection file; see ``LocalProvisioner``."""
+        connection = cmd[cmd.index("-f") + 1]
+        self.process = Kernel(target=serve, args=(connection, kwargs["cwd"], kwargs["env"]))
+        self.process.start()
+        self.pid = self.process.pid
+        return self.connection_info
+
+
+def run(cache: Path, chapter: str) -> None:
+    """Run one chapter, unless its result is there."""
+    start = perf_counter()
+    executor = load_executor("local-serial", get_cache(cache), logging.getLogger("chapters"))
+    result = executor.run_and_cache(filter_uris=[chapter], timeout=SECONDS)
+    if result.all():
+        print(f"{Path(chapter).stem}: {perf_counter() - start:.0f} s" + ("" if result.succeeded else ", failed"))
+
+
+def main() -> None:
+    """Run chapters, as many at once as there are cores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cache", type=Path, help="folder of the results")
+    parser.add_argument("chapters", type=Path, nargs="+", help="in the order in which to begin them")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    os.environ["MPLBACKEND"] = INLINE
+    multiprocessing.set_forkserver_preload(IMPORTED)
+    kernels = KernelProvisionerFactory.instance()
+    kernels.provisioners["forked"] = EntryPoint("forked", f"{__name__}:{Forked.__name__}", kernels.GROUP_NAME)
+    kernels.default_provisioner_name = "forked"
+    cache = get_cache(options.cache)
+    read = {"name": "myst_nb_md", "type": "plugin"}
+    records = [cache.add_nb_to_project(str(path.resolve()), read_data=read) for path in options.chapters]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(partial(run, options.cache), [record.uri for record in records]))
+
+
+if __name__ == "__main__":
+    main()
