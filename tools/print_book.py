@@ -8,6 +8,7 @@ Needs Chromium or Chrome on PATH, or Playwright's own.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from pathlib import Path
 
@@ -16,13 +17,19 @@ from playwright.sync_api import Page, sync_playwright
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--allow-file-access-from-files"]
 
-# Pictures load when they are scrolled to, formulas when MathJax comes to them; a printer waits for neither.
+# Pictures load when they are scrolled to, formulas when MathJax comes to them, and neurons by a script; a printer waits
+# for none of them.
 READY = """async () => {
     document.querySelectorAll("img[loading]").forEach(image => image.loading = "eager");
     document.querySelectorAll(".admonition.toggle-hidden").forEach(box => box.classList.remove("toggle-hidden"));
     if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
-    await Promise.all([...document.images].map(image => image.decode().catch(() => {})));
-    return [...document.images].filter(image => !image.naturalWidth).map(image => image.src);
+    const neurons = [...document.querySelectorAll("figure.explorer[data-kind=neuron]")];
+    const empty = () => neurons.filter(figure => !figure.querySelector(".tile")).map(figure => figure.innerText);
+    for (let tries = 0; empty().length && tries < 100; tries++) await new Promise(done => setTimeout(done, 100));
+    const behind = [...document.querySelectorAll(".tile")].map(tile => tile.style.backgroundImage.slice(5, -2));
+    const images = [...document.images, ...[...new Set(behind)].map(url => Object.assign(new Image(), {src: url}))];
+    await Promise.all(images.map(image => image.decode().catch(() => {})));
+    return images.filter(image => !image.naturalWidth).map(image => image.src).concat(empty());
 }"""
 
 
@@ -30,7 +37,7 @@ def at_the_root(site: Path) -> Path:
     """The page that holds the book, copied to the root of its site.
 
     Sphinx writes it into the folder of the first chapter but with addresses that start at the root, while what the
-    chapters themselves wrote, the explorers, starts at their folder.
+    chapters themselves wrote, the explorers and links to the neurons' pages, starts at their folder.
     """
     pages = [path for path in site.glob("*/index.html") if "bd-article" in path.read_text(encoding="utf-8")]
     if len(pages) != 1:
@@ -38,7 +45,7 @@ def at_the_root(site: Path) -> Path:
             f"{site} should hold one page with the book, but holds {len(pages)}. "
             "Make it by: jupyter-book build . --builder singlehtml"
         )
-    text = pages[0].read_text(encoding="utf-8").replace("../explorers/", "explorers/")
+    text = re.sub(r'"\.\./(explorers|neurons)', r'"\1', pages[0].read_text(encoding="utf-8"))
     target = site / "book.html"
     target.write_text(text, encoding="utf-8")
     return target
@@ -49,7 +56,7 @@ def print_page(page: Page, source: Path, target: Path) -> None:
     page.goto(source.resolve().as_uri(), wait_until="load")
     missing = page.evaluate(READY)
     if missing:
-        raise SystemExit(f"pictures that do not load: {', '.join(missing)}")
+        raise SystemExit(f"what does not load: {', '.join(missing)}")
     target.parent.mkdir(parents=True, exist_ok=True)
     margins = {"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
     number = '<div style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></div>'
