@@ -17,7 +17,7 @@ EXTRA := $(BUILD)/extra
 # pages compute first.
 LONG = $(patsubst %,$(EDITION)book/%.md,your-network scale clip bench virtual-neurons splitting)
 CHAPTERS = $(shell grep -l '^```{code-cell}' $(LONG) $(EDITION)book/*.md | awk '!seen[$$0]++')
-ATLAS := --out $(EXTRA)/neurons --method circuits --method "circuits by LRP" --method activations --embedder mini-clip \
+ATLAS := --out $(EXTRA)/neurons --method circuits --method "circuits (LRP)" --method activations --embedder mini-clip \
 	--home ../book/index.html
 
 # Compiled once instead of by each of a dozen processes, which takes 10 s every time.

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pure_nb.embedders import Embedder
     from pure_nb.study import Study
 
-METHODS = ("circuits", "circuits by LRP", "activations")
+METHODS = ("circuits", "circuits (LRP)", "activations")
 """By what an explorer can take a neuron apart; the first is the study's own way."""
 
 FORMAT = 2
@@ -144,7 +144,7 @@ class Atlas:
         study, other = self.study, self.study.using(rule="lrp")
         found: dict[str, Callable[[int], Vectors]] = {
             "circuits": study.circuits_of,
-            "circuits by LRP": other.circuits_of,
+            "circuits (LRP)": other.circuits_of,
             "activations": lambda channel: study.activation_vectors["activation"][channel],
         }
         return {name: found[name] for name in self.methods}
@@ -442,6 +442,7 @@ def _templates(made: Atlas, home: str) -> Callable[..., str]:
         "source": study.images.name,
         "home": home,
         "key": made.key.replace(" ", "-"),
+        "said": made.embedder.name if made.embedder else "",
     }
 
     def filled(name: str, **values: Any) -> str:

@@ -271,7 +271,7 @@ def atlas(
     neurons: Neurons = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="What explorers compare: circuits, circuits by LRP, activations. Once for each."),
+        typer.Option(help="What explorers compare: circuits, circuits (LRP), activations. Once for each."),
     ] = None,
     embedder: Annotated[
         str | None, typer.Option(help="Names the virtual neurons: clip, mini-clip, open_clip:MODEL/TAG, with @FILE.")

@@ -40,6 +40,7 @@ CELL = SIZE // 2
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+"""Mean and standard deviation by which the shipped network's images are normalised: those of ImageNet."""
 
 
 @dataclass(frozen=True)

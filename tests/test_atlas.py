@@ -61,7 +61,7 @@ def site(glyph_study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_data_are_what_the_study_found(glyph_study: Study, site: Path) -> None:
     vectors = {
         "circuits": glyph_study.circuits,
-        "circuits by LRP": glyph_study.using(rule="lrp").circuits,
+        "circuits (LRP)": glyph_study.using(rule="lrp").circuits,
         "activations": glyph_study.activation_vectors["activation"],
     }
     for channel in (22, 3, 8):

@@ -14,7 +14,7 @@ from chapters import BLOCK, BOOK, NAMES, blocks, cells, exercises, source
 sys.path.insert(0, str(ROOT / "tools"))
 import edition
 
-NOT_LESSONS = {"index", "published", "glossary", "runs", "sources", "api"}
+NOT_LESSONS = {"index", "published", "glossary", "runs", "sources", "commands", "api"}
 LESSONS = [name for name in NAMES if name not in NOT_LESSONS]
 WIDEST = 88
 

@@ -12,6 +12,7 @@ from bookext import lighter, notebooks, site
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     app.add_config_value("book_description", "", "html", str)
+    app.connect("source-read", site.with_commands)
     app.connect("env-get-outdated", site.with_changed_files)
     app.connect("html-page-context", notebooks.add_buttons, priority=600)  # the theme's own come at 501
     app.connect("html-page-context", lighter.without_mathjax, priority=600)

@@ -9,7 +9,26 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
+
+COMMANDS = "\n% commands\n"
+
 TEMPLATES = Path(__file__).parent / "templates"
+
+
+def with_commands(app: Sphinx, page: str, source: list[str]) -> None:
+    """Put what ``--help`` says of each command in the place of the line ``% commands``."""
+    if COMMANDS not in source[0]:
+        return
+    # Here, since the import takes longer than a build that finds nothing changed.
+    import typer
+    from typer.cli import get_docs_for_click
+    from typer.main import get_command
+
+    from pure_nb.cli import app as commands
+
+    group = get_command(commands)
+    docs = get_docs_for_click(obj=group, ctx=typer.Context(group), name="pure-nb")
+    source[0] = source[0].replace(COMMANDS, docs[docs.index("\n## ") :])  # without the title
 
 
 def with_changed_files(app: Sphinx, *_: Any) -> list[str]:

@@ -28,12 +28,12 @@
 
   const slider = (label, values, start, changed) => {
     const id = `explorer-${++number}`;
-    const shown = make("output", { for: id }, values[start]);
+    const shown = make("span", { class: "explorer-value", "aria-hidden": "true" }); // the slider itself says it
     const input = make("input", { id, type: "range", min: 0, max: values.length - 1, step: 1 });
     input.value = start;
-    const say = () => {
-      shown.textContent = values[input.value];
-      input.setAttribute("aria-valuetext", `${label} ${values[input.value]}`);
+    const say = (text = values[input.value]) => {
+      shown.textContent = text;
+      input.setAttribute("aria-valuetext", text);
     };
     input.addEventListener("input", () => {
       say();
@@ -41,7 +41,7 @@
     });
     say();
     const box = make("div", { class: "explorer-control" }, make("label", { for: id }, label), input, shown);
-    return { box, get index() { return Number(input.value); } };
+    return { box, get index() { return Number(input.value); }, say };
   };
 
   const choice = (label, values, changed) => {
@@ -219,6 +219,7 @@
         const name = methods[method ? method.index : 0];
         const labels = neuron.parts[name][count.index];
         const k = Math.max(0, ...[...labels].map(partOf)) + 1;
+        if (count.index === 0) count.say(`${neuron.counts[0]} (${k})`);
         const agreement = neuron.agreement?.[name][count.index];
         said = `Neuron ${channel}, ${k === 1 ? "left whole" : `taken apart into ${k} parts`} by ${name}`;
         if (agreement !== undefined) said += `; agreement with the true objects (AMI) ${agreement.toFixed(2)}`;
