@@ -9,7 +9,6 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-
 COMMANDS = "\n% commands\n"
 
 TEMPLATES = Path(__file__).parent / "templates"
