@@ -20,7 +20,7 @@ CHAPTERS = $(shell grep -l '^```{code-cell}' $(LONG) $(EDITION)book/*.md | awk '
 ATLAS := --out $(EXTRA)/neurons --method circuits --method "circuits (LRP)" --method activations --embedder mini-clip \
 	--home ../book/index.html
 
-# Compiled once instead of by each of a dozen processes, which takes 10 s every time.
+# Python compiles what it imports once, and not in each process again, which takes 10 s every time.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DELETE_ON_ERROR:
@@ -43,8 +43,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 # The chapters run side by side, and the book is made of the results; a chapter that failed runs again there, with its
 # error shown. Beside all that the neurons' own pages are written, which the chapters' explorers lead to; they may take
-# longer than the chapters, as the last step uses one core, so they are copied to the site at the end. Results of another
-# study go where the command line keeps them, and are found there.
+# longer than the chapters, as the last step uses one core, so they are copied to the site at the end. Results of
+# another study go where the command line keeps them, and are found there.
 book: export PURE_NB_BOOK := $(CURDIR)/$(EXTRA)
 book: export PURE_NB_STORE := $(if $(STUDY),$(abspath $(PURE_NB_STORE)),$(CURDIR)/_build/store)
 book: export TQDM_DISABLE := 1

@@ -30,7 +30,7 @@ from PIL import Image
 from sklearn.metrics import adjusted_mutual_info_score
 from tqdm import tqdm
 
-from pure_nb.data import ImageError
+from pure_nb.data import ImageError, spoken
 from pure_nb.layers import LayerError
 from pure_nb.parameters import NEAREST, StudyError
 from pure_nb.render import Look, Picture
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 METHODS = ("circuits", "circuits (LRP)", "activations")
 """By what an explorer can take a neuron apart; the first is the study's own way."""
 
-FORMAT = 2
+FORMAT = 3
 """Part of what finished pictures are known by; raised when this module draws them differently."""
 
 WEBP = {"quality": 82, "method": 2}
@@ -248,13 +248,21 @@ class Atlas:
         """Classes that a channel is relevant to, with the share of their images in which it is so, largest first."""
         study, statistics = self.study, self.study.classes
         classes, share = statistics.strongest_classes(channel, study.parameters.p)
-        return [(study.class_names[label], float(own)) for label, own in zip(classes, share)]
+        return [(self._spoken[study.class_names[label]], float(own)) for label, own in zip(classes, share)]
 
     def pairs(self, channel: int) -> list[tuple[str, str, float]]:
         """Pairs of these classes and the cosine of their average relevance vectors, the least alike first."""
         table = self.study.pairs
         own = table[table["channel"] == channel].sort_values("cosine", kind="stable")
-        return list(own[["class_1", "class_2", "cosine"]].itertuples(index=False, name=None))
+        return [
+            (self._spoken[one], self._spoken[other], cosine)
+            for one, other, cosine in own[["class_1", "class_2", "cosine"]].itertuples(index=False, name=None)
+        ]
+
+    @cached_property
+    def _spoken(self) -> dict[str, str]:
+        names = self.study.class_names
+        return dict(zip(names, spoken(names)))
 
 
 def write(
@@ -411,7 +419,9 @@ def _write_lower_pictures(made: Atlas, folder: Path, lower: Sequence[int]) -> se
         return set()
     key = made.key.replace(" ", "-")
     alive = [channel for channel in lower if below.references.alive[channel]]
+    bar = tqdm(total=len(alive), desc="lower channels", unit="channel", disable=not made.study.progress)
     for block in _blocks(alive, PAIRS // LOWER):
+        bar.update(len(block))
         missing = [channel for channel in block if not (folder / f"lower/{channel}-{key}.webp").is_file()]
         if not missing:
             continue

@@ -92,14 +92,23 @@ Neurons = Annotated[str | None, typer.Option(help="Which neurons: 3,17,21 or 0-3
 
 
 def _plainly(command: Callable[..., None]) -> Callable[..., None]:
-    """Show expected errors as one message instead of a traceback, and say what an interrupted run can do."""
+    """Show expected errors, and the package's own warnings, as one line each; say what an interrupted run can do."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        said: set[str] = set()
+
+        def mind(message: Warning | str, *_: Any, **__: Any) -> None:
+            if str(message) not in said:
+                said.add(str(message))
+                typer.secho(f"Mind: {message}", err=True)
+
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                warnings.simplefilter("always", StoreWarning)
+                for ours in (StoreWarning, StudyWarning):
+                    warnings.simplefilter("always", ours)
+                warnings.showwarning = mind
                 command(*args, **kwargs)
         except EXPECTED as problem:
             typer.secho(f"Error: {problem}", fg=typer.colors.RED, err=True)
@@ -194,6 +203,8 @@ def run(
     )
     if found.parameters.n > len(found.images):
         typer.echo(f"There are fewer images than references asked for: each neuron gets all {len(found.images)}.")
+    elif 20 * found.parameters.n > len(found.images):
+        typer.echo("The references are more than a twentieth of the images, so the weaker ones mean little: lower --n.")
     for step in ("references", "circuits", "virtual", "neurons"):
         start = perf_counter()
         getattr(found, step)
@@ -344,13 +355,17 @@ def arv(
     found = _study(locals())
     statistics, names = found.classes, found.class_names
     chosen = range(statistics.channels) if channel is None else [found.neuron(channel).channel]
-    arrays = {}
+    arrays, some = {}, 0
     for number in chosen:
         classes = statistics.relevant_classes(number, found.parameters.p)
-        typer.echo(f"{number}: {', '.join(names[label] for label in classes) or '-'}")
+        if len(classes) or channel is not None:
+            typer.echo(f"{number}: {', '.join(names[label] for label in classes) or '-'}")
+        some += len(classes) > 0
         if out is not None:
             arrays[f"{number}.classes"] = classes
             arrays[f"{number}.arv"] = statistics.arv(found.model, number, classes)
+    if channel is None:
+        typer.echo(f"{some} of {len(chosen)} channels are relevant to a class")
     if out is not None:
         write_atomically(out, lambda path: save_file(arrays, path))
         typer.echo(f"{out}: the classes and vectors [classes, sources] of {len(chosen)} channels")
@@ -528,22 +543,13 @@ def evaluate(
             if words is not None:
                 raise
             typer.secho(f"Without names: {problem} (--words FILE, or --words wordnet)", err=True)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", StudyWarning)
-        made = report.evaluate(found, judge, others, ks=ks, metric=metric, subsets=subsets)
-    for message in dict.fromkeys(str(one.message) for one in told if issubclass(one.category, StudyWarning)):
-        typer.secho(f"Mind: {message}", err=True)
+    made = report.evaluate(found, judge, others, ks=ks, metric=metric, subsets=subsets)
     said = None if vocabulary is None else report.part_names(found, judge, vocabulary)
     again = f"pure-nb {shlex.join(sys.argv[1:])}"
     paths = report.write(made, out, names=said, clear=clear, command=again)
     columns = ["k", "method", "neurons", "intra", "inter", "gap", "gap_se", "p"]
     _print(made.summary()[columns], 0)
     typer.echo(f"{paths[0]}: the report, with {len(paths) - 1} tables and figures beside it")
-
-
-def _mind(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Show a warning as one line, in place of ``warnings.showwarning`` until :func:`_plainly` puts that back."""
-    typer.secho(f"Mind: {message}", err=True)
 
 
 @app.command()
@@ -599,8 +605,6 @@ def bench(
     judges = [load_embedder(specification, device=found.device) for specification in embedder or ()]
     weighed = None if strengths is None else _decimals(strengths, "--strengths")
     planting: dict[str, Any] = {"count": count, "k": k, "how": how, "null": null, "strengths": weighed, "seed": number}
-    warnings.simplefilter("always", StudyWarning)
-    warnings.showwarning = _mind
     for world in leaderboards.worlds_of(found, truth, **planting):
         made = leaderboards.compete(world, judges, own, only=only or (), baseline=baseline, choose=choose, seed=number)
         typer.echo(leaderboards.words(world))

@@ -139,11 +139,15 @@ class Images:
         return str(_file(*_behind(self.dataset, int(sample))) or f"item {sample} of {self.name}")
 
     def label(self, sample: int) -> str:
-        """The name of an image's class, or "" where none is known."""
+        """The name of an image's class, as :func:`spoken` has it, or "" where none is known."""
         target = -1 if self.targets is None else int(self.targets[sample])
         if target < 0:
             return ""
-        return self.classes[target] if target < len(self.classes) else str(target)
+        return self._spoken[target] if target < len(self._spoken) else str(target)
+
+    @cached_property
+    def _spoken(self) -> list[str]:
+        return spoken(self.classes)
 
     @property
     def targets(self) -> NDArray[np.int64] | None:
@@ -318,6 +322,25 @@ def _candidates(dataset: Any) -> Iterator[Any]:
         pairs = getattr(dataset, name, None)
         if isinstance(pairs, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
             yield [target for _, target in pairs]
+
+
+def spoken(names: Sequence[str]) -> list[str]:
+    """Names of classes as one says them: of ImageNet's WordNet ids the first English word, others as they are.
+
+    Parameters
+    ----------
+    names
+        Such as ``n01440764`` or ``hop_clover``, all different.
+    """
+    imagenet = ImageNetInfo()
+    known = set(imagenet.label_names())  # type: ignore[no-untyped-call]
+    words: list[str] = []
+    for name in names:
+        lemmas = imagenet.label_name_to_description(name) if name in known else name.replace("_", " ")
+        # Two of ImageNet's classes are cranes: the second is called by what sets it apart, or by its number.
+        options = [lemma.strip() for lemma in lemmas.split(",")] + [f"{lemmas.split(',')[0]} ({name})"]
+        words.append(next(word for word in options if word not in words))
+    return words
 
 
 def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:

@@ -27,7 +27,7 @@ from zennit.types import BatchNorm
 
 from pure_nb.layers import LayerError, activations, cut, resting
 
-ADVICE = "use rule='gradient', or bring a composite of zennit that is made for it as rule"
+ADVICE = "for circuits use rule='gradient', or bring a composite of zennit that is made for it as rule"
 
 # fmt: off
 MOVES = frozenset((

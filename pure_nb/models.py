@@ -186,20 +186,27 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     ModelError
         If the file is missing or damaged, or its names or shapes don't fit.
     """
-    state = read_weights(path)
-    try:
-        fit = model.load_state_dict(state, strict=False)
-    except RuntimeError as problem:
-        # One line for each tensor: hundreds, of another network.
-        lines = [line.strip() for line in str(problem).splitlines()]
-        more = f" ... and {len(lines) - 3} more" if len(lines) > 3 else ""
-        raise ModelError(f"{str(path)!r} does not fit {type(model).__name__}: {' '.join(lines[:3])}{more}") from problem
-    missing = [name for name in fit.missing_keys if not name.endswith("num_batches_tracked")]
-    if missing or fit.unexpected_keys:
+    state, own = read_weights(path), model.state_dict()
+    wrong = {
+        "missing": [name for name in own if name not in state and not name.endswith("num_batches_tracked")],
+        "unexpected": [name for name in state if name not in own],
+        "of another shape": [
+            f"{name} {list(state[name].shape)} and not {list(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in state and isinstance(tensor, Tensor) and state[name].shape != tensor.shape
+        ],
+    }
+    told = [
+        f"{len(names)} {kind}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        for kind, names in wrong.items()
+        if names
+    ]
+    if told:
         raise ModelError(
-            f"{str(path)!r} does not fit {type(model).__name__}: missing {missing[:5]}, "
-            f"unexpected {fit.unexpected_keys[:5]}"
+            f"{str(path)!r} does not fit {type(model).__name__}; {'; '.join(told)}. "
+            "Take the weights of this network, or the network of these weights"
         )
+    model.load_state_dict(state, strict=False)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

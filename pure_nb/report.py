@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from timm.data.imagenet_info import ImageNetInfo
 
 from pure_nb import evaluation
-from pure_nb.data import ImageError
+from pure_nb.data import ImageError, spoken
 from pure_nb.evaluation import RANDOM, TRUE, Metric
 from pure_nb.glyphs import CLASSES
 from pure_nb.layers import LayerError
@@ -202,15 +201,7 @@ def class_words(study: Study) -> list[str]:
         names = study.class_names
     except (ImageError, StudyError) as problem:
         raise StudyError(f"the classes can't be the vocabulary, since {problem}; give a list of words") from problem
-    imagenet = ImageNetInfo()
-    known = set(imagenet.label_names())  # type: ignore[no-untyped-call]
-    words: list[str] = []
-    for name in names:
-        lemmas = imagenet.label_name_to_description(name) if name in known else name.replace("_", " ")
-        # Two of ImageNet's classes are cranes: the second is called by what sets it apart, or by its number.
-        options = [lemma.strip() for lemma in lemmas.split(",")] + [f"{lemmas.split(',')[0]} ({name})"]
-        words.append(next(word for word in options if word not in words))
-    return words
+    return spoken(names)
 
 
 def vocabulary(study: Study, source: str | None = None) -> list[str]:

@@ -65,7 +65,7 @@ FORMAT = {
     "references": 3,
     "circuits": 4,
     "virtual": 5,
-    "layouts": 3,
+    "layouts": 4,
     "neurons": 6,
     "classes": 3,
     "boxes": 2,
@@ -700,9 +700,9 @@ class Study:
             return views(self.model, self.images, channel, sample, target=layer, look=look, seed=seed, **how)
         except LayerError as problem:
             if look == "crp" and len(self.references.grid) == 2:
-                warnings.warn(f"the activation map is shown, since {problem}", stacklevel=2)
+                warnings.warn(f"the activation map is shown, since {problem}", StudyWarning, stacklevel=2)
                 return self.views(channel, sample, "activation")
-            warnings.warn(f"whole pictures are shown, since {problem}", stacklevel=2)
+            warnings.warn(f"whole pictures are shown, since {problem}", StudyWarning, stacklevel=2)
             pictures = [self.images.picture(number) for number in sample.tolist()]
             return [View(n, p, np.ones(p.shape[:2], dtype=bool)) for n, p in zip(sample.tolist(), pictures)]
 

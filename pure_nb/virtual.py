@@ -280,18 +280,27 @@ def embed(vectors: Vectors, layout: Layout = "umap", *, seed: int = 0) -> NDArra
         return np.pad(flat, ((0, 0), (0, 2 - parts))).astype(np.float32)
     from umap import UMAP  # compiles for seconds when imported, so only where it is used
 
-    # scikit-learn's neighbours are the same: UMAP would first compile a search for them, for seven seconds.
-    near = NearestNeighbors(n_neighbors=UMAP_NEIGHBOURS, algorithm="brute").fit(vectors)
-    distance, neighbour = near.kneighbors(vectors)
-    known = (neighbour, distance.astype(np.float32), None)
     threads = torch.get_num_threads()
     try:
-        reducer = UMAP(UMAP_NEIGHBOURS, min_dist=0.3, random_state=seed, n_jobs=1, precomputed_knn=known)
+        reducer = UMAP(
+            UMAP_NEIGHBOURS, min_dist=0.3, random_state=seed, n_jobs=1, precomputed_knn=(*_nearest(vectors), None)
+        )
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "precomputed_knn")  # new points can't be laid out, and none are
+            warnings.filterwarnings("ignore", r"precomputed_knn\[2\]")  # new points can't be laid out, and none are
             return np.asarray(reducer.fit_transform(vectors), dtype=np.float32)
     finally:  # numba, which UMAP runs on, gives torch as many as there are cores, whatever it had
         torch.set_num_threads(threads)
+
+
+def _nearest(vectors: Vectors) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The nearest vectors of each, itself first, and their distances, as UMAP finds them.
+
+    UMAP would compile its own search first, for seven seconds. The tree takes differences, so that each vector is at
+    distance 0 of itself, by which UMAP knows it; a matrix product would round.
+    """
+    tree = NearestNeighbors(n_neighbors=UMAP_NEIGHBOURS, algorithm="ball_tree").fit(vectors)
+    distance, neighbour = tree.kneighbors(vectors)
+    return neighbour, distance.astype(np.float32)
 
 
 def _checked(vectors: Vectors) -> Vectors:

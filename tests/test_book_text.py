@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-import sys
 from collections import Counter
 
-import pytest
-from built import ROOT, toc_pages
-from chapters import BLOCK, BOOK, NAMES, blocks, cells, exercises, source
-
-sys.path.insert(0, str(ROOT / "tools"))
 import edition
+import pytest
+from built import toc_pages
+from chapters import BLOCK, BOOK, NAMES, blocks, cells, exercises, source
 
 NOT_LESSONS = {"index", "published", "glossary", "runs", "sources", "commands", "api"}
 LESSONS = [name for name in NAMES if name not in NOT_LESSONS]

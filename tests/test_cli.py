@@ -92,9 +92,10 @@ def test_run(finished: Path) -> None:
     assert lines[0] == (
         "small: layer4 (32 channels) through layer3 (64 channels), 40 images, 6 references a neuron, rule gradient"
     )
-    steps = [line.split(":")[0] for line in lines[1:5]]
+    assert lines[1].startswith("The references are more than a twentieth of the images")
+    steps = [line.split(":")[0] for line in lines[2:6]]
     assert steps == ["references", "circuits", "virtual", "neurons"]
-    assert re.search(r"\d+ of 32 neurons fall apart", lines[5])
+    assert re.search(r"\d+ of 32 neurons fall apart", lines[6])
     assert {path.name.split("-")[0] for path in (finished / "small").glob("[!.]*")} == {*steps, "objects"}
 
 
@@ -164,6 +165,9 @@ def test_arv(finished: Path, tmp_path: Path) -> None:
         assert lines[channel] == f"{channel}: {', '.join(study.class_names[label] for label in classes) or '-'}"
         assert (found[f"{channel}.classes"] == classes).all()
         np.testing.assert_array_equal(found[f"{channel}.arv"], study.classes.arv(study.model, channel, classes))
+    assert lines[-2] == "32 of 32 channels are relevant to a class"
+    none = on(finished, "arv", *CONV, "--share", 0.99)
+    assert none.stdout.splitlines() == ["0 of 32 channels are relevant to a class"]
     fewer = on(finished, "arv", *CONV, "--channel", 3, "--mass", 0.2)
     assert fewer.stdout.count("\n") == 1
     assert len(fewer.stdout) < len(lines[3])
@@ -340,8 +344,9 @@ def test_a_damaged_result_is_reported_and_computed_again(tmp_path: Path) -> None
     expected = on(tmp_path, "neurons").stdout
     (path,) = (tmp_path / "small").glob("neurons-*.parquet")
     path.write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match=f"{path.name} is not used and will be computed again"):
-        assert on(tmp_path, "neurons").stdout == expected
+    again = on(tmp_path, "neurons")
+    assert again.stdout == expected
+    assert re.search(f"^Mind: .*{path.name}.* is not used and will be computed again", again.stderr, re.MULTILINE)
 
 
 def test_stopped_by_ctrl_c_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from pure_nb import data, glyphs
-from pure_nb.data import ImageError, Images, batches, class_labels, readable
+from pure_nb.data import ImageError, Images, batches, class_labels, readable, spoken
 from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene
 from pure_nb.sources import as_images, folder_images, glyph_images, path_images, preprocessing
 
@@ -911,3 +911,9 @@ def test_images_can_be_sent_to_a_process() -> None:
     again = pickle.loads(pickle.dumps(images))
     assert (again.name, again.normalisation, again.synsets) == ("sent", images.normalisation, images.synsets)
     assert torch.equal(again.tensor(2), images.tensor(2))
+
+
+def test_names_of_classes_as_one_says_them() -> None:
+    names = ["n01440764", "n02012849", "n03126707", "hop_clover", "n00000000"]
+    assert spoken(names) == ["tench", "crane", "crane (n03126707)", "hop clover", "n00000000"]
+    assert spoken([]) == []

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import edition as tool
 import pytest
 import yaml
+from edition import NEEDS, Cell, Edition, EditionError
 from small import ROOT, Tokens, noise, picture_folder, plain
 from torch import nn
 from torchvision.datasets import ImageFolder
@@ -18,10 +20,6 @@ from pure_nb.glyphs import MEAN, STD, GlyphObjects
 from pure_nb.models import function_in
 from pure_nb.study import Study
 from pure_nb.wordnet import shipped_wordnet
-
-sys.path.insert(0, str(ROOT / "tools"))
-import edition as tool
-from edition import NEEDS, Cell, Edition, EditionError
 
 STUDY = """\
 [model]
@@ -189,10 +187,10 @@ def test_a_chapter_that_lacks_everything_says_it_once() -> None:
 def test_figures_that_are_gone_are_not_referred_to() -> None:
     edition = an_edition(objects="does not know objects")
     found = tool.rewritten(
-        {"a.md": CHAPTER, "b.md": "# B\n\nSee {numref}`fig-one`, {numref}`fig-one-more`.\n"}, edition
+        {"a.md": CHAPTER, "b.md": "# B\n\nSee {numref}`fig-one`, {numref}`fig-one-more`, [it](#fig-one).\n"}, edition
     )
     assert "a figure of the standard book and {numref}`the figure %s <fig-two>` show" in found["a.md"]
-    assert found["b.md"] == "# B\n\nSee a figure of the standard book, {numref}`fig-one-more`.\n"
+    assert found["b.md"] == "# B\n\nSee a figure of the standard book, {numref}`fig-one-more`, it.\n"
 
 
 def test_captions_say_what_they_were_written_about() -> None:

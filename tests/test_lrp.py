@@ -192,7 +192,7 @@ def test_what_has_no_rule_is_refused(case: str) -> None:
     with pytest.raises(LayerError) as caught:
         require_rules(model, noise(1), None, target, composite)
     assert message in str(caught.value)
-    assert "use rule='gradient', or bring a composite of zennit" in str(caught.value)
+    assert "for circuits use rule='gradient', or bring a composite of zennit" in str(caught.value)
     assert fingerprint(model) == before
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -272,7 +272,7 @@ def test_weights_come_back_where_canonizers_fail() -> None:
     with torch.no_grad():
         expected = model(images)
     names = [name for name, _ in model.named_parameters()]
-    with pytest.raises(LayerError, match=r"do not fit DenseNet .*; use rule='gradient'"):
+    with pytest.raises(LayerError, match=r"do not fit DenseNet .*; for circuits use rule='gradient'"):
         require_fit(model, images, "features.denseblock1", default_composite(model))
     assert fingerprint(model) == before
     assert [name for name, _ in model.named_parameters()] == names

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import nbformat
 import pytest
@@ -223,6 +224,11 @@ def test_logo_is_what_the_tool_draws(tmp_path: Path) -> None:
     subprocess.run([sys.executable, ROOT / "tools" / "draw_logo.py", tmp_path], check=True)
     for name in ("logo.svg", "favicon.svg"):
         assert (tmp_path / name).read_bytes() == (ROOT / "book" / name).read_bytes(), f"run tools/draw_logo.py: {name}"
+
+
+def test_the_icon_of_an_atlas_is_the_books() -> None:
+    base = (ROOT / "pure_nb" / "assets" / "atlas" / "base.html").read_text(encoding="utf-8")
+    assert f'href="data:image/svg+xml,{quote((ROOT / "book" / "favicon.svg").read_text(encoding="utf-8"))}"' in base
 
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

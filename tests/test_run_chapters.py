@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,15 @@ CHAPTERS = {
     ],
     "second": ["print('kept' in globals())"],
     "third": ["print('before')", "1 / 0"],
+    "fourth": ["import os\nos.kill(os.getpid(), 9)"],
 }
+SCRIPT = [sys.executable, ROOT / "tools" / "run_chapters.py"]
+LINUX = sys.platform == "linux"
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    folder = tmp_path_factory.mktemp("chapters")
+    folder = tmp_path_factory.mktemp("my chapters")
     for name, cells in CHAPTERS.items():
         text = "\n\n".join(f"```{{code-cell}} ipython3\n{cell}\n```" for cell in cells)
         (folder / f"{name}.md").write_text(HEAD + text, encoding="utf-8")
@@ -36,8 +42,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Comp
 
 
 def run(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "tools" / "run_chapters.py", folder / "cache"]
-    command += [folder / f"{name}.md" for name in CHAPTERS]
+    command = [*SCRIPT, folder / "cache", *(folder / f"{name}.md" for name in CHAPTERS)]
     environment = os.environ | {"SAID": "said"}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, env=environment)
 
@@ -52,7 +57,7 @@ def outputs(folder: Path, name: str) -> list[list[Any]]:
 def test_what_chapters_put_out_is_kept(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = ran
     said, drawn, where = outputs(folder, "first")
-    assert said[0].text == "imported: True said\n"
+    assert said[0].text == f"imported: {LINUX} said\n"
     assert "image/png" in drawn[0].data
     assert where[0].text == f"None {folder}\n"
     assert outputs(folder, "second")[0][0].text == "False\n"
@@ -61,10 +66,47 @@ def test_what_chapters_put_out_is_kept(ran: tuple[Path, subprocess.CompletedProc
 @pytest.mark.slow
 def test_a_chapter_that_fails_is_told_and_runs_again(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, first = ran
-    assert "third: " in first.stdout
-    assert [line for line in first.stdout.splitlines() if line.endswith("failed")] != []
+    lines = {line.partition(":")[0]: line for line in first.stdout.splitlines()}
+    assert set(lines) == set(CHAPTERS)
+    assert {name for name, line in lines.items() if line.endswith(", failed")} == {"third", "fourth"}
     assert "ZeroDivisionError" in first.stderr
-    with pytest.raises(KeyError):
-        outputs(folder, "third")
+    assert "DeadKernelError" in first.stderr
+    for name in ("third", "fourth"):
+        with pytest.raises(KeyError):
+            outputs(folder, name)
     again = run(folder)
-    assert [line.partition(":")[0] for line in again.stdout.splitlines()] == ["third"]
+    assert {line.partition(":")[0] for line in again.stdout.splitlines()} == {"third", "fourth"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LINUX, reason="kernels are forked on Linux only")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_kernels_end_with_the_script(tmp_path: Path, number: int) -> None:
+    code = "import os, subprocess, time\nchild = subprocess.Popen(['sleep', '300'])\n"
+    code += (
+        "open('pids.part', 'w').write(f'{os.getpid()} {child.pid}')\nos.rename('pids.part', 'pids')\ntime.sleep(300)"
+    )
+    (tmp_path / "long.md").write_text(f"{HEAD}```{{code-cell}} ipython3\n{code}\n```\n", encoding="utf-8")
+    started = subprocess.Popen([*SCRIPT, tmp_path / "cache", tmp_path / "long.md"], start_new_session=True)
+    try:
+        assert within(120, (tmp_path / "pids").is_file)
+        pids = [int(pid) for pid in (tmp_path / "pids").read_text(encoding="utf-8").split()]
+        started.send_signal(number)
+        assert started.wait(30) != 0
+        assert within(30, lambda: not any(map(runs, pids)))
+    finally:
+        started.kill()
+
+
+def within(seconds: float, true: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.1)
+    return true()
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

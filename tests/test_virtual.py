@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from pure_nb.virtual import VirtualNeurons, cluster, embed, part_name, virtual_neurons
+from pure_nb.virtual import VirtualNeurons, _nearest, cluster, embed, part_name, virtual_neurons
 
 
 def blobs(count: int, size: int = 25, apart: float = 8.0, dimensions: int = 12, seed: int = 0) -> tuple[Any, Any]:
@@ -202,6 +202,18 @@ def test_embedding_leaves_the_number_of_threads_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["3", "3"]
+
+
+@pytest.mark.parametrize("size", [2, 64, 512])
+def test_neighbours_are_those_of_all_differences(size: int) -> None:
+    vectors = np.random.default_rng(size).standard_normal((60, size)) / size**0.5
+    neighbour, distance = _nearest(vectors)
+    expected = np.sqrt(((vectors[:, None] - vectors) ** 2).sum(axis=-1))
+    order = np.argsort(expected, axis=1, kind="stable")[:, : neighbour.shape[1]]
+    np.testing.assert_array_equal(neighbour, order)
+    np.testing.assert_allclose(distance, np.take_along_axis(expected, order, axis=1), rtol=1e-6)
+    # UMAP takes the first distance that is not 0 for that to the nearest other vector.
+    np.testing.assert_array_equal(distance[:, 0], 0)
 
 
 @pytest.mark.parametrize("layout", ["umap", "pca"])

@@ -336,10 +336,11 @@ def _headed(text: str, note: str, name: str) -> str:
 
 
 def _without_references(text: str, lost: Iterable[str]) -> str:
-    """A chapter that does not refer to figures by number that are not there."""
+    """A chapter that does not refer to figures that are not there."""
     for figure in lost:
         role = rf"\{{(?:numref|ref)\}}`(?:[^`<]*<)?{re.escape(figure)}>?`"
         text = re.sub(role, "a figure of the standard book", text)
+        text = re.sub(rf"\[([^\]]*)\]\(#{re.escape(figure)}\)", r"\1", text)
     return text
 
 

@@ -25,7 +25,8 @@ READY = """async () => {
     if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
     const neurons = [...document.querySelectorAll("figure.explorer[data-kind=neuron]")];
     const empty = () => neurons.filter(figure => !figure.querySelector(".tile")).map(figure => figure.innerText);
-    for (let tries = 0; empty().length && tries < 100; tries++) await new Promise(done => setTimeout(done, 100));
+    const waits = () => empty().some(text => !text.includes("can't be loaded"));
+    for (let tries = 0; waits() && tries < 600; tries++) await new Promise(done => setTimeout(done, 100));
     const behind = [...document.querySelectorAll(".tile")].map(tile => tile.style.backgroundImage.slice(5, -2));
     const images = [...document.images, ...[...new Set(behind)].map(url => Object.assign(new Image(), {src: url}))];
     await Promise.all(images.map(image => image.decode().catch(() => {})));

@@ -14,37 +14,52 @@ import argparse
 import logging
 import multiprocessing
 import os
+import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import EntryPoint
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from threading import Thread
 from time import perf_counter
 from typing import Any
 
+from dask.system import CPU_COUNT
 from ipykernel.kernelapp import IPKernelApp
 from jupyter_cache import get_cache
 from jupyter_cache.executors import load_executor
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
-IMPORTED = ["__main__", "pure_nb.report", "pure_nb.widgets"]
-"""What kernels have imported already. Nothing may start threads, which a fork would lose."""
+IMPORTED = ["ipykernel.kernelapp", "jupyter_cache.executors", "pure_nb.report", "pure_nb.widgets"]
+"""What kernels have imported already. It must start no thread of Python's, which a fork would lose."""
 
 INLINE = "module://matplotlib_inline.backend_inline"
 """How kernels draw; matplotlib must know when it is imported."""
 
 SECONDS = 1800
-"""After which a cell is given up."""
+"""How long a cell may take."""
 
 
 def serve(connection: str, directory: str, environment: dict[str, str]) -> None:
     """Be a kernel."""
+    os.setsid()  # what the kernel starts ends with it
+    Thread(target=end_with_parent, daemon=True).start()
     multiprocessing.set_start_method(None, force=True)  # how this one was started is not how it starts others
     os.environ.update(environment)
     os.chdir(directory)
-    # It ends with its parent, the process it is a fork of, and does not greet.
-    options = [f"--IPKernelApp.parent_handle={os.getppid()}", "--IPKernelApp.log_level=ERROR"]
-    IPKernelApp.launch_instance(argv=["-f", connection, *options])
+    tools = str(Path(__file__).parent)
+    sys.path[:] = [folder for folder in sys.path if folder != tools]  # as in Jupyter
+    quiet = [f"--IPKernelApp.parent_handle={os.getppid()}", "--IPKernelApp.log_level=ERROR"]
+    IPKernelApp.launch_instance(argv=["-f", connection, *quiet])
+
+
+def end_with_parent() -> None:
+    """End this process and what it started once the process is gone that asked for it, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 class Kernel(ForkServerProcess):
@@ -75,8 +90,19 @@ class Forked(LocalProvisioner):
         connection = cmd[cmd.index("-f") + 1]
         self.process = Kernel(target=serve, args=(connection, kwargs["cwd"], kwargs["env"]))
         self.process.start()
-        self.pid = self.process.pid
+        self.pid = self.pgid = self.process.pid
         return self.connection_info
+
+
+def fork_kernels() -> None:
+    """Let Jupyter start kernels by forks. macOS's own libraries do not survive one, so there they start as usual."""
+    if sys.platform != "linux":
+        return
+    os.environ["MPLBACKEND"] = INLINE
+    multiprocessing.set_forkserver_preload(IMPORTED)
+    kernels = KernelProvisionerFactory.instance()
+    kernels.provisioners["forked"] = EntryPoint("forked", f"{__name__}:{Forked.__name__}", kernels.GROUP_NAME)
+    kernels.default_provisioner_name = "forked"
 
 
 def run(cache: Path, chapter: str) -> None:
@@ -85,7 +111,8 @@ def run(cache: Path, chapter: str) -> None:
     executor = load_executor("local-serial", get_cache(cache), logging.getLogger("chapters"))
     result = executor.run_and_cache(filter_uris=[chapter], timeout=SECONDS)
     if result.all():
-        print(f"{Path(chapter).stem}: {perf_counter() - start:.0f} s" + ("" if result.succeeded else ", failed"))
+        said = f"{Path(chapter).stem}: {perf_counter() - start:.0f} s" + ("" if result.succeeded else ", failed")
+        print(said + "\n", end="", flush=True)  # at once, or lines of two threads would mix
 
 
 def main() -> None:
@@ -95,16 +122,15 @@ def main() -> None:
     parser.add_argument("chapters", type=Path, nargs="+", help="in the order in which to begin them")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    os.environ["MPLBACKEND"] = INLINE
-    multiprocessing.set_forkserver_preload(IMPORTED)
-    kernels = KernelProvisionerFactory.instance()
-    kernels.provisioners["forked"] = EntryPoint("forked", f"{__name__}:{Forked.__name__}", kernels.GROUP_NAME)
-    kernels.default_provisioner_name = "forked"
+    fork_kernels()
     cache = get_cache(options.cache)
     read = {"name": "myst_nb_md", "type": "plugin"}
     records = [cache.add_nb_to_project(str(path.resolve()), read_data=read) for path in options.chapters]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    pool = ThreadPoolExecutor(CPU_COUNT)
+    try:
         list(pool.map(partial(run, options.cache), [record.uri for record in records]))
+    except KeyboardInterrupt:
+        os._exit(130)  # the kernels end with this process; to wait for their chapters could take half an hour
 
 
 if __name__ == "__main__":

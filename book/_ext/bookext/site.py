@@ -6,12 +6,14 @@ import html
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 from sphinx.application import Sphinx
 
 COMMANDS = "\n% commands\n"
 
 TEMPLATES = Path(__file__).parent / "templates"
+ICON = Path(__file__).parents[2] / "favicon.svg"
 
 
 def with_commands(app: Sphinx, page: str, source: list[str]) -> None:
@@ -57,6 +59,7 @@ def write_pages(app: Sphinx, exception: Exception | None) -> None:
         return
     words = {
         "base": app.config.html_baseurl,
+        "icon": "data:image/svg+xml," + quote(ICON.read_text(encoding="utf-8")),
         "first": app.builder.get_target_uri(app.config.root_doc),
         "title": app.config.html_title,
         "image": app.config.ogp_image,

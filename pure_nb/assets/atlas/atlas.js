@@ -18,7 +18,7 @@
     button.append(...head.childNodes);
     head.append(button);
     button.addEventListener("click", () => {
-      const down = head.getAttribute("aria-sort") !== "descending" && kind === "number";
+      const down = head.getAttribute("aria-sort") !== "descending" && kind === "number" && column > 0;
       const order = down || (kind === "text" && head.getAttribute("aria-sort") === "ascending") ? -1 : 1;
       table.querySelectorAll("th[aria-sort]").forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", order < 0 ? "descending" : "ascending");

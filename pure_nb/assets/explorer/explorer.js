@@ -130,7 +130,7 @@
       key.style.backgroundColor = COLOURS[part % COLOURS.length];
       head.append(key);
     }
-    head.append(make("strong", {}, name), `, ${ranks.length} images${said ? `, “${said}”` : ""}${meant ? `: ${meant}` : ""}`);
+    head.append(make("strong", {}, name), `, ${ranks.length} image${ranks.length === 1 ? "" : "s"}${said ? `, “${said}”` : ""}${meant ? `: ${meant}` : ""}`);
     const strip = make("div", { class: "tiles", role: "img", "aria-label": `Images of ${part === null ? "the whole neuron" : `part ${name}`}${meant ? `: ${meant}` : ""}` });
     const fill = (all) => strip.replaceChildren(...(all ? shown : shown.slice(0, most)).map((rank) => tile(neuron, root, whole, rank)));
     fill(open.has(name));
