@@ -99,11 +99,15 @@ def get_layer(model: nn.Module, name: str) -> nn.Module:
     if name and name in modules:
         return modules[name]
     names = [candidate for candidate in modules if candidate]
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or names[:8]
     raise LayerError(
-        f"{type(model).__name__} has no layer {name!r}. Near it: {', '.join(map(repr, near))}. "
-        f"All {len(names)} names: [name for name, _ in model.named_modules()]"
+        f"{type(model).__name__} has no layer {name!r}. Near it: {_near(name, names)}. "
+        f"All {len(names)} names are those of model.named_modules()"
     )
+
+
+def _near(name: str, names: Sequence[str]) -> str:
+    """The names that are most like one, or the first if none is."""
+    return ", ".join(map(repr, difflib.get_close_matches(name, names, n=5, cutoff=0.4) or names[:8]))
 
 
 def channel_axis(activation: Tensor) -> int:
@@ -504,7 +508,8 @@ def _usable(model: nn.Module, images: Tensor, layer: str, shapes: dict[str, Laye
     if not prefix:
         raise LayerError(
             f"layer {layer!r} can't be studied: it does not run exactly once with one output of shape [B, C], "
-            f"[B, T, C] or [B, C, H, W]. Layers that do: {', '.join(map(repr, shapes))}"
+            f"[B, T, C] or [B, C, H, W]. A module that is used several times, as many ReLUs are, is no one layer: take "
+            f"the block that it is in. {len(shapes)} layers do; near it: {_near(layer, list(shapes))}"
         )
     with resting(model), torch.no_grad():
         found = activations(model, images, [layer])[layer]

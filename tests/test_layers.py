@@ -601,7 +601,7 @@ def test_require() -> None:
     [
         ("left", "nowhere", "Two has no layer 'nowhere'"),
         ("nowhere", "stem", "Two has no layer 'nowhere'"),
-        ("relu", "stem", r"'relu' can't be studied: it does not run exactly once .* Layers that do: 'stem', 'left'"),
+        ("relu", "stem", r"'relu' can't be studied: it does not run exactly once .* take the block .* near it: '"),
         ("deep", "stem", "'deep' can't be studied"),
         ("left", "pair", "'pair' can't be studied"),
         ("unused", "stem", "'unused' can't be studied"),
