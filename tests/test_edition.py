@@ -311,6 +311,13 @@ def test_a_transformer_lacks_a_grid_and_rules(tmp_path: Path) -> None:
     assert lacked(study) >= {"grid", "lrp"}
     assert tool.splittable(study) == "second.mlp.2"
     assert tool.splittable(study.using(target="input:second")) is None
+    patches = study.using(target="patches:second", lower="patches:first")
+    assert tool.lacking(patches, None)["grid"] == "has `patches:second`, which no module puts out as it is"
+
+
+def test_what_goes_into_a_layer_is_as_good_as_what_comes_out(tmp_path: Path) -> None:
+    study = mine(tmp_path, noise(15), lower="input:4")
+    assert "grid" not in lacked(study)
 
 
 def test_an_edition_is_written_and_an_old_build_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

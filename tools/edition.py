@@ -31,7 +31,7 @@ from pure_nb import atlas, load_study, shipped_studies
 from pure_nb.circuits import circuits
 from pure_nb.data import ImageError
 from pure_nb.glyphnet import GlyphNet
-from pure_nb.layers import INPUT, LayerError, get_layer
+from pure_nb.layers import INPUT, LayerError, get_layer, parsed
 from pure_nb.models import USER
 from pure_nb.parameters import StudyError
 from pure_nb.study import Study
@@ -99,6 +99,9 @@ def lacking(study: Study, layer: str | None) -> dict[str, str]:
         found["judge"] = "has no judge: those that ship, mini-CLIP and mini-DINO, know glyphs only"
     if study.images.scenes is None or not isinstance(study.model, GlyphNet):
         found["glyphs"] = "is not of the glyph world"
+    prepared = [name for name in (p.target, p.lower) if parsed(name)[0] not in ("", INPUT)]
+    if prepared:
+        found["grid"] = f"has `{prepared[0]}`, which no module puts out as it is"
     if len(study.references.grid) != 2:
         found["grid"] = f"has no grid of positions in `{p.target}`"
         found["objects"] = found["objects"] or found["grid"]
