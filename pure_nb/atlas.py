@@ -62,6 +62,9 @@ LOWER = 8
 CARRIERS = 6
 """Lower channels that a page names: those that carry most of the relevance, on average."""
 
+TOGETHER = 16
+"""Lower channels that are drawn at once: few, so that the progress bar moves."""
+
 PAIRS = 1024
 """Reference images that are drawn at once."""
 
@@ -420,10 +423,10 @@ def _write_lower_pictures(made: Atlas, folder: Path, lower: Sequence[int]) -> se
     key = made.key.replace(" ", "-")
     alive = [channel for channel in lower if below.references.alive[channel]]
     bar = tqdm(total=len(alive), desc="lower channels", unit="channel", disable=not made.study.progress)
-    for block in _blocks(alive, PAIRS // LOWER):
-        bar.update(len(block))
+    for block in _blocks(alive, TOGETHER):
         missing = [channel for channel in block if not (folder / f"lower/{channel}-{key}.webp").is_file()]
         if not missing:
+            bar.update(len(block))
             continue
         samples = below.references.sample[missing, :LOWER]
         found = below.views(np.repeat(missing, samples.shape[1]), samples.ravel(), made.look)
@@ -433,6 +436,8 @@ def _write_lower_pictures(made: Atlas, folder: Path, lower: Sequence[int]) -> se
             for old in (folder / "lower").glob(f"{channel}-*.webp"):
                 old.unlink()
             _save(folder / f"lower/{channel}-{key}.webp", _sprite([view.highlighted(CROP) for view in own], LOWER))
+        bar.update(len(block))
+    bar.close()
     return set(alive)
 
 
