@@ -30,9 +30,9 @@ from PIL import Image
 from sklearn.metrics import adjusted_mutual_info_score
 from tqdm import tqdm
 
-from pure_nb.data import ImageError, spoken
-from pure_nb.layers import LayerError
-from pure_nb.parameters import NEAREST, StudyError
+from pure_nb.data import spoken
+from pure_nb.errors import ImageError, LayerError, StudyError
+from pure_nb.parameters import NEAREST
 from pure_nb.render import Look, Picture
 from pure_nb.store import write_atomically
 from pure_nb.virtual import CHOICES, Vectors, cluster_some, part_name

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from pure_nb import truth
 from pure_nb.contestants import CEILING, PAPER, Contestant, Parts, by_means
 from pure_nb.data import readable
+from pure_nb.errors import ArgumentError, StudyError
 from pure_nb.layers import INPUT, activations, by_position, get_layer, resting
-from pure_nb.parameters import StudyError
 from pure_nb.relevance import Taps, dense_weight
 from pure_nb.splitting import SHARED, owners
 from pure_nb.store import Store
@@ -449,7 +449,7 @@ def leaderboard(table: pd.DataFrame, baseline: str = PAPER) -> pd.DataFrame:
     """
     scored = table[table["k"] > 1]
     if scored.empty:
-        raise ValueError("no neuron means more than one thing, so there is nothing to compare")
+        raise ArgumentError("no neuron means more than one thing, so there is nothing to compare")
     bound = scored["method"].str.startswith(CEILING)
     found = truth.summary(scored[~bound], baseline, "ari")
     if bound.any():  # what was told the truth takes no part in the correction for many tests

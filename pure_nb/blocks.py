@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pure_nb.errors import ArgumentError
 from pure_nb.references import grouped
 from pure_nb.store import New, Store
 
@@ -61,7 +62,7 @@ def by_blocks(
         ``[P, ...]``.
     """
     if not len(sample):
-        raise ValueError("no pairs of a channel and an image were given")
+        raise ArgumentError("no pairs of a channel and an image were given")
     _, pairs_of = grouped(sample)
     pairs_of.sort(key=len, reverse=True)
     blocks = list(_blocks(pairs_of, batch_size))

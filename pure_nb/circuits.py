@@ -23,9 +23,10 @@ from zennit.core import Composite
 
 from pure_nb.blocks import by_blocks
 from pure_nb.data import Images, readable
+from pure_nb.errors import ArgumentError, NonFiniteError
 from pure_nb.layers import by_position, channel_axis, cut, get_layer, resting
 from pure_nb.lrp import default_composite, require_fit, require_rules, reusing
-from pure_nb.references import NonFiniteError, grouped
+from pure_nb.references import grouped
 from pure_nb.store import New, Store
 
 if TYPE_CHECKING:
@@ -118,9 +119,9 @@ def propagate(
     """
     channel, sample = np.asarray(channel, dtype=np.int64), np.asarray(sample, dtype=np.int64)
     if channel.shape != sample.shape or channel.ndim != 1:
-        raise ValueError(f"channel and sample must be vectors of one length, got {channel.shape} and {sample.shape}")
+        raise ArgumentError(f"channel and sample must be vectors of one length, got {channel.shape} and {sample.shape}")
     if len(sample) and not 0 <= sample.min() <= sample.max() < len(images):
-        raise IndexError(f"image {sample.max()} (lowest {sample.min()}) of {len(images)} images of {images.name!r}")
+        raise ArgumentError(f"image {sample.max()} (lowest {sample.min()}) of {len(images)} images of {images.name!r}")
     composite = None if rule == "gradient" else default_composite(model) if rule == "lrp" else rule
     context: Any = reusing(composite).context(model) if composite is not None else nullcontext()
     model.to(device)
@@ -140,7 +141,7 @@ def propagate(
             start += len(members)
             leaf, top = cut(model, batch.images.to(device), lower, target)
             if channel.max() >= top.shape[channel_axis(top)] or channel.min() < 0:
-                raise IndexError(
+                raise ArgumentError(
                     f"channel {channel.max()} (lowest {channel.min()}): layer {target!r} has channels 0 to "
                     f"{top.shape[channel_axis(top)] - 1}"
                 )

@@ -18,38 +18,23 @@ import torch
 import typer
 from safetensors.numpy import save_file
 
-from pure_nb.data import EmbedderError, ImageError
-from pure_nb.evaluation import EvaluationError
-from pure_nb.layers import LayerError, survey
+from pure_nb.errors import (
+    EmbedderError,
+    LayerError,
+    PureError,
+    StoreWarning,
+    StudyError,
+    StudyWarning,
+    WordNetError,
+)
+from pure_nb.layers import survey
 from pure_nb.loading import load_study, shipped_studies
-from pure_nb.models import ModelError
-from pure_nb.parameters import StudyError, StudyWarning
-from pure_nb.planting import PlantingError
-from pure_nb.references import NonFiniteError
 from pure_nb.relevance import gamma_polysemantic
 from pure_nb.render import Look
 from pure_nb.splitting import Score, Split, save_split
-from pure_nb.store import StoreError, StoreWarning, write_atomically
+from pure_nb.store import write_atomically
 from pure_nb.study import Study
-from pure_nb.sweep import ClusterError
 from pure_nb.virtual import CHOICES
-from pure_nb.wordnet import WordNetError
-
-EXPECTED = (
-    ClusterError,
-    EmbedderError,
-    EvaluationError,
-    ImageError,
-    IndexError,
-    LayerError,
-    ModelError,
-    NonFiniteError,
-    PlantingError,
-    StoreError,
-    StudyError,
-    WordNetError,
-)
-"""Errors that are told in one message, without a traceback."""
 
 app = typer.Typer(
     name="pure-nb",
@@ -110,7 +95,7 @@ def _plainly(command: Callable[..., None]) -> Callable[..., None]:
                     warnings.simplefilter("always", ours)
                 warnings.showwarning = mind
                 command(*args, **kwargs)
-        except EXPECTED as problem:
+        except PureError as problem:
             typer.secho(f"Error: {problem}", fg=typer.colors.RED, err=True)
             if isinstance(problem, LayerError):
                 typer.secho("pure-nb info STUDY lists the layers that can be studied.", err=True)

@@ -42,21 +42,10 @@ from distributed.scheduler import KilledWorker
 from numpy.typing import NDArray
 
 from pure_nb.blocks import Compute, kept_block
+from pure_nb.errors import ClusterError, PureError, StoreError
 from pure_nb.models import USER
 from pure_nb.store import Store, write_atomically
-from pure_nb.sweep import (
-    ClusterError,
-    Job,
-    Part,
-    branches,
-    halved,
-    kept_part,
-    merged,
-    save_part,
-    span,
-    stored_part,
-    threaded,
-)
+from pure_nb.sweep import Job, Part, branches, halved, kept_part, merged, save_part, span, stored_part, threaded
 
 RETRIES = 2
 """How often a task is tried again whose failure may pass: on a cluster, connections and devices come and go."""
@@ -325,17 +314,19 @@ def _given(part: Part) -> Part:
 # What is wrong with the images or the network stays so: such errors are results, and not a reason to try again.
 
 
-def _part(sent: bytes, cut: Sequence[range], store: Store | None, token: Path | None) -> Part | ValueError:
+def _part(sent: bytes, cut: Sequence[range], store: Store | None, token: Path | None) -> Part | PureError:
     with _ALONE:
         try:
             return kept_part(_received(sent), cut, _visible(store, token))
-        except ValueError as problem:
+        except StoreError:
+            raise  # another worker, or another try, may write it
+        except PureError as problem:
             return problem
 
 
-def _merged(sent: bytes, first: Part | ValueError, second: Part | ValueError) -> Part | ValueError:
+def _merged(sent: bytes, first: Part | PureError, second: Part | PureError) -> Part | PureError:
     for part in (first, second):
-        if isinstance(part, ValueError):
+        if isinstance(part, PureError):
             return part
     with _ALONE:
         return merged(_received(sent), _checked(first), _checked(second))
@@ -343,18 +334,20 @@ def _merged(sent: bytes, first: Part | ValueError, second: Part | ValueError) ->
 
 def _block(
     sent: bytes, task: tuple[NDArray[Any], dict[str, object]], store: Store | None, token: Path | None
-) -> NDArray[Any] | ValueError:
+) -> NDArray[Any] | PureError:
     with _ALONE:
         compute, threads = _received(sent)
         try:
             with threaded(threads):
                 return kept_block(compute, task, _visible(store, token))
-        except ValueError as problem:
+        except StoreError:
+            raise  # another worker, or another try, may write it
+        except PureError as problem:
             return problem
 
 
 def _checked(found: Any) -> Any:
     """What a worker has found, unless that is an error."""
-    if isinstance(found, ValueError):
+    if isinstance(found, PureError):
         raise found
     return found

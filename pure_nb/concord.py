@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from pure_nb.errors import ArgumentError
 from pure_nb.wordnet import WordNet, similarities
 from pure_nb.wordnet import synsets as synsets_of
 
@@ -97,7 +98,7 @@ def concord(
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If fewer than three points are left.
     """
     names = [name for name in similarity.index if not similarity[name].drop(name).isna().all()]
@@ -107,7 +108,7 @@ def concord(
     known = [not np.isnan(matrix[place[i], place[j]]) for i, j in zip(used["class_1"], used["class_2"])]
     used = used[known]
     if len(used) < 3:
-        raise ValueError(f"a correlation needs at least three pairs of classes with a similarity, got {len(used)}")
+        raise ArgumentError(f"a correlation needs at least three pairs of classes with a similarity, got {len(used)}")
     first, second = (used[column].map(place).to_numpy() for column in ("class_1", "class_2"))
     cosines = used["cosine"].to_numpy()
     rho = _rank(cosines, matrix[first, second])

@@ -30,10 +30,11 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from pure_nb.layers import LayerError, get_layer, stage_before
+from pure_nb.errors import ArgumentError, LayerError, ModelError, StudyError, StudyWarning
+from pure_nb.layers import get_layer, stage_before
 from pure_nb.lrp import default_composite, require_fit, require_rules
-from pure_nb.models import ModelError, function_in
-from pure_nb.parameters import NEAREST, StudyError, StudyWarning
+from pure_nb.models import function_in
+from pure_nb.parameters import NEAREST
 from pure_nb.relevance import closed_form
 from pure_nb.splitting import RHOS, SHARED, PartActivations, Split, channel_sources, part_activations
 from pure_nb.virtual import cluster
@@ -300,7 +301,7 @@ def split_by(world: World, by: str) -> Parts:
                 arvs = np.stack([circuits[parts == part].mean(axis=0) for part in range(k)])[:, sources]
                 measured = _measured(study, channel, arvs, RHOS)
                 split = Split.chosen(measured, parts, tuple(map(str, range(k))), arvs)
-        except (StudyError, ValueError):  # too few images of a class, or in a part: the channel stays whole
+        except (StudyError, ArgumentError):  # too few images of a class, or in a part: the channel stays whole
             continue
         labels[channel] = measured.at(split.rho)[:, :-1].argmax(axis=1)
         owner[channel] = split.owner
@@ -366,7 +367,7 @@ def contestants(world: World, embedders: Sequence[Embedder] = ()) -> list[Contes
         try:
             world.study.class_names  # noqa: B018
             found.append(("split by classes", lambda it: split_by(it, "classes")))
-        except (StudyError, ValueError) as problem:
+        except (StudyError, ArgumentError) as problem:
             warnings.warn(f"the split by classes is left out: {problem}", StudyWarning, stacklevel=2)
     made = [replace(Contestant(*entry), fingerprint=entry[0]) for entry in found]
     for one in embedders:

@@ -32,6 +32,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 from torchvision import transforms
 from torchvision.transforms import v2
 
+from pure_nb.errors import ArgumentError, ImageError
 from pure_nb.glyphs import CLASSES, GlyphScenes
 
 PATIENCE = 300.0
@@ -41,14 +42,6 @@ T = TypeVar("T")
 
 Labels = tuple["NDArray[np.int64] | None", tuple[str, ...]]
 """The class of each item, None where it is not known; and the names of the classes, none where they have none."""
-
-
-class ImageError(ValueError):
-    """An image, or a folder of them, that can't be used."""
-
-
-class EmbedderError(ValueError):
-    """An embedder that can't be had, or that does not do what it should."""
 
 
 @dataclass(frozen=True)
@@ -539,11 +532,11 @@ def batches(
     ImageError
         If no image of the data set can be read; if none arrives for ``patience`` seconds; or if a worker dies. Where
         that happens while the caller computes, torch may raise its own ``RuntimeError`` there.
-    ValueError
+    ArgumentError
         If ``batch_size`` or ``workers`` make no sense.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise ArgumentError(f"batch_size must be at least 1, got {batch_size}")
     if workers and current_process().daemon:  # a worker of someone's cluster; there it may have no children
         workers = 0
     collate = partial(_collate, images, images.example.shape)

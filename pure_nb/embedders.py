@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from pure_nb import models
-from pure_nb.data import EmbedderError
+from pure_nb.errors import EmbedderError, ModelError
 from pure_nb.glyphs import MEAN, STD
 from pure_nb.layers import INPUT, activations, by_position
 
@@ -497,13 +497,13 @@ def load_embedder(spec: str, *, features: Features = "tokens", device: str = "cp
     if source == "torchvision" and name:
         try:
             network = models.load_model(kind, weights)
-        except models.ModelError as problem:
+        except ModelError as problem:
             raise EmbedderError(str(problem)) from problem
         return from_network(network, name=f"features of {name}", device=device)
     if source.endswith(".py") and name:
         try:
             return Embedder.of(name, models.function_in(folder / source, name))
-        except models.ModelError as problem:
+        except ModelError as problem:
             raise EmbedderError(str(problem)) from problem
     raise EmbedderError(f"can't tell what embedder {spec!r} is; expected {SPECS}")
 
@@ -538,7 +538,7 @@ def _explained(spec: str, where: str) -> Iterator[None]:
     logging.disable(logging.ERROR)  # what goes wrong is raised as well, and said once is enough
     try:
         yield
-    except models.ModelError as problem:
+    except ModelError as problem:
         raise EmbedderError(f"{spec}: {problem}") from problem
     except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError, UnpicklingError) as problem:
         if any(isinstance(cause, _UNREACHABLE) for cause in _causes(problem)):

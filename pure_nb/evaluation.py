@@ -24,6 +24,7 @@ from scipy.stats import norm, pearsonr, rankdata, spearmanr
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from pure_nb.errors import EvaluationError
 from pure_nb.store import Store
 from pure_nb.truth import corrected, signed_rank
 from pure_nb.virtual import CHOICES, MANY, NEURONS, cluster
@@ -33,10 +34,6 @@ Metric = str | Callable[[NDArray[Any], NDArray[Any]], float]
 
 RANDOM, TRUE = "random", "true objects"
 """Names of labels drawn at random, and of the objects that are known."""
-
-
-class EvaluationError(ValueError):
-    """Distances that can't be computed or compared."""
 
 
 COLUMNS = ["channel", "method", "k", "intra", "inter", "gap", "overall"]

@@ -30,6 +30,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pure_nb.errors import ArgumentError
+
 Split = Literal["train", "val"]
 
 SIZE = 96
@@ -196,13 +198,13 @@ def glyph(character: str, size: int = 3 * CELL) -> NDArray[np.float32]:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If DejaVu Sans has no such character.
     """
     file = font_manager.findfont("DejaVu Sans", fallback_to_default=False)
     font = FontProperties(fname=file)
     if not font_manager.get_font(file).get_char_index(ord(character)):
-        raise ValueError(
+        raise ArgumentError(
             f"DejaVu Sans has no glyph for {character!r} (U+{ord(character):04X}); choose another character"
         )
     outline = TextPath((0, 0), character, size=100, prop=font)
@@ -335,17 +337,17 @@ def draw_scene(
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If the index is negative, or the labels are none, more than four or not classes.
     """
     if index < 0:
-        raise ValueError(f"a scene's index counts from 0, got {index}")
+        raise ArgumentError(f"a scene's index counts from 0, got {index}")
     dice = Dice(seed, ("train", "val").index(split), index)
     count = 1 + dice.below(4)
     drawn = dice.sample(len(CLASSES), count)
     chosen = drawn if labels is None else list(labels)
     if not 1 <= len(chosen) <= 4 or not all(0 <= label < len(CLASSES) for label in chosen):
-        raise ValueError(f"labels must be one to four numbers in 0..{len(CLASSES) - 1}, got {chosen}")
+        raise ArgumentError(f"labels must be one to four numbers in 0..{len(CLASSES) - 1}, got {chosen}")
     dark = dice.below(2) == 1
     ground = GROUNDS[dice.below(len(GROUNDS))]
     canvas = _ground(dice, ground, dark)
@@ -421,7 +423,7 @@ class GlyphScenes(Dataset[tuple[Tensor, Tensor]]):
         transform: Callable[[NDArray[np.uint8]], Tensor] = normalise,
     ) -> None:
         if length < 1:
-            raise ValueError(f"a data set of scenes needs at least one, got length={length}")
+            raise ArgumentError(f"a data set of scenes needs at least one, got length={length}")
         self.length, self.split, self.seed, self.transform = length, split, seed, transform
 
     def __len__(self) -> int:

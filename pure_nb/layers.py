@@ -33,6 +33,8 @@ import torch
 from timm.layers.norm import LayerNorm as TimmLayerNorm
 from torch import Tensor, nn
 
+from pure_nb.errors import LayerError
+
 OUTPUT = ""
 """Name of the network's own output among the layers: the one that ``named_modules`` gives to the network."""
 
@@ -53,10 +55,6 @@ PREFIXES = (INPUT, PATCHES, CLASS, LAST)
 
 PREFIX_TOKENS = 16
 """Tokens that may stand before those of the patches: a class token, a distillation token, registers."""
-
-
-class LayerError(ValueError):
-    """A layer that is not there, or that can't be used as asked."""
 
 
 class _Reached(Exception):  # noqa: N818, it is no error

@@ -12,8 +12,8 @@ import pandas as pd
 
 from pure_nb import bench
 from pure_nb.contestants import PAPER, Contestant, contestants
-from pure_nb.parameters import StudyError
-from pure_nb.planting import How, PlantingError
+from pure_nb.errors import PlantingError, StudyError
+from pure_nb.planting import How
 from pure_nb.store import write_atomically
 from pure_nb.worlds import World, objects_world, planted_world
 

@@ -33,8 +33,9 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 
 from pure_nb import models
-from pure_nb.data import ImageError, Images
-from pure_nb.parameters import StudyError, checked, word
+from pure_nb.data import Images
+from pure_nb.errors import ArgumentError, ImageError, StudyError
+from pure_nb.parameters import checked, word
 from pure_nb.sources import as_images, folder_images, glyph_images, path_images, preprocessing
 from pure_nb.store import Store, store_folder
 from pure_nb.study import RUN, Study
@@ -150,7 +151,7 @@ def _sourced(source: str, options: dict[str, Any], data: str | Path | None, fold
     if source == "glyphs":
         try:
             return glyph_images(**options)
-        except ValueError as problem:
+        except ArgumentError as problem:
             raise StudyError(f"[images]: {problem}") from problem
     kind, _, name = source.partition(":")
     known = {"folder": not name, "paths": not name, "huggingface": bool(name), "torchvision": _of_torchvision(name)}

@@ -25,7 +25,8 @@ from zennit.rules import Pass
 from zennit.torchvision import ResNetCanonizer
 from zennit.types import BatchNorm
 
-from pure_nb.layers import LayerError, activations, cut, resting
+from pure_nb.errors import LayerError
+from pure_nb.layers import activations, cut, resting
 
 ADVICE = "for circuits use rule='gradient', or bring a composite of zennit that is made for it as rule"
 
@@ -298,7 +299,7 @@ class _Passing(Hook):  # type: ignore[misc]
     def post_forward(self, module: nn.Module, input: tuple[Any, ...], output: Tensor) -> Tensor:
         entry = self.stored_tensors.pop("entry", None)
         if not isinstance(output, Tensor):
-            raise TypeError(f"{type(module).__name__} puts out a {type(output).__name__}, not one tensor")
+            raise LayerError(f"{type(module).__name__} puts out a {type(output).__name__}, not one tensor")
         if entry is None:
             return output
         self.stored_tensors["input"] = input[0]

@@ -22,14 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pure_nb.errors import ModelError
 from pure_nb.glyphnet import GlyphNet
 
 USER = "_user_"
 """Before the names of modules that are made of users' files."""
-
-
-class ModelError(ValueError):
-    """A network or its weights that can't be had."""
 
 
 def load_model(source: str, weights: str | Path | None = None, *, folder: Path = Path(), **options: Any) -> nn.Module:

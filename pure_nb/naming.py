@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from timm.data.imagenet_info import ImageNetInfo
 
-from pure_nb.data import EmbedderError
+from pure_nb.errors import ArgumentError, EmbedderError
 
 UNSURE = "unsure"
 
@@ -73,7 +73,7 @@ class Namer:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If there are fewer than two words, or one twice, or the vectors don't fit together.
     """
 
@@ -87,11 +87,15 @@ class Namer:
         seed: int = 0,
     ) -> None:
         if len(words) < 2 or len(words) != len(vectors):
-            raise ValueError(f"naming needs at least two words and a vector for each, got {len(words)}, {len(vectors)}")
+            raise ArgumentError(
+                f"naming needs at least two words and a vector for each, got {len(words)}, {len(vectors)}"
+            )
         if len(set(words)) < len(words):
-            raise ValueError("a word is twice in the vocabulary")
+            raise ArgumentError("a word is twice in the vocabulary")
         if crops.ndim != 2 or crops.shape[1] != vectors.shape[1]:
-            raise ValueError(f"expected crops [m, {vectors.shape[1]}] as the words' vectors, got {list(crops.shape)}")
+            raise ArgumentError(
+                f"expected crops [m, {vectors.shape[1]}] as the words' vectors, got {list(crops.shape)}"
+            )
         self.words, self._draws, self._seed = tuple(words), draws, seed
         self._crops = _unit(crops)
         self._middle = self._crops.mean(axis=0)
@@ -113,7 +117,7 @@ class Namer:
             All crops of the neuron that the set is a part of.
         """
         if not len(crops):
-            raise ValueError("there are no crops to name")
+            raise ArgumentError("there are no crops to name")
         scores = self.scores(crops)
         second, first = np.argsort(scores, kind="stable")[-2:]
         base = scores if whole is None else self.scores(whole)

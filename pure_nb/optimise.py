@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import trange
 
+from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.glyphs import MEAN, STD
-from pure_nb.layers import LayerError, activations, by_position, get_layer, resting
-from pure_nb.references import NonFiniteError
+from pure_nb.layers import activations, by_position, get_layer, resting
 
 RATE = 0.05
 """Step size of Adam, the one of Olah et al.'s library lucid."""
@@ -102,11 +102,13 @@ def feature_visualisation(
     height, width = (size, size) if isinstance(size, int) else size
     reach = min(height, width) // 16 if jitter is None else jitter
     if chosen.ndim != 1 or not len(chosen) or chosen.is_floating_point():
-        raise ValueError(f"channels must be a list of at least one number, got {channels!r}")
+        raise ArgumentError(f"channels must be a list of at least one number, got {channels!r}")
     if min(height, width, steps) < 1 or reach < 0:
-        raise ValueError(f"size and steps must be at least 1 and jitter at least 0, got {size}, {steps} and {jitter}")
+        raise ArgumentError(
+            f"size and steps must be at least 1 and jitter at least 0, got {size}, {steps} and {jitter}"
+        )
     if len(mean) != 3 or len(std) != 3:
-        raise ValueError(f"mean and std must have an entry for each of three colours, got {mean} and {std}")
+        raise ArgumentError(f"mean and std must have an entry for each of three colours, got {mean} and {std}")
     get_layer(model, layer)
     generator = torch.Generator().manual_seed(seed)
     waves = torch.zeros(len(chosen), 3, height, width // 2 + 1, 2, device=device, requires_grad=True)
@@ -145,7 +147,7 @@ def _driven(model: nn.Module, layer: str, channels: Tensor, images: Tensor) -> T
     """Mean over the positions of the i-th channel in the i-th image, ``[n]``."""
     output = by_position(activations(model, images, [layer])[layer])
     if not 0 <= int(channels.min()) <= int(channels.max()) < output.shape[1]:
-        raise IndexError(
+        raise ArgumentError(
             f"channel {int(channels.max())} (lowest {int(channels.min())}): layer {layer!r} has channels 0 to "
             f"{output.shape[1] - 1}"
         )

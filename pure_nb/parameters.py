@@ -8,21 +8,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pure_nb.circuits import Rule, Seed
+from pure_nb.errors import StudyError
 from pure_nb.precision import PRECISIONS, Precision
 from pure_nb.references import By
 from pure_nb.render import Crop
 
-
-class StudyError(ValueError):
-    """A study that is not there or does not make sense."""
-
-
 NEAREST = "nearest"
 """As the lower layer: the one right below the target, see :func:`pure_nb.layers.nearest_below`."""
-
-
-class StudyWarning(UserWarning):
-    """Something that was done otherwise than asked."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from pure_nb.data import Images, readable
+from pure_nb.errors import PlantingError
 from pure_nb.layers import INPUT, activations, by_position, channel_axis, channels_last, get_layer, parsed, resting
 from pure_nb.references import References, grouped
 from pure_nb.relevance import dense_weight
@@ -36,10 +37,6 @@ How = Literal["random", "similar", "dissimilar", "overlapping"]
 
 DRAWS = 8
 """Groups drawn for each one that is kept, where they are chosen by how alike their channels are."""
-
-
-class PlantingError(ValueError):
-    """Channels that can't be merged as asked."""
 
 
 @dataclass(frozen=True, eq=False)

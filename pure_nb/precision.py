@@ -13,6 +13,8 @@ from typing import Literal
 
 import torch
 
+from pure_nb.errors import ArgumentError
+
 Precision = Literal["float32", "bfloat16", "float16"]
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
@@ -30,11 +32,11 @@ def precisely(device: str, precision: Precision) -> AbstractContextManager[objec
 
     Raises
     ------
-    ValueError
+    ArgumentError
         For another precision.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+        raise ArgumentError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     if precision == "float32":
         return nullcontext()
     return torch.autocast(torch.device(device).type, getattr(torch, precision))

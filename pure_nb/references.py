@@ -20,13 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pure_nb.layers import LayerError, by_position, channel_axis
+from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
+from pure_nb.layers import by_position, channel_axis
 
 By = Literal["max", "mean"]
-
-
-class NonFiniteError(ValueError):
-    """A network that returns NaN or infinity."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +118,9 @@ class TopReferences:
 
     def __init__(self, layer: str, n: int = 100, by: By = "max") -> None:
         if n < 1:
-            raise ValueError(f"a channel needs at least one reference image, got n={n}")
+            raise ArgumentError(f"a channel needs at least one reference image, got n={n}")
         if by not in ("max", "mean"):
-            raise ValueError(f"by must be 'max' or 'mean', got {by!r}")
+            raise ArgumentError(f"by must be 'max' or 'mean', got {by!r}")
         self.layer, self.n, self.by = layer, n, by
         self.layers: tuple[str, ...] = (layer,)
         self.leaf: str | None = None
@@ -173,7 +170,9 @@ class TopReferences:
     def merge(self, other: TopReferences) -> None:
         """Take in what another accumulator of the same layer has taken in."""
         if (self.layer, self.n, self.by) != (other.layer, other.n, other.by):
-            raise ValueError(f"can't merge references of {other.layer!r} ({other.n}, {other.by}) into {self.layer!r}")
+            raise ArgumentError(
+                f"can't merge references of {other.layer!r} ({other.n}, {other.by}) into {self.layer!r}"
+            )
         if other._score is not None:
             self._shaped(other._score.shape[1], other.grid)
             self._take(other._score, other._sample, other._position)
@@ -201,11 +200,11 @@ class TopReferences:
 
         Raises
         ------
-        ValueError
+        ArgumentError
             If nothing was taken in.
         """
         if self._score is None:
-            raise ValueError(f"no image was seen, so layer {self.layer!r} has no reference images")
+            raise ArgumentError(f"no image was seen, so layer {self.layer!r} has no reference images")
         sample, score, position = (
             values.T.contiguous().numpy() for values in (self._sample, self._score, self._position)
         )

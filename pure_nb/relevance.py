@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pure_nb.layers import INPUT, OUTPUT, LayerError, by_position, channel_axis, get_layer
-from pure_nb.references import NonFiniteError
+from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
+from pure_nb.layers import INPUT, OUTPUT, by_position, channel_axis, get_layer
 
 REPLICATES = 100
 """Bootstrap replicates that are kept beside each sum."""
@@ -219,15 +219,15 @@ class ClassRelevance:
     ) -> None:
         labels = np.asarray(labels, dtype=np.int64)
         if labels.ndim != 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"labels must be a vector with a number for each image, got the shape {list(labels.shape)}"
             )
         if len(labels) and labels.max() >= classes:
-            raise ValueError(f"labels must be numbers below {classes}, the number of classes, got {labels.max()}")
+            raise ArgumentError(f"labels must be numbers below {classes}, the number of classes, got {labels.max()}")
         if not 0 <= share <= 1:
-            raise ValueError(f"share must be from 0 to 1, got {share}")
+            raise ArgumentError(f"share must be from 0 to 1, got {share}")
         if mass is not None and not 0 < mass <= 1:
-            raise ValueError(f"mass must be above 0 and at most 1, or None, got {mass}")
+            raise ArgumentError(f"mass must be above 0 and at most 1, or None, got {mass}")
         self.layer, self.lower, self.labels, self.classes = layer, lower, labels, classes
         self.share, self.mass, self.replicates, self.seed = share, mass, replicates, seed
         self.taps = Taps.of(module) if module is not None else None
@@ -341,7 +341,9 @@ class ClassRelevance:
             return
         for name, value in other._sums.items():
             if self._sums[name].shape != value.shape:
-                raise ValueError(f"can't merge class relevance: {name} is {self._sums[name].shape} and {value.shape}")
+                raise ArgumentError(
+                    f"can't merge class relevance: {name} is {self._sums[name].shape} and {value.shape}"
+                )
             self._sums[name] += value
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -367,11 +369,13 @@ class ClassRelevance:
 
         Raises
         ------
-        ValueError
+        ArgumentError
             If no labelled image was seen.
         """
         if not self._sums:
-            raise ValueError(f"no labelled image was seen, so nothing is known of the classes at layer {self.layer!r}")
+            raise ArgumentError(
+                f"no labelled image was seen, so nothing is known of the classes at layer {self.layer!r}"
+            )
         return ClassStatistics(self.layer, self.lower, closed=self.taps is not None, **self._sums)
 
 
@@ -467,7 +471,7 @@ class ClassStatistics:
 
     def _vectors(self, model: nn.Module, channel: int, sums: NDArray[Any]) -> NDArray[np.float64]:
         if not 0 <= channel < self.channels:
-            raise IndexError(f"channel {channel}: layer {self.layer!r} has channels 0 to {self.channels - 1}")
+            raise ArgumentError(f"channel {channel}: layer {self.layer!r} has channels 0 to {self.channels - 1}")
         if not self.closed:
             return sums.reshape(*sums.shape[:-1], self.channels, -1)[..., channel, :].astype(np.float64)
         weight = dense_weight(get_layer(model, self.layer), channel)

@@ -23,7 +23,8 @@ from torch.nn.functional import interpolate
 from pure_nb.blocks import by_blocks
 from pure_nb.circuits import Seed, propagate
 from pure_nb.data import Images, readable
-from pure_nb.layers import LayerError, activations, resting
+from pure_nb.errors import LayerError
+from pure_nb.layers import activations, resting
 from pure_nb.references import grouped
 from pure_nb.store import Store
 

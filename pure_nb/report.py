@@ -17,12 +17,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pure_nb import evaluation
-from pure_nb.data import ImageError, spoken
+from pure_nb.data import spoken
+from pure_nb.errors import ImageError, LayerError, StudyError, StudyWarning
 from pure_nb.evaluation import RANDOM, TRUE, Metric
 from pure_nb.glyphs import CLASSES
-from pure_nb.layers import LayerError
 from pure_nb.naming import Namer, nouns, vocabulary_from
-from pure_nb.parameters import StudyError, StudyWarning
 from pure_nb.store import Store, write_atomically
 from pure_nb.virtual import CHOICES, cluster_some, part_name
 

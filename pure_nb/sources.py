@@ -17,7 +17,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader, is_image_file
 
-from pure_nb.data import ImageError, Images
+from pure_nb.data import Images
+from pure_nb.errors import ImageError
 from pure_nb.glyphs import MEAN, STD, GlyphScenes
 
 

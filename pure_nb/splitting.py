@@ -33,9 +33,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pure_nb.data import Images, readable
-from pure_nb.layers import INPUT, OUTPUT, LayerError, activations, channel_axis, get_layer, resting
-from pure_nb.models import ModelError
-from pure_nb.references import NonFiniteError
+from pure_nb.errors import ArgumentError, LayerError, ModelError, NonFiniteError
+from pure_nb.layers import INPUT, OUTPUT, activations, channel_axis, get_layer, resting
 from pure_nb.relevance import attributed, carried
 from pure_nb.store import write_atomically
 
@@ -70,24 +69,24 @@ def owners(arvs: ArrayLike, rho: float) -> NDArray[np.int64]:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If there are fewer than two concepts, an entry is NaN or infinite, or rho is out of range.
     """
     evidence = np.asarray(arvs, dtype=np.float64)
     if evidence.ndim != 2:
-        raise ValueError(f"expected average relevance vectors of shape [k, sources], got {list(evidence.shape)}")
+        raise ArgumentError(f"expected average relevance vectors of shape [k, sources], got {list(evidence.shape)}")
     if len(evidence) < 2:
-        raise ValueError(
+        raise ArgumentError(
             f"a channel is split between at least two concepts, got {len(evidence)} average relevance vector"
         )
     if not np.isfinite(evidence).all():
         concept, source = np.argwhere(~np.isfinite(evidence))[0]
-        raise ValueError(
+        raise ArgumentError(
             f"the average relevance vector of concept {concept} is {evidence[concept, source]} at source {source}; "
             "leave out the images that cause it"
         )
     if not 0 < rho <= 1:
-        raise ValueError(f"rho must be above 0 and at most 1, got {rho}")
+        raise ArgumentError(f"rho must be above 0 and at most 1, got {rho}")
     # As rho is at most 1, only the largest can own a source, and the second largest is the one to beat.
     ranked = np.sort(evidence.clip(min=0), axis=0)
     return np.where(rho * ranked[-1] > ranked[-2], evidence.argmax(axis=0), SHARED).astype(np.int64)
@@ -203,28 +202,28 @@ def split_channel(model: nn.Module, layer: str, channel: int, owner: ArrayLike, 
     ------
     LayerError
         If the layer is missing or neither a ``Conv2d`` nor a ``Linear``.
-    IndexError
+    ArgumentError
         If it has no such channel.
-    ValueError
+    ArgumentError
         If the owners do not fit the layer or k.
     """
     name = layer
     while isinstance(outer := get_layer(model, layer), SplitChannel):
         if int(outer.channel) == channel:
-            raise ValueError(f"channel {channel} of layer {name!r} is split already; merge_back undoes that")
+            raise ArgumentError(f"channel {channel} of layer {name!r} is split already; merge_back undoes that")
         layer += ".whole"
     module = _splittable(model, layer, channel)
     owner = np.asarray(owner)
     sources = module.weight.shape[1]
     if k < 2:
-        raise ValueError(f"a channel is split between at least two concepts, got k={k}")
+        raise ArgumentError(f"a channel is split between at least two concepts, got k={k}")
     if owner.shape != (sources,) or owner.dtype.kind not in "iu":
-        raise ValueError(
+        raise ArgumentError(
             f"channel {channel} of layer {layer!r} has {sources} sources, so owner must be {sources} integers, got "
             f"{owner.dtype} {list(owner.shape)}"
         )
     if not SHARED <= owner.min() <= owner.max() < k:
-        raise ValueError(
+        raise ArgumentError(
             f"an owner must be a concept from 0 to {k - 1}, or -1 for a shared source, got {owner.min()} to "
             f"{owner.max()}; pass k, the number of concepts, if there are more"
         )
@@ -372,12 +371,12 @@ class PartActivations:
 
         Raises
         ------
-        ValueError
+        ArgumentError
             If the threshold is not among those measured.
         """
         near = np.flatnonzero(np.isclose(self.rhos, rho))
         if not len(near):
-            raise ValueError(f"rho={rho} was not measured; measured are {self.rhos.tolist()}")
+            raise ArgumentError(f"rho={rho} was not measured; measured are {self.rhos.tolist()}")
         return self.parts[:, near[0]]
 
 
@@ -425,7 +424,7 @@ def part_activations(
     ------
     LayerError, IndexError
         As :func:`split_channel`; also for an image that does not exist.
-    ValueError
+    ArgumentError
         As :func:`owners`, and if the vectors do not have an entry for each source.
     ImageError
         If an image can't be read.
@@ -435,13 +434,15 @@ def part_activations(
     module = _splittable(model, layer, channel)
     samples = np.asarray(samples, dtype=np.int64)
     if samples.ndim != 1 or not len(samples):
-        raise ValueError(f"samples must be a vector with at least one image, got the shape {list(samples.shape)}")
+        raise ArgumentError(f"samples must be a vector with at least one image, got the shape {list(samples.shape)}")
     if not 0 <= samples.min() <= samples.max() < len(images):
-        raise IndexError(f"image {samples.max()} (lowest {samples.min()}) of {len(images)} images of {images.name!r}")
+        raise ArgumentError(
+            f"image {samples.max()} (lowest {samples.min()}) of {len(images)} images of {images.name!r}"
+        )
     owner = [owners(arvs, rho) for rho in rhos]
     k, sources = np.shape(arvs)
     if not owner or sources != module.weight.shape[1]:
-        raise ValueError(
+        raise ArgumentError(
             f"channel {channel} of layer {layer!r} has {module.weight.shape[1]} sources, the average relevance vectors "
             f"have {sources} entries, for {len(owner)} thresholds; pass one entry a source and at least one threshold"
         )
@@ -507,16 +508,16 @@ def choose_rho(activations: PartActivations, labels: ArrayLike, *, score: Score 
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If the labels do not fit, or a concept has no image.
     """
     if score not in ("ratio", "bounded"):
-        raise ValueError(f"score must be 'ratio' or 'bounded', got {score!r}")
+        raise ArgumentError(f"score must be 'ratio' or 'bounded', got {score!r}")
     k = activations.k
     label = _labels(labels, len(activations.original), k)
     empty = sorted(set(range(k)) - set(label.tolist()))
     if empty:
-        raise ValueError(f"concept {empty[0]} has no image; label at least one image for each of the {k} concepts")
+        raise ArgumentError(f"concept {empty[0]} has no image; label at least one image for each of the {k} concepts")
     concepts = activations.parts[:, :, :k].astype(np.float64)
     own = np.eye(k, dtype=np.bool_)[label][:, None]
     mine, others = (np.where(mask, concepts, 0).sum(axis=2) for mask in (own, ~own))  # [images, rhos]
@@ -630,15 +631,17 @@ def ratio_table(parts: ArrayLike, original: ArrayLike, labels: ArrayLike, names:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If the shapes, labels or names do not fit.
     """
     pooled, whole = np.asarray(parts, dtype=np.float64), np.asarray(original, dtype=np.float64)
     if pooled.ndim != 2 or whole.shape != pooled.shape[:1]:
-        raise ValueError(f"expected parts [images, k + 1] and original [images], got {pooled.shape} and {whole.shape}")
+        raise ArgumentError(
+            f"expected parts [images, k + 1] and original [images], got {pooled.shape} and {whole.shape}"
+        )
     k = pooled.shape[1] - 1
     if len(names) != k:
-        raise ValueError(f"{k} concepts need {k} names, got {list(names)}")
+        raise ArgumentError(f"{k} concepts need {k} names, got {list(names)}")
     label = _labels(labels, len(whole), k)
     rows = []
     for concept, shown in enumerate(names):
@@ -654,9 +657,9 @@ def ratio_table(parts: ArrayLike, original: ArrayLike, labels: ArrayLike, names:
 def _labels(labels: ArrayLike, count: int, k: int) -> NDArray[np.int64]:
     label = np.asarray(labels)
     if label.shape != (count,) or label.dtype.kind not in "iu":
-        raise ValueError(f"expected {count} integers as labels, one an image, got {label.dtype} {list(label.shape)}")
+        raise ArgumentError(f"expected {count} integers as labels, one an image, got {label.dtype} {list(label.shape)}")
     if count and not 0 <= label.min() <= label.max() < k:
-        raise ValueError(
+        raise ArgumentError(
             f"labels must be concepts from 0 to {k - 1}, got {label.min()} to {label.max()}; leave out images of none"
         )
     return label.astype(np.int64)
@@ -674,7 +677,7 @@ def _splittable(model: nn.Module, layer: str, channel: int) -> Weighted:
             f"{', '.join(map(repr, near)) or 'none, this network has none'}"
         )
     if not 0 <= channel < len(module.weight):
-        raise IndexError(f"channel {channel}: layer {layer!r} has channels 0 to {len(module.weight) - 1}")
+        raise ArgumentError(f"channel {channel}: layer {layer!r} has channels 0 to {len(module.weight) - 1}")
     return module
 
 

@@ -32,18 +32,12 @@ from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from pure_nb.errors import StoreError, StoreWarning
+
 Arrays = dict[str, NDArray[Any]]
 Key = Mapping[str, object]
 New = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
 """Makes an array of a shape and type, to be filled: in memory, as ``np.empty``, or in a file."""
-
-
-class StoreWarning(UserWarning):
-    """A stored file that can't be used and is computed again, or one that another process is about to write."""
-
-
-class StoreError(RuntimeError):
-    """A store that can't be written to."""
 
 
 def fingerprint(key: Key) -> str:

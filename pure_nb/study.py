@@ -32,18 +32,13 @@ from pure_nb import models, truth
 from pure_nb.blocks import by_blocks
 from pure_nb.circuits import Seed, circuits
 from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
-from pure_nb.data import EmbedderError, ImageError, Images, Unreadable, class_labels
+from pure_nb.data import Images, Unreadable, class_labels
+from pure_nb.errors import ArgumentError, EmbedderError, ImageError, LayerError, StudyError, StudyWarning
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
-from pure_nb.layers import INPUT, LayerError, LayerShape, as_weights, get_layer, nearest_below, require, resting
-from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, StudyError, StudyWarning, checked, word
+from pure_nb.layers import INPUT, LayerShape, as_weights, get_layer, nearest_below, require, resting
+from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, checked, word
 from pure_nb.references import References, TopReferences
-from pure_nb.relevance import (
-    ClassRelevance,
-    ClassStatistics,
-    class_pairs,
-    closed_form,
-    gamma_polysemantic,
-)
+from pure_nb.relevance import ClassRelevance, ClassStatistics, class_pairs, closed_form, gamma_polysemantic
 from pure_nb.render import Look, View, boxes, cropped, views
 from pure_nb.sources import as_images
 from pure_nb.splitting import Score, Split, channel_sources, part_activations
@@ -457,7 +452,7 @@ class Study:
         ------
         WordNetError
             If there is no WordNet, or it lacks what the measure needs.
-        ValueError
+        ArgumentError
             If there are fewer than three pairs whose classes are in WordNet.
         """
         classes = sorted({*self.pairs["class_1"], *self.pairs["class_2"]})
@@ -819,7 +814,7 @@ class Study:
 
         Raises
         ------
-        IndexError
+        ArgumentError
             If there is no such channel.
         """
         from pure_nb.neuron import Neuron  # here, since a neuron refers back to its study
@@ -829,7 +824,7 @@ class Study:
 
     def _check(self, channel: int) -> None:
         if not 0 <= channel < self.shapes[0].channels:
-            raise IndexError(
+            raise ArgumentError(
                 f"channel {channel}: layer {self.parameters.target!r} has channels 0 to {self.shapes[0].channels - 1}"
             )
 

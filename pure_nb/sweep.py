@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pure_nb.data import Images, Unreadable, batches
+from pure_nb.errors import ArgumentError
 from pure_nb.layers import activations, resting
 from pure_nb.precision import Precision, precisely
 from pure_nb.store import Store
@@ -36,10 +37,6 @@ SHARD = 1024
 
 MOST_SHARDS = 1024
 """Beyond that many, shards grow instead: a million images are a thousand shards of a thousand."""
-
-
-class ClusterError(RuntimeError):
-    """A cluster that can't be reached, or that has lost its workers too often."""
 
 
 class Accumulator(Protocol):
@@ -169,7 +166,7 @@ def run_shard(
     layers = list(dict.fromkeys(layer for accumulator in accumulators for layer in accumulator.layers))
     leaves = {accumulator.leaf for accumulator in accumulators} - {None}
     if len(leaves) > 1:
-        raise ValueError(f"one pass can keep the graph from one layer, not from each of {sorted(map(str, leaves))}")
+        raise ArgumentError(f"one pass can keep the graph from one layer, not from each of {sorted(map(str, leaves))}")
     leaf = next(iter(leaves), None)
     with resting(model):
         for batch in batches(images, samples, batch_size=batch_size, workers=workers):

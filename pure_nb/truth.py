@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from pure_nb.data import Images, readable
+from pure_nb.errors import ArgumentError
 from pure_nb.glyphs import CLASSES, GlyphScenes
 from pure_nb.layers import activations, by_position, resting
 from pure_nb.references import References, grouped
@@ -253,7 +254,7 @@ def summary(table: pd.DataFrame, baseline: str, measure: str = "ami", *, seed: i
     """
     wide = table.pivot(index="channel", columns="method", values=measure)
     if baseline not in wide:
-        raise ValueError(f"there is no method {baseline!r} to compare with; there are {list(wide)}")
+        raise ArgumentError(f"there is no method {baseline!r} to compare with; there are {list(wide)}")
     rows = []
     for method in wide:
         values, difference = wide[method].to_numpy(), (wide[method] - wide[baseline]).to_numpy()

@@ -24,6 +24,8 @@ from sklearn.metrics import pairwise_distances, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
+from pure_nb.errors import ArgumentError
+
 Vectors = NDArray[np.floating[Any]]
 Layout = Literal["umap", "pca"]
 
@@ -101,7 +103,7 @@ class VirtualNeurons:
         """
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or vectors.shape[1] != self.centroids.shape[1]:
-            raise ValueError(f"expected vectors of shape [m, {self.centroids.shape[1]}], got {list(vectors.shape)}")
+            raise ArgumentError(f"expected vectors of shape [m, {self.centroids.shape[1]}], got {list(vectors.shape)}")
         distance = ((vectors[:, None] - self.centroids) ** 2).sum(axis=-1)
         return distance.argmin(axis=1)
 
@@ -127,7 +129,7 @@ def cluster(vectors: Vectors, k: int, *, n_init: int = 10, seed: int = 0) -> NDA
     """
     vectors = _checked(vectors)
     if k < 1:
-        raise ValueError(f"the number of clusters must be at least 1, got {k}")
+        raise ArgumentError(f"the number of clusters must be at least 1, got {k}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different vectors than clusters
         found = KMeans(min(k, len(vectors)), n_init=n_init, random_state=seed).fit_predict(vectors)
@@ -195,7 +197,7 @@ def virtual_neurons(
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If the vectors are not ``[n, d]``, or hold NaN.
     """
     vectors = _checked(vectors)
@@ -306,9 +308,9 @@ def _nearest(vectors: Vectors) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 def _checked(vectors: Vectors) -> Vectors:
     vectors = np.asarray(vectors, dtype=np.float64)  # k-means on float32 takes half as long again: it is widened anew
     if vectors.ndim != 2 or not len(vectors):
-        raise ValueError(f"expected vectors of shape [n, d] with n >= 1, got {list(vectors.shape)}")
+        raise ArgumentError(f"expected vectors of shape [n, d] with n >= 1, got {list(vectors.shape)}")
     if not np.isfinite(vectors).all():
-        raise ValueError("the vectors hold NaN or infinity")
+        raise ArgumentError("the vectors hold NaN or infinity")
     return vectors
 
 

@@ -20,6 +20,7 @@ from torch.utils.data import TensorDataset
 
 from pure_nb.circuits import Rule, Seed, normalised, propagate
 from pure_nb.data import Images
+from pure_nb.errors import ArgumentError
 from pure_nb.layers import by_position, channel_axis
 from pure_nb.virtual import VirtualNeurons, part_name
 
@@ -57,7 +58,7 @@ class VirtualLayer(nn.Module):
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If there are no virtual neurons, or their circuits are of different lengths.
     """
 
@@ -76,11 +77,11 @@ class VirtualLayer(nn.Module):
         assign: Assign = "nearest",
     ) -> None:
         if assign not in get_args(Assign):
-            raise ValueError(f"assign must be one of {get_args(Assign)}, got {assign!r}")
+            raise ArgumentError(f"assign must be one of {get_args(Assign)}, got {assign!r}")
         super().__init__()
         widths = {one.centroids.shape[1] for one in parts.values()}
         if len(widths) != 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"expected virtual neurons of one lower layer, got {len(parts)} channels with circuits of "
                 f"{sorted(widths)} entries"
             )

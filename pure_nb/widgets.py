@@ -23,7 +23,8 @@ from IPython.display import HTML
 from PIL import Image
 
 from pure_nb import atlas
-from pure_nb.layers import LayerError, survey
+from pure_nb.errors import ArgumentError, LayerError, PureError
+from pure_nb.layers import survey
 from pure_nb.parameters import NEAREST
 from pure_nb.plots import neuron_figure, references_figure
 from pure_nb.store import write_atomically
@@ -83,7 +84,7 @@ def explorer(
         To be shown as the last line of a cell.
     """
     if not values or (others is not None and not others):
-        raise ValueError("an explorer needs at least one value to show")
+        raise ArgumentError("an explorer needs at least one value to show")
     axes = [(label, list(values), 0 if start is None else list(values).index(start))]
     if others is not None:
         axes.append((other, list(others), 0))
@@ -210,7 +211,7 @@ def _live_neurons(study: Study, start: int, parts: bool, whole: bool, caption: s
         try:
             shown.value, text = picture(layer.value, int(neuron.value), k, method.value)
             words.value = _small(text)
-        except (LayerError, ValueError) as problem:
+        except PureError as problem:
             words.value = _small(str(problem))
 
     def change_layer(_: object) -> None:

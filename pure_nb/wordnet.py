@@ -34,6 +34,8 @@ from nltk.corpus.reader.wordnet import Synset, WordNetCorpusReader, WordNetICCor
 from nltk.corpus.reader.wordnet import WordNetError as NoSuchSynset
 from nltk.data import PathPointer, SeekableUnicodeStreamReader
 
+from pure_nb.errors import WordNetError
+
 MEASURES = ("wup", "path", "lch", "res", "lin", "jcn")
 """The similarities: Wu-Palmer, path, Leacock-Chodorow, Resnik, Lin and Jiang-Conrath; the last three need an
 information-content file."""
@@ -50,10 +52,6 @@ _INFINITE = 1e300  # what NLTK says for infinity
 _PATIENCE = 10.0  # seconds without an answer after which a download is given up
 _WNID = re.compile(r"([nvasr])(\d{8})")
 _SYNSET = re.compile(r".+\.[nvasr]\.0*[1-9]\d*")  # NLTK takes sense 0 for the last one
-
-
-class WordNetError(ValueError):
-    """A WordNet that can't be had, or a similarity that it can't tell."""
 
 
 class _Folder(PathPointer):  # type: ignore[misc]

@@ -17,20 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pure_nb.layers import INPUT, LayerError, activations, nearest_below, resting
-from pure_nb.parameters import NEAREST, StudyError, StudyWarning
-from pure_nb.planting import (
-    Groups,
-    How,
-    Planting,
-    PlantingError,
-    contributions,
-    draw,
-    drivers,
-    likeness_of,
-    plant,
-    shares,
-)
+from pure_nb.errors import LayerError, PlantingError, StudyError, StudyWarning
+from pure_nb.layers import INPUT, activations, nearest_below, resting
+from pure_nb.parameters import NEAREST
+from pure_nb.planting import Groups, How, Planting, contributions, draw, drivers, likeness_of, plant, shares
 from pure_nb.relevance import closed_form, dense_weight
 from pure_nb.study import Study
 from pure_nb.truth import COMMON, activation_vectors

@@ -22,6 +22,7 @@ from pure_nb.atlas import COLUMNS, CROP, METHODS, WHOLE, Atlas
 from pure_nb.cli import app
 from pure_nb.data import Images
 from pure_nb.embedders import Embedder
+from pure_nb.errors import ArgumentError
 from pure_nb.glyphs import CLASSES
 from pure_nb.parameters import StudyError
 from pure_nb.virtual import CHOICES, cluster
@@ -229,7 +230,7 @@ def test_bad_wishes(glyph_study: Study, tmp_path: Path) -> None:
         atlas.write(glyph_study, tmp_path, methods=["activations"])
     with pytest.raises(StudyError, match="count=0"):
         atlas.write(glyph_study, tmp_path, count=0)
-    with pytest.raises(IndexError, match="channel 99"):
+    with pytest.raises(ArgumentError, match="channel 99"):
         atlas.write(glyph_study, tmp_path, channels=[99])
     (tmp_path / "index.html").write_text("<p>my own page</p>")
     with pytest.raises(StudyError, match="another site"):

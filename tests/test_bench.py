@@ -40,6 +40,7 @@ from pure_nb.bench import (
 )
 from pure_nb.contestants import Contestant, Parts, by_mixture, circuits_of, random_parts
 from pure_nb.data import ImageError, Images
+from pure_nb.errors import ArgumentError
 from pure_nb.parameters import StudyError
 from pure_nb.study import Study
 from pure_nb.truth import interval
@@ -716,12 +717,12 @@ def test_another_baseline() -> None:
     found = leaderboard(table, "b").set_index("method")
     assert found.loc["b", "difference"] == 0
     assert found.loc["a", "difference"] == pytest.approx(0.3)
-    with pytest.raises(ValueError, match=r"there is no method 'PURE' to compare with; there are \['a', 'b'\]"):
+    with pytest.raises(ArgumentError, match=r"there is no method 'PURE' to compare with; there are \['a', 'b'\]"):
         leaderboard(table)
 
 
 def test_nothing_to_compare() -> None:
-    with pytest.raises(ValueError, match="no neuron means more than one thing, so there is nothing to compare"):
+    with pytest.raises(ArgumentError, match="no neuron means more than one thing, so there is nothing to compare"):
         leaderboard(rows("PURE", [1, 1], [True, False]))
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pure_nb import blocks
 from pure_nb.blocks import by_blocks
+from pure_nb.errors import ArgumentError
 from pure_nb.store import Store
 
 
@@ -82,5 +83,5 @@ def test_memory_is_that_of_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_nothing_to_do() -> None:
-    with pytest.raises(ValueError, match="no pairs"):
+    with pytest.raises(ArgumentError, match="no pairs"):
         by_blocks(np.array([], dtype=int), lambda block, done: block, batch_size=2, name="test")

@@ -19,6 +19,7 @@ from zennit.torchvision import ResNetCanonizer
 from pure_nb import blocks
 from pure_nb.circuits import Seed, circuits, normalised, propagate, seeded
 from pure_nb.data import ImageError, Images
+from pure_nb.errors import ArgumentError
 from pure_nb.glyphs import GlyphScenes
 from pure_nb.layers import LayerError, activations
 from pure_nb.references import NonFiniteError
@@ -314,11 +315,11 @@ def test_not_finite() -> None:
 @pytest.mark.parametrize(
     ("channel", "sample", "error", "message"),
     [
-        ([6], [0], IndexError, r"channel 6 .*layer '4' has channels 0 to 5"),
-        ([-1], [0], IndexError, r"lowest -1.*layer '4' has channels 0 to 5"),
-        ([0], [2], IndexError, r"image 2 .*of 2 images of 'images'"),
-        ([0], [-1], IndexError, r"lowest -1.* of 2 images"),
-        ([0, 1], [0], ValueError, r"vectors of one length, got \(2,\) and \(1,\)"),
+        ([6], [0], ArgumentError, r"channel 6 .*layer '4' has channels 0 to 5"),
+        ([-1], [0], ArgumentError, r"lowest -1.*layer '4' has channels 0 to 5"),
+        ([0], [2], ArgumentError, r"image 2 .*of 2 images of 'images'"),
+        ([0], [-1], ArgumentError, r"lowest -1.* of 2 images"),
+        ([0, 1], [0], ArgumentError, r"vectors of one length, got \(2,\) and \(1,\)"),
     ],
 )
 def test_wrong_pairs(channel: list[int], sample: list[int], error: type[Exception], message: str) -> None:
@@ -328,7 +329,7 @@ def test_wrong_pairs(channel: list[int], sample: list[int], error: type[Exceptio
 
 
 def test_no_pairs() -> None:
-    with pytest.raises(ValueError, match="no pairs of a channel and an image"):
+    with pytest.raises(ArgumentError, match="no pairs of a channel and an image"):
         circuits(plain(), Images(Items(noise(2))), np.array([], int), np.array([], int), target="4", lower="2")
 
 

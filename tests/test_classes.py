@@ -18,6 +18,7 @@ from pure_nb import study as study_module
 from pure_nb import sweep as sweep_module
 from pure_nb.concord import concord, similarity_matrix
 from pure_nb.data import ImageError, Images
+from pure_nb.errors import ArgumentError
 from pure_nb.layers import get_layer
 from pure_nb.parameters import StudyError
 from pure_nb.references import NonFiniteError
@@ -216,7 +217,7 @@ def test_concord_of_a_study(tmp_path: Path) -> None:
     found = study.concord("lch", shipped_wordnet(), **how)
     assert found == concord(study.pairs, similarity_matrix(shipped_wordnet(), CLASSES, None, "lch"), **how)
     assert found.n > 5
-    with pytest.raises(ValueError, match="at least three pairs of classes with a similarity, got 0"):
+    with pytest.raises(ArgumentError, match="at least three pairs of classes with a similarity, got 0"):
         mine(tmp_path, Labelled(classes=["wug", "dax", "blick", "toma"])).concord("wup", shipped_wordnet())
 
 
@@ -275,7 +276,7 @@ def test_split_of_a_grouped_convolution(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "channel", "classes", "error", "message"),
     [
-        ({}, 12, ["cat", "cow"], IndexError, "channel 12: layer '4' has channels 0 to 11"),
+        ({}, 12, ["cat", "cow"], ArgumentError, "channel 12: layer '4' has channels 0 to 11"),
         ({}, 1, ["cat", "ur"], StudyError, "there is no class 'ur' among 4; near it: urn"),
         ({}, 1, ["cat"], StudyError, r"between two or more different classes, got \['cat'\]"),
         ({}, 1, ["cat", "cat"], StudyError, "between two or more different classes"),

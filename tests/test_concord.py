@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from pure_nb.concord import concord, similarity_matrix, with_similarities
+from pure_nb.errors import ArgumentError
 from pure_nb.wordnet import shipped_wordnet
 
 NAMES = [f"class{i}" for i in range(9)]
@@ -85,7 +86,7 @@ def test_pairs_without_a_value_are_left_out() -> None:
     pairs.loc[3:, "cosine"] = np.nan
     assert concord(pairs, similarity, permutations=9, replicates=5).n == 3
     pairs.loc[2:, "cosine"] = np.nan
-    with pytest.raises(ValueError, match="at least three pairs of classes with a similarity, got 2"):
+    with pytest.raises(ArgumentError, match="at least three pairs of classes with a similarity, got 2"):
         concord(pairs, similarity)
 
 

@@ -27,6 +27,7 @@ from torchvision.transforms import v2
 
 from pure_nb import data, glyphs
 from pure_nb.data import ImageError, Images, batches, class_labels, readable, spoken
+from pure_nb.errors import ArgumentError
 from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene
 from pure_nb.sources import as_images, folder_images, glyph_images, path_images, preprocessing
 
@@ -714,7 +715,7 @@ def test_batches_are_those_of_a_plain_loop(batch_size: int, workers: int) -> Non
 def test_no_samples_and_no_batch_size() -> None:
     images = Images(Items(noise(2)))
     assert list(batches(images, [])) == []
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="batch_size must be at least 1, got 0"):
         next(batches(images, [0], batch_size=0))
 
 
@@ -768,7 +769,7 @@ def test_an_error_in_the_loop_leaves_no_thread_behind() -> None:
         for batch in batches(Images(Items(noise(12))), range(12), batch_size=4):
             raise ValueError(len(batch.samples))
 
-    with pytest.raises(ValueError, match="4"):
+    with pytest.raises(ArgumentError, match="4"):
         fails()
     gc.collect()
     assert soon(lambda: not readers())

@@ -14,6 +14,7 @@ from small import shared
 from torch.utils.data import DataLoader
 
 from pure_nb import glyphs
+from pure_nb.errors import ArgumentError
 from pure_nb.glyphs import CELL, CLASSES, SIZE, GlyphObjects, GlyphScenes, Scene, SceneObject, colour_name, draw_scene
 
 PINNED = "93ea700ad6bde8c4e42baabe7be42d47829f60bf2d3c88f812a2334537a1d2ae"
@@ -88,7 +89,7 @@ def test_glyphs_are_distinct_and_not_empty() -> None:
 
 
 def test_missing_glyph() -> None:
-    with pytest.raises(ValueError, match=r"has no glyph for '漢' \(U\+6F22\); choose another"):
+    with pytest.raises(ArgumentError, match=r"has no glyph for '漢' \(U\+6F22\); choose another"):
         glyphs.glyph("漢")
 
 
@@ -269,15 +270,15 @@ def test_data_loader_with_workers() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: draw_scene(-1), ValueError, "counts from 0, got -1"),
-        (lambda: draw_scene(0, labels=[]), ValueError, r"one to four numbers in 0\.\.47, got \[\]"),
-        (lambda: draw_scene(0, labels=[1, 2, 3, 4, 5]), ValueError, "one to four"),
-        (lambda: draw_scene(0, labels=[48]), ValueError, r"got \[48\]"),
-        (lambda: draw_scene(0, labels=[-1]), ValueError, r"got \[-1\]"),
-        (lambda: GlyphScenes(0), ValueError, "at least one, got length=0"),
-        (lambda: GlyphScenes(3).scene(3), IndexError, "scene 3 of a data set of 3"),
-        (lambda: GlyphScenes(3)[-1], IndexError, "scene -1"),
-        (lambda: GlyphObjects(1).scene(48), IndexError, "picture 48 of a data set of 48"),
+        (lambda: draw_scene(-1), ArgumentError, "counts from 0, got -1"),
+        (lambda: draw_scene(0, labels=[]), ArgumentError, r"one to four numbers in 0\.\.47, got \[\]"),
+        (lambda: draw_scene(0, labels=[1, 2, 3, 4, 5]), ArgumentError, "one to four"),
+        (lambda: draw_scene(0, labels=[48]), ArgumentError, r"got \[48\]"),
+        (lambda: draw_scene(0, labels=[-1]), ArgumentError, r"got \[-1\]"),
+        (lambda: GlyphScenes(0), ArgumentError, "at least one, got length=0"),
+        (lambda: GlyphScenes(3).scene(3), ArgumentError, "scene 3 of a data set of 3"),
+        (lambda: GlyphScenes(3)[-1], ArgumentError, "scene -1"),
+        (lambda: GlyphObjects(1).scene(48), ArgumentError, "picture 48 of a data set of 48"),
     ],
 )
 def test_errors(call: object, error: type[Exception], message: str) -> None:

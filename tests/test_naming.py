@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pure_nb.data import EmbedderError
+from pure_nb.errors import ArgumentError
 from pure_nb.naming import UNSURE, Namer, nouns, vocabulary_from
 
 WORDS = ["cat", "hammer", "moon", "cup"]
@@ -96,15 +97,15 @@ def test_the_same_answer_whatever_was_asked_before() -> None:
 
 def test_errors() -> None:
     crops, words, _ = world()
-    with pytest.raises(ValueError, match="at least two words"):
+    with pytest.raises(ArgumentError, match="at least two words"):
         Namer(crops, ["cat"], words[:1])
-    with pytest.raises(ValueError, match="a vector for each, got 4, 3"):
+    with pytest.raises(ArgumentError, match="a vector for each, got 4, 3"):
         Namer(crops, WORDS, words[:3])
-    with pytest.raises(ValueError, match="a word is twice"):
+    with pytest.raises(ArgumentError, match="a word is twice"):
         Namer(crops, [*WORDS[:3], "cat"], words)
-    with pytest.raises(ValueError, match=r"expected crops \[m, 16\] .* got \[200, 15\]"):
+    with pytest.raises(ArgumentError, match=r"expected crops \[m, 16\] .* got \[200, 15\]"):
         Namer(crops[:, :15], WORDS, words)
-    with pytest.raises(ValueError, match="no crops to name"):
+    with pytest.raises(ArgumentError, match="no crops to name"):
         Namer(crops, WORDS, words).name(crops[:0])
 
 

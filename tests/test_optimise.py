@@ -12,6 +12,7 @@ from small import Tokens, plain
 from torch import Tensor, nn
 
 from pure_nb import optimise as module
+from pure_nb.errors import ArgumentError
 from pure_nb.glyphs import MEAN, STD
 from pure_nb.layers import LayerError, activations, by_position
 from pure_nb.optimise import feature_visualisation
@@ -199,15 +200,15 @@ def test_not_finite() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"channels": [0, 6]}, IndexError, "channel 6 .*: layer '4' has channels 0 to 5"),
-        ({"channels": [-1]}, IndexError, "lowest -1"),
-        ({"channels": []}, ValueError, r"at least one number, got \[\]"),
-        ({"channels": [0.5]}, ValueError, r"got \[0\.5\]"),
+        ({"channels": [0, 6]}, ArgumentError, "channel 6 .*: layer '4' has channels 0 to 5"),
+        ({"channels": [-1]}, ArgumentError, "lowest -1"),
+        ({"channels": []}, ArgumentError, r"at least one number, got \[\]"),
+        ({"channels": [0.5]}, ArgumentError, r"got \[0\.5\]"),
         ({"layer": "layer4"}, LayerError, "has no layer 'layer4'"),
-        ({"size": 0}, ValueError, "must be at least 1 .*got 0"),
-        ({"steps": 0}, ValueError, "must be at least 1"),
-        ({"jitter": -1}, ValueError, "jitter at least 0, got 12, 2 and -1"),
-        ({"mean": [0.5]}, ValueError, r"each of three colours, got \[0\.5\]"),
+        ({"size": 0}, ArgumentError, "must be at least 1 .*got 0"),
+        ({"steps": 0}, ArgumentError, "must be at least 1"),
+        ({"jitter": -1}, ArgumentError, "jitter at least 0, got 12, 2 and -1"),
+        ({"mean": [0.5]}, ArgumentError, r"each of three colours, got \[0\.5\]"),
     ],
 )
 def test_wrong_requests(change: dict[str, Any], error: type[Exception], message: str) -> None:

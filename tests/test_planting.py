@@ -20,6 +20,7 @@ from zennit.composites import EpsilonPlusFlat
 
 from pure_nb.circuits import circuits
 from pure_nb.data import Images
+from pure_nb.errors import ArgumentError
 from pure_nb.layers import OUTPUT, LayerError, activations
 from pure_nb.parameters import StudyError, StudyWarning
 from pure_nb.planting import (
@@ -285,7 +286,7 @@ def test_a_broken_image_is_named() -> None:
     model, images = by_hand(), Images(Items(HAND))
     planted, planting = plant(model, references(model, images, "1"), [(0, 1)])
     found = references(planted, images, planting.target)
-    with pytest.raises(ValueError, match=r"image 3 .*gone"):
+    with pytest.raises(ArgumentError, match=r"image 3 .*gone"):
         contributions(planted, Images(Items(HAND, {3: OSError("gone")})), found, planting)
 
 

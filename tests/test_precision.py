@@ -12,6 +12,7 @@ from small import Items, noise, plain
 
 from pure_nb.circuits import circuits
 from pure_nb.data import Images
+from pure_nb.errors import ArgumentError
 from pure_nb.parameters import StudyError, checked
 from pure_nb.precision import PRECISIONS, precisely
 from pure_nb.references import TopReferences
@@ -53,7 +54,7 @@ def test_circuits_stay_exact(tmp_path: Path) -> None:
 
 
 def test_what_there_is() -> None:
-    with pytest.raises(ValueError, match=r"precision must be one of \('float32', .*got 'double'"):
+    with pytest.raises(ArgumentError, match=r"precision must be one of \('float32', .*got 'double'"):
         precisely("cpu", "double")  # type: ignore[arg-type]
     assert [checked({**HOW, "precision": name}).precision for name in PRECISIONS] == list(PRECISIONS)
     with pytest.raises(StudyError, match="precision must be one of"):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pure_nb.errors import ArgumentError
 from pure_nb.layers import LayerError
 from pure_nb.references import By, NonFiniteError, References, TopReferences, grouped
 from pure_nb.store import Store
@@ -149,7 +150,7 @@ def test_state_round_trip(tmp_path: Any) -> None:
 def test_restored_from_nothing_is_empty() -> None:
     fresh = top(activation("conv"), 6).restored({})
     assert fresh.state() == {}
-    with pytest.raises(ValueError, match="no image was seen, so layer 'layer' has no reference images"):
+    with pytest.raises(ArgumentError, match="no image was seen, so layer 'layer' has no reference images"):
         fresh.result()
 
 
@@ -172,15 +173,15 @@ def test_not_finite(bad: float, kind: str) -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match="at least one reference image, got n=0"):
+    with pytest.raises(ArgumentError, match="at least one reference image, got n=0"):
         TopReferences("layer", 0)
-    with pytest.raises(ValueError, match="by must be 'max' or 'mean', got 'median'"):
+    with pytest.raises(ArgumentError, match="by must be 'max' or 'mean', got 'median'"):
         TopReferences("layer", 1, "median")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("other", [("other", 4, "max"), ("layer", 5, "max"), ("layer", 4, "mean")])
 def test_only_like_merges_with_like(other: tuple[Any, ...]) -> None:
-    with pytest.raises(ValueError, match="can't merge references of"):
+    with pytest.raises(ArgumentError, match="can't merge references of"):
         TopReferences("layer", 4).merge(TopReferences(*other))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pure_nb import sweep as sweep_module
 from pure_nb.data import ImageError, Images
+from pure_nb.errors import ArgumentError
 from pure_nb.layers import LayerError
 from pure_nb.references import NonFiniteError, TopReferences
 from pure_nb.relevance import (
@@ -187,7 +188,7 @@ def test_in_the_same_pass_as_the_reference_images() -> None:
 
 def test_one_pass_keeps_one_graph() -> None:
     pair = [ClassRelevance("4", lower, LABELS, 4) for lower in ("1", "2")]
-    with pytest.raises(ValueError, match=r"one layer, not from each of \['1', '2'\]"):
+    with pytest.raises(ArgumentError, match=r"one layer, not from each of \['1', '2'\]"):
         sweep(plain(), Images(Items(noise(11))), pair, progress=False)
 
 
@@ -341,7 +342,7 @@ def test_a_class_without_images_and_images_without_class() -> None:
     assert 1 not in found.relevant_classes(0, p=0)
     empty = ClassRelevance("4", "2", np.full(3, -1), 4)
     sweep(model, Images(Items(noise(3))), [empty], progress=False)
-    with pytest.raises(ValueError, match="no labelled image was seen"):
+    with pytest.raises(ArgumentError, match="no labelled image was seen"):
         empty.result()
 
 
@@ -398,13 +399,13 @@ def test_errors() -> None:
     model = plain()
     with pytest.raises(LayerError, match=r"puts out \[images, 9\]"):
         sweep(model, Images(Items(noise(3))), [ClassRelevance("4", "2", np.zeros(3, int), 9)], progress=False)
-    with pytest.raises(ValueError, match="numbers below 2"):
+    with pytest.raises(ArgumentError, match="numbers below 2"):
         ClassRelevance("4", "2", np.array([0, 2]), 2)
-    with pytest.raises(ValueError, match="share must be from 0 to 1, got 3"):
+    with pytest.raises(ArgumentError, match="share must be from 0 to 1, got 3"):
         ClassRelevance("4", "2", np.array([0, 1]), 2, share=3)
     with pytest.raises(LayerError, match="Conv2d or a Linear"):
         Taps.of(nn.ReLU())
-    with pytest.raises(IndexError, match="channels 0 to 5"):
+    with pytest.raises(ArgumentError, match="channels 0 to 5"):
         run(model, noise(11), "4", "2", LABELS).arv(model, 6)
     with torch.no_grad():
         model[8].weight[1] = float("nan")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pure_nb.circuits import circuits
 from pure_nb.data import ImageError, Images
+from pure_nb.errors import ArgumentError
 from pure_nb.glyphs import GlyphScenes
 from pure_nb.layers import LayerError, activations, get_layer, survey
 from pure_nb.references import NonFiniteError
@@ -137,7 +138,7 @@ def test_only_rho_decides_over_a_small_lead() -> None:
     ],
 )
 def test_wrong_vectors(arvs: Any, rho: float, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         owners(arvs, rho)
 
 
@@ -216,7 +217,7 @@ def test_several_channels_of_a_layer() -> None:
     close(split(images), model(images), 1e-12)
     whole: Any = split
     assert [int(whole.get_submodule(f"4{inner}").channel) for inner in ("", ".whole", ".whole.whole")] == [2, 0, 5]
-    with pytest.raises(ValueError, match="channel 0 of layer '4' is split already; merge_back undoes that"):
+    with pytest.raises(ArgumentError, match="channel 0 of layer '4' is split already; merge_back undoes that"):
         split_channel(split, "4", 0, drawn(7, 2))
     merged = merge_back(split, "4")
     assert all(torch.equal(merged.state_dict()[name], value) for name, value in model.state_dict().items())
@@ -360,13 +361,13 @@ def test_exported_and_scripted(geometry: str) -> None:
     [
         ("5", 0, np.zeros(7, int), 2, LayerError, r"layer '5' is a ReLU; only a Conv2d or a Linear .*'4'"),
         ("9", 0, np.zeros(7, int), 2, LayerError, "has no layer '9'"),
-        ("4", 6, np.zeros(7, int), 2, IndexError, "channel 6: layer '4' has channels 0 to 5"),
-        ("4", -1, np.zeros(7, int), 2, IndexError, "channel -1: layer '4' has channels 0 to 5"),
-        ("4", 0, np.zeros(6, int), 2, ValueError, r"has 7 sources, so owner must be 7 integers, got int64 \[6\]"),
-        ("4", 0, np.zeros(7), 2, ValueError, r"must be 7 integers, got float64 \[7\]"),
-        ("4", 0, np.full(7, 2), 2, ValueError, r"from 0 to 1, .*got 2 to 2; pass k"),
-        ("4", 0, np.full(7, -2), 2, ValueError, r"got -2 to -2"),
-        ("4", 0, np.full(7, -1), 1, ValueError, "at least two concepts, got k=1"),
+        ("4", 6, np.zeros(7, int), 2, ArgumentError, "channel 6: layer '4' has channels 0 to 5"),
+        ("4", -1, np.zeros(7, int), 2, ArgumentError, "channel -1: layer '4' has channels 0 to 5"),
+        ("4", 0, np.zeros(6, int), 2, ArgumentError, r"has 7 sources, so owner must be 7 integers, got int64 \[6\]"),
+        ("4", 0, np.zeros(7), 2, ArgumentError, r"must be 7 integers, got float64 \[7\]"),
+        ("4", 0, np.full(7, 2), 2, ArgumentError, r"from 0 to 1, .*got 2 to 2; pass k"),
+        ("4", 0, np.full(7, -2), 2, ArgumentError, r"got -2 to -2"),
+        ("4", 0, np.full(7, -1), 1, ArgumentError, "at least two concepts, got k=1"),
     ],
 )
 def test_wrong_splits(layer: str, channel: int, owner: Any, k: int, error: type[Exception], message: str) -> None:
@@ -452,14 +453,14 @@ def test_each_image_is_run_once_up_to_the_layer() -> None:
     ("change", "error", "message"),
     [
         ({"layer": "3"}, LayerError, "layer '3' is a ReLU"),
-        ({"channel": 6}, IndexError, "channel 6: layer '4' has channels 0 to 5"),
-        ({"samples": [2]}, IndexError, "image 2 .* of 2 images of 'images'"),
-        ({"samples": [-1]}, IndexError, "lowest -1"),
-        ({"samples": []}, ValueError, "at least one image"),
-        ({"arvs": np.ones((2, 6))}, ValueError, "layer '4' has 7 sources, .* have 6 entries"),
-        ({"arvs": np.ones((1, 7))}, ValueError, "at least two concepts"),
-        ({"rhos": []}, ValueError, "for 0 thresholds"),
-        ({"rhos": [0.5, 2]}, ValueError, "rho must be above 0 and at most 1, got 2"),
+        ({"channel": 6}, ArgumentError, "channel 6: layer '4' has channels 0 to 5"),
+        ({"samples": [2]}, ArgumentError, "image 2 .* of 2 images of 'images'"),
+        ({"samples": [-1]}, ArgumentError, "lowest -1"),
+        ({"samples": []}, ArgumentError, "at least one image"),
+        ({"arvs": np.ones((2, 6))}, ArgumentError, "layer '4' has 7 sources, .* have 6 entries"),
+        ({"arvs": np.ones((1, 7))}, ArgumentError, "at least two concepts"),
+        ({"rhos": []}, ArgumentError, "for 0 thresholds"),
+        ({"rhos": [0.5, 2]}, ArgumentError, "rho must be above 0 and at most 1, got 2"),
     ],
 )
 def test_wrong_activations(change: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -564,15 +565,15 @@ def test_the_two_scores_may_disagree() -> None:
 )
 def test_wrong_labels(labels: list[Any], message: str) -> None:
     activations, _ = measured(0, 2)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         choose_rho(activations, labels)
 
 
 def test_wrong_choices() -> None:
     activations, labels = measured(0, 2)
-    with pytest.raises(ValueError, match="'ratio' or 'bounded', got 'best'"):
+    with pytest.raises(ArgumentError, match="'ratio' or 'bounded', got 'best'"):
         choose_rho(activations, labels, score="best")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"rho=0\.3 was not measured; measured are \[0\.25, 0\.5, 0\.75, 1\.0\]"):
+    with pytest.raises(ArgumentError, match=r"rho=0\.3 was not measured; measured are \[0\.25, 0\.5, 0\.75, 1\.0\]"):
         activations.at(0.3)
 
 
@@ -626,7 +627,7 @@ def test_a_clean_split_in_numbers() -> None:
     ],
 )
 def test_wrong_tables(parts: Any, original: Any, labels: Any, names: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         ratio_table(parts, original, labels, list(names))
 
 
@@ -703,10 +704,10 @@ def test_files_that_are_no_split(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no tensors")
     save_file(model.state_dict(), tmp_path / "plain.safetensors")
     for name in ("text", "plain"):
-        with pytest.raises(ValueError, match=f"{name}.safetensors is not a file of save_split"):
+        with pytest.raises(ModelError, match=f"{name}.safetensors is not a file of save_split"):
             load_split(model, tmp_path / f"{name}.safetensors")
     save_split(model, made(model), tmp_path / "split.safetensors")
-    with pytest.raises(ValueError, match="holds a split of another network than Sequential"):
+    with pytest.raises(ModelError, match="holds a split of another network than Sequential"):
         load_split(plain(channels=8), tmp_path / "split.safetensors")
 
 

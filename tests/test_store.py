@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pure_nb.errors import ArgumentError
 from pure_nb.store import Store, StoreError, StoreWarning, fingerprint, write_atomically
 
 KEY = {"step": "x", "n": 3, "weights": "abc"}
@@ -212,7 +213,7 @@ def test_arrays_in_files(tmp_path: Path) -> None:
     found = store.load_mapped("name", KEY)
     assert isinstance(found, np.memmap)
     np.testing.assert_array_equal(found, values)
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(ArgumentError, match="read-only"):
         found[0, 0] = 1
 
 

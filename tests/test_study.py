@@ -21,6 +21,7 @@ from pure_nb import blocks
 from pure_nb import study as study_module
 from pure_nb import sweep as sweep_module
 from pure_nb.data import ImageError, Images
+from pure_nb.errors import ArgumentError
 from pure_nb.glyphnet import GlyphNet
 from pure_nb.glyphs import GlyphScenes
 from pure_nb.layers import LayerError
@@ -331,7 +332,7 @@ def test_circuits_of_one_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_channel_that_is_not_there(tmp_path: Path, channel: int) -> None:
     study = mine(tmp_path)
     for call in (study.neuron, study.circuits_of):
-        with pytest.raises(IndexError, match=rf"channel {channel}: layer '4' has channels 0 to 5"):
+        with pytest.raises(ArgumentError, match=rf"channel {channel}: layer '4' has channels 0 to 5"):
             call(channel)
 
 

@@ -15,6 +15,7 @@ from small import Items, Tokens, noise, plain
 from torch import nn
 
 from pure_nb.data import ImageError, Images
+from pure_nb.errors import ArgumentError
 from pure_nb.glyphs import CLASSES, SIZE, GlyphScenes
 from pure_nb.references import References, TopReferences
 from pure_nb.sweep import sweep
@@ -189,7 +190,7 @@ def test_summary() -> None:
 
 def test_summary_wants_a_baseline_that_is_there() -> None:
     vectors, truth = known()
-    with pytest.raises(ValueError, match=r"no method 'PURE' to compare with; there are \['bad', 'good', 'random'\]"):
+    with pytest.raises(ArgumentError, match=r"no method 'PURE' to compare with; there are \['bad', 'good', 'random'\]"):
         summary(agreement(vectors, truth, np.ones(8, dtype=bool)), "PURE")
 
 

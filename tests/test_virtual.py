@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
+from pure_nb.errors import ArgumentError
 from pure_nb.virtual import VirtualNeurons, _nearest, cluster, embed, part_name, virtual_neurons
 
 
@@ -168,7 +169,7 @@ def test_assign() -> None:
 
 @pytest.mark.parametrize("shape", [(3,), (3, 11), (2, 3, 12)])
 def test_assign_wants_vectors_of_the_same_length(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"expected vectors of shape \[m, 12\], got"):
+    with pytest.raises(ArgumentError, match=r"expected vectors of shape \[m, 12\], got"):
         virtual_neurons(blobs(2)[0], 2).assign(np.zeros(shape, np.float32))
 
 
@@ -184,12 +185,12 @@ def test_assign_wants_vectors_of_the_same_length(shape: tuple[int, ...]) -> None
     ],
 )
 def test_wrong_vectors(call: Any, vectors: NDArray[Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         call(vectors)
 
 
 def test_wrong_number_of_clusters() -> None:
-    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="must be at least 1, got 0"):
         cluster(blobs(2)[0], 0)
 
 

@@ -14,6 +14,7 @@ from scipy.optimize import minimize
 from small import Items, Tokens, noise, plain
 from torch import nn
 
+from pure_nb.errors import ArgumentError
 from pure_nb.layers import activations
 from pure_nb.study import Study
 from pure_nb.virtual import VirtualNeurons
@@ -127,12 +128,12 @@ def test_mixture_is_the_nearest_on_the_simplex(k: int, seed: int) -> None:
 
 def test_what_can_t_be_wrapped() -> None:
     model = plain()
-    with pytest.raises(ValueError, match="got 0 channels"):
+    with pytest.raises(ArgumentError, match="got 0 channels"):
         VirtualLayer(model, "5", "3", {})
     wrong = {0: parts_of([[1, 0]]), 1: parts_of([[1, 0, 0]])}
-    with pytest.raises(ValueError, match=r"2 channels with circuits of \[2, 3\] entries"):
+    with pytest.raises(ArgumentError, match=r"2 channels with circuits of \[2, 3\] entries"):
         VirtualLayer(model, "5", "3", wrong)
-    with pytest.raises(ValueError, match="assign must be one of"):
+    with pytest.raises(ArgumentError, match="assign must be one of"):
         VirtualLayer(model, "5", "3", {0: parts_of([[1, 0]])}, assign="soft")  # type: ignore[arg-type]
 
 

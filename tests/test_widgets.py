@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pure_nb import atlas
+from pure_nb.errors import ArgumentError
 from pure_nb.study import Study
 from pure_nb.widgets import BOOK, explore, explorer
 from tests.small import noise, plain
@@ -85,7 +86,7 @@ def test_the_label() -> None:
 
 
 def test_no_values() -> None:
-    with pytest.raises(ValueError, match="an explorer needs at least one value"):
+    with pytest.raises(ArgumentError, match="an explorer needs at least one value"):
         explorer(draw, [], name="numbers")
 
 
@@ -171,7 +172,7 @@ def test_two_static_sliders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     # The script finds the picture of places (i, j) at i * 3 + j.
     assert [text for _, text in read["pictures"]] == ["3 2", "3 4", "3 5", "7 2", "7 4", "7 5"]
     assert Images(found.data).found[0]["alt"] == "7 2"
-    with pytest.raises(ValueError, match="at least one value"):
+    with pytest.raises(ArgumentError, match="at least one value"):
         explorer(draw_pair, [3], name="pairs", others=[])
 
 
@@ -179,7 +180,7 @@ def test_where_the_slider_starts() -> None:
     box = explorer(draw, [0.1, 0.5, 0.9], name="starts", start=0.5)
     assert box.children[0].value == "0.5"
     assert drawings == [0.5]
-    with pytest.raises(ValueError, match=r"0\.7"):
+    with pytest.raises(ArgumentError, match=r"0\.7"):
         explorer(draw, [0.1, 0.5], name="starts", start=0.7)
 
 
@@ -212,7 +213,7 @@ def test_explore_only_the_references(glyph_study: Study) -> None:
     box = explore(glyph_study, parts=False)
     assert [child.description for child in box.children[:2]] == ["layer", "neuron"]
     assert box.children[1].value == str(glyph_study.neurons["channel"].iloc[0])
-    with pytest.raises(IndexError, match="channel 99"):
+    with pytest.raises(ArgumentError, match="channel 99"):
         explore(glyph_study, 99)
 
 

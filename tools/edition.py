@@ -30,6 +30,7 @@ from torch import nn
 from pure_nb import atlas, load_study, shipped_studies
 from pure_nb.circuits import circuits
 from pure_nb.data import ImageError
+from pure_nb.errors import PureError
 from pure_nb.glyphnet import GlyphNet
 from pure_nb.layers import INPUT, LayerError, get_layer, parsed
 from pure_nb.models import USER
@@ -64,7 +65,7 @@ HEAD = re.compile(r"---\n(?s:.*?\n)---\n|(?:^:[\w-]+:.*\n)*", re.M)
 """The metadata of a cell: YAML between dashes, or lines of options; perhaps none."""
 
 
-class EditionError(ValueError):
+class EditionError(Exception):
     """A chapter that can't be written again."""
 
 
@@ -399,7 +400,7 @@ def main() -> None:
         write(edition, asked.folder)
         forget(study, asked.folder)
         draw(study, edition, asked.folder / "_build" / "extra" / "neurons")
-    except ValueError as problem:  # all of the package's own errors are
+    except (EditionError, PureError) as problem:
         sys.exit(f"No edition of {asked.study}: {problem}")
     for why in dict.fromkeys(filter(None, edition.lacks.values())):
         print(f"{edition.name} {why}.")
