@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pure_nb.circuits import circuits
 from pure_nb.data import ImageError, Images
-from pure_nb.errors import ArgumentError
+from pure_nb.errors import ArgumentError, ModelError
 from pure_nb.glyphs import GlyphScenes
 from pure_nb.layers import LayerError, activations, get_layer, survey
 from pure_nb.references import NonFiniteError
