@@ -30,7 +30,7 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from pure_nb.errors import ArgumentError, LayerError, ModelError, StudyError, StudyWarning
+from pure_nb.errors import ArgumentError, LayerError, ModelError, PureError, StudyError, StudyWarning
 from pure_nb.layers import get_layer, stage_before
 from pure_nb.lrp import default_composite, require_fit, require_rules
 from pure_nb.models import function_in
@@ -396,4 +396,13 @@ def load_contestant(specification: str) -> Contestant:
         raise ModelError(
             f"{name!r} of {path!r} is a {type(answer).__name__}; expected a function from a world to parts"
         )
-    return Contestant(name, answer, fingerprint=f"{name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}")
+
+    def told(world: World) -> Any:
+        try:
+            return answer(world)
+        except PureError:
+            raise
+        except Exception as problem:
+            raise ModelError(f"{name!r} of {path!r} failed: {type(problem).__name__}: {problem}") from problem
+
+    return Contestant(name, told, fingerprint=f"{name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}")

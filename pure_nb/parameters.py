@@ -78,6 +78,9 @@ def checked(values: Mapping[str, Any]) -> Parameters:
     if not {"target", "lower"} <= set(values):
         raise StudyError("a study needs the parameters target and lower: the names of two layers")
     found = Parameters(**values)
+    for name in ("target", "lower"):
+        if not isinstance(getattr(found, name), str):
+            raise StudyError(f"{name} must be the name of a layer, got {getattr(found, name)!r}")
     for name in ("n", "k", "random"):
         if type(getattr(found, name)) is not int:
             raise StudyError(f"{name} must be a whole number, got {getattr(found, name)!r}")
@@ -97,11 +100,18 @@ def checked(values: Mapping[str, Any]) -> Parameters:
             raise StudyError(f"{name} must be a number from 0 to 1, got {value!r}")
     if found.n < 2 or found.k < 0:
         raise StudyError(f"n must be at least 2 and k at least 0, got n={found.n}, k={found.k}")
+    if not 0 <= found.random < 2**32:
+        raise StudyError(f"random must be from 0 to 2**32 - 1, got {found.random}")
     return found
+
+
+def file_word(name: object) -> str:
+    """Any name as part of a file's: what a system or an address could take otherwise becomes ``_``, the end is cut."""
+    return re.sub(r"[^\w.-]", "_", str(name), flags=re.ASCII)[:100]
 
 
 def word(name: str) -> str:
     """A study's name, fit for a folder; a name that could lead out of the store is refused."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise StudyError(f"a study's name must be letters, digits, '-', '_' and '.', got {name!r}")
     return name

@@ -35,7 +35,7 @@ from pure_nb.concord import Concord, concord, similarity_matrix, with_similariti
 from pure_nb.data import Images, Unreadable, class_labels
 from pure_nb.errors import ArgumentError, EmbedderError, ImageError, LayerError, StudyError, StudyWarning
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
-from pure_nb.layers import INPUT, LayerShape, as_weights, get_layer, nearest_below, require, resting
+from pure_nb.layers import INPUT, LayerShape, as_weights, get_layer, nearest_below, require, resting, survey
 from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, checked, word
 from pure_nb.references import References, TopReferences
 from pure_nb.relevance import ClassRelevance, ClassStatistics, class_pairs, closed_form, gamma_polysemantic
@@ -90,9 +90,13 @@ RUN = {"batch_size", "device", "workers", "skip_unreadable", "channels_last", "p
 """What a study can be told of how to run."""
 
 
+RUN_AS = {int: "a whole number", str: "a word such as 'cpu' or 'cuda'", bool: "true or false"}
+"""What an entry of :data:`RUN` must be, by the type of its default."""
+
+
 def _require_device(device: str) -> None:
-    """Raise torch's own error if this process can't use a device."""
-    torch.empty(0, device=device)
+    """Raise torch's own error if this process can't use a device, or if it computes nothing, as ``meta``."""
+    torch.zeros(1, device=device).item()
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +138,10 @@ class Study:
         p = self.parameters
         if p.lower == NEAREST:
             object.__setattr__(self, "parameters", replace(p, lower=nearest_below(self.model, p.target)))
+        for name in sorted(RUN - {"client"}):
+            value, kind = getattr(self, name), type(getattr(Study, name))
+            if type(value) is not kind:
+                raise StudyError(f"{name} must be {RUN_AS[kind]}, got {value!r}")
         if self.batch_size < 1 or self.workers < 0:
             raise StudyError(
                 f"batch_size must be at least 1 and workers at least 0, got {self.batch_size} and {self.workers}"
@@ -204,6 +212,12 @@ class Study:
         example = self.images.example[None]
         self.model.to(self._here)
         return require(self.model, example.to(self._here), self.parameters.target, self.parameters.lower)
+
+    @property
+    def layers(self) -> list[LayerShape]:
+        """All layers of the network that can be studied, see :func:`pure_nb.layers.survey`."""
+        self.model.to(self._here)  # where it is not yet, if all results were found in the store
+        return survey(self.model, self.images.example[None].to(self._here))
 
     @property
     def _here(self) -> str:
