@@ -133,7 +133,8 @@ FORWARDED = (
 
 def _study(given: dict[str, Any]) -> Study:
     """The study that a command is asked for, by the command's own ``locals()``: its options, before anything else."""
-    changes = {name: given[name] for name in FORWARDED if given.get(name) is not None}
+    asked = {name: given[name] for name in FORWARDED if name in given}
+    changes = {name: value for name, value in asked.items() if value is not None and value is not False}
     if given.get("threads") is not None:
         if given["threads"] < 1:
             raise StudyError(f"--threads must be at least 1, got {given['threads']}")

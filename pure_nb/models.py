@@ -167,8 +167,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         raise ModelError(f"{str(path)!r} can't be read as weights: {problem}") from problem
     except Exception as problem:  # torch raises pickle's own error for a file that holds more than tensors
         raise ModelError(
-            f"{str(path)!r} is damaged, or holds more than tensors and is not loaded, since unpickling it could run code; save "
-            f"the state_dict alone, best as .safetensors ({type(problem).__name__})"
+            f"{str(path)!r} is damaged, or holds more than tensors and is not loaded, since unpickling it could run "
+            f"code; save the state_dict alone, best as .safetensors ({type(problem).__name__})"
         ) from problem
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ModelError(f"{str(path)!r} is no state_dict, a dictionary from names to tensors; save that alone")

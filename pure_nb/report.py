@@ -164,7 +164,7 @@ def evaluate(
         raise StudyError(f"two methods have the same name, among {', '.join(taken)}; name each embedder otherwise")
     evaluation.pair_distances(np.eye(2, dtype=np.float32), metric)  # a wrong metric fails now, and not after hours
     if max(ks, default=0) > study.parameters.n:
-        raise StudyError(f"{study.parameters.n} reference images can't be in {max(ks)} parts; take a smaller k, or more")
+        raise StudyError(f"{study.parameters.n} reference images can't be in {max(ks)} parts; take a smaller k")
     vectors = descriptions(study, (judge, *others))
     own = vectors[judge.name]
     named = metric if isinstance(metric, str) else f"{metric.__module__}.{metric.__qualname__}"
