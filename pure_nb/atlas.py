@@ -31,7 +31,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 from tqdm import tqdm
 
 from pure_nb.data import spoken
-from pure_nb.errors import ImageError, LayerError, StudyError
+from pure_nb.errors import LayerError, StudyError
 from pure_nb.parameters import NEAREST
 from pure_nb.render import Look, Picture
 from pure_nb.store import write_atomically
@@ -241,9 +241,11 @@ class Atlas:
         """Why there are no classes; "" if there are."""
         if self.study.classes_take_long:
             return "they take a backward pass for each channel and batch of images, and pure-nb arv did not run yet"
+        if why := self.study.without_labels:
+            return why
         try:
-            self.study.pairs  # noqa: B018  raises
-        except (ImageError, LayerError, StudyError) as problem:
+            self.study.pairs  # noqa: B018  raises where they do not fit into memory
+        except LayerError as problem:
             return str(problem)
         return ""
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,13 +31,23 @@ from tqdm import tqdm
 
 from pure_nb import models, truth
 from pure_nb.blocks import by_blocks
-from pure_nb.circuits import Seed, circuits
+from pure_nb.circuits import Seed, circuits, propagate
 from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
-from pure_nb.data import Images, Unreadable, class_labels
+from pure_nb.data import Images, Unreadable, class_labels, readable
 from pure_nb.errors import ArgumentError, EmbedderError, ImageError, LayerError, StudyError, StudyWarning
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
-from pure_nb.layers import INPUT, LayerShape, as_weights, get_layer, nearest_below, require, resting
-from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, checked, word
+from pure_nb.layers import (
+    INPUT,
+    LayerShape,
+    activations,
+    as_weights,
+    by_position,
+    get_layer,
+    nearest_below,
+    require,
+    resting,
+)
+from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, checked, whole, word
 from pure_nb.references import References, TopReferences
 from pure_nb.relevance import ClassRelevance, ClassStatistics, class_pairs, closed_form, gamma_polysemantic
 from pure_nb.render import Look, View, boxes, cropped, views
@@ -57,17 +68,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FORMAT = {
-    "references": 3,
+    "references": 4,
     "circuits": 4,
-    "virtual": 5,
+    "virtual": 6,
     "layouts": 4,
     "neurons": 6,
     "classes": 3,
     "boxes": 2,
     "embeddings": 2,
     "activations": 2,
+    "objects": 1,
 }
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
+
+
+def outdated(key: Mapping[str, object]) -> bool:
+    """Whether a stored result is computed differently now, so that no study finds it any more."""
+    step = str(key.get("step"))
+    step = {"embeddings": "boxes", "ratios": "classes"}.get(step, step)  # whose keys are theirs, with more in them
+    return step in FORMAT and key.get("format") != FORMAT[step]
+
 
 TAKEN_APART = ("target", "lower", "n", "by", "rule", "seed", "k", "random")
 """The parameters that virtual neurons depend on."""
@@ -134,10 +154,12 @@ class Study:
         p = self.parameters
         if p.lower == NEAREST:
             object.__setattr__(self, "parameters", replace(p, lower=nearest_below(self.model, p.target)))
-        if self.batch_size < 1 or self.workers < 0:
-            raise StudyError(
-                f"batch_size must be at least 1 and workers at least 0, got {self.batch_size} and {self.workers}"
-            )
+        for name, least in (("batch_size", 1), ("workers", 0)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        for name in ("skip_unreadable", "channels_last", "progress"):
+            if not isinstance(getattr(self, name), bool):
+                raise StudyError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        object.__setattr__(self, "device", str(self.device))  # a torch.device, too
         try:
             if self.client is None:
                 _require_device(self.device)
@@ -202,12 +224,12 @@ class Study:
     def shapes(self) -> tuple[LayerShape, LayerShape]:
         """How the target and the lower layer look; raises if they can't be studied together."""
         example = self.images.example[None]
-        self.model.to(self._here)
-        return require(self.model, example.to(self._here), self.parameters.target, self.parameters.lower)
+        self.model.to(self.here)
+        return require(self.model, example.to(self.here), self.parameters.target, self.parameters.lower)
 
     @property
-    def _here(self) -> str:
-        """Where this process runs the network itself, for a look at it."""
+    def here(self) -> str:
+        """Where this process itself runs networks: the device, or the CPU where that is one of a cluster's workers."""
         return self.device if self.client is None else "cpu"
 
     @cached_property
@@ -256,8 +278,7 @@ class Study:
         def compute(blocks: Store | None, new: New) -> NDArray[np.float32]:
             sample = self.references.sample
             channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
-            how: dict[str, Any] = {"store": blocks, "new": new, "client": self.client, "progress": self.progress}
-            return self._run_circuits(channel, sample, **how)
+            return self._run_circuits(channel, sample, store=blocks, new=new, progress=self.progress)
 
         return self._kept_mapped("circuits", self._circuits_key(), compute).reshape(*self.references.sample.shape, -1)
 
@@ -274,7 +295,8 @@ class Study:
         self._check(channel)
         if self._whole("virtual", self._key("virtual", *TAKEN_APART)):
             return self.virtual[channel]
-        return self._split([self.circuits_of(channel) if vectors is None else vectors])[0]
+        own = self.circuits_of(channel) if vectors is None else vectors
+        return self._split(own[None], self.driven[[channel]])[0]
 
     def _whole(self, step: str, key: Mapping[str, object]) -> bool:
         """Whether a step is there for all channels, or quickly computed for all."""
@@ -299,12 +321,18 @@ class Study:
         Returns
         -------
         ndarray
-            int64 ``[samples]``: labels as in :attr:`VirtualNeurons.labels`.
+            int64 ``[samples]``: labels as in :attr:`VirtualNeurons.labels`, with -1 for images that do not drive the
+            channel.
         """
         images = as_images(images)
         every = np.arange(len(images)) if samples is None else np.asarray(samples, dtype=np.int64)
         vectors = self._run_circuits(np.full_like(every, channel), every, images=images)
-        return self.neuron(channel).virtual.assign(vectors)
+        driven, target = [], self.parameters.target
+        with resting(self.model.to(self.here)), torch.inference_mode():
+            for batch in readable(images, every.tolist(), batch_size=self.batch_size, workers=self.workers):
+                maps = by_position(activations(self.model, batch.images.to(self.here), [target])[target])
+                driven += (maps[:, channel].amax(dim=1) > 0).tolist()
+        return np.where(driven, self.neuron(channel).virtual.assign(vectors), -1)
 
     @cached_property
     def virtual(self) -> list[VirtualNeurons]:
@@ -316,7 +344,8 @@ class Study:
             with bar, Parallel(n_jobs=-1 if len(vectors) >= MANY else 1) as parallel:
                 for first in range(0, len(vectors), NEURONS):
                     saved = blocks.load_arrays("block", {"first": first}) if blocks else None
-                    part = unpacked(*saved) if saved else self._split(vectors[first : first + NEURONS], parallel)
+                    some = slice(first, first + NEURONS)
+                    part = unpacked(*saved) if saved else self._split(vectors[some], self.driven[some], parallel)
                     if blocks and not saved:
                         blocks.save_arrays("block", {"first": first}, *packed(part))
                     found += part
@@ -334,14 +363,47 @@ class Study:
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """The true class of each labelled image, an index into the network's outputs; and all their names."""
         with resting(self.model), torch.no_grad():
-            example = self.labelled.example[None].to(self._here)
-            logits = self.model.to(self._here)(as_weights(self.model, example))
+            example = self.labelled.example[None].to(self.here)
+            logits = self.model.to(self.here)(as_weights(self.model, example))
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
             raise StudyError(
                 "classes need a network that puts out one tensor [images, classes]; "
                 f"{type(self.model).__name__} does not"
             )
         return class_labels(self.labelled, logits.shape[1])
+
+    @cached_property
+    def without_labels(self) -> str:
+        """Why the images' labels can't be told as outputs of the network; "" if they can."""
+        self.labelled.example  # noqa: B018  raises where no image can be read, which is another matter
+        try:
+            self._labels  # noqa: B018
+        except (ImageError, StudyError) as problem:
+            return str(problem)
+        return ""
+
+    @cached_property
+    def without_lrp(self) -> str:
+        """Why the rules of layer-wise relevance propagation do not fit between the two layers; "" if they do."""
+        return self._misfit(self.parameters.lower)
+
+    @cached_property
+    def _without_crp(self) -> str:
+        return self._misfit(None)
+
+    def _misfit(self, lower: str | None) -> str:
+        """Why these rules do not fit down to a layer, or to the images for None: tried on one reference image.
+
+        Whatever fails later is another matter, and no reason to do without them.
+        """
+        how: dict[str, Any] = {"target": self.parameters.target, "lower": lower, "rule": "lrp", "device": self.here}
+        sample = self.references.sample[0, :1]
+        try:
+            with closing(propagate(self.model, self.images, np.zeros(1, np.int64), sample, **how)) as flows:
+                next(flows)
+        except LayerError as problem:
+            return str(problem)
+        return ""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -517,7 +579,7 @@ class Study:
             share=p.share,
             mass=p.mass or None,
             batch_size=self.batch_size,
-            device=self.device,
+            device=self.here,
             workers=self.workers,
         )
         return Split.chosen(measured, concept, names, arvs, score)
@@ -609,10 +671,13 @@ class Study:
             progress=self.progress,
         )
 
-    def _split(self, vectors: Iterable[NDArray[np.float32]], parallel: Parallel | None = None) -> list[VirtualNeurons]:
-        """Take channels apart, each by its relevance vectors, as the parameters say."""
+    def _split(
+        self, vectors: NDArray[np.float32], driven: NDArray[np.bool_], parallel: Parallel | None = None
+    ) -> list[VirtualNeurons]:
+        """Take channels apart, each by the relevance vectors of the images that drive it, as the parameters say."""
         how = {"k": self.parameters.k or "auto", "seed": self.parameters.random}
-        return list((parallel or Parallel(n_jobs=1))(delayed(virtual_neurons)(own, **how) for own in vectors))
+        used = np.where(driven[..., None], vectors, 0)  # with seed="unit" the others have relevance too
+        return list((parallel or Parallel(n_jobs=1))(delayed(virtual_neurons)(own, **how) for own in used))
 
     @cached_property
     def objects(self) -> NDArray[np.int64] | None:
@@ -624,7 +689,7 @@ class Study:
         def compute(_: Store | None) -> tuple[Arrays, None]:
             return {"label": truth.objects_at_maxima(scenes, self.references)}, None
 
-        return self._kept("objects", self._references_key() | {"step": "objects"}, compute)[0]["label"]
+        return self._kept("objects", self._key("objects", "target", "n", "by"), compute)[0]["label"]
 
     @property
     def boxes(self) -> NDArray[np.int32]:
@@ -647,38 +712,45 @@ class Study:
         def compute(blocks: Store | None) -> tuple[Arrays, str]:
             sample = self.references.sample
             channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
-            how: dict[str, Any] = {
-                "look": "activation" if wanted == "activation" else "crp",
-                "seed": "peak" if wanted == "peak" else "activation",
-                "batch_size": min(self.batch_size, 16),
-                "device": self.device,
-                "store": blocks,
-                "progress": self.progress,
-                "client": self.client,
-            }
-            layer, note = self.parameters.target, ""
-            try:
-                found = boxes(self.model, self.images, channel, sample, target=layer, **how)
-            except LayerError as problem:
-                if len(self.references.grid) == 2 and wanted != "activation":
-                    note = f"crops follow the activation map, since {problem}"
-                    how["look"] = "activation"
-                    found = boxes(self.model, self.images, channel, sample, target=layer, **how)
-                else:
-                    note = f"crops are whole pictures, since {problem}"
-                    height, width = self.images.example.shape[-2:]
-                    found = np.tile(np.array([0, 0, width, height], dtype=np.int32), (*sample.shape, 1))
-            return {"box": found}, note
+            look, why = self._fitting("activation" if wanted == "activation" else "crp")
+            if look is None:
+                height, width = self.images.example.shape[-2:]
+                found = np.tile(np.array([0, 0, width, height], dtype=np.int32), (*sample.shape, 1))
+                return {"box": found}, f"crops are whole pictures, since {why}"
+            found = boxes(
+                self.model,
+                self.images,
+                channel,
+                sample,
+                target=self.parameters.target,
+                look=look,
+                seed="peak" if wanted == "peak" else "activation",
+                batch_size=min(self.batch_size, 16),
+                device=self.device,
+                store=blocks,
+                progress=self.progress,
+                client=self.client,
+            )
+            return {"box": found}, f"crops follow the activation map, since {why}" if why else ""
 
         arrays, note = self._kept("boxes", self._boxes_key(), compute)
         if note:
             warnings.warn(note, StudyWarning, stacklevel=3)
         return arrays["box"], note
 
+    def _fitting(self, look: Look) -> tuple[Look | None, str]:
+        """What pictures can be cropped to, None for nothing; and why, where that is not what was asked for."""
+        why = self._without_crp if look == "crp" else ""
+        if look == "crp" and not why:
+            return "crp", ""
+        if len(self.references.grid) == 2:
+            return "activation", why
+        return None, why or f"layer {self.parameters.target!r} has no grid of positions to scale up; use look='crp'"
+
     @property
     def driven(self) -> NDArray[np.bool_]:
         """Bool ``[channels, n]``: which references drive their channel at all, by a positive activation."""
-        return self.references.score > 0
+        return self.references.driven
 
     def views(
         self, channel: NDArray[np.int64], sample: NDArray[np.int64], look: Look = "crp", seed: Seed = "peak"
@@ -689,17 +761,17 @@ class Study:
         paper's. See :func:`pure_nb.render.heatmaps`. Where the rules of CRP do not fit the network, a warning says so
         and the activation map is used, or the whole picture where the layer has no grid.
         """
-        layer = self.parameters.target
-        how: dict[str, Any] = {"batch_size": min(self.batch_size, 16), "device": self.device}
-        try:
-            return views(self.model, self.images, channel, sample, target=layer, look=look, seed=seed, **how)
-        except LayerError as problem:
-            if look == "crp" and len(self.references.grid) == 2:
-                warnings.warn(f"the activation map is shown, since {problem}", StudyWarning, stacklevel=2)
-                return self.views(channel, sample, "activation")
-            warnings.warn(f"whole pictures are shown, since {problem}", StudyWarning, stacklevel=2)
+        found, why = self._fitting(look)
+        if found is None:
+            warnings.warn(f"whole pictures are shown, since {why}", StudyWarning, stacklevel=2)
             pictures = [self.images.picture(number) for number in sample.tolist()]
             return [View(n, p, np.ones(p.shape[:2], dtype=bool)) for n, p in zip(sample.tolist(), pictures)]
+        if why:
+            warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=2)
+        how: dict[str, Any] = {"batch_size": min(self.batch_size, 16), "device": self.here}
+        return views(
+            self.model, self.images, channel, sample, target=self.parameters.target, look=found, seed=seed, **how
+        )
 
     def crops_of(self, channel: int, ranks: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Crops of a channel's references of given ranks, as embedders see them: uint8 ``[side, side, 3]`` each."""
@@ -753,7 +825,7 @@ class Study:
 
         def compute(_: Store | None) -> tuple[Arrays, None]:
             p = self.parameters
-            how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.device}
+            how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.here}
             return truth.activation_vectors(self.model, self.images, self.references, p.lower, **how), None
 
         return self._kept("activations", self._key("activations", "target", "lower", "n", "by"), compute)[0]
@@ -844,6 +916,7 @@ class Study:
             batch_size=self.batch_size,
             device=self.device,
             workers=self.workers,
+            client=self.client,
             **how,
         )
 
@@ -957,10 +1030,10 @@ class Study:
         """What a result depends on."""
         found: dict[str, object] = {name: getattr(self.parameters, name) for name in parameters}
         if "n" in parameters and step != "references":
-            found["references"] = self._ranked
+            found["references"] = self.ranked
         return {"step": step, "format": FORMAT[step], **self.identity, **found}
 
     @cached_property
-    def _ranked(self) -> str:
+    def ranked(self) -> str:
         """Stands for the references: what is said of them is in their order, which the last digit may decide."""
         return hashlib.sha256(self._found[0].sample.tobytes()).hexdigest()[:16]
