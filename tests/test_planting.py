@@ -20,7 +20,7 @@ from zennit.composites import EpsilonPlusFlat
 
 from pure_nb.circuits import circuits
 from pure_nb.data import Images
-from pure_nb.errors import LayerError, PlantingError, StudyError, StudyWarning
+from pure_nb.errors import ImageError, LayerError, PlantingError, StudyError, StudyWarning
 from pure_nb.layers import OUTPUT, activations
 from pure_nb.planting import PlantedLayer, Planting, contributions, draw, drivers, likeness_of, overlap, plant, shares
 from pure_nb.references import References, TopReferences
