@@ -48,10 +48,8 @@ from pure_nb.contestants import (
     sparse_codes,
     split_by,
 )
-from pure_nb.errors import ArgumentError, StoreError, StudyWarning
+from pure_nb.errors import ArgumentError, ModelError, StoreError, StudyError, StudyWarning
 from pure_nb.leaderboards import compete
-from pure_nb.models import ModelError
-from pure_nb.parameters import StudyError
 from pure_nb.splitting import SHARED
 from pure_nb.study import Study
 from pure_nb.virtual import cluster

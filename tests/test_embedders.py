@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from pure_nb.embedders import (
     Embedder,
-    EmbedderError,
     WordTokenizer,
     _explained,
     clip,
@@ -34,6 +33,7 @@ from pure_nb.embedders import (
     mini_dino,
     pixels,
 )
+from pure_nb.errors import EmbedderError
 from pure_nb.glyphs import CLASSES, GlyphObjects
 
 TINY = {

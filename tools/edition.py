@@ -28,12 +28,11 @@ from myst_parser.parsers.mdit import create_md_parser
 from torch import nn
 
 from pure_nb import atlas, load_study, shipped_studies
-from pure_nb.errors import PureError
+from pure_nb.errors import LayerError, PureError, WordNetError
 from pure_nb.glyphnet import GlyphNet
-from pure_nb.layers import INPUT, LayerError, get_layer, parsed
+from pure_nb.layers import INPUT, get_layer, parsed
 from pure_nb.models import USER
 from pure_nb.study import Study
-from pure_nb.wordnet import WordNetError
 
 ROOT = Path(__file__).parents[1]
 
