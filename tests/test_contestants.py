@@ -574,7 +574,7 @@ def test_where_the_rules_do_not_fit_they_are_left_out(tmp_path: Path) -> None:
     assert LRP not in names
     assert names >= ALWAYS
     with warnings.catch_warnings():
-        warnings.simplefilter("error", StudyWarning)  # nothing is said of what nobody asked for
+        warnings.filterwarnings("error", "PURE LRP is left out")  # nothing is said of what nobody asked for
         assert [one.name for one in contestants(world, only=(PAPER, RANDOM))] == [PAPER, RANDOM]
         assert set(compete(world, only=(RANDOM,), choose=False).board["method"]) == {PAPER, RANDOM}
     with pytest.warns(StudyWarning, match="PURE LRP is left out"):
