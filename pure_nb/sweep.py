@@ -40,6 +40,9 @@ SHARD = 1024
 SAVE = 20.0
 """Seconds between two saves of a shard that is not finished: about what is lost at most when a sweep is stopped."""
 
+SPARE = 20.0
+"""Saves are apart at least so many times as long as one takes: of a large state they must not take all the time."""
+
 MOST_SHARDS = 1024
 """Beyond that many, shards grow instead: a million images are a thousand shards of a thousand."""
 
@@ -231,9 +234,8 @@ def shard_part(
             count = 1 if isinstance(event, Unreadable) else event
             seen += count
             done(count)
-            # An unreadable image may be followed by more of its batch. And large states must not take all the time.
-            whole = not isinstance(event, Unreadable)
-            if store and whole and (start := perf_counter()) - last > max(SAVE, 20 * saving):
+            whole = not isinstance(event, Unreadable)  # after which more of the same batch may come
+            if store and whole and (start := perf_counter()) - last > max(SAVE, SPARE * saving):
                 part = Part.of(running, lost)
                 _save("begun", job, samples, store, Part({**part.arrays, "images": np.array(seen)}, lost))
                 last = perf_counter()

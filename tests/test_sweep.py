@@ -119,6 +119,7 @@ def test_killed_within_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """500 images are less than a shard: killed twice, the third run computes only what is left, and to the bit."""
     monkeypatch.setattr(module, "shards", shards)
     monkeypatch.setattr(module, "SAVE", 0.0)
+    monkeypatch.setattr(module, "SPARE", 0.0)
     items, model, labels = Deadly(noise(500)), plain(), np.arange(500) % 4
 
     def states(folder: Path) -> list[bytes]:
@@ -145,6 +146,7 @@ def test_unreadable_images_of_an_unfinished_shard_are_known(
     tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SAVE", 0.0)
+    monkeypatch.setattr(module, "SPARE", 0.0)
     monkeypatch.setattr(module, "shards", partial(shards, size=16))
     lost: dict[int, BaseException] = {number: OSError("gone") for number in (1, 4, 5, 6, 7, 9)}
     expected, _ = run(Images(Items(noise(15), lost)), skip_unreadable=True)
