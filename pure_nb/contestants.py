@@ -293,7 +293,8 @@ def split_by(world: World, by: str) -> Parts:
             if by == "classes":
                 often = np.nan_to_num(study.classes.frequency[:, channel], nan=-1.0)
                 names = [study.class_names[label] for label in np.argsort(-often, kind="stable")[:k]]
-                split = study.split_of(channel, names)
+                # All labelled images make the vectors, since the truth is that of others.
+                split = study.split_of(channel, names, held_out=False)
                 measured = _measured(study, channel, split.arvs, (split.rho,))
             else:
                 parts = cluster(study.circuits[channel], k, seed=study.parameters.random)
