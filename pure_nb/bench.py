@@ -27,8 +27,8 @@ from pure_nb import truth
 from pure_nb.contestants import CEILING, PAPER, Contestant, Parts, by_means
 from pure_nb.data import readable
 from pure_nb.errors import ArgumentError, StudyError, StudyWarning
-from pure_nb.layers import INPUT, activations, by_position, get_layer, resting
-from pure_nb.relevance import Taps, dense_weight
+from pure_nb.layers import activations, by_position, get_layer, resting
+from pure_nb.relevance import dense_weight, pooled_inputs
 from pure_nb.splitting import SHARED, owners
 from pure_nb.store import Store
 from pure_nb.study import Study
@@ -183,15 +183,10 @@ def true_owners(world: World) -> dict[int, NDArray[np.int64]]:
     if planting is None or not planting.early:
         return {}
     layer = f"{planting.layer}.whole"
-    module, taps = get_layer(study.model, layer), Taps.of(get_layer(study.model, layer))
-    sample = study.references.sample
+    module, sample = get_layer(study.model, layer), study.references.sample
     unique, place = np.unique(sample, return_inverse=True)
-    pooled: list[NDArray[Any]] = []
-    with resting(study.model.to(study.here)), torch.inference_mode():
-        for batch in readable(study.images, unique.tolist(), batch_size=study.batch_size):
-            entering = activations(study.model, batch.images.to(study.here), [INPUT + layer])[INPUT + layer]
-            pooled.append(taps.pooled(entering).double().cpu().numpy())
-    inputs = np.concatenate(pooled)
+    how: dict[str, Any] = {"batch_size": study.batch_size, "device": study.here}
+    inputs = pooled_inputs(study.model, study.images, unique, layer, **how)
     place, found = place.reshape(sample.shape), {}
     for channel in np.flatnonzero(world.k > 1).tolist():
         arvs = []

@@ -30,9 +30,9 @@ from pure_nb.errors import (
 )
 from pure_nb.layers import survey
 from pure_nb.loading import load_study, shipped_studies
-from pure_nb.relevance import gamma_polysemantic
+from pure_nb.relevance import Clamp, gamma_polysemantic
 from pure_nb.render import Look
-from pure_nb.splitting import Score, Split, save_split
+from pure_nb.splitting import Ownership, Score, Split, save_split
 from pure_nb.store import Result, Store, store_folder, write_atomically
 from pure_nb.study import Study, outdated
 from pure_nb.virtual import CHOICES
@@ -421,16 +421,38 @@ def split(
     n: Count = None,
     skip_unreadable: Skip = False,
     score: Annotated[str, typer.Option(help="What chooses the threshold: bounded, or the paper's ratio.")] = "bounded",
+    ownership: Annotated[
+        str, typer.Option(help="How sources are owned: symmetric, or published (negative relevance compared as it is).")
+    ] = "symmetric",
+    clamp: Annotated[
+        str,
+        typer.Option(help="Where the channel is relevant: negative channels, or as published positions, count as 0."),
+    ] = "channels",
+    validation: Annotated[
+        Path | None, typer.Option(help="Images for validation, read as the study's; by default every second of those.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the weights of the split network (.safetensors).")] = None,
 ) -> None:
     """Split a channel between classes or its virtual neurons; the network computes the same."""
-    if score not in get_args(Score):
-        raise StudyError(f"--score must be one of {', '.join(get_args(Score))}, got {score!r}")
+    for option, value, allowed in (
+        ("score", score, Score),
+        ("ownership", ownership, Ownership),
+        ("clamp", clamp, Clamp),
+    ):
+        if value not in get_args(allowed):
+            raise StudyError(f"--{option} must be one of {', '.join(get_args(allowed))}, got {value!r}")
     if more and classes is None:
         raise StudyError(f"what is {more[0]!r}? Classes come after --classes")
     names = None if classes is None else [classes, *more] if more else [name.strip() for name in classes.split(",")]
     found = _study(locals())
-    made = found.split_of(channel, names, score)  # type: ignore[arg-type]  # checked above
+    how: dict[str, Any] = {"ownership": ownership, "clamp": clamp}
+    if validation is not None:
+        if found.images.scenes:
+            raise StudyError(
+                "--validation needs a study of pictures; glyph scenes are drawn, and not read from a folder"
+            )
+        how["validation"] = load_study(study, data=validation, weights=weights).images
+    made = found.split_of(channel, names, score, **how)  # type: ignore[arg-type]  # checked above
     kept = made.scores["kept"][made.scores["best"]].item()
     typer.echo(f"rho = {made.rho:g}; sources: {_owned(made)}; a part keeps {kept:.0%} of the channel on its own images")
     _print(made.table(), 0)

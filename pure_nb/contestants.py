@@ -295,7 +295,8 @@ def split_by(world: World, by: str) -> Parts:
             chosen = np.argsort(-often, kind="stable")[:k]
             if len(chosen) < k or study.classes.images[chosen].min() < 2:
                 continue
-            split = study.split_of(channel, [study.class_names[label] for label in chosen])
+            # All labelled images make the vectors, since the truth is that of others.
+            split = study.split_of(channel, [study.class_names[label] for label in chosen], held_out=False)
             measured = _measured(study, channel, split.arvs, (split.rho,))
         else:
             parts = cluster(study.circuits[channel], k, seed=study.parameters.random)

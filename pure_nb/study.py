@@ -49,13 +49,40 @@ from pure_nb.layers import (
 )
 from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, checked, whole, word
 from pure_nb.references import References, TopReferences
-from pure_nb.relevance import ClassRelevance, ClassStatistics, class_pairs, closed_form, gamma_polysemantic
+from pure_nb.relevance import (
+    Clamp,
+    ClassRelevance,
+    ClassStatistics,
+    class_pairs,
+    closed_form,
+    dense_weight,
+    gamma_polysemantic,
+    pooled_inputs,
+)
 from pure_nb.render import Look, View, boxes, cropped, views
 from pure_nb.sources import as_images
-from pure_nb.splitting import Score, Split, channel_sources, part_activations
+from pure_nb.splitting import (
+    Ownership,
+    PartActivations,
+    Score,
+    Split,
+    channel_sources,
+    every_second,
+    part_activations,
+)
 from pure_nb.store import Arrays, New, Store, store_folder
 from pure_nb.sweep import sweep
-from pure_nb.virtual import MANY, NEURONS, VirtualNeurons, embed, packed, part_name, unpacked, virtual_neurons
+from pure_nb.virtual import (
+    MANY,
+    NEURONS,
+    VirtualNeurons,
+    embed,
+    packed,
+    part_name,
+    refitted,
+    unpacked,
+    virtual_neurons,
+)
 from pure_nb.wordnet import WordNet, find_wordnet, shipped_wordnet
 
 if TYPE_CHECKING:
@@ -78,6 +105,7 @@ FORMAT = {
     "embeddings": 2,
     "activations": 2,
     "objects": 1,
+    "ratios": 2,
 }
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
 
@@ -102,8 +130,9 @@ MANY_BACKWARD = 128
 CROPS = 256
 """Crops cut at once, to be embedded."""
 
-_Concepts = tuple[tuple[str, ...], Images, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
-"""What a channel is split between: names, images, numbers of those that show a concept, which one, and ARVs."""
+_Concepts = tuple[tuple[str, ...], Images, NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]
+"""What a channel is split between: names, images, numbers of those that show a concept, which one, those that the split
+is fitted to, and ARVs."""
 
 
 RUN = {"batch_size", "device", "workers", "skip_unreadable", "channels_last", "progress", "client"}
@@ -463,9 +492,20 @@ class Study:
     def pairs(self) -> pd.DataFrame:
         """Every channel that is relevant to two classes, with the cosine of its two average relevance vectors.
 
-        See :func:`pure_nb.relevance.class_pairs`; :func:`pure_nb.relevance.gamma_polysemantic` picks from it.
+        See :func:`pure_nb.relevance.class_pairs`; :func:`pure_nb.relevance.gamma_polysemantic` picks from it. If there
+        is none, a warning says what would find some.
         """
-        return class_pairs(self.classes, self.model, self.class_names, p=self.parameters.p)
+        found, p = class_pairs(self.classes, self.model, self.class_names, p=self.parameters.p), self.parameters
+        if found.empty:
+            limit = f"mass={p.mass:g}" if p.mass else f"share={p.share:g}"
+            answer = "a larger mass" if p.mass else "mass=0.8, which means the same in every width,"
+            warnings.warn(
+                f"no channel of {p.target!r} is relevant to two classes by {limit} in {p.p:.0%} of their images, so "
+                f"there are no pairs; {answer} or a smaller p may find some",
+                StudyWarning,
+                stacklevel=3,
+            )
+        return found
 
     def wordnet_pairs(
         self,
@@ -527,12 +567,26 @@ class Study:
         """What ships, if it has the classes; else the user's."""
         return shipped_wordnet() if self.images.scenes else find_wordnet()
 
-    def split_of(self, channel: int, classes: Sequence[str] | None = None, score: Score = "bounded") -> Split:
+    def split_of(
+        self,
+        channel: int,
+        classes: Sequence[str] | None = None,
+        score: Score = "bounded",
+        *,
+        ownership: Ownership = "symmetric",
+        clamp: Clamp = "channels",
+        held_out: bool = True,
+        validation: Any = None,
+    ) -> Split:
         """One channel of the target layer split between classes, or between its virtual neurons.
 
         The first is done by its average relevance vectors and the labelled images of the classes. The second needs no
-        labels: a virtual neuron's vector is the mean of its circuits, and its images are those of its references. The
-        threshold is chosen on every second of the images; the others are for validation.
+        labels: a virtual neuron's vector is the mean of its circuits, and its images are those of its references.
+
+        The split is fitted to every second of these images: they make the vectors, and they choose the threshold. The
+        others are for validation. For virtual neurons they are also kept out of the clusters: those of the fitted half
+        alone are found anew, as many as the neuron has and named after its own, and each of the other images belongs to
+        the nearest.
 
         Parameters
         ----------
@@ -542,12 +596,23 @@ class Study:
             Names of at least two classes; None takes the virtual neurons, named A, B ...
         score
             By which the threshold is chosen: see :func:`pure_nb.splitting.choose_rho`.
+        ownership
+            By which rule sources are owned: see :func:`pure_nb.splitting.owners`.
+        clamp
+            How it is found in which validation images the channel is relevant: see
+            :func:`pure_nb.relevance.attributed`.
+        held_out
+            If False, all images make the vectors, and the clusters are the neuron's own: the images for validation then
+            are so for the threshold only.
+        validation
+            Images of one's own for validation, as for :func:`pure_nb.sources.as_images`, with labels if it is a split
+            between classes. It then is fitted to all images of the study.
 
         Raises
         ------
         StudyError
-            If a class is not known, a class or virtual neuron has fewer than two images, there is a single virtual
-            neuron, or the lower layer is not the target's input.
+            If a class is not known, a class or virtual neuron has fewer than two images, or none for validation, there
+            is a single virtual neuron, or the lower layer is not the target's input.
         """
         self._check(channel)
         p = self.parameters
@@ -560,31 +625,42 @@ class Study:
                 f"no such pair. Choose a Conv2d or Linear as the target ({', '.join(inside[:6]) or 'none is inside'}) "
                 f"and '{INPUT}' with its name as the lower layer"
             )
+        halved = held_out and validation is None
         if classes is None:
-            names, images, samples, concept, arvs = self._virtual_concepts(channel)
+            names, images, samples, concept, training, arvs = self._virtual_concepts(channel, halved)
         else:
-            names, images, samples, concept, arvs = self._class_concepts(channel, classes)
-        few = [name for name, count in zip(names, np.bincount(concept, minlength=len(names))) if count < 2]
-        if few:
-            raise StudyError(f"channel {channel} can't be split: each concept needs two images, {few[0]} has fewer")
+            names, images, samples, concept, training, arvs = self._class_concepts(channel, classes, halved)
         arvs = arvs[:, channel_sources(module, channel)]
-        measured = part_activations(
-            self.model,
-            images,
-            samples,
-            layer=p.target,
-            channel=channel,
-            arvs=arvs,
-            labels=None if classes is None else self._labels[0][samples],
-            share=p.share,
-            mass=p.mass or None,
-            batch_size=self.batch_size,
-            device=self.here,
-            workers=self.workers,
-        )
-        return Split.chosen(measured, concept, names, arvs, score)
 
-    def _class_concepts(self, channel: int, classes: Sequence[str]) -> _Concepts:
+        def measured(images: Images, samples: NDArray[np.int64], concept: NDArray[np.int64]) -> PartActivations:
+            outputs = None if classes is None else np.array([self.class_names.index(name) for name in classes])[concept]
+            return part_activations(
+                self.model,
+                images,
+                samples,
+                layer=p.target,
+                channel=channel,
+                arvs=arvs,
+                ownership=ownership,
+                labels=outputs,
+                share=p.share,
+                mass=p.mass or None,
+                clamp=clamp,
+                batch_size=self.batch_size,
+                device=self.here,
+                workers=self.workers,
+            )
+
+        found = measured(images, samples, concept)
+        if validation is not None:
+            images = as_images(validation, "validation")
+            samples, more = self._validation_concepts(channel, classes, images)
+            found = found.followed_by(measured(images, samples, more))
+            training = np.arange(len(concept) + len(more)) < len(concept)
+            concept = np.concatenate([concept, more])
+        return Split.chosen(found, concept, names, arvs, score, training)
+
+    def _class_concepts(self, channel: int, classes: Sequence[str], halved: bool) -> _Concepts:
         labels, names = self._labels
         unknown = [name for name in classes if name not in names]
         if unknown:
@@ -593,63 +669,110 @@ class Study:
         if len(set(classes)) < max(2, len(classes)):
             raise StudyError(f"a channel is split between two or more different classes, got {list(classes)}")
         numbers = [names.index(name) for name in classes]
-        arvs = self.classes.arv(self.model, channel, numbers)
         samples = self._samples_of(numbers)
         concept = np.array([numbers.index(label) for label in labels[samples]], dtype=np.int64)
-        return tuple(classes), self.labelled, samples, concept, arvs
+        training = self._fitted(channel, classes, concept)
+        if not halved:
+            arvs = self.classes.arv(self.model, channel, numbers)
+            return tuple(classes), self.labelled, samples, concept, training, arvs
+        p, chosen = self.parameters, samples[training]
+        how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.here, "workers": self.workers}
+        inputs = pooled_inputs(self.model, self.labelled, chosen, p.target, **how)
+        means = np.stack([inputs[concept[training] == number].mean(axis=0) for number in range(len(classes))])
+        arvs = (means * dense_weight(get_layer(self.model, p.target), channel)).sum(axis=2)
+        return tuple(classes), self.labelled, samples, concept, training, arvs
+
+    def _fitted(self, channel: int, names: Sequence[str], concept: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Every second image of each concept, if each has two."""
+        few = [name for name, count in zip(names, np.bincount(concept, minlength=len(names))) if count < 2]
+        if few:
+            raise StudyError(f"channel {channel} can't be split: each concept needs two images, {few[0]} has fewer")
+        return every_second(concept)
 
     def _samples_of(self, classes: Sequence[int]) -> NDArray[np.int64]:
         """The labelled images of some classes, without those that could not be read."""
         samples = np.flatnonzero(np.isin(self._labels[0], classes))
         return samples[~np.isin(samples, [lost.sample for lost in self._classified[1]])]
 
-    def _virtual_concepts(self, channel: int) -> _Concepts:
+    def _virtual_concepts(self, channel: int, halved: bool) -> _Concepts:
         neuron = self.neuron(channel)
-        parts, vectors = neuron.virtual, neuron.vectors.astype(np.float64)
+        parts = neuron.virtual
         if parts.k < 2:
             raise StudyError(
                 f"channel {channel} does not fall apart, so there is nothing to split it between; name classes, or ask "
                 "for parts with k=2"
             )
         used = np.flatnonzero(parts.labels >= 0)
-        arvs = np.stack([vectors[parts.labels == part].mean(axis=0) for part in range(parts.k)])
+        vectors, concept = neuron.vectors[used].astype(np.float64), parts.labels[used]
         names = tuple(part_name(part) for part in range(parts.k))
-        return names, self.images, neuron.sample[used], parts.labels[used], arvs
+        training = self._fitted(channel, names, concept)
+        if halved:
+            concept = refitted(vectors, concept, training, seed=self.parameters.random)
+        fitted = training if halved else np.ones_like(training)
+        arvs = np.stack([vectors[fitted & (concept == part)].mean(axis=0) for part in range(parts.k)])
+        return names, self.images, neuron.sample[used], concept, training, arvs
 
-    def ratios(self, gamma: float = 0.5) -> pd.DataFrame:
+    def _validation_concepts(
+        self, channel: int, classes: Sequence[str] | None, images: Images
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The images of one's own that show a concept, and which one."""
+        if classes is None:
+            every = np.arange(len(images))
+            vectors = self._run_circuits(np.full_like(every, channel), every, images=images)
+            driven = vectors.any(axis=1)
+            return every[driven], self.neuron(channel).virtual.assign(vectors[driven])
+        labels, names = class_labels(images, len(self.class_names))
+        numbers = [names.index(name) if name in names else -2 for name in classes]
+        for name, number in zip(classes, numbers):
+            if not (labels == number).any():
+                raise StudyError(
+                    f"the images for validation show no {name!r}; their classes are {', '.join(names[:8])}"
+                )
+        samples = np.flatnonzero(np.isin(labels, numbers))
+        return samples, np.array([numbers.index(label) for label in labels[samples]], dtype=np.int64)
+
+    def ratios(self, gamma: float = 0.5, *, validation: Any = None, **how: Any) -> pd.DataFrame:
         """How well splits work on the whole: one for each gamma-polysemantic pair (Hesse et al., their average table).
 
         Parameters
         ----------
         gamma
             Pairs with a cosine below it; see :func:`pure_nb.relevance.gamma_polysemantic`.
+        validation, how
+            Of :meth:`split_of`: ``score``, ``ownership``, ``clamp``, ``held_out``.
 
         Returns
         -------
         DataFrame
             A row for each pair: ``channel``, ``class_1``, ``class_2``, ``cosine``, ``rho``; and the means of
-            :meth:`pure_nb.splitting.Split.table` over both classes: ``own`` (ratio of a class's own part to the whole
-            channel), ``other`` (of the other class's part), ``residual``. All four are NaN where a class has fewer
-            than two images. Pairs of one channel are not independent: average over its pairs first.
+            :meth:`pure_nb.splitting.Split.table` over both classes, of its positive and of its signed ratios:
+            ``positive_own`` and ``signed_own`` (a class's own part to the whole channel), ``positive_other`` and
+            ``signed_other`` (of the other class's part), ``positive_residual`` and ``signed_residual``. All are NaN
+            where a class has fewer than two images. Pairs of one channel are not independent: average over its pairs
+            first.
         """
-        key = self._classes_key() | {"step": "ratios", "p": self.parameters.p, "gamma": gamma}
-        return self.kept_table("ratios", key, lambda _: self._ratios(gamma))
+        if validation is not None:
+            how["validation"] = as_images(validation, "validation")
+        asked = {name: getattr(value, "fingerprint", value) for name, value in sorted(how.items())}
+        key = self._classes_key() | {"step": "ratios", "how": FORMAT["ratios"], "p": self.parameters.p, "gamma": gamma}
+        return self.kept_table("ratios", key | asked, lambda _: self._ratios(gamma, how))
 
-    def _ratios(self, gamma: float) -> pd.DataFrame:
+    def _ratios(self, gamma: float, how: dict[str, Any]) -> pd.DataFrame:
         rows: list[tuple[Any, ...]] = []
         chosen = gamma_polysemantic(self.pairs, gamma)
         pairs = chosen[["channel", "class_1", "class_2", "cosine"]].itertuples(index=False, name=None)
         for channel, *classes, value in tqdm(pairs, "splits", len(chosen), unit="pair", disable=not self.progress):
             if min(self.classes.images[self.class_names.index(name)] for name in classes) < 2:
-                rows.append((channel, *classes, value, *[np.nan] * 4))
+                rows.append((channel, *classes, value, *[np.nan] * 7))
                 continue
-            split = self.split_of(channel, classes)
+            split = self.split_of(channel, classes, **how)
             table = split.table()
             own, rest = table["part"] == table["images"], table["part"] == "residual"
-            means = [table["ratio"][which].mean() for which in (own, ~own & ~rest, rest)]
+            parts = (own, ~own & ~rest, rest)
+            means = [table[sums][which].mean() for sums in ("positive", "signed") for which in parts]
             rows.append((channel, *classes, value, split.rho, *means))
-        columns = ["channel", "class_1", "class_2", "cosine", "rho", "own", "other", "residual"]
-        return pd.DataFrame(rows, columns=columns)
+        ratios = [f"{sums}_{part}" for sums in ("positive", "signed") for part in ("own", "other", "residual")]
+        return pd.DataFrame(rows, columns=["channel", "class_1", "class_2", "cosine", "rho", *ratios])
 
     def pictures_of(self, name: str, count: int = 5) -> list[NDArray[np.uint8]]:
         """The first labelled images of a class, as pictures."""

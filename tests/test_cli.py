@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,11 @@ def call(*arguments: object) -> Result:
 
 def on(folder: Path, command: str, *arguments: object) -> Result:
     return call(command, folder / "small.toml", "--store", folder, *arguments)
+
+
+def plainly(result: Result) -> str:
+    """What a command said beside its result."""
+    return " ".join(result.stderr.split())
 
 
 def failed(result: Result, code: int = 1) -> str:
@@ -224,6 +230,60 @@ def test_split(finished: Path, tmp_path: Path, classes: list[str], score: str) -
     assert int((owner == 0).sum()) == int(re.search(r"(\d+) cloud", line)[1])  # type: ignore[index]
 
 
+def test_split_as_published(finished: Path) -> None:
+    how = ["--ownership", "published", "--score", "ratio", "--clamp", "positions"]
+    result = on(finished, "split", *CONV, "--channel", 0, "--classes", "cloud,atom", *how)
+    assert result.exit_code == 0, result.output
+    study = load_study(finished / "small.toml", store=finished).using(target=CONV[1], lower=CONV[3])
+    own = study.split_of(0, ["cloud", "atom"], "ratio", ownership="published", clamp="positions")
+    header, first = (line.split() for line in result.stdout.splitlines()[1:3])
+    assert header == own.table().columns.tolist()
+    assert first[2] == f"{own.table()['positive'][0]:.3f}"
+    counts = ", ".join(f"{(own.owner == part).sum()} {name}" for part, name in enumerate(["cloud", "atom"]))
+    assert f"rho = {own.rho:g}; sources: {counts}, " in result.stdout
+
+
+def test_split_of_a_channel_that_is_not_relevant(finished: Path) -> None:
+    """Its table is empty, and a sentence says why."""
+    result = on(finished, "split", *CONV, "--channel", 0, "--classes", "cloud,atom", "--share", 1)
+    assert result.exit_code == 0, result.output
+    assert "NaN" in result.stdout
+    assert "Mind: channel 0 has no ratios for 'cloud': of 25 validation images it is relevant in 0" in plainly(result)
+
+
+def test_split_judged_by_other_pictures(tmp_path: Path) -> None:
+    """Read as the study reads its own, and found by the names of their classes."""
+    for seed, name in enumerate(("own", "other")):
+        picture_folder(tmp_path / name, 24, 4, 12, seed)
+    shutil.copy(Path(__file__).with_name("small.py"), tmp_path / "networks.py")
+    text = """
+    [model]
+    source = "networks.py:plain"
+    [images]
+    source = "folder"
+    root = "own"
+    mean = [0.1, 0.2, 0.3]
+    std = [0.5, 0.5, 0.5]
+    resize = 12
+    crop = 12
+    [parameters]
+    target = "4"
+    lower = "input:4"
+    n = 6
+    share = 0.0
+    """
+    (tmp_path / "mine.toml").write_text(text)
+    asked = ["split", tmp_path / "mine.toml", "--store", tmp_path, "--channel", 1, "--classes", "class0,class3"]
+    result = CliRunner().invoke(app, [str(word) for word in [*asked, "--validation", tmp_path / "other"]])
+    assert result.exit_code == 0, result.output
+    study = load_study(tmp_path / "mine.toml", store=tmp_path, progress=False)
+    other = load_study(tmp_path / "mine.toml", data=tmp_path / "other").images
+    table = study.split_of(1, ["class0", "class3"], validation=other).table()
+    line = result.stdout.splitlines()[2].split()
+    assert line[2] == f"{table['positive'][0]:.3f}"
+    assert not table.equals(study.split_of(1, ["class0", "class3"], validation=study.images).table())
+
+
 def test_split_between_virtual_neurons(finished: Path) -> None:
     result = on(finished, "split", *CONV, "--channel", 5)
     assert result.exit_code == 0, result.output
@@ -278,6 +338,17 @@ def test_an_unknown_study(command: str) -> None:
         ("split", [*CONV, "--channel", "0", "--classes", "atm,cat"], "there is no class 'atm' among 48; near it: atom"),
         ("split", [*CONV, "--channel", "0", "--classes", "cat", "cat"], "two or more different classes, got"),
         ("split", [*CONV, "--channel", "0", "--score", "best"], "--score must be one of ratio, bounded, got 'best'"),
+        (
+            "split",
+            [*CONV, "--channel", "0", "--ownership", "ours"],
+            "--ownership must be one of symmetric, published",
+        ),
+        ("split", [*CONV, "--channel", "0", "--clamp", "all"], "--clamp must be one of channels, positions, got 'all'"),
+        (
+            "split",
+            [*CONV, "--channel", "0", "--validation", "."],
+            "--validation needs a study of pictures; glyph",
+        ),
         ("split", ["cat", *CONV, "--channel", "0"], "what is 'cat'? Classes come after --classes"),
         ("pairs", [*CONV, "--out", "pairs.xlsx"], "written to a .csv or .parquet file, got 'pairs.xlsx'"),
     ],
