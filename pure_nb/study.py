@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from pure_nb import models, truth
 from pure_nb.blocks import by_blocks
-from pure_nb.circuits import Seed, circuits
+from pure_nb.circuits import circuits
 from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
 from pure_nb.data import Images, Unreadable, class_labels
 from pure_nb.errors import ArgumentError, EmbedderError, ImageError, LayerError, StudyError, StudyWarning
@@ -39,7 +39,7 @@ from pure_nb.layers import INPUT, LayerShape, as_weights, get_layer, nearest_bel
 from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, checked, word
 from pure_nb.references import References, TopReferences
 from pure_nb.relevance import ClassRelevance, ClassStatistics, class_pairs, closed_form, gamma_polysemantic
-from pure_nb.render import Look, View, boxes, cropped, views
+from pure_nb.render import Crop, View, boxes, cropped, views
 from pure_nb.sources import as_images
 from pure_nb.splitting import Score, Split, channel_sources, part_activations
 from pure_nb.store import Arrays, New, Store, store_folder
@@ -648,8 +648,7 @@ class Study:
             sample = self.references.sample
             channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
             how: dict[str, Any] = {
-                "look": "activation" if wanted == "activation" else "crp",
-                "seed": "peak" if wanted == "peak" else "activation",
+                "crop": wanted,
                 "batch_size": min(self.batch_size, 16),
                 "device": self.device,
                 "store": blocks,
@@ -662,7 +661,7 @@ class Study:
             except LayerError as problem:
                 if len(self.references.grid) == 2 and wanted != "activation":
                     note = f"crops follow the activation map, since {problem}"
-                    how["look"] = "activation"
+                    how["crop"] = "activation"
                     found = boxes(self.model, self.images, channel, sample, target=layer, **how)
                 else:
                     note = f"crops are whole pictures, since {problem}"
@@ -680,21 +679,20 @@ class Study:
         """Bool ``[channels, n]``: which references drive their channel at all, by a positive activation."""
         return self.references.score > 0
 
-    def views(
-        self, channel: NDArray[np.int64], sample: NDArray[np.int64], look: Look = "crp", seed: Seed = "peak"
-    ) -> list[View]:
+    def views(self, channel: NDArray[np.int64], sample: NDArray[np.int64], crop: Crop | None = None) -> list[View]:
         """Pictures for pairs of a channel and an image, with the part that the channel looks at.
 
-        Unlike the paper's, they show what is behind the *maximum* of the activation; ``seed="activation"`` gives the
-        paper's. See :func:`pure_nb.render.heatmaps`. Where the rules of CRP do not fit the network, a warning says so
-        and the activation map is used, or the whole picture where the layer has no grid.
+        By the parameter ``crop``, or as told here; see :func:`pure_nb.render.heatmaps`. Where the rules of CRP do not
+        fit the network, a warning says so and the activation map is used, or the whole picture where the layer has no
+        grid.
         """
+        crop = crop or self.parameters.crop
         layer = self.parameters.target
         how: dict[str, Any] = {"batch_size": min(self.batch_size, 16), "device": self.device}
         try:
-            return views(self.model, self.images, channel, sample, target=layer, look=look, seed=seed, **how)
+            return views(self.model, self.images, channel, sample, target=layer, crop=crop, **how)
         except LayerError as problem:
-            if look == "crp" and len(self.references.grid) == 2:
+            if crop != "activation" and len(self.references.grid) == 2:
                 warnings.warn(f"the activation map is shown, since {problem}", StudyWarning, stacklevel=2)
                 return self.views(channel, sample, "activation")
             warnings.warn(f"whole pictures are shown, since {problem}", StudyWarning, stacklevel=2)
