@@ -31,7 +31,6 @@ from pure_nb.errors import (
 from pure_nb.layers import survey
 from pure_nb.loading import load_study, shipped_studies
 from pure_nb.relevance import Clamp, gamma_polysemantic
-from pure_nb.render import Look
 from pure_nb.splitting import Ownership, Score, Split, save_split
 from pure_nb.store import Result, Store, store_folder, write_atomically
 from pure_nb.study import Study, outdated
@@ -72,6 +71,10 @@ Share = Annotated[float | None, typer.Option(help="Share of the attribution that
 Mass = Annotated[float | None, typer.Option(help="Instead: the strongest channels that carry this part together.")]
 Start = Annotated[
     str | None, typer.Option("--start", help="Where relevance starts: activation (everywhere), peak, or unit.")
+]
+Crop = Annotated[
+    str | None,
+    typer.Option(help="What crops follow: peak (relevance from the maximum), crp (from all), activation (cheap)."),
 ]
 Often = Annotated[float | None, typer.Option(help="Part of a class's images in which a relevant channel is so.")]
 Neurons = Annotated[str | None, typer.Option(help="Which neurons: 3,17,21 or 0-31.")]
@@ -241,6 +244,7 @@ def plot(
     lower: Lower = None,
     rule: Rule = None,
     seed: Start = None,
+    crop: Crop = None,
     n: Count = None,
     skip_unreadable: Skip = False,
     count: Annotated[int, typer.Option(help="Images in each row.")] = 6,
@@ -274,7 +278,6 @@ def atlas(
         str | None, typer.Option(help="Names the virtual neurons: clip, mini-clip, open_clip:MODEL/TAG, with @FILE.")
     ] = None,
     count: Annotated[int, typer.Option(help="Reference images of each neuron that get a picture.")] = 100,
-    look: Annotated[str, typer.Option(help="What pictures are cropped to: crp, or activation (cheap).")] = "crp",
     home: Annotated[str, typer.Option(help="Address of a page to link back to.")] = "",
     data: Data = None,
     weights: Weights = None,
@@ -284,14 +287,13 @@ def atlas(
     lower: Lower = None,
     rule: Rule = None,
     seed: Start = None,
+    crop: Crop = None,
     n: Count = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
     skip_unreadable: Skip = False,
 ) -> None:
     """Write a static site with a page for every neuron, to read, search and share. Ctrl-C stops it; it goes on."""
-    if look not in get_args(Look):
-        raise StudyError(f"--look must be one of {', '.join(get_args(Look))}, got {look!r}")
     from pure_nb import atlas as site
 
     found = _study(locals())
@@ -306,7 +308,6 @@ def atlas(
         channels=_numbers(neurons) if neurons else None,
         methods=method or site.METHODS[:1],
         count=count,
-        look=look,  # type: ignore[arg-type]  # checked above
         embedder=judge,
         home=home,
     )
@@ -515,7 +516,7 @@ def evaluate(
     target: Target = None,
     lower: Lower = None,
     rule: Rule = None,
-    crop: Annotated[str | None, typer.Option(help="What crops follow: crp, peak, or activation (cheap).")] = None,
+    crop: Crop = None,
     n: Count = None,
     batch_size: BatchSize = None,
     workers: Workers = None,

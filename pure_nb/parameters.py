@@ -36,9 +36,9 @@ class Parameters:
     seed
         Where it starts: ``"activation"``, ``"peak"`` or ``"unit"``; see :func:`pure_nb.circuits.seeded`.
     crop
-        How reference images are cropped for embedders: ``"crp"``, by relevance from all positions as the paper;
-        ``"peak"``, by relevance from the maximum alone; or ``"activation"``, by the activation map, which is far
-        cheaper. See :func:`pure_nb.render.heatmaps`.
+        How reference images are cropped, for pictures and for embedders: ``"peak"``, by relevance from the maximum
+        alone, as the paper; ``"crp"``, by relevance from all positions; or ``"activation"``, by the activation map,
+        which is far cheaper. See :func:`pure_nb.render.heatmaps`.
     k
         Virtual neurons of each neuron; 0 chooses, neuron by neuron.
     random
@@ -59,7 +59,7 @@ class Parameters:
     by: By = "max"
     rule: Rule = "gradient"
     seed: Seed = "activation"
-    crop: Crop = "crp"
+    crop: Crop = "peak"
     k: int = 0
     random: int = 0
     share: float = 0.03

@@ -35,8 +35,8 @@ FORMAT = 1
 GRADIENT, LRP = "PURE gradient", "PURE LRP"
 
 CROPPED = {
-    "crp": "cropped to where relevance flows from all positions, as in the paper",
-    "peak": "cropped to where relevance flows from the maximum",
+    "peak": "cropped to where relevance flows from the maximum, as in the paper",
+    "crp": "cropped to where relevance flows from all positions",
     "activation": "cropped to where the activation map is high",
 }
 """The parameter ``crop`` in words."""

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from pure_nb import models, truth
 from pure_nb.blocks import by_blocks
-from pure_nb.circuits import Seed, circuits, propagate
+from pure_nb.circuits import circuits, propagate
 from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
 from pure_nb.data import Images, Unreadable, class_labels, readable
 from pure_nb.errors import ArgumentError, EmbedderError, ImageError, LayerError, StudyError, StudyWarning
@@ -59,7 +59,7 @@ from pure_nb.relevance import (
     gamma_polysemantic,
     pooled_inputs,
 )
-from pure_nb.render import Look, View, boxes, cropped, views
+from pure_nb.render import Crop, View, boxes, cropped, views
 from pure_nb.sources import as_images
 from pure_nb.splitting import (
     Ownership,
@@ -835,8 +835,8 @@ class Study:
         def compute(blocks: Store | None) -> tuple[Arrays, str]:
             sample = self.references.sample
             channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
-            look, why = self._fitting("activation" if wanted == "activation" else "crp")
-            if look is None:
+            crop, why = self._fitting(wanted)
+            if crop is None:
                 height, width = self.images.example.shape[-2:]
                 found = np.tile(np.array([0, 0, width, height], dtype=np.int32), (*sample.shape, 1))
                 return {"box": found}, f"crops are whole pictures, since {why}"
@@ -846,8 +846,7 @@ class Study:
                 channel,
                 sample,
                 target=self.parameters.target,
-                look=look,
-                seed="peak" if wanted == "peak" else "activation",
+                crop=crop,
                 batch_size=min(self.batch_size, 16),
                 device=self.device,
                 store=blocks,
@@ -861,30 +860,28 @@ class Study:
             warnings.warn(note, StudyWarning, stacklevel=3)
         return arrays["box"], note
 
-    def _fitting(self, look: Look) -> tuple[Look | None, str]:
+    def _fitting(self, crop: Crop) -> tuple[Crop | None, str]:
         """What pictures can be cropped to, None for nothing; and why, where that is not what was asked for."""
-        why = self._without_crp if look == "crp" else ""
-        if look == "crp" and not why:
-            return "crp", ""
+        why = "" if crop == "activation" else self._without_crp
+        if crop != "activation" and not why:
+            return crop, ""
         if len(self.references.grid) == 2:
             return "activation", why
-        return None, why or f"layer {self.parameters.target!r} has no grid of positions to scale up; use look='crp'"
+        return None, why or f"layer {self.parameters.target!r} has no grid of positions to scale up; use crop='peak'"
 
     @property
     def driven(self) -> NDArray[np.bool_]:
         """Bool ``[channels, n]``: which references drive their channel at all, by a positive activation."""
         return self.references.driven
 
-    def views(
-        self, channel: NDArray[np.int64], sample: NDArray[np.int64], look: Look = "crp", seed: Seed = "peak"
-    ) -> list[View]:
+    def views(self, channel: NDArray[np.int64], sample: NDArray[np.int64], crop: Crop | None = None) -> list[View]:
         """Pictures for pairs of a channel and an image, with the part that the channel looks at.
 
-        Unlike the paper's, they show what is behind the *maximum* of the activation; ``seed="activation"`` gives the
-        paper's. See :func:`pure_nb.render.heatmaps`. Where the rules of CRP do not fit the network, a warning says so
-        and the activation map is used, or the whole picture where the layer has no grid.
+        By the parameter ``crop``, or as told here; see :func:`pure_nb.render.heatmaps`. Where the rules of CRP do not
+        fit the network, a warning says so and the activation map is used, or the whole picture where the layer has no
+        grid.
         """
-        found, why = self._fitting(look)
+        found, why = self._fitting(crop or self.parameters.crop)
         if found is None:
             warnings.warn(f"whole pictures are shown, since {why}", StudyWarning, stacklevel=2)
             pictures = [self.images.picture(number) for number in sample.tolist()]
@@ -892,9 +889,7 @@ class Study:
         if why:
             warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=2)
         how: dict[str, Any] = {"batch_size": min(self.batch_size, 16), "device": self.here}
-        return views(
-            self.model, self.images, channel, sample, target=self.parameters.target, look=found, seed=seed, **how
-        )
+        return views(self.model, self.images, channel, sample, target=self.parameters.target, crop=found, **how)
 
     def crops_of(self, channel: int, ranks: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Crops of a channel's references of given ranks, as embedders see them: uint8 ``[side, side, 3]`` each."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,8 @@ from pure_nb.errors import ArgumentError, ImageError, LayerError, ModelError, No
 from pure_nb.glyphnet import GlyphNet
 from pure_nb.glyphs import GlyphScenes
 from pure_nb.loading import load_study, shipped_studies
+from pure_nb.parameters import Parameters
+from pure_nb.render import Crop, boxes, heatmaps, views
 from pure_nb.study import Study
 from pure_nb.truth import meanings
 from pure_nb.virtual import embed, virtual_neurons
@@ -390,8 +393,19 @@ def test_a_neuron(glyph_study: Study) -> None:
     expected = ", ".join(f"{name} {share:.0%}" for name, share in meanings(neuron.objects[parts[1]]))
     assert neuron.meanings(1) == expected
     assert (neuron.virtual.labels == virtual_neurons(neuron.vectors, 2).labels).all()
-    views = neuron.views([5, 0], "activation")
-    assert [view.sample for view in views] == neuron.sample[[5, 0]].tolist()
+    shown = neuron.views([5, 0], "activation")
+    assert [view.sample for view in shown] == neuron.sample[[5, 0]].tolist()
+
+
+def test_crops_have_one_default_and_views_follow_it(glyph_study: Study) -> None:
+    defaults = [signature(function).parameters["crop"].default for function in (heatmaps, views, boxes, Parameters)]
+    assert defaults == ["peak"] * 4  # the paper's
+    channel, sample = np.full(3, 4), glyph_study.references.sample[4, :3]
+    for crop in get_args(Crop):
+        expected = views(glyph_study.model, glyph_study.images, channel, sample, target="layer4", crop=crop)
+        for study, how in ((glyph_study.using(crop=crop), ()), (glyph_study, (crop,))):
+            for own, other in zip(study.neuron(4).views(range(3), *how), expected, strict=True):
+                np.testing.assert_array_equal(own.seen, other.seen)
 
 
 def test_virtual_from_the_store_is_the_same(glyph_study: Study) -> None:
