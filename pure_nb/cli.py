@@ -28,7 +28,6 @@ from pure_nb.errors import (
     StudyWarning,
     WordNetError,
 )
-from pure_nb.layers import survey
 from pure_nb.loading import load_study, shipped_studies
 from pure_nb.relevance import Clamp, gamma_polysemantic
 from pure_nb.splitting import Ownership, Score, Split, save_split
@@ -639,7 +638,7 @@ def info(
     for name, value in vars(found.parameters).items():
         typer.echo(f"  {name} = {value}")
     typer.echo("Layers that can be studied:")
-    for shape in survey(found.model, found.images.tensor(0)[None]):
+    for shape in found.survey():
         grid = " x ".join(str(size) for size in shape.grid) or "no positions"
         typer.echo(f"  {shape.name:<28} {shape.kind:<18} {shape.channels:>5} channels, {grid}")
     manifests = found.store.manifests() if found.store else []

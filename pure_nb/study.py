@@ -13,8 +13,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,8 +33,17 @@ from pure_nb import models, truth
 from pure_nb.blocks import by_blocks
 from pure_nb.circuits import circuits, propagate
 from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
-from pure_nb.data import Images, Unreadable, class_labels, readable
-from pure_nb.errors import ArgumentError, EmbedderError, ImageError, LayerError, StudyError, StudyWarning
+from pure_nb.data import Images, Unreadable, at_chance, batches, class_labels, readable, seen_labels
+from pure_nb.errors import (
+    ArgumentError,
+    EmbedderError,
+    ImageError,
+    LayerError,
+    ModelError,
+    PureError,
+    StudyError,
+    StudyWarning,
+)
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
 from pure_nb.layers import (
     INPUT,
@@ -46,6 +55,7 @@ from pure_nb.layers import (
     nearest_below,
     require,
     resting,
+    survey,
 )
 from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, checked, whole, word
 from pure_nb.references import References, TopReferences
@@ -100,7 +110,8 @@ FORMAT = {
     "virtual": 6,
     "layouts": 4,
     "neurons": 6,
-    "classes": 3,
+    "labels": 1,
+    "classes": 4,
     "boxes": 2,
     "embeddings": 2,
     "activations": 2,
@@ -137,6 +148,33 @@ is fitted to, and ARVs."""
 
 RUN = {"batch_size", "device", "workers", "skip_unreadable", "channels_last", "progress", "client"}
 """What a study can be told of how to run."""
+
+
+def repeated(model: nn.Module, images: Images) -> Images:
+    """Images for a network: grey ones with their channel three times, if it takes them so only."""
+    with suppress(ImageError), resting(model), torch.no_grad():  # what can't be read is said when it is needed
+        example = images.example[None].to(next((p.device for p in model.parameters()), "cpu"))
+        for channels in (None, 3) if example.shape[1] == 1 else ():
+            with suppress(Exception):  # whatever a network raises
+                model(as_weights(model, example.expand(-1, channels or 1, -1, -1)))
+                return replace(images, channels=channels) if channels else images
+    return images
+
+
+@contextmanager
+def _understood(example: torch.Tensor) -> Iterator[None]:
+    """What a network says to images that it can't take, in words."""
+    try:
+        yield
+    except PureError:
+        raise
+    except Exception as problem:  # whatever a network raises
+        raise ModelError(
+            f"the network can't take the images, tensors {list(example.shape)} of {example.dtype} (channels, height, "
+            f"width): {type(problem).__name__}: {next(iter(str(problem).splitlines()), '')}. Check their transform; "
+            "for a network of grey pictures say grey=True with a mean and std of one number (folder_images, "
+            "path_images, or a study's file), or use transforms.Grayscale()"
+        ) from problem
 
 
 def _require_device(device: str) -> None:
@@ -211,6 +249,8 @@ class Study:
         *,
         name: str = "mine",
         store: Path | str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         **options: Any,
     ) -> Study:
         """A study of your own network and data set.
@@ -226,6 +266,9 @@ class Study:
             Names of the two layers.
         name, store
             Results are kept in the folder ``store / name``; by default in the user's cache. Two studies may share both.
+        mean, std
+            The normalisation of the images, where they do not tell by themselves, as tensors and many transforms don't:
+            it is undone to look at them, and for embedders. See :func:`pure_nb.sources.as_images`.
         options
             Anything else of :class:`Parameters`, and how to run: ``device="cuda"``, ``batch_size=64``.
 
@@ -234,7 +277,7 @@ class Study:
         LayerError, ImageError
             If a layer or the images can't be used.
         """
-        wrapped = as_images(images, name)
+        wrapped = repeated(model, as_images(images, name, mean=mean, std=std))
         run = {option: options.pop(option) for option in RUN & set(options)}
         parameters = checked({"target": target, "lower": lower, **options})
         study = cls(name, model, wrapped, parameters, Store(store_folder(store) / word(name)), **run)
@@ -254,7 +297,14 @@ class Study:
         """How the target and the lower layer look; raises if they can't be studied together."""
         example = self.images.example[None]
         self.model.to(self.here)
-        return require(self.model, example.to(self.here), self.parameters.target, self.parameters.lower)
+        with _understood(example[0]):
+            return require(self.model, example.to(self.here), self.parameters.target, self.parameters.lower)
+
+    def survey(self) -> list[LayerShape]:
+        """All layers that can be studied: see :func:`pure_nb.layers.survey`."""
+        example = self.images.example[None].to(self.here)
+        with _understood(example[0]):
+            return survey(self.model.to(self.here), example)
 
     @property
     def here(self) -> str:
@@ -353,7 +403,7 @@ class Study:
             int64 ``[samples]``: labels as in :attr:`VirtualNeurons.labels`, with -1 for images that do not drive the
             channel.
         """
-        images = as_images(images)
+        images = repeated(self.model, as_images(images))
         every = np.arange(len(images)) if samples is None else np.asarray(samples, dtype=np.int64)
         vectors = self._run_circuits(np.full_like(every, channel), every, images=images)
         driven, target = [], self.parameters.target
@@ -391,15 +441,46 @@ class Study:
     @cached_property
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """The true class of each labelled image, an index into the network's outputs; and all their names."""
-        with resting(self.model), torch.no_grad():
-            example = self.labelled.example[None].to(self.here)
+        example = self.labelled.example[None].to(self.here)
+        with resting(self.model), torch.no_grad(), _understood(example[0]):
             logits = self.model.to(self.here)(as_weights(self.model, example))
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
             raise StudyError(
                 "classes need a network that puts out one tensor [images, classes]; "
                 f"{type(self.model).__name__} does not"
             )
-        return class_labels(self.labelled, logits.shape[1])
+        labels, names = class_labels(self.labelled, logits.shape[1])
+        doubt = "" if self.images.scenes else self._doubt(labels)
+        if doubt:
+            warnings.warn(
+                f"{doubt}, no more than by chance: what is said of classes will mean nothing. Are the classes in the "
+                f"order of the network's outputs ({', '.join(names[:3])} ...)? If not, name the folders by the numbers "
+                "of the outputs, from 0, or by ImageNet's WordNet ids. Are the images scaled and normalised as when "
+                "the network was trained?",
+                StudyWarning,
+                stacklevel=3,
+            )
+        return labels, names
+
+    def _doubt(self, labels: NDArray[np.int64]) -> str:
+        """How badly the network's answers to some images fit their labels, if they don't; kept, as it needs them."""
+
+        def compute(_: Store | None) -> tuple[Arrays, str]:
+            seen: list[int] = []
+            answers: list[NDArray[np.int64]] = []
+            with resting(self.model), torch.no_grad():
+                for batch in batches(self.labelled, seen_labels(labels).tolist(), batch_size=self.batch_size):
+                    if len(batch.samples):
+                        images = as_weights(self.model, batch.images.to(self.here))
+                        answers.append(self.model(images).argmax(dim=1).cpu().numpy())
+                        seen += batch.samples.tolist()
+            own, said = labels[seen], np.concatenate([np.empty(0, np.int64), *answers])
+            found = {"sample": np.array(seen, dtype=np.int64), "label": own, "answer": said}
+            right = f"the network's largest output is the label of {(own == said).sum()} of {len(own)} images of "
+            return found, f"{right}{self.labelled.name!r}" if at_chance(own, said) else ""
+
+        key = {"step": "labels", "format": FORMAT["labels"], **self.identity, "images": self.labelled.fingerprint}
+        return str(self._kept("labels", key, compute)[1])
 
     @cached_property
     def without_labels(self) -> str:
