@@ -22,9 +22,8 @@ from pure_nb.atlas import COLUMNS, CROP, METHODS, WHOLE, Atlas
 from pure_nb.cli import app
 from pure_nb.data import Images
 from pure_nb.embedders import Embedder
-from pure_nb.errors import ArgumentError, EmbedderError
+from pure_nb.errors import ArgumentError, EmbedderError, StudyError
 from pure_nb.glyphs import CLASSES
-from pure_nb.parameters import StudyError
 from pure_nb.virtual import CHOICES, cluster
 from tests.small import noise, picture_folder, plain
 
@@ -265,6 +264,6 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert said.exit_code == 0, said.output
     assert "3 neurons" in said.output
     assert {path.name for path in out.glob("[0-9]*.html")} == {"0.html", "1.html", "2.html"}
-    wrong = CliRunner().invoke(app, [*command, "--look", "sideways"])
+    wrong = CliRunner().invoke(app, [*command, "--crop", "sideways"])
     assert wrong.exit_code == 1
-    assert "--look must be one of" in wrong.output
+    assert "crop must be one of" in wrong.output
