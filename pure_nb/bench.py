@@ -186,7 +186,7 @@ def true_owners(world: World) -> dict[int, NDArray[np.int64]]:
     sample = study.references.sample
     unique, place = np.unique(sample, return_inverse=True)
     pooled: list[NDArray[Any]] = []
-    with resting(study.model.to(study.device)), torch.inference_mode():
+    with resting(study.model, study.device), torch.inference_mode():
         for batch in readable(study.images, unique.tolist(), batch_size=study.batch_size):
             entering = activations(study.model, batch.images.to(study.device), [INPUT + layer])[INPUT + layer]
             pooled.append(taps.pooled(entering).double().cpu().numpy())

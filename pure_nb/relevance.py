@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
-from pure_nb.layers import INPUT, OUTPUT, by_position, channel_axis, get_layer
+from pure_nb.layers import FOLDED, INPUT, OUTPUT, by_position, channel_axis, get_layer
 
 REPLICATES = 100
 """Bootstrap replicates that are kept beside each sum."""
@@ -484,7 +484,8 @@ def closed_form(model: nn.Module, layer: str, lower: str) -> nn.Module | None:
     A class made from these may compute something else with its weights, so it is left to vector-Jacobian products.
     """
     module = get_layer(model, layer)
-    return module if lower == INPUT + layer and type(module) in (nn.Conv2d, nn.Linear) else None
+    whole = FOLDED not in layer  # what each weight sees in a window can't be told from the tokens of all
+    return module if whole and lower == INPUT + layer and type(module) in (nn.Conv2d, nn.Linear) else None
 
 
 def cosine(first: NDArray[np.float64], second: NDArray[np.float64]) -> Any:

@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,7 @@ from pure_nb.concord import Concord, concord, similarity_matrix, with_similariti
 from pure_nb.data import Images, Unreadable, class_labels
 from pure_nb.errors import ArgumentError, EmbedderError, ImageError, LayerError, StudyError, StudyWarning
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
-from pure_nb.layers import INPUT, LayerShape, as_weights, get_layer, nearest_below, require, resting
+from pure_nb.layers import INPUT, LayerShape, get_layer, nearest_below, placed, require, require_output
 from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, checked, word
 from pure_nb.references import References, TopReferences
 from pure_nb.relevance import ClassRelevance, ClassStatistics, class_pairs, closed_form, gamma_polysemantic
@@ -57,15 +58,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FORMAT = {
-    "references": 3,
-    "circuits": 4,
-    "virtual": 5,
-    "layouts": 4,
-    "neurons": 6,
-    "classes": 3,
-    "boxes": 2,
-    "embeddings": 2,
-    "activations": 2,
+    "references": 4,
+    "circuits": 5,
+    "virtual": 6,
+    "layouts": 5,
+    "neurons": 7,
+    "classes": 4,
+    "boxes": 3,
+    "embeddings": 3,
+    "activations": 3,
 }
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
 
@@ -111,7 +112,7 @@ class Study:
         Where results are kept; None keeps them in memory only.
     batch_size, device, workers, skip_unreadable, channels_last, progress
         How to run: none of these is part of what a result depends on, but for the last digits of its numbers.
-        ``channels_last`` lays the network's own weights out in memory as many GPUs like them, as ``model.to`` would.
+        ``channels_last`` lays the network's weights out in memory as many GPUs like them, while it runs.
     client
         A Dask cluster to run on, from :func:`pure_nb.cluster.connect`; None runs here.
     """
@@ -147,8 +148,6 @@ class Study:
             raise StudyError(
                 f"the device {self.device!r} can't be used here: {str(problem).splitlines()[0]}"
             ) from problem
-        if self.channels_last:
-            self.model.to(memory_format=torch.channels_last)
 
     @classmethod
     def of(
@@ -201,9 +200,13 @@ class Study:
     @cached_property
     def shapes(self) -> tuple[LayerShape, LayerShape]:
         """How the target and the lower layer look; raises if they can't be studied together."""
-        example = self.images.example[None]
-        self.model.to(self._here)
-        return require(self.model, example.to(self._here), self.parameters.target, self.parameters.lower)
+        with placed(self.model, self._here):
+            example = self.images.example[None].to(self._here)
+            return require(self.model, example, self.parameters.target, self.parameters.lower)
+
+    def _laid_out(self) -> AbstractContextManager[nn.Module]:
+        """Within it, the network's weights lie in memory as asked for."""
+        return placed(self.model, layout=torch.channels_last if self.channels_last else None)
 
     @property
     def _here(self) -> str:
@@ -333,15 +336,14 @@ class Study:
     @cached_property
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """The true class of each labelled image, an index into the network's outputs; and all their names."""
-        with resting(self.model), torch.no_grad():
-            example = self.labelled.example[None].to(self._here)
-            logits = self.model.to(self._here)(as_weights(self.model, example))
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        with placed(self.model, self._here):
+            logits = require_output(self.model, self.labelled.example[None].to(self._here))
+        if logits.grid:
             raise StudyError(
                 "classes need a network that puts out one tensor [images, classes]; "
                 f"{type(self.model).__name__} does not"
             )
-        return class_labels(self.labelled, logits.shape[1])
+        return class_labels(self.labelled, logits.channels)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -595,19 +597,20 @@ class Study:
         return [self.labelled.picture(sample) for sample in chosen.tolist()]
 
     def _sweep(self, accumulators: list[Any], images: Images, shards: Store | None) -> list[Unreadable]:
-        return sweep(
-            self.model,
-            images,
-            accumulators,
-            batch_size=self.batch_size,
-            device=self.device,
-            workers=self.workers,
-            skip_unreadable=self.skip_unreadable,
-            precision=self.parameters.precision,
-            store=shards,
-            client=self.client,
-            progress=self.progress,
-        )
+        with self._laid_out():
+            return sweep(
+                self.model,
+                images,
+                accumulators,
+                batch_size=self.batch_size,
+                device=self.device,
+                workers=self.workers,
+                skip_unreadable=self.skip_unreadable,
+                precision=self.parameters.precision,
+                store=shards,
+                client=self.client,
+                progress=self.progress,
+            )
 
     def _split(self, vectors: Iterable[NDArray[np.float32]], parallel: Parallel | None = None) -> list[VirtualNeurons]:
         """Take channels apart, each by its relevance vectors, as the parameters say."""
@@ -832,20 +835,21 @@ class Study:
         self, channel: NDArray[np.int64], sample: NDArray[np.int64], images: Images | None = None, **how: Any
     ) -> NDArray[np.float32]:
         p = self.parameters
-        return circuits(
-            self.model,
-            self.images if images is None else images,
-            channel,
-            sample,
-            target=p.target,
-            lower=p.lower,
-            rule=p.rule,
-            seed=p.seed,
-            batch_size=self.batch_size,
-            device=self.device,
-            workers=self.workers,
-            **how,
-        )
+        with self._laid_out():
+            return circuits(
+                self.model,
+                self.images if images is None else images,
+                channel,
+                sample,
+                target=p.target,
+                lower=p.lower,
+                rule=p.rule,
+                seed=p.seed,
+                batch_size=self.batch_size,
+                device=self.device,
+                workers=self.workers,
+                **how,
+            )
 
     def _kept(
         self,
