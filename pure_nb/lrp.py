@@ -87,7 +87,7 @@ def require_fit(model: nn.Module, images: Tensor, target: str, composite: Compos
         try:
             with _put_back(model), reusing(composite).context(model):
                 found = activations(model, images, [target])[target]
-        except (RuntimeError, TypeError, AttributeError) as problem:
+        except (RuntimeError, TypeError, AttributeError, LayerError) as problem:
             raise LayerError(
                 f"the rules of layer-wise relevance propagation do not fit {type(model).__name__} ({problem}); {ADVICE}"
             ) from problem
