@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -21,7 +22,8 @@ from torch.utils.data import TensorDataset
 
 from pure_nb import models
 from pure_nb.data import Images
-from pure_nb.models import ModelError, fingerprint, load_model, load_weights, unwrapped
+from pure_nb.errors import ModelError
+from pure_nb.models import fingerprint, load_model, load_weights, unwrapped
 from pure_nb.study import Study
 
 
@@ -305,7 +307,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "two inputs": (Two, r"Two.forward\(x, meta, scale\) wants 'meta' and 'scale' besides the images"),
     "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), "'0.weight' of Sequential is made in the first forward pass"),
     "meta": (lambda: plain().to("meta"), "'0.weight' of Sequential is on the device 'meta' .*; load the weights"),
-    "inference": (inferred, r"'0.weight' of Sequential was made in torch.inference_mode\(\) .* make the network outside"),
+    "inference": (
+        inferred,
+        r"'0.weight' of Sequential was made in torch.inference_mode\(\) .* make the network outside",
+    ),
     "program": (lambda: torch.export.export(plain(), (noise(2),)), "got ExportedProgram; bring the module"),
     "exported": (
         lambda: torch.export.export(plain(), (noise(2),)).module(),
