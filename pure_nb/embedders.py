@@ -45,7 +45,7 @@ from torchvision import transforms
 from pure_nb import models
 from pure_nb.errors import EmbedderError, ModelError, PureError
 from pure_nb.glyphs import MEAN, STD
-from pure_nb.layers import INPUT, activations, by_position
+from pure_nb.layers import INPUT, activations, by_position, resting
 
 Picture = NDArray[np.uint8]
 Encode = Callable[[Sequence[Picture]], Any]
@@ -386,12 +386,12 @@ def from_network(
         if not linear:
             raise EmbedderError(f"{type(model).__name__} has no linear layer; name the layer whose output to take")
         layer = INPUT + linear[-1]
-    model.to(device).eval()
     steps = [transforms.Resize((size, size)), transforms.ToTensor(), transforms.Normalize(list(mean), list(std))]
     prepare = transforms.Compose(steps)
 
     def forward(images: Tensor) -> Tensor:
-        found = activations(model, images, [layer])[layer]
+        with resting(model, device):
+            found = activations(model, images, [layer])[layer]
         return found if found.ndim == 2 else by_position(found).mean(dim=2)
 
     return Embedder(name, _fingerprint(model, prepare, layer), _encoder(forward, prepare, device))

@@ -26,7 +26,7 @@ from zennit.torchvision import ResNetCanonizer
 from zennit.types import BatchNorm
 
 from pure_nb.errors import LayerError
-from pure_nb.layers import activations, cut, resting
+from pure_nb.layers import activations, cut, placed, resting
 
 ADVICE = "for circuits use rule='gradient', or bring a composite of zennit that is made for it as rule"
 
@@ -82,13 +82,12 @@ def require_fit(model: nn.Module, images: Tensor, target: str, composite: Compos
     LayerError
         If it does not, or not at all: the canonizers were made for networks of another kind.
     """
-    model.to(images.device)
-    with resting(model), torch.no_grad():
+    with resting(model, images.device), torch.no_grad():
         expected = activations(model, images, [target])[target]
         try:
             with _put_back(model), reusing(composite).context(model):
                 found = activations(model, images, [target])[target]
-        except (RuntimeError, TypeError, AttributeError) as problem:
+        except (RuntimeError, TypeError, AttributeError, LayerError) as problem:
             raise LayerError(
                 f"the rules of layer-wise relevance propagation do not fit {type(model).__name__} ({problem}); {ADVICE}"
             ) from problem
@@ -141,7 +140,8 @@ def require_rules(model: nn.Module, images: Tensor, lower: str | None, target: s
     """
     canonized = Composite(canonizers=composite.canonizers)
     # At rest within the context, as canonizers bring weights of their own.
-    with canonized.context(model.to(images.device)), resting(model), _Watch.over(model, composite) as watch, watch:
+    rest = placed(model, images.device), canonized.context(model), resting(model)
+    with rest[0], rest[1], rest[2], _Watch.over(model, composite) as watch, watch:
         cut(model, images, lower, target)
 
 

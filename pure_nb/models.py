@@ -21,6 +21,8 @@ import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from pure_nb.errors import ModelError
 from pure_nb.glyphnet import GlyphNet
@@ -222,9 +224,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises
     ------
     ModelError
-        If it is TorchScript, or quantised: hooks do not reach what the former computes, and no gradients lead through
-        the latter.
+        If it is TorchScript, an exported graph, or quantised: hooks do not reach what the first two compute, and no
+        gradients lead through the last; if it wants more than images, or has no weights to compute with.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"a network is a torch.nn.Module, got {type(model).__name__}; bring the module that it was made from"
+        )
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
@@ -243,7 +249,60 @@ def unwrapped(model: nn.Module) -> nn.Module:
                 f"layer {name!r} of {type(model).__name__} is quantised, and no gradients lead through it; bring the "
                 "network as it was before"
             )
+    _require_layers(model)
+    _require_image(model)
+    require_weights(model)
     return model
+
+
+def _require_layers(model: nn.Module) -> None:
+    """Refuse graphs whose weights are no module's any more, as torch.export makes them."""
+    if isinstance(model, GraphModule):
+        called = {node.target for node in model.graph.nodes if node.op == "call_module"}
+        weighty = [name for name, module in model.named_modules() if module._parameters]
+        if weighty and not any(name == one or name.startswith(f"{one}.") for one in called for name in weighty):
+            raise ModelError(
+                f"{type(model).__name__} is an exported graph, in which layers such as {weighty[0]!r} do not run as "
+                "modules and can't be watched; bring the torch.nn.Module that it was made from, with the same weights"
+            )
+
+
+def _require_image(model: nn.Module) -> None:
+    """Refuse networks that want more than a batch of images."""
+    try:
+        wanted = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # not to be had from all that can be called
+        return
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    names = [one.name for one in wanted if one.default is inspect.Parameter.empty and one.kind not in variadic]
+    if len(names) > 1:
+        raise ModelError(
+            f"{type(model).__name__}.forward({', '.join(names)}) wants {' and '.join(map(repr, names[1:]))} besides "
+            "the images, and is called with images alone; wrap it in a torch.nn.Module that fills in the rest"
+        )
+
+
+def require_weights(model: nn.Module) -> None:
+    """Check that a network has weights to compute with.
+
+    Raises
+    ------
+    ModelError
+        If some are not made yet (lazy layers), hold no numbers (on the device ``meta``), or can't be used for gradients
+        (made in inference mode).
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        reason = (
+            "is made in the first forward pass of a lazy layer; run the network on a batch of images first"
+            if isinstance(tensor, (UninitializedParameter, UninitializedBuffer))
+            else "is on the device 'meta' and holds no numbers; load the weights"
+            if tensor.is_meta
+            else "was made in torch.inference_mode() and can't be used for gradients; make the network outside it"
+            if tensor.is_inference()
+            else ""
+        )
+        if reason:
+            raise ModelError(f"{name!r} of {type(model).__name__} {reason}")
 
 
 def fingerprint(model: nn.Module) -> str:

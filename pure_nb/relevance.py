@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from pure_nb.data import Images, readable
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
-from pure_nb.layers import INPUT, OUTPUT, activations, by_position, channel_axis, get_layer, resting
+from pure_nb.layers import FOLDED, INPUT, OUTPUT, activations, by_position, channel_axis, get_layer, resting
 
 REPLICATES = 100
 """Bootstrap replicates that are kept beside each sum."""
@@ -145,7 +145,7 @@ def pooled_inputs(
     """
     taps, entrance = Taps.of(get_layer(model, layer)), INPUT + layer
     chosen, found = np.asarray(samples, dtype=np.int64).tolist(), []
-    with resting(model.to(device)), torch.inference_mode():
+    with resting(model, device), torch.inference_mode():
         for batch in readable(images, chosen, batch_size=batch_size, workers=workers):
             entering = activations(model, batch.images.to(device), [entrance])[entrance]
             found.append(taps.pooled(_full(entering)).double().cpu().numpy())
@@ -536,7 +536,8 @@ def closed_form(model: nn.Module, layer: str, lower: str) -> nn.Module | None:
     A class made from these may compute something else with its weights, so it is left to vector-Jacobian products.
     """
     module = get_layer(model, layer)
-    return module if lower == INPUT + layer and type(module) in (nn.Conv2d, nn.Linear) else None
+    whole = FOLDED not in layer  # what each weight sees in a window can't be told from the tokens of all
+    return module if whole and lower == INPUT + layer and type(module) in (nn.Conv2d, nn.Linear) else None
 
 
 def cosine(first: NDArray[np.float64], second: NDArray[np.float64]) -> Any:

@@ -25,7 +25,7 @@ from pure_nb.blocks import by_blocks
 from pure_nb.circuits import propagate
 from pure_nb.data import Images, readable
 from pure_nb.errors import ArgumentError, LayerError
-from pure_nb.layers import activations, resting
+from pure_nb.layers import activations, placed, resting
 from pure_nb.references import grouped
 from pure_nb.store import Store
 
@@ -151,7 +151,7 @@ def heatmaps(
         return
     unique, pairs_of = grouped(sample)
     image = 0
-    with resting(model.to(device)):
+    with resting(model, device):
         for batch in readable(images, unique.tolist(), batch_size=batch_size):
             with torch.no_grad():  # never across a yield, where it would reach the caller
                 output = activations(model, batch.images.to(device), [target])[target]
@@ -294,8 +294,6 @@ def boxes(
     """
     shape = np.shape(channel)
     channel, sample = np.ravel(channel), np.ravel(sample)
-    if client is not None:
-        model.to("cpu")  # to the workers it goes without a device
 
     def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.int32]:
         flows = heatmaps(
@@ -316,7 +314,8 @@ def boxes(
         return found
 
     how: dict[str, Any] = {"store": store, "progress": progress, "client": client}
-    return by_blocks(sample, compute, batch_size=batch_size, name="crops", unit="crop", **how).reshape(*shape, 4)
+    with placed(model, "cpu" if client else device):  # a cluster may have a device that this process has not
+        return by_blocks(sample, compute, batch_size=batch_size, name="crops", unit="crop", **how).reshape(*shape, 4)
 
 
 def resized(picture: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:

@@ -519,7 +519,6 @@ def part_activations(
             f"channel {channel} of layer {layer!r} has {module.weight.shape[1]} sources, the average relevance vectors "
             f"have {sources} entries, for {len(owner)} thresholds; pass one entry a source and at least one threshold"
         )
-    model.to(device)
     axis, original = _axis(module), np.ones((1, sources), dtype=np.bool_)
     stacked = _masked(module, channel, np.concatenate([*(_taken(own, k) for own in owner), original]))
     found = np.empty((2, len(samples), len(rhos) * (k + 1) + 1), dtype=np.float32)  # positive parts, signed sums
@@ -527,7 +526,7 @@ def part_activations(
     entrance = INPUT + layer
     layers, leaf = ([entrance], None) if classes is None else ([entrance, layer, OUTPUT], layer)
     start = 0
-    with resting(model), torch.no_grad():
+    with resting(model, device), torch.no_grad():
         for batch in readable(images, samples.tolist(), batch_size=batch_size, workers=workers):
             outputs = activations(model, batch.images.to(device), layers, leaf)
             entering = outputs[entrance]  # [B, C, H, W] also where the layer wants the channels last

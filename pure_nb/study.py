@@ -13,8 +13,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,8 +39,6 @@ from pure_nb.errors import (
     EmbedderError,
     ImageError,
     LayerError,
-    ModelError,
-    PureError,
     StudyError,
     StudyWarning,
 )
@@ -53,7 +51,9 @@ from pure_nb.layers import (
     by_position,
     get_layer,
     nearest_below,
+    placed,
     require,
+    require_output,
     resting,
     survey,
 )
@@ -106,15 +106,15 @@ T = TypeVar("T")
 
 FORMAT = {
     "references": 4,
-    "circuits": 4,
-    "virtual": 6,
-    "layouts": 4,
-    "neurons": 6,
+    "circuits": 5,
+    "virtual": 7,
+    "layouts": 5,
+    "neurons": 7,
     "labels": 1,
-    "classes": 4,
-    "boxes": 2,
-    "embeddings": 2,
-    "activations": 2,
+    "classes": 5,
+    "boxes": 3,
+    "embeddings": 3,
+    "activations": 3,
     "objects": 1,
     "ratios": 2,
 }
@@ -161,22 +161,6 @@ def repeated(model: nn.Module, images: Images) -> Images:
     return images
 
 
-@contextmanager
-def _understood(example: torch.Tensor) -> Iterator[None]:
-    """What a network says to images that it can't take, in words."""
-    try:
-        yield
-    except PureError:
-        raise
-    except Exception as problem:  # whatever a network raises
-        raise ModelError(
-            f"the network can't take the images, tensors {list(example.shape)} of {example.dtype} (channels, height, "
-            f"width): {type(problem).__name__}: {next(iter(str(problem).splitlines()), '')}. Check their transform; "
-            "for a network of grey pictures say grey=True with a mean and std of one number (folder_images, "
-            "path_images, or a study's file), or use transforms.Grayscale()"
-        ) from problem
-
-
 def _require_device(device: str) -> None:
     """Raise torch's own error if this process can't use a device, or if it computes nothing, as ``meta``."""
     torch.zeros(1, device=device).item()
@@ -198,7 +182,7 @@ class Study:
         Where results are kept; None keeps them in memory only.
     batch_size, device, workers, skip_unreadable, channels_last, progress
         How to run: none of these is part of what a result depends on, but for the last digits of its numbers.
-        ``channels_last`` lays the network's own weights out in memory as many GPUs like them, as ``model.to`` would.
+        ``channels_last`` lays the network's weights out in memory as many GPUs like them, while it runs.
     client
         A Dask cluster to run on, from :func:`pure_nb.cluster.connect`; None runs here.
     """
@@ -236,8 +220,6 @@ class Study:
             raise StudyError(
                 f"the device {self.device!r} can't be used here: {str(problem).splitlines()[0]}"
             ) from problem
-        if self.channels_last:
-            self.model.to(memory_format=torch.channels_last)
 
     @classmethod
     def of(
@@ -295,16 +277,18 @@ class Study:
     @cached_property
     def shapes(self) -> tuple[LayerShape, LayerShape]:
         """How the target and the lower layer look; raises if they can't be studied together."""
-        example = self.images.example[None]
-        self.model.to(self.here)
-        with _understood(example[0]):
-            return require(self.model, example.to(self.here), self.parameters.target, self.parameters.lower)
+        with placed(self.model, self.here):
+            example = self.images.example[None].to(self.here)
+            return require(self.model, example, self.parameters.target, self.parameters.lower)
 
     def survey(self) -> list[LayerShape]:
         """All layers that can be studied: see :func:`pure_nb.layers.survey`."""
-        example = self.images.example[None].to(self.here)
-        with _understood(example[0]):
-            return survey(self.model.to(self.here), example)
+        with placed(self.model, self.here):
+            return survey(self.model, self.images.example[None].to(self.here))
+
+    def _laid_out(self) -> AbstractContextManager[nn.Module]:
+        """Within it, the network's weights lie in memory as asked for."""
+        return placed(self.model, layout=torch.channels_last if self.channels_last else None)
 
     @property
     def here(self) -> str:
@@ -407,7 +391,7 @@ class Study:
         every = np.arange(len(images)) if samples is None else np.asarray(samples, dtype=np.int64)
         vectors = self._run_circuits(np.full_like(every, channel), every, images=images)
         driven, target = [], self.parameters.target
-        with resting(self.model.to(self.here)), torch.inference_mode():
+        with resting(self.model, self.here), torch.inference_mode():
             for batch in readable(images, every.tolist(), batch_size=self.batch_size, workers=self.workers):
                 maps = by_position(activations(self.model, batch.images.to(self.here), [target])[target])
                 driven += (maps[:, channel].amax(dim=1) > 0).tolist()
@@ -441,15 +425,14 @@ class Study:
     @cached_property
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """The true class of each labelled image, an index into the network's outputs; and all their names."""
-        example = self.labelled.example[None].to(self.here)
-        with resting(self.model), torch.no_grad(), _understood(example[0]):
-            logits = self.model.to(self.here)(as_weights(self.model, example))
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        with placed(self.model, self.here):
+            logits = require_output(self.model, self.labelled.example[None].to(self.here))
+        if logits.grid:
             raise StudyError(
                 "classes need a network that puts out one tensor [images, classes]; "
                 f"{type(self.model).__name__} does not"
             )
-        labels, names = class_labels(self.labelled, logits.shape[1])
+        labels, names = class_labels(self.labelled, logits.channels)
         doubt = "" if self.images.scenes else self._doubt(labels)
         if doubt:
             warnings.warn(
@@ -468,7 +451,7 @@ class Study:
         def compute(_: Store | None) -> tuple[Arrays, str]:
             seen: list[int] = []
             answers: list[NDArray[np.int64]] = []
-            with resting(self.model), torch.no_grad():
+            with resting(self.model, self.here), torch.no_grad():
                 for batch in batches(self.labelled, seen_labels(labels).tolist(), batch_size=self.batch_size):
                     if len(batch.samples):
                         images = as_weights(self.model, batch.images.to(self.here))
@@ -861,19 +844,20 @@ class Study:
         return [self.labelled.picture(sample) for sample in chosen.tolist()]
 
     def _sweep(self, accumulators: list[Any], images: Images, shards: Store | None) -> list[Unreadable]:
-        return sweep(
-            self.model,
-            images,
-            accumulators,
-            batch_size=self.batch_size,
-            device=self.device,
-            workers=self.workers,
-            skip_unreadable=self.skip_unreadable,
-            precision=self.parameters.precision,
-            store=shards,
-            client=self.client,
-            progress=self.progress,
-        )
+        with self._laid_out():
+            return sweep(
+                self.model,
+                images,
+                accumulators,
+                batch_size=self.batch_size,
+                device=self.device,
+                workers=self.workers,
+                skip_unreadable=self.skip_unreadable,
+                precision=self.parameters.precision,
+                store=shards,
+                client=self.client,
+                progress=self.progress,
+            )
 
     def _split(
         self, vectors: NDArray[np.float32], driven: NDArray[np.bool_], parallel: Parallel | None = None
@@ -1103,21 +1087,22 @@ class Study:
         self, channel: NDArray[np.int64], sample: NDArray[np.int64], images: Images | None = None, **how: Any
     ) -> NDArray[np.float32]:
         p = self.parameters
-        return circuits(
-            self.model,
-            self.images if images is None else images,
-            channel,
-            sample,
-            target=p.target,
-            lower=p.lower,
-            rule=p.rule,
-            seed=p.seed,
-            batch_size=self.batch_size,
-            device=self.device,
-            workers=self.workers,
-            client=self.client,
-            **how,
-        )
+        with self._laid_out():
+            return circuits(
+                self.model,
+                self.images if images is None else images,
+                channel,
+                sample,
+                target=p.target,
+                lower=p.lower,
+                rule=p.rule,
+                seed=p.seed,
+                batch_size=self.batch_size,
+                device=self.device,
+                workers=self.workers,
+                client=self.client,
+                **how,
+            )
 
     def _kept(
         self,

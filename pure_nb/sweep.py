@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from pure_nb.data import Images, Unreadable, batches
 from pure_nb.errors import ArgumentError
-from pure_nb.layers import activations, resting
+from pure_nb.layers import activations, placed, resting
 from pure_nb.precision import Precision, precisely
 from pure_nb.store import Store
 
@@ -176,7 +176,7 @@ def run_shard(
     if len(leaves) > 1:
         raise ArgumentError(f"one pass can keep the graph from one layer, not from each of {sorted(map(str, leaves))}")
     leaf = next(iter(leaves), None)
-    with resting(model):
+    with resting(model, device):
         for batch in batches(images, samples, batch_size=batch_size, workers=workers):
             yield from batch.unreadable
             if not len(batch.samples):
@@ -216,7 +216,7 @@ def shard_part(
     done(seen)
     saving, last = 0.0, perf_counter()
     events = run_shard(
-        job.model.to(job.device),
+        job.model,
         job.images,
         running,
         samples[seen:],
@@ -390,11 +390,10 @@ def sweep(
     LayerError, NonFiniteError
         From the layers and the accumulators.
     """
-    # To a cluster it goes without a device: this process need not have one.
-    model.to("cpu" if client else device)
     job = Job(model, images, accumulators, batch_size, device, workers, skip_unreadable, precision)
     cut = shards(len(images), batch_size)
-    with tqdm(total=len(images), desc="sweep", unit="img", disable=not progress) as bar:
+    bar = tqdm(total=len(images), desc="sweep", unit="img", disable=not progress)
+    with bar, placed(model, "cpu" if client else device):  # a cluster may have a device that this process has not
         if client is None:
             part = kept_part(job, cut, store, bar.update)
         else:

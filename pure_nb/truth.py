@@ -118,7 +118,7 @@ def activation_vectors(
         found[name][channel[pairs], rank[pairs]] = values.float().cpu().numpy()
 
     image = 0
-    with resting(model.to(device)), torch.inference_mode():
+    with resting(model, device), torch.inference_mode():
         for batch in readable(images, unique.tolist(), batch_size=batch_size):
             outputs = activations(model, batch.images.to(device), [lower, described])
             under = _cells_under(references.grid, tuple(outputs[lower].shape[2:]) if outputs[lower].ndim == 4 else ())

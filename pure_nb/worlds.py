@@ -91,7 +91,7 @@ class World:
             return lower
         if nearest == lower:
             return lower
-        with resting(base.model.to(base.here)), torch.inference_mode():
+        with resting(base.model, base.here), torch.inference_mode():
             found = activations(base.model, base.images.example[None].to(base.here), [lower, nearest])
         return lower if torch.equal(found[lower], found[nearest]) else nearest
 
