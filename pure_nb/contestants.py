@@ -30,9 +30,10 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
+from pure_nb.digests import digest
 from pure_nb.errors import ArgumentError, LayerError, ModelError, StudyError, StudyWarning
 from pure_nb.layers import get_layer, stage_before
-from pure_nb.lrp import default_composite, require_fit, require_rules
+from pure_nb.lrp import default_composite, ruled
 from pure_nb.models import function_in
 from pure_nb.parameters import NEAREST
 from pure_nb.relevance import closed_form
@@ -356,9 +357,8 @@ def contestants(world: World, embedders: Sequence[Embedder] = ()) -> list[Contes
         found.append(("activation at maximum", activations_of("activation at maximum")))
     try:
         example, rules = base.images.example[None].to(base.device), default_composite(base.model)
-        require_fit(base.model, example, target, rules)
-        require_rules(base.model, example, base.parameters.lower, target, rules)
-        found.append((LRP, circuits_of(rule="lrp", seed="activation")))
+        with ruled(base.model, example, base.parameters.lower, target, rules):
+            found.append((LRP, circuits_of(rule="lrp", seed="activation")))
     except LayerError as problem:
         warnings.warn(f"{LRP} is left out: {problem}", StudyWarning, stacklevel=2)
     own = world.study.parameters
@@ -396,4 +396,6 @@ def load_contestant(specification: str) -> Contestant:
         raise ModelError(
             f"{name!r} of {path!r} is a {type(answer).__name__}; expected a function from a world to parts"
         )
-    return Contestant(name, answer, fingerprint=f"{name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}")
+    return Contestant(
+        name, answer, fingerprint=f"{name} {digest(answer)} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
+    )

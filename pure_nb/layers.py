@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -190,12 +191,15 @@ def stage_before(model: nn.Module, layer: str) -> str | None:
 
 @contextmanager
 def resting(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode with frozen weights; both are put back afterwards."""
+    """The model in evaluation mode with frozen weights; both are put back afterwards. Nothing runs compiled."""
     training = {module: module.training for module in model.modules()}
     trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.eval().requires_grad_(False)
+    # What torch.compile made calls no hooks that were added later, in which case torch has loaded its compiler.
+    plainly = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     try:
-        yield model
+        with plainly:
+            yield model
     finally:
         for module, was in training.items():
             module.training = was

@@ -103,29 +103,58 @@ class World:
 
     def circuits(self, **changes: Any) -> NDArray[np.float32]:
         """Circuits by some recipe, without telling the answer: see :meth:`using` and :meth:`hidden`."""
-        return self.hidden(self.using(**changes).circuits)
+        study = self.using(**changes)
+        return self.hidden(study.circuits, study.parameters.lower)
 
-    def hidden(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Circuits in which the sources are not told apart by their own channels, ``[channels, n, lower channels]``.
+    def hidden(self, vectors: NDArray[np.float32], lower: str) -> NDArray[np.float32]:
+        """Circuits in which the sources are not told apart by channels of their own, ``[channels, n, lower channels]``.
 
         A residual block adds to its input. So right below it each source of a merged channel still has a channel of its
-        own, whose relevance *is* the answer; a natural neuron has one such channel and not two. Where the lower layer
-        is as wide as the planted one, the columns of the sources are therefore added up into one, as
-        :attr:`activations` does it. (Where the block has no identity shortcut, two columns of many are lost.)
+        own, whose relevance *is* the answer; a natural neuron has one such channel and not two. Such channels, which
+        the network itself tells (:func:`straight`), are added up into one. A source may lack one, as the channels do
+        that are new in a stage with padded shortcuts. Then that of the other would tell the two apart, and natural
+        neurons of that kind have none: they are set to 0.
 
         Parameters
         ----------
         vectors
             Circuits of this world's study, ``[channels, n, lower channels]``.
+        lower
+            The lower layer, as the network that is studied calls it.
         """
-        planting = self.planting
-        if planting is None or planting.early or vectors.shape[2] != planting.weight.shape[1]:
+        if self.planting is None:
             return vectors
-        found = vectors.copy()
-        for channel, group in enumerate(planting.groups):
+        found, straight = vectors.copy(), self._straight(lower)
+        for channel, group in enumerate(self.planting.groups):
             sources = sorted(set(group))
-            found[channel][:, sources[0]] = vectors[channel][:, sources].sum(axis=1)
-            found[channel][:, sources[1:]] = 0
+            if len(sources) == 1:
+                continue
+            own = np.flatnonzero(straight[sources].any(axis=0))
+            if straight[sources].any(axis=1).all():
+                found[channel][:, own[0]] = vectors[channel][:, own].sum(axis=1)
+                own = own[1:]
+            found[channel][:, own] = 0
+        return found
+
+    def _straight(self, lower: str) -> NDArray[np.bool_]:
+        """:func:`straight` for the sources: bool ``[channels, lower channels]``, False for what is no source."""
+        assert self.planting is not None
+        base, whole = self.base, f"{self.planting.layer}.whole"
+        if lower == f"{INPUT}{self.planting.target}":  # both read the same
+            lower = INPUT + whole
+        sources = np.unique(np.concatenate(self.planting.groups))
+        rows = straight(
+            self.study.model,
+            base.images,
+            sources,
+            base.references.sample[sources, 0],
+            target=whole,
+            lower=lower,
+            batch_size=base.batch_size,
+            device=base.device,
+        )
+        found = np.zeros((base.references.channels, rows.shape[1]), dtype=np.bool_)
+        found[sources] = rows
         return found
 
     @cached_property
@@ -155,6 +184,70 @@ class World:
                 own[:, sources] = 0
                 own[:, sources[0]] = merged
         return found
+
+
+class _Unmixed(TorchFunctionMode):
+    """Lets gradients through all but what mixes channels: convolutions but depthwise ones, and products of matrices."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function, and cut the graph behind it if it mixes."""
+        name, kwargs = getattr(function, "__name__", ""), kwargs or {}
+        found = function(*args, **kwargs)
+        if name not in LINEAR | PRODUCTS:
+            return found
+        weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+        depthwise = name.startswith("conv") and weight.shape[1] == 1 and kwargs.get("groups", args[-1]) == len(weight)
+        return found if depthwise else found.detach()
+
+
+def straight(
+    model: nn.Module,
+    images: Images,
+    channel: NDArray[np.int64],
+    sample: NDArray[np.int64],
+    *,
+    target: str,
+    lower: str,
+    batch_size: int = 32,
+    device: str = "cpu",
+) -> NDArray[np.bool_]:
+    """Which lower channels reach a channel straight, mixed with no other: through shortcuts, and what does not mix.
+
+    These are where the channel's gradient does not vanish if it may not pass through convolutions and products of
+    matrices. Shortcuts may pad, subsample, permute and concatenate. Norms over the channels mix a little, so that a
+    lower channel counts from half the strongest gradient.
+
+    Parameters
+    ----------
+    model, images
+        What to run over what.
+    channel, sample
+        int64 ``[P]`` each: channels of the target layer, and for each an image in which it is active.
+    target, lower
+        The layers.
+    batch_size, device
+        As for :func:`pure_nb.sweep.sweep`.
+
+    Returns
+    -------
+    ndarray
+        bool ``[P, lower channels]``.
+    """
+    rows: list[NDArray[np.bool_]] = []
+    order = np.argsort(sample, kind="stable")
+    unique, place = np.unique(sample, return_inverse=True)
+    with resting(model.to(device)):
+        for batch in readable(images, unique.tolist(), batch_size=batch_size):
+            which = order[np.isin(sample[order], batch.samples)]
+            pictures = batch.images[place[which] - place[which].min()].to(device)
+            with _Unmixed():
+                leaf, top = cut(model, pictures, lower, target, strict=False)
+            start = seeded(top, torch.from_numpy(channel[which]).to(device))
+            flow = torch.autograd.grad(top, leaf, start)[0] if top.requires_grad else torch.zeros_like(leaf)
+            strength = by_position(flow).abs().sum(dim=2).cpu().numpy()
+            rows.append((strength > 0) & (strength >= strength.max(axis=1, keepdims=True) / 2))
+    found: NDArray[np.bool_] = np.concatenate(rows)[np.argsort(order, kind="stable")]
+    return found
 
 
 def objects_world(study: Study) -> World:
