@@ -16,14 +16,36 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from pure_nb.circuits import seeded
+from pure_nb.data import Images, readable
 from pure_nb.errors import LayerError, PlantingError, StudyError, StudyWarning
-from pure_nb.layers import INPUT, activations, nearest_below, resting
+from pure_nb.layers import INPUT, activations, by_position, nearest_below, resting
+from pure_nb.lrp import LINEAR
 from pure_nb.parameters import NEAREST
 from pure_nb.planting import Groups, How, Planting, contributions, draw, drivers, likeness_of, plant, shares
 from pure_nb.relevance import closed_form, dense_weight
 from pure_nb.study import Study
 from pure_nb.truth import COMMON, activation_vectors
+
+PRODUCTS = frozenset(
+    (
+        "__matmul__",
+        "addmm",
+        "baddbmm",
+        "bilinear",
+        "bmm",
+        "einsum",
+        "matmul",
+        "mm",
+        "multi_head_attention_forward",
+        "scaled_dot_product_attention",
+        "tensordot",
+    )
+)
+"""Functions that mix channels, besides those of :data:`pure_nb.lrp.LINEAR`."""
 
 CLEAR = 2 / 3
 """A reference image is clear if one source brought at least this part of what drove it."""
@@ -139,7 +161,9 @@ class World:
     def _straight(self, lower: str) -> NDArray[np.bool_]:
         """:func:`straight` for the sources: bool ``[channels, lower channels]``, False for what is no source."""
         assert self.planting is not None
-        base, whole = self.base, f"{self.planting.layer}.whole"
+        if lower in self._known:
+            return self._known[lower]
+        base, whole, name = self.base, f"{self.planting.layer}.whole", lower
         if lower == f"{INPUT}{self.planting.target}":  # both read the same
             lower = INPUT + whole
         sources = np.unique(np.concatenate(self.planting.groups))
@@ -153,9 +177,14 @@ class World:
             batch_size=base.batch_size,
             device=base.device,
         )
-        found = np.zeros((base.references.channels, rows.shape[1]), dtype=np.bool_)
-        found[sources] = rows
-        return found
+        self._known[name] = np.zeros((base.references.channels, rows.shape[1]), dtype=np.bool_)
+        self._known[name][sources] = rows
+        return self._known[name]
+
+    @cached_property
+    def _known(self) -> dict[str, NDArray[np.bool_]]:
+        """What :meth:`_straight` has found, by the lower layer."""
+        return {}
 
     @cached_property
     def activations(self) -> dict[str, NDArray[np.float32]]:
@@ -176,6 +205,9 @@ class World:
             batch_size=study.batch_size,
             device=study.device,
         )
+        for name in ("lower activation", "lower activation at maximum"):
+            if name in found:
+                found[name] = self.hidden(found[name], study.parameters.lower)
         for name in ("activation", "activation at maximum"):
             for channel, group in enumerate(planting.groups):
                 own, sources = found[name][channel], sorted(set(group))
@@ -193,11 +225,16 @@ class _Unmixed(TorchFunctionMode):
         """Call a function, and cut the graph behind it if it mixes."""
         name, kwargs = getattr(function, "__name__", ""), kwargs or {}
         found = function(*args, **kwargs)
-        if name not in LINEAR | PRODUCTS:
-            return found
-        weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
-        depthwise = name.startswith("conv") and weight.shape[1] == 1 and kwargs.get("groups", args[-1]) == len(weight)
-        return found if depthwise else found.detach()
+        if name in ("conv1d", "conv2d", "conv3d"):
+            weight, groups = kwargs.get("weight", args[1:2]), kwargs.get("groups", args[6:7] or 1)
+            weight, groups = (it[0] if isinstance(it, tuple) else it for it in (weight, groups))
+            if groups > 1 and weight.shape[1] == 1:
+                return found
+        if name in LINEAR | PRODUCTS:
+            if isinstance(found, Tensor):
+                return found.detach()
+            return tuple(None if one is None else one.detach() for one in found)
+        return found
 
 
 def straight(
@@ -233,21 +270,21 @@ def straight(
     ndarray
         bool ``[P, lower channels]``.
     """
-    rows: list[NDArray[np.bool_]] = []
-    order = np.argsort(sample, kind="stable")
-    unique, place = np.unique(sample, return_inverse=True)
+    found: Any = None
     with resting(model.to(device)):
-        for batch in readable(images, unique.tolist(), batch_size=batch_size):
-            which = order[np.isin(sample[order], batch.samples)]
-            pictures = batch.images[place[which] - place[which].min()].to(device)
+        for batch in readable(images, np.unique(sample).tolist(), batch_size=batch_size):
+            own = np.flatnonzero(np.isin(sample, batch.samples))
+            pictures = batch.images[np.searchsorted(batch.samples, sample[own])].to(device)
             with _Unmixed():
-                leaf, top = cut(model, pictures, lower, target, strict=False)
-            start = seeded(top, torch.from_numpy(channel[which]).to(device))
-            flow = torch.autograd.grad(top, leaf, start)[0] if top.requires_grad else torch.zeros_like(leaf)
+                outputs = activations(model, pictures, [lower, target], leaf=lower)
+            leaf, top = outputs[lower], outputs[target]
+            flow = torch.zeros_like(leaf)
+            if top.requires_grad:
+                (flow,) = torch.autograd.grad(top, leaf, seeded(top, torch.from_numpy(channel[own]).to(device)))
             strength = by_position(flow).abs().sum(dim=2).cpu().numpy()
-            rows.append((strength > 0) & (strength >= strength.max(axis=1, keepdims=True) / 2))
-    found: NDArray[np.bool_] = np.concatenate(rows)[np.argsort(order, kind="stable")]
-    return found
+            found = np.zeros((len(channel), strength.shape[1]), dtype=np.bool_) if found is None else found
+            found[own] = (strength > 0) & (strength >= strength.max(axis=1, keepdims=True) / 2)
+    return np.asarray(found, dtype=np.bool_)
 
 
 def objects_world(study: Study) -> World:
