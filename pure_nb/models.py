@@ -192,7 +192,7 @@ def _from_file(path: Path, name: str, options: dict[str, Any]) -> nn.Module:
     return model
 
 
-def read_weights(path: Path | str) -> dict[str, Tensor]:
+def read_weights(path: Path | str) -> dict[str, Any]:
     """Read a state dictionary from a file, safetensors or a torch file of tensors alone; never unpickles anything else.
 
     Raises
@@ -204,7 +204,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"there is no file of weights {str(path)!r}")
     try:
-        state: dict[str, Tensor]
+        state: dict[str, Any]
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:

@@ -85,6 +85,8 @@ def explorer(
     """
     if not values or (others is not None and not others):
         raise ArgumentError("an explorer needs at least one value to show")
+    if start is not None and start not in values:
+        raise ArgumentError(f"an explorer starts at one of its values {list(values)}, got {start!r}")
     axes = [(label, list(values), 0 if start is None else list(values).index(start))]
     if others is not None:
         axes.append((other, list(others), 0))

@@ -22,9 +22,8 @@ from pure_nb.atlas import COLUMNS, CROP, METHODS, WHOLE, Atlas
 from pure_nb.cli import app
 from pure_nb.data import Images
 from pure_nb.embedders import Embedder
-from pure_nb.errors import ArgumentError
+from pure_nb.errors import ArgumentError, StudyError
 from pure_nb.glyphs import CLASSES
-from pure_nb.parameters import StudyError
 from pure_nb.virtual import CHOICES, cluster
 from tests.small import noise, picture_folder, plain
 

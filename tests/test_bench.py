@@ -39,9 +39,8 @@ from pure_nb.bench import (
     true_owners,
 )
 from pure_nb.contestants import Contestant, Parts, by_mixture, circuits_of, random_parts
-from pure_nb.data import ImageError, Images
-from pure_nb.errors import ArgumentError
-from pure_nb.parameters import StudyError
+from pure_nb.data import Images
+from pure_nb.errors import ArgumentError, ImageError, StudyError
 from pure_nb.study import Study
 from pure_nb.truth import interval
 from pure_nb.virtual import cluster, virtual_neurons

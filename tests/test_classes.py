@@ -17,16 +17,14 @@ from pure_nb import load_study
 from pure_nb import study as study_module
 from pure_nb import sweep as sweep_module
 from pure_nb.concord import concord, similarity_matrix
-from pure_nb.data import ImageError, Images
-from pure_nb.errors import ArgumentError
+from pure_nb.data import Images
+from pure_nb.errors import ArgumentError, ImageError, NonFiniteError, StudyError, WordNetError
 from pure_nb.layers import get_layer
-from pure_nb.parameters import StudyError
-from pure_nb.references import NonFiniteError
 from pure_nb.relevance import ClassRelevance, class_pairs, gamma_polysemantic
 from pure_nb.splitting import SplitChannel, owners, split_channel
 from pure_nb.study import Study
 from pure_nb.sweep import sweep
-from pure_nb.wordnet import WordNetError, shipped_wordnet
+from pure_nb.wordnet import shipped_wordnet
 
 CLASSES = ["cat", "cow", "hammer", "urn"]
 

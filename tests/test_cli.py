@@ -25,11 +25,10 @@ from typer.testing import CliRunner, Result
 from pure_nb import circuits as circuits_module
 from pure_nb import load_study
 from pure_nb.cli import _numbers, app
-from pure_nb.parameters import StudyError
+from pure_nb.errors import StudyError, WordNetError
 from pure_nb.references import TopReferences
 from pure_nb.splitting import load_split
 from pure_nb.study import Study
-from pure_nb.wordnet import WordNetError
 
 TOML = """\
 name = "small"

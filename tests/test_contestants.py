@@ -48,8 +48,8 @@ from pure_nb.contestants import (
     sparse_codes,
     split_by,
 )
-from pure_nb.models import ModelError, load_model
-from pure_nb.parameters import StudyError, StudyWarning
+from pure_nb.errors import ModelError, StudyError, StudyWarning
+from pure_nb.models import load_model
 from pure_nb.splitting import SHARED
 from pure_nb.study import Study
 from pure_nb.virtual import cluster

@@ -26,8 +26,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from pure_nb import data, glyphs
-from pure_nb.data import ImageError, Images, batches, class_labels, readable, spoken
-from pure_nb.errors import ArgumentError
+from pure_nb.data import Images, batches, class_labels, readable, spoken
+from pure_nb.errors import ArgumentError, ImageError
 from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene
 from pure_nb.sources import as_images, folder_images, glyph_images, path_images, preprocessing
 
@@ -769,7 +769,7 @@ def test_an_error_in_the_loop_leaves_no_thread_behind() -> None:
         for batch in batches(Images(Items(noise(12))), range(12), batch_size=4):
             raise ValueError(len(batch.samples))
 
-    with pytest.raises(ArgumentError, match="4"):
+    with pytest.raises(ValueError, match="4"):
         fails()
     gc.collect()
     assert soon(lambda: not readers())

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from pure_nb.embedders import (
     Embedder,
-    EmbedderError,
     WordTokenizer,
     clip,
     from_network,
@@ -32,6 +31,7 @@ from pure_nb.embedders import (
     mini_dino,
     pixels,
 )
+from pure_nb.errors import EmbedderError
 from pure_nb.glyphs import CLASSES, GlyphObjects
 
 TINY = {

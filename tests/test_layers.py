@@ -11,9 +11,9 @@ from small import Attention, Tokens, noise, plain, stirred
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pure_nb.errors import LayerError
 from pure_nb.layers import (
     OUTPUT,
-    LayerError,
     activations,
     by_position,
     channel_axis,

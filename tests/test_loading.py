@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 from small import Items, noise, picture_folder
 
-from pure_nb.data import ImageError
+from pure_nb.errors import ImageError, StudyError
 from pure_nb.loading import load_study
-from pure_nb.parameters import StudyError
 from pure_nb.sources import glyph_images
 
 TOML = """\

@@ -23,7 +23,7 @@ from zennit.torchvision import ResNetCanonizer
 
 from pure_nb.circuits import circuits
 from pure_nb.data import Images
-from pure_nb.layers import LayerError
+from pure_nb.errors import LayerError
 from pure_nb.lrp import TimmResNetCanonizer, default_composite, require_rules, reusing, ruled
 from pure_nb.models import fingerprint
 

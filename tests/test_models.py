@@ -32,7 +32,8 @@ from torch.utils.data import TensorDataset
 
 from pure_nb import models
 from pure_nb.data import Images
-from pure_nb.models import ModelError, fingerprint, load_model, load_weights, unwrapped
+from pure_nb.errors import ModelError
+from pure_nb.models import fingerprint, load_model, load_weights, unwrapped
 from pure_nb.study import Study
 
 

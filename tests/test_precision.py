@@ -12,8 +12,8 @@ from small import Items, noise, plain
 
 from pure_nb.circuits import circuits
 from pure_nb.data import Images
-from pure_nb.errors import ArgumentError
-from pure_nb.parameters import StudyError, checked
+from pure_nb.errors import ArgumentError, StudyError
+from pure_nb.parameters import checked
 from pure_nb.precision import PRECISIONS, precisely
 from pure_nb.references import TopReferences
 from pure_nb.study import Study

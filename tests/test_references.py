@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pure_nb.errors import ArgumentError
-from pure_nb.layers import LayerError
-from pure_nb.references import By, NonFiniteError, References, TopReferences, grouped
+from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
+from pure_nb.references import By, References, TopReferences, grouped
 from pure_nb.store import Store
 
 SHAPES = {"conv": (5, 3, 4), "tokens": (6, 5), "flat": (5,)}

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import ResNetCanonizer
 
-from pure_nb.data import ImageError, Images
+from pure_nb.data import Images
+from pure_nb.errors import ImageError, LayerError
 from pure_nb.glyphs import GlyphScenes
-from pure_nb.layers import LayerError, activations
+from pure_nb.layers import activations
 from pure_nb.render import View, heatmaps, seen, square_around, views
 
 

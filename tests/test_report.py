@@ -18,11 +18,10 @@ from small import Items, Tokens, noise, plain
 
 from pure_nb import blocks, report
 from pure_nb.data import Images
-from pure_nb.embedders import Embedder, EmbedderError, mini_clip, pixels
-from pure_nb.evaluation import EvaluationError, distance_table, intra_inter, pair_distances
+from pure_nb.embedders import Embedder, mini_clip, pixels
+from pure_nb.errors import EmbedderError, EvaluationError, LayerError, StudyError
+from pure_nb.evaluation import distance_table, intra_inter, pair_distances
 from pure_nb.evaluation_plots import named_parts_figure
-from pure_nb.layers import LayerError
-from pure_nb.parameters import StudyError
 from pure_nb.render import CROP_BLUR, boxes, views
 from pure_nb.report import GRADIENT, LRP, WHOLE, descriptions, evaluate, namer, part_names, write
 from pure_nb.store import Store

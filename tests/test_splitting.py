@@ -21,11 +21,10 @@ from small import Items, Tokens, noise, plain, stirred
 from torch import Tensor, nn
 
 from pure_nb.circuits import circuits
-from pure_nb.data import ImageError, Images
-from pure_nb.errors import ArgumentError, ModelError
+from pure_nb.data import Images
+from pure_nb.errors import ArgumentError, ImageError, LayerError, ModelError, NonFiniteError
 from pure_nb.glyphs import GlyphScenes
-from pure_nb.layers import LayerError, activations, get_layer, survey
-from pure_nb.references import NonFiniteError
+from pure_nb.layers import activations, get_layer, survey
 from pure_nb.splitting import (
     RHOS,
     PartActivations,

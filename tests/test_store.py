@@ -23,8 +23,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pure_nb.errors import ArgumentError
-from pure_nb.store import Store, StoreError, StoreWarning, fingerprint, write_atomically
+from pure_nb.errors import StoreError, StoreWarning
+from pure_nb.store import Store, fingerprint, write_atomically
 
 KEY = {"step": "x", "n": 3, "weights": "abc"}
 DTYPES = st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.int32, np.int8, np.uint8, np.bool_])
@@ -213,7 +213,7 @@ def test_arrays_in_files(tmp_path: Path) -> None:
     found = store.load_mapped("name", KEY)
     assert isinstance(found, np.memmap)
     np.testing.assert_array_equal(found, values)
-    with pytest.raises(ArgumentError, match="read-only"):
+    with pytest.raises(ValueError, match="read-only"):
         found[0, 0] = 1
 
 
@@ -236,7 +236,8 @@ def test_a_full_disk(tmp_path: Path) -> None:
 import resource, signal
 import numpy as np, pandas as pd
 from pathlib import Path
-from pure_nb.store import Store, StoreError
+from pure_nb.store import Store
+from pure_nb.errors import StoreError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 store = Store(Path({str(tmp_path)!r}))

@@ -20,16 +20,11 @@ import pure_nb
 from pure_nb import blocks
 from pure_nb import study as study_module
 from pure_nb import sweep as sweep_module
-from pure_nb.data import ImageError, Images
-from pure_nb.errors import ArgumentError
+from pure_nb.data import Images
+from pure_nb.errors import ArgumentError, ImageError, LayerError, ModelError, NonFiniteError, StoreWarning, StudyError
 from pure_nb.glyphnet import GlyphNet
 from pure_nb.glyphs import GlyphScenes
-from pure_nb.layers import LayerError
 from pure_nb.loading import load_study, shipped_studies
-from pure_nb.models import ModelError
-from pure_nb.parameters import StudyError
-from pure_nb.references import NonFiniteError
-from pure_nb.store import StoreWarning
 from pure_nb.study import Study
 from pure_nb.truth import meanings
 from pure_nb.virtual import embed, virtual_neurons

@@ -12,12 +12,11 @@ import torch
 from small import Items, noise, picture_folder, plain
 
 from pure_nb import sweep as module
-from pure_nb.data import ImageError, Images, Unreadable
-from pure_nb.errors import ArgumentError
-from pure_nb.layers import LayerError
-from pure_nb.references import NonFiniteError, TopReferences
+from pure_nb.data import Images, Unreadable
+from pure_nb.errors import ImageError, LayerError, NonFiniteError, StoreWarning
+from pure_nb.references import TopReferences
 from pure_nb.sources import folder_images
-from pure_nb.store import Store, StoreWarning
+from pure_nb.store import Store
 from pure_nb.sweep import shards, sweep
 
 
@@ -193,7 +192,7 @@ def test_images_of_different_shapes() -> None:
 
 
 def test_batches_of_different_shapes() -> None:
-    with pytest.raises(ArgumentError, match="resize and crop"):
+    with pytest.raises(ImageError, match="resize and crop"):
         run(Images(Items([*noise(4), *noise(4, 16)])))
 
 

@@ -14,8 +14,8 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 from small import Items, Tokens, noise, plain
 from torch import nn
 
-from pure_nb.data import ImageError, Images
-from pure_nb.errors import ArgumentError
+from pure_nb.data import Images
+from pure_nb.errors import ArgumentError, ImageError
 from pure_nb.glyphs import CLASSES, SIZE, GlyphScenes
 from pure_nb.references import References, TopReferences
 from pure_nb.sweep import sweep

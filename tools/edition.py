@@ -29,14 +29,11 @@ from torch import nn
 
 from pure_nb import atlas, load_study, shipped_studies
 from pure_nb.circuits import circuits
-from pure_nb.data import ImageError
-from pure_nb.errors import PureError
+from pure_nb.errors import ImageError, LayerError, PureError, StudyError, WordNetError
 from pure_nb.glyphnet import GlyphNet
-from pure_nb.layers import INPUT, LayerError, get_layer, parsed
+from pure_nb.layers import INPUT, get_layer, parsed
 from pure_nb.models import USER
-from pure_nb.parameters import StudyError
 from pure_nb.study import Study
-from pure_nb.wordnet import WordNetError
 
 ROOT = Path(__file__).parents[1]
 
