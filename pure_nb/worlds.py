@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pure_nb.circuits import seeded
-from pure_nb.data import Images, readable
 from pure_nb.errors import LayerError, PlantingError, StudyError, StudyWarning
 from pure_nb.layers import INPUT, activations, by_position, nearest_below, resting
 from pure_nb.lrp import LINEAR
@@ -46,6 +45,31 @@ PRODUCTS = frozenset(
     )
 )
 """Functions that mix channels, besides those of :data:`pure_nb.lrp.LINEAR`."""
+
+RECTIFIERS = frozenset(
+    (
+        "celu",
+        "clamp",
+        "elu",
+        "elu_",
+        "gelu",
+        "hardswish",
+        "hardtanh",
+        "hardtanh_",
+        "leaky_relu",
+        "leaky_relu_",
+        "mish",
+        "prelu",
+        "relu",
+        "relu6",
+        "relu_",
+        "selu",
+        "silu",
+        "softplus",
+        "threshold",
+    )
+)
+"""Functions of each number alone, that let large ones through."""
 
 CLEAR = 2 / 3
 """A reference image is clear if one source brought at least this part of what drove it."""
@@ -167,16 +191,8 @@ class World:
         if lower == f"{INPUT}{self.planting.target}":  # both read the same
             lower = INPUT + whole
         sources = np.unique(np.concatenate(self.planting.groups))
-        rows = straight(
-            self.study.model,
-            base.images,
-            sources,
-            base.references.sample[sources, 0],
-            target=whole,
-            lower=lower,
-            batch_size=base.batch_size,
-            device=base.device,
-        )
+        example = base.images.example[None].to(base.device)
+        rows = straight(self.study.model, example, sources, target=whole, lower=lower)
         self._known[name] = np.zeros((base.references.channels, rows.shape[1]), dtype=np.bool_)
         self._known[name][sources] = rows
         return self._known[name]
@@ -219,12 +235,18 @@ class World:
 
 
 class _Unmixed(TorchFunctionMode):
-    """Lets gradients through all but what mixes channels: convolutions but depthwise ones, and products of matrices."""
+    """Lets gradients through all but what mixes channels: convolutions but depthwise ones, and products of matrices.
+
+    Through rectifiers and their like they pass whole, whatever the image.
+    """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a function, and cut the graph behind it if it mixes."""
         name, kwargs = getattr(function, "__name__", ""), kwargs or {}
+        before = args[0].clone() if name in RECTIFIERS else None  # some work in place
         found = function(*args, **kwargs)
+        if before is not None:
+            return before + (found - before).detach()
         if name in ("conv1d", "conv2d", "conv3d"):
             weight, groups = kwargs.get("weight", args[1:2]), kwargs.get("groups", args[6:7] or 1)
             weight, groups = (it[0] if isinstance(it, tuple) else it for it in (weight, groups))
@@ -238,15 +260,7 @@ class _Unmixed(TorchFunctionMode):
 
 
 def straight(
-    model: nn.Module,
-    images: Images,
-    channel: NDArray[np.int64],
-    sample: NDArray[np.int64],
-    *,
-    target: str,
-    lower: str,
-    batch_size: int = 32,
-    device: str = "cpu",
+    model: nn.Module, image: Tensor, channel: NDArray[np.int64], *, target: str, lower: str
 ) -> NDArray[np.bool_]:
     """Which lower channels reach a channel straight, mixed with no other: through shortcuts, and what does not mix.
 
@@ -256,35 +270,32 @@ def straight(
 
     Parameters
     ----------
-    model, images
-        What to run over what.
-    channel, sample
-        int64 ``[P]`` each: channels of the target layer, and for each an image in which it is active.
+    model
+        The network.
+    image
+        Any one of its inputs, ``[1, ...]``.
+    channel
+        int64 ``[P]``: channels of the target layer.
     target, lower
         The layers.
-    batch_size, device
-        As for :func:`pure_nb.sweep.sweep`.
 
     Returns
     -------
     ndarray
         bool ``[P, lower channels]``.
     """
-    found: Any = None
-    with resting(model.to(device)):
-        for batch in readable(images, np.unique(sample).tolist(), batch_size=batch_size):
-            own = np.flatnonzero(np.isin(sample, batch.samples))
-            pictures = batch.images[np.searchsorted(batch.samples, sample[own])].to(device)
+    rows = []
+    with resting(model.to(image.device)):
+        for chosen in torch.split(torch.from_numpy(channel).to(image.device), 32):
             with _Unmixed():
-                outputs = activations(model, pictures, [lower, target], leaf=lower)
-            leaf, top = outputs[lower], outputs[target]
+                found = activations(model, image.expand(len(chosen), *image.shape[1:]), [lower, target], leaf=lower)
+            leaf, top = found[lower], found[target]
             flow = torch.zeros_like(leaf)
             if top.requires_grad:
-                (flow,) = torch.autograd.grad(top, leaf, seeded(top, torch.from_numpy(channel[own]).to(device)))
+                (flow,) = torch.autograd.grad(top, leaf, seeded(top, chosen, "unit"))
             strength = by_position(flow).abs().sum(dim=2).cpu().numpy()
-            found = np.zeros((len(channel), strength.shape[1]), dtype=np.bool_) if found is None else found
-            found[own] = (strength > 0) & (strength >= strength.max(axis=1, keepdims=True) / 2)
-    return np.asarray(found, dtype=np.bool_)
+            rows.append((strength > 0) & (strength >= strength.max(axis=1, keepdims=True) / 2))
+    return np.concatenate(rows)
 
 
 def objects_world(study: Study) -> World:

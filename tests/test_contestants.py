@@ -709,7 +709,7 @@ def test_what_reaches_a_source_straight(case: str, tmp_path: Path) -> None:
     references = study.references
     alive = np.flatnonzero(references.score.min(axis=1) > 0)
     assert len(alive) > 3
-    found = straight(model, study.images, alive, references.sample[alive, 0], target="2", lower="1", batch_size=7)
+    found = straight(model, noise(1), alive, target="2", lower="1")
     assert found.shape == (len(alive), 6)
     for channel, row in zip(alive.tolist(), found):
         assert np.flatnonzero(row).tolist() == ([expected[channel]] if channel in expected else []), channel
@@ -740,16 +740,17 @@ def test_lower_activations_are_hidden_as_circuits_are(tmp_path: Path) -> None:
         assert own[1][:, 2].any()
 
 
-def test_padded_shortcuts_of_a_real_network(tmp_path: Path) -> None:
+def test_padded_shortcuts_of_a_real_network() -> None:
     """ResNet-20 for CIFAR-10: layer2 adds its input, every second pixel, to its middle channels."""
     folder = Path(module.__file__).parent / "studies"
     weights = shared("models", "cifar10-resnet20.safetensors")
-    model, pictures = load_model("cifar_resnet20.py:resnet20", weights, folder=folder), noise(30, 32)
-    for target, lower, width in (("layer2", "layer1", 16), ("layer3", "layer2", 32), ("layer3", "layer1", 16)):
-        own = replace(Study.of(model, Items(pictures), target, lower, n=5, store=tmp_path), progress=False)
-        alive = np.flatnonzero(own.references.score[:, 0] > 0)
-        sample = own.references.sample[alive, 0]
-        found = straight(own.model, own.images, alive, sample, target=target, lower=lower)
-        before = (own.references.channels - width) // 2
-        for channel, row in zip(alive.tolist(), found):
+    model = load_model("cifar_resnet20.py:resnet20", weights, folder=folder)
+    for target, lower, channels, width in (
+        ("layer2", "layer1", 32, 16),
+        ("layer3", "layer2", 64, 32),
+        ("layer3", "layer1", 64, 16),
+    ):
+        found = straight(model, noise(1, 32), np.arange(channels), target=target, lower=lower)
+        before = (channels - width) // 2
+        for channel, row in enumerate(found):
             assert np.flatnonzero(row).tolist() == ([channel - before] if 0 <= channel - before < width else [])
