@@ -30,6 +30,7 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
+from pure_nb.digests import digest
 from pure_nb.errors import ModelError, StudyError, StudyWarning
 from pure_nb.layers import get_layer, stage_before
 from pure_nb.models import function_in
@@ -399,4 +400,6 @@ def load_contestant(specification: str) -> Contestant:
         raise ModelError(
             f"{name!r} of {path!r} is a {type(answer).__name__}; expected a function from a world to parts"
         )
-    return Contestant(name, answer, fingerprint=f"{name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}")
+    return Contestant(
+        name, answer, fingerprint=f"{name} {digest(answer)} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
+    )
