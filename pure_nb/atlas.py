@@ -31,7 +31,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 from tqdm import tqdm
 
 from pure_nb.data import spoken
-from pure_nb.errors import LayerError, StudyError
+from pure_nb.errors import EmbedderError, LayerError, StudyError
 from pure_nb.parameters import NEAREST
 from pure_nb.render import Picture
 from pure_nb.store import write_atomically
@@ -125,6 +125,10 @@ class Atlas:
             )
         if self.count < 1:
             raise StudyError(f"at least one reference image is shown of each neuron, got count={self.count}")
+        if self.embedder is not None and self.embedder.encode_text is None:
+            raise EmbedderError(
+                f"{self.embedder.name} has no text tower and can't name anything; take CLIP or mini-CLIP"
+            )
 
     @cached_property
     def identity(self) -> str:
@@ -451,6 +455,7 @@ def _templates(made: Atlas, home: str) -> Callable[..., str]:
         "images": len(study.images),
         "source": study.images.name,
         "home": home,
+        "absolute": home.startswith("/") or ":" in home,
         "key": made.key.replace(" ", "-"),
         "said": made.embedder.name if made.embedder else "",
     }

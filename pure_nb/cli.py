@@ -29,6 +29,7 @@ from pure_nb.errors import (
     WordNetError,
 )
 from pure_nb.loading import load_study, shipped_studies
+from pure_nb.parameters import file_word
 from pure_nb.relevance import Clamp, gamma_polysemantic
 from pure_nb.splitting import Ownership, Score, Split, save_split
 from pure_nb.store import Result, Store, store_folder, write_atomically
@@ -77,6 +78,10 @@ Crop = Annotated[
 ]
 Often = Annotated[float | None, typer.Option(help="Part of a class's images in which a relevant channel is so.")]
 Neurons = Annotated[str | None, typer.Option(help="Which neurons: 3,17,21 or 0-31.")]
+
+
+MOST = 1_000_000
+"""Numbers in one range; no layer has as many channels."""
 
 
 def _plainly(command: Callable[..., None]) -> Callable[..., None]:
@@ -132,7 +137,8 @@ FORWARDED = (
 
 def _study(given: dict[str, Any]) -> Study:
     """The study that a command is asked for, by the command's own ``locals()``: its options, before anything else."""
-    changes = {name: given[name] for name in FORWARDED if given.get(name) is not None}
+    asked = {name: given[name] for name in FORWARDED if name in given}
+    changes = {name: value for name, value in asked.items() if value is not None and value is not False}
     if given.get("threads") is not None:
         if given["threads"] < 1:
             raise StudyError(f"--threads must be at least 1, got {given['threads']}")
@@ -220,10 +226,11 @@ def neurons(
     seed: Start = None,
     n: Count = None,
     skip_unreadable: Skip = False,
-    rows: Annotated[int, typer.Option(help="Rows to print; 0 prints all.")] = 20,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to print; 0 prints all.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Write the whole table to this .csv or .parquet file.")] = None,
 ) -> None:
     """Print the neurons of a study, the most polysemantic first."""
+    _place(out, ".csv", ".parquet")
     table = _study(locals()).neurons
     if out is not None:
         _write(table, out)
@@ -246,20 +253,24 @@ def plot(
     crop: Crop = None,
     n: Count = None,
     skip_unreadable: Skip = False,
-    count: Annotated[int, typer.Option(help="Images in each row.")] = 6,
+    count: Annotated[int, typer.Option(min=1, help="Images in each row.")] = 6,
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("figures"),
 ) -> None:
     """Draw neurons taken apart, one PNG each: the three most polysemantic ones, or those named."""
     import matplotlib
 
     matplotlib.use("agg")
+    from pure_nb.plots import save  # plotting libraries take a second to import
+
+    _place(out)
     found = _study(locals())
-    chosen = _numbers(neurons) if neurons else [int(channel) for channel in found.neurons["channel"].head(3)]
+    chosen = (
+        _numbers(neurons) if neurons is not None else [int(channel) for channel in found.neurons["channel"].head(3)]
+    )
     out.mkdir(parents=True, exist_ok=True)
-    for channel in chosen:
-        path = out / f"{found.name}-{found.parameters.target}-{channel}.png"
-        figure = found.neuron(channel).plot(count)
-        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))  # noqa: B023, called at once
+    for neuron in [found.neuron(channel) for channel in chosen]:  # all of them are looked up before the first is drawn
+        path = out / f"{file_word(f'{found.name}-{found.parameters.target}')}-{neuron.channel}.png"
+        save(neuron.plot(count), path)
         typer.echo(str(path))
 
 
@@ -295,6 +306,7 @@ def atlas(
     """Write a static site with a page for every neuron, to read, search and share. Ctrl-C stops it; it goes on."""
     from pure_nb import atlas as site
 
+    _place(out)
     found = _study(locals())
     judge = None
     if embedder is not None:
@@ -304,7 +316,7 @@ def atlas(
     index = site.write(
         found,
         out,
-        channels=_numbers(neurons) if neurons else None,
+        channels=_numbers(neurons) if neurons is not None else None,
         methods=method or site.METHODS[:1],
         count=count,
         embedder=judge,
@@ -338,9 +350,10 @@ def arv(
     out: Annotated[Path | None, typer.Option(help="Write the vectors to this .safetensors file.")] = None,
 ) -> None:
     """One pass over the labelled images: the classes each channel is relevant to; --out keeps the vectors too."""
+    _place(out, ".safetensors")
     found = _study(locals())
+    chosen = range(found.shapes[0].channels) if channel is None else [found.neuron(channel).channel]
     statistics, names = found.classes, found.class_names
-    chosen = range(statistics.channels) if channel is None else [found.neuron(channel).channel]
     arrays, some = {}, 0
     for number in chosen:
         classes = statistics.relevant_classes(number, found.parameters.p)
@@ -378,10 +391,13 @@ def pairs(
     precision: Precision = None,
     channels_last: ChannelsLast = None,
     skip_unreadable: Skip = False,
-    rows: Annotated[int, typer.Option(help="Rows to print; 0 prints all.")] = 20,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to print; 0 prints all.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Write all pairs to this .csv or .parquet file.")] = None,
 ) -> None:
     """Print the gamma-polysemantic pairs: channels relevant to two classes through different sources."""
+    _place(out, ".csv", ".parquet")
+    if not -1 <= gamma <= 1:
+        raise StudyError(f"--gamma must be a cosine, from -1 to 1, got {gamma}")
     found = _study(locals())
     try:
         table = found.wordnet_pairs()
@@ -444,6 +460,7 @@ def split(
     if more and classes is None:
         raise StudyError(f"what is {more[0]!r}? Classes come after --classes")
     names = None if classes is None else [classes, *more] if more else [name.strip() for name in classes.split(",")]
+    _place(out, ".safetensors")
     found = _study(locals())
     how: dict[str, Any] = {"ownership": ownership, "clamp": clamp}
     if validation is not None:
@@ -459,6 +476,19 @@ def split(
     if out is not None:
         save_split(found.model, made, out)
         typer.echo(f"{out}: pure_nb.splitting.load_split(model, {str(out)!r}) puts it into the network")
+
+
+def _place(out: Path | None, *suffixes: str) -> None:
+    """Raise now, and not after hours of work, if results can't be written: to a folder, or a file with a suffix."""
+    if out is None:
+        return
+    if suffixes and out.suffix not in suffixes:
+        raise StudyError(f"--out is written to a {' or '.join(suffixes)} file, got {str(out)!r}")
+    if suffixes and out.is_dir():
+        raise StudyError(f"--out must be a file, and {str(out)!r} is a folder")
+    probe = (out.parent if suffixes else out) / ".pure-nb"
+    write_atomically(probe, Path.touch)
+    probe.unlink()
 
 
 def _owned(made: Split) -> str:
@@ -477,8 +507,6 @@ def _print(table: pd.DataFrame, rows: int) -> None:
 
 
 def _write(table: pd.DataFrame, out: Path) -> None:
-    if out.suffix not in (".csv", ".parquet"):
-        raise StudyError(f"a table is written to a .csv or .parquet file, got {str(out)!r}")
     write = table.to_csv if out.suffix == ".csv" else table.to_parquet
     write_atomically(out, lambda path: write(path, index=False))
 
@@ -536,6 +564,7 @@ def evaluate(
     ks = _numbers(",".join([k, *(more or [])]), "--k") if k else CHOICES
     if min(ks) < 2:
         raise StudyError(f"--k must be 2 or more, got {min(ks)}")
+    _place(out)
     found = _study(locals())
     specs = embedder or (["mini-clip", "mini-dino", "pixels"] if found.images.scenes else ["clip", "dinov2"])
     how: dict[str, Any] = {"features": features, "device": found.here}
@@ -608,6 +637,7 @@ def bench(
     from pure_nb.contestants import load_contestant
     from pure_nb.embedders import load_embedder
 
+    _place(out)
     own = [load_contestant(specification) for specification in add or ()]
     found = _study(locals()).using(random=number)
     judges = [load_embedder(specification, device=found.here) for specification in embedder or ()]
@@ -705,12 +735,12 @@ def _numbers(text: str, flag: str = "--neurons") -> list[int]:
     """Numbers as a user writes them: ``3,17,20-23``."""
     found: list[int] = []
     for entry in text.split(","):
-        first, dash, last = entry.strip().partition("-")
+        start, dash, end = entry.strip().partition("-")
         try:
-            numbers = range(int(first), int(last if dash else first) + 1)
-            if not numbers:
-                raise ValueError(f"{first} is above {last}")
-            found += numbers
+            first, last = int(start), int(end if dash else start)
+            if not first <= last < first + MOST:
+                raise ValueError(f"from {first} to {last} are none, or more than {MOST}")
+            found += range(first, last + 1)
         except ValueError as problem:
             raise StudyError(
                 f"can't read {entry!r} in {flag} {text!r}; expected numbers such as 3,17,20-23"

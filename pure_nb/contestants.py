@@ -31,7 +31,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from pure_nb.digests import digest
-from pure_nb.errors import ModelError, StudyError, StudyWarning
+from pure_nb.errors import ModelError, PureError, StudyError, StudyWarning
 from pure_nb.layers import get_layer, stage_before
 from pure_nb.models import function_in
 from pure_nb.parameters import NEAREST
@@ -400,6 +400,15 @@ def load_contestant(specification: str) -> Contestant:
         raise ModelError(
             f"{name!r} of {path!r} is a {type(answer).__name__}; expected a function from a world to parts"
         )
+
+    def told(world: World) -> Any:
+        try:
+            return answer(world)
+        except PureError:
+            raise
+        except Exception as problem:
+            raise ModelError(f"{name!r} of {path!r} failed: {type(problem).__name__}: {problem}") from problem
+
     return Contestant(
-        name, answer, fingerprint=f"{name} {digest(answer)} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
+        name, told, fingerprint=f"{name} {digest(answer)} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
     )

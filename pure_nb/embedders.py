@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from pure_nb import models
-from pure_nb.errors import EmbedderError, ModelError
+from pure_nb.errors import EmbedderError, ModelError, PureError
 from pure_nb.glyphs import MEAN, STD
 from pure_nb.layers import INPUT, activations, by_position, resting
 
@@ -183,10 +183,17 @@ class Embedder:
         parts = []
         for start in range(0, len(items), batch_size):
             some = list(items[start : start + batch_size])
-            found = encode(some)
-            array = found.detach().float().cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
-            with np.errstate(over="ignore"):  # too large for float32 is infinite, and reported below
-                array = array.astype(np.float32)
+            try:
+                found = encode(some)
+                array = found.detach().float().cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
+                with np.errstate(over="ignore"):  # too large for float32 is infinite, and reported below
+                    array = array.astype(np.float32)
+            except PureError:
+                raise
+            except Exception as problem:  # anyone's function
+                raise EmbedderError(
+                    f"{self.name} gave no vectors of {len(some)} {what} ({type(problem).__name__}: {problem})"
+                ) from problem
             if array.ndim != 2 or len(array) != len(some):
                 raise EmbedderError(
                     f"{self.name} returned an array {list(array.shape)} for {len(some)} {what}; expected "
@@ -545,7 +552,7 @@ def _explained(spec: str, where: str) -> Iterator[None]:
                 f"the weights of {spec!r} could not be fetched, and are not in the cache {constants.HF_HUB_CACHE} "
                 f"({problem}). Without a network, {_how_to_bring(spec, where)}"
             ) from problem
-        raise EmbedderError(f"{spec!r} can't be made: {problem}") from problem
+        raise EmbedderError(f"{spec!r} can't be made: {type(problem).__name__}: {problem}") from problem
 
 
 @contextmanager

@@ -140,6 +140,8 @@ def write(made: Competition, out: Path, *, command: str = "") -> list[Path]:
         ``WORLD.csv`` (the leaderboard), ``WORLD-neurons.parquet`` (all scores and labels), ``WORLD-k.csv`` (the
         calibration, if anyone chose), ``WORLD.png`` and ``WORLD.json`` (the groups and parameters).
     """
+    import matplotlib.pyplot as plt
+
     from pure_nb.bench_plots import leaderboard_figure  # plotting libraries take a second to import
 
     world = made.world
@@ -162,4 +164,5 @@ def write(made: Competition, out: Path, *, command: str = "") -> list[Path]:
         files.append((f"{stem}-k.csv", bench.calibration(made.table).to_csv))
     for name, writer in files:
         write_atomically(out / name, writer)
+    plt.close(figure)
     return [out / name for name, _ in files]

@@ -68,7 +68,7 @@ def load_model(source: str, weights: str | Path | None = None, *, folder: Path =
             torch.manual_seed(0)
             return load_model(source, "", folder=folder, **options)
     if source == "glyphnet":
-        model: nn.Module = GlyphNet()
+        model: nn.Module = GlyphNet(**options)
         if hub:
             weights, hub = _asset("glyphnet.safetensors"), False
     elif kind == "torchvision":
@@ -131,7 +131,7 @@ def _run(path: Path, name: str) -> Any:
     sys.modules[specification.name] = module  # dataclasses look their module up there
     try:
         specification.loader.exec_module(module)
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise ModelError(f"{str(path)!r} can't be run: {type(problem).__name__}: {problem}") from problem
     make = getattr(module, name, None)
     if make is None:
@@ -184,7 +184,7 @@ def _from_file(path: Path, name: str, options: dict[str, Any]) -> nn.Module:
             raise ModelError(f"{name!r} of {str(path)!r} can't be called with {options}: {problem}") from problem
         try:
             model = make(**options)
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             raise ModelError(f"{name!r} of {str(path)!r} failed: {type(problem).__name__}: {problem}") from problem
         if not isinstance(model, nn.Module):
             raise ModelError(f"{name!r} of {str(path)!r} returned a {type(model).__name__}, expected a torch.nn.Module")
@@ -215,8 +215,8 @@ def read_weights(path: Path | str) -> dict[str, Any]:
         raise ModelError(f"{str(path)!r} can't be read as weights: {problem}") from problem
     except Exception as problem:  # torch raises pickle's own error for a file that holds more than tensors
         raise ModelError(
-            f"{str(path)!r} holds more than tensors and is not loaded, since unpickling it could run code; save the "
-            f"state_dict alone, best as .safetensors ({type(problem).__name__})"
+            f"{str(path)!r} is damaged, or holds more than tensors and is not loaded, since unpickling it could run "
+            f"code; save the state_dict alone, best as .safetensors ({type(problem).__name__})"
         ) from problem
     extra = torch.nn.modules.module._EXTRA_STATE_KEY_SUFFIX  # what a module keeps besides tensors
     if not isinstance(state, dict) or not all(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pure_nb import truth
+from pure_nb.errors import ArgumentError
 from pure_nb.glyphs import CLASSES
 from pure_nb.render import Crop, View
 from pure_nb.virtual import Layout, VirtualNeurons, embed, virtual_neurons
@@ -71,6 +72,8 @@ class Neuron:
 
     def members(self, part: int | None = None, count: int | None = None) -> NDArray[np.int64]:
         """Ranks of the reference images of a virtual neuron, strongest first; of all of them for None."""
+        if count is not None and count < 1:
+            raise ArgumentError(f"at least one reference image is shown, got count={count}")
         every = np.arange(len(self.sample)) if part is None else np.flatnonzero(self.virtual.labels == part)
         return every[:count]
 

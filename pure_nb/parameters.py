@@ -73,6 +73,8 @@ class Parameters:
                 raise StudyError(f"{name} must be the name of a layer, got {getattr(self, name)!r}")
         for name, least in (("n", 2), ("k", 0), ("random", 0)):
             object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        if self.random >= 2**32:  # more than NumPy takes
+            raise StudyError(f"random must be below 2**32, got {self.random}")
         for name, options in OPTIONS.items():
             if getattr(self, name) not in options:
                 raise StudyError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
@@ -110,6 +112,11 @@ def whole(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise StudyError(f"{name} must be a whole number and at least {least}, got {value!r}")
     return int(value)
+
+
+def file_word(name: object) -> str:
+    """Any name as part of a file's: what a system or an address could take otherwise becomes ``_``, the end is cut."""
+    return re.sub(r"[^\w.-]", "_", str(name), flags=re.ASCII)[:100]
 
 
 def word(name: str) -> str:

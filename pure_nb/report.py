@@ -6,6 +6,7 @@ Brings together what :mod:`pure_nb.evaluation` and :mod:`pure_nb.naming` compute
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -162,6 +163,8 @@ def evaluate(
     if len(set(taken)) < len(taken):
         raise StudyError(f"two methods have the same name, among {', '.join(taken)}; name each embedder otherwise")
     evaluation.pair_distances(np.eye(2, dtype=np.float32), metric)  # a wrong metric fails now, and not after hours
+    if max(ks, default=0) > study.parameters.n:
+        raise StudyError(f"{study.parameters.n} reference images can't be in {max(ks)} parts; take a smaller k")
     vectors = descriptions(study, (judge, *others))
     own = vectors[judge.name]
     named = metric if isinstance(metric, str) else f"{metric.__module__}.{metric.__qualname__}"
@@ -309,9 +312,8 @@ def write(
     list of Path
         What was written, the report first.
     """
-    import matplotlib.pyplot as plt
-
     from pure_nb.evaluation_plots import alignment_figure, distances_figure, gaps_figure
+    from pure_nb.plots import save
 
     tables = {"distances": found.distances, "summary": found.summary(), "alignment": found.alignment}
     if clear is not None:
@@ -330,18 +332,17 @@ def write(
     }
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
-        write_atomically(paths[-1], lambda path, figure=figure: figure.savefig(path, dpi=120))  # type: ignore[misc]
-        plt.close(figure)
+        save(figure, paths[-1])
     text = _markdown(found, tables, clear, command)
     write_atomically(paths[0], lambda path: path.write_text(text, encoding="utf-8"))
     return paths
 
 
 def _markdown(found: Evaluation, tables: dict[str, pd.DataFrame], clear: float | None, command: str) -> str:
-    neurons = found.distances["channel"].nunique()
+    neurons, judge = found.distances["channel"].nunique(), _escaped(found.judge)
     parts = [
-        f"# {found.title}, judged by {found.judge}",
-        f"Made with `{command}`." if command else "",
+        f"# {_escaped(found.title)}, judged by {judge}",
+        f"Made with `` {command} ``." if command else "",
         f"{neurons} neurons; {found.metric} distances of their reference images, {found.crops}. *Intra* is the mean "
         "over pairs of images of one part, *inter* over pairs of different parts; good is a large gap between them. "
         "± is the standard error over "
@@ -351,7 +352,7 @@ def _markdown(found: Evaluation, tables: dict[str, pd.DataFrame], clear: float |
         "![Intra and inter distances of each method](distances.png)",
         "![Gap of each neuron for each method](gaps.png)",
         "## Alignment",
-        f"Correlation of a method's distances with those of {found.judge}, over all pairs of images of one neuron. The "
+        f"Correlation of a method's distances with those of {judge}, over all pairs of images of one neuron. The "
         "interval resamples whole neurons; the naive one would hold if all pairs were independent, and is far too "
         "narrow.",
         _alignment_text(found.alignment),
@@ -360,8 +361,8 @@ def _markdown(found: Evaluation, tables: dict[str, pd.DataFrame], clear: float |
     if clear is not None:
         own = tables["summary-clear"]
         parts += [
-            f"## Neurons with {found.judge}'s own gap above {clear:g}",
-            f"Chosen by that gap, so {found.judge}'s own row comes out too large. A k without any is left out.",
+            f"## Neurons with {judge}'s own gap above {clear:g}",
+            f"Chosen by that gap, so {judge}'s own row comes out too large. A k without any is left out.",
             _distances_text(own),
         ]
     if "names" in tables:
@@ -418,8 +419,14 @@ def _names_text(names: pd.DataFrame) -> str:
 
 
 def _markdown_table(table: pd.DataFrame) -> str:
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows)
+    cells = [[_escaped(cell) for cell in row] for row in table.astype(str).to_numpy().tolist()]
+    rows = [list(table.columns), ["---"] * len(table.columns), *cells]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _escaped(text: str) -> str:
+    """A name as Markdown shows it: no table, emphasis, formula or markup comes of its characters."""
+    return re.sub(r"([\\`*_\[\]<>|$~#&])", r"\\\1", " ".join(text.split()))
 
 
 def _digest(array: NDArray[np.float32]) -> str:

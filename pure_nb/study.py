@@ -162,8 +162,8 @@ def repeated(model: nn.Module, images: Images) -> Images:
 
 
 def _require_device(device: str) -> None:
-    """Raise torch's own error if this process can't use a device."""
-    torch.empty(0, device=device)
+    """Raise torch's own error if this process can't use a device, or if it computes nothing, as ``meta``."""
+    torch.zeros(1, device=device).item()
 
 
 @dataclass(frozen=True, eq=False)

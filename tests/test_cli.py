@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,6 +149,7 @@ def test_plot(finished: Path, tmp_path: Path) -> None:
     assert result.stdout.split() == expected
     for file in expected:
         assert Image.open(file).size[0] == 1140
+    assert plt.get_fignums() == []  # or two thousand neurons would stay in memory
 
 
 def test_plot_takes_the_most_polysemantic_by_default(finished: Path, tmp_path: Path) -> None:
@@ -351,6 +353,25 @@ def test_an_unknown_study(command: str) -> None:
         ),
         ("split", ["cat", *CONV, "--channel", "0"], "what is 'cat'? Classes come after --classes"),
         ("pairs", [*CONV, "--out", "pairs.xlsx"], "written to a .csv or .parquet file, got 'pairs.xlsx'"),
+        ("pairs", [*CONV, "--gamma", "nan"], "--gamma must be a cosine, from -1 to 1, got nan"),
+        ("plot", ["--neurons", "9999"], "channel 9999: layer 'layer4' has channels 0 to 31"),
+        ("plot", ["--neurons", ""], "can't read '' in --neurons ''"),
+        ("plot", ["--neurons", "0-99999999999"], "can't read '0-99999999999'"),
+        ("run", ["--device", "nonsense"], "the device 'nonsense' can't be used here"),
+        ("run", ["--device", "meta"], "the device 'meta' can't be used here"),
+        ("run", ["--batch-size", "0"], "batch_size must be a whole number and at least 1, got 0"),
+        ("run", ["--data", "."], "the glyph scenes are drawn and not read, so there is no use for --data '.'"),
+        ("run", ["--target", "."], "GlyphNet has no layer '.'"),
+        ("run", ["--weights", "."], "there is no file of weights '"),
+        ("arv", ["--channel", "-1"], "channel -1: layer 'layer4' has channels 0 to 31"),
+        ("atlas", ["--embedder", "pixels", "--out", "/tmp/atlas"], "pixels has no text tower"),
+        ("atlas", ["--method", "x", "--out", "/tmp/atlas"], "methods must be"),
+        (
+            "evaluate",
+            ["--embedder", "pixels", "--k", "7", "--out", "/tmp/evaluation"],
+            "6 reference images can't be",
+        ),
+        ("bench", ["--seed", "-1", "--out", "/tmp/bench"], "random must be a whole number and at least 0, got -1"),
     ],
 )
 def test_errors(finished: Path, command: str, arguments: list[str], message: str) -> None:
@@ -373,12 +394,91 @@ def test_errors(finished: Path, command: str, arguments: list[str], message: str
         ("length = 40", "length = 0", "at least one"),
         ("n = 6", 'n = "six"', "n must be a whole number and at least 2, got 'six'"),
         ("batch_size = 20", "batches = 20", "has an entry in [run] that is not known"),
+        ("batch_size = 20", 'batch_size = "many"', "batch_size must be a whole number and at least 1, got 'many'"),
+        ("batch_size = 20", "batch_size = true", "batch_size must be a whole number and at least 1, got True"),
+        ("batch_size = 20", "device = 3", "the device '3' can't be used here"),
+        ("batch_size = 20", 'skip_unreadable = "no"', "skip_unreadable must be true or false, got 'no'"),
+        ('name = "small"', "name = 3", "a study's name must be letters"),
+        ('[model]\nsource = "glyphnet"', "model = 3", "expected the table [model], got model = 3"),
+        ('"glyphnet"', "3", "source of [model] must be a text, got 3"),
+        ('"glyphnet"', '"glyphnet"\nweights = 3', "weights of [model] must be a text, got 3"),
+        ('"glyphnet"', '"glyphnet"\nwidth = 3', "has an entry that is not known, or of a wrong type"),
+        ('"glyphs"\nlength = 40', '"folder"\nroot = 3', "root of [images] must be a text, got 3"),
+        ('"layer4"', "4", "target must be the name of a layer, got 4"),
+        ('"layer3"', '["layer3"]', "lower must be the name of a layer, got ['layer3']"),
+        ("n = 6", "random = -1", "random must be a whole number and at least 0, got -1"),
+        ("n = 6", "share = true", "share must be a number from 0 to 1, got True"),
     ],
 )
 def test_errors_in_the_study(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in TOML
     (tmp_path / "small.toml").write_text(TOML.replace(old, new))
     assert message in failed(on(tmp_path, "run"))
+
+
+OUT = ("neurons", "plot", "atlas", "arv", "pairs", "split", "evaluate", "bench")
+"""Commands that write what they found."""
+
+
+@pytest.mark.parametrize("command", OUT)
+def test_results_that_cannot_be_written(tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before the work, and not after hours."""
+    (tmp_path / "small.toml").write_text(TOML)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("pure_nb.cli.load_study", None)  # not even the study is loaded
+    suffix = {"neurons": ".csv", "pairs": ".csv", "arv": ".safetensors", "split": ".safetensors"}.get(command, "")
+    needed = ["--channel", "0"] if command == "split" else []
+    for out in (tmp_path / "file" / f"x{suffix}", Path("/proc/nothing") / f"x{suffix}"):
+        told = failed(on(tmp_path, command, *needed, "--out", out))
+        assert str(out.parent) in told
+        assert "can't be written" in told
+    if suffix:
+        (tmp_path / f"folder{suffix}").mkdir()
+        assert "is a folder" in failed(on(tmp_path, command, *needed, "--out", tmp_path / f"folder{suffix}"))
+    else:
+        assert "can't be written" in failed(on(tmp_path, command, "--out", tmp_path / "file"))
+
+
+@pytest.mark.parametrize("command", [*OUT, "run", "info"])
+@pytest.mark.parametrize("study", ["", "glyfs", "a/b", "../x", "nowhere.toml", "folder", "folder.toml", "binary.toml"])
+def test_no_study(tmp_path: Path, command: str, study: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("folder", "folder.toml"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\0")
+    told = failed(call(command, study, *(["--channel", "0"] if command == "split" else [])))
+    assert told.startswith("Error: ")
+    assert repr(study) in told
+
+
+THEIRS = {
+    "syntax": ("def make(:\n", "can't be run: SyntaxError"),
+    "raises": ("raise KeyError('here')\n", "can't be run: KeyError: 'here'"),
+    "exits": ("import sys\nsys.exit(0)\n", "can't be run: SystemExit: 0"),
+    "nothing": ("", "has no function 'make'"),
+    "inside": ("def make(*_):\n    return {}['x']\n", "KeyError: 'x'"),
+    "wrong": ("def make(*_):\n    return 'no'\n", ""),
+    "number": ("make = 3\n", ""),
+}
+"""Users' files, and what is said of them."""
+
+
+@pytest.mark.parametrize("fault", THEIRS)
+@pytest.mark.parametrize("use", ["network", "embedder", "contestant"])
+def test_faults_in_a_users_file(finished: Path, tmp_path: Path, fault: str, use: str) -> None:
+    text, message = THEIRS[fault]
+    (tmp_path / "own.py").write_text(text)
+    own = f"{tmp_path / 'own.py'}:make"
+    if use == "network":
+        (tmp_path / "small.toml").write_text(TOML.replace("glyphnet", own))
+        told = failed(on(tmp_path, "info"))
+    elif use == "embedder":
+        told = failed(on(finished, "evaluate", "--embedder", own, "--k", "2", "--out", tmp_path))
+    else:
+        how = ["--truth", "objects", "--only", "make", "--no-choose", "--out", tmp_path]
+        told = failed(on(finished, "bench", "--add", own, *how))
+    assert "own.py" in told or "make" in told
+    assert message in told
 
 
 def test_a_wrong_layer_tells_where_the_names_are(finished: Path) -> None:
@@ -510,6 +610,7 @@ def test_evaluate(finished: Path, tmp_path: Path) -> None:
     names = pd.read_csv(out / "names.csv")
     assert {"said", "true", "share"} <= set(names)
     assert (out / "gaps.png").stat().st_size > 5000
+    assert plt.get_fignums() == []
 
 
 def test_bench(finished: Path, tmp_path: Path) -> None:
@@ -527,6 +628,7 @@ def test_bench(finished: Path, tmp_path: Path) -> None:
         assert set(board["method"]) == {"PURE", "activation", "first"}
         assert (out / "small" / f"{stem}.png").stat().st_size > 5000
         assert set(pd.read_parquet(out / "small" / f"{stem}-neurons.parquet")["method"]) == set(board["method"])
+    assert plt.get_fignums() == []
     note = json.loads((out / "small" / "planted.json").read_text())
     assert len(note["groups"]) == 9
     before = (out / "small" / "planted.csv").read_bytes()
