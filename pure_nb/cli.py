@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 from typing import Annotated, Any, get_args
 
 import numpy as np
@@ -22,18 +22,17 @@ from pure_nb.errors import (
     EmbedderError,
     LayerError,
     PureError,
+    StoreError,
     StoreWarning,
     StudyError,
     StudyWarning,
     WordNetError,
 )
-from pure_nb.layers import survey
 from pure_nb.loading import load_study, shipped_studies
 from pure_nb.relevance import Clamp, gamma_polysemantic
-from pure_nb.render import Look
 from pure_nb.splitting import Ownership, Score, Split, save_split
-from pure_nb.store import write_atomically
-from pure_nb.study import Study
+from pure_nb.store import Result, Store, store_folder, write_atomically
+from pure_nb.study import Study, outdated
 from pure_nb.virtual import CHOICES
 
 app = typer.Typer(
@@ -71,6 +70,10 @@ Share = Annotated[float | None, typer.Option(help="Share of the attribution that
 Mass = Annotated[float | None, typer.Option(help="Instead: the strongest channels that carry this part together.")]
 Start = Annotated[
     str | None, typer.Option("--start", help="Where relevance starts: activation (everywhere), peak, or unit.")
+]
+Crop = Annotated[
+    str | None,
+    typer.Option(help="What crops follow: peak (relevance from the maximum), crp (from all), activation (cheap)."),
 ]
 Often = Annotated[float | None, typer.Option(help="Part of a class's images in which a relevant channel is so.")]
 Neurons = Annotated[str | None, typer.Option(help="Which neurons: 3,17,21 or 0-31.")]
@@ -240,6 +243,7 @@ def plot(
     lower: Lower = None,
     rule: Rule = None,
     seed: Start = None,
+    crop: Crop = None,
     n: Count = None,
     skip_unreadable: Skip = False,
     count: Annotated[int, typer.Option(help="Images in each row.")] = 6,
@@ -273,7 +277,6 @@ def atlas(
         str | None, typer.Option(help="Names the virtual neurons: clip, mini-clip, open_clip:MODEL/TAG, with @FILE.")
     ] = None,
     count: Annotated[int, typer.Option(help="Reference images of each neuron that get a picture.")] = 100,
-    look: Annotated[str, typer.Option(help="What pictures are cropped to: crp, or activation (cheap).")] = "crp",
     home: Annotated[str, typer.Option(help="Address of a page to link back to.")] = "",
     data: Data = None,
     weights: Weights = None,
@@ -283,14 +286,13 @@ def atlas(
     lower: Lower = None,
     rule: Rule = None,
     seed: Start = None,
+    crop: Crop = None,
     n: Count = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
     skip_unreadable: Skip = False,
 ) -> None:
     """Write a static site with a page for every neuron, to read, search and share. Ctrl-C stops it; it goes on."""
-    if look not in get_args(Look):
-        raise StudyError(f"--look must be one of {', '.join(get_args(Look))}, got {look!r}")
     from pure_nb import atlas as site
 
     found = _study(locals())
@@ -298,14 +300,13 @@ def atlas(
     if embedder is not None:
         from pure_nb.embedders import load_embedder  # open_clip takes a second to import
 
-        judge = load_embedder(embedder, device=found.device)
+        judge = load_embedder(embedder, device=found.here)
     index = site.write(
         found,
         out,
         channels=_numbers(neurons) if neurons else None,
         methods=method or site.METHODS[:1],
         count=count,
-        look=look,  # type: ignore[arg-type]  # checked above
         embedder=judge,
         home=home,
     )
@@ -514,7 +515,7 @@ def evaluate(
     target: Target = None,
     lower: Lower = None,
     rule: Rule = None,
-    crop: Annotated[str | None, typer.Option(help="What crops follow: crp, peak, or activation (cheap).")] = None,
+    crop: Crop = None,
     n: Count = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
@@ -537,7 +538,7 @@ def evaluate(
         raise StudyError(f"--k must be 2 or more, got {min(ks)}")
     found = _study(locals())
     specs = embedder or (["mini-clip", "mini-dino", "pixels"] if found.images.scenes else ["clip", "dinov2"])
-    how: dict[str, Any] = {"features": features, "device": found.device}
+    how: dict[str, Any] = {"features": features, "device": found.here}
     judge, *others = [load_embedder(spec, **how) for spec in specs]
     vocabulary = None
     if judge.encode_text is None and words not in (None, "none"):
@@ -609,7 +610,7 @@ def bench(
 
     own = [load_contestant(specification) for specification in add or ()]
     found = _study(locals()).using(random=number)
-    judges = [load_embedder(specification, device=found.device) for specification in embedder or ()]
+    judges = [load_embedder(specification, device=found.here) for specification in embedder or ()]
     weighed = None if strengths is None else _decimals(strengths, "--strengths")
     planting: dict[str, Any] = {"count": count, "k": k, "how": how, "null": null, "strengths": weighed, "seed": number}
     for world in leaderboards.worlds_of(found, truth, **planting):
@@ -637,13 +638,67 @@ def info(
     for name, value in vars(found.parameters).items():
         typer.echo(f"  {name} = {value}")
     typer.echo("Layers that can be studied:")
-    for shape in survey(found.model, found.images.tensor(0)[None]):
+    for shape in found.survey():
         grid = " x ".join(str(size) for size in shape.grid) or "no positions"
         typer.echo(f"  {shape.name:<28} {shape.kind:<18} {shape.channels:>5} channels, {grid}")
     manifests = found.store.manifests() if found.store else []
     typer.echo(f"Results in {found.store.folder if found.store else 'memory'}: {len(manifests) or 'none yet'}")
     for manifest in manifests:
         typer.echo(f"  {manifest['file']}  sha256 {manifest['sha256'][:12]}")
+
+
+@app.command("store")
+@_plainly
+def stored(
+    study: Annotated[str | None, typer.Argument(help="Name of a study; all by default.", metavar="[STUDY]")] = None,
+    store: Folder = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove what no study finds any more, and what killed runs have left.")
+    ] = False,
+    days: Annotated[
+        float | None, typer.Option(help="With --prune: also remove all results older than so many days.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+) -> None:
+    """List what studies have stored: how much, how old, of which network, images and layers. --prune tidies it."""
+    if days is not None and not (prune and days >= 0):
+        raise StudyError(f"--days is a number from 0 and goes with --prune, got {days:g}")
+    root, now = store_folder(store), time()
+
+    def unwanted(result: Result) -> bool:
+        useless = result.key is not None and (not result.key or outdated(result.key))
+        return useless or (days is not None and now - result.written > days * 86400)
+
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
+    stores = {path: Store(path).results() for path in folders if study in (None, path.name)}
+    rows = []
+    for path, results in stores.items():
+        for result in results:
+            key = result.key or {}
+            row = {"study": path.name, "network": str(key.get("weights", "")), "images": str(key.get("images", ""))}
+            row["layers"] = " < ".join(str(key[name]) for name in ("target", "lower") if name in key)
+            row["state"] = "unfinished" if result.key is None else "unwanted" if unwanted(result) else ""
+            rows.append(row | {"results": 1, "MB": result.size / 1e6, "days": (now - result.written) / 86400})
+    if not rows:
+        typer.echo(f"nothing is stored in {str(root)!r}{'' if study is None else f' of a study {study!r}'}")
+        return
+    by = ["study", "network", "images", "layers", "state"]
+    table = pd.DataFrame(rows).groupby(by, as_index=False).agg({"results": "sum", "MB": "sum", "days": "min"})
+    _print(table, 0)
+    typer.echo(f"{str(root)!r}: {len(rows)} results, {table['MB'].sum():.1f} MB; days since the last one")
+    if not prune:
+        return
+    chosen = [result for results in stores.values() for result in results if unwanted(result)]
+    size = sum(result.size for result in chosen) / 1e6
+    if not yes and not typer.confirm(f"Remove {len(chosen)} results, {size:.1f} MB, and what killed runs have left?"):
+        return
+    for path in stores:
+        try:
+            gone = Store(path).prune(unwanted)
+        except StoreError as problem:  # the others can be tidied all the same
+            typer.secho(f"Mind: {problem}", err=True)
+        else:
+            typer.echo(f"{path.name}: {len(gone)} results removed, {sum(one.size for one in gone) / 1e6:.1f} MB")
 
 
 def _numbers(text: str, flag: str = "--neurons") -> list[int]:

@@ -534,10 +534,9 @@ def _clip_file(model: str, pretrained: str | Path | None) -> str:
 @contextmanager
 def _explained(spec: str, where: str) -> Iterator[None]:
     """Turn the many errors of libraries and hubs into one that helps."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # what goes wrong is raised as well, and said once is enough
     try:
-        yield
+        with _silent():
+            yield
     except ModelError as problem:
         raise EmbedderError(f"{spec}: {problem}") from problem
     except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError, UnpicklingError) as problem:
@@ -547,8 +546,27 @@ def _explained(spec: str, where: str) -> Iterator[None]:
                 f"({problem}). Without a network, {_how_to_bring(spec, where)}"
             ) from problem
         raise EmbedderError(f"{spec!r} can't be made: {problem}") from problem
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Let the libraries log nothing: what goes wrong is raised as well, and said once is enough."""
+    own = Path(open_clip.__file__).parent  # which logs by the root logger, as others may
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return own not in Path(record.pathname).parents
+
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm")]
+    levels = [logger.level for logger in loggers]
+    logging.root.addFilter(of_others)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
     finally:
-        logging.disable(before)
+        logging.root.removeFilter(of_others)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 def _how_to_bring(spec: str, where: str) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pure_nb import evaluation
 from pure_nb.data import spoken
-from pure_nb.errors import ImageError, LayerError, StudyError, StudyWarning
+from pure_nb.errors import StudyError, StudyWarning
 from pure_nb.evaluation import RANDOM, TRUE, Metric
 from pure_nb.glyphs import CLASSES
 from pure_nb.naming import Namer, nouns, vocabulary_from
@@ -35,8 +35,8 @@ FORMAT = 1
 GRADIENT, LRP = "PURE gradient", "PURE LRP"
 
 CROPPED = {
-    "crp": "cropped to where relevance flows from all positions, as in the paper",
-    "peak": "cropped to where relevance flows from the maximum",
+    "peak": "cropped to where relevance flows from the maximum, as in the paper",
+    "crp": "cropped to where relevance flows from all positions",
     "activation": "cropped to where the activation map is high",
 }
 """The parameter ``crop`` in words."""
@@ -110,10 +110,10 @@ def descriptions(study: Study, embedders: Sequence[Embedder] = ()) -> dict[str, 
     paper, those at the position of the maximum, and the embedders' own vectors.
     """
     found = {GRADIENT: study.using(rule="gradient").circuits}
-    try:
+    if why := study.without_lrp:
+        warnings.warn(f"{LRP} is left out: {why}", StudyWarning, stacklevel=2)
+    else:
         found[LRP] = study.using(rule="lrp").circuits
-    except LayerError as problem:
-        warnings.warn(f"{LRP} is left out: {problem}", StudyWarning, stacklevel=2)
     simple = ["activation", "activation at maximum"][: 1 if not study.references.grid else 2]  # without a grid the same
     found |= {name: study.activation_vectors[name] for name in simple}
     return found | {embedder.name: study.embeddings(embedder) for embedder in embedders}
@@ -172,6 +172,7 @@ def evaluate(
         "ks": list(ks),
         "metric": named,
         "random": study.parameters.random,
+        "references": study.ranked,
     }
     seed = study.parameters.random
     how: dict[str, Any] = {"used": study.driven, "metric": metric, "seed": seed}
@@ -196,11 +197,9 @@ def evaluate(
 
 def class_words(study: Study) -> list[str]:
     """Names of the network's classes as one says them: of ImageNet's ids the first English word."""
-    try:
-        names = study.class_names
-    except (ImageError, StudyError) as problem:
-        raise StudyError(f"the classes can't be the vocabulary, since {problem}; give a list of words") from problem
-    return spoken(names)
+    if why := study.without_labels:
+        raise StudyError(f"the classes can't be the vocabulary, since {why}; give a list of words")
+    return spoken(study.class_names)
 
 
 def vocabulary(study: Study, source: str | None = None) -> list[str]:
@@ -264,7 +263,7 @@ def part_names(
         if k is None:
             labels = np.where(driven, study.virtual[channel].labels, -1)
         else:
-            labels = cluster_some(study.circuits[channel], driven, k)
+            labels = cluster_some(study.circuits[channel], driven, k, seed=study.parameters.random)
         for part in range(-1, labels.max() + 1):
             members = driven if part < 0 else labels == part
             name = names.name(vectors[channel][members], vectors[channel][driven])

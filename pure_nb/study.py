@@ -13,7 +13,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,13 +31,33 @@ from tqdm import tqdm
 
 from pure_nb import models, truth
 from pure_nb.blocks import by_blocks
-from pure_nb.circuits import Seed, circuits
+from pure_nb.circuits import circuits, propagate
 from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
-from pure_nb.data import Images, Unreadable, class_labels
-from pure_nb.errors import ArgumentError, EmbedderError, ImageError, LayerError, StudyError, StudyWarning
+from pure_nb.data import Images, Unreadable, at_chance, batches, class_labels, readable, seen_labels
+from pure_nb.errors import (
+    ArgumentError,
+    EmbedderError,
+    ImageError,
+    LayerError,
+    ModelError,
+    PureError,
+    StudyError,
+    StudyWarning,
+)
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
-from pure_nb.layers import INPUT, LayerShape, as_weights, get_layer, nearest_below, require, resting
-from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, checked, word
+from pure_nb.layers import (
+    INPUT,
+    LayerShape,
+    activations,
+    as_weights,
+    by_position,
+    get_layer,
+    nearest_below,
+    require,
+    resting,
+    survey,
+)
+from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, checked, whole, word
 from pure_nb.references import References, TopReferences
 from pure_nb.relevance import (
     Clamp,
@@ -48,7 +69,7 @@ from pure_nb.relevance import (
     gamma_polysemantic,
     pooled_inputs,
 )
-from pure_nb.render import Look, View, boxes, cropped, views
+from pure_nb.render import Crop, View, boxes, cropped, views
 from pure_nb.sources import as_images
 from pure_nb.splitting import (
     Ownership,
@@ -84,18 +105,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FORMAT = {
-    "references": 3,
+    "references": 4,
     "circuits": 4,
-    "virtual": 5,
+    "virtual": 6,
     "layouts": 4,
     "neurons": 6,
-    "classes": 3,
+    "labels": 1,
+    "classes": 4,
     "boxes": 2,
     "embeddings": 2,
     "activations": 2,
+    "objects": 1,
     "ratios": 2,
 }
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
+
+
+def outdated(key: Mapping[str, object]) -> bool:
+    """Whether a stored result is computed differently now, so that no study finds it any more."""
+    step = str(key.get("step"))
+    step = {"embeddings": "boxes", "ratios": "classes"}.get(step, step)  # whose keys are theirs, with more in them
+    return step in FORMAT and key.get("format") != FORMAT[step]
+
 
 TAKEN_APART = ("target", "lower", "n", "by", "rule", "seed", "k", "random")
 """The parameters that virtual neurons depend on."""
@@ -117,6 +148,33 @@ is fitted to, and ARVs."""
 
 RUN = {"batch_size", "device", "workers", "skip_unreadable", "channels_last", "progress", "client"}
 """What a study can be told of how to run."""
+
+
+def repeated(model: nn.Module, images: Images) -> Images:
+    """Images for a network: grey ones with their channel three times, if it takes them so only."""
+    with suppress(ImageError), resting(model), torch.no_grad():  # what can't be read is said when it is needed
+        example = images.example[None].to(next((p.device for p in model.parameters()), "cpu"))
+        for channels in (None, 3) if example.shape[1] == 1 else ():
+            with suppress(Exception):  # whatever a network raises
+                model(as_weights(model, example.expand(-1, channels or 1, -1, -1)))
+                return replace(images, channels=channels) if channels else images
+    return images
+
+
+@contextmanager
+def _understood(example: torch.Tensor) -> Iterator[None]:
+    """What a network says to images that it can't take, in words."""
+    try:
+        yield
+    except PureError:
+        raise
+    except Exception as problem:  # whatever a network raises
+        raise ModelError(
+            f"the network can't take the images, tensors {list(example.shape)} of {example.dtype} (channels, height, "
+            f"width): {type(problem).__name__}: {next(iter(str(problem).splitlines()), '')}. Check their transform; "
+            "for a network of grey pictures say grey=True with a mean and std of one number (folder_images, "
+            "path_images, or a study's file), or use transforms.Grayscale()"
+        ) from problem
 
 
 def _require_device(device: str) -> None:
@@ -163,10 +221,12 @@ class Study:
         p = self.parameters
         if p.lower == NEAREST:
             object.__setattr__(self, "parameters", replace(p, lower=nearest_below(self.model, p.target)))
-        if self.batch_size < 1 or self.workers < 0:
-            raise StudyError(
-                f"batch_size must be at least 1 and workers at least 0, got {self.batch_size} and {self.workers}"
-            )
+        for name, least in (("batch_size", 1), ("workers", 0)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        for name in ("skip_unreadable", "channels_last", "progress"):
+            if not isinstance(getattr(self, name), bool):
+                raise StudyError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        object.__setattr__(self, "device", str(self.device))  # a torch.device, too
         try:
             if self.client is None:
                 _require_device(self.device)
@@ -189,6 +249,8 @@ class Study:
         *,
         name: str = "mine",
         store: Path | str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         **options: Any,
     ) -> Study:
         """A study of your own network and data set.
@@ -204,6 +266,9 @@ class Study:
             Names of the two layers.
         name, store
             Results are kept in the folder ``store / name``; by default in the user's cache. Two studies may share both.
+        mean, std
+            The normalisation of the images, where they do not tell by themselves, as tensors and many transforms don't:
+            it is undone to look at them, and for embedders. See :func:`pure_nb.sources.as_images`.
         options
             Anything else of :class:`Parameters`, and how to run: ``device="cuda"``, ``batch_size=64``.
 
@@ -212,7 +277,7 @@ class Study:
         LayerError, ImageError
             If a layer or the images can't be used.
         """
-        wrapped = as_images(images, name)
+        wrapped = repeated(model, as_images(images, name, mean=mean, std=std))
         run = {option: options.pop(option) for option in RUN & set(options)}
         parameters = checked({"target": target, "lower": lower, **options})
         study = cls(name, model, wrapped, parameters, Store(store_folder(store) / word(name)), **run)
@@ -231,12 +296,19 @@ class Study:
     def shapes(self) -> tuple[LayerShape, LayerShape]:
         """How the target and the lower layer look; raises if they can't be studied together."""
         example = self.images.example[None]
-        self.model.to(self._here)
-        return require(self.model, example.to(self._here), self.parameters.target, self.parameters.lower)
+        self.model.to(self.here)
+        with _understood(example[0]):
+            return require(self.model, example.to(self.here), self.parameters.target, self.parameters.lower)
+
+    def survey(self) -> list[LayerShape]:
+        """All layers that can be studied: see :func:`pure_nb.layers.survey`."""
+        example = self.images.example[None].to(self.here)
+        with _understood(example[0]):
+            return survey(self.model.to(self.here), example)
 
     @property
-    def _here(self) -> str:
-        """Where this process runs the network itself, for a look at it."""
+    def here(self) -> str:
+        """Where this process itself runs networks: the device, or the CPU where that is one of a cluster's workers."""
         return self.device if self.client is None else "cpu"
 
     @cached_property
@@ -285,8 +357,7 @@ class Study:
         def compute(blocks: Store | None, new: New) -> NDArray[np.float32]:
             sample = self.references.sample
             channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
-            how: dict[str, Any] = {"store": blocks, "new": new, "client": self.client, "progress": self.progress}
-            return self._run_circuits(channel, sample, **how)
+            return self._run_circuits(channel, sample, store=blocks, new=new, progress=self.progress)
 
         return self._kept_mapped("circuits", self._circuits_key(), compute).reshape(*self.references.sample.shape, -1)
 
@@ -303,7 +374,8 @@ class Study:
         self._check(channel)
         if self._whole("virtual", self._key("virtual", *TAKEN_APART)):
             return self.virtual[channel]
-        return self._split([self.circuits_of(channel) if vectors is None else vectors])[0]
+        own = self.circuits_of(channel) if vectors is None else vectors
+        return self._split(own[None], self.driven[[channel]])[0]
 
     def _whole(self, step: str, key: Mapping[str, object]) -> bool:
         """Whether a step is there for all channels, or quickly computed for all."""
@@ -328,12 +400,18 @@ class Study:
         Returns
         -------
         ndarray
-            int64 ``[samples]``: labels as in :attr:`VirtualNeurons.labels`.
+            int64 ``[samples]``: labels as in :attr:`VirtualNeurons.labels`, with -1 for images that do not drive the
+            channel.
         """
-        images = as_images(images)
+        images = repeated(self.model, as_images(images))
         every = np.arange(len(images)) if samples is None else np.asarray(samples, dtype=np.int64)
         vectors = self._run_circuits(np.full_like(every, channel), every, images=images)
-        return self.neuron(channel).virtual.assign(vectors)
+        driven, target = [], self.parameters.target
+        with resting(self.model.to(self.here)), torch.inference_mode():
+            for batch in readable(images, every.tolist(), batch_size=self.batch_size, workers=self.workers):
+                maps = by_position(activations(self.model, batch.images.to(self.here), [target])[target])
+                driven += (maps[:, channel].amax(dim=1) > 0).tolist()
+        return np.where(driven, self.neuron(channel).virtual.assign(vectors), -1)
 
     @cached_property
     def virtual(self) -> list[VirtualNeurons]:
@@ -345,7 +423,8 @@ class Study:
             with bar, Parallel(n_jobs=-1 if len(vectors) >= MANY else 1) as parallel:
                 for first in range(0, len(vectors), NEURONS):
                     saved = blocks.load_arrays("block", {"first": first}) if blocks else None
-                    part = unpacked(*saved) if saved else self._split(vectors[first : first + NEURONS], parallel)
+                    some = slice(first, first + NEURONS)
+                    part = unpacked(*saved) if saved else self._split(vectors[some], self.driven[some], parallel)
                     if blocks and not saved:
                         blocks.save_arrays("block", {"first": first}, *packed(part))
                     found += part
@@ -362,15 +441,79 @@ class Study:
     @cached_property
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """The true class of each labelled image, an index into the network's outputs; and all their names."""
-        with resting(self.model), torch.no_grad():
-            example = self.labelled.example[None].to(self._here)
-            logits = self.model.to(self._here)(as_weights(self.model, example))
+        example = self.labelled.example[None].to(self.here)
+        with resting(self.model), torch.no_grad(), _understood(example[0]):
+            logits = self.model.to(self.here)(as_weights(self.model, example))
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
             raise StudyError(
                 "classes need a network that puts out one tensor [images, classes]; "
                 f"{type(self.model).__name__} does not"
             )
-        return class_labels(self.labelled, logits.shape[1])
+        labels, names = class_labels(self.labelled, logits.shape[1])
+        doubt = "" if self.images.scenes else self._doubt(labels)
+        if doubt:
+            warnings.warn(
+                f"{doubt}, no more than by chance: what is said of classes will mean nothing. Are the classes in the "
+                f"order of the network's outputs ({', '.join(names[:3])} ...)? If not, name the folders by the numbers "
+                "of the outputs, from 0, or by ImageNet's WordNet ids. Are the images scaled and normalised as when "
+                "the network was trained?",
+                StudyWarning,
+                stacklevel=3,
+            )
+        return labels, names
+
+    def _doubt(self, labels: NDArray[np.int64]) -> str:
+        """How badly the network's answers to some images fit their labels, if they don't; kept, as it needs them."""
+
+        def compute(_: Store | None) -> tuple[Arrays, str]:
+            seen: list[int] = []
+            answers: list[NDArray[np.int64]] = []
+            with resting(self.model), torch.no_grad():
+                for batch in batches(self.labelled, seen_labels(labels).tolist(), batch_size=self.batch_size):
+                    if len(batch.samples):
+                        images = as_weights(self.model, batch.images.to(self.here))
+                        answers.append(self.model(images).argmax(dim=1).cpu().numpy())
+                        seen += batch.samples.tolist()
+            own, said = labels[seen], np.concatenate([np.empty(0, np.int64), *answers])
+            found = {"sample": np.array(seen, dtype=np.int64), "label": own, "answer": said}
+            right = f"the network's largest output is the label of {(own == said).sum()} of {len(own)} images of "
+            return found, f"{right}{self.labelled.name!r}" if at_chance(own, said) else ""
+
+        key = {"step": "labels", "format": FORMAT["labels"], **self.identity, "images": self.labelled.fingerprint}
+        return str(self._kept("labels", key, compute)[1])
+
+    @cached_property
+    def without_labels(self) -> str:
+        """Why the images' labels can't be told as outputs of the network; "" if they can."""
+        self.labelled.example  # noqa: B018  raises where no image can be read, which is another matter
+        try:
+            self._labels  # noqa: B018
+        except (ImageError, StudyError) as problem:
+            return str(problem)
+        return ""
+
+    @cached_property
+    def without_lrp(self) -> str:
+        """Why the rules of layer-wise relevance propagation do not fit between the two layers; "" if they do."""
+        return self._misfit(self.parameters.lower)
+
+    @cached_property
+    def _without_crp(self) -> str:
+        return self._misfit(None)
+
+    def _misfit(self, lower: str | None) -> str:
+        """Why these rules do not fit down to a layer, or to the images for None: tried on one reference image.
+
+        Whatever fails later is another matter, and no reason to do without them.
+        """
+        how: dict[str, Any] = {"target": self.parameters.target, "lower": lower, "rule": "lrp", "device": self.here}
+        sample = self.references.sample[0, :1]
+        try:
+            with closing(propagate(self.model, self.images, np.zeros(1, np.int64), sample, **how)) as flows:
+                next(flows)
+        except LayerError as problem:
+            return str(problem)
+        return ""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -585,7 +728,7 @@ class Study:
                 mass=p.mass or None,
                 clamp=clamp,
                 batch_size=self.batch_size,
-                device=self.device,
+                device=self.here,
                 workers=self.workers,
             )
 
@@ -614,7 +757,7 @@ class Study:
             arvs = self.classes.arv(self.model, channel, numbers)
             return tuple(classes), self.labelled, samples, concept, training, arvs
         p, chosen = self.parameters, samples[training]
-        how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.device, "workers": self.workers}
+        how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.here, "workers": self.workers}
         inputs = pooled_inputs(self.model, self.labelled, chosen, p.target, **how)
         means = np.stack([inputs[concept[training] == number].mean(axis=0) for number in range(len(classes))])
         arvs = (means * dense_weight(get_layer(self.model, p.target), channel)).sum(axis=2)
@@ -732,10 +875,13 @@ class Study:
             progress=self.progress,
         )
 
-    def _split(self, vectors: Iterable[NDArray[np.float32]], parallel: Parallel | None = None) -> list[VirtualNeurons]:
-        """Take channels apart, each by its relevance vectors, as the parameters say."""
+    def _split(
+        self, vectors: NDArray[np.float32], driven: NDArray[np.bool_], parallel: Parallel | None = None
+    ) -> list[VirtualNeurons]:
+        """Take channels apart, each by the relevance vectors of the images that drive it, as the parameters say."""
         how = {"k": self.parameters.k or "auto", "seed": self.parameters.random}
-        return list((parallel or Parallel(n_jobs=1))(delayed(virtual_neurons)(own, **how) for own in vectors))
+        used = np.where(driven[..., None], vectors, 0)  # with seed="unit" the others have relevance too
+        return list((parallel or Parallel(n_jobs=1))(delayed(virtual_neurons)(own, **how) for own in used))
 
     @cached_property
     def objects(self) -> NDArray[np.int64] | None:
@@ -747,7 +893,7 @@ class Study:
         def compute(_: Store | None) -> tuple[Arrays, None]:
             return {"label": truth.objects_at_maxima(scenes, self.references)}, None
 
-        return self._kept("objects", self._references_key() | {"step": "objects"}, compute)[0]["label"]
+        return self._kept("objects", self._key("objects", "target", "n", "by"), compute)[0]["label"]
 
     @property
     def boxes(self) -> NDArray[np.int32]:
@@ -770,59 +916,61 @@ class Study:
         def compute(blocks: Store | None) -> tuple[Arrays, str]:
             sample = self.references.sample
             channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
-            how: dict[str, Any] = {
-                "look": "activation" if wanted == "activation" else "crp",
-                "seed": "peak" if wanted == "peak" else "activation",
-                "batch_size": min(self.batch_size, 16),
-                "device": self.device,
-                "store": blocks,
-                "progress": self.progress,
-                "client": self.client,
-            }
-            layer, note = self.parameters.target, ""
-            try:
-                found = boxes(self.model, self.images, channel, sample, target=layer, **how)
-            except LayerError as problem:
-                if len(self.references.grid) == 2 and wanted != "activation":
-                    note = f"crops follow the activation map, since {problem}"
-                    how["look"] = "activation"
-                    found = boxes(self.model, self.images, channel, sample, target=layer, **how)
-                else:
-                    note = f"crops are whole pictures, since {problem}"
-                    height, width = self.images.example.shape[-2:]
-                    found = np.tile(np.array([0, 0, width, height], dtype=np.int32), (*sample.shape, 1))
-            return {"box": found}, note
+            crop, why = self._fitting(wanted)
+            if crop is None:
+                height, width = self.images.example.shape[-2:]
+                found = np.tile(np.array([0, 0, width, height], dtype=np.int32), (*sample.shape, 1))
+                return {"box": found}, f"crops are whole pictures, since {why}"
+            found = boxes(
+                self.model,
+                self.images,
+                channel,
+                sample,
+                target=self.parameters.target,
+                crop=crop,
+                batch_size=min(self.batch_size, 16),
+                device=self.device,
+                store=blocks,
+                progress=self.progress,
+                client=self.client,
+            )
+            return {"box": found}, f"crops follow the activation map, since {why}" if why else ""
 
         arrays, note = self._kept("boxes", self._boxes_key(), compute)
         if note:
             warnings.warn(note, StudyWarning, stacklevel=3)
         return arrays["box"], note
 
+    def _fitting(self, crop: Crop) -> tuple[Crop | None, str]:
+        """What pictures can be cropped to, None for nothing; and why, where that is not what was asked for."""
+        why = "" if crop == "activation" else self._without_crp
+        if crop != "activation" and not why:
+            return crop, ""
+        if len(self.references.grid) == 2:
+            return "activation", why
+        return None, why or f"layer {self.parameters.target!r} has no grid of positions to scale up; use crop='peak'"
+
     @property
     def driven(self) -> NDArray[np.bool_]:
         """Bool ``[channels, n]``: which references drive their channel at all, by a positive activation."""
-        return self.references.score > 0
+        return self.references.driven
 
-    def views(
-        self, channel: NDArray[np.int64], sample: NDArray[np.int64], look: Look = "crp", seed: Seed = "peak"
-    ) -> list[View]:
+    def views(self, channel: NDArray[np.int64], sample: NDArray[np.int64], crop: Crop | None = None) -> list[View]:
         """Pictures for pairs of a channel and an image, with the part that the channel looks at.
 
-        Unlike the paper's, they show what is behind the *maximum* of the activation; ``seed="activation"`` gives the
-        paper's. See :func:`pure_nb.render.heatmaps`. Where the rules of CRP do not fit the network, a warning says so
-        and the activation map is used, or the whole picture where the layer has no grid.
+        By the parameter ``crop``, or as told here; see :func:`pure_nb.render.heatmaps`. Where the rules of CRP do not
+        fit the network, a warning says so and the activation map is used, or the whole picture where the layer has no
+        grid.
         """
-        layer = self.parameters.target
-        how: dict[str, Any] = {"batch_size": min(self.batch_size, 16), "device": self.device}
-        try:
-            return views(self.model, self.images, channel, sample, target=layer, look=look, seed=seed, **how)
-        except LayerError as problem:
-            if look == "crp" and len(self.references.grid) == 2:
-                warnings.warn(f"the activation map is shown, since {problem}", StudyWarning, stacklevel=2)
-                return self.views(channel, sample, "activation")
-            warnings.warn(f"whole pictures are shown, since {problem}", StudyWarning, stacklevel=2)
+        found, why = self._fitting(crop or self.parameters.crop)
+        if found is None:
+            warnings.warn(f"whole pictures are shown, since {why}", StudyWarning, stacklevel=2)
             pictures = [self.images.picture(number) for number in sample.tolist()]
             return [View(n, p, np.ones(p.shape[:2], dtype=bool)) for n, p in zip(sample.tolist(), pictures)]
+        if why:
+            warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=2)
+        how: dict[str, Any] = {"batch_size": min(self.batch_size, 16), "device": self.here}
+        return views(self.model, self.images, channel, sample, target=self.parameters.target, crop=found, **how)
 
     def crops_of(self, channel: int, ranks: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Crops of a channel's references of given ranks, as embedders see them: uint8 ``[side, side, 3]`` each."""
@@ -876,7 +1024,7 @@ class Study:
 
         def compute(_: Store | None) -> tuple[Arrays, None]:
             p = self.parameters
-            how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.device}
+            how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.here}
             return truth.activation_vectors(self.model, self.images, self.references, p.lower, **how), None
 
         return self._kept("activations", self._key("activations", "target", "lower", "n", "by"), compute)[0]
@@ -967,6 +1115,7 @@ class Study:
             batch_size=self.batch_size,
             device=self.device,
             workers=self.workers,
+            client=self.client,
             **how,
         )
 
@@ -1080,10 +1229,10 @@ class Study:
         """What a result depends on."""
         found: dict[str, object] = {name: getattr(self.parameters, name) for name in parameters}
         if "n" in parameters and step != "references":
-            found["references"] = self._ranked
+            found["references"] = self.ranked
         return {"step": step, "format": FORMAT[step], **self.identity, **found}
 
     @cached_property
-    def _ranked(self) -> str:
+    def ranked(self) -> str:
         """Stands for the references: what is said of them is in their order, which the last digit may decide."""
         return hashlib.sha256(self._found[0].sample.tobytes()).hexdigest()[:16]

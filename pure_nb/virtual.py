@@ -100,13 +100,14 @@ class VirtualNeurons:
         Parameters
         ----------
         vectors
-            float ``[m, d]``: relevance vectors of the same channel, from :func:`pure_nb.circuits.circuits`.
+            float ``[m, d]``: relevance vectors of the same channel, from :func:`pure_nb.circuits.circuits`. Those of
+            zeros, of images that do not drive the neuron, belong to none: -1.
         """
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or vectors.shape[1] != self.centroids.shape[1]:
             raise ArgumentError(f"expected vectors of shape [m, {self.centroids.shape[1]}], got {list(vectors.shape)}")
         distance = ((vectors[:, None] - self.centroids) ** 2).sum(axis=-1)
-        return distance.argmin(axis=1)
+        return np.where(vectors.any(axis=1), distance.argmin(axis=1), -1)
 
 
 def cluster(vectors: Vectors, k: int, *, n_init: int = 10, seed: int = 0) -> NDArray[np.int64]:
@@ -276,8 +277,9 @@ def _clearest(vectors: Vectors, numbers: Sequence[int], seed: int) -> float:
 
 
 def part_name(part: int) -> str:
-    """A for the largest virtual neuron, then B, C ..."""
-    return ascii_uppercase[part % 26]
+    """A for the largest virtual neuron, then B, C ... Z, AA, AB ..."""
+    earlier, letter = divmod(part, 26)
+    return (part_name(earlier - 1) if earlier else "") + ascii_uppercase[letter]
 
 
 def packed(parts: Sequence[VirtualNeurons]) -> tuple[dict[str, NDArray[Any]], list[list[int]]]:

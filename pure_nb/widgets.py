@@ -182,7 +182,7 @@ def _live(
 
 def _live_neurons(study: Study, start: int, parts: bool, whole: bool, caption: str) -> ipywidgets.Widget:
     own = study.parameters.target
-    names = [shape.name for shape in survey(study.model, study.images.example[None].to(study.device))]
+    names = [shape.name for shape in survey(study.model, study.images.example[None].to(study.here))]
     layer = ipywidgets.Dropdown(options=list(dict.fromkeys([own, *names])), value=own, description="layer")
     channels = [int(channel) for channel, alive in enumerate(study.references.alive) if alive]
     neuron = _slider(channels, "neuron", channels.index(start))

@@ -251,6 +251,6 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert said.exit_code == 0, said.output
     assert "3 neurons" in said.output
     assert {path.name for path in out.glob("[0-9]*.html")} == {"0.html", "1.html", "2.html"}
-    wrong = CliRunner().invoke(app, [*command, "--look", "sideways"])
+    wrong = CliRunner().invoke(app, [*command, "--crop", "sideways"])
     assert wrong.exit_code == 1
-    assert "--look must be one of" in wrong.output
+    assert "crop must be one of" in wrong.output

@@ -324,8 +324,8 @@ def test_an_unknown_study(command: str) -> None:
             ["--neurons", "three"],
             "can't read 'three' in --neurons 'three'; expected numbers such as 3,17,20-23",
         ),
-        ("run", ["--rule", "magic"], "rule must be one of ('gradient', 'lrp'), got 'magic'"),
-        ("run", ["--n", "0"], "n must be at least 2"),
+        ("run", ["--rule", "magic"], "rule must be one of gradient, lrp, got 'magic'"),
+        ("run", ["--n", "0"], "n must be a whole number and at least 2"),
         ("run", ["--weights", "nowhere.safetensors"], "there is no file of weights"),
         ("arv", ["--channel", "32"], "channel 32: layer 'layer4' has channels 0 to 31"),
         ("arv", ["--mass", "1.5"], "mass must be a number from 0 to 1, got 1.5"),
@@ -371,7 +371,7 @@ def test_errors(finished: Path, command: str, arguments: list[str], message: str
         ),
         ('"glyphs"\nlength = 40', '"folder"\nroot = "nowhere"', "there is no folder"),
         ("length = 40", "length = 0", "at least one"),
-        ("n = 6", 'n = "six"', "n must be a whole number, got 'six'"),
+        ("n = 6", 'n = "six"', "n must be a whole number and at least 2, got 'six'"),
         ("batch_size = 20", "batches = 20", "has an entry in [run] that is not known"),
     ],
 )
@@ -607,3 +607,37 @@ def test_evaluate_without_labels(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "names.csv").exists()
     message = failed(call("evaluate", tmp_path / "folder.toml", *how, "--words", "classes"))
     assert "the classes can't be the vocabulary" in message
+
+
+def test_what_is_stored_is_listed_and_pruned(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(TOML)
+    assert "nothing is stored" in call("store", "--store", tmp_path / "nowhere").output
+    assert on(tmp_path, "run").exit_code == 0
+    folder = tmp_path / "small"
+    (folder / "notes.txt").write_text("mine")
+    study = load_study(tmp_path / "small.toml", store=tmp_path)
+    assert study.store is not None
+    study.store.save_arrays("circuits", {"step": "circuits", "format": 0}, {"a": np.zeros(1000)})
+    shown = call("store", "--store", tmp_path).output
+    (row,) = (line.split() for line in shown.splitlines() if " < " in line and "unwanted" not in line)
+    sizes = [kept for kept in study.store.results() if kept.key and "lower" in kept.key and kept.key["format"]]
+    assert row[:3] == ["small", study.identity["weights"], study.identity["images"]]
+    assert row[3:6] == ["layer4", "<", "layer3"]
+    assert int(row[6]) == len(sizes)
+    assert float(row[7]) == pytest.approx(sum(kept.size for kept in sizes) / 1e6, abs=0.001)
+    assert float(row[8]) == pytest.approx(0, abs=0.01)
+    assert "unwanted" in shown
+    count = len(study.store.results())
+    assert CliRunner().invoke(app, ["store", "--store", str(tmp_path), "--prune"], input="n\n").exit_code == 0
+    assert len(study.store.results()) == count  # asked, and said no
+    assert "small: 1 results removed" in call("store", "small", "--store", tmp_path, "--prune", "--yes").output
+    assert len(study.store.results()) == count - 1
+    assert "small: 0 results removed" in call("store", "--store", tmp_path, "--prune", "--days", 9, "--yes").output
+    again = load_study(tmp_path / "small.toml", store=tmp_path)
+    with study.store.claimed("references", {}):
+        said = call("store", "--store", tmp_path, "--prune", "--days", 0, "--yes")
+        assert "is in use by process" in said.output
+    assert again._is_there("references", again._references_key())
+    call("store", "--store", tmp_path, "--prune", "--days", 0, "--yes")
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert "--days is a number from 0 and goes with --prune" in failed(call("store", "--days", 3))
