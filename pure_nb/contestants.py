@@ -30,6 +30,7 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
+from pure_nb.digests import digest
 from pure_nb.errors import ModelError, PureError, StudyError, StudyWarning
 from pure_nb.layers import get_layer, stage_before
 from pure_nb.models import function_in
@@ -408,4 +409,6 @@ def load_contestant(specification: str) -> Contestant:
         except Exception as problem:
             raise ModelError(f"{name!r} of {path!r} failed: {type(problem).__name__}: {problem}") from problem
 
-    return Contestant(name, told, fingerprint=f"{name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}")
+    return Contestant(
+        name, told, fingerprint=f"{name} {digest(answer)} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
+    )

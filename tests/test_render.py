@@ -51,7 +51,10 @@ def network_and_images(name: str, glyphnet: nn.Module, count: int) -> tuple[nn.M
 def test_heatmaps_are_those_that_zennit_crp_keeps_at_the_maximum(
     network: str, glyphnet: nn.Module, tmp_path: Path
 ) -> None:
-    """The default, against references and positions that zennit-crp collects itself, as PURE's code has it."""
+    """The default, against references and positions that zennit-crp collects itself: rf=True, as in PURE's code.
+
+    Measured: 2e-7 of the largest value.
+    """
     model, images, alive = network_and_images(network, glyphnet, 4)
     composite = EpsilonPlusFlat(canonizers=[ResNetCanonizer()])
     labelled = [(image, 0) for image in images]

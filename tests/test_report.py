@@ -114,7 +114,7 @@ def misfit(*_: Any) -> None:
 
 
 def test_crops_where_lrp_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pure_nb.circuits.require_fit", misfit)
+    monkeypatch.setattr("pure_nb.lrp.require_fit", misfit)
     study = Study.of(Tokens(), Items(noise(15)), "second", "first", n=6, k=2, store=tmp_path)
     with pytest.warns(UserWarning, match="crops are whole pictures, since the rules do not fit"):
         assert (study.boxes == [0, 0, 12, 12]).all()
@@ -133,7 +133,7 @@ def test_crops_where_lrp_does_not_fit(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_report_says_how_crops_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert evaluate(mine(tmp_path), pixels(4), ks=(2,)).crops == report.CROPPED["peak"]
     assert evaluate(mine(tmp_path, crop="crp"), pixels(4), ks=(2,)).crops == report.CROPPED["crp"]
-    monkeypatch.setattr("pure_nb.circuits.require_fit", misfit)
+    monkeypatch.setattr("pure_nb.lrp.require_fit", misfit)
     for _ in range(2):  # also when the results are found again
         with pytest.warns(UserWarning, match="the rules do not fit"):
             found = evaluate(mine(tmp_path / "other"), pixels(4), ks=(2,))
@@ -148,7 +148,7 @@ def test_descriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(found[GRADIENT], study.circuits)
     np.testing.assert_array_equal(found[LRP], study.using(rule="lrp").circuits)
     assert all(vectors.shape[:2] == (6, 6) for vectors in found.values())
-    monkeypatch.setattr("pure_nb.circuits.require_fit", misfit)
+    monkeypatch.setattr("pure_nb.lrp.require_fit", misfit)
     with pytest.warns(UserWarning, match="PURE LRP is left out: the rules do not fit"):
         assert LRP not in descriptions(mine(tmp_path / "other"))
 
