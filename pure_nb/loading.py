@@ -113,7 +113,7 @@ def load_study(
     except KeyError as problem:
         raise StudyError(f"{str(path)!r} lacks the entry {problem}") from problem
     except TypeError as problem:
-        raise StudyError(f"{str(path)!r} has an entry that is not known, or of a wrong type: {problem}") from problem
+        raise StudyError(f"{str(path)!r} has an entry that is not known: {problem}") from problem
     name = word(text.get("name", path.stem))
     run = tables["run"]
     if unknown := set(run) - (RUN - {"client"}):

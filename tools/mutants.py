@@ -26,7 +26,6 @@ from pathlib import Path
 from queue import SimpleQueue
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("pure_nb", "tests", "tools", "pyproject.toml")
 PROCESSES, PATIENCE = 2, 1800
 
 
@@ -269,6 +268,15 @@ def place(mutant: Mutant, texts: dict[Path, str]) -> Path:
     return next(iter(found))
 
 
+def copied(folder: Path) -> None:
+    """Copy the project, with what is not committed yet."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True)
+    for name in listed.stdout.decode().splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+
+
 def tested(folder: Path, files: list[str]) -> tuple[int | None, str]:
     """What pytest returns, or None if it took too long; and its last words."""
     environment = os.environ | {
@@ -317,10 +325,7 @@ def main() -> int:
         folders: SimpleQueue[Path] = SimpleQueue()
         for number in range(PROCESSES):
             folder = Path(scratch) / str(number)
-            for name in COPIED:
-                copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-                folder.mkdir(exist_ok=True)
-                copy(ROOT / name, folder / name)
+            copied(folder)
             folders.put(folder)
 
         def one(mutant: Mutant) -> Answer:
