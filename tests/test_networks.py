@@ -94,7 +94,7 @@ NETWORKS: dict[str, tuple[str, int, Callable[[], nn.Module]]] = {
 VIT, BLOCK = "encoder.layers.encoder_layer_", "features.1.1.block"
 LAYERS: dict[str, list[tuple[str, str]]] = {
     "nn.Sequential": [("4", "2"), ("5", "input:4")],
-    **dict.fromkeys(("weight_norm, old", "weight_norm", "spectral_norm", "pruned", "standardised"), [("4", "2")]),
+    **{name: [("4", "2")] for name in ("weight_norm, old", "weight_norm", "spectral_norm", "pruned", "standardised")},
     "resnet18": [("layer2", "layer1"), ("layer2.1.conv2", "input:layer2.1.conv2")],
     "vgg11_bn": [("features.9", "features.5"), ("features.10", "input:features.8")],
     "densenet121": [("features.denseblock2", "features.denseblock1"), ("features.transition1.conv", "features.conv0")],
