@@ -32,7 +32,7 @@ from zennit.torchvision import ResNetCanonizer
 from zennit.types import BatchNorm, Linear
 
 from pure_nb.errors import LayerError
-from pure_nb.layers import activations, cut, resting
+from pure_nb.layers import activations, cut, placed, resting
 
 ADVICE = "for circuits use rule='gradient', or bring a composite of zennit that is made for it as rule"
 
@@ -100,10 +100,9 @@ def ruled(
     LayerError
         See :func:`require_fit` and :func:`require_rules`.
     """
-    model.to(images.device)
-    with resting(model), _Weights.over(model) as weights, weights:
+    with resting(model, images.device), _Weights.over(model) as weights, weights:
         expected = cut(model, images, lower, target)[1].detach()
-    with _become(weights.plain):
+    with placed(model, images.device), _become(weights.plain):
         require_fit(model, images, target, composite, expected)
         if every:
             require_rules(model, images, lower, target, composite)
@@ -130,11 +129,11 @@ def require_fit(model: nn.Module, images: Tensor, target: str, composite: Compos
     LayerError
         If it does not, or not at all: the canonizers were made for networks of another kind.
     """
-    with resting(model), torch.no_grad():
+    with resting(model, images.device), torch.no_grad():
         try:
             with _put_back(model), reusing(composite).context(model):
                 found = activations(model, images, [target])[target]
-        except (RuntimeError, TypeError, AttributeError) as problem:
+        except (RuntimeError, TypeError, AttributeError, LayerError) as problem:
             raise LayerError(
                 f"the rules of layer-wise relevance propagation do not fit {type(model).__name__} ({problem}); {ADVICE}"
             ) from problem

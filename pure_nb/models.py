@@ -23,6 +23,8 @@ import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from pure_nb.digests import digest, installed, place_of
 from pure_nb.errors import ModelError
@@ -66,7 +68,7 @@ def load_model(source: str, weights: str | Path | None = None, *, folder: Path =
             torch.manual_seed(0)
             return load_model(source, "", folder=folder, **options)
     if source == "glyphnet":
-        model: nn.Module = GlyphNet()
+        model: nn.Module = GlyphNet(**options)
         if hub:
             weights, hub = _asset("glyphnet.safetensors"), False
     elif kind == "torchvision":
@@ -129,7 +131,7 @@ def _run(path: Path, name: str) -> Any:
     sys.modules[specification.name] = module  # dataclasses look their module up there
     try:
         specification.loader.exec_module(module)
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise ModelError(f"{str(path)!r} can't be run: {type(problem).__name__}: {problem}") from problem
     make = getattr(module, name, None)
     if make is None:
@@ -182,7 +184,7 @@ def _from_file(path: Path, name: str, options: dict[str, Any]) -> nn.Module:
             raise ModelError(f"{name!r} of {str(path)!r} can't be called with {options}: {problem}") from problem
         try:
             model = make(**options)
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             raise ModelError(f"{name!r} of {str(path)!r} failed: {type(problem).__name__}: {problem}") from problem
         if not isinstance(model, nn.Module):
             raise ModelError(f"{name!r} of {str(path)!r} returned a {type(model).__name__}, expected a torch.nn.Module")
@@ -213,8 +215,8 @@ def read_weights(path: Path | str) -> dict[str, Any]:
         raise ModelError(f"{str(path)!r} can't be read as weights: {problem}") from problem
     except Exception as problem:  # torch raises pickle's own error for a file that holds more than tensors
         raise ModelError(
-            f"{str(path)!r} holds more than tensors and is not loaded, since unpickling it could run code; save the "
-            f"state_dict alone, best as .safetensors ({type(problem).__name__})"
+            f"{str(path)!r} is damaged, or holds more than tensors and is not loaded, since unpickling it could run "
+            f"code; save the state_dict alone, best as .safetensors ({type(problem).__name__})"
         ) from problem
     extra = torch.nn.modules.module._EXTRA_STATE_KEY_SUFFIX  # what a module keeps besides tensors
     if not isinstance(state, dict) or not all(
@@ -274,9 +276,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises
     ------
     ModelError
-        If it is TorchScript, or quantised: hooks do not reach what the former computes, and no gradients lead through
-        the latter.
+        If it is TorchScript, an exported graph, or quantised: hooks do not reach what the first two compute, and no
+        gradients lead through the last; if it wants more than images, or has no weights to compute with.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"a network is a torch.nn.Module, got {type(model).__name__}; bring the module that it was made from"
+        )
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
@@ -295,7 +301,60 @@ def unwrapped(model: nn.Module) -> nn.Module:
                 f"layer {name!r} of {type(model).__name__} is quantised, and no gradients lead through it; bring the "
                 "network as it was before"
             )
+    _require_layers(model)
+    _require_image(model)
+    require_weights(model)
     return model
+
+
+def _require_layers(model: nn.Module) -> None:
+    """Refuse graphs whose weights are no module's any more, as torch.export makes them."""
+    if isinstance(model, GraphModule):
+        called = {node.target for node in model.graph.nodes if node.op == "call_module"}
+        weighty = [name for name, module in model.named_modules() if module._parameters]
+        if weighty and not any(name == one or name.startswith(f"{one}.") for one in called for name in weighty):
+            raise ModelError(
+                f"{type(model).__name__} is an exported graph, in which layers such as {weighty[0]!r} do not run as "
+                "modules and can't be watched; bring the torch.nn.Module that it was made from, with the same weights"
+            )
+
+
+def _require_image(model: nn.Module) -> None:
+    """Refuse networks that want more than a batch of images."""
+    try:
+        wanted = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # not to be had from all that can be called
+        return
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    names = [one.name for one in wanted if one.default is inspect.Parameter.empty and one.kind not in variadic]
+    if len(names) > 1:
+        raise ModelError(
+            f"{type(model).__name__}.forward({', '.join(names)}) wants {' and '.join(map(repr, names[1:]))} besides "
+            "the images, and is called with images alone; wrap it in a torch.nn.Module that fills in the rest"
+        )
+
+
+def require_weights(model: nn.Module) -> None:
+    """Check that a network has weights to compute with.
+
+    Raises
+    ------
+    ModelError
+        If some are not made yet (lazy layers), hold no numbers (on the device ``meta``), or can't be used for gradients
+        (made in inference mode).
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        reason = (
+            "is made in the first forward pass of a lazy layer; run the network on a batch of images first"
+            if isinstance(tensor, (UninitializedParameter, UninitializedBuffer))
+            else "is on the device 'meta' and holds no numbers; load the weights"
+            if tensor.is_meta
+            else "was made in torch.inference_mode() and can't be used for gradients; make the network outside it"
+            if tensor.is_inference()
+            else ""
+        )
+        if reason:
+            raise ModelError(f"{name!r} of {type(model).__name__} {reason}")
 
 
 def fingerprint(model: nn.Module) -> str:

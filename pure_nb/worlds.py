@@ -137,8 +137,8 @@ class World:
             return lower
         if nearest == lower:
             return lower
-        with resting(base.model.to(base.device)), torch.inference_mode():
-            found = activations(base.model, base.images.example[None].to(base.device), [lower, nearest])
+        with resting(base.model, base.here), torch.inference_mode():
+            found = activations(base.model, base.images.example[None].to(base.here), [lower, nearest])
         return lower if torch.equal(found[lower], found[nearest]) else nearest
 
     def using(self, **changes: Any) -> Study:
@@ -219,7 +219,7 @@ class World:
             study.parameters.lower,
             layer=f"{planting.layer}.whole",
             batch_size=study.batch_size,
-            device=study.device,
+            device=study.here,
         )
         for name in ("lower activation", "lower activation at maximum"):
             if name in found:
@@ -329,7 +329,7 @@ def planted_world(
     null: int = 0,
     strengths: Sequence[float] | None = None,
     groups: Groups | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> World:
     """A study's network with merged channels, and what really drove each of their reference images.
 
@@ -340,7 +340,7 @@ def planted_world(
     study
         Any study. Its target layer is where channels are merged.
     count, k, how, seed
-        See :func:`pure_nb.planting.draw`.
+        See :func:`pure_nb.planting.draw`; the seed is the study's by default.
     null
         Number of channels merged with themselves, to be told from the others. They are drawn at random.
     strengths
@@ -353,7 +353,7 @@ def planted_world(
     PlantingError
         See :func:`pure_nb.planting.plant` and :func:`pure_nb.planting.draw`.
     """
-    drawn = groups is None
+    drawn, seed = groups is None, study.parameters.random if seed is None else seed
     if groups is None:
         alike = likeness(study) if how in ("similar", "dissimilar") else None
         groups = draw(study.references, count, k, how=how, likeness=alike, seed=seed)
@@ -377,7 +377,7 @@ def planted_world(
         strong = None if strong is None else [*strong, *[[1.0, 1.0]] * null]
     model, planting = plant(study.model, study.references, groups, strong)
     own = study.using(model=model, target=planting.target, lower=planting.renamed(study.parameters.lower))
-    how_run: dict[str, Any] = {"batch_size": study.batch_size, "device": study.device}
+    how_run: dict[str, Any] = {"batch_size": study.batch_size, "device": study.here}
     brought = contributions(model, own.images, own.references, planting, **how_run)
     truth = drivers(brought)
     part = shares(brought)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -48,7 +50,8 @@ from pure_nb.contestants import (
     sparse_codes,
     split_by,
 )
-from pure_nb.errors import ModelError, StudyError, StudyWarning
+from pure_nb.errors import ArgumentError, ModelError, StoreError, StudyError, StudyWarning
+from pure_nb.leaderboards import compete
 from pure_nb.models import load_model
 from pure_nb.splitting import SHARED
 from pure_nb.study import Study
@@ -366,6 +369,43 @@ def test_what_can_not_be_split_stays_whole(tmp_path: Path) -> None:
     assert answer.owner[0].tolist() == [SHARED] * 4  # nobody owns anything, which scores 0
 
 
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def broken(error: Exception) -> Callable[..., Any]:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fails
+
+
+@pytest.mark.parametrize("by", ["parts", "classes"])
+@pytest.mark.parametrize(
+    ("place", "fails", "error"),
+    [
+        ("pure_nb.store.save_file", full, StoreError),  # the disk, under circuits and classes
+        ("torch.nn.Conv2d.forward", broken(RuntimeError("out of memory")), RuntimeError),
+        ("pure_nb.contestants.part_activations", broken(ArgumentError("a fault of ours")), ArgumentError),
+        ("pure_nb.contestants.part_activations", broken(StudyError("a fault of ours")), StudyError),
+    ],
+)
+def test_what_breaks_is_no_answer(
+    tmp_path: Path, by: str, place: str, fails: Any, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The benchmark stops, and nothing is stored; afterwards it goes on as if nothing had been."""
+    world = hand_world(tmp_path)
+    entry = Contestant("split", lambda it: split_by(it, by), fingerprint="split")
+    store = world.study.store
+    assert store is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(place, fails)
+        with pytest.raises(error):
+            run(world, [entry], choose=False)
+    assert not [kept for kept in store.results() if kept.name == "bench"]
+    assert run(world, [entry], choose=False)["ari"].tolist() == [1]
+
+
 def test_a_channel_of_a_grouped_convolution_is_split_by_parts(tmp_path: Path) -> None:
     """Merged channels have no groups, but natural ones may."""
     torch.manual_seed(1)
@@ -536,6 +576,12 @@ def test_where_the_rules_do_not_fit_they_are_left_out(tmp_path: Path) -> None:
         names = {one.name for one in contestants(world)}
     assert LRP not in names
     assert names >= ALWAYS
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "PURE LRP is left out")  # nothing is said of what nobody asked for
+        assert [one.name for one in contestants(world, only=(PAPER, RANDOM))] == [PAPER, RANDOM]
+        assert set(compete(world, only=(RANDOM,), choose=False).board["method"]) == {PAPER, RANDOM}
+    with pytest.warns(StudyWarning, match="PURE LRP is left out"):
+        assert contestants(world, only=(LRP,)) == []
 
 
 def test_contestants_of_tokens(tmp_path: Path) -> None:

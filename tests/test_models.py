@@ -549,3 +549,49 @@ def test_quantised_networks_are_refused() -> None:
         pytest.skip(f"this torch can't quantise: {problem}")
     with pytest.raises(ModelError, match="layer '8' of Sequential is quantised, and no gradients lead through it"):
         Study.of(quantised, Images(TensorDataset(noise(6))), "4", "2")
+
+
+class Two(nn.Module):
+    """Wants more than the image."""
+
+    def forward(self, x: Tensor, meta: Tensor, *, scale: float, more: int = 0) -> Tensor:
+        return x + meta * scale
+
+
+def inferred() -> nn.Module:
+    with torch.inference_mode():
+        return plain()
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "two inputs": (Two, r"Two.forward\(x, meta, scale\) wants 'meta' and 'scale' besides the images"),
+    "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), "'0.weight' of Sequential is made in the first forward pass"),
+    "meta": (lambda: plain().to("meta"), "'0.weight' of Sequential is on the device 'meta' .*; load the weights"),
+    "inference": (
+        inferred,
+        r"'0.weight' of Sequential was made in torch.inference_mode\(\) .* make the network outside",
+    ),
+    "program": (lambda: torch.export.export(plain(), (noise(2),)), "got ExportedProgram; bring the module"),
+    "exported": (
+        lambda: torch.export.export(plain(), (noise(2),)).module(),
+        r"exported graph, in which layers such as '0' do not run .*; bring the torch\.nn\.Module",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", REFUSED)
+def test_networks_that_can_not_be_run_are_refused(kind: str) -> None:
+    make, message = REFUSED[kind]
+    with pytest.raises(ModelError, match=message):
+        Study.of(make(), Images(TensorDataset(noise(6))), "4", "2")
+
+
+def test_traced_modules_and_odd_signatures_are_not_refused() -> None:
+    class Odd(nn.Module):
+        def forward(self, *images: Tensor, **_: Any) -> Tensor:
+            return images[0]
+
+    traced = torch.fx.symbolic_trace(plain())
+    assert unwrapped(traced) is traced
+    assert unwrapped(odd := Odd()) is odd
