@@ -353,8 +353,6 @@ class _Watch(TorchFunctionMode):
         watch, context = cls(model), dict[str, Any]()
         with ExitStack() as stack:
             for name, module in model.named_modules():
-                if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
-                    continue
                 covered = composite.module_map(context, name, module) is not None
                 if isinstance(module, BatchNorm):  # merged into the layer before it, or not
                     covered = _is_identity(module)
