@@ -303,6 +303,8 @@ class _Passing(Hook):  # type: ignore[misc]
         if entry is None:
             return output
         self.stored_tensors["input"] = input[0]
+        if output._is_view():  # as of AvgPool1d, which is pooling in two dimensions: no graph could start there
+            output = output.clone()
         detoured: Tensor = _Detour.apply(entry, output, partial(self.relevance, module))
         return detoured
 
