@@ -519,6 +519,8 @@ class _Passing(Hook):  # type: ignore[misc]
             raise LayerError(f"{type(module).__name__} puts out a {type(output).__name__}, not one tensor")
         if entry is None:
             return output
+        if output._is_view():  # as of AvgPool1d, which is pooling in two dimensions: no graph could start there
+            output = output.clone()
         # Each run has an input of its own, as the same layer may run several times.
         detoured: Tensor = _Detour.apply(entry, output, partial(self.relevance, module, {"input": input[0]}))
         return detoured
