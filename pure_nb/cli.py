@@ -486,9 +486,12 @@ def _place(out: Path | None, *suffixes: str) -> None:
         raise StudyError(f"--out is written to a {' or '.join(suffixes)} file, got {str(out)!r}")
     if suffixes and out.is_dir():
         raise StudyError(f"--out must be a file, and {str(out)!r} is a folder")
-    probe = (out.parent if suffixes else out) / ".pure-nb"
-    write_atomically(probe, Path.touch)
-    probe.unlink()
+    folder = out.parent if suffixes else out
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    write_atomically(folder / ".pure-nb", Path.touch)
+    (folder / ".pure-nb").unlink()
+    for one in made:  # a study that can't be read leaves no folder behind
+        one.rmdir()
 
 
 def _owned(made: Split) -> str:

@@ -508,6 +508,21 @@ def as_weights(model: nn.Module, images: Tensor) -> Tensor:
     return images.to(next(dtypes, images.dtype)) if images.is_floating_point() else images
 
 
+def _run(model: nn.Module, images: Tensor) -> None:
+    """A forward pass; what goes wrong in it is the network's own fault, or the images'."""
+    try:
+        model(images)
+    except (PureError, _Reached):
+        raise
+    except Exception as problem:
+        raise ModelError(
+            f"{type(model).__name__} can't be run on a batch of {len(images)} images {list(images.shape)} "
+            f"({type(problem).__name__}: {problem}); bring a torch.nn.Module whose forward() takes batches of any "
+            "number of such images and nothing else, and check the images' transform (for a network of grey "
+            "pictures say grey=True)"
+        ) from problem
+
+
 def activations(model: nn.Module, images: Tensor, layers: Sequence[str], leaf: str | None = None) -> dict[str, Tensor]:
     """Outputs of the named layers; the network is run no further than the last of them.
 
@@ -552,7 +567,7 @@ def activations(model: nn.Module, images: Tensor, layers: Sequence[str], leaf: s
     images = as_weights(model, images)
     with nullcontext() if leaf is None else torch.enable_grad(), _hooked(model, images, hooks, leaf):
         try:
-            model(images)
+            _run(model, images)
         except _Reached:
             return found
     if len(found) == len(set(layers)):
@@ -609,7 +624,7 @@ def cut(model: nn.Module, images: Tensor, lower: str | None, target: str) -> tup
             raise LayerError(f"the lower layer must be below the target layer; both are {target!r}")
         inputs, hooks = images, {lower: start, target: stop}
     with torch.enable_grad(), _hooked(model, images, hooks, lower), suppress(_Reached):
-        model(inputs)
+        _run(model, inputs)
     if not top:
         raise LayerError(f"layer {target!r} did not run in the forward pass of {type(model).__name__}")
     if not leaf or not top[0].requires_grad:
@@ -639,7 +654,7 @@ def _without_gradients(model: nn.Module, images: Tensor, lower: str | None, targ
         for name, module in model.named_modules():
             stack.callback(module.register_forward_hook(partial(note, name)).remove)
         with torch.enable_grad():
-            model(images)
+            _run(model, images)
     return found[0] if found else ""
 
 
@@ -763,17 +778,7 @@ def _pass(model: nn.Module, images: Tensor, alone: Sequence[_Event] = ()) -> lis
             if name != OUTPUT:
                 stack.callback(module.register_forward_pre_hook(partial(enter, name)).remove)
             stack.callback(module.register_forward_hook(partial(leave, name)).remove)
-        try:
-            model(images)
-        except PureError:
-            raise
-        except Exception as problem:
-            raise ModelError(
-                f"{type(model).__name__} can't be run on a batch of {len(images)} images {list(images.shape)} "
-                f"({type(problem).__name__}: {problem}); bring a torch.nn.Module whose forward() takes batches of any "
-                "number of such images and nothing else, and check the images' transform (for a network of grey "
-                "pictures say grey=True)"
-            ) from problem
+        _run(model, images)
     return events
 
 

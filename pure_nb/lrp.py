@@ -31,7 +31,7 @@ from zennit.rules import Pass
 from zennit.torchvision import ResNetCanonizer
 from zennit.types import BatchNorm, Linear
 
-from pure_nb.errors import LayerError
+from pure_nb.errors import LayerError, ModelError
 from pure_nb.layers import activations, cut, placed, resting
 
 ADVICE = "for circuits use rule='gradient', or bring a composite of zennit that is made for it as rule"
@@ -133,7 +133,7 @@ def require_fit(model: nn.Module, images: Tensor, target: str, composite: Compos
         try:
             with _put_back(model), reusing(composite).context(model):
                 found = activations(model, images, [target])[target]
-        except (RuntimeError, TypeError, AttributeError, LayerError) as problem:
+        except (RuntimeError, TypeError, AttributeError, LayerError, ModelError) as problem:
             raise LayerError(
                 f"the rules of layer-wise relevance propagation do not fit {type(model).__name__} ({problem}); {ADVICE}"
             ) from problem

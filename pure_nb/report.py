@@ -342,7 +342,7 @@ def _markdown(found: Evaluation, tables: dict[str, pd.DataFrame], clear: float |
     neurons, judge = found.distances["channel"].nunique(), _escaped(found.judge)
     parts = [
         f"# {_escaped(found.title)}, judged by {judge}",
-        f"Made with `` {command} ``." if command else "",
+        f"Made with {_code(command)}." if command else "",
         f"{neurons} neurons; {found.metric} distances of their reference images, {found.crops}. *Intra* is the mean "
         "over pairs of images of one part, *inter* over pairs of different parts; good is a large gap between them. "
         "± is the standard error over "
@@ -426,7 +426,11 @@ def _markdown_table(table: pd.DataFrame) -> str:
 
 def _escaped(text: str) -> str:
     """A name as Markdown shows it: no table, emphasis, formula or markup comes of its characters."""
-    return re.sub(r"([\\`*_\[\]<>|$~#&])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<|$~&])", r"\\\1", " ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def _digest(array: NDArray[np.float32]) -> str:

@@ -364,17 +364,20 @@ def test_an_unknown_study(command: str) -> None:
         ("run", ["--target", "."], "GlyphNet has no layer '.'"),
         ("run", ["--weights", "."], "there is no file of weights '"),
         ("arv", ["--channel", "-1"], "channel -1: layer 'layer4' has channels 0 to 31"),
-        ("atlas", ["--embedder", "pixels", "--out", "/tmp/atlas"], "pixels has no text tower"),
-        ("atlas", ["--method", "x", "--out", "/tmp/atlas"], "methods must be"),
+        ("atlas", ["--embedder", "pixels"], "pixels has no text tower"),
+        ("atlas", ["--method", "x"], "methods must be"),
         (
             "evaluate",
-            ["--embedder", "pixels", "--k", "7", "--out", "/tmp/evaluation"],
+            ["--embedder", "pixels", "--k", "7"],
             "6 reference images can't be",
         ),
-        ("bench", ["--seed", "-1", "--out", "/tmp/bench"], "random must be a whole number and at least 0, got -1"),
+        ("bench", ["--seed", "-1"], "random must be a whole number and at least 0, got -1"),
     ],
 )
-def test_errors(finished: Path, command: str, arguments: list[str], message: str) -> None:
+def test_errors(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert message in failed(on(finished, command, *arguments))
 
 
@@ -479,6 +482,32 @@ def test_faults_in_a_users_file(finished: Path, tmp_path: Path, fault: str, use:
         told = failed(on(finished, "bench", "--add", own, *how))
     assert "own.py" in told or "make" in told
     assert message in told
+
+
+NETWORK = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(3, 4, 3, 2), torch.nn.Conv2d(4, 48, 3, 2)
+    def forward(self, x):
+        if FAULT: raise KeyError("boom")
+        return self.b(self.a(x)).mean((2, 3))
+def make():
+    return Net()
+"""
+
+
+@pytest.mark.parametrize("fault", ["True", "len(x) > 2", "x[:, 0, 0, 0].var() > 0 and len(x) > 1"])
+@pytest.mark.parametrize("command", ["run", "arv"])
+def test_faults_in_a_users_forward(tmp_path: Path, fault: str, command: str) -> None:
+    """Of the first image, of a whole batch, or of some images only."""
+    (tmp_path / "own.py").write_text(NETWORK.replace("FAULT", fault))
+    text = TOML.replace("glyphnet", "own.py:make").replace('"layer4"', '"b"').replace('"layer3"', '"input:b"')
+    (tmp_path / "small.toml").write_text(text)
+    told = failed(on(tmp_path, command))
+    assert "Net can't be run on a batch of" in told
+    assert "KeyError: 'boom'" in told
 
 
 def test_a_wrong_layer_tells_where_the_names_are(finished: Path) -> None:

@@ -306,3 +306,15 @@ def test_the_store_is_not_shared_between_networks(tmp_path: Path) -> None:
     store = Store(tmp_path)
     first, second = (replace(mine(tmp_path, model=plain(seed)), store=store) for seed in (0, 1))
     assert not np.array_equal(first.embeddings(pixels(4)), second.embeddings(pixels(4)))
+
+
+def test_names_stay_in_their_cells_and_are_no_markup() -> None:
+    """By a reader of Markdown that is not ours, where there is one."""
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
+    names = ["US$ a$", "a|b", "_x_ *y* `z`", "<i>&amp;", "[a](b)", "two\nlines", "back\\slash", "~~no~~"]
+    table = pd.DataFrame({"class": names, "p": 0.5})
+    tokens = [token.children for token in parser.parse(report._markdown_table(table)) if token.type == "inline"]
+    assert len(tokens) == 2 * (1 + len(names))
+    for children, name in zip(tokens[2::2], names):
+        assert {child.type for child in children or ()} <= {"text", "text_special"}
+        assert "".join(child.content for child in children or ()) == " ".join(name.split())
