@@ -94,6 +94,13 @@ def load_study(
             f"{str(path)!r}: expected the tables [model], [images] and [parameters], and optionally a name and [run]; "
             f"found {sorted(text)}"
         )
+    tables = {table: text.get(table, {}) for table in ("model", "images", "parameters", "run")}
+    for table, entries in tables.items():
+        if not isinstance(entries, dict):
+            raise StudyError(f"{str(path)!r}: expected the table [{table}], got {table} = {entries!r}")
+        for entry in {"source", "root", "weights"} & set(entries):
+            if not isinstance(entries[entry], str):
+                raise StudyError(f"{str(path)!r}: {entry} of [{table}] must be a text, got {entries[entry]!r}")
     folder = path.parent
     model_options, image_options = dict(text["model"]), dict(text["images"])
     try:
@@ -106,9 +113,9 @@ def load_study(
     except KeyError as problem:
         raise StudyError(f"{str(path)!r} lacks the entry {problem}") from problem
     except TypeError as problem:
-        raise StudyError(f"{str(path)!r} has an entry that is not known: {problem}") from problem
+        raise StudyError(f"{str(path)!r} has an entry that is not known, or of a wrong type: {problem}") from problem
     name = word(text.get("name", path.stem))
-    run = text.get("run", {})
+    run = tables["run"]
     if unknown := set(run) - (RUN - {"client"}):
         raise StudyError(f"{str(path)!r} has an entry in [run] that is not known: {sorted(unknown)[0]!r}")
     # A device that this process lacks may be one that a cluster has.
@@ -151,6 +158,8 @@ def _images(options: dict[str, Any], data: str | Path | None, folder: Path) -> I
 def _sourced(source: str, options: dict[str, Any], data: str | Path | None, folder: Path) -> Images:
     """Images of the source that a study names."""
     if source == "glyphs":
+        if data is not None:
+            raise StudyError(f"the glyph scenes are drawn and not read, so there is no use for --data {str(data)!r}")
         try:
             return glyph_images(**options)
         except ArgumentError as problem:
@@ -203,7 +212,9 @@ def _torchvision_images(name: str, root: Path, options: dict[str, Any], mine: bo
     if getattr(found, "loader", None) is default_loader:
         found.loader = Reader(**reading)
     elif reading:
-        raise TypeError(f"torchvision's {name} does not take {', '.join(reading)}")
+        raise StudyError(
+            f"[images]: torchvision's {name} reads its pictures by itself and does not take {', '.join(reading)}"
+        )
     return Images(found, name)
 
 

@@ -30,8 +30,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from pure_nb import data, glyphs
-from pure_nb.data import ImageError, Images, at_chance, batches, class_labels, readable, seen_labels, spoken
-from pure_nb.errors import ArgumentError, StudyWarning
+from pure_nb.data import Images, at_chance, batches, class_labels, readable, seen_labels, spoken
+from pure_nb.errors import ArgumentError, ImageError, StudyWarning
 from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene
 from pure_nb.sources import Reader, as_images, folder_images, glyph_images, path_images, preprocessing
 

@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 from small import Items, noise, picture_folder
 
-from pure_nb.data import ImageError
+from pure_nb.errors import ImageError, StudyError
 from pure_nb.loading import load_study
-from pure_nb.parameters import StudyError
 from pure_nb.sources import glyph_images
 
 TOML = """\
@@ -170,7 +169,7 @@ def test_how_pictures_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("torchvision_sets")
 def test_a_data_set_that_reads_by_itself_can_not_be_told_how(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="torchvision's Fetched does not take turned"):
+    with pytest.raises(StudyError, match="torchvision's Fetched reads its pictures by itself and does not take turned"):
         study_of(tmp_path / "study", of_torchvision("Fetched", ".") + "\nturned = true")
 
 
@@ -215,7 +214,7 @@ def test_hugging_face_on_disk(tmp_path: Path) -> None:
         study_of(tmp_path, table.replace('columns = ["picture", "fine"]', ""))
     with pytest.raises(ImageError, match=r"has the columns \['picture', 'fine', 'coarse'\], .* got \['x'\]"):
         study_of(tmp_path, table.replace('"picture", "fine"', '"x"'))
-    with pytest.raises(StudyError, match=r"has an entry that is not known: .*streaming"):
+    with pytest.raises(StudyError, match=r"has an entry that is not known, .*streaming"):
         study_of(tmp_path, table + "\nstreaming = true")
 
 

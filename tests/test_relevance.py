@@ -18,10 +18,9 @@ from small import Items, Tokens, noise, plain
 from torch import Tensor, nn
 
 from pure_nb import sweep as sweep_module
-from pure_nb.data import ImageError, Images
-from pure_nb.errors import ArgumentError
-from pure_nb.layers import LayerError
-from pure_nb.references import NonFiniteError, TopReferences
+from pure_nb.data import Images
+from pure_nb.errors import ArgumentError, ImageError, LayerError, NonFiniteError
+from pure_nb.references import TopReferences
 from pure_nb.relevance import (
     ClassRelevance,
     ClassStatistics,
