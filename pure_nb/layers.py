@@ -277,6 +277,12 @@ def resting(model: nn.Module, device: str | torch.device | None = None) -> Itera
                 parameter.requires_grad_(required)
 
 
+def computes_plainly(module: nn.Module) -> bool:
+    """Whether a module is a Conv2d or Linear that does with its weights what torch's does: no subclass, no hooks."""
+    changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module) in (nn.Conv2d, nn.Linear) and not changed
+
+
 def channels_last(module: nn.Module) -> bool:
     """Whether a module is known to have its channels on the last axis, of its input and of its output alike.
 
