@@ -514,6 +514,11 @@ def _run(model: nn.Module, images: Tensor) -> None:
         model(images)
     except (PureError, _Reached):
         raise
+    except torch.OutOfMemoryError as problem:
+        raise ModelError(
+            f"{type(model).__name__} does not fit into memory with {len(images)} images {list(images.shape)} at once "
+            f"({problem}); choose a smaller batch_size"
+        ) from problem
     except Exception as problem:
         raise ModelError(
             f"{type(model).__name__} can't be run on a batch of {len(images)} images {list(images.shape)} "
