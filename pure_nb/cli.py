@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from io import TextIOWrapper
 from pathlib import Path
 from time import perf_counter, time
 from typing import Annotated, Any, get_args
@@ -18,6 +19,7 @@ import torch
 import typer
 from safetensors.numpy import save_file
 
+from pure_nb.data import printable
 from pure_nb.errors import (
     EmbedderError,
     LayerError,
@@ -90,6 +92,8 @@ def _plainly(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         said: set[str] = set()
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are no UTF-8, as they are
 
         def mind(message: Warning | str, *_: Any, **__: Any) -> None:
             if str(message) not in said:
@@ -585,8 +589,7 @@ def evaluate(
             typer.secho(f"Without names: {problem} (--words FILE, or --words wordnet)", err=True)
     made = report.evaluate(found, judge, others, ks=ks, metric=metric, subsets=subsets)
     said = None if vocabulary is None else report.part_names(found, judge, vocabulary)
-    again = f"pure-nb {shlex.join(sys.argv[1:])}"
-    paths = report.write(made, out, names=said, clear=clear, command=again)
+    paths = report.write(made, out, names=said, clear=clear, command=_asked())
     columns = ["k", "method", "neurons", "intra", "inter", "gap", "gap_se", "p"]
     _print(made.summary()[columns], 0)
     typer.echo(f"{paths[0]}: the report, with {len(paths) - 1} tables and figures beside it")
@@ -650,7 +653,7 @@ def bench(
         made = leaderboards.compete(world, judges, own, only=only or (), baseline=baseline, choose=choose, seed=number)
         typer.echo(leaderboards.words(world))
         _print(made.board.drop(columns=["low", "high", "auc_low", "auc_high"]), 0)
-        paths = leaderboards.write(made, out / world.study.name, command=f"pure-nb {shlex.join(sys.argv[1:])}")
+        paths = leaderboards.write(made, out / world.study.name, command=_asked())
         typer.echo(f"{paths[0]}: the leaderboard, with {len(paths) - 1} files beside it")
 
 
@@ -757,6 +760,11 @@ def _decimals(text: str, flag: str) -> list[float]:
         return [float(entry) for entry in text.split(",")]
     except ValueError as problem:
         raise StudyError(f"can't read {flag} {text!r}; expected numbers such as 1,0.5") from problem
+
+
+def _asked() -> str:
+    """The command that is running."""
+    return printable(f"pure-nb {shlex.join(sys.argv[1:])}")
 
 
 def _again(study: str, skip_unreadable: bool, **options: object) -> str:

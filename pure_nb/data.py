@@ -67,8 +67,8 @@ class Unreadable:
     def error(self) -> ImageError:
         """Make an error of it, one that says what to do."""
         return ImageError(
-            f"image {self.sample} ({printable(self.path)}) can't be read: {self.reason}. Mend or remove it, or leave "
-            "such images out (skip_unreadable=True, or --skip-unreadable)"
+            f"image {self.sample} ({self.path}) can't be read: {self.reason}. Mend or remove it, or leave such "
+            "images out (skip_unreadable=True, or --skip-unreadable)"
         )
 
 
@@ -153,9 +153,9 @@ class Images:
                     _require_bytes(_file(source, number))
                 return self._input(self.dataset[int(sample)])
         except PureError as problem:
-            return Unreadable(int(sample), self.path(sample), str(problem))
+            return Unreadable(int(sample), printable(self.path(sample)), str(problem))
         except Exception as problem:  # whatever a user's decoder raises, the sweep must be able to go on
-            return Unreadable(int(sample), self.path(sample), f"{type(problem).__name__}: {problem}")
+            return Unreadable(int(sample), printable(self.path(sample)), f"{type(problem).__name__}: {problem}")
 
     def _input(self, item: Any) -> Tensor:
         """The network's input of an item of the data set."""
@@ -353,7 +353,7 @@ def scaled(values: Tensor, white: float | None = None, what: str = "a picture") 
     span = f"{what} has values from {low:g} to {high:g}"
     if known is None or not 0 <= low <= high <= known:
         expected = "it is not known which is white" if known is None else f"expected some from 0 to {known:g}, white"
-        raise ImageError(f"{span}, and {expected}: say which value is white (white={high:g}), or scale it to 0..1")
+        raise ImageError(f"{span}, and {expected}: say which value is white (white=...), or scale it to 0..1")
     if white is None and values.dtype == torch.uint16 and 0 < high < 2**14:
         bits = f"{2 ** int(high).bit_length() - 1}"
         raise ImageError(
@@ -708,7 +708,7 @@ def _collate(images: Images, expected: torch.Size, items: list[Numbered]) -> Bat
                 f"its shape {list(found.shape)} differs from {list(expected)} of the first image; "
                 "resize and crop to one size in the transform"
             )
-            lost.append(Unreadable(sample, images.path(sample), reason))
+            lost.append(Unreadable(sample, printable(images.path(sample)), reason))
         else:
             samples.append(sample)
             tensors.append(found)

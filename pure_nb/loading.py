@@ -212,7 +212,9 @@ def _torchvision_images(name: str, root: Path, options: dict[str, Any], mine: bo
     if getattr(found, "loader", None) is default_loader:
         found.loader = Reader(**reading)
     elif reading:
-        raise TypeError(f"torchvision's {name} does not take {', '.join(reading)}")
+        raise StudyError(
+            f"[images]: torchvision's {name} reads its pictures by itself and does not take {', '.join(reading)}"
+        )
     return Images(found, name)
 
 

@@ -353,8 +353,6 @@ class _Watch(TorchFunctionMode):
         watch, context = cls(model), dict[str, Any]()
         with ExitStack() as stack:
             for name, module in model.named_modules():
-                if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
-                    continue
                 covered = composite.module_map(context, name, module) is not None
                 if isinstance(module, BatchNorm):  # merged into the layer before it, or not
                     covered = _is_identity(module)
@@ -521,6 +519,8 @@ class _Passing(Hook):  # type: ignore[misc]
             raise LayerError(f"{type(module).__name__} puts out a {type(output).__name__}, not one tensor")
         if entry is None:
             return output
+        if output._is_view():  # as of AvgPool1d, which is pooling in two dimensions: no graph could start there
+            output = output.clone()
         # Each run has an input of its own, as the same layer may run several times.
         detoured: Tensor = _Detour.apply(entry, output, partial(self.relevance, module, {"input": input[0]}))
         return detoured

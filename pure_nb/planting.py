@@ -27,7 +27,17 @@ from torch import Tensor, nn
 
 from pure_nb.data import Images, readable
 from pure_nb.errors import PlantingError
-from pure_nb.layers import INPUT, activations, by_position, channels_last, channels_second, get_layer, parsed, resting
+from pure_nb.layers import (
+    INPUT,
+    activations,
+    by_position,
+    channels_last,
+    channels_second,
+    computes_plainly,
+    get_layer,
+    parsed,
+    resting,
+)
 from pure_nb.references import References, grouped
 from pure_nb.relevance import dense_weight
 from pure_nb.splitting import Weighted, empty_like
@@ -168,7 +178,7 @@ def plant(
     whole = get_layer(planted, layer)
     like = next((p for part in (whole, planted) for p in part.parameters()), torch.empty(0))  # a ReLU has none
     device, dtype = like.device, like.dtype
-    early = type(whole) in (nn.Conv2d, nn.Linear)
+    early = computes_plainly(whole)
     merged = _early(whole, weight) if early else _late(weight, _convolution(whole, len(references.grid)))
     # Of a source that is in g groups, each gives a g-th back, and of a group of k different sources each gets a k-th.
     used = (weight > 0).astype(np.float64)

@@ -27,7 +27,17 @@ from torch.nn import functional
 
 from pure_nb.data import Images, readable
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
-from pure_nb.layers import FOLDED, INPUT, OUTPUT, activations, by_position, channel_axis, get_layer, resting
+from pure_nb.layers import (
+    FOLDED,
+    INPUT,
+    OUTPUT,
+    activations,
+    by_position,
+    channel_axis,
+    computes_plainly,
+    get_layer,
+    resting,
+)
 
 REPLICATES = 100
 """Bootstrap replicates that are kept beside each sum."""
@@ -533,11 +543,11 @@ class ClassStatistics:
 def closed_form(model: nn.Module, layer: str, lower: str) -> nn.Module | None:
     """The layer's module if its ARVs are in closed form: a convolution or linear layer, and its own input below.
 
-    A class made from these may compute something else with its weights, so it is left to vector-Jacobian products.
+    Others may compute something else with their weights, so they are left to vector-Jacobian products.
     """
     module = get_layer(model, layer)
     whole = FOLDED not in layer  # what each weight sees in a window can't be told from the tokens of all
-    return module if whole and lower == INPUT + layer and type(module) in (nn.Conv2d, nn.Linear) else None
+    return module if whole and lower == INPUT + layer and computes_plainly(module) else None
 
 
 def cosine(first: NDArray[np.float64], second: NDArray[np.float64]) -> Any:

@@ -64,8 +64,8 @@ class Reader:
             If it holds numbers of which it is not known what is white.
         """
         if not isinstance(source, Image.Image):
-            with Image.open(source) as opened:
-                return self(opened)
+            with open(source, "rb") as file:  # by name Pillow maps grey TIFFs that are turned, and scrambles them
+                return self(Image.open(file))
         picture = self._eight_bits(source)
         return (ImageOps.exif_transpose(picture) if self.turned else picture).convert("RGB")
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from pure_nb.data import Images, readable
 from pure_nb.errors import ArgumentError, LayerError, ModelError, NonFiniteError, StudyWarning
-from pure_nb.layers import INPUT, OUTPUT, activations, channel_axis, get_layer, resting
+from pure_nb.layers import INPUT, OUTPUT, activations, channel_axis, computes_plainly, get_layer, resting
 from pure_nb.relevance import Clamp, attributed, carried
 from pure_nb.store import write_atomically
 
@@ -773,12 +773,12 @@ def _labels(labels: ArrayLike, count: int, k: int) -> NDArray[np.int64]:
 def _splittable(model: nn.Module, layer: str, channel: int) -> Weighted:
     """The layer of that name, if its channel can be split."""
     module: Any = get_layer(model, layer)
-    allowed = (nn.Conv2d, nn.Linear)
-    if type(module) not in allowed:  # a class made from them may compute something else
-        names = [name for name, candidate in model.named_modules() if type(candidate) in allowed and name]
+    if not computes_plainly(module):
+        names = [name for name, candidate in model.named_modules() if computes_plainly(candidate) and name]
         near = difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[:8]
         raise LayerError(
-            f"layer {layer!r} is a {type(module).__name__}; only a Conv2d or a Linear can be split, for instance: "
+            f"layer {layer!r} is a {type(module).__name__}; only a Conv2d or a Linear without hooks or a forward of "
+            "its own can be split, for instance: "
             f"{', '.join(map(repr, near)) or 'none, this network has none'}"
         )
     if not 0 <= channel < len(module.weight):

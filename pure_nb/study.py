@@ -49,6 +49,7 @@ from pure_nb.layers import (
     activations,
     as_weights,
     by_position,
+    computes_plainly,
     get_layer,
     nearest_below,
     placed,
@@ -683,7 +684,7 @@ class Study:
         module = closed_form(self.model, p.target, p.lower)
         if module is None:
             parts = get_layer(self.model, p.target).named_modules(prefix=p.target)
-            inside = [repr(name) for name, part in parts if type(part) in (nn.Conv2d, nn.Linear)]
+            inside = [repr(name) for name, part in parts if computes_plainly(part)]
             raise StudyError(
                 f"a channel is split by the inputs of its own layer, and target={p.target!r} with lower={p.lower!r} is "
                 f"no such pair. Choose a Conv2d or Linear as the target ({', '.join(inside[:6]) or 'none is inside'}) "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchvision
+from safetensors.torch import load_file
 from sklearn.metrics import adjusted_rand_score
 from small import Items, noise, plain, shared
 from torch import Tensor, nn
@@ -30,6 +34,7 @@ from pure_nb.errors import (
 )
 from pure_nb.layers import get_layer
 from pure_nb.relevance import ClassRelevance, class_pairs, gamma_polysemantic
+from pure_nb.sources import folder_images
 from pure_nb.splitting import SplitChannel, owners, split_channel
 from pure_nb.study import Study
 from pure_nb.sweep import shards, sweep
@@ -80,7 +85,7 @@ def test_classes_are_those_of_a_sweep(tmp_path: Path, lower: str) -> None:
 def test_one_pass_finds_references_and_classes(tmp_path: Path) -> None:
     images = Labelled()
     study = mine(tmp_path, images)
-    _ = study.images.fingerprint, study.images.example  # look at some images
+    _ = study.images.fingerprint, study.class_names  # look at some images
     images.loaded.clear()
     classes, references = study.classes, study.references
     assert images.loaded == list(range(40))
@@ -487,3 +492,95 @@ def test_real_photographs_of_ten_classes(tmp_path: Path, monkeypatch: pytest.Mon
     assert (after.argmax(dim=1) == before.argmax(dim=1)).all()
     right = np.mean(before.argmax(dim=1).numpy() == labels[some])
     assert right > 0.4
+
+
+# Do the labels fit the network?
+
+
+class Answered(Labelled):
+    """Images whose labels are what the network says, or the next class."""
+
+    def __init__(self, model: nn.Module, shift: int = 0, count: int = 90) -> None:
+        super().__init__(count)
+        with torch.no_grad():
+            found = model(self.images).argmax(dim=1).numpy()
+        assert len(np.unique(found)) > 1
+        self.targets = ((found + shift) % 4).tolist()
+
+
+def said_of(study: Study) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", StudyWarning)
+        _ = study.class_names
+    return [str(warning.message) for warning in caught if issubclass(warning.category, StudyWarning)]
+
+
+def answering() -> nn.Sequential:
+    """A network that gives different answers to different images."""
+    model = plain(5, 12)
+    with torch.no_grad():
+        out = model(Labelled(90).images)
+        model[-1].bias -= out.mean(dim=0)  # type: ignore[operator]
+    return model
+
+
+def test_labels_that_do_not_fit_the_network(tmp_path: Path) -> None:
+    model = answering()
+    fits, shifted = Answered(model), Answered(model, shift=1)
+    assert said_of(mine(tmp_path, fits, model)) == []
+    (said,) = said_of(mine(tmp_path, shifted, model))
+    assert "largest output is the label of 0 of 64 images of 'mine', no more than by chance" in said
+    assert "order of the network's outputs (cat, cow, hammer ...)" in said
+    # It is remembered, and said again.
+    again = mine(tmp_path, shifted, model)
+    _ = again.images.fingerprint
+    shifted.loaded.clear()
+    assert said_of(again) == [said]
+    assert shifted.loaded == []
+    assert said_of(again.using(share=0.2)) == [said]
+    # Nothing is said of what can't be told.
+    assert said_of(mine(tmp_path / "few", Answered(model, 1, count=6), model)) == []
+
+
+def test_a_part_of_the_images_can_not_be_read(tmp_path: Path) -> None:
+    class Holed(Answered):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            if index % 3 == 1:
+                raise OSError("gone")
+            return super().__getitem__(index)
+
+    model = answering()
+    (said,) = said_of(mine(tmp_path, Holed(model, shift=1), model))
+    assert re.search(r"the label of 0 of (3\d|4\d) images", said)
+    with pytest.raises(ImageError, match="image 1 "):
+        _ = mine(tmp_path, Holed(model), model).classes
+
+
+def test_glyphs_are_not_asked(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Study, "_doubt", lambda *_: pytest.fail("asked"))
+    assert len(glyph_study.using().class_names) == 48
+
+
+@pytest.mark.slow
+def test_folders_that_are_numbers(tmp_path: Path) -> None:
+    """As ImageNetV2's are, of photographs that a network knows."""
+    root = tmp_path / "v2"
+    photographs = sorted(shared("data", "imagenet-sample").glob("*/*.JPEG"))
+    model = torchvision.models.resnet50(weights=None)
+    weights = load_file(shared("models", "imagenet-resnet50.safetensors"))
+    model.load_state_dict({name: value.float() for name, value in weights.items()}, strict=False)
+    for number, photograph in enumerate(photographs):
+        (root / str(number)).mkdir(parents=True)
+        (root / str(number) / photograph.name).symlink_to(photograph.resolve())
+    study = mine(
+        tmp_path, folder_images(root), model, target="layer4.2.conv3", lower="input:layer4.2.conv3", batch_size=8
+    )
+    assert said_of(study) == []
+    labels, names = study._labels
+    assert labels.tolist() == [int(Path(study.images.path(i)).parent.name) for i in range(1000)]
+    assert names == tuple(map(str, range(1000)))
+    assert study.store is not None
+    (kept,) = study.store.folder.glob("labels-*.safetensors")
+    found = load_file(kept)
+    # The accuracy that was measured against the folders' own order, by hand, is 0.75.
+    assert (found["label"] == found["answer"]).float().mean() > 0.6

@@ -536,6 +536,46 @@ def test_an_unreadable_picture(tmp_path: Path) -> None:
     assert on(tmp_path, "run", "--skip-unreadable").exit_code == 0
     assert on(tmp_path, "neurons", "--rows", 2).exit_code == 0
     assert on(tmp_path, "info").exit_code == 0
+    (root / "class0" / "000.png").write_bytes(b"\x89PNG no")  # the first of all
+    assert re.search(r"layer4 +Sequential +32 channels, 12 x 12", on(tmp_path, "info").stdout)
+    for file in root.glob("*/*.png"):
+        file.write_bytes(b"\x89PNG no")
+    assert "Error: image 0 (" in failed(on(tmp_path, "info"))
+
+
+def test_a_network_that_can_not_take_the_images(tmp_path: Path) -> None:
+    text = TOML.replace('source = "glyphnet"', 'source = "grey.py:grey"')
+    (tmp_path / "grey.py").write_text("from torch import nn\ndef grey():\n    return nn.Sequential(nn.Conv2d(1, 4, 3))")
+    (tmp_path / "small.toml").write_text(text.replace('"layer4"', '"0"').replace('"layer3"', '"input:0"'))
+    for command in ("info", "run"):
+        said = failed(on(tmp_path, command))
+        assert "Error: Sequential can't be run on a batch of 1 images [1, 3, 96, 96]" in said
+        assert "grey=True" in said
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    """Through all that is printed and written."""
+    root = picture_folder(tmp_path / "a", 24, size=96)
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.rename(root, odd)
+    os.rename(os.path.join(odd, "class0"), os.path.join(odd, os.fsdecode(b"\xff")))
+    os.rename(os.path.join(odd, "class1", "003.png"), os.path.join(odd, "class1", os.fsdecode(b"\xfe.png")))
+    Path(odd, "class1", os.fsdecode(b"\xfe.png")).write_bytes(b"no picture")
+    text = TOML.replace('"glyphs"\nlength = 40', '"folder"\nroot = "."\nresize = 96\ncrop = 96')
+    (tmp_path / "small.toml").write_text(text)
+    how = ("--data", odd, "--skip-unreadable")
+    result = on(tmp_path, "run", *how)
+    assert result.exit_code == 0, result.output
+    assert "left out: image" in result.stdout
+    assert f"--data '{tmp_path}/caf".encode() in result.stdout_bytes
+    assert b"/caf\xe9'" in result.stdout_bytes  # as one can type it
+    assert on(tmp_path, "neurons", *how, "--out", tmp_path / "n.csv").exit_code == 0
+    assert "\\udcff" in (tmp_path / "n.csv").read_text(encoding="utf-8")
+    result = on(
+        tmp_path, "atlas", *how, "--neurons", "3", "--count", "4", "--crop", "activation", "--out", tmp_path / "o"
+    )
+    assert result.exit_code == 0, result.output
+    assert on(tmp_path, "info", *how[:2]).exit_code == 0
 
 
 def test_a_damaged_result_is_reported_and_computed_again(tmp_path: Path) -> None:

@@ -385,7 +385,7 @@ def broken(error: Exception) -> Callable[..., Any]:
     ("place", "fails", "error"),
     [
         ("pure_nb.store.save_file", full, StoreError),  # the disk, under circuits and classes
-        ("torch.nn.Conv2d.forward", broken(RuntimeError("out of memory")), RuntimeError),
+        ("torch.nn.Conv2d.forward", broken(RuntimeError("out of memory")), ModelError),
         ("pure_nb.contestants.part_activations", broken(ArgumentError("a fault of ours")), ArgumentError),
         ("pure_nb.contestants.part_activations", broken(StudyError("a fault of ours")), StudyError),
     ],

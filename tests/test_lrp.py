@@ -466,10 +466,6 @@ SURPRISES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "hook after": (lambda: with_hook("after"), "'mul' in 'modules_.0' (hooks of Conv2d)"),
     "autograd.Function": (lambda: Joined(Doubled.apply), "'DoubledBackward' in '' (Joined)"),
     "function of TorchScript": (lambda: Joined(torch.jit.script(scripted)), "'MulBackward"),
-    "module of TorchScript": (
-        lambda: Joined(lambda x: x, torch.jit.script(nn.Sequential(nn.Hardtanh(), nn.Tanh()))),
-        "in 'modules_' (Sequential)",
-    ),
     "compiled": (lambda: Joined(torch.compile(scripted, backend="eager")), "'mul' in '' (Joined)"),
 }
 

@@ -542,6 +542,13 @@ def test_torchscript_is_refused(make: Callable[[nn.Module], nn.Module]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_refused_where_it_is_a_part() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())))
+    with pytest.raises(ModelError, match=r"layer '1' of Sequential is TorchScript, whose layers can't be watched"):
+        unwrapped(model)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_quantised_networks_are_refused() -> None:
     try:
         quantised = torch.ao.quantization.quantize_dynamic(plain(), {nn.Linear})

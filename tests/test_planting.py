@@ -796,9 +796,9 @@ def test_the_world_of_objects(glyph_study: Study) -> None:
 
 def test_a_dead_neuron_has_no_objects(glyph_study: Study) -> None:
     study = glyph_study.using()
-    score = study.references.score.copy()
-    score[3] = 0
-    study.__dict__["_swept"] = study.__dict__["_found"] = replace(study.references, score=score), []
+    peak = study.references.peak.copy()
+    peak[3] = 0
+    study.__dict__["_swept"] = study.__dict__["_found"] = replace(study.references, peak=peak), []
     world = objects_world(study)
     assert (world.truth[3] == -1).all()
     assert (world.truth[4] >= 0).all()

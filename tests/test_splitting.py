@@ -167,7 +167,9 @@ def test_every_geometry_computes_the_same(geometry: str, k: int, dtype: torch.dt
         close(split(input), model(input), tolerance)
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize(
+    "geometry", [name for name in GEOMETRIES if name != "one picture"]
+)  # activations are of batches
 def test_parts_are_the_channel_without_the_sources_of_others(geometry: str) -> None:
     module, shape = GEOMETRIES[geometry]
     model, input = nn.Sequential(copy.deepcopy(module)).double(), torch.randn(shape, dtype=torch.float64)

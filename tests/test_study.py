@@ -23,12 +23,21 @@ from pure_nb import study as study_module
 from pure_nb import sweep as sweep_module
 from pure_nb.contestants import contestants
 from pure_nb.data import Images
-from pure_nb.errors import ArgumentError, ImageError, LayerError, ModelError, NonFiniteError, StoreWarning, StudyError
+from pure_nb.errors import (
+    ArgumentError,
+    ImageError,
+    LayerError,
+    ModelError,
+    NonFiniteError,
+    StoreWarning,
+    StudyError,
+    StudyWarning,
+)
 from pure_nb.glyphnet import GlyphNet
-from pure_nb.glyphs import GlyphScenes
+from pure_nb.glyphs import MEAN, STD, GlyphScenes
 from pure_nb.loading import load_study, shipped_studies
 from pure_nb.parameters import Parameters
-from pure_nb.render import Crop, boxes, heatmaps, views
+from pure_nb.render import Crop, boxes, cropped, heatmaps, views
 from pure_nb.study import Study
 from pure_nb.truth import meanings
 from pure_nb.virtual import embed, virtual_neurons
@@ -457,7 +466,7 @@ def test_missing_study_file(tmp_path: Path) -> None:
         ('source = "glyphs"', "", "lacks the entry 'source'"),
         ('source = "glyphs"', 'source = "folder"', "lacks the entry 'root'"),
         ("length = 60", "length = 0", r"\[images\]: a data set of scenes needs at least one"),
-        ("length = 60", "lenght = 60", "has an entry that is not known: .*lenght"),
+        ("length = 60", "lenght = 60", "has an entry that is not known, or of a wrong type: .*lenght"),
         ('source = "glyphs"\nlength = 60', 'source = "flickr"\nroot = "."', "images from 'flickr' are not known"),
         ("batch_size = 30", "batchsize = 30", r"has an entry in \[run\] that is not known: .*batchsize"),
     ],
@@ -758,3 +767,52 @@ def test_a_layer_that_fails_later_is_no_reason_for_other_crops(tmp_path: Path, m
         study.boxes  # noqa: B018
     monkeypatch.undo()
     assert study.crop_note == ""
+
+
+# Images that need a word to fit the network.
+
+
+def test_grey_images_for_a_network_of_colours(tmp_path: Path) -> None:
+    """Their channel is repeated, as if they had come so; a network of grey images gets them as they are."""
+    grey = noise(30, channels=1)
+    found = Study.of(plain(), grey, "2", "0", n=4, store=tmp_path / "a", progress=False, mean=[0.5], std=[0.25])
+    colours = grey.expand(-1, 3, -1, -1).contiguous()
+    expected = Study.of(plain(), colours, "2", "0", n=4, store=tmp_path / "b", progress=False)
+    assert (found.references.sample == expected.references.sample).all()
+    np.testing.assert_array_equal(found.circuits, expected.circuits)
+    assert (found.assign(0, grey) == expected.assign(0, colours)).all()
+    assert found.images.picture(0).shape == (12, 12, 3)
+    one = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3)).eval()
+    assert Study.of(one, grey, "2", "0", n=4, store=tmp_path / "c").images.tensor(0).shape == (1, 12, 12)
+    with pytest.raises(ModelError, match=r"images \[1, 3, 12, 12\] .* grey=True"):
+        Study.of(one, colours, "2", "0", n=4, store=tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (noise(3).permute(0, 2, 3, 1), r"images \[1, 12, 12, 3\]"),
+        (noise(3, channels=4), r"images \[1, 4, 12, 12\]"),
+        (noise(3, size=1), r"images \[1, 3, 1, 1\]"),
+    ],
+)
+def test_images_that_the_network_can_not_take(tmp_path: Path, wrong: torch.Tensor, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        Study.of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3)), wrong, "2", "0", store=tmp_path)
+
+
+def test_the_normalisation_of_tensors_is_given(tmp_path: Path) -> None:
+    """Embedders and eyes see the pictures, not the numbers."""
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 12, 12, 3), dtype=np.uint8)
+    tensors = torch.from_numpy((pictures / 255 - MEAN) / STD).permute(0, 3, 1, 2).float()
+    how: dict[str, Any] = {"n": 4, "progress": False, "crop": "activation"}
+    study = Study.of(plain(), (tensors, [0] * 20), "2", "0", store=tmp_path / "a", mean=MEAN, std=STD, **how)
+    for channel in range(2):
+        for crop, sample, box in zip(
+            study.crops_of(channel, range(4)), study.references.sample[channel], study.boxes[channel]
+        ):
+            assert (crop == cropped(pictures[sample], box)).all()
+    plainly = Study.of(plain(), (tensors, [0] * 20), "2", "0", store=tmp_path / "a", **how)
+    assert (plainly.references.sample == study.references.sample).all()
+    with pytest.warns(StudyWarning, match="wrong colours.*Give the mean and std"):
+        plainly.crops_of(0, [0])
