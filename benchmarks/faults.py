@@ -395,6 +395,7 @@ def main() -> None:
     args = parser.parse_args()
     args.threads, args.clock = 1, "none"
     sweep.shards = partial(sweep.shards, size=8)
+    sweep.SAVE = sweep.SPARE = 0.0
     blocks.BLOCK = 4
     study_module.virtual_neurons = partial(virtual_neurons, permutations=4)  # what takes time and touches no file
     with tempfile.TemporaryDirectory() as folder:

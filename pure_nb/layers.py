@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -254,13 +255,18 @@ def resting(model: nn.Module, device: str | torch.device | None = None) -> Itera
     """The model in evaluation mode with frozen weights, on a device if one is given; all is put back afterwards.
 
     So are buffers that the network itself changes, such as the statistics of a norm that it puts in training mode.
+    Nothing runs compiled.
     """
     training = {module: module.training for module in model.modules()}
     trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
     with placed(model, device):
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        # What torch.compile made calls no hooks that were added later, in which case torch has loaded its compiler.
+        plainly = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
         try:
-            yield model.eval().requires_grad_(False)
+            model.eval().requires_grad_(False)
+            with plainly:
+                yield model
         finally:
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
@@ -759,7 +765,8 @@ def _pass(model: nn.Module, images: Tensor, alone: Sequence[_Event] = ()) -> lis
             raise ModelError(
                 f"{type(model).__name__} can't be run on a batch of {len(images)} images {list(images.shape)} "
                 f"({type(problem).__name__}: {problem}); bring a torch.nn.Module whose forward() takes batches of any "
-                "number of such images and nothing else"
+                "number of such images and nothing else, and check the images' transform (for a network of grey "
+                "pictures say grey=True)"
             ) from problem
     return events
 

@@ -26,8 +26,10 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 from small import ROOT, noise, plain, stirred
+from timm.layers import StdConv2d
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.data import TensorDataset
 from torchvision.models import SwinTransformer, VisionTransformer
 
@@ -40,8 +42,32 @@ from pure_nb.study import Study
 TABLE = ROOT / "benchmarks" / "results" / "networks.csv"
 IMAGES, REFERENCES, CHANNELS = 8, 6, 2
 
+
+def reparametrised(put: Callable[[nn.Conv2d], object]) -> nn.Module:
+    """Convolutions that compute their weights; that LRP sees these, test_lrp.py shows."""
+    model = plain()
+    for layer in model:
+        if isinstance(layer, nn.Conv2d):
+            put(layer)
+    return model
+
+
+def standardised() -> nn.Module:
+    """Convolutions that standardise their weights in their forward pass."""
+    model = plain()
+    for place in (0, 2, 4):
+        like = model[place]
+        model[place] = StdConv2d(like.in_channels, like.out_channels, 3, stride=like.stride, padding=1, bias=True)
+    return model
+
+
 NETWORKS: dict[str, tuple[str, int | tuple[int, int], Callable[[], nn.Module]]] = {
     "nn.Sequential": ("torch", 12, plain),
+    "weight_norm, old": ("torch", 12, lambda: reparametrised(nn.utils.weight_norm)),
+    "weight_norm": ("torch", 12, lambda: reparametrised(nn.utils.parametrizations.weight_norm)),
+    "spectral_norm": ("torch", 12, lambda: reparametrised(nn.utils.parametrizations.spectral_norm)),
+    "pruned": ("torch", 12, lambda: reparametrised(lambda layer: prune.l1_unstructured(layer, "weight", 0.3))),
+    "standardised": ("timm", 12, lambda: standardised()),
     "resnet18": ("torchvision", 32, lambda: torchvision.models.resnet18()),
     "vgg11_bn": ("torchvision", 32, lambda: torchvision.models.vgg11_bn(init_weights=False)),
     "densenet121": ("torchvision", 32, lambda: torchvision.models.densenet121()),
@@ -141,6 +167,7 @@ def checkpointed(name: str, **options: Any) -> nn.Module:
 VIT, BLOCK = "encoder.layers.encoder_layer_", "features.1.1.block"
 LAYERS: dict[str, list[tuple[str, str]]] = {
     "nn.Sequential": [("4", "2"), ("5", "input:4")],
+    **{key: [("4", "2")] for key in ("weight_norm, old", "weight_norm", "spectral_norm", "pruned", "standardised")},
     "resnet18": [("layer2", "layer1"), ("layer2.1.conv2", "input:layer2.1.conv2")],
     "vgg11_bn": [("features.9", "features.5"), ("features.10", "input:features.8")],
     "densenet121": [("features.denseblock2", "features.denseblock1"), ("features.transition1.conv", "features.conv0")],

@@ -66,7 +66,7 @@ def table(scores: Any, sample: Any = None, layer: str = "l") -> References:
     """References of which only the scores, and maybe the images, matter."""
     score = np.asarray(scores, dtype=np.float32)
     numbers = np.arange(score.size).reshape(score.shape) if sample is None else np.asarray(sample)
-    return References(layer, "max", numbers, score, np.zeros(score.shape, np.int64), (2, 2))
+    return References(layer, "max", numbers, score, np.zeros(score.shape, np.int64), (2, 2), score)
 
 
 def hand_world(tmp_path: Path, target: str = "0", **how: Any) -> World:

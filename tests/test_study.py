@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,14 +21,18 @@ import pure_nb
 from pure_nb import blocks
 from pure_nb import study as study_module
 from pure_nb import sweep as sweep_module
+from pure_nb.contestants import contestants
 from pure_nb.data import Images
 from pure_nb.errors import ArgumentError, ImageError, LayerError, ModelError, NonFiniteError, StoreWarning, StudyError
 from pure_nb.glyphnet import GlyphNet
 from pure_nb.glyphs import GlyphScenes
 from pure_nb.loading import load_study, shipped_studies
+from pure_nb.parameters import Parameters
+from pure_nb.render import Crop, boxes, heatmaps, views
 from pure_nb.study import Study
 from pure_nb.truth import meanings
 from pure_nb.virtual import embed, virtual_neurons
+from pure_nb.worlds import planted_world
 
 TOML = """\
 name = "small"
@@ -388,8 +393,19 @@ def test_a_neuron(glyph_study: Study) -> None:
     expected = ", ".join(f"{name} {share:.0%}" for name, share in meanings(neuron.objects[parts[1]]))
     assert neuron.meanings(1) == expected
     assert (neuron.virtual.labels == virtual_neurons(neuron.vectors, 2).labels).all()
-    views = neuron.views([5, 0], "activation")
-    assert [view.sample for view in views] == neuron.sample[[5, 0]].tolist()
+    shown = neuron.views([5, 0], "activation")
+    assert [view.sample for view in shown] == neuron.sample[[5, 0]].tolist()
+
+
+def test_crops_have_one_default_and_views_follow_it(glyph_study: Study) -> None:
+    defaults = [signature(function).parameters["crop"].default for function in (heatmaps, views, boxes, Parameters)]
+    assert defaults == ["peak"] * 4  # the paper's
+    channel, sample = np.full(3, 4), glyph_study.references.sample[4, :3]
+    for crop in get_args(Crop):
+        expected = views(glyph_study.model, glyph_study.images, channel, sample, target="layer4", crop=crop)
+        for study, how in ((glyph_study.using(crop=crop), ()), (glyph_study, (crop,))):
+            for own, other in zip(study.neuron(4).views(range(3), *how), expected, strict=True):
+                np.testing.assert_array_equal(own.seen, other.seen)
 
 
 def test_virtual_from_the_store_is_the_same(glyph_study: Study) -> None:
@@ -423,15 +439,15 @@ def test_missing_study_file(tmp_path: Path) -> None:
         ("[images]", "[pictures]", "expected the tables"),
         ('target = "layer4"', "", "needs the parameters target and lower"),
         ("n = 8", "m = 8", "there is no parameter 'm'; there are target, lower, n, by, rule, seed, crop, k, random"),
-        ("n = 8", "n = 1", "n must be at least 2 and k at least 0, got n=1, k=2"),
-        ("k = 2", "k = -1", "k at least 0, got n=8, k=-1"),
-        ("n = 8", 'n = "many"', "n must be a whole number, got 'many'"),
-        ("n = 8", "n = 2.5", r"n must be a whole number, got 2\.5"),
-        ("k = 2", 'rule = "lpr"', r"rule must be one of \('gradient', 'lrp'\), got 'lpr'"),
+        ("n = 8", "n = 1", "n must be a whole number and at least 2, got 1"),
+        ("k = 2", "k = -1", "k must be a whole number and at least 0, got -1"),
+        ("n = 8", 'n = "many"', "n must be a whole number and at least 2, got 'many'"),
+        ("n = 8", "n = 2.5", r"n must be a whole number and at least 2, got 2\.5"),
+        ("k = 2", 'rule = "lpr"', "rule must be one of gradient, lrp, got 'lpr'"),
         ("k = 2", "share = -0.1", r"share must be a number from 0 to 1, got -0\.1"),
         ("k = 2", "mass = true", "mass must be a number from 0 to 1, got True"),
         ("k = 2", 'p = "most"', "p must be a number from 0 to 1, got 'most'"),
-        ("k = 2", 'seed = "max"', "seed must be one of .*'peak'.*, got 'max'"),
+        ("k = 2", 'seed = "max"', "seed must be one of .*peak.*, got 'max'"),
         ("k = 2", 'by = "sum"', "by must be one of .*, got 'sum'"),
         ('name = "small"', 'name = "../x"', r"a study's name must be letters, digits, .*, got '\.\./x'"),
         ('name = "small"', 'name = ".."', "name must be letters"),
@@ -640,3 +656,105 @@ def test_study_of_tensors_only(tmp_path: Path) -> None:
             return super().__getitem__(index)[0]
 
     assert isinstance(mine(tmp_path, images=Bare(noise(15))).neurons, pd.DataFrame)
+
+
+def reordered(study: Study) -> Study:
+    """The same study, whose references the last digit put into another order."""
+    references, note = study._found
+    other = replace(study)
+    turned = {name: getattr(references, name)[:, ::-1].copy() for name in ("sample", "score", "position", "peak")}
+    other.__dict__["_found"] = replace(references, **turned), note
+    return other
+
+
+def test_objects_belong_to_an_order_of_references(toml: Path, tmp_path: Path) -> None:
+    study = load_study(toml, store=tmp_path)
+    other = reordered(study)
+    assert study.objects is not None
+    assert other.objects is not None
+    assert (study.objects != study.objects[:, ::-1]).any()
+    np.testing.assert_array_equal(other.objects, study.objects[:, ::-1])
+
+
+@pytest.mark.parametrize("seed", ["activation", "peak", "unit"])
+def test_images_that_do_not_drive_a_channel_belong_to_no_part(tmp_path: Path, seed: str) -> None:
+    images = noise(60, seed=5)
+    model = plain()
+    with torch.no_grad():
+        model[4].bias.sub_(model[:5](images).amax(dim=(2, 3)).median(dim=0).values)  # so that half of them do not
+    study = mine(tmp_path, model=model, images=Items(noise(60)), seed=seed, n=60)
+    active = (model[:6](images).amax(dim=(2, 3)) > 0).numpy()
+    known = (model[:6](noise(60)).amax(dim=(2, 3)) > 0).numpy()
+    channel = int(np.argmin(abs(active.mean(axis=0) - 0.5)))
+    assert 0 < active[:, channel].sum() < 60
+    labels = study.assign(channel, images)
+    np.testing.assert_array_equal(labels >= 0, active[:, channel])
+    own = study.neuron(channel)
+    np.testing.assert_array_equal(own.virtual.labels >= 0, known[own.sample, channel])
+
+
+def test_one_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def noted(*arguments: Any, seed: int = 0, **how: Any) -> Any:
+        seeds.append(seed)
+        return virtual_neurons(*arguments, seed=seed, **how)
+
+    study = mine(tmp_path, random=5)
+    monkeypatch.setattr("pure_nb.neuron.virtual_neurons", noted)
+    study.neuron(1).by(study.circuits[1], 3)
+    assert seeds == [5]
+
+
+class Elsewhere:
+    """A cluster whose workers have a device that this process has not."""
+
+    def run(self, function: Any, *arguments: Any) -> None:
+        assert arguments == ("meta",)
+
+
+def test_a_device_that_only_the_workers_have(toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever runs in this process does not touch it; here all that a cluster computes is there already."""
+    study = load_study(toml, store=tmp_path)
+    contents(study)
+    study.boxes  # noqa: B018
+    study.classes  # noqa: B018
+    there = study.using(device="meta", client=Elsewhere())
+    moved = nn.Module.to
+
+    def to(self: nn.Module, *arguments: Any, **how: Any) -> nn.Module:
+        assert "meta" not in arguments
+        return moved(self, *arguments, **how)
+
+    monkeypatch.setattr(nn.Module, "to", to)
+    assert there.shapes == study.shapes
+    channel = there.most_polysemantic(1)[0]
+    assert there.class_names == study.class_names
+    assert len(there.neuron(channel).views([0, 1])) == 2
+    assert there.activation_vectors.keys() == study.activation_vectors.keys()
+    assert there.without_lrp == study.without_lrp
+    conv = {"target": "layer4.0.conv2", "lower": "input:layer4.0.conv2"}
+    study.using(**conv).classes  # noqa: B018
+    names = study.class_names[:2]
+    assert there.using(**conv).split_of(0, names).concepts == tuple(names)
+    world = planted_world(there.using(client=None, device="cpu"), 2)
+    away = replace(world, base=there, study=replace(world.study, device="meta", client=Elsewhere()))  # type: ignore[arg-type]
+    assert away.nearest == world.nearest
+    assert away.activations.keys() == world.activations.keys()
+    assert {one.name for one in contestants(away)} == {one.name for one in contestants(world)}
+    monkeypatch.setattr(study_module, "circuits", lambda *_, **how: how)
+    assert there._run_circuits(np.zeros(1), np.zeros(1))["client"] is there.client
+
+
+def test_a_layer_that_fails_later_is_no_reason_for_other_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only rules that do not fit are; and what fails is not stored."""
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise LayerError("the layer changed its shape")
+
+    study = mine(tmp_path)
+    monkeypatch.setattr(study_module, "boxes", fails)
+    with pytest.raises(LayerError, match="changed its shape"):
+        study.boxes  # noqa: B018
+    monkeypatch.undo()
+    assert study.crop_note == ""

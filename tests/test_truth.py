@@ -24,7 +24,8 @@ from pure_nb.truth import _cells_under, activation_vectors, agreement, interval,
 
 def references(sample: Any, position: Any, grid: tuple[int, ...] = (12, 12)) -> References:
     sample = np.asarray(sample, dtype=np.int64)
-    return References("l", "max", sample, np.ones(sample.shape, np.float32), np.asarray(position, np.int64), grid)
+    score = np.ones(sample.shape, np.float32)
+    return References("l", "max", sample, score, np.asarray(position, np.int64), grid, score)
 
 
 def test_the_object_under_each_maximum() -> None:
