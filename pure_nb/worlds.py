@@ -285,7 +285,7 @@ def straight(
         bool ``[P, lower channels]``.
     """
     rows = []
-    with resting(model.to(image.device)):
+    with resting(model, image.device):
         for chosen in torch.split(torch.from_numpy(channel).to(image.device), 32):
             with _Unmixed():
                 found = activations(model, image.expand(len(chosen), *image.shape[1:]), [lower, target], leaf=lower)
