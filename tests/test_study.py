@@ -466,7 +466,7 @@ def test_missing_study_file(tmp_path: Path) -> None:
         ('source = "glyphs"', "", "lacks the entry 'source'"),
         ('source = "glyphs"', 'source = "folder"', "lacks the entry 'root'"),
         ("length = 60", "length = 0", r"\[images\]: a data set of scenes needs at least one"),
-        ("length = 60", "lenght = 60", "has an entry that is not known, or of a wrong type: .*lenght"),
+        ("length = 60", "lenght = 60", "has an entry that is not known: .*lenght"),
         ('source = "glyphs"\nlength = 60', 'source = "flickr"\nroot = "."', "images from 'flickr' are not known"),
         ("batch_size = 30", "batchsize = 30", r"has an entry in \[run\] that is not known: .*batchsize"),
     ],
