@@ -191,7 +191,7 @@ class World:
         if lower == f"{INPUT}{self.planting.target}":  # both read the same
             lower = INPUT + whole
         sources = np.unique(np.concatenate(self.planting.groups))
-        example = base.images.example[None].to(base.device)
+        example = base.images.example[None].to(base.here)
         rows = straight(self.study.model, example, sources, target=whole, lower=lower)
         self._known[name] = np.zeros((base.references.channels, rows.shape[1]), dtype=np.bool_)
         self._known[name][sources] = rows

@@ -39,7 +39,7 @@ WRONG = [
     ("by", "sum", "by must be one of max, mean, got 'sum'"),
     ("rule", "LRP", "rule must be one of gradient, lrp, got 'LRP'"),
     ("seed", 3, "seed must be one of activation, peak, unit, got 3"),
-    ("crop", "box", "crop must be one of crp, peak, activation, got 'box'"),
+    ("crop", "box", "crop must be one of peak, crp, activation, got 'box'"),
     ("precision", "float64", "precision must be one of float32, bfloat16, float16, got 'float64'"),
     ("share", 2, "share must be a number from 0 to 1, got 2"),
     ("mass", float("nan"), "mass must be a number from 0 to 1, got nan"),

@@ -459,7 +459,7 @@ def test_part_activations_of_tokens() -> None:
 def test_each_image_is_run_once_up_to_the_layer() -> None:
     model, items, runs = plain(), Items(noise(5)), []
     model[2].register_forward_hook(lambda *_: runs.append("below"))
-    model[4].register_forward_hook(lambda *_: runs.append("layer"))
+    model[5].register_forward_hook(lambda *_: runs.append("layer"))
     part_activations(model, Images(items), [3, 1, 4], layer="4", channel=0, arvs=np.eye(2, 7), batch_size=2)
     assert runs == ["below", "below"]
     assert items.loaded == [0, 3, 1, 4]  # the first for its shape

@@ -280,7 +280,7 @@ def test_what_goes_wrong_at_another_layer_is_said(glyph_study: Study, monkeypatc
         assert words.value == "<small>picture 3 can&#x27;t be read</small>"
         assert shown.value == b""
     with monkeypatch.context() as patch:
-        dead = replace(glyph_study.references, score=np.zeros_like(glyph_study.references.score))
+        dead = replace(glyph_study.references, peak=np.zeros_like(glyph_study.references.peak))
         patch.setattr(Study, "references", property(lambda self: dead))
         layer.value = "layer2"
         assert "no image drives any channel of &#x27;layer2&#x27;" in words.value
