@@ -521,8 +521,10 @@ class _Passing(Hook):  # type: ignore[misc]
             return output
         if output._is_view():  # as of AvgPool1d, which is pooling in two dimensions: no graph could start there
             output = output.clone()
-        # Each run has an input of its own, as the same layer may run several times.
-        detoured: Tensor = _Detour.apply(entry, output, partial(self.relevance, module, {"input": input[0]}))
+        # Each run has an input of its own, as the same layer may run several times. It is detached, since that of a
+        # layer that works in place becomes the output, and what holds its own graph is never freed.
+        kept = {"input": input[0].detach()}
+        detoured: Tensor = _Detour.apply(entry, output, partial(self.relevance, module, kept))
         return detoured
 
     def relevance(self, module: nn.Module, kept: dict[str, Any], above: Tensor) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import timm
 import torch
@@ -24,6 +26,7 @@ from zennit.torchvision import ResNetCanonizer
 from pure_nb.circuits import circuits
 from pure_nb.data import Images
 from pure_nb.errors import LayerError
+from pure_nb.layers import cut, resting
 from pure_nb.lrp import TimmResNetCanonizer, default_composite, require_rules, reusing, ruled
 from pure_nb.models import fingerprint
 
@@ -538,3 +541,18 @@ def test_compiled_parts_run_as_they_were(whole: bool) -> None:
         found = circuits(model, images, *which, target="4", lower=lower, rule=rule)
         expected = circuits(usual, images, *which, target="4", lower="2", rule=rule)
         np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_passes_leave_nothing_behind() -> None:
+    """A layer that works in place puts out what it was given: a rule that keeps that would keep its graph for good."""
+    model, images = plain(), noise(64, 48)
+    resident = []
+    with ruled(model, images[:1], None, "4", default_composite(model)), resting(model):
+        for number in range(60):
+            leaf, top = cut(model, images, None, "4")
+            torch.autograd.grad(top.sum(), leaf)
+            if number % 20 == 19:
+                del leaf, top
+                gc.collect()
+                resident.append(psutil.Process().memory_info().rss)
+    assert resident[-1] - resident[0] < 15 * images.nbytes
