@@ -153,6 +153,7 @@ RUN = {"batch_size", "device", "workers", "skip_unreadable", "channels_last", "p
 
 def repeated(model: nn.Module, images: Images) -> Images:
     """Images for a network: grey ones with their channel three times, if it takes them so only."""
+    model = models.unwrapped(model)  # one that can't be run is refused before it is
     with suppress(ImageError), resting(model), torch.no_grad():  # what can't be read is said when it is needed
         example = images.example[None].to(next((p.device for p in model.parameters()), "cpu"))
         for channels in (None, 3) if example.shape[1] == 1 else ():
