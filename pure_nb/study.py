@@ -261,7 +261,6 @@ class Study:
         LayerError, ImageError
             If a layer or the images can't be used.
         """
-        model = models.unwrapped(model)
         wrapped = repeated(model, as_images(images, name, mean=mean, std=std))
         run = {option: options.pop(option) for option in RUN & set(options)}
         parameters = checked({"target": target, "lower": lower, **options})
