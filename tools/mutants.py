@@ -337,8 +337,8 @@ def main() -> int:
 
         needed = sorted({file for mutant in chosen for file in mutant.files})
         code, said = tested(Path(scratch) / "0", needed)
-        if code:  # a test that fails anyway would kill them all
-            raise SystemExit(f"the tests fail without any mutant: {said}")
+        if code != 0:  # a test that fails anyway would kill them all
+            raise SystemExit(f"the tests fail without any mutant (pytest returned {code}): {said}")
         answers = []
         for answer in pool.map(one, chosen):
             answers.append(answer)
