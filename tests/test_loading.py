@@ -214,7 +214,7 @@ def test_hugging_face_on_disk(tmp_path: Path) -> None:
         study_of(tmp_path, table.replace('columns = ["picture", "fine"]', ""))
     with pytest.raises(ImageError, match=r"has the columns \['picture', 'fine', 'coarse'\], .* got \['x'\]"):
         study_of(tmp_path, table.replace('"picture", "fine"', '"x"'))
-    with pytest.raises(StudyError, match=r"has an entry that is not known, .*streaming"):
+    with pytest.raises(StudyError, match=r"has an entry that is not known: .*streaming"):
         study_of(tmp_path, table + "\nstreaming = true")
 
 
