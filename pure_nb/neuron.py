@@ -58,7 +58,7 @@ class Neuron:
 
     def by(self, vectors: NDArray[np.float32], k: int) -> Neuron:
         """The same neuron, taken apart into ``k`` by other descriptions of its reference images, ``[n, d]``."""
-        return replace(self, apart=virtual_neurons(vectors, k, permutations=0))
+        return replace(self, apart=virtual_neurons(vectors, k, draws=0))
 
     @property
     def objects(self) -> NDArray[np.int64] | None:
