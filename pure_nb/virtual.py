@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn import config_context
 from sklearn.cluster import KMeans
+from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances, silhouette_score
@@ -39,8 +40,8 @@ DRAWS = 999
 HITS = 10
 """Draws that reach the neuron, after which no more are needed."""
 
-WIDTH = 0.9
-"""Noise of the draws in standard deviations of each axis: the least that misses no neuron of the shipped network."""
+WIDTH = 0.8
+"""Noise of the draws in standard deviations of each axis. More calls skewed heaps several, less misses heaps."""
 
 BATCH = 50
 """Draws made at once."""
@@ -255,11 +256,14 @@ def heaps(
 
     The draws are a *smoothed bootstrap* in the principal axes: vectors drawn with replacement, with normal noise of
     :data:`WIDTH` standard deviations on each axis, and shrunk to the variance that the vectors have. It keeps what ties
-    the entries together, such as a shared factor; gaps between heaps are filled.
+    the entries together, such as a shared factor; gaps between heaps are filled. A hundred vectors of a thousand
+    entries vary along their axes by chance, too: the share of the variance that Ledoit and Wolf (2004) put down to that
+    is drawn alike in all directions.
 
     Compared is how deep a *valley* lies between the parts that k-means finds, vectors and draws treated alike. Along
-    the axis from each part to the rest, it is the drop of the density's square root (whose noise is the same
-    everywhere) below the lower of the two hills beside it. Unlike the silhouette it is small for one skewed heap.
+    the axis from each part to the rest (for each vector without itself), it is the drop of the density's square root,
+    whose noise is the same everywhere, below the lower of the two hills beside it. Unlike the silhouette it is small
+    for one skewed heap.
 
     Draws end early where the answer is clear, once :data:`HITS` of them have a valley as deep (Besag and Clifford,
     1991).
@@ -282,13 +286,13 @@ def heaps(
         Mean of the draws' largest silhouette, of the first :data:`BATCH`; and the probability of a valley as deep.
     """
     generator = np.random.default_rng(seed)
-    axes = _principal(vectors)
+    axes, chance = _principal(vectors), float(ledoit_wolf_shrinkage(vectors / (np.abs(vectors).max() or 1.0)))
     own = _valley(*_partitions(axes[None], numbers, generator))[0]
     null: list[float] = []
     made = hits = 0
     while made < draws:
         count = min(BATCH, draws - made, max(1, ELEMENTS // len(axes) ** 2))
-        gram, parts = _partitions(_from_one_heap(axes, count, generator), numbers, generator)
+        gram, parts = _partitions(_from_one_heap(axes, chance, vectors.shape[1], count, generator), numbers, generator)
         if made < BATCH:
             null += _clearest(gram, parts).tolist()
         deep = hits + np.cumsum(_valley(gram, parts) >= own)
@@ -308,12 +312,22 @@ def _principal(vectors: Vectors) -> Vectors:
     return (axes / np.sqrt((axes**2).mean())).astype(np.float32)
 
 
-def _from_one_heap(axes: Vectors, count: int, generator: np.random.Generator) -> Vectors:
-    """A smoothed bootstrap of points ``[n, axes]`` with uncorrelated axes: float32 ``[count, n, axes]``."""
+def _from_one_heap(axes: Vectors, chance: float, entries: int, count: int, generator: np.random.Generator) -> Vectors:
+    """Sets of points from one heap like that of the points ``[n, axes]``: float32 ``[count, n, any]``.
+
+    ``chance`` is the share of the variance that is alike in all ``entries`` directions. These are not drawn, but what
+    the QR decomposition would turn them into, which keeps all distances: at most as many columns as points.
+    """
+    n = len(axes)
     drawn = axes[generator.integers(0, len(axes), (count, len(axes)))]
     noise = generator.standard_normal(drawn.shape, dtype=np.float32)
     noise *= np.float32(WIDTH) * axes.std(axis=0)
-    return (drawn + noise) / np.float32(np.sqrt(1 + WIDTH**2))
+    drawn = (drawn + noise) * np.float32(np.sqrt((1 - chance) / (1 + WIDTH**2)))
+    alike = np.tril(generator.standard_normal((count, n, min(n, entries)), dtype=np.float32), -1)
+    diagonal = np.arange(min(n, entries))
+    alike[:, diagonal, diagonal] = np.sqrt(generator.chisquare(entries - diagonal, (count, len(diagonal))))
+    alike *= np.float32(np.sqrt(chance * axes.var(axis=0).sum() / entries))
+    return np.concatenate([drawn, alike], axis=2)
 
 
 def _partitions(points: Vectors, numbers: Sequence[int], generator: np.random.Generator) -> tuple[Vectors, list[Any]]:
@@ -381,9 +395,10 @@ def _valley(gram: Vectors, parts: list[Vectors]) -> Vectors:
     """The deepest valley between a part and the rest, ``[sets]``; see :func:`heaps`."""
     labels = np.concatenate([part[:, int(part.shape[1] == 2) :] for part in parts], axis=1)  # of two parts one axis
     size, n = labels.sum(axis=2, keepdims=True), gram.shape[1]
-    towards = labels @ gram
+    itself, towards = labels * np.einsum("sii->si", gram)[:, None], labels @ gram
+    others = (1 - labels) * np.einsum("sii->si", gram)[:, None]
     rest = gram.sum(axis=1)[:, None] - towards
-    along = towards / np.maximum(size, 1) - rest / np.maximum(n - size, 1)
+    along = (towards - itself) / np.maximum(size - labels, 1) - (rest - others) / np.maximum(n - size - 1 + labels, 1)
     along -= along.mean(axis=2, keepdims=True)
     along /= np.maximum(along.std(axis=2, keepdims=True), 1e-12)
     place = np.clip(np.rint(along / STEP), -REACH, REACH).astype(np.int64) + REACH

@@ -142,8 +142,12 @@ def slow_valley(points: NDArray[Any], parts: list[NDArray[Any]]) -> float:
     depths = []
     for labels in parts:
         for part in np.unique(labels)[int(labels.max() == 1) :]:
-            axis = points[labels == part].mean(axis=0) - points[labels != part].mean(axis=0)
-            along = points @ axis
+            along = []
+            for point in range(len(points)):
+                sides = [np.setdiff1d(np.flatnonzero(side), point) for side in (labels == part, labels != part)]
+                here, there = (points[side].mean(axis=0) if len(side) else 0 * points[0] for side in sides)
+                along.append(points[point] @ (here - there))
+            along = np.array(along)
             bins = np.clip(np.rint((along - along.mean()) / along.std() / virtual.STEP), -virtual.REACH, virtual.REACH)
             places = np.arange(-virtual.REACH, virtual.REACH + 1)
             height = np.sqrt([np.exp(-((bins - place) ** 2) / 8).sum() for place in places])
@@ -184,12 +188,29 @@ def test_draws_keep_the_covariance_and_fill_gaps() -> None:
     distances = ((points[:, None] - points) ** 2).sum(axis=-1)
     expected = ((original[:, None] - original) ** 2).sum(axis=-1)
     np.testing.assert_allclose(distances / distances.mean(), expected / expected.mean(), atol=1e-4)
-    drawn = virtual._from_one_heap(points, 3000, np.random.default_rng(0)).reshape(-1, points.shape[1])
+    drawn = virtual._from_one_heap(points, 0.0, 12, 3000, np.random.default_rng(0))
+    assert not drawn[:, :, points.shape[1] :].any()
+    drawn = drawn[:, :, : points.shape[1]].reshape(-1, points.shape[1])
     scale = points.std(axis=0)
     np.testing.assert_allclose(np.cov((drawn / scale).T), np.cov((points / scale).T, bias=True), atol=0.03)
     gap = [np.mean(np.abs(some[:, -1]) < scale[-1] / 2) for some in (points, drawn)]
     assert gap[0] == 0
     assert gap[1] > 0.2
+
+
+@pytest.mark.parametrize("entries", [5, 60])
+def test_chance_is_alike_in_all_directions(entries: int) -> None:
+    """Distances of the draws are those of normal points of as many entries, with the points' variance."""
+    points = virtual._principal(blobs(2, 10)[0].astype(np.float64))
+    drawn = virtual._from_one_heap(points, 1.0, entries, 2000, np.random.default_rng(0))
+    plain = np.random.default_rng(1).standard_normal((2000, 20, entries))
+    plain *= np.sqrt(points.var(axis=0).sum() / entries)
+    for quantile in (0.05, 0.5, 0.95):
+        pairs = [np.linalg.norm(some[:, 3] - some[:, 17], axis=1) for some in (drawn, plain)]
+        first, second = (np.quantile(own, quantile) for own in pairs)
+        assert first == pytest.approx(second, rel=0.05)
+    largest = [np.linalg.eigvalsh(some @ some.transpose(0, 2, 1))[:, -1].mean() for some in (drawn, plain)]
+    assert largest[0] == pytest.approx(largest[1], rel=0.02)
 
 
 def test_p_counts_draws_and_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
