@@ -1,5 +1,6 @@
 # make book    build the book into _build/html (creates .venv, runs the chapters)
-# make test    check style and types, build the book, run all tests
+# make test    check style and types, run the tests that need no built book
+# make check   all there is: the tests, the book with its warnings as errors, the tests of the built book
 # Variables: PYTHON=python3.12  STRICT=1 (warnings of the book are errors)  BOOKFLAGS=...  PYTESTFLAGS=...
 #            STUDY=path/to/study.toml (make book: the book on that study, in _build/editions)
 
@@ -10,6 +11,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q --no-compile 
 STAMP := .venv/.installed
 BOOKFLAGS ?= $(if $(filter-out 0,$(STRICT)),-W --keep-going)
 PYTESTFLAGS ?=
+# All cores; a module's tests stay together, since they share what is made once.
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile --durations 10 $(PYTESTFLAGS)
 EDITION := $(if $(STUDY),_build/editions/$(basename $(notdir $(STUDY)))/)
 BUILD := $(EDITION)_build
 EXTRA := $(BUILD)/extra
@@ -24,7 +27,7 @@ ATLAS := --out $(EXTRA)/neurons --method circuits --method "circuits (LRP)" --me
 export PYTHONDONTWRITEBYTECODE :=
 
 .DELETE_ON_ERROR:
-.PHONY: help env book fresh $(EDITION) lab test lint types format clean distclean print wheel
+.PHONY: help env book fresh $(EDITION) lab quick test check check-book lint types format clean distclean print wheel
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -74,8 +77,17 @@ lab: $(STAMP)  ## open the chapters in JupyterLab
 	$(PIP) -e ".[lab]"
 	$(BIN)/jupyter lab book
 
-test: lint types book  ## style, types, the book, all tests
-	$(BIN)/python -m pytest $(PYTESTFLAGS)
+quick: $(STAMP)  ## the unit tests
+	$(PYTEST) -m "not (slow or book)"
+
+test: lint types  ## style, types, the tests that need no built book
+	$(PYTEST) -m "not book"
+
+check: test check-book  ## all there is: the tests, and the built book's
+
+check-book:  ## the book with its warnings as errors, and the tests of the built book
+	$(MAKE) book STRICT=1
+	$(PYTEST) -m book
 
 lint: $(STAMP)  ## ruff
 	$(BIN)/ruff check .

@@ -2,8 +2,7 @@
 
     python benchmarks/crops.py --out benchmarks/results/crops.csv
 
-Both sides use the same rules and images, and smooth, crop and dim. zennit-crp crops only when it starts from the
-single neuron at the channel's maximum (rf=True), pure_nb starts from the channel's whole map; the work is the same.
+Both sides use the same rules and images, start at the channel's maximum alone (rf=True), and smooth, crop and dim.
 zennit-crp is given its list of references and called in the best of the batch sizes given, since rf=True works for one
 batch a call only.
 
@@ -70,10 +69,13 @@ def peer(study: FeatureVisualization, neurons: NDArray[np.int64], count: int, ba
 
 def error(model: nn.Module, dataset: Noise, channel: NDArray[np.int64], sample: NDArray[np.int64]) -> float:
     """Largest difference of the heatmaps of both sides, as a share of the largest value."""
+    with torch.inference_mode():
+        maps = activations(model, dataset.images[sample], [TARGET])[TARGET].flatten(2)
     expected = CondAttribution(model)(
         dataset.images[sample].requires_grad_(),
-        [{TARGET: [int(c)]} for c in channel],
+        [{TARGET: {int(c): int(own[c].argmax())}} for c, own in zip(channel, maps)],
         composite(),
+        mask_map=ChannelConcept.mask_rf,
         start_layer=TARGET,
     ).heatmap
     found = torch.zeros_like(expected)

@@ -49,7 +49,7 @@ from torch.utils.data import Dataset
 
 from pure_nb import blocks, store, sweep
 from pure_nb import study as study_module
-from pure_nb.cli import EXPECTED
+from pure_nb.errors import PureError, StoreWarning
 from pure_nb.loading import load_study
 from pure_nb.models import load_weights
 from pure_nb.sources import folder_images
@@ -270,9 +270,9 @@ def damaged(count: int, scratch: Path, chance: random.Random) -> Outcomes:
         changed = not path.exists() or meaning(path.read_bytes()) != meaning(before)
         try:
             with limited(), warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter("always", store.StoreWarning)
+                warnings.simplefilter("always", StoreWarning)
                 same = results(folder) == expected
-            warned = any(issubclass(entry.category, store.StoreWarning) for entry in told)
+            warned = any(issubclass(entry.category, StoreWarning) for entry in told)
             good = same and (warned or not changed or kind == "lost") and not mark.exists()
             outcomes["damaged", "same results" if good else "WRONG"] += 1
         except TimeoutError:
@@ -366,7 +366,7 @@ def malformed(count: int, scratch: Path, chance: random.Random) -> Outcomes:
                 warnings.simplefilter("ignore")
                 read()
             outcome = "read"
-        except (*EXPECTED, FileNotFoundError) as problem:
+        except (PureError, FileNotFoundError) as problem:
             outcome = "refused with a message" if len(str(problem)) > 20 else "refused without a word"
         except (TimeoutError, MemoryError):
             outcome = "hang"
@@ -395,6 +395,7 @@ def main() -> None:
     args = parser.parse_args()
     args.threads, args.clock = 1, "none"
     sweep.shards = partial(sweep.shards, size=8)
+    sweep.SAVE = sweep.SPARE = 0.0
     blocks.BLOCK = 4
     study_module.virtual_neurons = partial(virtual_neurons, draws=4)  # what takes time and touches no file
     with tempfile.TemporaryDirectory() as folder:

@@ -55,12 +55,12 @@ HEAPS: dict[str, Callable[[np.random.Generator], Vectors]] = {
 
 
 def against_shuffled(vectors: Vectors, draws: int, seed: int) -> tuple[float, float]:
-    """Silhouette less its mean in vectors whose entries were shuffled between the images, and the share as clear."""
+    """Mean silhouette of vectors whose entries were shuffled between the images, and the share as clear."""
     generator = np.random.default_rng(seed)
     sets = [vectors, *(generator.permuted(vectors, axis=0) for _ in range(draws))]
     centred = np.stack([one - one.mean(axis=0) for one in sets])
     own, *rest = _clearest(*_partitions(centred / centred.std(), CHOICES, generator))
-    return float(own - np.mean(rest)), float((1 + np.sum(np.array(rest) >= own)) / (1 + draws))
+    return float(np.mean(rest)), float((1 + np.sum(np.array(rest) >= own)) / (1 + draws))
 
 
 def levels(count: int, draws: int) -> pd.DataFrame:
@@ -86,7 +86,8 @@ def compared(name: str, vectors: Vectors, several: NDArray[np.bool_]) -> dict[st
     new = [virtual_neurons(own, draws=199) for own in vectors]
     old = [against_shuffled(own[own.any(axis=1)].astype(np.float64), 49, 0) for own in vectors]
     clear = np.array([one.silhouette - one.null for one in new])
-    was, p = np.array([one[0] for one in old]), np.array([one.p for one in new])
+    was = np.array([one.silhouette - other[0] for one, other in zip(new, old)])
+    p = np.array([one.p for one in new])
     generator, differences = np.random.default_rng(0), []
     for _ in range(2000):
         pick = np.concatenate(

@@ -81,7 +81,7 @@ def absolute(world: World, recipe: dict[str, Any]) -> Vectors:
         found = np.empty((sample.size, values.shape[1]), np.float32) if found is None else found
         found[rows] = values
     found /= found.sum(axis=1, keepdims=True) + np.float32(1e-10)
-    return world.hidden(np.asarray(found.reshape(*sample.shape, -1)))
+    return world.hidden(np.asarray(found.reshape(*sample.shape, -1)), p.lower)
 
 
 def transformed(recipe: dict[str, Any], change: Callable[[Vectors], Vectors]) -> Callable[[World], Vectors]:

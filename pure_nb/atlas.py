@@ -31,9 +31,9 @@ from sklearn.metrics import adjusted_mutual_info_score
 from tqdm import tqdm
 
 from pure_nb.data import spoken
-from pure_nb.errors import ImageError, LayerError, StudyError
+from pure_nb.errors import EmbedderError, LayerError, StudyError
 from pure_nb.parameters import NEAREST
-from pure_nb.render import Look, Picture
+from pure_nb.render import Picture
 from pure_nb.store import write_atomically
 from pure_nb.virtual import CHOICES, Vectors, cluster_some, part_name
 
@@ -108,8 +108,6 @@ class Atlas:
         Some of :data:`METHODS`.
     count
         The strongest reference images that get a picture.
-    look
-        As for :func:`pure_nb.render.heatmaps`; ``"activation"`` is far cheaper.
     embedder
         Names the virtual neurons, if given; see :func:`pure_nb.report.part_names`.
     """
@@ -117,7 +115,6 @@ class Atlas:
     study: Study
     methods: tuple[str, ...] = METHODS[:1]
     count: int = 100
-    look: Look = "crp"
     embedder: Embedder | None = None
 
     def __post_init__(self) -> None:
@@ -128,6 +125,10 @@ class Atlas:
             )
         if self.count < 1:
             raise StudyError(f"at least one reference image is shown of each neuron, got count={self.count}")
+        if self.embedder is not None and self.embedder.encode_text is None:
+            raise EmbedderError(
+                f"{self.embedder.name} has no text tower and can't name anything; take CLIP or mini-CLIP"
+            )
 
     @cached_property
     def identity(self) -> str:
@@ -137,7 +138,7 @@ class Atlas:
     @cached_property
     def key(self) -> str:
         """Stands for all that the pictures and data of a neuron depend on."""
-        told = {"format": FORMAT, "methods": self.methods, "count": self.count, "look": self.look}
+        told = {"format": FORMAT, "methods": self.methods, "count": self.count}
         named = self.embedder.fingerprint if self.embedder else None
         return f"{self.identity} {_digest([told, named])}"
 
@@ -241,9 +242,11 @@ class Atlas:
         """Why there are no classes; "" if there are."""
         if self.study.classes_take_long:
             return "they take a backward pass for each channel and batch of images, and pure-nb arv did not run yet"
+        if why := self.study.without_labels:
+            return why
         try:
-            self.study.pairs  # noqa: B018  raises
-        except (ImageError, LayerError, StudyError) as problem:
+            self.study.pairs  # noqa: B018  raises where they do not fit into memory
+        except LayerError as problem:
             return str(problem)
         return ""
 
@@ -275,7 +278,6 @@ def write(
     channels: Sequence[int] | None = None,
     methods: Sequence[str] = METHODS[:1],
     count: int = 100,
-    look: Look = "crp",
     embedder: Embedder | None = None,
     home: str = "",
 ) -> Path:
@@ -286,7 +288,7 @@ def write(
     Parameters
     ----------
     study
-        Any study.
+        Any study; its parameter ``crop`` says what pictures are cropped to.
     folder
         Is made if it is not there; an atlas in it is brought up to date.
     channels
@@ -295,9 +297,6 @@ def write(
         By what explorers take neurons apart: ``"circuits"`` and any others of :data:`METHODS`.
     count
         The strongest reference images that get a picture.
-    look
-        What pictures are cropped to, as for :func:`pure_nb.render.heatmaps`: ``"crp"``, or ``"activation"``, which is
-        far cheaper.
     embedder
         With a text tower, such as CLIP: names the virtual neurons.
     home
@@ -316,7 +315,7 @@ def write(
         If there is no such channel.
     """
     folder = Path(folder)
-    made = Atlas(study, tuple(methods), count, look, embedder)
+    made = Atlas(study, tuple(methods), count, embedder)
     _require_own(folder)
     every = range(study.references.channels) if channels is None else channels
     chosen = [study.neuron(channel).channel for channel in every]
@@ -336,7 +335,7 @@ def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
               disable=not study.progress) as bar:  # fmt: skip
         for block in _blocks(missing, max(1, PAIRS // count)):
             samples = study.references.sample[block, :count]
-            found = study.views(np.repeat(block, count), samples.ravel(), made.look)
+            found = study.views(np.repeat(block, count), samples.ravel())
             for place, channel in enumerate(block):
                 own = found[place * count : (place + 1) * count]
                 _save(folder / f"crops/{channel}.webp", _sprite([view.highlighted(CROP) for view in own]))
@@ -429,7 +428,7 @@ def _write_lower_pictures(made: Atlas, folder: Path, lower: Sequence[int]) -> se
             bar.update(len(block))
             continue
         samples = below.references.sample[missing, :LOWER]
-        found = below.views(np.repeat(missing, samples.shape[1]), samples.ravel(), made.look)
+        found = below.views(np.repeat(missing, samples.shape[1]), samples.ravel())
         for place, channel in enumerate(missing):
             own = found[place * samples.shape[1] : (place + 1) * samples.shape[1]]
             # The key in the name tells whether the picture is of these images and this network.
@@ -456,6 +455,7 @@ def _templates(made: Atlas, home: str) -> Callable[..., str]:
         "images": len(study.images),
         "source": study.images.name,
         "home": home,
+        "absolute": home.startswith("/") or ":" in home,
         "key": made.key.replace(" ", "-"),
         "said": made.embedder.name if made.embedder else "",
     }

@@ -7,6 +7,7 @@ intervals and tests. The chapter *How would we know?* explains the scores.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from time import perf_counter
@@ -25,9 +26,9 @@ from tqdm import tqdm
 from pure_nb import truth
 from pure_nb.contestants import CEILING, PAPER, Contestant, Parts, by_means
 from pure_nb.data import readable
-from pure_nb.errors import ArgumentError, StudyError
-from pure_nb.layers import INPUT, activations, by_position, get_layer, resting
-from pure_nb.relevance import Taps, dense_weight
+from pure_nb.errors import ArgumentError, StudyError, StudyWarning
+from pure_nb.layers import activations, by_position, get_layer, resting
+from pure_nb.relevance import dense_weight, pooled_inputs
 from pure_nb.splitting import SHARED, owners
 from pure_nb.store import Store
 from pure_nb.study import Study
@@ -182,15 +183,10 @@ def true_owners(world: World) -> dict[int, NDArray[np.int64]]:
     if planting is None or not planting.early:
         return {}
     layer = f"{planting.layer}.whole"
-    module, taps = get_layer(study.model, layer), Taps.of(get_layer(study.model, layer))
-    sample = study.references.sample
+    module, sample = get_layer(study.model, layer), study.references.sample
     unique, place = np.unique(sample, return_inverse=True)
-    pooled: list[NDArray[Any]] = []
-    with resting(study.model.to(study.device)), torch.inference_mode():
-        for batch in readable(study.images, unique.tolist(), batch_size=study.batch_size):
-            entering = activations(study.model, batch.images.to(study.device), [INPUT + layer])[INPUT + layer]
-            pooled.append(taps.pooled(entering).double().cpu().numpy())
-    inputs = np.concatenate(pooled)
+    how: dict[str, Any] = {"batch_size": study.batch_size, "device": study.here}
+    inputs = pooled_inputs(study.model, study.images, unique, layer, **how)
     place, found = place.reshape(sample.shape), {}
     for channel in np.flatnonzero(world.k > 1).tolist():
         arvs = []
@@ -203,7 +199,12 @@ def true_owners(world: World) -> dict[int, NDArray[np.int64]]:
 
 
 def run(
-    world: World, contestants: Sequence[Contestant], *, choose: bool = True, seed: int = 0, progress: bool | None = None
+    world: World,
+    contestants: Sequence[Contestant],
+    *,
+    choose: bool = True,
+    seed: int | None = None,
+    progress: bool | None = None,
 ) -> pd.DataFrame:
     """Let all contestants take all neurons of a world apart. Finished ones are kept in the study's store.
 
@@ -217,7 +218,7 @@ def run(
         Also let k-means choose the number of parts from each description, for the detection of planted channels and the
         calibration. It takes longer than all the rest.
     seed
-        Of the clustering.
+        Of the clustering; by default the study's.
     progress
         Show a bar; by default as the study says.
 
@@ -234,7 +235,13 @@ def run(
     ------
     StudyError
         If two contestants have one name, or an answer is not of the right shape.
+
+    Warns
+    -----
+    StudyWarning
+        If no neuron has enough clear references for ``ari_clear``.
     """
+    seed = world.study.parameters.random if seed is None else seed
     names = [contestant.name for contestant in contestants]
     double = sorted({name for name in names if names.count(name) > 1})
     if double:
@@ -248,7 +255,15 @@ def run(
             bar.set_postfix_str(contestant.name)
             answers = _kept(world, contestant, choose, seed, parallel)
             tables.append(_scored(world, contestant.name, answers, owner))
-    return pd.concat(tables, ignore_index=True)
+    found = pd.concat(tables, ignore_index=True)
+    if found["ari_clear"].isna().all() and (world.k > 1).any():
+        warnings.warn(
+            f"ari_clear is not known: it takes {FEW} clear references of several things, and no neuron has them among "
+            f"its {world.truth.shape[1]} references. Ask for more (n=..., --n)",
+            StudyWarning,
+            stacklevel=2,
+        )
+    return found
 
 
 def _kept(world: World, contestant: Contestant, choose: bool, seed: int, parallel: Parallel) -> pd.DataFrame:
@@ -272,6 +287,7 @@ def _kept(world: World, contestant: Contestant, choose: bool, seed: int, paralle
         "study": study.identity,
         "parameters": asdict(study.parameters),
         "truth": digest,
+        "references": study.ranked,
         "contestant": [contestant.name, contestant.fingerprint, divide.__module__, divide.__qualname__],
         "choose": choose,
         "seed": seed,
@@ -354,7 +370,7 @@ def downstream(
     owner = layer.channel.cpu().numpy()
     found: list[tuple[NDArray[np.float64], ...]] = []
     for batch in readable(study.images, [int(sample) for sample in samples], batch_size=study.batch_size):
-        images = batch.images.to(study.device)
+        images = batch.images.to(study.here)
         with resting(study.model), torch.no_grad():
             outputs = activations(study.model, images, names)
         maps = [by_position(tensor).double().cpu().numpy() for tensor in (*map(outputs.get, names), layer(images))]
@@ -442,9 +458,11 @@ def leaderboard(table: pd.DataFrame, baseline: str = PAPER) -> pd.DataFrame:
     -------
     DataFrame
         ``method``; ``ari`` with its 95 % bootstrap interval over neurons ``low`` to ``high``; its ``difference`` from
-        the baseline, and ``p`` of Wilcoxon's signed-rank test, neuron by neuron, corrected for the number of methods;
-        means of the other :data:`SCORES`; ``auc`` with ``auc_low`` and ``auc_high`` from :func:`detection`;
-        ``k_right``, the share of neurons with several meanings for which the true number was chosen,
+        the baseline, with its 95 % paired bootstrap interval ``difference_low`` to ``difference_high``, and ``p`` of
+        Wilcoxon's signed-rank test, neuron by neuron, corrected for the number of methods; means of the other
+        :data:`SCORES`, of ``ari_clear`` over the ``clear_neurons`` that have it; ``auc`` with ``auc_low`` and
+        ``auc_high`` from :func:`detection`; ``k_right``, the share of neurons with several meanings for which the
+        true number was chosen,
         and ``k_bias``, the mean of chosen minus true; ``seconds``.
     """
     scored = table[table["k"] > 1]
@@ -459,6 +477,7 @@ def leaderboard(table: pd.DataFrame, baseline: str = PAPER) -> pd.DataFrame:
     found = found.rename(columns={"mean": "ari"})
     by_method = scored.groupby("method")
     means = by_method[list(SCORES[1:])].mean()
+    means["clear_neurons"] = by_method["ari_clear"].count()
     wrong = (scored["chosen"] - scored["k"]).where(scored["chosen"].notna())
     known = wrong.notna().groupby(scored["method"]).any()
     means["k_right"] = (wrong == 0).groupby(scored["method"]).mean().where(known)

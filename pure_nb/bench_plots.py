@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pure_nb.bench import matched
-from pure_nb.plots import PALETTE, show, strip, tiles
+from pure_nb.plots import PALETTE, literal, show, strip, tiles
 from pure_nb.worlds import World
 
 NOBODY = (0.85, 0.85, 0.85)
 """Colour of what belongs to no part, or to one that stands for nothing."""
 
 
+@literal
 def leaderboard_figure(board: pd.DataFrame, table: pd.DataFrame, score: str = "ari") -> Figure:
     """The leaderboard: every neuron a dot, means with their 95 % intervals, and the time each method took.
 
@@ -52,6 +53,7 @@ def leaderboard_figure(board: pd.DataFrame, table: pd.DataFrame, score: str = "a
     return figure
 
 
+@literal
 def parts_figure(world: World, table: pd.DataFrame, channel: int, methods: Sequence[str], *, count: int = 12) -> Figure:
     """One neuron: its references in the order of the truth, and below it the parts that each method sees in them.
 

@@ -24,8 +24,8 @@ from zennit.core import Composite
 from pure_nb.blocks import by_blocks
 from pure_nb.data import Images, readable
 from pure_nb.errors import ArgumentError, NonFiniteError
-from pure_nb.layers import by_position, channel_axis, cut, get_layer, resting
-from pure_nb.lrp import default_composite, require_fit, require_rules, reusing
+from pure_nb.layers import by_position, channel_axis, cut, get_layer, placed, resting
+from pure_nb.lrp import default_composite, ruled
 from pure_nb.references import grouped
 from pure_nb.store import New, Store
 
@@ -123,18 +123,16 @@ def propagate(
     if len(sample) and not 0 <= sample.min() <= sample.max() < len(images):
         raise ArgumentError(f"image {sample.max()} (lowest {sample.min()}) of {len(images)} images of {images.name!r}")
     composite = None if rule == "gradient" else default_composite(model) if rule == "lrp" else rule
-    context: Any = reusing(composite).context(model) if composite is not None else nullcontext()
-    model.to(device)
     for name in filter(None, (lower, target)):
         get_layer(model, name)
     # Images with similarly many pairs share a batch, so that few rows of a round are idle.
     unique, pairs_of = grouped(sample)
     order = np.argsort([-len(pairs) for pairs in pairs_of], kind="stable")
+    context: Any = nullcontext()
     if composite is not None:
-        require_fit(model, images.example[None].to(device), target, composite)
-    if rule == "lrp":
-        require_rules(model, images.example[None].to(device), lower, target, composite)
-    with context, resting(model):  # in this order, or what the rules put in would ask for gradients
+        context = ruled(model, images.example[None].to(device), lower, target, composite, every=rule == "lrp")
+    # At rest within the rules, or what they put in would ask for gradients.
+    with placed(model, device), context, resting(model):
         start = 0
         for batch in readable(images, unique[order].tolist(), batch_size=batch_size, workers=workers):
             members = [pairs_of[i] for i in order[start : start + len(batch.samples)]]
@@ -213,8 +211,6 @@ def circuits(
     """
     shape = np.shape(channel)
     channel, sample = np.ravel(channel), np.ravel(sample)
-    if client is not None:
-        model.to("cpu")  # to the workers it goes without a device
 
     def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.float32]:
         flows = propagate(
@@ -234,7 +230,8 @@ def circuits(
             return normalised(_pooled(flows, len(block), done))
 
     how: dict[str, Any] = {"store": store, "progress": progress, "client": client, "new": new}
-    return by_blocks(sample, compute, batch_size=batch_size, name="circuits", **how).reshape(*shape, -1)
+    with placed(model, "cpu" if client else device):  # a cluster may have a device that this process has not
+        return by_blocks(sample, compute, batch_size=batch_size, name="circuits", **how).reshape(*shape, -1)
 
 
 def _pooled(

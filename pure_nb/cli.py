@@ -8,8 +8,9 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from io import TextIOWrapper
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 from typing import Annotated, Any, get_args
 
 import numpy as np
@@ -18,22 +19,23 @@ import torch
 import typer
 from safetensors.numpy import save_file
 
+from pure_nb.data import printable
 from pure_nb.errors import (
     EmbedderError,
     LayerError,
     PureError,
+    StoreError,
     StoreWarning,
     StudyError,
     StudyWarning,
     WordNetError,
 )
-from pure_nb.layers import survey
 from pure_nb.loading import load_study, shipped_studies
-from pure_nb.relevance import gamma_polysemantic
-from pure_nb.render import Look
-from pure_nb.splitting import Score, Split, save_split
-from pure_nb.store import write_atomically
-from pure_nb.study import Study
+from pure_nb.parameters import file_word
+from pure_nb.relevance import Clamp, gamma_polysemantic
+from pure_nb.splitting import Ownership, Score, Split, save_split
+from pure_nb.store import Result, Store, store_folder, write_atomically
+from pure_nb.study import Study, outdated
 from pure_nb.virtual import CHOICES
 
 app = typer.Typer(
@@ -72,8 +74,16 @@ Mass = Annotated[float | None, typer.Option(help="Instead: the strongest channel
 Start = Annotated[
     str | None, typer.Option("--start", help="Where relevance starts: activation (everywhere), peak, or unit.")
 ]
+Crop = Annotated[
+    str | None,
+    typer.Option(help="What crops follow: peak (relevance from the maximum), crp (from all), activation (cheap)."),
+]
 Often = Annotated[float | None, typer.Option(help="Part of a class's images in which a relevant channel is so.")]
 Neurons = Annotated[str | None, typer.Option(help="Which neurons: 3,17,21 or 0-31.")]
+
+
+MOST = 1_000_000
+"""Numbers in one range; no layer has as many channels."""
 
 
 def _plainly(command: Callable[..., None]) -> Callable[..., None]:
@@ -82,6 +92,8 @@ def _plainly(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         said: set[str] = set()
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are no UTF-8, as they are
 
         def mind(message: Warning | str, *_: Any, **__: Any) -> None:
             if str(message) not in said:
@@ -129,7 +141,8 @@ FORWARDED = (
 
 def _study(given: dict[str, Any]) -> Study:
     """The study that a command is asked for, by the command's own ``locals()``: its options, before anything else."""
-    changes = {name: given[name] for name in FORWARDED if given.get(name) is not None}
+    asked = {name: given[name] for name in FORWARDED if name in given}
+    changes = {name: value for name, value in asked.items() if value is not None and value is not False}
     if given.get("threads") is not None:
         if given["threads"] < 1:
             raise StudyError(f"--threads must be at least 1, got {given['threads']}")
@@ -218,10 +231,11 @@ def neurons(
     seed: Start = None,
     n: Count = None,
     skip_unreadable: Skip = False,
-    rows: Annotated[int, typer.Option(help="Rows to print; 0 prints all.")] = 20,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to print; 0 prints all.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Write the whole table to this .csv or .parquet file.")] = None,
 ) -> None:
     """Print the neurons of a study, the most polysemantic first."""
+    _place(out, ".csv", ".parquet")
     table = _study(locals()).neurons
     if out is not None:
         _write(table, out)
@@ -241,22 +255,27 @@ def plot(
     lower: Lower = None,
     rule: Rule = None,
     seed: Start = None,
+    crop: Crop = None,
     n: Count = None,
     skip_unreadable: Skip = False,
-    count: Annotated[int, typer.Option(help="Images in each row.")] = 6,
+    count: Annotated[int, typer.Option(min=1, help="Images in each row.")] = 6,
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("figures"),
 ) -> None:
     """Draw neurons taken apart, one PNG each: the three most polysemantic ones, or those named."""
     import matplotlib
 
     matplotlib.use("agg")
+    from pure_nb.plots import save  # plotting libraries take a second to import
+
+    _place(out)
     found = _study(locals())
-    chosen = _numbers(neurons) if neurons else [int(channel) for channel in found.neurons["channel"].head(3)]
+    chosen = (
+        _numbers(neurons) if neurons is not None else [int(channel) for channel in found.neurons["channel"].head(3)]
+    )
     out.mkdir(parents=True, exist_ok=True)
-    for channel in chosen:
-        path = out / f"{found.name}-{found.parameters.target}-{channel}.png"
-        figure = found.neuron(channel).plot(count)
-        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))  # noqa: B023, called at once
+    for neuron in [found.neuron(channel) for channel in chosen]:  # all of them are looked up before the first is drawn
+        path = out / f"{file_word(f'{found.name}-{found.parameters.target}')}-{neuron.channel}.png"
+        save(neuron.plot(count), path)
         typer.echo(str(path))
 
 
@@ -274,7 +293,6 @@ def atlas(
         str | None, typer.Option(help="Names the virtual neurons: clip, mini-clip, open_clip:MODEL/TAG, with @FILE.")
     ] = None,
     count: Annotated[int, typer.Option(help="Reference images of each neuron that get a picture.")] = 100,
-    look: Annotated[str, typer.Option(help="What pictures are cropped to: crp, or activation (cheap).")] = "crp",
     home: Annotated[str, typer.Option(help="Address of a page to link back to.")] = "",
     data: Data = None,
     weights: Weights = None,
@@ -284,29 +302,28 @@ def atlas(
     lower: Lower = None,
     rule: Rule = None,
     seed: Start = None,
+    crop: Crop = None,
     n: Count = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
     skip_unreadable: Skip = False,
 ) -> None:
     """Write a static site with a page for every neuron, to read, search and share. Ctrl-C stops it; it goes on."""
-    if look not in get_args(Look):
-        raise StudyError(f"--look must be one of {', '.join(get_args(Look))}, got {look!r}")
     from pure_nb import atlas as site
 
+    _place(out)
     found = _study(locals())
     judge = None
     if embedder is not None:
         from pure_nb.embedders import load_embedder  # open_clip takes a second to import
 
-        judge = load_embedder(embedder, device=found.device)
+        judge = load_embedder(embedder, device=found.here)
     index = site.write(
         found,
         out,
-        channels=_numbers(neurons) if neurons else None,
+        channels=_numbers(neurons) if neurons is not None else None,
         methods=method or site.METHODS[:1],
         count=count,
-        look=look,  # type: ignore[arg-type]  # checked above
         embedder=judge,
         home=home,
     )
@@ -338,9 +355,10 @@ def arv(
     out: Annotated[Path | None, typer.Option(help="Write the vectors to this .safetensors file.")] = None,
 ) -> None:
     """One pass over the labelled images: the classes each channel is relevant to; --out keeps the vectors too."""
+    _place(out, ".safetensors")
     found = _study(locals())
+    chosen = range(found.shapes[0].channels) if channel is None else [found.neuron(channel).channel]
     statistics, names = found.classes, found.class_names
-    chosen = range(statistics.channels) if channel is None else [found.neuron(channel).channel]
     arrays, some = {}, 0
     for number in chosen:
         classes = statistics.relevant_classes(number, found.parameters.p)
@@ -378,10 +396,13 @@ def pairs(
     precision: Precision = None,
     channels_last: ChannelsLast = None,
     skip_unreadable: Skip = False,
-    rows: Annotated[int, typer.Option(help="Rows to print; 0 prints all.")] = 20,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to print; 0 prints all.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Write all pairs to this .csv or .parquet file.")] = None,
 ) -> None:
     """Print the gamma-polysemantic pairs: channels relevant to two classes through different sources."""
+    _place(out, ".csv", ".parquet")
+    if not -1 <= gamma <= 1:
+        raise StudyError(f"--gamma must be a cosine, from -1 to 1, got {gamma}")
     found = _study(locals())
     try:
         table = found.wordnet_pairs()
@@ -421,22 +442,61 @@ def split(
     n: Count = None,
     skip_unreadable: Skip = False,
     score: Annotated[str, typer.Option(help="What chooses the threshold: bounded, or the paper's ratio.")] = "bounded",
+    ownership: Annotated[
+        str, typer.Option(help="How sources are owned: symmetric, or published (negative relevance compared as it is).")
+    ] = "symmetric",
+    clamp: Annotated[
+        str,
+        typer.Option(help="Where the channel is relevant: negative channels, or as published positions, count as 0."),
+    ] = "channels",
+    validation: Annotated[
+        Path | None, typer.Option(help="Images for validation, read as the study's; by default every second of those.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the weights of the split network (.safetensors).")] = None,
 ) -> None:
     """Split a channel between classes or its virtual neurons; the network computes the same."""
-    if score not in get_args(Score):
-        raise StudyError(f"--score must be one of {', '.join(get_args(Score))}, got {score!r}")
+    for option, value, allowed in (
+        ("score", score, Score),
+        ("ownership", ownership, Ownership),
+        ("clamp", clamp, Clamp),
+    ):
+        if value not in get_args(allowed):
+            raise StudyError(f"--{option} must be one of {', '.join(get_args(allowed))}, got {value!r}")
     if more and classes is None:
         raise StudyError(f"what is {more[0]!r}? Classes come after --classes")
     names = None if classes is None else [classes, *more] if more else [name.strip() for name in classes.split(",")]
+    _place(out, ".safetensors")
     found = _study(locals())
-    made = found.split_of(channel, names, score)  # type: ignore[arg-type]  # checked above
+    how: dict[str, Any] = {"ownership": ownership, "clamp": clamp}
+    if validation is not None:
+        if found.images.scenes:
+            raise StudyError(
+                "--validation needs a study of pictures; glyph scenes are drawn, and not read from a folder"
+            )
+        how["validation"] = load_study(study, data=validation, weights=weights).images
+    made = found.split_of(channel, names, score, **how)  # type: ignore[arg-type]  # checked above
     kept = made.scores["kept"][made.scores["best"]].item()
     typer.echo(f"rho = {made.rho:g}; sources: {_owned(made)}; a part keeps {kept:.0%} of the channel on its own images")
     _print(made.table(), 0)
     if out is not None:
         save_split(found.model, made, out)
         typer.echo(f"{out}: pure_nb.splitting.load_split(model, {str(out)!r}) puts it into the network")
+
+
+def _place(out: Path | None, *suffixes: str) -> None:
+    """Raise now, and not after hours of work, if results can't be written: to a folder, or a file with a suffix."""
+    if out is None:
+        return
+    if suffixes and out.suffix not in suffixes:
+        raise StudyError(f"--out is written to a {' or '.join(suffixes)} file, got {str(out)!r}")
+    if suffixes and out.is_dir():
+        raise StudyError(f"--out must be a file, and {str(out)!r} is a folder")
+    folder = out.parent if suffixes else out
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    write_atomically(folder / ".pure-nb", Path.touch)
+    (folder / ".pure-nb").unlink()
+    for one in made:  # a study that can't be read leaves no folder behind
+        one.rmdir()
 
 
 def _owned(made: Split) -> str:
@@ -455,8 +515,6 @@ def _print(table: pd.DataFrame, rows: int) -> None:
 
 
 def _write(table: pd.DataFrame, out: Path) -> None:
-    if out.suffix not in (".csv", ".parquet"):
-        raise StudyError(f"a table is written to a .csv or .parquet file, got {str(out)!r}")
     write = table.to_csv if out.suffix == ".csv" else table.to_parquet
     write_atomically(out, lambda path: write(path, index=False))
 
@@ -493,7 +551,7 @@ def evaluate(
     target: Target = None,
     lower: Lower = None,
     rule: Rule = None,
-    crop: Annotated[str | None, typer.Option(help="What crops follow: crp, peak, or activation (cheap).")] = None,
+    crop: Crop = None,
     n: Count = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
@@ -514,9 +572,10 @@ def evaluate(
     ks = _numbers(",".join([k, *(more or [])]), "--k") if k else CHOICES
     if min(ks) < 2:
         raise StudyError(f"--k must be 2 or more, got {min(ks)}")
+    _place(out)
     found = _study(locals())
     specs = embedder or (["mini-clip", "mini-dino", "pixels"] if found.images.scenes else ["clip", "dinov2"])
-    how: dict[str, Any] = {"features": features, "device": found.device}
+    how: dict[str, Any] = {"features": features, "device": found.here}
     judge, *others = [load_embedder(spec, **how) for spec in specs]
     vocabulary = None
     if judge.encode_text is None and words not in (None, "none"):
@@ -531,8 +590,7 @@ def evaluate(
             typer.secho(f"Without names: {problem} (--words FILE, or --words wordnet)", err=True)
     made = report.evaluate(found, judge, others, ks=ks, metric=metric, subsets=subsets)
     said = None if vocabulary is None else report.part_names(found, judge, vocabulary)
-    again = f"pure-nb {shlex.join(sys.argv[1:])}"
-    paths = report.write(made, out, names=said, clear=clear, command=again)
+    paths = report.write(made, out, names=said, clear=clear, command=_asked())
     columns = ["k", "method", "neurons", "intra", "inter", "gap", "gap_se", "p"]
     _print(made.summary()[columns], 0)
     typer.echo(f"{paths[0]}: the report, with {len(paths) - 1} tables and figures beside it")
@@ -586,16 +644,17 @@ def bench(
     from pure_nb.contestants import load_contestant
     from pure_nb.embedders import load_embedder
 
+    _place(out)
     own = [load_contestant(specification) for specification in add or ()]
     found = _study(locals()).using(random=number)
-    judges = [load_embedder(specification, device=found.device) for specification in embedder or ()]
+    judges = [load_embedder(specification, device=found.here) for specification in embedder or ()]
     weighed = None if strengths is None else _decimals(strengths, "--strengths")
     planting: dict[str, Any] = {"count": count, "k": k, "how": how, "null": null, "strengths": weighed, "seed": number}
     for world in leaderboards.worlds_of(found, truth, **planting):
         made = leaderboards.compete(world, judges, own, only=only or (), baseline=baseline, choose=choose, seed=number)
         typer.echo(leaderboards.words(world))
         _print(made.board.drop(columns=["low", "high", "auc_low", "auc_high"]), 0)
-        paths = leaderboards.write(made, out / world.study.name, command=f"pure-nb {shlex.join(sys.argv[1:])}")
+        paths = leaderboards.write(made, out / world.study.name, command=_asked())
         typer.echo(f"{paths[0]}: the leaderboard, with {len(paths) - 1} files beside it")
 
 
@@ -616,7 +675,7 @@ def info(
     for name, value in vars(found.parameters).items():
         typer.echo(f"  {name} = {value}")
     typer.echo("Layers that can be studied:")
-    for shape in survey(found.model, found.images.tensor(0)[None]):
+    for shape in found.survey():
         grid = " x ".join(str(size) for size in shape.grid) or "no positions"
         typer.echo(f"  {shape.name:<28} {shape.kind:<18} {shape.channels:>5} channels, {grid}")
     manifests = found.store.manifests() if found.store else []
@@ -625,16 +684,70 @@ def info(
         typer.echo(f"  {manifest['file']}  sha256 {manifest['sha256'][:12]}")
 
 
+@app.command("store")
+@_plainly
+def stored(
+    study: Annotated[str | None, typer.Argument(help="Name of a study; all by default.", metavar="[STUDY]")] = None,
+    store: Folder = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove what no study finds any more, and what killed runs have left.")
+    ] = False,
+    days: Annotated[
+        float | None, typer.Option(help="With --prune: also remove all results older than so many days.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+) -> None:
+    """List what studies have stored: how much, how old, of which network, images and layers. --prune tidies it."""
+    if days is not None and not (prune and days >= 0):
+        raise StudyError(f"--days is a number from 0 and goes with --prune, got {days:g}")
+    root, now = store_folder(store), time()
+
+    def unwanted(result: Result) -> bool:
+        useless = result.key is not None and (not result.key or outdated(result.key))
+        return useless or (days is not None and now - result.written > days * 86400)
+
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
+    stores = {path: Store(path).results() for path in folders if study in (None, path.name)}
+    rows = []
+    for path, results in stores.items():
+        for result in results:
+            key = result.key or {}
+            row = {"study": path.name, "network": str(key.get("weights", "")), "images": str(key.get("images", ""))}
+            row["layers"] = " < ".join(str(key[name]) for name in ("target", "lower") if name in key)
+            row["state"] = "unfinished" if result.key is None else "unwanted" if unwanted(result) else ""
+            rows.append(row | {"results": 1, "MB": result.size / 1e6, "days": (now - result.written) / 86400})
+    if not rows:
+        typer.echo(f"nothing is stored in {str(root)!r}{'' if study is None else f' of a study {study!r}'}")
+        return
+    by = ["study", "network", "images", "layers", "state"]
+    table = pd.DataFrame(rows).groupby(by, as_index=False).agg({"results": "sum", "MB": "sum", "days": "min"})
+    _print(table, 0)
+    typer.echo(f"{str(root)!r}: {len(rows)} results, {table['MB'].sum():.1f} MB; days since the last one")
+    if not prune:
+        return
+    chosen = [result for results in stores.values() for result in results if unwanted(result)]
+    size = sum(result.size for result in chosen) / 1e6
+    if not yes and not typer.confirm(f"Remove {len(chosen)} results, {size:.1f} MB, and what killed runs have left?"):
+        return
+    for path in stores:
+        try:
+            gone = Store(path).prune(unwanted)
+        except StoreError as problem:  # the others can be tidied all the same
+            typer.secho(f"Mind: {problem}", err=True)
+        else:
+            typer.echo(f"{path.name}: {len(gone)} results removed, {sum(one.size for one in gone) / 1e6:.1f} MB")
+
+
 def _numbers(text: str, flag: str = "--neurons") -> list[int]:
     """Numbers as a user writes them: ``3,17,20-23``."""
     found: list[int] = []
     for entry in text.split(","):
-        first, dash, last = entry.strip().partition("-")
+        start, dash, end = entry.strip().partition("-")
         try:
-            numbers = range(int(first), int(last if dash else first) + 1)
-            if not numbers:
-                raise ValueError(f"{first} is above {last}")
-            found += numbers
+            first, last = int(start), int(end if dash else start)
+            if not first <= last < first + MOST:
+                raise ValueError(f"from {first} to {last} are none, or more than {MOST}")
+            found += range(first, last + 1)
         except ValueError as problem:
             raise StudyError(
                 f"can't read {entry!r} in {flag} {text!r}; expected numbers such as 3,17,20-23"
@@ -648,6 +761,11 @@ def _decimals(text: str, flag: str) -> list[float]:
         return [float(entry) for entry in text.split(",")]
     except ValueError as problem:
         raise StudyError(f"can't read {flag} {text!r}; expected numbers such as 1,0.5") from problem
+
+
+def _asked() -> str:
+    """The command that is running."""
+    return printable(f"pure-nb {shlex.join(sys.argv[1:])}")
 
 
 def _again(study: str, skip_unreadable: bool, **options: object) -> str:

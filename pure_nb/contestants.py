@@ -30,9 +30,9 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from pure_nb.errors import ArgumentError, LayerError, ModelError, StudyError, StudyWarning
+from pure_nb.digests import digest
+from pure_nb.errors import ModelError, PureError, StudyError, StudyWarning
 from pure_nb.layers import get_layer, stage_before
-from pure_nb.lrp import default_composite, require_fit, require_rules
 from pure_nb.models import function_in
 from pure_nb.parameters import NEAREST
 from pure_nb.relevance import closed_form
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from pure_nb.study import Study
 
 PAPER, LRP, PEAK, CLOSE, LAYERS = "PURE", "PURE LRP", "PURE at maximum", "PURE close", "PURE, several layers"
-RANDOM, CEILING = "random", "ceiling"
+RANDOM, CEILING, CLASSES = "random", "ceiling", "split by classes"
 
 ATOMS = 256
 """Most atoms of a dictionary of sparse codes."""
@@ -102,8 +102,8 @@ class Contestant:
     divide: Divide = field(default_factory=lambda: by_means)
     fingerprint: str = ""
 
-    def parts(self, world: World, seed: int = 0) -> Parts:
-        """The contestant's answer for a world.
+    def parts(self, world: World, seed: int | None = None) -> Parts:
+        """The contestant's answer for a world, clustered with the study's seed unless another is given.
 
         Raises
         ------
@@ -117,6 +117,7 @@ class Contestant:
         values = self._checked(found, world, (2, 3))
         if values.ndim == 2:
             return Parts(values)
+        seed = world.study.parameters.random if seed is None else seed
         return Parts(divided(values, world.k, self.divide, seed), values)
 
     def _checked(self, found: Any, world: World, axes: tuple[int, ...]) -> NDArray[Any]:
@@ -280,7 +281,8 @@ def split_by(world: World, by: str) -> Parts:
         With a ``Conv2d`` or ``Linear`` as target, and its own input below.
     by
         ``"classes"``: by the average relevance vectors of the classes that the channel is most often relevant to, as
-        many as parts are wanted; ``"parts"``: by those of PURE's parts.
+        many as parts are wanted; ``"parts"``: by those of PURE's parts. A channel stays whole where there are fewer
+        classes than parts, a class has fewer than two images, or a part none.
     """
     study = world.study
     module = get_layer(study.model, study.parameters.target)
@@ -289,20 +291,22 @@ def split_by(world: World, by: str) -> Parts:
     for channel in np.flatnonzero(world.k > 1).tolist():
         k, sources = int(world.k[channel]), channel_sources(module, channel)
         owner[channel] = np.full(sources.stop - sources.start, SHARED, dtype=np.int64)  # of a channel that stays whole
-        try:
-            if by == "classes":
-                often = np.nan_to_num(study.classes.frequency[:, channel], nan=-1.0)
-                names = [study.class_names[label] for label in np.argsort(-often, kind="stable")[:k]]
-                split = study.split_of(channel, names)
-                measured = _measured(study, channel, split.arvs, (split.rho,))
-            else:
-                parts = cluster(study.circuits[channel], k, seed=study.parameters.random)
-                circuits = study.circuits[channel].astype(np.float64)
-                arvs = np.stack([circuits[parts == part].mean(axis=0) for part in range(k)])[:, sources]
-                measured = _measured(study, channel, arvs, RHOS)
-                split = Split.chosen(measured, parts, tuple(map(str, range(k))), arvs)
-        except (StudyError, ArgumentError):  # too few images of a class, or in a part: the channel stays whole
-            continue
+        if by == "classes":
+            often = np.nan_to_num(study.classes.frequency[:, channel], nan=-1.0)
+            chosen = np.argsort(-often, kind="stable")[:k]
+            if len(chosen) < k or study.classes.images[chosen].min() < 2:
+                continue
+            # All labelled images make the vectors, since the truth is that of others.
+            split = study.split_of(channel, [study.class_names[label] for label in chosen], held_out=False)
+            measured = _measured(study, channel, split.arvs, (split.rho,))
+        else:
+            parts = cluster(study.circuits[channel], k, seed=study.parameters.random)
+            if parts.max() + 1 < k:
+                continue
+            circuits = study.circuits[channel].astype(np.float64)
+            arvs = np.stack([circuits[parts == part].mean(axis=0) for part in range(k)])[:, sources]
+            measured = _measured(study, channel, arvs, RHOS)
+            split = Split.chosen(measured, parts, tuple(map(str, range(k))), arvs)
         labels[channel] = measured.at(split.rho)[:, :-1].argmax(axis=1)
         owner[channel] = split.owner
     return Parts(labels, owner=owner)
@@ -318,11 +322,11 @@ def _measured(study: Study, channel: int, arvs: NDArray[np.float64], rhos: Seque
         arvs=arvs,
         rhos=rhos,
         batch_size=study.batch_size,
-        device=study.device,
+        device=study.here,
     )
 
 
-def contestants(world: World, embedders: Sequence[Embedder] = ()) -> list[Contestant]:
+def contestants(world: World, embedders: Sequence[Embedder] = (), only: Sequence[str] = ()) -> list[Contestant]:
     """All contestants that fit a world: those that need rules or layers which it lacks are left out with a warning.
 
     Parameters
@@ -331,8 +335,10 @@ def contestants(world: World, embedders: Sequence[Embedder] = ()) -> list[Contes
         Where they are to compete.
     embedders
         Each makes a contestant of its own name, by its vectors of the crops.
+    only
+        Names of those that are wanted; all by default.
     """
-    base, target = world.base, world.base.parameters.target
+    base = world.base
     paper = {"rule": "gradient", "seed": "activation"}
     close = circuits_of(rule="gradient", seed="peak", lower=NEAREST)
     lower = activations_of("lower activation at maximum")
@@ -354,25 +360,23 @@ def contestants(world: World, embedders: Sequence[Embedder] = ()) -> list[Contes
     ]
     if base.references.grid:
         found.append(("activation at maximum", activations_of("activation at maximum")))
-    try:
-        example, rules = base.images.example[None].to(base.device), default_composite(base.model)
-        require_fit(base.model, example, target, rules)
-        require_rules(base.model, example, base.parameters.lower, target, rules)
-        found.append((LRP, circuits_of(rule="lrp", seed="activation")))
-    except LayerError as problem:
-        warnings.warn(f"{LRP} is left out: {problem}", StudyWarning, stacklevel=2)
+    if not only or LRP in only:
+        if why := base.without_lrp:
+            warnings.warn(f"{LRP} is left out: {why}", StudyWarning, stacklevel=2)
+        else:
+            found.append((LRP, circuits_of(rule="lrp", seed="activation")))
     own = world.study.parameters
     if closed_form(world.study.model, own.target, own.lower) is not None:
         found.append(("split by PURE's parts", lambda it: split_by(it, "parts")))
-        try:
-            world.study.class_names  # noqa: B018
-            found.append(("split by classes", lambda it: split_by(it, "classes")))
-        except (StudyError, ArgumentError) as problem:
-            warnings.warn(f"the split by classes is left out: {problem}", StudyWarning, stacklevel=2)
+        if not only or CLASSES in only:
+            if why := world.study.without_labels:
+                warnings.warn(f"the {CLASSES} is left out: {why}", StudyWarning, stacklevel=2)
+            else:
+                found.append((CLASSES, lambda it: split_by(it, "classes")))
     made = [replace(Contestant(*entry), fingerprint=entry[0]) for entry in found]
     for one in embedders:
         made.append(Contestant(one.name, embedded_by(one), fingerprint=one.fingerprint))
-    return made
+    return [one for one in made if not only or one.name in only]
 
 
 def embedded_by(embedder: Embedder) -> Callable[[World], Vectors]:
@@ -396,4 +400,15 @@ def load_contestant(specification: str) -> Contestant:
         raise ModelError(
             f"{name!r} of {path!r} is a {type(answer).__name__}; expected a function from a world to parts"
         )
-    return Contestant(name, answer, fingerprint=f"{name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}")
+
+    def told(world: World) -> Any:
+        try:
+            return answer(world)
+        except PureError:
+            raise
+        except Exception as problem:
+            raise ModelError(f"{name!r} of {path!r} failed: {type(problem).__name__}: {problem}") from problem
+
+    return Contestant(
+        name, told, fingerprint=f"{name} {digest(answer)} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
+    )

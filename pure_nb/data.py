@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -26,17 +27,28 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.data.imagenet_info import ImageNetInfo
-from torch import Tensor
+from PIL import Image
+from scipy.stats import binomtest
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
-from torchvision import transforms
-from torchvision.transforms import v2
+from torchvision.datasets.folder import default_loader
+from torchvision.transforms import functional
 
-from pure_nb.errors import ArgumentError, ImageError
+from pure_nb.errors import ArgumentError, ImageError, PureError, StudyWarning
 from pure_nb.glyphs import CLASSES, GlyphScenes
 
 PATIENCE = 300.0
 """Seconds that an image, or a batch of worker processes, is waited for."""
+
+WHITE: dict[torch.dtype, float] = {torch.bool: 1, torch.uint8: 255, torch.uint16: 65535, torch.float32: 1}
+"""The value that is white in a picture of numbers of a type; of other types it is not known."""
+
+BEYOND = 0.01
+"""Part of a picture's numbers that may lie outside of 0..1, as where a resized one overshoots."""
+
+SEEN = 64
+"""Pictures by which labels are compared with what a network says."""
 
 T = TypeVar("T")
 
@@ -55,8 +67,8 @@ class Unreadable:
     def error(self) -> ImageError:
         """Make an error of it, one that says what to do."""
         return ImageError(
-            f"image {self.sample} ({self.path}) can't be read: {self.reason}. Mend or remove it, or leave such images "
-            "out (skip_unreadable=True, or --skip-unreadable)"
+            f"image {self.sample} ({self.path}) can't be read: {self.reason}. Mend or remove it, or leave such "
+            "images out (skip_unreadable=True, or --skip-unreadable)"
         )
 
 
@@ -67,17 +79,24 @@ class Images:
     Parameters
     ----------
     dataset
-        Its items are tensors ``[3, H, W]``, all of one shape, or tuples that start with one. Files, labels, names of
-        classes and the normalisation are found in the data sets of torchvision, in those that have its attributes
-        (``targets``, ``classes``, ``samples``, ``transform``), and in the ``Subset`` or ``ConcatDataset`` of such.
+        Its items are tensors ``[3, H, W]``, all of one shape, or tuples that start with one. Arrays are taken for
+        tensors, also those with the channels last, by :func:`as_tensor`. Files, labels, names of
+        classes and the normalisation are found in the data sets of torchvision, in those that have its
+        attributes (``targets``, ``classes``, ``samples``, ``transform``), and in the ``Subset`` or ``ConcatDataset`` of
+        such.
     name
         What to call it in tables and messages.
     mean, std
-        The normalisation in its transform, undone to show a picture. If None they are found in
-        ``dataset.transform``; a data set without a ``Normalize`` is shown as it is.
+        The normalisation of the tensors, one number a channel or one for all, undone to show a picture. If None they
+        are found in ``dataset.transform``; a data set without a ``Normalize`` is shown as it is, with a warning if
+        that can't be a picture. Whole numbers are no network's input yet: they are scaled to 0..1, and then normalised.
     synsets
         What WordNet calls some classes, where their names would be misunderstood: ``{"king": "king.n.10"}``. Those of
         glyph scenes are known.
+    white
+        The value of whole numbers that is white, as for :func:`scaled`.
+    channels
+        How often grey images are repeated, for a network that expects colours.
     """
 
     dataset: Dataset[Any]
@@ -85,17 +104,29 @@ class Images:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     synsets: Mapping[str, str] = field(default_factory=dict)
+    white: float | None = None
+    channels: int | None = None
     # A data set may be read by a loader and by the caller at once, and few are made for that.
     _lock: Any = field(default_factory=Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self) == 0:
             raise ImageError(f"the data set {self.name!r} is empty; a study needs at least one image")
+        object.__setattr__(self, "name", printable(self.name))
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None:
+                object.__setattr__(self, name, tuple(float(value) for value in np.ravel(values)))
+        if len(self.mean or ()) != len(self.std or ()) or min(self.std or (1,)) <= 0:
+            raise ImageError(
+                f"{self.name!r}: expected a mean and a std, as many numbers of each, std above 0; got mean={self.mean} "
+                f"and std={self.std}"
+            )
         if isinstance(_behind(self.dataset, 0)[0], GlyphScenes):
             object.__setattr__(self, "synsets", {c.name: c.synset for c in CLASSES} | dict(self.synsets))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Images, (self.dataset, self.name, self.mean, self.std, self.synsets)  # a lock can't be pickled
+        # All but the lock, which can't be pickled.
+        return Images, (self.dataset, self.name, self.mean, self.std, self.synsets, self.white, self.channels)
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -117,18 +148,35 @@ class Images:
         """The network's input for an image, or why there is none. It is waited for without end."""
         try:
             with self._lock:
-                item = self.dataset[int(sample)]
-            tensor = item[0] if isinstance(item, (tuple, list)) else item
+                source, number = _behind(self.dataset, int(sample))
+                if getattr(source, "loader", None) is default_loader:
+                    _require_bytes(_file(source, number))
+                return self._input(self.dataset[int(sample)])
+        except PureError as problem:
+            return Unreadable(int(sample), printable(self.path(sample)), str(problem))
         except Exception as problem:  # whatever a user's decoder raises, the sweep must be able to go on
-            return Unreadable(int(sample), self.path(sample), f"{type(problem).__name__}: {problem}")
-        if not isinstance(tensor, Tensor) or tensor.ndim != 3:
-            shape = list(tensor.shape) if hasattr(tensor, "shape") else type(tensor).__name__
-            reason = f"expected a tensor [channels, height, width], got {shape}; give the data set a transform"
-            return Unreadable(int(sample), self.path(sample), reason)
-        return tensor
+            return Unreadable(int(sample), printable(self.path(sample)), f"{type(problem).__name__}: {problem}")
+
+    def _input(self, item: Any) -> Tensor:
+        """The network's input of an item of the data set."""
+        tensor = item[0] if isinstance(item, (tuple, list)) and len(item) else item
+        if isinstance(tensor, np.ndarray):
+            tensor = as_tensor(tensor)
+        if not isinstance(tensor, Tensor) or tensor.ndim != 3 or tensor.is_complex():
+            raise ImageError(
+                "expected a tensor [channels, height, width], got "
+                f"{_described(tensor if isinstance(tensor, Tensor) else item)}; give the data set a transform that "
+                "makes such a tensor, first in each item"
+            )
+        tensor = tensor.detach()
+        if not tensor.is_floating_point():
+            tensor = scaled(tensor, self.white, f"a tensor of {tensor.dtype}")
+            if self.mean and self.std:
+                tensor = functional.normalize(tensor, self.mean, self.std)
+        return tensor.expand(self.channels, -1, -1) if self.channels and len(tensor) == 1 else tensor
 
     def path(self, sample: int) -> str:
-        """The file behind an image, or a description where there is none."""
+        """The file behind an image, or a description where there is none; :func:`printable` makes a text of it."""
         return str(_file(*_behind(self.dataset, int(sample))) or f"item {sample} of {self.name}")
 
     def label(self, sample: int) -> str:
@@ -157,11 +205,27 @@ class Images:
         return _labels(self.dataset, ("classes", "categories"))
 
     def picture(self, sample: int) -> NDArray[np.uint8]:
-        """An image as one looks at it, uint8 ``[H, W, 3]``: the network's input with its normalisation undone."""
-        tensor = self.tensor(sample)
+        """An image as one looks at it, uint8 ``[H, W, 3]``: the network's input with its normalisation undone.
+
+        A warning says so where the numbers are not those of a picture, since a normalisation is not known.
+        """
+        tensor = self.tensor(sample).float()
         if self.normalisation:
             mean, std = (torch.tensor(values)[:, None, None] for values in self.normalisation)
+            if len({len(mean), len(tensor), 1}) > 2:
+                raise ImageError(
+                    f"{self.name!r}: a mean and std of {len(mean)} numbers can't be those of {len(tensor)} channels"
+                )
             tensor = tensor * std + mean
+        elif ((tensor < 0) | (tensor > 1)).float().mean() > BEYOND:
+            warnings.warn(
+                f"the pictures of {self.name!r} are shown, and judged by embedders, with wrong colours: their numbers, "
+                f"here from {tensor.min():.3g} to {tensor.max():.3g}, are not from 0 to 1. Give the mean and std by "
+                "which they were normalised (as_images(..., mean=..., std=...), and so Study.of); of numbers from 0 to "
+                "255 these are 0 and 1/255",
+                StudyWarning,
+                stacklevel=2,
+            )
         if tensor.shape[0] == 1:
             tensor = tensor.expand(3, -1, -1)
         return tensor.clamp(0, 1).mul(255).round().permute(1, 2, 0).numpy().astype(np.uint8)
@@ -192,32 +256,37 @@ class Images:
     def fingerprint(self) -> str:
         """Changes when the images change.
 
-        It covers the number of images, the transform, the labels, and sixteen items spread over the data set; of files
-        also each one's name, size and time of change, of a part of a data set which items they are, of a
-        ``TensorDataset`` all that is in it, and of Hugging Face's data their own fingerprint.
+        It covers the number of images, the transform, the labels, how files are read, and sixteen items spread over
+        the data set; of files also each one's name, size and time of change, of a part of a data set which items they
+        are, of a ``TensorDataset`` all that is in it, and of Hugging Face's data their own fingerprint. A normalisation
+        or a white that is given belongs to it.
 
         Raises
         ------
         ImageError
             If an image does not arrive.
         """
-        # A function's repr holds its address, which differs from run to run.
-        transform = re.sub(r" at 0x[0-9a-f]+", "", repr(getattr(self.dataset, "transform", None)))
-        digest = hashlib.sha256(f"{type(self.dataset).__name__} {len(self)} {transform}".encode())
+        digest = hashlib.sha256(f"{type(self.dataset).__name__} {len(self)} {_made(self.dataset)}".encode())
+        if self.normalisation != _normalisation(self.dataset) or self.white is not None:
+            digest.update(repr((self.normalisation, self.white)).encode())
         # Whole, whereas the repr of a long array is abbreviated.
         digest.update(repr(None if self.targets is None else self.targets.tolist()).encode())
         digest.update(repr(list(self.classes) or None).encode())
+        before: object = self.dataset
         for sample in range(len(self)):
             source, number = _behind(self.dataset, sample)
+            if source is not before:
+                before = source
+                digest.update(_made(source).encode())
             if source is not self.dataset:
                 digest.update(f"{number} ".encode())
             file = _file(source, number)
             if file is not None:
-                digest.update(_state(file, getattr(source, "root", None)).encode())
+                digest.update(_state(file, getattr(source, "root", None)))
         if isinstance(self.dataset, TensorDataset):
             for tensor in self.dataset.tensors:
                 digest.update(_bytes(tensor))
-        digest.update(str(getattr(getattr(self.dataset, "rows", None), "_fingerprint", "")).encode())  # Hugging Face's
+        digest.update(str(getattr(self.dataset, "fingerprint", "")).encode())
         spread = np.unique(np.linspace(0, len(self) - 1, 16).astype(int)).tolist()
         for found in _read(self, spread):
             digest.update(found.reason.encode() if isinstance(found, Unreadable) else _bytes(found))
@@ -227,6 +296,101 @@ class Images:
     def scenes(self) -> GlyphScenes | None:
         """The glyph scenes behind the images, if that is what they are: then every object is known."""
         return self.dataset if isinstance(self.dataset, GlyphScenes) else None
+
+
+def printable(text: str) -> str:
+    """A text that can be written anywhere, as a name of a file that is no UTF-8 can't."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def as_tensor(array: NDArray[Any]) -> Tensor:
+    """A tensor of an array, with the channels first: ``[H, W, 3]`` as pictures have them becomes ``[3, H, W]``.
+
+    Parameters
+    ----------
+    array
+        Of two axes, a grey picture; or of more, of which the last may be the channels if it is 1, 3 or 4 long and the
+        third from the end is not. ``[H, W]`` becomes ``[1, H, W]``.
+
+    Raises
+    ------
+    ImageError
+        If torch has no numbers of its type.
+    """
+    sizes = (1, 3, 4)
+    if array.ndim == 2:
+        array = array[None]
+    elif array.ndim > 2 and array.shape[-1] in sizes and array.shape[-3] not in sizes:
+        array = np.moveaxis(array, -1, -3)
+    try:
+        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    except TypeError as problem:
+        raise ImageError(f"expected an array of numbers, got one of {array.dtype}") from problem
+
+
+def scaled(values: Tensor, white: float | None = None, what: str = "a picture") -> Tensor:
+    """The numbers of a picture as float32 from 0, black, to 1, white.
+
+    Parameters
+    ----------
+    values
+        As a picture's file or a data set has them.
+    white
+        Which value is white. If None, it is the largest of the type for bits, bytes and 16 bits without sign, and 1 for
+        float32.
+    what
+        What to call it in messages.
+
+    Raises
+    ------
+    ImageError
+        If a value is below 0 or beyond white; if the type does not tell what is white; or if 16 bits hold no value in
+        the upper three quarters, as pictures of 10, 12 or 14 bits do, and dark ones.
+    """
+    low, high = float(values.double().min()), float(values.double().max())
+    known = WHITE.get(values.dtype) if white is None else white
+    span = f"{what} has values from {low:g} to {high:g}"
+    if known is None or not 0 <= low <= high <= known:
+        expected = "it is not known which is white" if known is None else f"expected some from 0 to {known:g}, white"
+        raise ImageError(f"{span}, and {expected}: say which value is white (white=...), or scale it to 0..1")
+    if white is None and values.dtype == torch.uint16 and 0 < high < 2**14:
+        bits = f"{2 ** int(high).bit_length() - 1}"
+        raise ImageError(
+            f"{span} of 65535, so it is very dark or of fewer than 16 bits: say which value is white, white={bits} or "
+            "white=65535"
+        )
+    return (values.double() / known).float()
+
+
+def _require_bytes(file: Path | None) -> None:
+    """Raise for a picture that torchvision's loader cuts off at 255."""
+    if file is not None:
+        with Image.open(file) as picture:
+            mode = picture.mode
+        if mode.startswith(("I", "F")):
+            raise ImageError(
+                f"a picture of mode {mode!r} has more than 8 bits, and torchvision's loader cuts them off; give the "
+                "data set another loader, such as loader=pure_nb.sources.Reader()"
+            )
+
+
+def _described(item: Any) -> str:
+    """What an item of a data set is, in a few words."""
+    if isinstance(item, (Tensor, np.ndarray)):
+        return f"{list(item.shape)}{' of complex numbers' * np.iscomplexobj(item)}"
+    if isinstance(item, Mapping):
+        return f"a {type(item).__name__} with {', '.join(map(repr, item))}"
+    if isinstance(item, (tuple, list)) and item:
+        return f"({', '.join(_described(part) for part in item)})"
+    return type(item).__name__
+
+
+def _made(dataset: Any) -> str:
+    """How a data set makes its images: what reads the files, and what is done to them."""
+    parts = [getattr(dataset, "transform", None), *([dataset.loader] if hasattr(dataset, "loader") else [])]
+    # A function's repr holds its address, which differs from run to run.
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(map(repr, parts)))
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -258,15 +422,15 @@ def _file(dataset: object, sample: int) -> Path | None:
     return None
 
 
-def _state(file: Path, root: object) -> str:
+def _state(file: Path, root: object) -> bytes:
     """A file's name from its data set's folder on, its size and time of change."""
     inside = isinstance(root, (str, os.PathLike)) and file.is_relative_to(root)
     name = file.relative_to(root) if inside else file  # type: ignore[arg-type]
     try:
         status = file.stat()
     except OSError:
-        return f"{name} can't be read\n"
-    return f"{name} {status.st_size} {status.st_mtime_ns}\n"
+        return os.fsencode(f"{name} can't be read\n")
+    return os.fsencode(f"{name} {status.st_size} {status.st_mtime_ns}\n")
 
 
 def _labels(dataset: Any, names: tuple[str, ...]) -> Labels:
@@ -280,7 +444,7 @@ def _labels(dataset: Any, names: tuple[str, ...]) -> Labels:
     numbers = getattr(dataset, "class_to_idx", None)
     if not found and isinstance(numbers, Mapping) and sorted(numbers.values()) == list(range(len(numbers))):
         found = [sorted(numbers, key=numbers.__getitem__)]
-    return _targets(dataset), tuple(map(str, found[0] if found else ()))
+    return _targets(dataset), tuple(printable(str(name)) for name in (found[0] if found else ()))
 
 
 def _joined(parts: list[Labels]) -> Labels:
@@ -343,8 +507,10 @@ def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple
     ----------
     images
         A data set with labels, as torchvision's have in ``targets`` and ``classes``, a part of one, or several in a
-        row. Its classes are the network's, in the same order; or they are some of the 1000 of ImageNet, named by their
-        WordNet ids (``n01440764``). Where it has ``wnids``, as torchvision's ``ImageNet``, these are the names.
+        row. Its classes are some of ImageNet's, named by their WordNet ids (``n01440764``), for a network with as many
+        outputs as ImageNet or one of its larger kinds has classes; or some of the outputs, named by their numbers,
+        from 0; or the network's own, in the same order. Where it has ``wnids``, as torchvision's ``ImageNet``, these
+        are the names. Labels without names are numbers of outputs.
     outputs
         Number of the network's outputs.
 
@@ -364,27 +530,75 @@ def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple
             f"the images {images.name!r} have no labels; a data set with classes has the attributes targets and "
             "classes, as torchvision's ImageFolder"
         )
-    names = named or tuple(map(str, range(labels.max() + 1)))
-    if len(names) == outputs:
+    names = named or tuple(map(str, range(labels.max(initial=-1) + 1)))
+    subset = infer_imagenet_subset({"num_classes": outputs})
+    imagenet = ImageNetInfo(subset).label_names() if subset else []  # type: ignore[no-untyped-call]
+    known = {name: number for number, name in enumerate(imagenet)}
+    fits = labels.max(initial=-1) < len(names)
+    if fits and names and set(names) <= set(known):
+        place, all_names = [known[name] for name in names], imagenet
+    elif fits and _are_outputs(names, outputs):
+        place, all_names = [int(name) for name in names], [str(number) for number in range(outputs)]
+        for number, name in zip(place, names):
+            all_names[number] = name  # with the zeros before it, if that is how the folder is called
+    elif len(names) == outputs:
         return labels, names
-    imagenet = tuple(ImageNetInfo().label_names())  # type: ignore[no-untyped-call]
-    if len(imagenet) == outputs and set(names) <= set(imagenet):
-        return np.where(labels < 0, -1, np.array([imagenet.index(name) for name in names])[labels]), imagenet
-    raise ImageError(
-        f"the images {images.name!r} are of {len(names)} classes ({', '.join(names[:3])} ...) and the network puts out "
-        f"{outputs}: expected as many, in the same order, or folders named by ImageNet's WordNet ids"
+    else:
+        raise ImageError(
+            f"the images {images.name!r} are of {len(names)} classes ({', '.join(names[:3])} ...) and the network puts "
+            f"out {outputs}: expected as many, in the same order, or folders named by ImageNet's WordNet ids, or by "
+            "the numbers of the outputs, from 0"
+        )
+    return np.where(labels < 0, -1, np.array(place, dtype=np.int64)[labels]), tuple(all_names)
+
+
+def _are_outputs(names: Sequence[str], outputs: int) -> bool:
+    """Whether names are numbers of outputs."""
+    numbers = {int(name) for name in names if name.isdecimal()}
+    return len(numbers) == len(names) > 0 and max(numbers) < outputs
+
+
+def seen_labels(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers of at most :data:`SEEN` labelled images, spread over the classes."""
+    order = np.argsort(labels, kind="stable")[(labels < 0).sum() :]
+    return order[np.unique(np.linspace(0, len(order) - 1, min(SEEN, len(order))).astype(int))]
+
+
+def at_chance(labels: NDArray[np.int64], answers: NDArray[np.int64]) -> bool:
+    """Whether a network's answers agree with labels no more than by chance, though the images are enough to tell.
+
+    By chance means: as often as if the same answers had been dealt to the images at random. Two binomial tests must
+    agree: the share of right answers is not larger than by chance (p above 0.05), and it is smaller than that of a
+    network a quarter of the way from chance to always right (p below 0.01). The second leaves alone what a handful of
+    images can't tell, and a network that is at least so good is suspected less than once in a hundred times.
+
+    Parameters
+    ----------
+    labels, answers
+        The class of each image, and the network's largest output.
+    """
+    count = len(labels)
+    classes = np.arange(max(labels.max(initial=0), answers.max(initial=0)) + 1)
+    share = [(values[:, None] == classes).mean(axis=0) if count else 0 * classes for values in (labels, answers)]
+    chance, right = min(1.0, float(share[0] @ share[1])), int((labels == answers).sum())
+    able = chance + (1 - chance) / 4
+    return bool(
+        count
+        and binomtest(right, count, chance, alternative="greater").pvalue > 0.05
+        and binomtest(right, count, able, alternative="less").pvalue < 0.01
     )
 
 
 def _normalisation(thing: object) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation found in a data set, its transform, or what these are made of."""
     mean, std = getattr(thing, "mean", None), getattr(thing, "std", None)
-    if isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple)):
-        return tuple(mean), tuple(std)
-    inside = list(thing.transforms) if isinstance(thing, (transforms.Compose, v2.Compose)) else []
-    if isinstance(thing, ConcatDataset):
-        inside = list(thing.datasets)
-    for part in (*inside, getattr(thing, "transform", None), getattr(thing, "dataset", None)):
+    if all(isinstance(values, (list, tuple, Tensor, np.ndarray)) for values in (mean, std)):
+        return tuple(map(float, mean)), tuple(map(float, std))  # type: ignore[arg-type]
+    inside = [*thing] if isinstance(thing, nn.Sequential) else []
+    for name in ("transforms", "datasets", "transform", "dataset"):  # of Compose, in torchvision and in albumentations
+        part = getattr(thing, name, None)
+        inside += part if isinstance(part, (list, tuple)) else [part]
+    for part in inside:
         found = _normalisation(part) if part is not None else None
         if found:
             return found
@@ -459,7 +673,7 @@ def _read(images: Images, samples: Sequence[int]) -> list[Tensor | Unreadable]:
 
 def _late(images: Images, samples: Sequence[int], patience: float, reason: str = "") -> ImageError:
     """An error for images that did not arrive."""
-    listed = ", ".join(f"{sample} ({images.path(sample)})" for sample in samples[:8])
+    listed = ", ".join(f"{sample} ({printable(images.path(sample))})" for sample in samples[:8])
     more = f" and {len(samples) - 8} more" if len(samples) > 8 else ""
     return ImageError(
         f"waited for image{'s' * (len(samples) > 1)} {listed}{more}: "
@@ -494,7 +708,7 @@ def _collate(images: Images, expected: torch.Size, items: list[Numbered]) -> Bat
                 f"its shape {list(found.shape)} differs from {list(expected)} of the first image; "
                 "resize and crop to one size in the transform"
             )
-            lost.append(Unreadable(sample, images.path(sample), reason))
+            lost.append(Unreadable(sample, printable(images.path(sample)), reason))
         else:
             samples.append(sample)
             tensors.append(found)

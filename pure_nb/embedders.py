@@ -43,9 +43,9 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from pure_nb import models
-from pure_nb.errors import EmbedderError, ModelError
+from pure_nb.errors import EmbedderError, ModelError, PureError
 from pure_nb.glyphs import MEAN, STD
-from pure_nb.layers import INPUT, activations, by_position
+from pure_nb.layers import INPUT, activations, by_position, resting
 
 Picture = NDArray[np.uint8]
 Encode = Callable[[Sequence[Picture]], Any]
@@ -183,10 +183,17 @@ class Embedder:
         parts = []
         for start in range(0, len(items), batch_size):
             some = list(items[start : start + batch_size])
-            found = encode(some)
-            array = found.detach().float().cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
-            with np.errstate(over="ignore"):  # too large for float32 is infinite, and reported below
-                array = array.astype(np.float32)
+            try:
+                found = encode(some)
+                array = found.detach().float().cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
+                with np.errstate(over="ignore"):  # too large for float32 is infinite, and reported below
+                    array = array.astype(np.float32)
+            except PureError:
+                raise
+            except Exception as problem:  # anyone's function
+                raise EmbedderError(
+                    f"{self.name} gave no vectors of {len(some)} {what} ({type(problem).__name__}: {problem})"
+                ) from problem
             if array.ndim != 2 or len(array) != len(some):
                 raise EmbedderError(
                     f"{self.name} returned an array {list(array.shape)} for {len(some)} {what}; expected "
@@ -379,12 +386,12 @@ def from_network(
         if not linear:
             raise EmbedderError(f"{type(model).__name__} has no linear layer; name the layer whose output to take")
         layer = INPUT + linear[-1]
-    model.to(device).eval()
     steps = [transforms.Resize((size, size)), transforms.ToTensor(), transforms.Normalize(list(mean), list(std))]
     prepare = transforms.Compose(steps)
 
     def forward(images: Tensor) -> Tensor:
-        found = activations(model, images, [layer])[layer]
+        with resting(model, device):
+            found = activations(model, images, [layer])[layer]
         return found if found.ndim == 2 else by_position(found).mean(dim=2)
 
     return Embedder(name, _fingerprint(model, prepare, layer), _encoder(forward, prepare, device))
@@ -534,10 +541,9 @@ def _clip_file(model: str, pretrained: str | Path | None) -> str:
 @contextmanager
 def _explained(spec: str, where: str) -> Iterator[None]:
     """Turn the many errors of libraries and hubs into one that helps."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # what goes wrong is raised as well, and said once is enough
     try:
-        yield
+        with _silent():
+            yield
     except ModelError as problem:
         raise EmbedderError(f"{spec}: {problem}") from problem
     except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError, UnpicklingError) as problem:
@@ -546,9 +552,28 @@ def _explained(spec: str, where: str) -> Iterator[None]:
                 f"the weights of {spec!r} could not be fetched, and are not in the cache {constants.HF_HUB_CACHE} "
                 f"({problem}). Without a network, {_how_to_bring(spec, where)}"
             ) from problem
-        raise EmbedderError(f"{spec!r} can't be made: {problem}") from problem
+        raise EmbedderError(f"{spec!r} can't be made: {type(problem).__name__}: {problem}") from problem
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Let the libraries log nothing: what goes wrong is raised as well, and said once is enough."""
+    own = Path(open_clip.__file__).parent  # which logs by the root logger, as others may
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return own not in Path(record.pathname).parents
+
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm")]
+    levels = [logger.level for logger in loggers]
+    logging.root.addFilter(of_others)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
     finally:
-        logging.disable(before)
+        logging.root.removeFilter(of_others)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 def _how_to_bring(spec: str, where: str) -> str:

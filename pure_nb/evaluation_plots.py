@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pure_nb.evaluation import RANDOM, TRUE
-from pure_nb.plots import PALETTE, TILE, show, strip
+from pure_nb.plots import PALETTE, TILE, literal, show, strip
 from pure_nb.render import resized
 from pure_nb.virtual import part_name
 
@@ -39,6 +39,7 @@ def _panels(summary: pd.DataFrame) -> tuple[Figure, dict[int, Axes], list[str]]:
     return figure, panels, methods
 
 
+@literal
 def distances_figure(summary: pd.DataFrame, judge: str) -> Figure:
     """Mean distances within and across parts for each method and number of parts, with standard errors over neurons.
 
@@ -68,6 +69,7 @@ def distances_figure(summary: pd.DataFrame, judge: str) -> Figure:
     return figure
 
 
+@literal
 def gaps_figure(table: pd.DataFrame, summary: pd.DataFrame, judge: str) -> Figure:
     """How much farther apart images of different parts are than those of one: each neuron a dot, means with errors.
 
@@ -101,6 +103,7 @@ def gaps_figure(table: pd.DataFrame, summary: pd.DataFrame, judge: str) -> Figur
     return figure
 
 
+@literal
 def alignment_figure(alignment: pd.DataFrame, judge: str) -> Figure:
     """Correlation of each method's distances with the judge's, with the honest interval and the naive one.
 
@@ -132,6 +135,7 @@ def alignment_figure(alignment: pd.DataFrame, judge: str) -> Figure:
     return figure
 
 
+@literal
 def named_parts_figure(
     study: Study,
     channel: int,

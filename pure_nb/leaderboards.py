@@ -73,7 +73,7 @@ def compete(
     only: Sequence[str] = (),
     baseline: str = PAPER,
     choose: bool = True,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Competition:
     """Let all contestants that fit a world take its neurons apart.
 
@@ -100,12 +100,12 @@ def compete(
             f"none of the {len(world.k)} neurons of the world {world.name!r} means more than one thing, so there is "
             "nothing to compare; take more or other channels, strengths nearer to 1, or more references"
         )
-    everyone = [*contestants(world, embedders), *own]
-    names = [contestant.name for contestant in everyone]
-    for name in [*only, baseline]:
-        if name not in names:
-            raise StudyError(f"there is no contestant {name!r}; there are {', '.join(names)}")
-    chosen = [one for one in everyone if not only or one.name in {*only, baseline}]
+    wanted = (*only, baseline) if only else ()
+    chosen = [*contestants(world, embedders, wanted), *(one for one in own if not only or one.name in wanted)]
+    names = {contestant.name for contestant in chosen}
+    if unknown := [name for name in (*only, baseline) if name not in names]:
+        everyone = [one.name for one in (*contestants(world, embedders), *own)]
+        raise StudyError(f"there is no contestant {unknown[0]!r}; there are {', '.join(everyone)}")
     table = bench.run(world, chosen, choose=choose, seed=seed)
     return Competition(world, table, bench.leaderboard(table, baseline))
 
@@ -140,6 +140,8 @@ def write(made: Competition, out: Path, *, command: str = "") -> list[Path]:
         ``WORLD.csv`` (the leaderboard), ``WORLD-neurons.parquet`` (all scores and labels), ``WORLD-k.csv`` (the
         calibration, if anyone chose), ``WORLD.png`` and ``WORLD.json`` (the groups and parameters).
     """
+    import matplotlib.pyplot as plt
+
     from pure_nb.bench_plots import leaderboard_figure  # plotting libraries take a second to import
 
     world = made.world
@@ -162,4 +164,5 @@ def write(made: Competition, out: Path, *, command: str = "") -> list[Path]:
         files.append((f"{stem}-k.csv", bench.calibration(made.table).to_csv))
     for name, writer in files:
         write_atomically(out / name, writer)
+    plt.close(figure)
     return [out / name for name, _ in files]

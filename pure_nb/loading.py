@@ -12,10 +12,11 @@ Its table ``[images]`` names a ``source``:
                          ``save_to_disk`` put in the folder ``root``; ``columns`` chooses among several of its columns
 =======================  =============================================================================================
 
-All but glyphs take ``resize``, ``crop``, ``mean`` and ``std``, as :func:`pure_nb.sources.preprocessing`; those of
-torchvision need the last two, and keep their size by default. All take ``synsets``, what WordNet calls some classes:
-``{king = "king.n.10"}``. A path starts from the study's own folder. Nothing is fetched into a folder outside of it that
-the user has not named; what the hub sends goes to Hugging Face's own cache.
+All but glyphs take ``resize``, ``crop``, ``mean``, ``std`` and ``grey``, as :func:`pure_nb.sources.preprocessing`, and
+``turned`` and ``white``, as :class:`pure_nb.sources.Reader`; those of torchvision need a mean and std, keep their size
+by default, and take the last two if they read files with a loader, as ``ImageFolder`` does. All take ``synsets``, what
+WordNet calls some classes: ``{king = "king.n.10"}``. A path starts from the study's own folder. Nothing is fetched into
+a folder outside of it that the user has not named; what the hub sends goes to Hugging Face's own cache.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ from typing import Any
 
 from torch.utils.data import Dataset
 from torchvision import datasets
+from torchvision.datasets.folder import default_loader
 
 from pure_nb import models
 from pure_nb.data import Images
 from pure_nb.errors import ArgumentError, ImageError, StudyError
 from pure_nb.parameters import checked, word
-from pure_nb.sources import as_images, folder_images, glyph_images, path_images, preprocessing
+from pure_nb.sources import Reader, as_images, folder_images, glyph_images, path_images, preprocessing
 from pure_nb.store import Store, store_folder
-from pure_nb.study import RUN, Study
+from pure_nb.study import RUN, Study, repeated
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -92,6 +94,13 @@ def load_study(
             f"{str(path)!r}: expected the tables [model], [images] and [parameters], and optionally a name and [run]; "
             f"found {sorted(text)}"
         )
+    tables = {table: text.get(table, {}) for table in ("model", "images", "parameters", "run")}
+    for table, entries in tables.items():
+        if not isinstance(entries, dict):
+            raise StudyError(f"{str(path)!r}: expected the table [{table}], got {table} = {entries!r}")
+        for entry in {"source", "root", "weights"} & set(entries):
+            if not isinstance(entries[entry], str):
+                raise StudyError(f"{str(path)!r}: {entry} of [{table}] must be a text, got {entries[entry]!r}")
     folder = path.parent
     model_options, image_options = dict(text["model"]), dict(text["images"])
     try:
@@ -100,13 +109,13 @@ def load_study(
         elif "weights" in model_options:
             model_options["weights"] = _expanded(model_options["weights"], "--weights")
         model = models.load_model(model_options.pop("source"), folder=folder, **model_options)
-        images = _images(image_options, data, folder)
+        images = repeated(model, _images(image_options, data, folder))
     except KeyError as problem:
         raise StudyError(f"{str(path)!r} lacks the entry {problem}") from problem
     except TypeError as problem:
         raise StudyError(f"{str(path)!r} has an entry that is not known: {problem}") from problem
     name = word(text.get("name", path.stem))
-    run = text.get("run", {})
+    run = tables["run"]
     if unknown := set(run) - (RUN - {"client"}):
         raise StudyError(f"{str(path)!r} has an entry in [run] that is not known: {sorted(unknown)[0]!r}")
     # A device that this process lacks may be one that a cluster has.
@@ -149,6 +158,8 @@ def _images(options: dict[str, Any], data: str | Path | None, folder: Path) -> I
 def _sourced(source: str, options: dict[str, Any], data: str | Path | None, folder: Path) -> Images:
     """Images of the source that a study names."""
     if source == "glyphs":
+        if data is not None:
+            raise StudyError(f"the glyph scenes are drawn and not read, so there is no use for --data {str(data)!r}")
         try:
             return glyph_images(**options)
         except ArgumentError as problem:
@@ -180,7 +191,7 @@ def _of_torchvision(name: str) -> bool:
 
 def _torchvision_images(name: str, root: Path, options: dict[str, Any], mine: bool) -> Images:
     """A data set of torchvision; ``mine`` says that it may be fetched into its folder, or unpacked there."""
-    made = getattr(datasets, name)
+    made, reading = getattr(datasets, name), _reading(options)
     how: dict[str, Any] = {"transform": _preprocessing(options)}
     if "download" in inspect.signature(made).parameters:
         how["download"] = mine
@@ -190,7 +201,7 @@ def _torchvision_images(name: str, root: Path, options: dict[str, Any], mine: bo
             "folder yourself (--data PATH)"
         )
     try:
-        return Images(made(str(root), **how, **options), name)
+        found = made(str(root), **how, **options)
     except (OSError, RuntimeError) as problem:
         said = (
             "can't be fetched"
@@ -198,12 +209,24 @@ def _torchvision_images(name: str, root: Path, options: dict[str, Any], mine: bo
             else "is not fetched into a folder outside of the study's; give the folder yourself (--data PATH)"
         )
         raise ImageError(f"torchvision's {name} is not in {str(root)!r} and {said}: {problem}") from problem
+    if getattr(found, "loader", None) is default_loader:
+        found.loader = Reader(**reading)
+    elif reading:
+        raise StudyError(
+            f"[images]: torchvision's {name} reads its pictures by itself and does not take {', '.join(reading)}"
+        )
+    return Images(found, name)
+
+
+def _reading(options: dict[str, Any]) -> dict[str, Any]:
+    """How pictures are read, out of a study's options."""
+    return {name: options.pop(name) for name in ("turned", "white") if name in options}
 
 
 def _preprocessing(options: dict[str, Any]) -> Any:
     """The transform that a study asks for; pictures keep their size unless it says otherwise."""
     sizes = {name: options.pop(name, None) for name in ("resize", "crop")}
-    return preprocessing(**sizes, mean=options.pop("mean"), std=options.pop("std"))
+    return preprocessing(**sizes, mean=options.pop("mean"), std=options.pop("std"), grey=options.pop("grey", False))
 
 
 def _fetched(name: str, options: dict[str, Any]) -> Images:
@@ -246,7 +269,8 @@ def _hub_images(name: str, rows: Any, options: dict[str, Any]) -> Images:
         if not isinstance(columns, list) or not set(columns) <= set(rows.column_names):
             raise ImageError(f"{name} has the columns {rows.column_names}, expected some of them, got {columns!r}")
         rows = rows.select_columns(columns)
-    return as_images(rows, name, transform=preprocessing(**options))
+    reading = _reading(options)
+    return as_images(rows, name, transform=preprocessing(**options), **reading)
 
 
 def _hub() -> Any:

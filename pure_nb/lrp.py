@@ -4,12 +4,18 @@ The rules are zennit's and unchanged. What is added is bookkeeping: zennit's hoo
 modified weights in *every* backward pass, although the outcome depends on the layer's input alone. Here it is
 kept until the next forward pass, so that the second and every further channel of an image costs a backward pass
 and nothing else. Nor is the unmodified layer run backward, as zennit's hooks do before they put in the relevance.
+
+A rule sees a layer's parameters, and runs the layer again with others in their place. That is wrong where the layer
+computes its weights from something else, as with weight norm, so such layers become plain ones first (:func:`ruled`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,10 +29,10 @@ from zennit.core import BasicHook, Composite, Hook, mod_params
 from zennit.layer import Sum
 from zennit.rules import Pass
 from zennit.torchvision import ResNetCanonizer
-from zennit.types import BatchNorm
+from zennit.types import BatchNorm, Linear
 
-from pure_nb.errors import LayerError
-from pure_nb.layers import activations, cut, resting
+from pure_nb.errors import LayerError, ModelError
+from pure_nb.layers import activations, cut, placed, resting
 
 ADVICE = "for circuits use rule='gradient', or bring a composite of zennit that is made for it as rule"
 
@@ -44,6 +50,9 @@ SHARES = frozenset(
     ("adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "dropout", "max_pool2d", "mean", "relu", "relu_")
 )
 """Functions whose gradient hands relevance on without adding to it: to the largest, to all alike, or as it is."""
+
+LINEAR = frozenset(("linear", *(f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3))))
+"""Functions that rules cover where they are called with the very parameters of the module."""
 
 
 def default_composite(model: nn.Module) -> Composite:
@@ -65,7 +74,43 @@ def default_composite(model: nn.Module) -> Composite:
     return EpsilonPlusFlat(canonizers=[CompositeCanonizer((ResNetCanonizer(), TimmResNetCanonizer()))])
 
 
-def require_fit(model: nn.Module, images: Tensor, target: str, composite: Composite) -> None:
+@contextmanager
+def ruled(
+    model: nn.Module, images: Tensor, lower: str | None, target: str, composite: Composite, *, every: bool = True
+) -> Iterator[None]:
+    """A network with the rules in place, once it is known that they fit.
+
+    Parameters
+    ----------
+    model
+        Any network. Within the context, layers that compute their weights (weight norm, spectral norm and other
+        parametrisations, pruning, weight standardisation) are plain layers with the weights so computed.
+    images
+        A batch of its inputs, on the device to compute on; one is enough.
+    lower, target
+        The layers L' and L; ``lower=None`` for the images themselves.
+    composite
+        The rules and canonizers.
+    every
+        Whether all that lies between the two layers must be covered; see :func:`require_rules`. A composite that was
+        made for a network is best taken at its word.
+
+    Raises
+    ------
+    LayerError
+        See :func:`require_fit` and :func:`require_rules`.
+    """
+    with resting(model, images.device), _Weights.over(model) as weights, weights:
+        expected = cut(model, images, lower, target)[1].detach()
+    with placed(model, images.device), _become(weights.plain):
+        require_fit(model, images, target, composite, expected)
+        if every:
+            require_rules(model, images, lower, target, composite)
+        with reusing(composite).context(model):
+            yield
+
+
+def require_fit(model: nn.Module, images: Tensor, target: str, composite: Composite, expected: Tensor) -> None:
     """Check that a network computes the same with its rules and canonizers in place.
 
     Parameters
@@ -76,19 +121,19 @@ def require_fit(model: nn.Module, images: Tensor, target: str, composite: Compos
         Name of the layer at which the outputs are compared.
     composite
         The rules and canonizers.
+    expected
+        What the layer puts out without them.
 
     Raises
     ------
     LayerError
         If it does not, or not at all: the canonizers were made for networks of another kind.
     """
-    model.to(images.device)
-    with resting(model), torch.no_grad():
-        expected = activations(model, images, [target])[target]
+    with resting(model, images.device), torch.no_grad():
         try:
             with _put_back(model), reusing(composite).context(model):
                 found = activations(model, images, [target])[target]
-        except (RuntimeError, TypeError, AttributeError) as problem:
+        except (RuntimeError, TypeError, AttributeError, LayerError, ModelError) as problem:
             raise LayerError(
                 f"the rules of layer-wise relevance propagation do not fit {type(model).__name__} ({problem}); {ADVICE}"
             ) from problem
@@ -98,6 +143,109 @@ def require_fit(model: nn.Module, images: Tensor, target: str, composite: Compos
             f"computes at {target!r}, in {str(found.dtype).removeprefix('torch.')}. If a batch norm follows the layer, "
             f"choose the batch norm; otherwise {ADVICE}"
         )
+
+
+def _weights(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The weight and the bias among the arguments of one of :data:`LINEAR`."""
+    weight, bias = (*args[1:3], None, None)[:2]
+    return kwargs.get("weight", weight), kwargs.get("bias", bias)
+
+
+def _own(module: nn.Module, weight: Any, bias: Any) -> bool:
+    """Whether these are the module's parameters, which is what a rule changes."""
+    return all(value is module._parameters.get(name) for name, value in (("weight", weight), ("bias", bias)))
+
+
+class _Weights(TorchFunctionMode):
+    """Sees with which weights convolutions and linear layers really run.
+
+    Attributes
+    ----------
+    plain
+        For each layer that runs with others than its parameters, one that does the same with its own. Layers that do
+        more than that, or whose weights depend on the image, are left out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain: dict[nn.Module, nn.Module] = {}
+        self._inside: list[tuple[Any, list[tuple[Any, Any]]]] = []
+
+    @classmethod
+    @contextmanager
+    def over(cls, model: nn.Module) -> Iterator[_Weights]:
+        """One that is told by each layer of a network when it runs."""
+        weights = cls()
+        with ExitStack() as stack:
+            for module in model.modules():
+                if isinstance(module, Linear):
+                    stack.callback(module.register_forward_pre_hook(weights.enter, prepend=True).remove)
+                    stack.callback(module.register_forward_hook(weights.leave).remove)
+            yield weights
+
+    def enter(self, module: nn.Module, inputs: Any) -> None:
+        """A layer starts, before any hook of its own."""
+        self._inside.append((inputs, []))
+
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """A layer ends, after any hook of its own."""
+        inputs, called = self._inside[-1]
+        weight, bias = called[0] if len(called) == 1 else (None, None)
+        if weight is not None and not weight.requires_grad and not _own(module, weight, bias):
+            plain = _plain(module, weight, bias)
+            try:
+                found = plain.forward(*inputs)
+            except (RuntimeError, TypeError):
+                found = None
+            if found is not None and found.shape == output.shape and torch.allclose(found, output, rtol=1e-3):
+                self.plain[module] = plain
+        self._inside.pop()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function, and keep the weights."""
+        if self._inside and getattr(function, "__name__", "") in LINEAR:
+            self._inside[-1][1].append(_weights(args, kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _plain(module: nn.Module, weight: Tensor, bias: Tensor | None) -> Any:
+    """A layer that does with these weights what torch's own class of it does, and has no hooks and no parts.
+
+    It is still an instance of the module's class, for composites that have a rule for that.
+    """
+    own = next(kind for kind in type(module).__mro__ if not hasattr(kind, "weight"))  # not torch.nn.utils.parametrize's
+    torchs = next(kind for kind in own.__mro__ if kind.__module__.startswith("torch.nn.modules."))
+    plain: Any = object.__new__(type(own.__name__, (own,), dict(inspect.getmembers(torchs, inspect.isfunction))))
+    plain.__dict__ = {name: value for name, value in vars(module).items() if name not in ("weight", "bias", "forward")}
+    kept = {"weight": weight, "bias": bias}
+    plain.__dict__ |= {
+        "_parameters": {
+            name: None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
+            for name, value in kept.items()
+        },
+        "_modules": {},
+        "_forward_hooks": OrderedDict(),
+        "_forward_pre_hooks": OrderedDict(),
+    }
+    return plain
+
+
+@contextmanager
+def _become(others: Mapping[nn.Module, nn.Module]) -> Iterator[None]:
+    """Modules that are others for a while; in place, as their names and all that refers to them must stay."""
+    before = {module: (type(module), vars(module)) for module in others}
+
+    def put(module: nn.Module, kind: type, state: dict[str, Any]) -> None:
+        object.__setattr__(module, "__class__", kind)
+        object.__setattr__(module, "__dict__", state)
+
+    for module, other in others.items():
+        put(module, type(other), vars(other))
+    try:
+        yield
+    finally:
+        for module, (kind, state) in before.items():
+            put(module, kind, state)
 
 
 @contextmanager
@@ -141,65 +289,134 @@ def require_rules(model: nn.Module, images: Tensor, lower: str | None, target: s
     """
     canonized = Composite(canonizers=composite.canonizers)
     # At rest within the context, as canonizers bring weights of their own.
-    with canonized.context(model.to(images.device)), resting(model), _Watch.over(model, composite) as watch, watch:
+    with canonized.context(model), resting(model), _Watch.over(model, composite) as watch, watch:
         cut(model, images, lower, target)
+
+
+@dataclass
+class _Place:
+    """A module that runs at the moment, or its hooks.
+
+    Attributes
+    ----------
+    name, kind
+        Of the module.
+    module
+        The module, if there is a rule for it.
+    called
+        Whether its rule has been used up: one stands for a single function of :data:`LINEAR`.
+    """
+
+    name: str
+    kind: str
+    module: nn.Module | None = None
+    called: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the rule stands for all that the module does."""
+        return self.module is not None and not isinstance(self.module, (Linear, BatchNorm))
+
+    def covers(self, function: str, args: Any, kwargs: Any) -> bool:
+        """Whether the module's rule stands for a function that it calls."""
+        if isinstance(self.module, BatchNorm):
+            return function == "batch_norm"
+        if self.module is None or self.called or function not in LINEAR:
+            return False
+        self.called = _own(self.module, *_weights(args, kwargs))
+        return self.called
 
 
 class _Watch(TorchFunctionMode):
     """Looks at every function that a network calls on what depends on the lower layer, outside of modules with rules.
 
+    What it does not see (an ``autograd.Function``, a function of TorchScript or of an extension) it knows by its
+    result: a tensor of which it has not seen where it came from.
+
     Attributes
     ----------
     inside
-        The modules that run at the moment, the innermost last: name, class, and whether it is covered by a rule.
+        The modules that run at the moment, the innermost last.
+    seen
+        The nodes of the graph that it has seen made.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.inside: list[tuple[str, str, bool]] = []
+        self.inside = [_Place("", type(model).__name__)]
+        self.seen: set[Any] = set()
 
     @classmethod
     @contextmanager
     def over(cls, model: nn.Module, composite: Composite) -> Iterator[_Watch]:
         """One that is told by each module of a network when it runs."""
-        watch, context = cls(), dict[str, Any]()
+        watch, context = cls(model), dict[str, Any]()
         with ExitStack() as stack:
             for name, module in model.named_modules():
                 covered = composite.module_map(context, name, module) is not None
                 if isinstance(module, BatchNorm):  # merged into the layer before it, or not
                     covered = _is_identity(module)
-                enter = partial(watch.enter, (name, type(module).__name__, covered))
-                stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
-                stack.callback(module.register_forward_hook(watch.leave).remove)
+                kind = type(module).__name__
+                # What the module's own hooks do is not what its rule is for, so there are two places.
+                for first, place in enumerate(((name, kind, module if covered else None), (name, f"hooks of {kind}"))):
+                    enter = partial(watch.enter, place)
+                    stack.callback(module.register_forward_pre_hook(enter, prepend=bool(first)).remove)
+                    stack.callback(module.register_forward_hook(watch.leave, prepend=not first).remove)
             yield watch
 
-    def enter(self, place: tuple[str, str, bool], module: nn.Module, inputs: Any) -> None:
+    def enter(self, place: tuple[Any, ...], module: nn.Module, inputs: Any) -> None:
         """A module starts."""
-        self.inside.append(place)
+        self.check(inputs)
+        self.inside.append(_Place(*place))
 
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """A module ends."""
+        if not self.inside[-1].whole:
+            self.check(output)
         self.inside.pop()
+        self.see(output)
+
+    def check(self, values: Any) -> None:
+        """Raise if a tensor comes from what was not seen."""
+        for tensor in _tensors(values):
+            if tensor.grad_fn is not None and tensor.grad_fn not in self.seen:
+                self.refuse(tensor.grad_fn.name())
+
+    def see(self, values: Any) -> None:
+        """Remember where tensors come from."""
+        self.seen |= {tensor.grad_fn for tensor in _tensors(values) if tensor.grad_fn is not None}
+
+    def refuse(self, operation: str) -> None:
+        """Say that there is no rule for an operation."""
+        layer, kind = self.inside[-1].name, self.inside[-1].kind
+        raise LayerError(
+            f"layer-wise relevance propagation has no rule for the operation {operation!r} in {layer!r} ({kind}), so "
+            f"relevance would be wrong below it; {ADVICE}"
+        )
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a function, and raise if it has no rule where it needs one."""
-        found = function(*args, **(kwargs or {}))
-        name = getattr(function, "__name__", str(function))
-        covered = any(place[2] for place in self.inside)
-        if not covered and name not in MOVES | SHARES and _requires_grad(found):
-            layer, kind, _ = self.inside[-1]
-            raise LayerError(
-                f"layer-wise relevance propagation has no rule for the operation {name!r} in {layer!r} ({kind}), so "
-                f"relevance would be wrong below it; {ADVICE}"
-            )
+        kwargs, name = kwargs or {}, getattr(function, "__name__", str(function))
+        whole = any(place.whole for place in self.inside)
+        if not whole and name != "__get__":
+            self.check((args, kwargs))
+        covered = whole or name in MOVES | SHARES or any(place.covers(name, args, kwargs) for place in self.inside)
+        found = function(*args, **kwargs)
+        if not covered and any(tensor.requires_grad for tensor in _tensors(found)):
+            self.refuse(name)
+        self.see(found)
         return found
 
 
-def _requires_grad(found: Any) -> bool:
-    """Whether what a function returned depends on the lower layer: a tensor, or several."""
-    if isinstance(found, (tuple, list)):
-        return any(map(_requires_grad, found))
-    return isinstance(found, Tensor) and found.requires_grad
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """All tensors among the arguments of a function, or in what it returned."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, dict):
+        yield from _tensors([*values.values()])
 
 
 def _is_identity(norm: Any) -> bool:
@@ -302,12 +519,16 @@ class _Passing(Hook):  # type: ignore[misc]
             raise LayerError(f"{type(module).__name__} puts out a {type(output).__name__}, not one tensor")
         if entry is None:
             return output
-        self.stored_tensors["input"] = input[0]
-        detoured: Tensor = _Detour.apply(entry, output, partial(self.relevance, module))
+        if output._is_view():  # as of AvgPool1d, which is pooling in two dimensions: no graph could start there
+            output = output.clone()
+        # Each run has an input of its own, as the same layer may run several times. It is detached, since that of a
+        # layer that works in place becomes the output, and what holds its own graph is never freed.
+        kept = {"input": input[0].detach()}
+        detoured: Tensor = _Detour.apply(entry, output, partial(self.relevance, module, kept))
         return detoured
 
-    def relevance(self, module: nn.Module, above: Tensor) -> Tensor:
-        """The relevance of the layer's input, given its output's."""
+    def relevance(self, module: nn.Module, kept: dict[str, Any], above: Tensor) -> Tensor:
+        """The relevance of the layer's input, given its output's, and what is kept of this run of the layer."""
         return above
 
 
@@ -336,10 +557,10 @@ class _Reusing(_Passing, BasicHook):  # type: ignore[misc]
     def forward(self, module: nn.Module, input: Any, output: Any) -> None:
         """Nothing is left to do."""
 
-    def relevance(self, module: nn.Module, above: Tensor) -> Tensor:
-        if "modified" not in self.stored_tensors:
-            self.stored_tensors["modified"] = self._modified(module)
-        inputs, outputs, factors, live = self.stored_tensors["modified"]
+    def relevance(self, module: nn.Module, kept: dict[str, Any], above: Tensor) -> Tensor:
+        if "modified" not in kept:
+            kept["modified"] = self._modified(module, kept.pop("input"))
+        inputs, outputs, factors, live = kept["modified"]
         flows = torch.autograd.grad(
             [outputs[i] for i in live],
             [inputs[i] for i in live],
@@ -353,13 +574,14 @@ class _Reusing(_Passing, BasicHook):  # type: ignore[misc]
         )
         return relevance
 
-    def _modified(self, module: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[int]]:
+    def _modified(
+        self, module: nn.Module, original: Tensor
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[int]]:
         """The layer run with each pair of modified inputs and weights, the factors, and which pairs carry relevance.
 
         An input that is zero everywhere carries none: after a ReLU that is the negative half of the z-plus rule,
         which would cost as much as the positive one. All its rows are the same, so one is run for all.
         """
-        original = self.stored_tensors.pop("input")
         inputs, outputs, live = [], [], []
         modifiers = zip(self.input_modifiers, self.param_modifiers, self.output_modifiers)
         for i, (modify_input, modify_params, modify_output) in enumerate(modifiers):

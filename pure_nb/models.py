@@ -9,9 +9,11 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.error import URLError
 
@@ -21,7 +23,10 @@ import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from pure_nb.digests import digest, installed, place_of
 from pure_nb.errors import ModelError
 from pure_nb.glyphnet import GlyphNet
 
@@ -63,7 +68,7 @@ def load_model(source: str, weights: str | Path | None = None, *, folder: Path =
             torch.manual_seed(0)
             return load_model(source, "", folder=folder, **options)
     if source == "glyphnet":
-        model: nn.Module = GlyphNet()
+        model: nn.Module = GlyphNet(**options)
         if hub:
             weights, hub = _asset("glyphnet.safetensors"), False
     elif kind == "torchvision":
@@ -110,43 +115,86 @@ def function_in(path: Path, name: str) -> Any:
     ModelError
         If there is no such file or function, or the file can't be run.
     """
+    with _beside(path):
+        return _run(path, name)
+
+
+def _run(path: Path, name: str) -> Any:
+    """Run a file, and return the function."""
     if not path.is_file():
         raise ModelError(f"there is no file {str(path)!r} with a function {name!r}")
-    specification = importlib.util.spec_from_file_location(f"{USER}{path.stem}", path)
+    place = hashlib.sha256(str(path.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    specification = importlib.util.spec_from_file_location(f"{USER}{path.stem}_{place}", path)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module  # dataclasses look their module up there
-    sys.path.insert(0, str(path.parent.absolute()))  # the file may import its neighbours
     try:
         specification.loader.exec_module(module)
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise ModelError(f"{str(path)!r} can't be run: {type(problem).__name__}: {problem}") from problem
-    finally:
-        sys.path.pop(0)
     make = getattr(module, name, None)
     if make is None:
         raise ModelError(f"{str(path)!r} has no function {name!r}")
     return make
 
 
+@contextmanager
+def _beside(path: Path) -> Iterator[Callable[[], list[ModuleType]]]:
+    """Within it imports look beside a file first, and what they find there is known to no other file.
+
+    Yields
+    ------
+    callable
+        The modules that were found beside the file so far.
+    """
+    folder = path.parent.absolute()
+    names = {entry.stem for entry in folder.iterdir()} if folder.is_dir() else set()
+    searched, writing = sys.path.copy(), sys.dont_write_bytecode
+
+    def others() -> dict[str, ModuleType]:
+        """The users' own modules of such names."""
+        return {
+            name: module
+            for name, module in list(sys.modules.items())
+            if name.partition(".")[0] in names and not installed(place_of(module))
+        }
+
+    for name in (hidden := others()):
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True  # a file that was changed twice in a second would run as it was at first
+    importlib.invalidate_caches()
+    try:
+        yield lambda: [*others().values()]
+    finally:
+        sys.path[:], sys.dont_write_bytecode = searched, writing
+        for name in others():
+            del sys.modules[name]
+        sys.modules.update(hidden)
+
+
 def _from_file(path: Path, name: str, options: dict[str, Any]) -> nn.Module:
     """Call a function in a user's own file that makes a network."""
-    make = function_in(path, name)
-    try:
-        inspect.signature(make).bind(**options)
-    except TypeError as problem:
-        raise ModelError(f"{name!r} of {str(path)!r} can't be called with {options}: {problem}") from problem
-    try:
-        model = make(**options)
-    except Exception as problem:
-        raise ModelError(f"{name!r} of {str(path)!r} failed: {type(problem).__name__}: {problem}") from problem
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"{name!r} of {str(path)!r} returned a {type(model).__name__}, expected a torch.nn.Module")
+    with _beside(path) as beside:
+        make = _run(path, name)
+        try:
+            inspect.signature(make).bind(**options)
+        except TypeError as problem:
+            raise ModelError(f"{name!r} of {str(path)!r} can't be called with {options}: {problem}") from problem
+        try:
+            model = make(**options)
+        except (Exception, SystemExit) as problem:
+            raise ModelError(f"{name!r} of {str(path)!r} failed: {type(problem).__name__}: {problem}") from problem
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"{name!r} of {str(path)!r} returned a {type(model).__name__}, expected a torch.nn.Module")
+        files = {Path(file) for file in (str(path), *map(place_of, beside())) if file and Path(file).is_file()}
+        # For the fingerprint, since a name that is put together at run time can't be followed.
+        vars(model)["_made_by"] = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
     return model
 
 
-def read_weights(path: Path | str) -> dict[str, Tensor]:
+def read_weights(path: Path | str) -> dict[str, Any]:
     """Read a state dictionary from a file, safetensors or a torch file of tensors alone; never unpickles anything else.
 
     Raises
@@ -158,7 +206,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"there is no file of weights {str(path)!r}")
     try:
-        state: dict[str, Tensor]
+        state: dict[str, Any]
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
@@ -167,12 +215,18 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         raise ModelError(f"{str(path)!r} can't be read as weights: {problem}") from problem
     except Exception as problem:  # torch raises pickle's own error for a file that holds more than tensors
         raise ModelError(
-            f"{str(path)!r} holds more than tensors and is not loaded, since unpickling it could run code; save the "
-            f"state_dict alone, best as .safetensors ({type(problem).__name__})"
+            f"{str(path)!r} is damaged, or holds more than tensors and is not loaded, since unpickling it could run "
+            f"code; save the state_dict alone, best as .safetensors ({type(problem).__name__})"
         ) from problem
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    extra = torch.nn.modules.module._EXTRA_STATE_KEY_SUFFIX  # what a module keeps besides tensors
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) or str(name).endswith(extra) for name, value in state.items()
+    ):
         raise ModelError(f"{str(path)!r} is no state_dict, a dictionary from names to tensors; save that alone")
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return {
+        name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in state.items()
+    }
 
 
 def load_weights(model: nn.Module, path: Path | str) -> None:
@@ -222,9 +276,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises
     ------
     ModelError
-        If it is TorchScript, or quantised: hooks do not reach what the former computes, and no gradients lead through
-        the latter.
+        If it is TorchScript, an exported graph, or quantised: hooks do not reach what the first two compute, and no
+        gradients lead through the last; if it wants more than images, or has no weights to compute with.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"a network is a torch.nn.Module, got {type(model).__name__}; bring the module that it was made from"
+        )
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
@@ -232,29 +290,76 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = inner
         else:
             break
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError(
-            f"{type(model).__name__} is TorchScript, whose layers can't be watched; bring the torch.nn.Module that it "
-            "was made from, with the same weights"
-        )
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{f'layer {name!r} of ' if name else ''}{type(model).__name__} is TorchScript, whose layers can't be "
+                "watched; bring the torch.nn.Module that it was made from, with the same weights"
+            )
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
             raise ModelError(
                 f"layer {name!r} of {type(model).__name__} is quantised, and no gradients lead through it; bring the "
                 "network as it was before"
             )
+    _require_layers(model)
+    _require_image(model)
+    require_weights(model)
     return model
 
 
+def _require_layers(model: nn.Module) -> None:
+    """Refuse graphs whose weights are no module's any more, as torch.export makes them."""
+    if isinstance(model, GraphModule):
+        called = {node.target for node in model.graph.nodes if node.op == "call_module"}
+        weighty = [name for name, module in model.named_modules() if module._parameters]
+        if weighty and not any(name == one or name.startswith(f"{one}.") for one in called for name in weighty):
+            raise ModelError(
+                f"{type(model).__name__} is an exported graph, in which layers such as {weighty[0]!r} do not run as "
+                "modules and can't be watched; bring the torch.nn.Module that it was made from, with the same weights"
+            )
+
+
+def _require_image(model: nn.Module) -> None:
+    """Refuse networks that want more than a batch of images."""
+    try:
+        wanted = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # not to be had from all that can be called
+        return
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    names = [one.name for one in wanted if one.default is inspect.Parameter.empty and one.kind not in variadic]
+    if len(names) > 1:
+        raise ModelError(
+            f"{type(model).__name__}.forward({', '.join(names)}) wants {' and '.join(map(repr, names[1:]))} besides "
+            "the images, and is called with images alone; wrap it in a torch.nn.Module that fills in the rest"
+        )
+
+
+def require_weights(model: nn.Module) -> None:
+    """Check that a network has weights to compute with.
+
+    Raises
+    ------
+    ModelError
+        If some are not made yet (lazy layers), hold no numbers (on the device ``meta``), or can't be used for gradients
+        (made in inference mode).
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        reason = (
+            "is made in the first forward pass of a lazy layer; run the network on a batch of images first"
+            if isinstance(tensor, (UninitializedParameter, UninitializedBuffer))
+            else "is on the device 'meta' and holds no numbers; load the weights"
+            if tensor.is_meta
+            else "was made in torch.inference_mode() and can't be used for gradients; make the network outside it"
+            if tensor.is_inference()
+            else ""
+        )
+        if reason:
+            raise ModelError(f"{name!r} of {type(model).__name__} {reason}")
+
+
 def fingerprint(model: nn.Module) -> str:
-    """Changes when a weight, a buffer, the printed structure or the source of the network's class changes."""
-    digest = hashlib.sha256(repr(model).encode())
-    with suppress(OSError, TypeError):  # a class made in a session has no source
-        digest.update(inspect.getsource(type(model)).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """Changes when what a network computes may change; see :mod:`pure_nb.digests`."""
+    return digest(model)
 
 
 def _asset(name: str) -> Path:

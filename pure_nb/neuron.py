@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pure_nb import truth
-from pure_nb.circuits import Seed
+from pure_nb.errors import ArgumentError
 from pure_nb.glyphs import CLASSES
-from pure_nb.render import Look, View
+from pure_nb.render import Crop, View
 from pure_nb.virtual import Layout, VirtualNeurons, embed, virtual_neurons
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class Neuron:
 
     def by(self, vectors: NDArray[np.float32], k: int) -> Neuron:
         """The same neuron, taken apart into ``k`` by other descriptions of its reference images, ``[n, d]``."""
-        return replace(self, apart=virtual_neurons(vectors, k, draws=0))
+        random = self.study.parameters.random
+        return replace(self, apart=virtual_neurons(vectors, k, draws=0, seed=random))
 
     @property
     def objects(self) -> NDArray[np.int64] | None:
@@ -71,13 +72,15 @@ class Neuron:
 
     def members(self, part: int | None = None, count: int | None = None) -> NDArray[np.int64]:
         """Ranks of the reference images of a virtual neuron, strongest first; of all of them for None."""
+        if count is not None and count < 1:
+            raise ArgumentError(f"at least one reference image is shown, got count={count}")
         every = np.arange(len(self.sample)) if part is None else np.flatnonzero(self.virtual.labels == part)
         return every[:count]
 
-    def views(self, ranks: Sequence[int] | NDArray[np.int64], look: Look = "crp", seed: Seed = "peak") -> list[View]:
+    def views(self, ranks: Sequence[int] | NDArray[np.int64], crop: Crop | None = None) -> list[View]:
         """Reference images of given ranks; see :meth:`pure_nb.study.Study.views`."""
         sample = self.sample[np.asarray(ranks, dtype=np.int64)]
-        return self.study.views(np.full_like(sample, self.channel), sample, look, seed)
+        return self.study.views(np.full_like(sample, self.channel), sample, crop)
 
     @cached_property
     def names(self) -> list[str]:

@@ -115,7 +115,7 @@ def feature_visualisation(
     asleep = torch.ones(len(chosen), dtype=torch.bool, device=device)  # no gradient so far
     centre, spread = (torch.tensor(values, dtype=torch.float32, device=device)[:, None, None] for values in (mean, std))
     optimiser = torch.optim.Adam([waves], lr=RATE)
-    with resting(model.to(device)), torch.enable_grad():
+    with resting(model, device), torch.enable_grad():
         for step in trange(steps, desc="visualise", unit="step", disable=not progress):
             # Drawn in every step, needed or not, lest a picture depend on the others.
             noise = torch.randn(waves.shape[1:], generator=generator).to(device)

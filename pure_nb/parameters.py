@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, get_args
 
 from pure_nb.circuits import Rule, Seed
 from pure_nb.errors import StudyError
@@ -35,9 +36,9 @@ class Parameters:
     seed
         Where it starts: ``"activation"``, ``"peak"`` or ``"unit"``; see :func:`pure_nb.circuits.seeded`.
     crop
-        How reference images are cropped for embedders: ``"crp"``, by relevance from all positions as the paper;
-        ``"peak"``, by relevance from the maximum alone; or ``"activation"``, by the activation map, which is far
-        cheaper. See :func:`pure_nb.render.heatmaps`.
+        How reference images are cropped, for pictures and for embedders: ``"peak"``, by relevance from the maximum
+        alone, as the paper; ``"crp"``, by relevance from all positions; or ``"activation"``, by the activation map,
+        which is far cheaper. See :func:`pure_nb.render.heatmaps`.
     k
         Virtual neurons of each neuron; 0 chooses, neuron by neuron.
     random
@@ -58,7 +59,7 @@ class Parameters:
     by: By = "max"
     rule: Rule = "gradient"
     seed: Seed = "activation"
-    crop: Crop = "crp"
+    crop: Crop = "peak"
     k: int = 0
     random: int = 0
     share: float = 0.03
@@ -66,42 +67,60 @@ class Parameters:
     p: float = 0.75
     precision: Precision = "float32"
 
+    def __post_init__(self) -> None:
+        for name in ("target", "lower"):
+            if not isinstance(getattr(self, name), str):
+                raise StudyError(f"{name} must be the name of a layer, got {getattr(self, name)!r}")
+        for name, least in (("n", 2), ("k", 0), ("random", 0)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        if self.random >= 2**32:  # more than NumPy takes
+            raise StudyError(f"random must be below 2**32, got {self.random}")
+        for name, options in OPTIONS.items():
+            if getattr(self, name) not in options:
+                raise StudyError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
+        for name in ("share", "mass", "p"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+                raise StudyError(f"{name} must be a number from 0 to 1, got {value!r}")
+            object.__setattr__(self, name, float(value))  # 1 and 1.0 are one study
+
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "by": get_args(By),
+    "rule": get_args(Rule),
+    "seed": get_args(Seed),
+    "crop": get_args(Crop),
+    "precision": PRECISIONS,
+}
+"""What some parameters may be."""
 
 PARAMETERS = tuple(f.name for f in fields(Parameters))
 
 
 def checked(values: Mapping[str, Any]) -> Parameters:
-    """Parameters, with their values checked."""
+    """Parameters from their names and values, as a file or a call has them."""
     unknown = sorted(set(values) - set(PARAMETERS))
     if unknown:
         raise StudyError(f"there is no parameter {unknown[0]!r}; there are {', '.join(PARAMETERS)}")
     if not {"target", "lower"} <= set(values):
         raise StudyError("a study needs the parameters target and lower: the names of two layers")
-    found = Parameters(**values)
-    for name in ("n", "k", "random"):
-        if type(getattr(found, name)) is not int:
-            raise StudyError(f"{name} must be a whole number, got {getattr(found, name)!r}")
-    allowed: list[tuple[str, tuple[Any, ...]]] = [
-        ("by", ("max", "mean")),
-        ("rule", ("gradient", "lrp")),
-        ("seed", ("activation", "peak", "unit")),
-        ("crop", ("crp", "peak", "activation")),
-        ("precision", PRECISIONS),
-    ]
-    for name, options in allowed:
-        if getattr(found, name) not in options:
-            raise StudyError(f"{name} must be one of {options}, got {getattr(found, name)!r}")
-    for name in ("share", "mass", "p"):
-        value = getattr(found, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise StudyError(f"{name} must be a number from 0 to 1, got {value!r}")
-    if found.n < 2 or found.k < 0:
-        raise StudyError(f"n must be at least 2 and k at least 0, got n={found.n}, k={found.k}")
-    return found
+    return Parameters(**values)
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A whole number, of Python or NumPy, that is large enough."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise StudyError(f"{name} must be a whole number and at least {least}, got {value!r}")
+    return int(value)
+
+
+def file_word(name: object) -> str:
+    """Any name as part of a file's: what a system or an address could take otherwise becomes ``_``, the end is cut."""
+    return re.sub(r"[^\w.-]", "_", str(name), flags=re.ASCII)[:100]
 
 
 def word(name: str) -> str:
     """A study's name, fit for a folder; a name that could lead out of the store is refused."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise StudyError(f"a study's name must be letters, digits, '-', '_' and '.', got {name!r}")
     return name

@@ -27,7 +27,17 @@ from torch import Tensor, nn
 
 from pure_nb.data import Images, readable
 from pure_nb.errors import PlantingError
-from pure_nb.layers import INPUT, activations, by_position, channel_axis, channels_last, get_layer, parsed, resting
+from pure_nb.layers import (
+    INPUT,
+    activations,
+    by_position,
+    channels_last,
+    channels_second,
+    computes_plainly,
+    get_layer,
+    parsed,
+    resting,
+)
 from pure_nb.references import References, grouped
 from pure_nb.relevance import dense_weight
 from pure_nb.splitting import Weighted, empty_like
@@ -119,7 +129,7 @@ class PlantedLayer(nn.Module):
         """What the layer puts out: ``(1 - back mix) A + back merged``, and ``merged = mix A``."""
         output: Tensor = self.whole(input)
         merged: Tensor = self.merged(input if self.early else output)
-        axis = -1 if channels_last(self.merged) else channel_axis(output)
+        axis = -1 if isinstance(self.merged, nn.Linear) else 1
         past = merged.movedim(axis, -1) - output.movedim(axis, -1) @ self.mix.T
         joint: Tensor = self.join(output + (past @ self.back.T).movedim(-1, axis))
         return joint
@@ -168,8 +178,8 @@ def plant(
     whole = get_layer(planted, layer)
     like = next((p for part in (whole, planted) for p in part.parameters()), torch.empty(0))  # a ReLU has none
     device, dtype = like.device, like.dtype
-    early = type(whole) in (nn.Conv2d, nn.Linear)
-    merged = _early(whole, weight) if early else _late(weight, 0 if channels_last(whole) else len(references.grid))
+    early = computes_plainly(whole)
+    merged = _early(whole, weight) if early else _late(weight, _convolution(whole, len(references.grid)))
     # Of a source that is in g groups, each gives a g-th back, and of a group of k different sources each gets a k-th.
     used = (weight > 0).astype(np.float64)
     back = (used / (used.sum(axis=1, keepdims=True) * used.sum(axis=0).clip(min=1))).T
@@ -223,11 +233,18 @@ def _early(whole: Any, weight: NDArray[np.float64]) -> Weighted:
     return merged
 
 
-def _late(weight: NDArray[np.float64], axes: int) -> nn.Module:
-    """Merged channels of any other layer, from its output: a 1x1 convolution, or linear where it has no grid."""
+def _convolution(whole: nn.Module, axes: int) -> type[nn.Conv1d | nn.Conv2d] | None:
+    """What kind of convolution goes over the positions of a layer; None where its channels are last."""
+    if axes == 1:
+        return nn.Conv1d if channels_second(whole) else None
+    return nn.Conv2d if axes == 2 and not channels_last(whole) else None
+
+
+def _late(weight: NDArray[np.float64], convolution: type[nn.Conv1d | nn.Conv2d] | None) -> nn.Module:
+    """Merged channels of any other layer, from its output: a convolution of size 1, or linear."""
     shape: Any = {"bias": False, "device": "meta", "dtype": torch.float64}
     outputs, inputs = weight.shape
-    like = nn.Conv2d(inputs, outputs, 1, **shape) if axes == 2 else nn.Linear(inputs, outputs, **shape)
+    like = convolution(inputs, outputs, 1, **shape) if convolution else nn.Linear(inputs, outputs, **shape)
     merged: Any = like.to_empty(device="cpu")
     with torch.no_grad():
         merged.weight.copy_(torch.from_numpy(weight).reshape(merged.weight.shape))
@@ -275,7 +292,7 @@ def contributions(
     found = np.empty((*references.sample.shape, most), dtype=np.float32)
     unique, pairs_of = grouped(references.sample)
     seen = 0
-    with resting(model.to(device)), torch.inference_mode():
+    with resting(model, device), torch.inference_mode():
         for batch in readable(images, unique.tolist(), batch_size=batch_size):
             outputs = by_position(activations(model, batch.images.to(device), [layer])[layer]).float().cpu().numpy()
             for output in outputs:

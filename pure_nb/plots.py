@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +15,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
@@ -22,6 +24,7 @@ from pure_nb.neuron import Neuron
 from pure_nb.relevance import cosine
 from pure_nb.render import Picture, View, resized
 from pure_nb.splitting import Split
+from pure_nb.store import write_atomically
 from pure_nb.virtual import part_name
 
 if TYPE_CHECKING:
@@ -32,6 +35,30 @@ PALETTE = tuple(sns.color_palette("colorblind", 10))
 
 TILE = 96
 """Side in pixels of a reference image in a figure."""
+
+P = ParamSpec("P")
+
+
+def literal(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Decorate what draws a figure: names of layers, classes and parts stand in it as they are, and are no formulas."""
+    plain: Any = dict.fromkeys(("text.parse_math", "text.usetex", "axes.formatter.use_mathtext"), False)
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with plt.rc_context(plain):  # texts remember under which settings they were made
+            figure = draw(*args, **kwargs)
+            figure.findobj()  # and those of ticks are made when first asked for
+        return figure
+
+    return drawn
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure to a file in one step, and close it: pyplot would keep it otherwise."""
+    try:
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
+    finally:
+        plt.close(figure)
 
 
 def strip(pictures: Sequence[Picture], columns: int, *, gap: int = 6) -> Picture:
@@ -50,6 +77,7 @@ def tiles(views: Sequence[View], *, crop: bool = True) -> list[Picture]:
     return [view.highlighted(TILE, crop=crop) for view in views]
 
 
+@literal
 def references_figure(neuron: Neuron, count: int = 24, columns: int = 8, *, whole: bool = False) -> Figure:
     """The strongest reference images of a neuron, cropped to where it looks.
 
@@ -70,6 +98,7 @@ def references_figure(neuron: Neuron, count: int = 24, columns: int = 8, *, whol
     return figure
 
 
+@literal
 def neuron_figure(neuron: Neuron, count: int = 6) -> Figure:
     """A neuron taken apart (as figure 1 of the PURE paper): its circuits in the plane, and images of each part.
 
@@ -147,6 +176,7 @@ def _spread(points: NDArray[np.float32], members: NDArray[np.int64], shown: list
     return [first, second] if gap.max() > 0.12 * reach and len(members) > 3 else [first]
 
 
+@literal
 def circuits_figure(neuron: Neuron, strongest: int = 12) -> Figure:
     """The circuits themselves: relevance of the lower channels, image by image, sorted by virtual neuron.
 
@@ -184,6 +214,7 @@ def circuits_figure(neuron: Neuron, strongest: int = 12) -> Figure:
     return figure
 
 
+@literal
 def agreement_figure(summary: pd.DataFrame, table: pd.DataFrame, measure: str = "ami") -> Figure:
     """How well each method agrees with the known objects: every neuron a dot, means with their 95 % intervals.
 
@@ -210,6 +241,7 @@ def agreement_figure(summary: pd.DataFrame, table: pd.DataFrame, measure: str = 
     return figure
 
 
+@literal
 def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
     """Average relevance vectors of a channel, for the classes it is relevant to, and their cosines.
 
@@ -253,6 +285,7 @@ def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
     return figure
 
 
+@literal
 def concord_figure(
     pairs: pd.DataFrame,
     measure: str = "wup",
@@ -302,6 +335,7 @@ def concord_figure(
     return figure
 
 
+@literal
 def pair_figure(
     study: Study, pairs: pd.DataFrame, row: int, measure: str = "wup", gamma: float = 0.5, count: int = 5
 ) -> Figure:
@@ -336,6 +370,7 @@ def pair_figure(
     return figure
 
 
+@literal
 def densities_figure(split: Split, rho: float | None = None) -> Figure:
     """How strongly a channel and its parts are driven by the images of each concept (Hesse et al. 2025, fig. 2).
 
@@ -358,7 +393,7 @@ def densities_figure(split: Split, rho: float | None = None) -> Figure:
         len(columns), 1, figsize=(7.5, 1.05 * len(columns) + 0.9), sharex=True, layout="constrained"
     )
     for axes, (title, values) in zip(all_axes, columns.items()):
-        for number, name in enumerate(split.concepts):
+        for number in range(len(split.concepts)):
             own, colour = values[split.labels == number], PALETTE[number % len(PALETTE)]
             # Each to its own height: next to a part that is hardly driven, the others would be flat.
             if np.ptp(own) > 0:
@@ -366,13 +401,17 @@ def densities_figure(split: Split, rho: float | None = None) -> Figure:
                 kernel = gaussian_kde(own)
                 spread = max(0.7 * kernel.factor, 0.004 * reach / own.std(ddof=1))
                 height = gaussian_kde(own, spread)(grid)
-                axes.fill_between(grid, height / height.max(), color=colour, alpha=0.35, linewidth=0, label=name)
+                axes.fill_between(grid, height / height.max(), color=colour, alpha=0.35, linewidth=0)
                 axes.plot(grid, height / height.max(), color=colour, linewidth=1.2)
             axes.plot(own, np.zeros(len(own)), "|", color=colour, markersize=9)
         axes.set(ylabel="", yticks=[], ylim=(-0.06, 1.12))
         axes.set_title(title, loc="left", fontsize=10)
         sns.despine(ax=axes, left=True)
-    all_axes[0].legend(title="images of", fontsize=9, title_fontsize=9, loc="upper left", frameon=False)
+    keys = [Patch(color=PALETTE[n % len(PALETTE)], alpha=0.35, linewidth=0) for n in range(len(split.concepts))]
+    # Given with its name each, or Matplotlib would leave out a class whose name starts with "_".
+    all_axes[0].legend(
+        keys, split.concepts, title="images of", fontsize=9, title_fontsize=9, loc="upper left", frameon=False
+    )
     all_axes[-1].set_xlabel("activation, positive part summed over positions")
     figure.suptitle(f"{split.activations.layer} / {split.activations.channel}, rho = {rho:g}", fontsize=11)
     return figure

@@ -44,6 +44,8 @@ class References:
         int64 ``[channels, n]``: where the activation is largest, an index into the flattened ``grid``.
     grid
         ``(height, width)``, ``(tokens,)`` or ``()``: the positions of the layer.
+    peak
+        float32 ``[channels, n]``: the largest activations, whatever the score is.
     """
 
     layer: str
@@ -52,6 +54,7 @@ class References:
     score: NDArray[np.float32]
     position: NDArray[np.int64]
     grid: tuple[int, ...]
+    peak: NDArray[np.float32]
 
     @property
     def channels(self) -> int:
@@ -64,9 +67,18 @@ class References:
         return self.sample.shape[1]
 
     @property
+    def driven(self) -> NDArray[np.bool_]:
+        """Which references drive their channel, by an activation above 0 somewhere: bool ``[channels, n]``."""
+        return self.peak > 0
+
+    @property
     def alive(self) -> NDArray[np.bool_]:
-        """Is each channel's strongest score above 0? bool ``[channels]``; the references of a dead one mean nothing."""
-        return self.score[:, 0] > 0
+        """Which channels are not dead: bool ``[channels]``.
+
+        A dead channel is above 0 nowhere in any of its references, which then mean nothing. A mean may be below 0
+        though the channel is not dead: what counts are the largest activations, also with ``by="mean"``.
+        """
+        return np.asarray(self.driven.any(axis=1))
 
     def centre(self, size: tuple[int, int]) -> NDArray[np.float64]:
         """The middle of each maximum's cell in the picture.
@@ -129,6 +141,7 @@ class TopReferences:
         self._score: Tensor | None = None
         self._sample = torch.empty(0, 0, dtype=torch.int64)
         self._position = torch.empty(0, 0, dtype=torch.int64)
+        self._peak = torch.empty(0, 0)
 
     def update(self, samples: NDArray[np.int64], outputs: Mapping[str, Tensor]) -> None:
         """Take in a batch.
@@ -165,7 +178,7 @@ class TopReferences:
         if later and self._score is not None and not (score > self._score[-1].to(score)).any():
             return
         sample = torch.from_numpy(samples)[:, None].expand(-1, score.shape[1])
-        self._take(score.cpu(), sample, position.cpu())
+        self._take(score.cpu(), sample, position.cpu(), top.cpu())
 
     def merge(self, other: TopReferences) -> None:
         """Take in what another accumulator of the same layer has taken in."""
@@ -175,7 +188,7 @@ class TopReferences:
             )
         if other._score is not None:
             self._shaped(other._score.shape[1], other.grid)
-            self._take(other._score, other._sample, other._position)
+            self._take(other._score, other._sample, other._position, other._peak)
 
     def _shaped(self, channels: int, grid: tuple[int, ...]) -> None:
         if self._score is not None and (self._score.shape[1], self.grid) != (channels, grid):
@@ -185,15 +198,18 @@ class TopReferences:
             )
         self.grid = grid
 
-    def _take(self, score: Tensor, sample: Tensor, position: Tensor) -> None:
+    def _take(self, score: Tensor, sample: Tensor, position: Tensor, peak: Tensor) -> None:
         if self._score is not None:
             score = torch.cat([self._score, score])
             sample = torch.cat([self._sample, sample])
             position = torch.cat([self._position, position])
+            peak = torch.cat([self._peak, peak])
         # Two stable sorts: by number, then by score. The second keeps the order of the first among equals.
         order = sample.argsort(dim=0, stable=True)
         order = order.gather(0, score.gather(0, order).argsort(dim=0, descending=True, stable=True))[: self.n]
-        self._score, self._sample, self._position = (values.gather(0, order) for values in (score, sample, position))
+        self._score, self._sample, self._position, self._peak = (
+            values.gather(0, order) for values in (score, sample, position, peak)
+        )
 
     def result(self) -> References:
         """The reference images found so far.
@@ -205,10 +221,10 @@ class TopReferences:
         """
         if self._score is None:
             raise ArgumentError(f"no image was seen, so layer {self.layer!r} has no reference images")
-        sample, score, position = (
-            values.T.contiguous().numpy() for values in (self._sample, self._score, self._position)
+        sample, score, position, peak = (
+            values.T.contiguous().numpy() for values in (self._sample, self._score, self._position, self._peak)
         )
-        return References(self.layer, self.by, sample, score, position, self.grid)
+        return References(self.layer, self.by, sample, score, position, self.grid, peak)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All that was taken in, as arrays; see :meth:`restored`."""
@@ -218,6 +234,7 @@ class TopReferences:
             "score": self._score.numpy(),
             "sample": self._sample.numpy(),
             "position": self._position.numpy(),
+            "peak": self._peak.numpy(),
             "grid": np.array(self.grid, dtype=np.int64),
         }
 
@@ -225,8 +242,8 @@ class TopReferences:
         """A new accumulator of the same settings, holding a saved state; empty if the state is."""
         other = TopReferences(self.layer, self.n, self.by)
         if state:
-            other._score, other._sample, other._position = (
-                torch.from_numpy(np.array(state[name])) for name in ("score", "sample", "position")
+            other._score, other._sample, other._position, other._peak = (
+                torch.from_numpy(np.array(state[name])) for name in ("score", "sample", "position", "peak")
             )
             other.grid = tuple(int(size) for size in state["grid"])
         return other

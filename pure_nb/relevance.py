@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,14 +25,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pure_nb.data import Images, readable
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
-from pure_nb.layers import INPUT, OUTPUT, by_position, channel_axis, get_layer
+from pure_nb.layers import (
+    FOLDED,
+    INPUT,
+    OUTPUT,
+    activations,
+    by_position,
+    channel_axis,
+    computes_plainly,
+    get_layer,
+    resting,
+)
 
 REPLICATES = 100
 """Bootstrap replicates that are kept beside each sum."""
 
 MOST_BYTES = 16e9
 """What an accumulator may take; beyond it, two layers were chosen that nobody means to study so."""
+
+Clamp = Literal["channels", "positions"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,46 @@ def dense_weight(module: nn.Module, channel: int) -> NDArray[np.float64]:
     return found
 
 
+def pooled_inputs(
+    model: nn.Module,
+    images: Images,
+    samples: Sequence[int] | NDArray[np.int64],
+    layer: str,
+    *,
+    batch_size: int = 32,
+    device: str = "cpu",
+    workers: int = 0,
+) -> NDArray[np.float64]:
+    """What each weight of a convolution or linear layer sees of each image, summed over the output's positions.
+
+    Times the weights of a channel (:func:`dense_weight`) and summed over the kernel, it is the channel's relevance
+    vector in that image.
+
+    Parameters
+    ----------
+    model, images
+        What to run over what, up to the layer.
+    samples
+        int ``[images]``: numbers of the images wanted.
+    layer
+        Name of a ``Conv2d`` or ``Linear``.
+    batch_size, device, workers
+        As for :func:`pure_nb.sweep.sweep`.
+
+    Returns
+    -------
+    ndarray
+        float64 ``[images, inputs, kernel weights]``.
+    """
+    taps, entrance = Taps.of(get_layer(model, layer)), INPUT + layer
+    chosen, found = np.asarray(samples, dtype=np.int64).tolist(), []
+    with resting(model, device), torch.inference_mode():
+        for batch in readable(images, chosen, batch_size=batch_size, workers=workers):
+            entering = activations(model, batch.images.to(device), [entrance])[entrance]
+            found.append(taps.pooled(_full(entering)).double().cpu().numpy())
+    return np.concatenate(found)
+
+
 def carried(attribution: NDArray[np.float64], share: float = 0.03, mass: float | None = None) -> NDArray[np.bool_]:
     """Which channels an image's class stands on.
 
@@ -148,7 +201,13 @@ def _full(values: Tensor) -> Tensor:
 
 
 def attributed(
-    target: Tensor, logits: Tensor, rows: NDArray[np.int64], labels: NDArray[np.int64], *, retain_graph: bool = False
+    target: Tensor,
+    logits: Tensor,
+    rows: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    *,
+    clamp: Clamp = "channels",
+    retain_graph: bool = False,
 ) -> NDArray[np.float64]:
     """Attribution of each channel to the true class (Hesse et al. 2025, section 3.1): float64 ``[rows, C]``.
 
@@ -160,6 +219,10 @@ def attributed(
         A layer's output and the network's, of one batch, with the graph between them.
     rows, labels
         int64: which images of the batch, and the class of each.
+    clamp
+        What is set to 0 where it is negative: nothing here, since :func:`carried` does it to ``"channels"``, each
+        summed over its positions; or the single ``"positions"``, before the sum, so that one which speaks against
+        the class takes nothing away from another that speaks for it.
     retain_graph
         Whether the graph is needed again.
     """
@@ -167,9 +230,8 @@ def attributed(
     own = torch.from_numpy(rows).to(logits.device)
     chosen[own, torch.from_numpy(labels).to(logits.device)] = 1
     (flow,) = torch.autograd.grad(logits, target, chosen, retain_graph=retain_graph)
-    found: NDArray[np.float64] = (
-        by_position(_full(target.detach()) * _full(flow))[own].double().sum(dim=2).cpu().numpy()
-    )
+    each = by_position(_full(target.detach()) * _full(flow))[own].double()
+    found: NDArray[np.float64] = (each.clamp(min=0) if clamp == "positions" else each).sum(dim=2).cpu().numpy()
     return found
 
 
@@ -481,10 +543,11 @@ class ClassStatistics:
 def closed_form(model: nn.Module, layer: str, lower: str) -> nn.Module | None:
     """The layer's module if its ARVs are in closed form: a convolution or linear layer, and its own input below.
 
-    A class made from these may compute something else with its weights, so it is left to vector-Jacobian products.
+    Others may compute something else with their weights, so they are left to vector-Jacobian products.
     """
     module = get_layer(model, layer)
-    return module if lower == INPUT + layer and type(module) in (nn.Conv2d, nn.Linear) else None
+    whole = FOLDED not in layer  # what each weight sees in a window can't be told from the tokens of all
+    return module if whole and lower == INPUT + layer and computes_plainly(module) else None
 
 
 def cosine(first: NDArray[np.float64], second: NDArray[np.float64]) -> Any:

@@ -1,8 +1,9 @@
 """Where does the neuron look? Heatmaps of a channel in the picture, and the crops and outlines made from them.
 
 A heatmap is the relevance of one channel, propagated down to the pixels by the rules of layer-wise relevance
-propagation (CRP, Achtibat et al. 2023). Smoothed and scaled by its maximum, it says which part of a reference image to
-show (PURE, section 4). A cheap alternative is the channel's activation map, scaled up to the size of the picture.
+propagation (CRP, Achtibat et al. 2023) from where the channel is largest. Smoothed and scaled by its maximum, it says
+which part of a reference image to show (PURE, section 4). A cheap alternative is the channel's activation map, scaled
+up to the size of the picture.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from pure_nb.blocks import by_blocks
-from pure_nb.circuits import Seed, propagate
+from pure_nb.circuits import propagate
 from pure_nb.data import Images, readable
-from pure_nb.errors import LayerError
-from pure_nb.layers import activations, resting
+from pure_nb.errors import ArgumentError, LayerError
+from pure_nb.layers import activations, placed, resting
 from pure_nb.references import grouped
 from pure_nb.store import Store
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 Picture = NDArray[np.uint8]
-Look = Literal["crp", "activation"]
-Crop = Literal["crp", "peak", "activation"]
+Crop = Literal["peak", "crp", "activation"]
+"""What shows where a channel looks; see :func:`heatmaps`."""
 
 BLUR = 51 / 224
 """Side of the Gaussian kernel for pictures, in parts of the picture's side (the paper: 51 of 224 pixels)."""
@@ -100,8 +101,7 @@ def heatmaps(
     sample: NDArray[np.int64],
     *,
     target: str,
-    look: Look = "crp",
-    seed: Seed = "activation",
+    crop: Crop = "peak",
     batch_size: int = 16,
     device: str = "cpu",
 ) -> Generator[tuple[NDArray[np.int64], Tensor], None, None]:
@@ -111,19 +111,28 @@ def heatmaps(
     ----------
     model, images, channel, sample, target, batch_size, device
         As for :func:`pure_nb.circuits.propagate`.
-    look
-        ``"crp"``: relevance propagated to the pixels, summed over the colours; ``"activation"``: the positive part of
-        the activation map, scaled up bilinearly. The latter needs no backward pass, and a layer with a grid.
-    seed
-        Where relevance starts, for ``"crp"``: ``"activation"`` at every position, as the paper; ``"peak"`` at that of
-        the maximum alone, which shows what made the image a reference even if other objects drive the channel too.
+    crop
+        ``"peak"``: relevance propagated to the pixels from the position of the channel's maximum alone, summed over the
+        colours, as in PURE's reference implementation (zennit-crp's ``rf=True``): what made the image a reference.
+        ``"crp"``: the same from all positions, each with its positive activation, as PURE's circuits start: all that
+        drives the channel. ``"activation"``: the positive part of the activation map, scaled up bilinearly, which needs
+        no backward pass, and a layer with a grid.
 
     Yields
     ------
     tuple
         int64 ``[b]``: which of the pairs these are; and float ``[b, H, W]``.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such ``crop``.
+    LayerError
+        If the rules of CRP do not fit the network, or the layer has no grid for its activation map.
     """
-    if look == "crp":
+    if crop not in get_args(Crop):
+        raise ArgumentError(f"crop must be one of {get_args(Crop)}, got {crop!r}")
+    if crop != "activation":
         flows = propagate(
             model,
             images,
@@ -132,7 +141,7 @@ def heatmaps(
             target=target,
             lower=None,
             rule="lrp",
-            seed=seed,
+            seed="peak" if crop == "peak" else "activation",
             batch_size=batch_size,
             device=device,
         )
@@ -142,12 +151,12 @@ def heatmaps(
         return
     unique, pairs_of = grouped(sample)
     image = 0
-    with resting(model.to(device)):
+    with resting(model, device):
         for batch in readable(images, unique.tolist(), batch_size=batch_size):
             with torch.no_grad():  # never across a yield, where it would reach the caller
                 output = activations(model, batch.images.to(device), [target])[target]
             if output.ndim != 4:
-                raise LayerError(f"layer {target!r} has no grid of positions to scale up; use look='crp'")
+                raise LayerError(f"layer {target!r} has no grid of positions to scale up; use crop='peak'")
             for maps in output:
                 rows = pairs_of[image]
                 small = maps[torch.from_numpy(channel[rows]).to(device)].clamp(min=0)
@@ -210,8 +219,7 @@ def views(
     sample: NDArray[np.int64],
     *,
     target: str,
-    look: Look = "crp",
-    seed: Seed = "activation",
+    crop: Crop = "peak",
     blur: float = BLUR,
     threshold: float = THRESHOLD,
     batch_size: int = 16,
@@ -221,7 +229,7 @@ def views(
 
     Parameters
     ----------
-    model, images, channel, sample, target, look, seed, batch_size, device
+    model, images, channel, sample, target, crop, batch_size, device
         As for :func:`heatmaps`.
     blur, threshold
         As for :func:`seen`.
@@ -233,9 +241,7 @@ def views(
     """
     found: dict[int, View] = {}
     pictures: dict[int, Picture] = {}
-    flows = heatmaps(
-        model, images, channel, sample, target=target, look=look, seed=seed, batch_size=batch_size, device=device
-    )
+    flows = heatmaps(model, images, channel, sample, target=target, crop=crop, batch_size=batch_size, device=device)
     with closing(flows):
         for rows, maps in flows:
             for row, mask in zip(rows.tolist(), seen(maps, blur=blur, threshold=threshold)):
@@ -259,8 +265,7 @@ def boxes(
     sample: NDArray[np.int64],
     *,
     target: str,
-    look: Look = "crp",
-    seed: Seed = "activation",
+    crop: Crop = "peak",
     blur: float = CROP_BLUR,
     threshold: float = THRESHOLD,
     batch_size: int = 16,
@@ -275,7 +280,7 @@ def boxes(
 
     Parameters
     ----------
-    model, images, channel, sample, target, look, seed, batch_size, device
+    model, images, channel, sample, target, crop, batch_size, device
         As for :func:`heatmaps`; ``channel`` and ``sample`` may have any one shape.
     blur, threshold
         As for :func:`seen`; the blur is the paper's for crops that are fed to an embedder.
@@ -289,8 +294,6 @@ def boxes(
     """
     shape = np.shape(channel)
     channel, sample = np.ravel(channel), np.ravel(sample)
-    if client is not None:
-        model.to("cpu")  # to the workers it goes without a device
 
     def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.int32]:
         flows = heatmaps(
@@ -299,8 +302,7 @@ def boxes(
             channel[block],
             sample[block],
             target=target,
-            look=look,
-            seed=seed,
+            crop=crop,
             batch_size=batch_size,
             device=device,
         )
@@ -312,7 +314,8 @@ def boxes(
         return found
 
     how: dict[str, Any] = {"store": store, "progress": progress, "client": client}
-    return by_blocks(sample, compute, batch_size=batch_size, name="crops", unit="crop", **how).reshape(*shape, 4)
+    with placed(model, "cpu" if client else device):  # a cluster may have a device that this process has not
+        return by_blocks(sample, compute, batch_size=batch_size, name="crops", unit="crop", **how).reshape(*shape, 4)
 
 
 def resized(picture: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:

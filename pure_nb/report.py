@@ -6,6 +6,7 @@ Brings together what :mod:`pure_nb.evaluation` and :mod:`pure_nb.naming` compute
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from pure_nb import evaluation
 from pure_nb.data import spoken
-from pure_nb.errors import ImageError, LayerError, StudyError, StudyWarning
+from pure_nb.errors import StudyError, StudyWarning
 from pure_nb.evaluation import RANDOM, TRUE, Metric
 from pure_nb.glyphs import CLASSES
 from pure_nb.naming import Namer, nouns, vocabulary_from
@@ -35,8 +36,8 @@ FORMAT = 1
 GRADIENT, LRP = "PURE gradient", "PURE LRP"
 
 CROPPED = {
-    "crp": "cropped to where relevance flows from all positions, as in the paper",
-    "peak": "cropped to where relevance flows from the maximum",
+    "peak": "cropped to where relevance flows from the maximum, as in the paper",
+    "crp": "cropped to where relevance flows from all positions",
     "activation": "cropped to where the activation map is high",
 }
 """The parameter ``crop`` in words."""
@@ -110,10 +111,10 @@ def descriptions(study: Study, embedders: Sequence[Embedder] = ()) -> dict[str, 
     paper, those at the position of the maximum, and the embedders' own vectors.
     """
     found = {GRADIENT: study.using(rule="gradient").circuits}
-    try:
+    if why := study.without_lrp:
+        warnings.warn(f"{LRP} is left out: {why}", StudyWarning, stacklevel=2)
+    else:
         found[LRP] = study.using(rule="lrp").circuits
-    except LayerError as problem:
-        warnings.warn(f"{LRP} is left out: {problem}", StudyWarning, stacklevel=2)
     simple = ["activation", "activation at maximum"][: 1 if not study.references.grid else 2]  # without a grid the same
     found |= {name: study.activation_vectors[name] for name in simple}
     return found | {embedder.name: study.embeddings(embedder) for embedder in embedders}
@@ -162,6 +163,8 @@ def evaluate(
     if len(set(taken)) < len(taken):
         raise StudyError(f"two methods have the same name, among {', '.join(taken)}; name each embedder otherwise")
     evaluation.pair_distances(np.eye(2, dtype=np.float32), metric)  # a wrong metric fails now, and not after hours
+    if max(ks, default=0) > study.parameters.n:
+        raise StudyError(f"{study.parameters.n} reference images can't be in {max(ks)} parts; take a smaller k")
     vectors = descriptions(study, (judge, *others))
     own = vectors[judge.name]
     named = metric if isinstance(metric, str) else f"{metric.__module__}.{metric.__qualname__}"
@@ -172,6 +175,7 @@ def evaluate(
         "ks": list(ks),
         "metric": named,
         "random": study.parameters.random,
+        "references": study.ranked,
     }
     seed = study.parameters.random
     how: dict[str, Any] = {"used": study.driven, "metric": metric, "seed": seed}
@@ -196,11 +200,9 @@ def evaluate(
 
 def class_words(study: Study) -> list[str]:
     """Names of the network's classes as one says them: of ImageNet's ids the first English word."""
-    try:
-        names = study.class_names
-    except (ImageError, StudyError) as problem:
-        raise StudyError(f"the classes can't be the vocabulary, since {problem}; give a list of words") from problem
-    return spoken(names)
+    if why := study.without_labels:
+        raise StudyError(f"the classes can't be the vocabulary, since {why}; give a list of words")
+    return spoken(study.class_names)
 
 
 def vocabulary(study: Study, source: str | None = None) -> list[str]:
@@ -264,7 +266,7 @@ def part_names(
         if k is None:
             labels = np.where(driven, study.virtual[channel].labels, -1)
         else:
-            labels = cluster_some(study.circuits[channel], driven, k)
+            labels = cluster_some(study.circuits[channel], driven, k, seed=study.parameters.random)
         for part in range(-1, labels.max() + 1):
             members = driven if part < 0 else labels == part
             name = names.name(vectors[channel][members], vectors[channel][driven])
@@ -310,9 +312,8 @@ def write(
     list of Path
         What was written, the report first.
     """
-    import matplotlib.pyplot as plt
-
     from pure_nb.evaluation_plots import alignment_figure, distances_figure, gaps_figure
+    from pure_nb.plots import save
 
     tables = {"distances": found.distances, "summary": found.summary(), "alignment": found.alignment}
     if clear is not None:
@@ -331,18 +332,17 @@ def write(
     }
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
-        write_atomically(paths[-1], lambda path, figure=figure: figure.savefig(path, dpi=120))  # type: ignore[misc]
-        plt.close(figure)
+        save(figure, paths[-1])
     text = _markdown(found, tables, clear, command)
     write_atomically(paths[0], lambda path: path.write_text(text, encoding="utf-8"))
     return paths
 
 
 def _markdown(found: Evaluation, tables: dict[str, pd.DataFrame], clear: float | None, command: str) -> str:
-    neurons = found.distances["channel"].nunique()
+    neurons, judge = found.distances["channel"].nunique(), _escaped(found.judge)
     parts = [
-        f"# {found.title}, judged by {found.judge}",
-        f"Made with `{command}`." if command else "",
+        f"# {_escaped(found.title)}, judged by {judge}",
+        f"Made with {_code(command)}." if command else "",
         f"{neurons} neurons; {found.metric} distances of their reference images, {found.crops}. *Intra* is the mean "
         "over pairs of images of one part, *inter* over pairs of different parts; good is a large gap between them. "
         "± is the standard error over "
@@ -352,7 +352,7 @@ def _markdown(found: Evaluation, tables: dict[str, pd.DataFrame], clear: float |
         "![Intra and inter distances of each method](distances.png)",
         "![Gap of each neuron for each method](gaps.png)",
         "## Alignment",
-        f"Correlation of a method's distances with those of {found.judge}, over all pairs of images of one neuron. The "
+        f"Correlation of a method's distances with those of {judge}, over all pairs of images of one neuron. The "
         "interval resamples whole neurons; the naive one would hold if all pairs were independent, and is far too "
         "narrow.",
         _alignment_text(found.alignment),
@@ -361,8 +361,8 @@ def _markdown(found: Evaluation, tables: dict[str, pd.DataFrame], clear: float |
     if clear is not None:
         own = tables["summary-clear"]
         parts += [
-            f"## Neurons with {found.judge}'s own gap above {clear:g}",
-            f"Chosen by that gap, so {found.judge}'s own row comes out too large. A k without any is left out.",
+            f"## Neurons with {judge}'s own gap above {clear:g}",
+            f"Chosen by that gap, so {judge}'s own row comes out too large. A k without any is left out.",
             _distances_text(own),
         ]
     if "names" in tables:
@@ -419,8 +419,18 @@ def _names_text(names: pd.DataFrame) -> str:
 
 
 def _markdown_table(table: pd.DataFrame) -> str:
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows)
+    cells = [[_escaped(cell) for cell in row] for row in table.astype(str).to_numpy().tolist()]
+    rows = [list(table.columns), ["---"] * len(table.columns), *cells]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _escaped(text: str) -> str:
+    """A name as Markdown shows it: no table, emphasis, formula or markup comes of its characters."""
+    return re.sub(r"([\\`*_\[\]<|$~&])", r"\\\1", " ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def _digest(array: NDArray[np.float32]) -> str:

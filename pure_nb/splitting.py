@@ -19,7 +19,8 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,9 +34,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pure_nb.data import Images, readable
-from pure_nb.errors import ArgumentError, LayerError, ModelError, NonFiniteError
-from pure_nb.layers import INPUT, OUTPUT, activations, channel_axis, get_layer, resting
-from pure_nb.relevance import attributed, carried
+from pure_nb.errors import ArgumentError, LayerError, ModelError, NonFiniteError, StudyWarning
+from pure_nb.layers import INPUT, OUTPUT, activations, channel_axis, computes_plainly, get_layer, resting
+from pure_nb.relevance import Clamp, attributed, carried
 from pure_nb.store import write_atomically
 
 RHOS = tuple(round(0.05 * step, 2) for step in range(1, 21))
@@ -45,32 +46,38 @@ SHARED = -1
 """The owner of a source that belongs to no concept alone."""
 
 Score = Literal["ratio", "bounded"]
+Ownership = Literal["symmetric", "published"]
 Weighted = nn.Conv2d | nn.Linear
 
 
-def owners(arvs: ArrayLike, rho: float) -> NDArray[np.int64]:
+def owners(arvs: ArrayLike, rho: float, ownership: Ownership = "symmetric") -> NDArray[np.int64]:
     """Which concept each source belongs to (Hesse et al., their rule for rho where k = 2).
 
-    Source i belongs to concept v if ``rho * ARV_v,i > max over the other concepts w of ARV_w,i``. Negative entries
-    count as 0: relevance is taken as evidence *for* a concept. As written in the paper, the comparison turns around
-    below 0, where of two equal entries each exceeds the other.
+    Source i belongs to concept v if ``rho * ARV_v,i > max over the other concepts w of ARV_w,i``.
 
     Parameters
     ----------
     arvs
         float ``[k, sources]``: the average relevance vector of each concept, any unit.
     rho
-        Threshold in (0, 1]. The smaller, the more sources are shared.
+        Threshold in (0, 1]. The smaller, the more sources are shared by the symmetric rule.
+    ownership
+        With ``"symmetric"`` negative entries count as 0: relevance is taken as evidence *for* a concept, and the order
+        of the concepts does not matter. ``"published"`` compares as the paper writes it, which turns the comparison
+        around where all entries are negative: with rho below 1 such a source is never shared, and of several concepts
+        that pass, the first gets it.
 
     Returns
     -------
     ndarray
-        int64 ``[sources]``: a concept, 0 to k - 1, or -1 for a shared source. Ties are shared.
+        int64 ``[sources]``: a concept, 0 to k - 1, or -1 for a shared source. Ties are shared, but for negative ones by
+        the published rule.
 
     Raises
     ------
     ArgumentError
-        If there are fewer than two concepts, an entry is NaN or infinite, or rho is out of range.
+        If there are fewer than two concepts, an entry is NaN or infinite, rho is out of range, or there is no such
+        rule.
     """
     evidence = np.asarray(arvs, dtype=np.float64)
     if evidence.ndim != 2:
@@ -87,9 +94,14 @@ def owners(arvs: ArrayLike, rho: float) -> NDArray[np.int64]:
         )
     if not 0 < rho <= 1:
         raise ArgumentError(f"rho must be above 0 and at most 1, got {rho}")
-    # As rho is at most 1, only the largest can own a source, and the second largest is the one to beat.
-    ranked = np.sort(evidence.clip(min=0), axis=0)
-    return np.where(rho * ranked[-1] > ranked[-2], evidence.argmax(axis=0), SHARED).astype(np.int64)
+    if ownership not in ("symmetric", "published"):
+        raise ArgumentError(f"ownership must be 'symmetric' or 'published', got {ownership!r}")
+    if ownership == "symmetric":
+        evidence = evidence.clip(min=0)
+    best, largest = np.sort(evidence, axis=0)[:-3:-1].copy(), evidence.argmax(axis=0)
+    rest = np.where(np.arange(len(evidence))[:, None] == largest, best[1], best[0])  # the largest of the others
+    passes = rho * evidence > rest
+    return np.where(passes.any(axis=0), passes.argmax(axis=0), SHARED).astype(np.int64)
 
 
 def channel_sources(module: nn.Module, channel: int) -> slice:
@@ -245,20 +257,30 @@ def save_split(model: nn.Module, split: Split, path: Path | str) -> None:
     path
         The file; written as a whole or not at all.
     """
-    state = {name: value.contiguous().clone() for name, value in split.model(model).state_dict().items()}
+    state = {
+        name: value.contiguous().clone()
+        for name, value in split.model(model).state_dict().items()
+        if isinstance(value, Tensor)  # a module's extra state may be anything
+    }
     measured = split.activations
-    note = {"layer": measured.layer, "channel": measured.channel, "concepts": split.concepts, "rho": split.rho}
+    note = {
+        "layer": measured.layer,
+        "channel": measured.channel,
+        "concepts": split.concepts,
+        "rho": split.rho,
+        "owner": split.owner.tolist(),
+    }
     metadata = {name: json.dumps(value) for name, value in note.items()}
     write_atomically(Path(path), lambda temporary: save_file(state, temporary, metadata))
 
 
 def load_split(model: nn.Module, path: Path | str) -> nn.Module:
-    """A copy of a network with the split, and the weights, of a file of :func:`save_split`.
+    """A copy of a network with the split of a file of :func:`save_split`.
 
     Parameters
     ----------
     model
-        The same network without the split; its weights do not matter.
+        The network that was split, with the same weights and without the split.
     path
         The file.
 
@@ -267,26 +289,49 @@ def load_split(model: nn.Module, path: Path | str) -> nn.Module:
     FileNotFoundError
         If there is none.
     ModelError
-        If it was not written by :func:`save_split`, or for another network.
+        If it was not written by :func:`save_split`, or holds a split of another network: of another architecture, or
+        with other weights.
     """
     try:
         with safe_open(path, "pt") as file:
             note = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
-        layer, channel, concepts = note["layer"], note["channel"], note["concepts"]
+        layer, channel, concepts, owner = (note[name] for name in ("layer", "channel", "concepts", "owner"))
     except (SafetensorError, OSError, KeyError, ValueError) as problem:
         if not Path(path).is_file():
             raise
         raise ModelError(
             f"{path} is not a file of save_split; expected its tensors and notes: {problem!r}"
         ) from problem
-    sources = get_layer(model, layer).weight.shape[1]  # type: ignore[index]
-    split = split_channel(model, layer, channel, np.full(sources, SHARED), len(concepts))
     try:
-        split.load_state_dict(state)
-    except RuntimeError as problem:
-        raise ModelError(f"{path} holds a split of another network than {type(model).__name__}: {problem}") from problem
+        split = split_channel(model, layer, channel, np.array(owner), len(concepts))
+        difference = _difference(state, split.state_dict())
+    except (LayerError, ArgumentError) as problem:
+        difference = str(problem)
+    if difference:
+        raise ModelError(
+            f"{path} holds a split of another network than this {type(model).__name__}: {difference}. Give load_split "
+            "the network that was split, with its weights"
+        )
     return split
+
+
+def _difference(saved: Mapping[str, Tensor], own: Mapping[str, Any]) -> str:
+    """How a network's state differs from a saved one, in words; "" if it does not."""
+    here = {name: value for name, value in own.items() if isinstance(value, Tensor)}
+    for names, where in ((saved.keys() - here.keys(), "in the file"), (here.keys() - saved.keys(), "in the network")):
+        if names:
+            return f"{min(names)!r} is only {where}"
+    for name, value in here.items():
+        there = saved[name]
+        if (value.shape, value.dtype) != (there.shape, there.dtype):
+            first, second = (f"{tensor.dtype} {list(tensor.shape)}" for tensor in (there, value))
+            return f"{name!r} is {first} in the file and {second} in the network"
+    for name, value in here.items():
+        if not torch.equal(value.cpu(), saved[name]):
+            apart = (value.cpu().double() - saved[name].double()).abs().max().item()
+            return f"the weights {name!r} differ by up to {apart:.2g}"
+    return ""
 
 
 def merge_back(model: nn.Module, layer: str) -> nn.Module:
@@ -335,7 +380,8 @@ def _merged(module: nn.Module) -> Weighted:
 class PartActivations:
     """How strongly a channel and its parts are driven by images, for several thresholds.
 
-    Every number is a pooled positive part: ``x+ = sum over positions of max(x, 0)``, in the units of the activation.
+    In the units of the activation. A pooled positive part, ``x+ = sum over positions of max(x, 0)``, says how active
+    something is; a signed sum over the positions how much there is of it, of either sign.
 
     Attributes
     ----------
@@ -351,6 +397,10 @@ class PartActivations:
         float32 ``[images]``: the channel as it was, ``c+``.
     relevant
         bool ``[images]``: where the channel is relevant to the image's class; everywhere if no class was named.
+    signed_parts, signed_original
+        As ``parts`` and ``original``, but signed sums.
+    ownership
+        The rule by which the parts were made; see :func:`owners`.
     """
 
     layer: str
@@ -360,14 +410,17 @@ class PartActivations:
     parts: NDArray[np.float32]
     original: NDArray[np.float32]
     relevant: NDArray[np.bool_]
+    signed_parts: NDArray[np.float32]
+    signed_original: NDArray[np.float32]
+    ownership: Ownership = "symmetric"
 
     @property
     def k(self) -> int:
         """Number of concepts."""
         return self.parts.shape[2] - 1
 
-    def at(self, rho: float) -> NDArray[np.float32]:
-        """The parts at one threshold: float32 ``[images, k + 1]``.
+    def at(self, rho: float, *, signed: bool = False) -> NDArray[np.float32]:
+        """The parts at one threshold, positive or signed: float32 ``[images, k + 1]``.
 
         Raises
         ------
@@ -377,7 +430,20 @@ class PartActivations:
         near = np.flatnonzero(np.isclose(self.rhos, rho))
         if not len(near):
             raise ArgumentError(f"rho={rho} was not measured; measured are {self.rhos.tolist()}")
-        return self.parts[:, near[0]]
+        return (self.signed_parts if signed else self.parts)[:, near[0]]
+
+    def only(self, chosen: NDArray[np.bool_]) -> PartActivations:
+        """Those of some of the images, bool ``[images]``."""
+        some: dict[str, Any] = {name: getattr(self, name)[chosen] for name in _BY_IMAGE}
+        return replace(self, **some)
+
+    def followed_by(self, more: PartActivations) -> PartActivations:
+        """The same with other images after its own."""
+        both: dict[str, Any] = {name: np.concatenate([getattr(self, name), getattr(more, name)]) for name in _BY_IMAGE}
+        return replace(self, **both)
+
+
+_BY_IMAGE = ("sample", "parts", "original", "relevant", "signed_parts", "signed_original")
 
 
 def part_activations(
@@ -389,9 +455,11 @@ def part_activations(
     channel: int,
     arvs: ArrayLike,
     rhos: Sequence[float] = RHOS,
+    ownership: Ownership = "symmetric",
     labels: ArrayLike | None = None,
     share: float = 0.03,
     mass: float | None = None,
+    clamp: Clamp = "channels",
     batch_size: int = 32,
     device: str = "cpu",
     workers: int = 0,
@@ -411,12 +479,15 @@ def part_activations(
         A channel of a ``Conv2d`` or ``Linear``.
     arvs
         float ``[k, sources]``: see :func:`owners`.
-    rhos
-        Thresholds.
+    rhos, ownership
+        Thresholds, and the rule; see :func:`owners`.
     labels
         int ``[images]``: the network's output for the class of each image, to find out where the channel is relevant.
     share, mass
         When it is; see :func:`pure_nb.relevance.carried`.
+    clamp
+        What of the attribution is set to 0 where it is negative: the sums of whole ``"channels"``, or each of the
+        ``"positions"``, as for the paper's table; see :func:`pure_nb.relevance.attributed`.
     batch_size, device, workers
         As for :func:`pure_nb.sweep.sweep`.
 
@@ -439,45 +510,50 @@ def part_activations(
         raise ArgumentError(
             f"image {samples.max()} (lowest {samples.min()}) of {len(images)} images of {images.name!r}"
         )
-    owner = [owners(arvs, rho) for rho in rhos]
+    if clamp not in ("channels", "positions"):
+        raise ArgumentError(f"clamp must be 'channels' or 'positions', got {clamp!r}")
+    owner = [owners(arvs, rho, ownership) for rho in rhos]
     k, sources = np.shape(arvs)
     if not owner or sources != module.weight.shape[1]:
         raise ArgumentError(
             f"channel {channel} of layer {layer!r} has {module.weight.shape[1]} sources, the average relevance vectors "
             f"have {sources} entries, for {len(owner)} thresholds; pass one entry a source and at least one threshold"
         )
-    model.to(device)
     axis, original = _axis(module), np.ones((1, sources), dtype=np.bool_)
     stacked = _masked(module, channel, np.concatenate([*(_taken(own, k) for own in owner), original]))
-    found = np.empty((len(samples), len(rhos) * (k + 1) + 1), dtype=np.float32)
+    found = np.empty((2, len(samples), len(rhos) * (k + 1) + 1), dtype=np.float32)  # positive parts, signed sums
     relevant, classes = np.ones(len(samples), dtype=np.bool_), None if labels is None else np.asarray(labels)
     entrance = INPUT + layer
     layers, leaf = ([entrance], None) if classes is None else ([entrance, layer, OUTPUT], layer)
     start = 0
-    with resting(model), torch.no_grad():
+    with resting(model, device), torch.no_grad():
         for batch in readable(images, samples.tolist(), batch_size=batch_size, workers=workers):
             outputs = activations(model, batch.images.to(device), layers, leaf)
             entering = outputs[entrance]  # [B, C, H, W] also where the layer wants the channels last
             entering = entering.movedim(channel_axis(entering), axis)
             entering = entering.movedim(axis, 0)[channel_sources(module, channel)].movedim(0, axis)
-            positive = stacked(entering).clamp(min=0).movedim(axis, 1)
-            pooled = positive.reshape(*positive.shape[:2], -1).float().sum(dim=2).cpu().numpy()
+            signed = stacked(entering).movedim(axis, 1)
+            signed = signed.reshape(*signed.shape[:2], -1).float()
+            pooled = torch.stack([signed.clamp(min=0).sum(dim=2), signed.sum(dim=2)]).cpu().numpy()
             if not np.isfinite(pooled).all():
-                image = batch.samples[np.flatnonzero(~np.isfinite(pooled).all(axis=1))[0]]
+                image = batch.samples[np.flatnonzero(~np.isfinite(pooled).all(axis=(0, 2)))[0]]
                 raise NonFiniteError(
                     f"channel {channel} of layer {layer!r}, or a part of it, is NaN or infinite for image {image}. "
                     "Check that image, the weights, and whether half precision overflows"
                 )
-            here = slice(start, start + len(pooled))
-            found[here] = pooled
+            here = slice(start, start + pooled.shape[1])
+            found[:, here] = pooled
             if classes is not None:
-                rows = np.arange(len(pooled))
-                attribution = attributed(outputs[layer], outputs[OUTPUT], rows, classes[here])
+                rows = np.arange(pooled.shape[1])
+                attribution = attributed(outputs[layer], outputs[OUTPUT], rows, classes[here], clamp=clamp)
                 relevant[here] = carried(attribution, share, mass)[:, channel]
             start = here.stop
-    parts = found[:, :-1].reshape(len(samples), len(rhos), k + 1)
+    parts, signed_parts = found[..., :-1].reshape(2, len(samples), len(rhos), k + 1)
+    original, signed_original = found[..., -1].copy()
     tried = np.array(rhos, dtype=np.float64)
-    return PartActivations(layer, channel, samples, tried, parts, found[:, -1].copy(), relevant)
+    return PartActivations(
+        layer, channel, samples, tried, parts, original, relevant, signed_parts, signed_original, ownership
+    )
 
 
 def choose_rho(activations: PartActivations, labels: ArrayLike, *, score: Score = "bounded") -> pd.DataFrame:
@@ -542,11 +618,12 @@ class Split:
     concepts
         Their names: classes, or virtual neurons.
     activations
-        At all thresholds, of all images of the concepts.
+        At all thresholds, of all images of the concepts: first those of the study, then those that were passed for
+        validation.
     labels
         int64 ``[images]``: the concept each image shows.
     training
-        bool ``[images]``: the images that the threshold was chosen on.
+        bool ``[images]``: the images that the threshold was chosen on; the others are for validation.
     scores
         Of :func:`choose_rho`.
     arvs
@@ -568,21 +645,12 @@ class Split:
         concepts: tuple[str, ...],
         arvs: NDArray[np.float64],
         score: Score = "bounded",
+        training: NDArray[np.bool_] | None = None,
     ) -> Split:
-        """Choose the threshold by a score of :func:`choose_rho`, on every second image of each concept."""
-        rank = np.zeros(len(labels), dtype=np.int64)
-        for concept in range(len(concepts)):
-            own = labels == concept
-            rank[own] = np.arange(own.sum())
-        training = rank % 2 == 0
-        kept = replace(
-            activations,
-            sample=activations.sample[training],
-            parts=activations.parts[training],
-            original=activations.original[training],
-            relevant=activations.relevant[training],
-        )
-        scores = choose_rho(kept, labels[training], score=score)
+        """Choose the threshold by a score of :func:`choose_rho`, by default on every second image of each concept."""
+        if training is None:
+            training = every_second(labels)
+        scores = choose_rho(activations.only(training), labels[training], score=score)
         return cls(concepts, activations, labels, training, scores, arvs)
 
     @property
@@ -593,17 +661,54 @@ class Split:
     @property
     def owner(self) -> NDArray[np.int64]:
         """int64 ``[sources]``: see :func:`owners`."""
-        return owners(self.arvs, self.rho)
+        return owners(self.arvs, self.rho, self.activations.ownership)
 
     def table(self) -> pd.DataFrame:
-        """:func:`ratio_table` of the validation images where the channel is relevant, at the chosen threshold."""
-        validation = ~self.training & self.activations.relevant
-        parts, original = self.activations.at(self.rho)[validation], self.activations.original[validation]
-        return ratio_table(parts, original, self.labels[validation], self.concepts)
+        """How much of the channel each part carries on the validation images where it is relevant (their table 1).
+
+        Returns
+        -------
+        DataFrame
+            Two tables of :func:`ratio_table` side by side. ``images, part``; ``positive, positive_error, positive_n``
+            by pooled positive parts: how *active* a part is, and 0 for one that nowhere exceeds 0. ``signed,
+            signed_error, signed_n`` by signed sums, as the paper: how *much* of the channel a part is, which may be
+            below 0 or above 1; in each image the concepts' minus (k - 1) times the residual's make 1.
+
+        Warns
+        -----
+        StudyWarning
+            If a concept has no image to compute a ratio from, so that it is NaN; it says why.
+        """
+        measured, validation = self.activations, ~self.training
+        chosen = validation & measured.relevant
+        tables = []
+        for name, signed, whole in (("positive", False, measured.original), ("signed", True, measured.signed_original)):
+            parts = measured.at(self.rho, signed=signed)[chosen]
+            own = ratio_table(parts, whole[chosen], self.labels[chosen], self.concepts).drop(columns="left_out")
+            tables.append(own.rename(columns={"ratio": name, "error": f"{name}_error", "n": f"{name}_n"}))
+        for number, concept in enumerate(self.concepts):
+            mine = self.labels == number
+            if not (measured.original[chosen & mine] > 0).any():
+                warnings.warn(
+                    f"channel {measured.channel} has no ratios for {concept!r}: of {int((validation & mine).sum())} "
+                    f"validation images it is relevant in {int((chosen & mine).sum())}, and active in none of these",
+                    StudyWarning,
+                    stacklevel=2,
+                )
+        return pd.concat([tables[0], tables[1].drop(columns=["images", "part"])], axis=1)
 
     def model(self, model: nn.Module) -> nn.Module:
         """A copy of the network with the channel split; see :func:`split_channel`."""
         return split_channel(model, self.activations.layer, self.activations.channel, self.owner, len(self.concepts))
+
+
+def every_second(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Bool ``[images]``: the first, third, fifth ... image of each concept."""
+    rank = np.zeros(len(labels), dtype=np.int64)
+    for concept in np.unique(labels):
+        own = labels == concept
+        rank[own] = np.arange(own.sum())
+    return rank % 2 == 0
 
 
 def ratio_table(parts: ArrayLike, original: ArrayLike, labels: ArrayLike, names: Sequence[str]) -> pd.DataFrame:
@@ -614,9 +719,9 @@ def ratio_table(parts: ArrayLike, original: ArrayLike, labels: ArrayLike, names:
     Parameters
     ----------
     parts
-        float ``[images, k + 1]``: of validation images, from :meth:`PartActivations.at`.
+        float ``[images, k + 1]``: of validation images, from :meth:`PartActivations.at`, positive or signed.
     original
-        float ``[images]``: :attr:`PartActivations.original`. Images where it is 0 have no ratio and are left out.
+        float ``[images]``: of :class:`PartActivations`, the same. Images where it is 0 have no ratio and are left out.
     labels
         int ``[images]``: the concept, 0 to k - 1, that each image belongs to.
     names
@@ -626,7 +731,7 @@ def ratio_table(parts: ArrayLike, original: ArrayLike, labels: ArrayLike, names:
     -------
     DataFrame
         One row for the images of each concept and each part: ``images`` (name of the concept the images show), ``part``
-        (name of the concept the part stands for, or ``"residual"``), ``ratio`` (mean of ``part+ / c+``), ``error`` (its
+        (name of the concept the part stands for, or ``"residual"``), ``ratio`` (mean of ``part / c``), ``error`` (its
         standard error, NaN for fewer than two images), ``n`` (images in the mean), ``left_out``.
 
     Raises
@@ -646,7 +751,7 @@ def ratio_table(parts: ArrayLike, original: ArrayLike, labels: ArrayLike, names:
     rows = []
     for concept, shown in enumerate(names):
         mine = label == concept
-        used = mine & (whole > 0)
+        used = mine & (whole != 0)
         ratios = pd.DataFrame(pooled[used] / whole[used, None])
         count = {"n": int(used.sum()), "left_out": int((mine & ~used).sum())}
         for part, ratio, error in zip([*names, "residual"], ratios.mean(), ratios.sem()):
@@ -668,12 +773,12 @@ def _labels(labels: ArrayLike, count: int, k: int) -> NDArray[np.int64]:
 def _splittable(model: nn.Module, layer: str, channel: int) -> Weighted:
     """The layer of that name, if its channel can be split."""
     module: Any = get_layer(model, layer)
-    allowed = (nn.Conv2d, nn.Linear)
-    if type(module) not in allowed:  # a class made from them may compute something else
-        names = [name for name, candidate in model.named_modules() if type(candidate) in allowed and name]
+    if not computes_plainly(module):
+        names = [name for name, candidate in model.named_modules() if computes_plainly(candidate) and name]
         near = difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[:8]
         raise LayerError(
-            f"layer {layer!r} is a {type(module).__name__}; only a Conv2d or a Linear can be split, for instance: "
+            f"layer {layer!r} is a {type(module).__name__}; only a Conv2d or a Linear without hooks or a forward of "
+            "its own can be split, for instance: "
             f"{', '.join(map(repr, near)) or 'none, this network has none'}"
         )
     if not 0 <= channel < len(module.weight):

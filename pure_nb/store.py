@@ -14,12 +14,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         If that is not possible, say on a full disk. What was at ``path`` before is still there.
     """
     with _temporary(path) as temporary, _writing(path):
+        temporary.touch()
+        mode = temporary.stat().st_mode  # of any new file here; safetensors gives its files another
         write(temporary)
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(mode)
         os.replace(temporary, path)
 
 
@@ -120,9 +125,7 @@ class Store:
 
     def remove(self, name: str, key: Key, suffix: str = ".safetensors") -> None:
         """Remove an artifact, if it is there; its manifest first, so that it never looks whole."""
-        path = self.path(name, key, suffix)
-        _manifest_of(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        _remove(self.path(name, key, suffix))
 
     @contextmanager
     def claimed(self, name: str, key: Key) -> Iterator[None]:
@@ -151,15 +154,23 @@ class Store:
                 )
                 lock.acquire()
         try:
-            for pattern in (f"{path.stem}-*", f"{path.stem}.*-*"):  # of artifacts, and of their manifests
-                for stale in self.folder.glob(pattern):
-                    stale.unlink(missing_ok=True)
-            with suppress(OSError):
+            with suppress(OSError):  # none of this is needed
+                self._sweep_up(path.stem)
+                for other in self.folder.glob(".*.owner"):
+                    with suppress(Timeout), FileLock(other.with_suffix(".lock"), timeout=0):
+                        self._sweep_up(other.stem)
                 owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
             yield
         finally:
-            owner.unlink(missing_ok=True)
+            with suppress(OSError):
+                owner.unlink(missing_ok=True)
             lock.release()
+
+    def _sweep_up(self, stem: str) -> None:
+        """Remove what a killed process left of a claim; whoever calls holds the claim."""
+        for pattern in (f"{stem}-*", f"{stem}.*-*", f"{stem}.owner"):  # of artifacts, of manifests, and its name
+            for stale in self.folder.glob(pattern):
+                stale.unlink(missing_ok=True)
 
     def save_arrays(self, name: str, key: Key, arrays: Arrays, note: object = None) -> Path:
         """Keep arrays, and a note (any JSON value) beside them."""
@@ -244,6 +255,59 @@ class Store:
                 continue
         return found
 
+    def results(self) -> list[Result]:
+        """What is kept here, with its size and age: whole results, unfinished ones, and what belongs to none.
+
+        Files that are not ours are not among them.
+        """
+        found = []
+        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
+            if not _OURS.fullmatch(path.name):
+                continue
+            manifest = _manifest_of(path)
+            if path.is_dir():
+                if all(_OURS.fullmatch(inner.name) for inner in path.iterdir()):
+                    found.append(Result.of(path, None, path.rglob("*")))
+            elif (key := _key_in(manifest, path.name)) is not None:
+                found.append(Result.of(path, key, (path, manifest)))
+            elif (self.folder / f".{path.stem}.lock").exists():  # nothing else is made under a lock of its name
+                found.append(Result.of(path, {}, (path, manifest)))
+        return found
+
+    def prune(self, chosen: Callable[[Result], bool]) -> list[Result]:
+        """Remove results, and what killed processes have left; returns the results that were removed.
+
+        Raises
+        ------
+        StoreError
+            If another process computes something here, or the files can't be removed. Nothing was removed then, or
+            not all.
+        """
+        gone = []
+        with ExitStack() as held, _writing(self.folder):
+            for path in self.folder.glob(".*.lock"):
+                try:
+                    held.enter_context(FileLock(path, timeout=0))
+                except Timeout:
+                    raise StoreError(
+                        f"{str(self.folder)!r} is in use by {_read(path.with_suffix('.owner')) or 'another process'}, "
+                        "so nothing in it is removed; try again when that has finished"
+                    ) from None
+                self._sweep_up(path.stem)
+            for result in filter(chosen, self.results()):
+                if result.path.is_dir():
+                    shutil.rmtree(result.path)
+                else:
+                    _remove(result.path)
+                gone.append(result)
+            left = {_stem(result.path) for result in self.results()}
+            for path in self.folder.glob(".*.lock"):
+                if path.stem.removeprefix(".") not in left:
+                    path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()  # if nothing is left in it
+        return gone
+
     def _sign(self, path: Path, key: Key, note: object) -> None:
         manifest = {"file": path.name, "sha256": _checksum(path), "key": key, "note": note}
         text = json.dumps(manifest | {"seal": _seal(manifest)}, indent=1, sort_keys=True)
@@ -265,10 +329,73 @@ class Store:
         if fingerprint(made_from) != fingerprint(key):
             _distrust(path, "its manifest belongs to another result")
             return None
-        if _checksum(path) != expected:
+        try:
+            whole = _checksum(path) == expected
+        except OSError as problem:  # say of another user, who keeps it to themselves
+            _distrust(path, str(problem))
+            return None
+        if not whole:
             _distrust(path, "its bytes do not match the checksum in its manifest")
             return None
         return manifest
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a store has of one result.
+
+    Attributes
+    ----------
+    path
+        Its artifact; of an unfinished one the folder of its parts.
+    key
+        What it was made from; None for an unfinished one, and empty where that can't be read.
+    size
+        Bytes, with the manifest.
+    written
+        When, in seconds since 1970.
+    """
+
+    path: Path
+    key: dict[str, Any] | None
+    size: int
+    written: float
+
+    @classmethod
+    def of(cls, path: Path, key: dict[str, Any] | None, files: Iterable[Path]) -> Result:
+        """A result in some files."""
+        stats = [path.stat(), *(file.stat() for file in files if file.is_file())]
+        return cls(path, key, sum(stat.st_size for stat in stats[1:]), max(stat.st_mtime for stat in stats))
+
+    @property
+    def name(self) -> str:
+        """The step that it is of."""
+        return self.path.name.rpartition("-")[0]
+
+
+_OURS = re.compile(r"\w+-[0-9a-f]{12}(\.safetensors|\.parquet|\.npy)?")
+"""Names of artifacts, and of folders of parts."""
+
+
+def _stem(path: Path) -> str:
+    """The name and fingerprint of a result."""
+    return path.name.partition(".")[0]
+
+
+def _key_in(manifest: Path, name: str) -> dict[str, Any] | None:
+    """The key in a manifest of ours that belongs to a file; None where it is none."""
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        own = found["file"] == name and _seal({k: v for k, v in found.items() if k != "seal"}) == found["seal"]
+        return dict(found["key"]) if own else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _remove(path: Path) -> None:
+    with _writing(path):
+        _manifest_of(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _seal(manifest: Mapping[str, object]) -> str:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,21 +32,69 @@ from tqdm import tqdm
 
 from pure_nb import models, truth
 from pure_nb.blocks import by_blocks
-from pure_nb.circuits import Seed, circuits
+from pure_nb.circuits import circuits, propagate
 from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
-from pure_nb.data import Images, Unreadable, class_labels
-from pure_nb.errors import ArgumentError, EmbedderError, ImageError, LayerError, StudyError, StudyWarning
+from pure_nb.data import Images, Unreadable, at_chance, batches, class_labels, readable, seen_labels
+from pure_nb.errors import (
+    ArgumentError,
+    EmbedderError,
+    ImageError,
+    LayerError,
+    StudyError,
+    StudyWarning,
+)
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
-from pure_nb.layers import INPUT, LayerShape, as_weights, get_layer, nearest_below, require, resting
-from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, checked, word
+from pure_nb.layers import (
+    INPUT,
+    LayerShape,
+    activations,
+    as_weights,
+    by_position,
+    computes_plainly,
+    get_layer,
+    nearest_below,
+    placed,
+    require,
+    require_output,
+    resting,
+    survey,
+)
+from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, checked, whole, word
 from pure_nb.references import References, TopReferences
-from pure_nb.relevance import ClassRelevance, ClassStatistics, class_pairs, closed_form, gamma_polysemantic
-from pure_nb.render import Look, View, boxes, cropped, views
+from pure_nb.relevance import (
+    Clamp,
+    ClassRelevance,
+    ClassStatistics,
+    class_pairs,
+    closed_form,
+    dense_weight,
+    gamma_polysemantic,
+    pooled_inputs,
+)
+from pure_nb.render import Crop, View, boxes, cropped, views
 from pure_nb.sources import as_images
-from pure_nb.splitting import Score, Split, channel_sources, part_activations
+from pure_nb.splitting import (
+    Ownership,
+    PartActivations,
+    Score,
+    Split,
+    channel_sources,
+    every_second,
+    part_activations,
+)
 from pure_nb.store import Arrays, New, Store, store_folder
 from pure_nb.sweep import sweep
-from pure_nb.virtual import MANY, NEURONS, VirtualNeurons, embed, packed, part_name, unpacked, virtual_neurons
+from pure_nb.virtual import (
+    MANY,
+    NEURONS,
+    VirtualNeurons,
+    embed,
+    packed,
+    part_name,
+    refitted,
+    unpacked,
+    virtual_neurons,
+)
 from pure_nb.wordnet import WordNet, find_wordnet, shipped_wordnet
 
 if TYPE_CHECKING:
@@ -58,17 +107,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FORMAT = {
-    "references": 3,
-    "circuits": 4,
-    "virtual": 6,
-    "layouts": 4,
-    "neurons": 7,
-    "classes": 3,
-    "boxes": 2,
-    "embeddings": 2,
-    "activations": 2,
+    "references": 4,
+    "circuits": 5,
+    "virtual": 8,
+    "layouts": 5,
+    "neurons": 8,
+    "labels": 1,
+    "classes": 5,
+    "boxes": 3,
+    "embeddings": 3,
+    "activations": 3,
+    "objects": 1,
+    "ratios": 2,
 }
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
+
+
+def outdated(key: Mapping[str, object]) -> bool:
+    """Whether a stored result is computed differently now, so that no study finds it any more."""
+    step = str(key.get("step"))
+    step = {"embeddings": "boxes", "ratios": "classes"}.get(step, step)  # whose keys are theirs, with more in them
+    return step in FORMAT and key.get("format") != FORMAT[step]
+
 
 TAKEN_APART = ("target", "lower", "n", "by", "rule", "seed", "k", "random")
 """The parameters that virtual neurons depend on."""
@@ -83,17 +143,30 @@ MANY_BACKWARD = 128
 CROPS = 256
 """Crops cut at once, to be embedded."""
 
-_Concepts = tuple[tuple[str, ...], Images, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
-"""What a channel is split between: names, images, numbers of those that show a concept, which one, and ARVs."""
+_Concepts = tuple[tuple[str, ...], Images, NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]
+"""What a channel is split between: names, images, numbers of those that show a concept, which one, those that the split
+is fitted to, and ARVs."""
 
 
 RUN = {"batch_size", "device", "workers", "skip_unreadable", "channels_last", "progress", "client"}
 """What a study can be told of how to run."""
 
 
+def repeated(model: nn.Module, images: Images) -> Images:
+    """Images for a network: grey ones with their channel three times, if it takes them so only."""
+    model = models.unwrapped(model)  # one that can't be run is refused before it is
+    with suppress(ImageError), resting(model), torch.no_grad():  # what can't be read is said when it is needed
+        example = images.example[None].to(next((p.device for p in model.parameters()), "cpu"))
+        for channels in (None, 3) if example.shape[1] == 1 else ():
+            with suppress(Exception):  # whatever a network raises
+                model(as_weights(model, example.expand(-1, channels or 1, -1, -1)))
+                return replace(images, channels=channels) if channels else images
+    return images
+
+
 def _require_device(device: str) -> None:
-    """Raise torch's own error if this process can't use a device."""
-    torch.empty(0, device=device)
+    """Raise torch's own error if this process can't use a device, or if it computes nothing, as ``meta``."""
+    torch.zeros(1, device=device).item()
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +185,7 @@ class Study:
         Where results are kept; None keeps them in memory only.
     batch_size, device, workers, skip_unreadable, channels_last, progress
         How to run: none of these is part of what a result depends on, but for the last digits of its numbers.
-        ``channels_last`` lays the network's own weights out in memory as many GPUs like them, as ``model.to`` would.
+        ``channels_last`` lays the network's weights out in memory as many GPUs like them, while it runs.
     client
         A Dask cluster to run on, from :func:`pure_nb.cluster.connect`; None runs here.
     """
@@ -135,10 +208,12 @@ class Study:
         p = self.parameters
         if p.lower == NEAREST:
             object.__setattr__(self, "parameters", replace(p, lower=nearest_below(self.model, p.target)))
-        if self.batch_size < 1 or self.workers < 0:
-            raise StudyError(
-                f"batch_size must be at least 1 and workers at least 0, got {self.batch_size} and {self.workers}"
-            )
+        for name, least in (("batch_size", 1), ("workers", 0)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        for name in ("skip_unreadable", "channels_last", "progress"):
+            if not isinstance(getattr(self, name), bool):
+                raise StudyError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        object.__setattr__(self, "device", str(self.device))  # a torch.device, too
         try:
             if self.client is None:
                 _require_device(self.device)
@@ -148,8 +223,6 @@ class Study:
             raise StudyError(
                 f"the device {self.device!r} can't be used here: {str(problem).splitlines()[0]}"
             ) from problem
-        if self.channels_last:
-            self.model.to(memory_format=torch.channels_last)
 
     @classmethod
     def of(
@@ -161,6 +234,8 @@ class Study:
         *,
         name: str = "mine",
         store: Path | str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         **options: Any,
     ) -> Study:
         """A study of your own network and data set.
@@ -176,6 +251,9 @@ class Study:
             Names of the two layers.
         name, store
             Results are kept in the folder ``store / name``; by default in the user's cache. Two studies may share both.
+        mean, std
+            The normalisation of the images, where they do not tell by themselves, as tensors and many transforms don't:
+            it is undone to look at them, and for embedders. See :func:`pure_nb.sources.as_images`.
         options
             Anything else of :class:`Parameters`, and how to run: ``device="cuda"``, ``batch_size=64``.
 
@@ -184,7 +262,7 @@ class Study:
         LayerError, ImageError
             If a layer or the images can't be used.
         """
-        wrapped = as_images(images, name)
+        wrapped = repeated(model, as_images(images, name, mean=mean, std=std))
         run = {option: options.pop(option) for option in RUN & set(options)}
         parameters = checked({"target": target, "lower": lower, **options})
         study = cls(name, model, wrapped, parameters, Store(store_folder(store) / word(name)), **run)
@@ -202,13 +280,22 @@ class Study:
     @cached_property
     def shapes(self) -> tuple[LayerShape, LayerShape]:
         """How the target and the lower layer look; raises if they can't be studied together."""
-        example = self.images.example[None]
-        self.model.to(self._here)
-        return require(self.model, example.to(self._here), self.parameters.target, self.parameters.lower)
+        with placed(self.model, self.here):
+            example = self.images.example[None].to(self.here)
+            return require(self.model, example, self.parameters.target, self.parameters.lower)
+
+    def survey(self) -> list[LayerShape]:
+        """All layers that can be studied: see :func:`pure_nb.layers.survey`."""
+        with placed(self.model, self.here):
+            return survey(self.model, self.images.example[None].to(self.here))
+
+    def _laid_out(self) -> AbstractContextManager[nn.Module]:
+        """Within it, the network's weights lie in memory as asked for."""
+        return placed(self.model, layout=torch.channels_last if self.channels_last else None)
 
     @property
-    def _here(self) -> str:
-        """Where this process runs the network itself, for a look at it."""
+    def here(self) -> str:
+        """Where this process itself runs networks: the device, or the CPU where that is one of a cluster's workers."""
         return self.device if self.client is None else "cpu"
 
     @cached_property
@@ -257,8 +344,7 @@ class Study:
         def compute(blocks: Store | None, new: New) -> NDArray[np.float32]:
             sample = self.references.sample
             channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
-            how: dict[str, Any] = {"store": blocks, "new": new, "client": self.client, "progress": self.progress}
-            return self._run_circuits(channel, sample, **how)
+            return self._run_circuits(channel, sample, store=blocks, new=new, progress=self.progress)
 
         return self._kept_mapped("circuits", self._circuits_key(), compute).reshape(*self.references.sample.shape, -1)
 
@@ -275,7 +361,8 @@ class Study:
         self._check(channel)
         if self._whole("virtual", self._key("virtual", *TAKEN_APART)):
             return self.virtual[channel]
-        return self._split([self.circuits_of(channel) if vectors is None else vectors])[0]
+        own = self.circuits_of(channel) if vectors is None else vectors
+        return self._split(own[None], self.driven[[channel]])[0]
 
     def _whole(self, step: str, key: Mapping[str, object]) -> bool:
         """Whether a step is there for all channels, or quickly computed for all."""
@@ -300,12 +387,18 @@ class Study:
         Returns
         -------
         ndarray
-            int64 ``[samples]``: labels as in :attr:`VirtualNeurons.labels`.
+            int64 ``[samples]``: labels as in :attr:`VirtualNeurons.labels`, with -1 for images that do not drive the
+            channel.
         """
-        images = as_images(images)
+        images = repeated(self.model, as_images(images))
         every = np.arange(len(images)) if samples is None else np.asarray(samples, dtype=np.int64)
         vectors = self._run_circuits(np.full_like(every, channel), every, images=images)
-        return self.neuron(channel).virtual.assign(vectors)
+        driven, target = [], self.parameters.target
+        with resting(self.model, self.here), torch.inference_mode():
+            for batch in readable(images, every.tolist(), batch_size=self.batch_size, workers=self.workers):
+                maps = by_position(activations(self.model, batch.images.to(self.here), [target])[target])
+                driven += (maps[:, channel].amax(dim=1) > 0).tolist()
+        return np.where(driven, self.neuron(channel).virtual.assign(vectors), -1)
 
     @cached_property
     def virtual(self) -> list[VirtualNeurons]:
@@ -317,7 +410,8 @@ class Study:
             with bar, Parallel(n_jobs=-1 if len(vectors) >= MANY else 1) as parallel:
                 for first in range(0, len(vectors), NEURONS):
                     saved = blocks.load_arrays("block", {"first": first}) if blocks else None
-                    part = unpacked(*saved) if saved else self._split(vectors[first : first + NEURONS], parallel)
+                    some = slice(first, first + NEURONS)
+                    part = unpacked(*saved) if saved else self._split(vectors[some], self.driven[some], parallel)
                     if blocks and not saved:
                         blocks.save_arrays("block", {"first": first}, *packed(part))
                     found += part
@@ -334,15 +428,78 @@ class Study:
     @cached_property
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """The true class of each labelled image, an index into the network's outputs; and all their names."""
-        with resting(self.model), torch.no_grad():
-            example = self.labelled.example[None].to(self._here)
-            logits = self.model.to(self._here)(as_weights(self.model, example))
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        with placed(self.model, self.here):
+            logits = require_output(self.model, self.labelled.example[None].to(self.here))
+        if logits.grid:
             raise StudyError(
                 "classes need a network that puts out one tensor [images, classes]; "
                 f"{type(self.model).__name__} does not"
             )
-        return class_labels(self.labelled, logits.shape[1])
+        labels, names = class_labels(self.labelled, logits.channels)
+        doubt = "" if self.images.scenes else self._doubt(labels)
+        if doubt:
+            warnings.warn(
+                f"{doubt}, no more than by chance: what is said of classes will mean nothing. Are the classes in the "
+                f"order of the network's outputs ({', '.join(names[:3])} ...)? If not, name the folders by the numbers "
+                "of the outputs, from 0, or by ImageNet's WordNet ids. Are the images scaled and normalised as when "
+                "the network was trained?",
+                StudyWarning,
+                stacklevel=3,
+            )
+        return labels, names
+
+    def _doubt(self, labels: NDArray[np.int64]) -> str:
+        """How badly the network's answers to some images fit their labels, if they don't; kept, as it needs them."""
+
+        def compute(_: Store | None) -> tuple[Arrays, str]:
+            seen: list[int] = []
+            answers: list[NDArray[np.int64]] = []
+            with resting(self.model, self.here), torch.no_grad():
+                for batch in batches(self.labelled, seen_labels(labels).tolist(), batch_size=self.batch_size):
+                    if len(batch.samples):
+                        images = as_weights(self.model, batch.images.to(self.here))
+                        answers.append(self.model(images).argmax(dim=1).cpu().numpy())
+                        seen += batch.samples.tolist()
+            own, said = labels[seen], np.concatenate([np.empty(0, np.int64), *answers])
+            found = {"sample": np.array(seen, dtype=np.int64), "label": own, "answer": said}
+            right = f"the network's largest output is the label of {(own == said).sum()} of {len(own)} images of "
+            return found, f"{right}{self.labelled.name!r}" if at_chance(own, said) else ""
+
+        key = {"step": "labels", "format": FORMAT["labels"], **self.identity, "images": self.labelled.fingerprint}
+        return str(self._kept("labels", key, compute)[1])
+
+    @cached_property
+    def without_labels(self) -> str:
+        """Why the images' labels can't be told as outputs of the network; "" if they can."""
+        self.labelled.example  # noqa: B018  raises where no image can be read, which is another matter
+        try:
+            self._labels  # noqa: B018
+        except (ImageError, StudyError) as problem:
+            return str(problem)
+        return ""
+
+    @cached_property
+    def without_lrp(self) -> str:
+        """Why the rules of layer-wise relevance propagation do not fit between the two layers; "" if they do."""
+        return self._misfit(self.parameters.lower)
+
+    @cached_property
+    def _without_crp(self) -> str:
+        return self._misfit(None)
+
+    def _misfit(self, lower: str | None) -> str:
+        """Why these rules do not fit down to a layer, or to the images for None: tried on one reference image.
+
+        Whatever fails later is another matter, and no reason to do without them.
+        """
+        how: dict[str, Any] = {"target": self.parameters.target, "lower": lower, "rule": "lrp", "device": self.here}
+        sample = self.references.sample[0, :1]
+        try:
+            with closing(propagate(self.model, self.images, np.zeros(1, np.int64), sample, **how)) as flows:
+                next(flows)
+        except LayerError as problem:
+            return str(problem)
+        return ""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -402,9 +559,20 @@ class Study:
     def pairs(self) -> pd.DataFrame:
         """Every channel that is relevant to two classes, with the cosine of its two average relevance vectors.
 
-        See :func:`pure_nb.relevance.class_pairs`; :func:`pure_nb.relevance.gamma_polysemantic` picks from it.
+        See :func:`pure_nb.relevance.class_pairs`; :func:`pure_nb.relevance.gamma_polysemantic` picks from it. If there
+        is none, a warning says what would find some.
         """
-        return class_pairs(self.classes, self.model, self.class_names, p=self.parameters.p)
+        found, p = class_pairs(self.classes, self.model, self.class_names, p=self.parameters.p), self.parameters
+        if found.empty:
+            limit = f"mass={p.mass:g}" if p.mass else f"share={p.share:g}"
+            answer = "a larger mass" if p.mass else "mass=0.8, which means the same in every width,"
+            warnings.warn(
+                f"no channel of {p.target!r} is relevant to two classes by {limit} in {p.p:.0%} of their images, so "
+                f"there are no pairs; {answer} or a smaller p may find some",
+                StudyWarning,
+                stacklevel=3,
+            )
+        return found
 
     def wordnet_pairs(
         self,
@@ -466,12 +634,26 @@ class Study:
         """What ships, if it has the classes; else the user's."""
         return shipped_wordnet() if self.images.scenes else find_wordnet()
 
-    def split_of(self, channel: int, classes: Sequence[str] | None = None, score: Score = "bounded") -> Split:
+    def split_of(
+        self,
+        channel: int,
+        classes: Sequence[str] | None = None,
+        score: Score = "bounded",
+        *,
+        ownership: Ownership = "symmetric",
+        clamp: Clamp = "channels",
+        held_out: bool = True,
+        validation: Any = None,
+    ) -> Split:
         """One channel of the target layer split between classes, or between its virtual neurons.
 
         The first is done by its average relevance vectors and the labelled images of the classes. The second needs no
-        labels: a virtual neuron's vector is the mean of its circuits, and its images are those of its references. The
-        threshold is chosen on every second of the images; the others are for validation.
+        labels: a virtual neuron's vector is the mean of its circuits, and its images are those of its references.
+
+        The split is fitted to every second of these images: they make the vectors, and they choose the threshold. The
+        others are for validation. For virtual neurons they are also kept out of the clusters: those of the fitted half
+        alone are found anew, as many as the neuron has and named after its own, and each of the other images belongs to
+        the nearest.
 
         Parameters
         ----------
@@ -481,49 +663,71 @@ class Study:
             Names of at least two classes; None takes the virtual neurons, named A, B ...
         score
             By which the threshold is chosen: see :func:`pure_nb.splitting.choose_rho`.
+        ownership
+            By which rule sources are owned: see :func:`pure_nb.splitting.owners`.
+        clamp
+            How it is found in which validation images the channel is relevant: see
+            :func:`pure_nb.relevance.attributed`.
+        held_out
+            If False, all images make the vectors, and the clusters are the neuron's own: the images for validation then
+            are so for the threshold only.
+        validation
+            Images of one's own for validation, as for :func:`pure_nb.sources.as_images`, with labels if it is a split
+            between classes. It then is fitted to all images of the study.
 
         Raises
         ------
         StudyError
-            If a class is not known, a class or virtual neuron has fewer than two images, there is a single virtual
-            neuron, or the lower layer is not the target's input.
+            If a class is not known, a class or virtual neuron has fewer than two images, or none for validation, there
+            is a single virtual neuron, or the lower layer is not the target's input.
         """
         self._check(channel)
         p = self.parameters
         module = closed_form(self.model, p.target, p.lower)
         if module is None:
             parts = get_layer(self.model, p.target).named_modules(prefix=p.target)
-            inside = [repr(name) for name, part in parts if type(part) in (nn.Conv2d, nn.Linear)]
+            inside = [repr(name) for name, part in parts if computes_plainly(part)]
             raise StudyError(
                 f"a channel is split by the inputs of its own layer, and target={p.target!r} with lower={p.lower!r} is "
                 f"no such pair. Choose a Conv2d or Linear as the target ({', '.join(inside[:6]) or 'none is inside'}) "
                 f"and '{INPUT}' with its name as the lower layer"
             )
+        halved = held_out and validation is None
         if classes is None:
-            names, images, samples, concept, arvs = self._virtual_concepts(channel)
+            names, images, samples, concept, training, arvs = self._virtual_concepts(channel, halved)
         else:
-            names, images, samples, concept, arvs = self._class_concepts(channel, classes)
-        few = [name for name, count in zip(names, np.bincount(concept, minlength=len(names))) if count < 2]
-        if few:
-            raise StudyError(f"channel {channel} can't be split: each concept needs two images, {few[0]} has fewer")
+            names, images, samples, concept, training, arvs = self._class_concepts(channel, classes, halved)
         arvs = arvs[:, channel_sources(module, channel)]
-        measured = part_activations(
-            self.model,
-            images,
-            samples,
-            layer=p.target,
-            channel=channel,
-            arvs=arvs,
-            labels=None if classes is None else self._labels[0][samples],
-            share=p.share,
-            mass=p.mass or None,
-            batch_size=self.batch_size,
-            device=self.device,
-            workers=self.workers,
-        )
-        return Split.chosen(measured, concept, names, arvs, score)
 
-    def _class_concepts(self, channel: int, classes: Sequence[str]) -> _Concepts:
+        def measured(images: Images, samples: NDArray[np.int64], concept: NDArray[np.int64]) -> PartActivations:
+            outputs = None if classes is None else np.array([self.class_names.index(name) for name in classes])[concept]
+            return part_activations(
+                self.model,
+                images,
+                samples,
+                layer=p.target,
+                channel=channel,
+                arvs=arvs,
+                ownership=ownership,
+                labels=outputs,
+                share=p.share,
+                mass=p.mass or None,
+                clamp=clamp,
+                batch_size=self.batch_size,
+                device=self.here,
+                workers=self.workers,
+            )
+
+        found = measured(images, samples, concept)
+        if validation is not None:
+            images = as_images(validation, "validation")
+            samples, more = self._validation_concepts(channel, classes, images)
+            found = found.followed_by(measured(images, samples, more))
+            training = np.arange(len(concept) + len(more)) < len(concept)
+            concept = np.concatenate([concept, more])
+        return Split.chosen(found, concept, names, arvs, score, training)
+
+    def _class_concepts(self, channel: int, classes: Sequence[str], halved: bool) -> _Concepts:
         labels, names = self._labels
         unknown = [name for name in classes if name not in names]
         if unknown:
@@ -532,63 +736,110 @@ class Study:
         if len(set(classes)) < max(2, len(classes)):
             raise StudyError(f"a channel is split between two or more different classes, got {list(classes)}")
         numbers = [names.index(name) for name in classes]
-        arvs = self.classes.arv(self.model, channel, numbers)
         samples = self._samples_of(numbers)
         concept = np.array([numbers.index(label) for label in labels[samples]], dtype=np.int64)
-        return tuple(classes), self.labelled, samples, concept, arvs
+        training = self._fitted(channel, classes, concept)
+        if not halved:
+            arvs = self.classes.arv(self.model, channel, numbers)
+            return tuple(classes), self.labelled, samples, concept, training, arvs
+        p, chosen = self.parameters, samples[training]
+        how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.here, "workers": self.workers}
+        inputs = pooled_inputs(self.model, self.labelled, chosen, p.target, **how)
+        means = np.stack([inputs[concept[training] == number].mean(axis=0) for number in range(len(classes))])
+        arvs = (means * dense_weight(get_layer(self.model, p.target), channel)).sum(axis=2)
+        return tuple(classes), self.labelled, samples, concept, training, arvs
+
+    def _fitted(self, channel: int, names: Sequence[str], concept: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Every second image of each concept, if each has two."""
+        few = [name for name, count in zip(names, np.bincount(concept, minlength=len(names))) if count < 2]
+        if few:
+            raise StudyError(f"channel {channel} can't be split: each concept needs two images, {few[0]} has fewer")
+        return every_second(concept)
 
     def _samples_of(self, classes: Sequence[int]) -> NDArray[np.int64]:
         """The labelled images of some classes, without those that could not be read."""
         samples = np.flatnonzero(np.isin(self._labels[0], classes))
         return samples[~np.isin(samples, [lost.sample for lost in self._classified[1]])]
 
-    def _virtual_concepts(self, channel: int) -> _Concepts:
+    def _virtual_concepts(self, channel: int, halved: bool) -> _Concepts:
         neuron = self.neuron(channel)
-        parts, vectors = neuron.virtual, neuron.vectors.astype(np.float64)
+        parts = neuron.virtual
         if parts.k < 2:
             raise StudyError(
                 f"channel {channel} does not fall apart, so there is nothing to split it between; name classes, or ask "
                 "for parts with k=2"
             )
         used = np.flatnonzero(parts.labels >= 0)
-        arvs = np.stack([vectors[parts.labels == part].mean(axis=0) for part in range(parts.k)])
+        vectors, concept = neuron.vectors[used].astype(np.float64), parts.labels[used]
         names = tuple(part_name(part) for part in range(parts.k))
-        return names, self.images, neuron.sample[used], parts.labels[used], arvs
+        training = self._fitted(channel, names, concept)
+        if halved:
+            concept = refitted(vectors, concept, training, seed=self.parameters.random)
+        fitted = training if halved else np.ones_like(training)
+        arvs = np.stack([vectors[fitted & (concept == part)].mean(axis=0) for part in range(parts.k)])
+        return names, self.images, neuron.sample[used], concept, training, arvs
 
-    def ratios(self, gamma: float = 0.5) -> pd.DataFrame:
+    def _validation_concepts(
+        self, channel: int, classes: Sequence[str] | None, images: Images
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The images of one's own that show a concept, and which one."""
+        if classes is None:
+            every = np.arange(len(images))
+            vectors = self._run_circuits(np.full_like(every, channel), every, images=images)
+            driven = vectors.any(axis=1)
+            return every[driven], self.neuron(channel).virtual.assign(vectors[driven])
+        labels, names = class_labels(images, len(self.class_names))
+        numbers = [names.index(name) if name in names else -2 for name in classes]
+        for name, number in zip(classes, numbers):
+            if not (labels == number).any():
+                raise StudyError(
+                    f"the images for validation show no {name!r}; their classes are {', '.join(names[:8])}"
+                )
+        samples = np.flatnonzero(np.isin(labels, numbers))
+        return samples, np.array([numbers.index(label) for label in labels[samples]], dtype=np.int64)
+
+    def ratios(self, gamma: float = 0.5, *, validation: Any = None, **how: Any) -> pd.DataFrame:
         """How well splits work on the whole: one for each gamma-polysemantic pair (Hesse et al., their average table).
 
         Parameters
         ----------
         gamma
             Pairs with a cosine below it; see :func:`pure_nb.relevance.gamma_polysemantic`.
+        validation, how
+            Of :meth:`split_of`: ``score``, ``ownership``, ``clamp``, ``held_out``.
 
         Returns
         -------
         DataFrame
             A row for each pair: ``channel``, ``class_1``, ``class_2``, ``cosine``, ``rho``; and the means of
-            :meth:`pure_nb.splitting.Split.table` over both classes: ``own`` (ratio of a class's own part to the whole
-            channel), ``other`` (of the other class's part), ``residual``. All four are NaN where a class has fewer
-            than two images. Pairs of one channel are not independent: average over its pairs first.
+            :meth:`pure_nb.splitting.Split.table` over both classes, of its positive and of its signed ratios:
+            ``positive_own`` and ``signed_own`` (a class's own part to the whole channel), ``positive_other`` and
+            ``signed_other`` (of the other class's part), ``positive_residual`` and ``signed_residual``. All are NaN
+            where a class has fewer than two images. Pairs of one channel are not independent: average over its pairs
+            first.
         """
-        key = self._classes_key() | {"step": "ratios", "p": self.parameters.p, "gamma": gamma}
-        return self.kept_table("ratios", key, lambda _: self._ratios(gamma))
+        if validation is not None:
+            how["validation"] = as_images(validation, "validation")
+        asked = {name: getattr(value, "fingerprint", value) for name, value in sorted(how.items())}
+        key = self._classes_key() | {"step": "ratios", "how": FORMAT["ratios"], "p": self.parameters.p, "gamma": gamma}
+        return self.kept_table("ratios", key | asked, lambda _: self._ratios(gamma, how))
 
-    def _ratios(self, gamma: float) -> pd.DataFrame:
+    def _ratios(self, gamma: float, how: dict[str, Any]) -> pd.DataFrame:
         rows: list[tuple[Any, ...]] = []
         chosen = gamma_polysemantic(self.pairs, gamma)
         pairs = chosen[["channel", "class_1", "class_2", "cosine"]].itertuples(index=False, name=None)
         for channel, *classes, value in tqdm(pairs, "splits", len(chosen), unit="pair", disable=not self.progress):
             if min(self.classes.images[self.class_names.index(name)] for name in classes) < 2:
-                rows.append((channel, *classes, value, *[np.nan] * 4))
+                rows.append((channel, *classes, value, *[np.nan] * 7))
                 continue
-            split = self.split_of(channel, classes)
+            split = self.split_of(channel, classes, **how)
             table = split.table()
             own, rest = table["part"] == table["images"], table["part"] == "residual"
-            means = [table["ratio"][which].mean() for which in (own, ~own & ~rest, rest)]
+            parts = (own, ~own & ~rest, rest)
+            means = [table[sums][which].mean() for sums in ("positive", "signed") for which in parts]
             rows.append((channel, *classes, value, split.rho, *means))
-        columns = ["channel", "class_1", "class_2", "cosine", "rho", "own", "other", "residual"]
-        return pd.DataFrame(rows, columns=columns)
+        ratios = [f"{sums}_{part}" for sums in ("positive", "signed") for part in ("own", "other", "residual")]
+        return pd.DataFrame(rows, columns=["channel", "class_1", "class_2", "cosine", "rho", *ratios])
 
     def pictures_of(self, name: str, count: int = 5) -> list[NDArray[np.uint8]]:
         """The first labelled images of a class, as pictures."""
@@ -596,24 +847,28 @@ class Study:
         return [self.labelled.picture(sample) for sample in chosen.tolist()]
 
     def _sweep(self, accumulators: list[Any], images: Images, shards: Store | None) -> list[Unreadable]:
-        return sweep(
-            self.model,
-            images,
-            accumulators,
-            batch_size=self.batch_size,
-            device=self.device,
-            workers=self.workers,
-            skip_unreadable=self.skip_unreadable,
-            precision=self.parameters.precision,
-            store=shards,
-            client=self.client,
-            progress=self.progress,
-        )
+        with self._laid_out():
+            return sweep(
+                self.model,
+                images,
+                accumulators,
+                batch_size=self.batch_size,
+                device=self.device,
+                workers=self.workers,
+                skip_unreadable=self.skip_unreadable,
+                precision=self.parameters.precision,
+                store=shards,
+                client=self.client,
+                progress=self.progress,
+            )
 
-    def _split(self, vectors: Iterable[NDArray[np.float32]], parallel: Parallel | None = None) -> list[VirtualNeurons]:
-        """Take channels apart, each by its relevance vectors, as the parameters say."""
+    def _split(
+        self, vectors: NDArray[np.float32], driven: NDArray[np.bool_], parallel: Parallel | None = None
+    ) -> list[VirtualNeurons]:
+        """Take channels apart, each by the relevance vectors of the images that drive it, as the parameters say."""
         how = {"k": self.parameters.k or "auto", "seed": self.parameters.random}
-        return list((parallel or Parallel(n_jobs=1))(delayed(virtual_neurons)(own, **how) for own in vectors))
+        used = np.where(driven[..., None], vectors, 0)  # with seed="unit" the others have relevance too
+        return list((parallel or Parallel(n_jobs=1))(delayed(virtual_neurons)(own, **how) for own in used))
 
     @cached_property
     def objects(self) -> NDArray[np.int64] | None:
@@ -625,7 +880,7 @@ class Study:
         def compute(_: Store | None) -> tuple[Arrays, None]:
             return {"label": truth.objects_at_maxima(scenes, self.references)}, None
 
-        return self._kept("objects", self._references_key() | {"step": "objects"}, compute)[0]["label"]
+        return self._kept("objects", self._key("objects", "target", "n", "by"), compute)[0]["label"]
 
     @property
     def boxes(self) -> NDArray[np.int32]:
@@ -648,59 +903,61 @@ class Study:
         def compute(blocks: Store | None) -> tuple[Arrays, str]:
             sample = self.references.sample
             channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
-            how: dict[str, Any] = {
-                "look": "activation" if wanted == "activation" else "crp",
-                "seed": "peak" if wanted == "peak" else "activation",
-                "batch_size": min(self.batch_size, 16),
-                "device": self.device,
-                "store": blocks,
-                "progress": self.progress,
-                "client": self.client,
-            }
-            layer, note = self.parameters.target, ""
-            try:
-                found = boxes(self.model, self.images, channel, sample, target=layer, **how)
-            except LayerError as problem:
-                if len(self.references.grid) == 2 and wanted != "activation":
-                    note = f"crops follow the activation map, since {problem}"
-                    how["look"] = "activation"
-                    found = boxes(self.model, self.images, channel, sample, target=layer, **how)
-                else:
-                    note = f"crops are whole pictures, since {problem}"
-                    height, width = self.images.example.shape[-2:]
-                    found = np.tile(np.array([0, 0, width, height], dtype=np.int32), (*sample.shape, 1))
-            return {"box": found}, note
+            crop, why = self._fitting(wanted)
+            if crop is None:
+                height, width = self.images.example.shape[-2:]
+                found = np.tile(np.array([0, 0, width, height], dtype=np.int32), (*sample.shape, 1))
+                return {"box": found}, f"crops are whole pictures, since {why}"
+            found = boxes(
+                self.model,
+                self.images,
+                channel,
+                sample,
+                target=self.parameters.target,
+                crop=crop,
+                batch_size=min(self.batch_size, 16),
+                device=self.device,
+                store=blocks,
+                progress=self.progress,
+                client=self.client,
+            )
+            return {"box": found}, f"crops follow the activation map, since {why}" if why else ""
 
         arrays, note = self._kept("boxes", self._boxes_key(), compute)
         if note:
             warnings.warn(note, StudyWarning, stacklevel=3)
         return arrays["box"], note
 
+    def _fitting(self, crop: Crop) -> tuple[Crop | None, str]:
+        """What pictures can be cropped to, None for nothing; and why, where that is not what was asked for."""
+        why = "" if crop == "activation" else self._without_crp
+        if crop != "activation" and not why:
+            return crop, ""
+        if len(self.references.grid) == 2:
+            return "activation", why
+        return None, why or f"layer {self.parameters.target!r} has no grid of positions to scale up; use crop='peak'"
+
     @property
     def driven(self) -> NDArray[np.bool_]:
         """Bool ``[channels, n]``: which references drive their channel at all, by a positive activation."""
-        return self.references.score > 0
+        return self.references.driven
 
-    def views(
-        self, channel: NDArray[np.int64], sample: NDArray[np.int64], look: Look = "crp", seed: Seed = "peak"
-    ) -> list[View]:
+    def views(self, channel: NDArray[np.int64], sample: NDArray[np.int64], crop: Crop | None = None) -> list[View]:
         """Pictures for pairs of a channel and an image, with the part that the channel looks at.
 
-        Unlike the paper's, they show what is behind the *maximum* of the activation; ``seed="activation"`` gives the
-        paper's. See :func:`pure_nb.render.heatmaps`. Where the rules of CRP do not fit the network, a warning says so
-        and the activation map is used, or the whole picture where the layer has no grid.
+        By the parameter ``crop``, or as told here; see :func:`pure_nb.render.heatmaps`. Where the rules of CRP do not
+        fit the network, a warning says so and the activation map is used, or the whole picture where the layer has no
+        grid.
         """
-        layer = self.parameters.target
-        how: dict[str, Any] = {"batch_size": min(self.batch_size, 16), "device": self.device}
-        try:
-            return views(self.model, self.images, channel, sample, target=layer, look=look, seed=seed, **how)
-        except LayerError as problem:
-            if look == "crp" and len(self.references.grid) == 2:
-                warnings.warn(f"the activation map is shown, since {problem}", StudyWarning, stacklevel=2)
-                return self.views(channel, sample, "activation")
-            warnings.warn(f"whole pictures are shown, since {problem}", StudyWarning, stacklevel=2)
+        found, why = self._fitting(crop or self.parameters.crop)
+        if found is None:
+            warnings.warn(f"whole pictures are shown, since {why}", StudyWarning, stacklevel=2)
             pictures = [self.images.picture(number) for number in sample.tolist()]
             return [View(n, p, np.ones(p.shape[:2], dtype=bool)) for n, p in zip(sample.tolist(), pictures)]
+        if why:
+            warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=2)
+        how: dict[str, Any] = {"batch_size": min(self.batch_size, 16), "device": self.here}
+        return views(self.model, self.images, channel, sample, target=self.parameters.target, crop=found, **how)
 
     def crops_of(self, channel: int, ranks: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Crops of a channel's references of given ranks, as embedders see them: uint8 ``[side, side, 3]`` each."""
@@ -754,7 +1011,7 @@ class Study:
 
         def compute(_: Store | None) -> tuple[Arrays, None]:
             p = self.parameters
-            how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.device}
+            how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.here}
             return truth.activation_vectors(self.model, self.images, self.references, p.lower, **how), None
 
         return self._kept("activations", self._key("activations", "target", "lower", "n", "by"), compute)[0]
@@ -838,20 +1095,22 @@ class Study:
         self, channel: NDArray[np.int64], sample: NDArray[np.int64], images: Images | None = None, **how: Any
     ) -> NDArray[np.float32]:
         p = self.parameters
-        return circuits(
-            self.model,
-            self.images if images is None else images,
-            channel,
-            sample,
-            target=p.target,
-            lower=p.lower,
-            rule=p.rule,
-            seed=p.seed,
-            batch_size=self.batch_size,
-            device=self.device,
-            workers=self.workers,
-            **how,
-        )
+        with self._laid_out():
+            return circuits(
+                self.model,
+                self.images if images is None else images,
+                channel,
+                sample,
+                target=p.target,
+                lower=p.lower,
+                rule=p.rule,
+                seed=p.seed,
+                batch_size=self.batch_size,
+                device=self.device,
+                workers=self.workers,
+                client=self.client,
+                **how,
+            )
 
     def _kept(
         self,
@@ -963,10 +1222,10 @@ class Study:
         """What a result depends on."""
         found: dict[str, object] = {name: getattr(self.parameters, name) for name in parameters}
         if "n" in parameters and step != "references":
-            found["references"] = self._ranked
+            found["references"] = self.ranked
         return {"step": step, "format": FORMAT[step], **self.identity, **found}
 
     @cached_property
-    def _ranked(self) -> str:
+    def ranked(self) -> str:
         """Stands for the references: what is said of them is in their order, which the last digit may decide."""
         return hashlib.sha256(self._found[0].sample.tobytes()).hexdigest()[:16]

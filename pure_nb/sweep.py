@@ -3,7 +3,8 @@
 Whatever needs all the images is an *accumulator*: it takes in batches, it can be merged with another of its
 kind, and in the end it has a result. A pass is cut into shards (:func:`shards`), each of which is computed by a pure
 function (:func:`shard_part`), and the parts are merged along one fixed binary tree. Batches, shards and tree depend
-on the number of images and the size of a batch alone, whoever computes: so a pass may be stopped and resumed, and run
+on the number of images and the size of a batch alone, whoever computes. Time decides only how often what is known of
+an unfinished shard is saved, to go on from there batch by batch. So a pass may be stopped and resumed, and run
 in one process or by any number of them (:mod:`pure_nb.cluster`) in any order, and the result is the same to the bit,
 as long as the arithmetic is: the same kind of processor, and as many threads of torch.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -23,7 +25,7 @@ from tqdm import tqdm
 
 from pure_nb.data import Images, Unreadable, batches
 from pure_nb.errors import ArgumentError
-from pure_nb.layers import activations, resting
+from pure_nb.layers import activations, placed, resting
 from pure_nb.precision import Precision, precisely
 from pure_nb.store import Store
 
@@ -33,7 +35,13 @@ if TYPE_CHECKING:
 Self = TypeVar("Self", bound="Accumulator")
 
 SHARD = 1024
-"""Images in a shard, rounded to whole batches: what is lost at most when a sweep is stopped."""
+"""Images in a shard, rounded to whole batches."""
+
+SAVE = 20.0
+"""Seconds between two saves of a shard that is not finished: about what is lost at most when a sweep is stopped."""
+
+SPARE = 20.0
+"""Saves are apart at least so many times as long as one takes: of a large state they must not take all the time."""
 
 MOST_SHARDS = 1024
 """Beyond that many, shards grow instead: a million images are a thousand shards of a thousand."""
@@ -168,7 +176,7 @@ def run_shard(
     if len(leaves) > 1:
         raise ArgumentError(f"one pass can keep the graph from one layer, not from each of {sorted(map(str, leaves))}")
     leaf = next(iter(leaves), None)
-    with resting(model):
+    with resting(model, device):
         for batch in batches(images, samples, batch_size=batch_size, workers=workers):
             yield from batch.unreadable
             if not len(batch.samples):
@@ -181,8 +189,10 @@ def run_shard(
             yield len(batch.samples)
 
 
-def shard_part(job: Job, samples: range, done: Callable[[int], object] = lambda images: None) -> Part:
-    """Compute one shard; a pure function of what it is given, so that any process may do it.
+def shard_part(
+    job: Job, samples: range, done: Callable[[int], object] = lambda images: None, store: Store | None = None
+) -> Part:
+    """Compute one shard; a pure function of its job and images, so that any process may do it.
 
     Parameters
     ----------
@@ -192,19 +202,24 @@ def shard_part(job: Job, samples: range, done: Callable[[int], object] = lambda 
         The images: a whole shard.
     done
         Called with the number of images of each batch.
+    store
+        Where what is known is saved every :data:`SAVE` seconds, and found by whoever goes on; None saves nothing.
 
     Raises
     ------
     ImageError
         At the first unreadable image, unless they are to be skipped.
     """
-    fresh = [accumulator.restored({}) for accumulator in job.accumulators]
-    lost: list[Unreadable] = []
+    saved = _loaded("begun", job, samples, store) or Part({}, [])
+    running, lost = saved.accumulators(job.accumulators), saved.lost
+    seen = int(saved.arrays.get("images", 0))  # whole batches
+    done(seen)
+    saving, last = 0.0, perf_counter()
     events = run_shard(
-        job.model.to(job.device),
+        job.model,
         job.images,
-        fresh,
-        samples,
+        running,
+        samples[seen:],
         batch_size=job.batch_size,
         device=job.device,
         workers=job.workers,
@@ -216,8 +231,16 @@ def shard_part(job: Job, samples: range, done: Callable[[int], object] = lambda 
                 if not job.skip_unreadable:
                     raise event.error()
                 lost.append(event)
-            done(1 if isinstance(event, Unreadable) else event)
-    return Part.of(fresh, lost)
+            count = 1 if isinstance(event, Unreadable) else event
+            seen += count
+            done(count)
+            whole = not isinstance(event, Unreadable)  # after which more of the same batch may come
+            if store and whole and (start := perf_counter()) - last > max(SAVE, SPARE * saving):
+                part = Part.of(running, lost)
+                _save("begun", job, samples, store, Part({**part.arrays, "images": np.array(seen)}, lost))
+                last = perf_counter()
+                saving = last - start
+    return Part.of(running, lost)
 
 
 def merged(job: Job, first: Part, second: Part) -> Part:
@@ -233,13 +256,21 @@ def merged(job: Job, first: Part, second: Part) -> Part:
 
 def stored_part(job: Job, cut: Sequence[range], store: Store | None) -> Part | None:
     """The part for some shards out of a store; None where it is not."""
-    saved = store.load_arrays("shard", job.key(span(cut))) if store else None
+    return _loaded("shard", job, span(cut), store)
+
+
+def _loaded(name: str, job: Job, samples: range, store: Store | None) -> Part | None:
+    saved = store.load_arrays(name, job.key(samples)) if store else None
     if saved is None:
         return None
     lost = [Unreadable(*entry) for entry in saved[1]]
     if lost and not job.skip_unreadable:
         raise lost[0].error()
     return Part(saved[0], lost)
+
+
+def _save(name: str, job: Job, samples: range, store: Store, part: Part) -> None:
+    store.save_arrays(name, job.key(samples), part.arrays, [[u.sample, u.path, u.reason] for u in part.lost])
 
 
 def save_part(job: Job, cut: Sequence[range], store: Store, part: Part) -> None:
@@ -256,12 +287,12 @@ def save_part(job: Job, cut: Sequence[range], store: Store, part: Part) -> None:
     part
         What was found.
     """
-    note = [[u.sample, u.path, u.reason] for u in part.lost]
-    store.save_arrays("shard", job.key(span(cut)), part.arrays, note)
+    _save("shard", job, span(cut), store, part)
     _forget(job, cut, store)
 
 
 def _forget(job: Job, cut: Sequence[range], store: Store) -> None:
+    store.remove("begun", job.key(span(cut)))
     for half in halved(cut) if len(cut) > 1 else ():
         store.remove("shard", job.key(span(half)))
         _forget(job, half, store)
@@ -287,7 +318,7 @@ def kept_part(
     cut
         The shards.
     store
-        Where finished parts are kept; None keeps them in memory.
+        Where finished parts are kept, and what is known of unfinished shards; None keeps them in memory.
     done
         Is told how many images are finished.
     known
@@ -298,7 +329,7 @@ def kept_part(
         done(len(span(cut)))
         return part
     if len(cut) == 1:
-        part = shard_part(job, span(cut), done)
+        part = shard_part(job, span(cut), done, store)
     else:
         first, second = halved(cut)
         earlier: Part | None = kept_part(job, first, store, done, known=known)
@@ -340,8 +371,8 @@ def sweep(
     precision
         What the network computes in; see :mod:`pure_nb.precision`.
     store
-        Where to keep finished shards, a folder for this sweep alone. A sweep that finds shards there goes on from
-        them; clear it when the result is safe.
+        Where to keep what is known so far, a folder for this sweep alone. A sweep that finds something there goes on
+        from it; clear it when the result is safe.
     client
         A Dask cluster that computes the shards, see :mod:`pure_nb.cluster`; None computes them here, one by one.
     progress
@@ -355,15 +386,14 @@ def sweep(
     Raises
     ------
     ImageError
-        At the first unreadable image, unless they are to be skipped. Finished shards stay in the store.
+        At the first unreadable image, unless they are to be skipped. What is finished stays in the store.
     LayerError, NonFiniteError
         From the layers and the accumulators.
     """
-    # To a cluster it goes without a device: this process need not have one.
-    model.to("cpu" if client else device)
     job = Job(model, images, accumulators, batch_size, device, workers, skip_unreadable, precision)
     cut = shards(len(images), batch_size)
-    with tqdm(total=len(images), desc="sweep", unit="img", disable=not progress) as bar:
+    bar = tqdm(total=len(images), desc="sweep", unit="img", disable=not progress)
+    with bar, placed(model, "cpu" if client else device):  # a cluster may have a device that this process has not
         if client is None:
             part = kept_part(job, cut, store, bar.update)
         else:

@@ -118,7 +118,7 @@ def activation_vectors(
         found[name][channel[pairs], rank[pairs]] = values.float().cpu().numpy()
 
     image = 0
-    with resting(model.to(device)), torch.inference_mode():
+    with resting(model, device), torch.inference_mode():
         for batch in readable(images, unique.tolist(), batch_size=batch_size):
             outputs = activations(model, batch.images.to(device), [lower, described])
             under = _cells_under(references.grid, tuple(outputs[lower].shape[2:]) if outputs[lower].ndim == 4 else ())
@@ -248,8 +248,9 @@ def summary(table: pd.DataFrame, baseline: str, measure: str = "ami", *, seed: i
     Returns
     -------
     DataFrame
-        Best method first: ``method, mean, low, high`` (95 % interval over neurons), ``difference`` from the
-        baseline, and ``p``: Wilcoxon's signed-rank test over neurons, corrected for the number of methods
+        Best method first: ``method, mean, low, high`` (95 % interval over neurons); ``difference`` from the
+        baseline, with ``difference_low`` and ``difference_high`` (95 % paired bootstrap over neurons, NaN for the
+        baseline itself); and ``p``: Wilcoxon's signed-rank test over neurons, corrected for the number of methods
         (Benjamini and Hochberg).
     """
     wide = table.pivot(index="channel", columns="method", values=measure)
@@ -259,9 +260,18 @@ def summary(table: pd.DataFrame, baseline: str, measure: str = "ami", *, seed: i
     for method in wide:
         values, difference = wide[method].to_numpy(), (wide[method] - wide[baseline]).to_numpy()
         low, high = interval(values, seed=seed)
-        p = signed_rank(difference)
+        apart = interval(difference if method != baseline else difference[:0], seed=seed)
         rows.append(
-            {"method": method, "mean": values.mean(), "low": low, "high": high, "difference": difference.mean(), "p": p}
+            {
+                "method": method,
+                "mean": values.mean(),
+                "low": low,
+                "high": high,
+                "difference": difference.mean(),
+                "difference_low": apart[0],
+                "difference_high": apart[1],
+                "p": signed_rank(difference),
+            }
         )
     found = pd.DataFrame(rows).sort_values("mean", ascending=False, ignore_index=True)
     return found.assign(p=corrected(found["p"]))

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 from sklearn import config_context
 from sklearn.cluster import KMeans
 from sklearn.covariance import ledoit_wolf_shrinkage
@@ -128,13 +129,14 @@ class VirtualNeurons:
         Parameters
         ----------
         vectors
-            float ``[m, d]``: relevance vectors of the same channel, from :func:`pure_nb.circuits.circuits`.
+            float ``[m, d]``: relevance vectors of the same channel, from :func:`pure_nb.circuits.circuits`. Those of
+            zeros, of images that do not drive the neuron, belong to none: -1.
         """
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or vectors.shape[1] != self.centroids.shape[1]:
             raise ArgumentError(f"expected vectors of shape [m, {self.centroids.shape[1]}], got {list(vectors.shape)}")
         distance = ((vectors[:, None] - self.centroids) ** 2).sum(axis=-1)
-        return distance.argmin(axis=1)
+        return np.where(vectors.any(axis=1), distance.argmin(axis=1), -1)
 
 
 def cluster(vectors: Vectors, k: int, *, n_init: int = 10, seed: int = 0) -> NDArray[np.int64]:
@@ -184,6 +186,49 @@ def cluster_some(vectors: Vectors, driven: NDArray[np.bool_], k: int, *, seed: i
     if driven.any():
         labels[driven] = cluster(vectors[driven], k, seed=seed)
     return labels
+
+
+def refitted(
+    vectors: Vectors, parts: NDArray[np.int64], training: NDArray[np.bool_], *, seed: int = 0
+) -> NDArray[np.int64]:
+    """The same number of clusters from some of the vectors alone; each of the others belongs to the nearest.
+
+    Parameters
+    ----------
+    vectors
+        float ``[n, d]``.
+    parts
+        int64 ``[n]``, from 0: clusters of all of them. A new one is numbered as the one that it shares most with.
+    training
+        Bool ``[n]``: the vectors to cluster.
+    seed
+        As for :func:`cluster`.
+
+    Returns
+    -------
+    ndarray
+        int64 ``[n]``.
+
+    Raises
+    ------
+    ArgumentError
+        If fewer different vectors are left than there are parts.
+    """
+    k = int(parts.max()) + 1
+    own = cluster(vectors[training], k, seed=seed)
+    if own.max() + 1 < k:
+        raise ArgumentError(
+            f"every second image makes {own.max() + 1} clusters and not {k}: ask for fewer parts, or held_out=False"
+        )
+    shared = np.zeros((k, k), dtype=np.int64)
+    np.add.at(shared, (own, parts[training]), 1)
+    number = linear_sum_assignment(shared, maximize=True)[1]
+    centroids = np.empty((k, vectors.shape[1]))
+    for new, old in enumerate(number.tolist()):
+        centroids[old] = vectors[training][own == new].mean(axis=0)
+    found = ((vectors[:, None] - centroids) ** 2).sum(axis=-1).argmin(axis=1)
+    found[training] = number[own]
+    return found
 
 
 # On a hundred vectors threads cost five times what they bring, and checking arguments as much as the rest.
@@ -431,8 +476,9 @@ def _silhouettes(distance: Vectors, labels: Vectors) -> Vectors:
 
 
 def part_name(part: int) -> str:
-    """A for the largest virtual neuron, then B, C ..."""
-    return ascii_uppercase[part % 26]
+    """A for the largest virtual neuron, then B, C ... Z, AA, AB ..."""
+    earlier, letter = divmod(part, 26)
+    return (part_name(earlier - 1) if earlier else "") + ascii_uppercase[letter]
 
 
 def packed(parts: Sequence[VirtualNeurons]) -> tuple[dict[str, NDArray[Any]], list[list[int]]]:

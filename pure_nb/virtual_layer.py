@@ -9,6 +9,7 @@ circuit is a mixture of theirs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -131,14 +132,15 @@ class VirtualLayer(nn.Module):
             device=str(images.device),
         )
         found, axis = images.new_empty(0), 1
-        for rows, relevance, _, top in flows:
-            vectors = normalised(by_position(relevance).sum(dim=2).float().cpu().numpy())
-            share = torch.from_numpy(self._shares(vectors, channel[rows])).to(top)
-            axis = channel_axis(top)
-            values = top.movedim(axis, 1)[torch.arange(len(rows)), channel[rows]]
-            if not len(found):
-                found = values.new_zeros((len(images), len(self.channel), *values.shape[1:]))
-            found[sample[rows]] += share.reshape(*share.shape, *[1] * (values.ndim - 1)) * values[:, None]
+        with closing(flows):  # whatever happens here, the network gets its state back at once
+            for rows, relevance, _, top in flows:
+                vectors = normalised(by_position(relevance).sum(dim=2).float().cpu().numpy())
+                share = torch.from_numpy(self._shares(vectors, channel[rows])).to(top)
+                axis = channel_axis(top)
+                values = top.movedim(axis, 1)[torch.arange(len(rows)), channel[rows]]
+                if not len(found):
+                    found = values.new_zeros((len(images), len(self.channel), *values.shape[1:]))
+                found[sample[rows]] += share.reshape(*share.shape, *[1] * (values.ndim - 1)) * values[:, None]
         return found.movedim(1, axis)
 
     def _shares(self, vectors: NDArray[np.float32], channel: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -24,8 +24,7 @@ from PIL import Image
 
 from pure_nb import atlas
 from pure_nb.errors import ArgumentError, LayerError, PureError
-from pure_nb.layers import survey
-from pure_nb.parameters import NEAREST
+from pure_nb.parameters import NEAREST, file_word
 from pure_nb.plots import neuron_figure, references_figure
 from pure_nb.store import write_atomically
 from pure_nb.virtual import CHOICES
@@ -85,6 +84,8 @@ def explorer(
     """
     if not values or (others is not None and not others):
         raise ArgumentError("an explorer needs at least one value to show")
+    if start is not None and start not in values:
+        raise ArgumentError(f"an explorer starts at one of its values, and {start!r} is not among {_few(values)}")
     axes = [(label, list(values), 0 if start is None else list(values).index(start))]
     if others is not None:
         axes.append((other, list(others), 0))
@@ -123,10 +124,13 @@ def explore(
 
     Raises
     ------
-    IndexError
-        If there is no such neuron.
+    ArgumentError
+        If there is no such neuron, or no image drives it.
     """
     first = int(study.neurons["channel"].iloc[0]) if start is None else study.neuron(start).channel
+    if not study.references.alive[first]:
+        living = [channel for channel, alive in enumerate(study.references.alive.tolist()) if alive]
+        raise ArgumentError(f"no image drives channel {first}, so there is nothing to show; start at {_few(living)}")
     folder = os.environ.get(BOOK)
     if folder:
         return _static_neurons(study, first, Path(folder), parts, whole, caption)
@@ -136,8 +140,10 @@ def explore(
 def _picture(figure: Figure) -> bytes:
     """A figure as WebP, and closed."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="webp", dpi=110, pil_kwargs=atlas.WEBP)
-    plt.close(figure)
+    try:
+        figure.savefig(buffer, format="webp", dpi=110, pil_kwargs=atlas.WEBP)
+    finally:
+        plt.close(figure)
     return buffer.getvalue()
 
 
@@ -149,6 +155,28 @@ def _slider(values: Sequence[object], label: str, index: int = 0) -> ipywidgets.
         continuous_update=False,
         layout=ipywidgets.Layout(width="100%", max_width="34rem"),
     )
+
+
+def _few(values: Sequence[object]) -> str:
+    """Some of the values, in words."""
+    return ", ".join([*map(str, values[:8]), *(["..."] if len(values) > 8 else [])]) or "none"
+
+
+def _telling(words: ipywidgets.HTML, shown: ipywidgets.Image, act: Callable[[], None]) -> Callable[[object], None]:
+    """``act`` as a callback of a control: what goes wrong is said beside it, not only in a hidden log."""
+
+    def called(_: object = None) -> None:
+        try:
+            act()
+        except Exception as problem:
+            shown.value = b""  # rather than the picture of something else
+            if isinstance(problem, PureError):
+                words.value = _small(str(problem))
+            else:
+                words.value = _small(f"{type(problem).__name__}: {problem}")
+                raise
+
+    return called
 
 
 def _small(text: str) -> str:
@@ -167,20 +195,21 @@ def _live(
     shown = ipywidgets.Image(format="webp", layout=ipywidgets.Layout(max_width="100%"))
     words = ipywidgets.HTML()
 
-    def show(_: object = None) -> None:
+    def draw_it() -> None:
         chosen = [slider.index for slider in sliders]
         shown.value = picture(*chosen)
         words.value = _small(describe(*(values[index] for (_, values, _), index in zip(axes, chosen))))
 
+    show = _telling(words, shown, draw_it)
     for slider in sliders:
         slider.observe(show, names="index")
-    show()
+    show(None)
     return ipywidgets.VBox([*sliders, shown, words, ipywidgets.HTML(_small(caption))])
 
 
 def _live_neurons(study: Study, start: int, parts: bool, whole: bool, caption: str) -> ipywidgets.Widget:
     own = study.parameters.target
-    names = [shape.name for shape in survey(study.model, study.images.example[None].to(study.device))]
+    names = [shape.name for shape in study.survey()]
     layer = ipywidgets.Dropdown(options=list(dict.fromkeys([own, *names])), value=own, description="layer")
     channels = [int(channel) for channel, alive in enumerate(study.references.alive) if alive]
     neuron = _slider(channels, "neuron", channels.index(start))
@@ -205,29 +234,25 @@ def _live_neurons(study: Study, start: int, parts: bool, whole: bool, caption: s
         sizes = ", ".join(f"{size} images {one.meanings(part)}".strip() for part, size in enumerate(one.virtual.sizes))
         return _picture(neuron_figure(one)), f"Neuron {channel} of {name} in {one.virtual.k} parts by {by}: {sizes}."
 
-    def show(_: object = None) -> None:
+    def draw_it() -> None:
         words.value = _small("computing ...")
         k = int(CHOICES[count.index - 1]) if count.index else 0
-        try:
-            shown.value, text = picture(layer.value, int(neuron.value), k, method.value)
-            words.value = _small(text)
-        except PureError as problem:
-            words.value = _small(str(problem))
+        shown.value, text = picture(layer.value, int(neuron.value), k, method.value)
+        words.value = _small(text)
 
-    def change_layer(_: object) -> None:
+    def change_layer() -> None:
         words.value = _small("a pass over all images ...")
-        try:
-            alive = of_layer(layer.value).study.references.alive
-        except LayerError as problem:
-            words.value = _small(str(problem))
-            return
-        neuron.options = [str(channel) for channel in range(len(alive)) if alive[channel]]  # moves it to the first
-        show()
+        living = [str(c) for c, alive in enumerate(of_layer(layer.value).study.references.alive) if alive]
+        if not living:
+            raise LayerError(f"no image drives any channel of {layer.value!r}")
+        neuron.options = living  # moves it to the first
+        draw_it()
 
-    layer.observe(change_layer, names="value")
+    show = _telling(words, shown, draw_it)
+    layer.observe(_telling(words, shown, change_layer), names="value")
     for control in (neuron, count, method):
         control.observe(show, names="value")
-    show()
+    show(None)
     controls = [layer, neuron, *([count, method] if parts else [])]
     return ipywidgets.VBox([*controls, shown, words, ipywidgets.HTML(_small(caption))])
 
@@ -244,7 +269,7 @@ def _static(
     for shown in product(*(values for _, values, _ in axes)):
         content = _picture(draw(*shown))
         # The content names the file, so that a browser never shows a picture of an earlier build.
-        file = f"{'-'.join(map(str, shown))}-{hashlib.sha256(content).hexdigest()[:8]}.webp"
+        file = f"{file_word('-'.join(map(str, shown)))}-{hashlib.sha256(content).hexdigest()[:8]}.webp"
         write_atomically(folder / "explorers" / name / file, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
         pictures.append((file, describe(*shown), content))
     told = {

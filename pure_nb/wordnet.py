@@ -173,7 +173,8 @@ def _in_nltk_data(content: str) -> WordNet:
     try:
         root = nltk.data.find("corpora/wordnet/", folders)
     except LookupError as problem:
-        raise WordNetError(f"no corpora/wordnet that NLTK reads is in {', '.join(folders) or 'no folder'}") from problem
+        more = f" or {len(folders) - 1} other folders of NLTK's" if len(folders) > 1 else ""
+        raise WordNetError(f"no corpora/wordnet is in {folders[0] if folders else 'a folder'}{more}") from problem
     return _read(root, f"NLTK's data, {root}", _content(content))
 
 

@@ -16,14 +16,60 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from pure_nb.circuits import seeded
 from pure_nb.errors import LayerError, PlantingError, StudyError, StudyWarning
-from pure_nb.layers import INPUT, activations, nearest_below, resting
+from pure_nb.layers import INPUT, activations, by_position, nearest_below, resting
+from pure_nb.lrp import LINEAR
 from pure_nb.parameters import NEAREST
 from pure_nb.planting import Groups, How, Planting, contributions, draw, drivers, likeness_of, plant, shares
 from pure_nb.relevance import closed_form, dense_weight
 from pure_nb.study import Study
 from pure_nb.truth import COMMON, activation_vectors
+
+PRODUCTS = frozenset(
+    (
+        "__matmul__",
+        "addmm",
+        "baddbmm",
+        "bilinear",
+        "bmm",
+        "einsum",
+        "matmul",
+        "mm",
+        "multi_head_attention_forward",
+        "scaled_dot_product_attention",
+        "tensordot",
+    )
+)
+"""Functions that mix channels, besides those of :data:`pure_nb.lrp.LINEAR`."""
+
+RECTIFIERS = frozenset(
+    (
+        "celu",
+        "clamp",
+        "elu",
+        "elu_",
+        "gelu",
+        "hardswish",
+        "hardtanh",
+        "hardtanh_",
+        "leaky_relu",
+        "leaky_relu_",
+        "mish",
+        "prelu",
+        "relu",
+        "relu6",
+        "relu_",
+        "selu",
+        "silu",
+        "softplus",
+        "threshold",
+    )
+)
+"""Functions of each number alone, that let large ones through."""
 
 CLEAR = 2 / 3
 """A reference image is clear if one source brought at least this part of what drove it."""
@@ -91,8 +137,8 @@ class World:
             return lower
         if nearest == lower:
             return lower
-        with resting(base.model.to(base.device)), torch.inference_mode():
-            found = activations(base.model, base.images.example[None].to(base.device), [lower, nearest])
+        with resting(base.model, base.here), torch.inference_mode():
+            found = activations(base.model, base.images.example[None].to(base.here), [lower, nearest])
         return lower if torch.equal(found[lower], found[nearest]) else nearest
 
     def using(self, **changes: Any) -> Study:
@@ -103,30 +149,58 @@ class World:
 
     def circuits(self, **changes: Any) -> NDArray[np.float32]:
         """Circuits by some recipe, without telling the answer: see :meth:`using` and :meth:`hidden`."""
-        return self.hidden(self.using(**changes).circuits)
+        study = self.using(**changes)
+        return self.hidden(study.circuits, study.parameters.lower)
 
-    def hidden(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Circuits in which the sources are not told apart by their own channels, ``[channels, n, lower channels]``.
+    def hidden(self, vectors: NDArray[np.float32], lower: str) -> NDArray[np.float32]:
+        """Circuits in which the sources are not told apart by channels of their own, ``[channels, n, lower channels]``.
 
         A residual block adds to its input. So right below it each source of a merged channel still has a channel of its
-        own, whose relevance *is* the answer; a natural neuron has one such channel and not two. Where the lower layer
-        is as wide as the planted one, the columns of the sources are therefore added up into one, as
-        :attr:`activations` does it. (Where the block has no identity shortcut, two columns of many are lost.)
+        own, whose relevance *is* the answer; a natural neuron has one such channel and not two. Such channels, which
+        the network itself tells (:func:`straight`), are added up into one. A source may lack one, as the channels do
+        that are new in a stage with padded shortcuts. Then that of the other would tell the two apart, and natural
+        neurons of that kind have none: they are set to 0.
 
         Parameters
         ----------
         vectors
             Circuits of this world's study, ``[channels, n, lower channels]``.
+        lower
+            The lower layer, as the network that is studied calls it.
         """
-        planting = self.planting
-        if planting is None or planting.early or vectors.shape[2] != planting.weight.shape[1]:
+        if self.planting is None:
             return vectors
-        found = vectors.copy()
-        for channel, group in enumerate(planting.groups):
+        found, straight = vectors.copy(), self._straight(lower)
+        for channel, group in enumerate(self.planting.groups):
             sources = sorted(set(group))
-            found[channel][:, sources[0]] = vectors[channel][:, sources].sum(axis=1)
-            found[channel][:, sources[1:]] = 0
+            if len(sources) == 1:
+                continue
+            own = np.flatnonzero(straight[sources].any(axis=0))
+            if straight[sources].any(axis=1).all():
+                found[channel][:, own[0]] = vectors[channel][:, own].sum(axis=1)
+                own = own[1:]
+            found[channel][:, own] = 0
         return found
+
+    def _straight(self, lower: str) -> NDArray[np.bool_]:
+        """:func:`straight` for the sources: bool ``[channels, lower channels]``, False for what is no source."""
+        assert self.planting is not None
+        if lower in self._known:
+            return self._known[lower]
+        base, whole, name = self.base, f"{self.planting.layer}.whole", lower
+        if lower == f"{INPUT}{self.planting.target}":  # both read the same
+            lower = INPUT + whole
+        sources = np.unique(np.concatenate(self.planting.groups))
+        example = base.images.example[None].to(base.here)
+        rows = straight(self.study.model, example, sources, target=whole, lower=lower)
+        self._known[name] = np.zeros((base.references.channels, rows.shape[1]), dtype=np.bool_)
+        self._known[name][sources] = rows
+        return self._known[name]
+
+    @cached_property
+    def _known(self) -> dict[str, NDArray[np.bool_]]:
+        """What :meth:`_straight` has found, by the lower layer."""
+        return {}
 
     @cached_property
     def activations(self) -> dict[str, NDArray[np.float32]]:
@@ -145,8 +219,11 @@ class World:
             study.parameters.lower,
             layer=f"{planting.layer}.whole",
             batch_size=study.batch_size,
-            device=study.device,
+            device=study.here,
         )
+        for name in ("lower activation", "lower activation at maximum"):
+            if name in found:
+                found[name] = self.hidden(found[name], study.parameters.lower)
         for name in ("activation", "activation at maximum"):
             for channel, group in enumerate(planting.groups):
                 own, sources = found[name][channel], sorted(set(group))
@@ -155,6 +232,70 @@ class World:
                 own[:, sources] = 0
                 own[:, sources[0]] = merged
         return found
+
+
+class _Unmixed(TorchFunctionMode):
+    """Lets gradients through all but what mixes channels: convolutions but depthwise ones, and products of matrices.
+
+    Through rectifiers and their like they pass whole, whatever the image.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function, and cut the graph behind it if it mixes."""
+        name, kwargs = getattr(function, "__name__", ""), kwargs or {}
+        before = args[0].clone() if name in RECTIFIERS else None  # some work in place
+        found = function(*args, **kwargs)
+        if before is not None:
+            return before + (found - before).detach()
+        if name in ("conv1d", "conv2d", "conv3d"):
+            weight, groups = kwargs.get("weight", args[1:2]), kwargs.get("groups", args[6:7] or 1)
+            weight, groups = (it[0] if isinstance(it, tuple) else it for it in (weight, groups))
+            if groups > 1 and weight.shape[1] == 1:
+                return found
+        if name in LINEAR | PRODUCTS:
+            if isinstance(found, Tensor):
+                return found.detach()
+            return tuple(None if one is None else one.detach() for one in found)
+        return found
+
+
+def straight(
+    model: nn.Module, image: Tensor, channel: NDArray[np.int64], *, target: str, lower: str
+) -> NDArray[np.bool_]:
+    """Which lower channels reach a channel straight, mixed with no other: through shortcuts, and what does not mix.
+
+    These are where the channel's gradient does not vanish if it may not pass through convolutions and products of
+    matrices. Shortcuts may pad, subsample, permute and concatenate. Norms over the channels mix a little, so that a
+    lower channel counts from half the strongest gradient.
+
+    Parameters
+    ----------
+    model
+        The network.
+    image
+        Any one of its inputs, ``[1, ...]``.
+    channel
+        int64 ``[P]``: channels of the target layer.
+    target, lower
+        The layers.
+
+    Returns
+    -------
+    ndarray
+        bool ``[P, lower channels]``.
+    """
+    rows = []
+    with resting(model, image.device):
+        for chosen in torch.split(torch.from_numpy(channel).to(image.device), 32):
+            with _Unmixed():
+                found = activations(model, image.expand(len(chosen), *image.shape[1:]), [lower, target], leaf=lower)
+            leaf, top = found[lower], found[target]
+            flow = torch.zeros_like(leaf)
+            if top.requires_grad:
+                (flow,) = torch.autograd.grad(top, leaf, seeded(top, chosen, "unit"))
+            strength = by_position(flow).abs().sum(dim=2).cpu().numpy()
+            rows.append((strength > 0) & (strength >= strength.max(axis=1, keepdims=True) / 2))
+    return np.concatenate(rows)
 
 
 def objects_world(study: Study) -> World:
@@ -188,7 +329,7 @@ def planted_world(
     null: int = 0,
     strengths: Sequence[float] | None = None,
     groups: Groups | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> World:
     """A study's network with merged channels, and what really drove each of their reference images.
 
@@ -199,7 +340,7 @@ def planted_world(
     study
         Any study. Its target layer is where channels are merged.
     count, k, how, seed
-        See :func:`pure_nb.planting.draw`.
+        See :func:`pure_nb.planting.draw`; the seed is the study's by default.
     null
         Number of channels merged with themselves, to be told from the others. They are drawn at random.
     strengths
@@ -212,7 +353,7 @@ def planted_world(
     PlantingError
         See :func:`pure_nb.planting.plant` and :func:`pure_nb.planting.draw`.
     """
-    drawn = groups is None
+    drawn, seed = groups is None, study.parameters.random if seed is None else seed
     if groups is None:
         alike = likeness(study) if how in ("similar", "dissimilar") else None
         groups = draw(study.references, count, k, how=how, likeness=alike, seed=seed)
@@ -236,7 +377,7 @@ def planted_world(
         strong = None if strong is None else [*strong, *[[1.0, 1.0]] * null]
     model, planting = plant(study.model, study.references, groups, strong)
     own = study.using(model=model, target=planting.target, lower=planting.renamed(study.parameters.lower))
-    how_run: dict[str, Any] = {"batch_size": study.batch_size, "device": study.device}
+    how_run: dict[str, Any] = {"batch_size": study.batch_size, "device": study.here}
     brought = contributions(model, own.images, own.references, planting, **how_run)
     truth = drivers(brought)
     part = shares(brought)

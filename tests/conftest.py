@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from built import NOT_BUILT, SITE
 from hypothesis import settings
 from torch import nn
 
@@ -23,6 +24,14 @@ from pure_nb.study import Study
 
 settings.register_profile("pure_nb", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("pure_nb")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the built book are skipped where it is not built."""
+    if not (SITE / "index.html").is_file():
+        for item in items:
+            if item.get_closest_marker("book"):
+                item.add_marker(pytest.mark.skip(reason=NOT_BUILT))
 
 
 @pytest.fixture(autouse=True)

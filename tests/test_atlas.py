@@ -22,9 +22,8 @@ from pure_nb.atlas import COLUMNS, CROP, METHODS, WHOLE, Atlas
 from pure_nb.cli import app
 from pure_nb.data import Images
 from pure_nb.embedders import Embedder
-from pure_nb.errors import ArgumentError
+from pure_nb.errors import ArgumentError, EmbedderError, StudyError
 from pure_nb.glyphs import CLASSES
-from pure_nb.parameters import StudyError
 from pure_nb.virtual import CHOICES, cluster
 from tests.small import noise, picture_folder, plain
 
@@ -207,6 +206,17 @@ def test_names_cannot_become_markup(tmp_path: Path) -> None:
     assert data(tmp_path / "atlas", 0)["names"] == [nasty]
 
 
+@pytest.mark.parametrize(
+    ("home", "expected"),
+    [("../book.html", "../../book.html"), ("https://host/book", "https://host/book"), ("/book", "/book")],
+)
+def test_the_link_back(tmp_path: Path, home: str, expected: str) -> None:
+    atlas.write(own_study(store=tmp_path / "store"), tmp_path / "atlas", channels=[0], home=home)
+    assert f'<a href="{home}">The book' in (tmp_path / "atlas/0.html").read_text(encoding="utf-8")
+    lower = next((tmp_path / "atlas/lower").glob("*.html"))
+    assert f'<a href="{expected}">The book' in lower.read_text(encoding="utf-8")
+
+
 def test_parts_are_named(glyph_study: Study, tmp_path: Path) -> None:
     def colours(crops: list[Any]) -> Any:
         return np.stack([crop.reshape(-1, 3).mean(axis=0) for crop in crops]).astype(np.float32)
@@ -228,6 +238,8 @@ def test_bad_wishes(glyph_study: Study, tmp_path: Path) -> None:
         atlas.write(glyph_study, tmp_path, methods=["circuits", "umap"])
     with pytest.raises(StudyError, match="'activations'"):
         atlas.write(glyph_study, tmp_path, methods=["activations"])
+    with pytest.raises(EmbedderError, match="no text tower"):
+        atlas.write(glyph_study, tmp_path, embedder=Embedder.of("mean", lambda some: np.ones((len(some), 2))))
     with pytest.raises(StudyError, match="count=0"):
         atlas.write(glyph_study, tmp_path, count=0)
     with pytest.raises(ArgumentError, match="channel 99"):
@@ -252,6 +264,6 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert said.exit_code == 0, said.output
     assert "3 neurons" in said.output
     assert {path.name for path in out.glob("[0-9]*.html")} == {"0.html", "1.html", "2.html"}
-    wrong = CliRunner().invoke(app, [*command, "--look", "sideways"])
+    wrong = CliRunner().invoke(app, [*command, "--crop", "sideways"])
     assert wrong.exit_code == 1
-    assert "--look must be one of" in wrong.output
+    assert "crop must be one of" in wrong.output

@@ -39,9 +39,8 @@ from pure_nb.bench import (
     true_owners,
 )
 from pure_nb.contestants import Contestant, Parts, by_mixture, circuits_of, random_parts
-from pure_nb.data import ImageError, Images
-from pure_nb.errors import ArgumentError
-from pure_nb.parameters import StudyError
+from pure_nb.data import Images
+from pure_nb.errors import ArgumentError, ImageError, StudyError, StudyWarning
 from pure_nb.study import Study
 from pure_nb.truth import interval
 from pure_nb.virtual import cluster, virtual_neurons
@@ -682,7 +681,8 @@ def test_the_leaderboard_on_paper() -> None:
         )
     found = leaderboard(pd.concat(tables, ignore_index=True))
     assert list(found) == [
-        *("method", "ari", "low", "high", "difference", "p", "ami", "accuracy", "ari_clear", "correlation", "f1"),
+        *("method", "ari", "low", "high", "difference", "difference_low", "difference_high", "p"),
+        *("ami", "accuracy", "ari_clear", "correlation", "f1", "clear_neurons"),
         *("k_right", "k_bias", "auc", "auc_low", "auc_high", "seconds"),
     ]
     assert found["method"].tolist() == ["better", "PURE", "worse"]
@@ -690,7 +690,15 @@ def test_the_leaderboard_on_paper() -> None:
         values = ari[row.method]
         assert row.ari == pytest.approx(values.mean())
         assert (row.low, row.high) == pytest.approx(interval(values))
-        assert row.difference == pytest.approx((values - ari["PURE"]).mean())
+        apart = values - ari["PURE"]
+        assert row.difference == pytest.approx(apart.mean())
+        drawn = apart[np.random.default_rng(0).integers(0, 8, (2000, 8))].mean(axis=1)  # the same neurons for both
+        limits = (row.difference_low, row.difference_high)
+        if row.method == "PURE":
+            assert np.isnan(limits).all()
+        else:
+            assert limits == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+        assert row.clear_neurons == 1
         assert row.ami == list(ari).index(row.method) == row.seconds
         assert row.accuracy == 0.75
         assert row.ari_clear == 0.25
@@ -710,6 +718,45 @@ def test_the_leaderboard_on_paper() -> None:
         assert by_method.loc[method, "auc"] == pytest.approx(12 / 16)
         assert by_method.loc[method, "auc_low"] < 0.75 < by_method.loc[method, "auc_high"]
     assert by_method.loc["worse", ["k_right", "k_bias", "auc", "auc_low", "auc_high"]].isna().all()
+
+
+def test_too_few_clear_references_are_told(tmp_path: Path, alone_in_one_process: None) -> None:
+    world = world_of(tmp_path)
+    with pytest.warns(StudyWarning, match=f"ari_clear is not known: it takes {FEW} clear .* among its 24 .*--n"):
+        table = run(replace(world, share=np.zeros(world.share.shape)), [Contestant("told", told)], choose=False)
+    assert table["ari_clear"].isna().all()
+
+
+def test_answers_belong_to_an_order_of_references(tmp_path: Path, alone_in_one_process: None) -> None:
+    """In another order, which the last digit may decide, they are asked for again, though the truth is the same."""
+    world, asked = world_of(tmp_path), []
+
+    def answers(it: World) -> NDArray[np.int64]:
+        asked.append(it.study.references.sample[0, 0])
+        return told(it)
+
+    entry = Contestant("told", answers, fingerprint="told")
+    run(world, [entry], choose=False)
+    run(world, [entry], choose=False)
+    assert len(asked) == 1
+    other = replace(world.study)
+    references, note = world.study._found
+    other.__dict__["_found"] = replace(references, sample=references.sample[:, ::-1].copy()), note
+    run(replace(world, study=other), [entry], choose=False)
+    assert len(asked) == 2
+
+
+def test_the_seed_is_the_studys(tmp_path: Path, alone_in_one_process: None) -> None:
+    world, seeds = world_of(tmp_path, random=7), []
+
+    def divide(vectors: NDArray[np.float32], k: int, seed: int) -> NDArray[np.int64]:
+        seeds.append(seed)
+        return np.arange(len(vectors)) % k
+
+    run(world, [Contestant("own", circuits_of(), divide)], choose=False)
+    assert set(seeds) == {7}
+    study = world.base
+    assert planted_world(study, 3).planting.groups == planted_world(study, 3, seed=7).planting.groups  # type: ignore[union-attr]
 
 
 def test_another_baseline() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from built import CHAPTERS, DESK, NOT_BUILT, PAGES, PHONE, SITE, Visit, chromium, file_sizes
+from built import CHAPTERS, DESK, PAGES, PHONE, SITE, Visit, chromium, file_sizes
 
-pytestmark = pytest.mark.skipif(not (SITE / "index.html").is_file(), reason=NOT_BUILT)
+pytestmark = pytest.mark.book
 
 LOOKS = {
     f"{theme}-{size['width']}": {"color_scheme": theme, "viewport": size}

@@ -29,7 +29,7 @@ SOLUTION_SECONDS = 120
 
 ADDRESS = re.compile(r"\bat 0x[0-9a-f]+|<Figure size |<Axes")
 
-pytestmark = pytest.mark.skipif(not CACHE.is_dir(), reason="the book is not built: make book runs its chapters")
+pytestmark = pytest.mark.book
 
 
 def ran(name: str) -> list[Any]:

@@ -18,12 +18,11 @@ from zennit.torchvision import ResNetCanonizer
 
 from pure_nb import blocks
 from pure_nb.circuits import Seed, circuits, normalised, propagate, seeded
-from pure_nb.data import ImageError, Images
-from pure_nb.errors import ArgumentError
+from pure_nb.data import Images
+from pure_nb.errors import ArgumentError, ImageError, LayerError, NonFiniteError, StoreWarning
 from pure_nb.glyphs import GlyphScenes
-from pure_nb.layers import LayerError, activations
-from pure_nb.references import NonFiniteError
-from pure_nb.store import Store, StoreWarning
+from pure_nb.layers import activations
+from pure_nb.store import Store
 
 RULES = ["gradient", "lrp"]
 

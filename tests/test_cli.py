@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,11 +27,10 @@ from typer.testing import CliRunner, Result
 from pure_nb import circuits as circuits_module
 from pure_nb import load_study
 from pure_nb.cli import _numbers, app
-from pure_nb.parameters import StudyError
+from pure_nb.errors import StudyError, WordNetError
 from pure_nb.references import TopReferences
 from pure_nb.splitting import load_split
 from pure_nb.study import Study
-from pure_nb.wordnet import WordNetError
 
 TOML = """\
 name = "small"
@@ -67,6 +68,11 @@ def call(*arguments: object) -> Result:
 
 def on(folder: Path, command: str, *arguments: object) -> Result:
     return call(command, folder / "small.toml", "--store", folder, *arguments)
+
+
+def plainly(result: Result) -> str:
+    """What a command said beside its result."""
+    return " ".join(result.stderr.split())
 
 
 def failed(result: Result, code: int = 1) -> str:
@@ -143,6 +149,7 @@ def test_plot(finished: Path, tmp_path: Path) -> None:
     assert result.stdout.split() == expected
     for file in expected:
         assert Image.open(file).size[0] == 1140
+    assert plt.get_fignums() == []  # or two thousand neurons would stay in memory
 
 
 def test_plot_takes_the_most_polysemantic_by_default(finished: Path, tmp_path: Path) -> None:
@@ -225,6 +232,60 @@ def test_split(finished: Path, tmp_path: Path, classes: list[str], score: str) -
     assert int((owner == 0).sum()) == int(re.search(r"(\d+) cloud", line)[1])  # type: ignore[index]
 
 
+def test_split_as_published(finished: Path) -> None:
+    how = ["--ownership", "published", "--score", "ratio", "--clamp", "positions"]
+    result = on(finished, "split", *CONV, "--channel", 0, "--classes", "cloud,atom", *how)
+    assert result.exit_code == 0, result.output
+    study = load_study(finished / "small.toml", store=finished).using(target=CONV[1], lower=CONV[3])
+    own = study.split_of(0, ["cloud", "atom"], "ratio", ownership="published", clamp="positions")
+    header, first = (line.split() for line in result.stdout.splitlines()[1:3])
+    assert header == own.table().columns.tolist()
+    assert first[2] == f"{own.table()['positive'][0]:.3f}"
+    counts = ", ".join(f"{(own.owner == part).sum()} {name}" for part, name in enumerate(["cloud", "atom"]))
+    assert f"rho = {own.rho:g}; sources: {counts}, " in result.stdout
+
+
+def test_split_of_a_channel_that_is_not_relevant(finished: Path) -> None:
+    """Its table is empty, and a sentence says why."""
+    result = on(finished, "split", *CONV, "--channel", 0, "--classes", "cloud,atom", "--share", 1)
+    assert result.exit_code == 0, result.output
+    assert "NaN" in result.stdout
+    assert "Mind: channel 0 has no ratios for 'cloud': of 25 validation images it is relevant in 0" in plainly(result)
+
+
+def test_split_judged_by_other_pictures(tmp_path: Path) -> None:
+    """Read as the study reads its own, and found by the names of their classes."""
+    for seed, name in enumerate(("own", "other")):
+        picture_folder(tmp_path / name, 24, 4, 12, seed)
+    shutil.copy(Path(__file__).with_name("small.py"), tmp_path / "networks.py")
+    text = """
+    [model]
+    source = "networks.py:plain"
+    [images]
+    source = "folder"
+    root = "own"
+    mean = [0.1, 0.2, 0.3]
+    std = [0.5, 0.5, 0.5]
+    resize = 12
+    crop = 12
+    [parameters]
+    target = "4"
+    lower = "input:4"
+    n = 6
+    share = 0.0
+    """
+    (tmp_path / "mine.toml").write_text(text)
+    asked = ["split", tmp_path / "mine.toml", "--store", tmp_path, "--channel", 1, "--classes", "class0,class3"]
+    result = CliRunner().invoke(app, [str(word) for word in [*asked, "--validation", tmp_path / "other"]])
+    assert result.exit_code == 0, result.output
+    study = load_study(tmp_path / "mine.toml", store=tmp_path, progress=False)
+    other = load_study(tmp_path / "mine.toml", data=tmp_path / "other").images
+    table = study.split_of(1, ["class0", "class3"], validation=other).table()
+    line = result.stdout.splitlines()[2].split()
+    assert line[2] == f"{table['positive'][0]:.3f}"
+    assert not table.equals(study.split_of(1, ["class0", "class3"], validation=study.images).table())
+
+
 def test_split_between_virtual_neurons(finished: Path) -> None:
     result = on(finished, "split", *CONV, "--channel", 5)
     assert result.exit_code == 0, result.output
@@ -265,8 +326,8 @@ def test_an_unknown_study(command: str) -> None:
             ["--neurons", "three"],
             "can't read 'three' in --neurons 'three'; expected numbers such as 3,17,20-23",
         ),
-        ("run", ["--rule", "magic"], "rule must be one of ('gradient', 'lrp'), got 'magic'"),
-        ("run", ["--n", "0"], "n must be at least 2"),
+        ("run", ["--rule", "magic"], "rule must be one of gradient, lrp, got 'magic'"),
+        ("run", ["--n", "0"], "n must be a whole number and at least 2"),
         ("run", ["--weights", "nowhere.safetensors"], "there is no file of weights"),
         ("arv", ["--channel", "32"], "channel 32: layer 'layer4' has channels 0 to 31"),
         ("arv", ["--mass", "1.5"], "mass must be a number from 0 to 1, got 1.5"),
@@ -279,11 +340,44 @@ def test_an_unknown_study(command: str) -> None:
         ("split", [*CONV, "--channel", "0", "--classes", "atm,cat"], "there is no class 'atm' among 48; near it: atom"),
         ("split", [*CONV, "--channel", "0", "--classes", "cat", "cat"], "two or more different classes, got"),
         ("split", [*CONV, "--channel", "0", "--score", "best"], "--score must be one of ratio, bounded, got 'best'"),
+        (
+            "split",
+            [*CONV, "--channel", "0", "--ownership", "ours"],
+            "--ownership must be one of symmetric, published",
+        ),
+        ("split", [*CONV, "--channel", "0", "--clamp", "all"], "--clamp must be one of channels, positions, got 'all'"),
+        (
+            "split",
+            [*CONV, "--channel", "0", "--validation", "."],
+            "--validation needs a study of pictures; glyph",
+        ),
         ("split", ["cat", *CONV, "--channel", "0"], "what is 'cat'? Classes come after --classes"),
         ("pairs", [*CONV, "--out", "pairs.xlsx"], "written to a .csv or .parquet file, got 'pairs.xlsx'"),
+        ("pairs", [*CONV, "--gamma", "nan"], "--gamma must be a cosine, from -1 to 1, got nan"),
+        ("plot", ["--neurons", "9999"], "channel 9999: layer 'layer4' has channels 0 to 31"),
+        ("plot", ["--neurons", ""], "can't read '' in --neurons ''"),
+        ("plot", ["--neurons", "0-99999999999"], "can't read '0-99999999999'"),
+        ("run", ["--device", "nonsense"], "the device 'nonsense' can't be used here"),
+        ("run", ["--device", "meta"], "the device 'meta' can't be used here"),
+        ("run", ["--batch-size", "0"], "batch_size must be a whole number and at least 1, got 0"),
+        ("run", ["--data", "."], "the glyph scenes are drawn and not read, so there is no use for --data '.'"),
+        ("run", ["--target", "."], "GlyphNet has no layer '.'"),
+        ("run", ["--weights", "."], "there is no file of weights '"),
+        ("arv", ["--channel", "-1"], "channel -1: layer 'layer4' has channels 0 to 31"),
+        ("atlas", ["--embedder", "pixels"], "pixels has no text tower"),
+        ("atlas", ["--method", "x"], "methods must be"),
+        (
+            "evaluate",
+            ["--embedder", "pixels", "--k", "7"],
+            "6 reference images can't be",
+        ),
+        ("bench", ["--seed", "-1"], "random must be a whole number and at least 0, got -1"),
     ],
 )
-def test_errors(finished: Path, command: str, arguments: list[str], message: str) -> None:
+def test_errors(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert message in failed(on(finished, command, *arguments))
 
 
@@ -301,14 +395,119 @@ def test_errors(finished: Path, command: str, arguments: list[str], message: str
         ),
         ('"glyphs"\nlength = 40', '"folder"\nroot = "nowhere"', "there is no folder"),
         ("length = 40", "length = 0", "at least one"),
-        ("n = 6", 'n = "six"', "n must be a whole number, got 'six'"),
+        ("n = 6", 'n = "six"', "n must be a whole number and at least 2, got 'six'"),
         ("batch_size = 20", "batches = 20", "has an entry in [run] that is not known"),
+        ("batch_size = 20", 'batch_size = "many"', "batch_size must be a whole number and at least 1, got 'many'"),
+        ("batch_size = 20", "batch_size = true", "batch_size must be a whole number and at least 1, got True"),
+        ("batch_size = 20", "device = 3", "the device '3' can't be used here"),
+        ("batch_size = 20", 'skip_unreadable = "no"', "skip_unreadable must be true or false, got 'no'"),
+        ('name = "small"', "name = 3", "a study's name must be letters"),
+        ('[model]\nsource = "glyphnet"', "model = 3", "expected the table [model], got model = 3"),
+        ('"glyphnet"', "3", "source of [model] must be a text, got 3"),
+        ('"glyphnet"', '"glyphnet"\nweights = 3', "weights of [model] must be a text, got 3"),
+        ('"glyphnet"', '"glyphnet"\nwidth = 3', "has an entry that is not known"),
+        ('"glyphs"\nlength = 40', '"folder"\nroot = 3', "root of [images] must be a text, got 3"),
+        ('"layer4"', "4", "target must be the name of a layer, got 4"),
+        ('"layer3"', '["layer3"]', "lower must be the name of a layer, got ['layer3']"),
+        ("n = 6", "random = -1", "random must be a whole number and at least 0, got -1"),
+        ("n = 6", "share = true", "share must be a number from 0 to 1, got True"),
     ],
 )
 def test_errors_in_the_study(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in TOML
     (tmp_path / "small.toml").write_text(TOML.replace(old, new))
     assert message in failed(on(tmp_path, "run"))
+
+
+OUT = ("neurons", "plot", "atlas", "arv", "pairs", "split", "evaluate", "bench")
+"""Commands that write what they found."""
+
+
+@pytest.mark.parametrize("command", OUT)
+def test_results_that_cannot_be_written(tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before the work, and not after hours."""
+    (tmp_path / "small.toml").write_text(TOML)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("pure_nb.cli.load_study", None)  # not even the study is loaded
+    suffix = {"neurons": ".csv", "pairs": ".csv", "arv": ".safetensors", "split": ".safetensors"}.get(command, "")
+    needed = ["--channel", "0"] if command == "split" else []
+    for out in (tmp_path / "file" / f"x{suffix}", Path("/proc/nothing") / f"x{suffix}"):
+        told = failed(on(tmp_path, command, *needed, "--out", out))
+        assert str(out.parent) in told
+        assert "can't be written" in told
+    if suffix:
+        (tmp_path / f"folder{suffix}").mkdir()
+        assert "is a folder" in failed(on(tmp_path, command, *needed, "--out", tmp_path / f"folder{suffix}"))
+    else:
+        assert "can't be written" in failed(on(tmp_path, command, "--out", tmp_path / "file"))
+
+
+@pytest.mark.parametrize("command", [*OUT, "run", "info"])
+@pytest.mark.parametrize("study", ["", "glyfs", "a/b", "../x", "nowhere.toml", "folder", "folder.toml", "binary.toml"])
+def test_no_study(tmp_path: Path, command: str, study: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("folder", "folder.toml"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\0")
+    told = failed(call(command, study, *(["--channel", "0"] if command == "split" else [])))
+    assert told.startswith("Error: ")
+    assert repr(study) in told
+
+
+THEIRS = {
+    "syntax": ("def make(:\n", "can't be run: SyntaxError"),
+    "raises": ("raise KeyError('here')\n", "can't be run: KeyError: 'here'"),
+    "exits": ("import sys\nsys.exit(0)\n", "can't be run: SystemExit: 0"),
+    "nothing": ("", "has no function 'make'"),
+    "inside": ("def make(*_):\n    return {}['x']\n", "KeyError: 'x'"),
+    "wrong": ("def make(*_):\n    return 'no'\n", ""),
+    "number": ("make = 3\n", ""),
+}
+"""Users' files, and what is said of them."""
+
+
+@pytest.mark.parametrize("fault", THEIRS)
+@pytest.mark.parametrize("use", ["network", "embedder", "contestant"])
+def test_faults_in_a_users_file(finished: Path, tmp_path: Path, fault: str, use: str) -> None:
+    text, message = THEIRS[fault]
+    (tmp_path / "own.py").write_text(text)
+    own = f"{tmp_path / 'own.py'}:make"
+    if use == "network":
+        (tmp_path / "small.toml").write_text(TOML.replace("glyphnet", own))
+        told = failed(on(tmp_path, "info"))
+    elif use == "embedder":
+        told = failed(on(finished, "evaluate", "--embedder", own, "--k", "2", "--out", tmp_path))
+    else:
+        how = ["--truth", "objects", "--only", "make", "--no-choose", "--out", tmp_path]
+        told = failed(on(finished, "bench", "--add", own, *how))
+    assert "own.py" in told or "make" in told
+    assert message in told
+
+
+NETWORK = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(3, 4, 3, 2), torch.nn.Conv2d(4, 48, 3, 2)
+    def forward(self, x):
+        if FAULT: raise KeyError("boom")
+        return self.b(self.a(x)).mean((2, 3))
+def make():
+    return Net()
+"""
+
+
+@pytest.mark.parametrize("fault", ["True", "len(x) > 2", "x[:, 0, 0, 0].var() > 0 and len(x) > 1"])
+@pytest.mark.parametrize("command", ["run", "arv"])
+def test_faults_in_a_users_forward(tmp_path: Path, fault: str, command: str) -> None:
+    """Of the first image, of a whole batch, or of some images only."""
+    (tmp_path / "own.py").write_text(NETWORK.replace("FAULT", fault))
+    text = TOML.replace("glyphnet", "own.py:make").replace('"layer4"', '"b"').replace('"layer3"', '"input:b"')
+    (tmp_path / "small.toml").write_text(text)
+    told = failed(on(tmp_path, command))
+    assert "Net can't be run on a batch of" in told
+    assert "KeyError: 'boom'" in told
 
 
 def test_a_wrong_layer_tells_where_the_names_are(finished: Path) -> None:
@@ -337,6 +536,46 @@ def test_an_unreadable_picture(tmp_path: Path) -> None:
     assert on(tmp_path, "run", "--skip-unreadable").exit_code == 0
     assert on(tmp_path, "neurons", "--rows", 2).exit_code == 0
     assert on(tmp_path, "info").exit_code == 0
+    (root / "class0" / "000.png").write_bytes(b"\x89PNG no")  # the first of all
+    assert re.search(r"layer4 +Sequential +32 channels, 12 x 12", on(tmp_path, "info").stdout)
+    for file in root.glob("*/*.png"):
+        file.write_bytes(b"\x89PNG no")
+    assert "Error: image 0 (" in failed(on(tmp_path, "info"))
+
+
+def test_a_network_that_can_not_take_the_images(tmp_path: Path) -> None:
+    text = TOML.replace('source = "glyphnet"', 'source = "grey.py:grey"')
+    (tmp_path / "grey.py").write_text("from torch import nn\ndef grey():\n    return nn.Sequential(nn.Conv2d(1, 4, 3))")
+    (tmp_path / "small.toml").write_text(text.replace('"layer4"', '"0"').replace('"layer3"', '"input:0"'))
+    for command in ("info", "run"):
+        said = failed(on(tmp_path, command))
+        assert "Error: Sequential can't be run on a batch of 1 images [1, 3, 96, 96]" in said
+        assert "grey=True" in said
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    """Through all that is printed and written."""
+    root = picture_folder(tmp_path / "a", 24, size=96)
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.rename(root, odd)
+    os.rename(os.path.join(odd, "class0"), os.path.join(odd, os.fsdecode(b"\xff")))
+    os.rename(os.path.join(odd, "class1", "003.png"), os.path.join(odd, "class1", os.fsdecode(b"\xfe.png")))
+    Path(odd, "class1", os.fsdecode(b"\xfe.png")).write_bytes(b"no picture")
+    text = TOML.replace('"glyphs"\nlength = 40', '"folder"\nroot = "."\nresize = 96\ncrop = 96')
+    (tmp_path / "small.toml").write_text(text)
+    how = ("--data", odd, "--skip-unreadable")
+    result = on(tmp_path, "run", *how)
+    assert result.exit_code == 0, result.output
+    assert "left out: image" in result.stdout
+    assert f"--data '{tmp_path}/caf".encode() in result.stdout_bytes
+    assert b"/caf\xe9'" in result.stdout_bytes  # as one can type it
+    assert on(tmp_path, "neurons", *how, "--out", tmp_path / "n.csv").exit_code == 0
+    assert "\\udcff" in (tmp_path / "n.csv").read_text(encoding="utf-8")
+    result = on(
+        tmp_path, "atlas", *how, "--neurons", "3", "--count", "4", "--crop", "activation", "--out", tmp_path / "o"
+    )
+    assert result.exit_code == 0, result.output
+    assert on(tmp_path, "info", *how[:2]).exit_code == 0
 
 
 def test_a_damaged_result_is_reported_and_computed_again(tmp_path: Path) -> None:
@@ -440,6 +679,7 @@ def test_evaluate(finished: Path, tmp_path: Path) -> None:
     names = pd.read_csv(out / "names.csv")
     assert {"said", "true", "share"} <= set(names)
     assert (out / "gaps.png").stat().st_size > 5000
+    assert plt.get_fignums() == []
 
 
 def test_bench(finished: Path, tmp_path: Path) -> None:
@@ -457,6 +697,7 @@ def test_bench(finished: Path, tmp_path: Path) -> None:
         assert set(board["method"]) == {"PURE", "activation", "first"}
         assert (out / "small" / f"{stem}.png").stat().st_size > 5000
         assert set(pd.read_parquet(out / "small" / f"{stem}-neurons.parquet")["method"]) == set(board["method"])
+    assert plt.get_fignums() == []
     note = json.loads((out / "small" / "planted.json").read_text())
     assert len(note["groups"]) == 9
     before = (out / "small" / "planted.csv").read_bytes()
@@ -537,3 +778,37 @@ def test_evaluate_without_labels(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "names.csv").exists()
     message = failed(call("evaluate", tmp_path / "folder.toml", *how, "--words", "classes"))
     assert "the classes can't be the vocabulary" in message
+
+
+def test_what_is_stored_is_listed_and_pruned(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(TOML)
+    assert "nothing is stored" in call("store", "--store", tmp_path / "nowhere").output
+    assert on(tmp_path, "run").exit_code == 0
+    folder = tmp_path / "small"
+    (folder / "notes.txt").write_text("mine")
+    study = load_study(tmp_path / "small.toml", store=tmp_path)
+    assert study.store is not None
+    study.store.save_arrays("circuits", {"step": "circuits", "format": 0}, {"a": np.zeros(1000)})
+    shown = call("store", "--store", tmp_path).output
+    (row,) = (line.split() for line in shown.splitlines() if " < " in line and "unwanted" not in line)
+    sizes = [kept for kept in study.store.results() if kept.key and "lower" in kept.key and kept.key["format"]]
+    assert row[:3] == ["small", study.identity["weights"], study.identity["images"]]
+    assert row[3:6] == ["layer4", "<", "layer3"]
+    assert int(row[6]) == len(sizes)
+    assert float(row[7]) == pytest.approx(sum(kept.size for kept in sizes) / 1e6, abs=0.001)
+    assert float(row[8]) == pytest.approx(0, abs=0.01)
+    assert "unwanted" in shown
+    count = len(study.store.results())
+    assert CliRunner().invoke(app, ["store", "--store", str(tmp_path), "--prune"], input="n\n").exit_code == 0
+    assert len(study.store.results()) == count  # asked, and said no
+    assert "small: 1 results removed" in call("store", "small", "--store", tmp_path, "--prune", "--yes").output
+    assert len(study.store.results()) == count - 1
+    assert "small: 0 results removed" in call("store", "--store", tmp_path, "--prune", "--days", 9, "--yes").output
+    again = load_study(tmp_path / "small.toml", store=tmp_path)
+    with study.store.claimed("references", {}):
+        said = call("store", "--store", tmp_path, "--prune", "--days", 0, "--yes")
+        assert "is in use by process" in said.output
+    assert again._is_there("references", again._references_key())
+    call("store", "--store", tmp_path, "--prune", "--days", 0, "--yes")
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert "--days is a number from 0 and goes with --prune" in failed(call("store", "--days", 3))

@@ -26,13 +26,14 @@ from torch.utils.data import TensorDataset
 
 from pure_nb import blocks, sweep
 from pure_nb.circuits import circuits
-from pure_nb.data import ImageError, Images
+from pure_nb.data import Images
+from pure_nb.errors import ClusterError, ImageError
 from pure_nb.models import load_model
 from pure_nb.references import TopReferences
 from pure_nb.relevance import ClassRelevance
 from pure_nb.store import Store
 from pure_nb.study import Study
-from pure_nb.sweep import ClusterError, Job, Part, halved, kept_part, merged, shard_part, shards, span
+from pure_nb.sweep import Job, Part, halved, kept_part, merged, shard_part, shards, span
 
 dask = pytest.importorskip("dask")
 cluster = pytest.importorskip("pure_nb.cluster")

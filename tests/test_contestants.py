@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +18,9 @@ from numpy.typing import NDArray
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import StratifiedKFold
-from small import Items, Tokens, noise, plain
+from small import Items, Tokens, noise, plain, shared
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pure_nb import contestants as module
 from pure_nb.bench import run
@@ -46,12 +50,13 @@ from pure_nb.contestants import (
     sparse_codes,
     split_by,
 )
-from pure_nb.models import ModelError
-from pure_nb.parameters import StudyError, StudyWarning
+from pure_nb.errors import ArgumentError, ModelError, StoreError, StudyError, StudyWarning
+from pure_nb.leaderboards import compete
+from pure_nb.models import load_model
 from pure_nb.splitting import SHARED
 from pure_nb.study import Study
 from pure_nb.virtual import cluster
-from pure_nb.worlds import World, objects_world, planted_world
+from pure_nb.worlds import World, objects_world, planted_world, straight
 
 
 def bare(truth: Any, random: int = 0) -> World:
@@ -364,6 +369,43 @@ def test_what_can_not_be_split_stays_whole(tmp_path: Path) -> None:
     assert answer.owner[0].tolist() == [SHARED] * 4  # nobody owns anything, which scores 0
 
 
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def broken(error: Exception) -> Callable[..., Any]:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fails
+
+
+@pytest.mark.parametrize("by", ["parts", "classes"])
+@pytest.mark.parametrize(
+    ("place", "fails", "error"),
+    [
+        ("pure_nb.store.save_file", full, StoreError),  # the disk, under circuits and classes
+        ("torch.nn.Conv2d.forward", broken(RuntimeError("out of memory")), ModelError),
+        ("pure_nb.contestants.part_activations", broken(ArgumentError("a fault of ours")), ArgumentError),
+        ("pure_nb.contestants.part_activations", broken(StudyError("a fault of ours")), StudyError),
+    ],
+)
+def test_what_breaks_is_no_answer(
+    tmp_path: Path, by: str, place: str, fails: Any, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The benchmark stops, and nothing is stored; afterwards it goes on as if nothing had been."""
+    world = hand_world(tmp_path)
+    entry = Contestant("split", lambda it: split_by(it, by), fingerprint="split")
+    store = world.study.store
+    assert store is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(place, fails)
+        with pytest.raises(error):
+            run(world, [entry], choose=False)
+    assert not [kept for kept in store.results() if kept.name == "bench"]
+    assert run(world, [entry], choose=False)["ari"].tolist() == [1]
+
+
 def test_a_channel_of_a_grouped_convolution_is_split_by_parts(tmp_path: Path) -> None:
     """Merged channels have no groups, but natural ones may."""
     torch.manual_seed(1)
@@ -534,6 +576,12 @@ def test_where_the_rules_do_not_fit_they_are_left_out(tmp_path: Path) -> None:
         names = {one.name for one in contestants(world)}
     assert LRP not in names
     assert names >= ALWAYS
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "PURE LRP is left out")  # nothing is said of what nobody asked for
+        assert [one.name for one in contestants(world, only=(PAPER, RANDOM))] == [PAPER, RANDOM]
+        assert set(compete(world, only=(RANDOM,), choose=False).board["method"]) == {PAPER, RANDOM}
+    with pytest.warns(StudyWarning, match="PURE LRP is left out"):
+        assert contestants(world, only=(LRP,)) == []
 
 
 def test_contestants_of_tokens(tmp_path: Path) -> None:
@@ -638,3 +686,117 @@ def test_sources_below_an_identity_shortcut_are_hidden(tmp_path: Path) -> None:
     assert not hidden[0][:, 4].any()
     np.testing.assert_array_equal(hidden[0][:, [0, 2, 3, 5]], open_[0][:, [0, 2, 3, 5]])
     np.testing.assert_array_equal(hidden[1], open_[1])
+
+
+class Shortcut(nn.Module):
+    """Six channels, and a block that adds something to them or stands beside them."""
+
+    def __init__(self, join: Callable[[Tensor, Tensor], Tensor], width: int, stride: int = 1, **how: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, width, 3, padding=1, stride=stride, **how)
+        self.project = nn.Conv2d(6, width, 1, stride=stride)
+        self.join = join
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.join(x, self.conv(x)) + 0 * self.project(x)[:, :1]).relu()
+
+
+def padded(x: Tensor, out: Tensor) -> Tensor:
+    """As in ResNets for CIFAR: every second pixel, and half of the new channels before, half after."""
+    return functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 3, 3)) + out
+
+
+def shuffled(x: Tensor, out: Tensor) -> Tensor:
+    return functional.channel_shuffle(x, 2) + out
+
+
+SHORTCUTS: dict[str, tuple[Callable[[], nn.Module], dict[int, int]]] = {
+    "identity": (lambda: Shortcut(torch.add, 6), {c: c for c in range(6)}),
+    "padded": (lambda: Shortcut(padded, 12, 2), {c + 3: c for c in range(6)}),
+    "dense": (lambda: Shortcut(lambda *both: torch.cat(both, dim=1), 4), {c: c for c in range(6)}),
+    "dense, new first": (lambda: Shortcut(lambda x, out: torch.cat([out, x], 1), 4), {c + 4: c for c in range(6)}),
+    "shuffled": (lambda: Shortcut(shuffled, 6), {0: 0, 1: 3, 2: 1, 3: 4, 4: 2, 5: 5}),
+    "permuted": (
+        lambda: Shortcut(lambda x, out: x[:, [5, 3, 1, 0, 2, 4]] + out, 6),
+        {0: 5, 1: 3, 2: 1, 3: 0, 4: 2, 5: 4},
+    ),
+    "pooled": (lambda: Shortcut(lambda x, out: functional.avg_pool2d(x, 2) + out, 6, 2), {c: c for c in range(6)}),
+    "projected": (lambda: nn.Sequential(nn.Conv2d(6, 6, 1), nn.ReLU()), {}),
+    "no shortcut": (lambda: Shortcut(lambda _, out: out, 8), {}),
+    "groups": (lambda: Shortcut(lambda _, out: out, 6, groups=3), {}),
+    "depthwise": (lambda: Shortcut(lambda _, out: out, 12, groups=6), {c: c // 2 for c in range(12)}),
+    "gated": (
+        lambda: Shortcut(lambda x, out: x * out.mean((2, 3), keepdim=True).sigmoid(), 6),
+        {c: c for c in range(6)},
+    ),
+    "two": (
+        lambda: nn.Sequential(
+            Shortcut(lambda *both: torch.cat(both, dim=1), 4), ChannelsAway(), Shortcut(torch.add, 6)
+        ),
+        {c: c + 2 for c in range(4)},
+    ),
+}
+"""A block over six channels, and which of them reaches which of its own straight."""
+
+
+class ChannelsAway(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 2:8]
+
+
+@pytest.mark.parametrize("case", SHORTCUTS)
+def test_what_reaches_a_source_straight(case: str, tmp_path: Path) -> None:
+    make, expected = SHORTCUTS[case]
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), make(), nn.Flatten()).eval()
+    model[0].bias.data.fill_(0.5)
+    study = Study.of(model, Items(noise(60)), "2", "1", n=10, store=tmp_path)
+    study = replace(study, progress=False)
+    references = study.references
+    alive = np.flatnonzero(references.score.min(axis=1) > 0)
+    assert len(alive) > 3
+    found = straight(model, noise(1), alive, target="2", lower="1")
+    assert found.shape == (len(alive), 6)
+    for channel, row in zip(alive.tolist(), found):
+        assert np.flatnonzero(row).tolist() == ([expected[channel]] if channel in expected else []), channel
+    pairs = [(int(one), int(other)) for one, other in pairwise(alive)]
+    world = planted_world(study, groups=(*pairs, (int(alive[0]),) * 2))
+    open_, hidden = world.study.circuits, world.circuits()
+    for own, (one, other) in enumerate(pairs):
+        lower = sorted({expected[c] for c in (one, other) if c in expected})
+        rest = [c for c in range(6) if c not in lower]
+        np.testing.assert_array_equal(hidden[own][:, rest], open_[own][:, rest])
+        if one in expected and other in expected:
+            np.testing.assert_allclose(hidden[own][:, lower[0]], open_[own][:, lower].sum(axis=1), rtol=1e-5)
+            assert not hidden[own][:, lower[1:]].any()
+        else:
+            assert not hidden[own][:, lower].any()
+    np.testing.assert_array_equal(hidden[-1], open_[-1])
+
+
+def test_lower_activations_are_hidden_as_circuits_are(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    block = Shortcut(padded, 12, 2)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), block, nn.Flatten()).eval()
+    study = replace(Study.of(model, Items(noise(60)), "2", "1", n=20, store=tmp_path), progress=False)
+    for name in ("lower activation", "lower activation at maximum"):
+        own = planted_world(study, groups=((4, 7), (5, 5))).activations[name]
+        assert not own[0][:, 4].any()
+        assert own[0][:, 1].any()
+        assert own[1][:, 2].any()
+
+
+def test_padded_shortcuts_of_a_real_network() -> None:
+    """ResNet-20 for CIFAR-10: layer2 adds its input, every second pixel, to its middle channels."""
+    folder = Path(module.__file__).parent / "studies"
+    weights = shared("models", "cifar10-resnet20.safetensors")
+    model = load_model("cifar_resnet20.py:resnet20", weights, folder=folder)
+    for target, lower, channels, width in (
+        ("layer2", "layer1", 32, 16),
+        ("layer3", "layer2", 64, 32),
+        ("layer3", "layer1", 64, 16),
+    ):
+        found = straight(model, noise(1, 32), np.arange(channels), target=target, lower=lower)
+        before = (channels - width) // 2
+        for channel, row in enumerate(found):
+            assert np.flatnonzero(row).tolist() == ([channel - before] if 0 <= channel - before < width else [])

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import pickle
 import re
 import signal
+import struct
 import threading
 import time
+import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,10 +30,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from pure_nb import data, glyphs
-from pure_nb.data import ImageError, Images, batches, class_labels, readable, spoken
-from pure_nb.errors import ArgumentError
+from pure_nb.data import Images, at_chance, batches, class_labels, readable, seen_labels, spoken
+from pure_nb.errors import ArgumentError, ImageError, StudyWarning
 from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene
-from pure_nb.sources import as_images, folder_images, glyph_images, path_images, preprocessing
+from pure_nb.sources import Reader, as_images, folder_images, glyph_images, path_images, preprocessing
 
 PLAIN = transforms.ToTensor()
 
@@ -109,7 +113,7 @@ def test_a_normalisation_that_is_given_wins() -> None:
 
 
 def test_tensors_without_labels() -> None:
-    images = Images(TensorDataset(noise(3)), "tensors")
+    images = Images(TensorDataset(noise(3)), "tensors", (0.5,), (0.25,))
     assert torch.equal(images.tensor(1), noise(3)[1])
     assert images.label(1) == ""
     assert images.path(1) == "item 1 of tensors"
@@ -135,7 +139,8 @@ def test_labels_by_number_and_by_name() -> None:
 
 def test_pictures_are_clamped_and_rounded() -> None:
     images = Images(Items(torch.tensor([-1.0, 0.0, 0.499, 0.502, 1.0, 9.0]).expand(1, 3, 2, 6)))
-    assert images.picture(0)[0, :, 0].tolist() == [0, 0, 127, 128, 255, 255]
+    with pytest.warns(StudyWarning, match="not from 0 to 1"):
+        assert images.picture(0)[0, :, 0].tolist() == [0, 0, 127, 128, 255, 255]
 
 
 def test_grey_pictures_have_three_colours() -> None:
@@ -263,7 +268,7 @@ def test_items_that_are_no_images(item: Any, said: str) -> None:
 
 
 def test_a_folder_without_a_transform(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="got Image; give the data set a transform"):
+    with pytest.raises(ImageError, match=r"got \(Image, int\); give the data set a transform"):
         Images(ImageFolder(str(picture_folder(tmp_path, 1)))).tensor(0)
 
 
@@ -396,8 +401,9 @@ def test_tensors() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (noise(2)[0], r"expected a float tensor \[N, C, H, W\], .* got torch.float32 \[3, 12, 12\]"),
-        (noise(2).to(torch.uint8), r"got torch.uint8 \[2, 3, 12, 12\].*x.float\(\) / 255"),
+        (noise(2)[0], r"expected a tensor \[N, C, H, W\], .* got torch.float32 \[3, 12, 12\]"),
+        (noise(2)[0].numpy(), r"expected a tensor \[N, C, H, W\], .* got float32 \[3, 12, 12\]"),
+        (np.zeros((2, 3, 4, 4), dtype=object), "expected an array of numbers, got one of object"),
         ((noise(2), [1]), r"one whole number for each of the 2 images as labels, got torch.int64 \[1\]"),
         ((noise(2), torch.zeros(2)), r"one whole number for each of the 2 images as labels, got torch.float32 \[2\]"),
         ((noise(2), [0, 1], [0, 1]), r"\[2, 3, 12, 12\] and more"),
@@ -769,7 +775,7 @@ def test_an_error_in_the_loop_leaves_no_thread_behind() -> None:
         for batch in batches(Images(Items(noise(12))), range(12), batch_size=4):
             raise ValueError(len(batch.samples))
 
-    with pytest.raises(ArgumentError, match="4"):
+    with pytest.raises(ValueError, match="4"):
         fails()
     gc.collect()
     assert soon(lambda: not readers())
@@ -908,9 +914,10 @@ def test_scenes_drawn_at_once_are_those_drawn_alone() -> None:
 
 
 def test_images_can_be_sent_to_a_process() -> None:
-    images = Images(Items(noise(3)), "sent", (0.5,) * 3, (0.25,) * 3, {"king": "king.n.10"})
+    images = Images(Items(noise(3)), "sent", (0.5,) * 3, (0.25,) * 3, {"king": "king.n.10"}, 255, 3)
     again = pickle.loads(pickle.dumps(images))
     assert (again.name, again.normalisation, again.synsets) == ("sent", images.normalisation, images.synsets)
+    assert (again.white, again.channels) == (255, 3)
     assert torch.equal(again.tensor(2), images.tensor(2))
 
 
@@ -918,3 +925,499 @@ def test_names_of_classes_as_one_says_them() -> None:
     names = ["n01440764", "n02012849", "n03126707", "hop_clover", "n00000000"]
     assert spoken(names) == ["tench", "crane", "crane (n03126707)", "hop clover", "n00000000"]
     assert spoken([]) == []
+
+
+# Classes and the network's outputs.
+
+
+def classes_of(names: list[str], targets: list[int] | None = None) -> Images:
+    dataset: Any = Items(noise(len(names), size=2))
+    dataset.targets, dataset.classes = list(range(len(names))) if targets is None else targets, names
+    return Images(dataset)
+
+
+def test_names_that_are_numbers_are_outputs(tmp_path: Path) -> None:
+    """ImageNetV2's folders are called 0 to 999, and sorted as words."""
+    for number in range(12):
+        picture_folder(tmp_path / "a", 1, classes=1)
+        (tmp_path / "a" / "class0").rename(tmp_path / "a" / str(number))
+    images = folder_images(tmp_path / "a", resize=None, crop=None)
+    true = [int(Path(images.path(i)).parent.name) for i in range(12)]
+    assert true != sorted(true)
+    for outputs in (12, 1000):
+        labels, names = class_labels(images, outputs)
+        assert labels.tolist() == true
+        assert names == tuple(map(str, range(outputs)))
+    labels, names = class_labels(classes_of(["00", "02", "10"], [2, 0, -1]), 11)
+    assert (labels.tolist(), len(names), names[1], names[2], names[10]) == ([10, 0, -1], 11, "1", "02", "10")
+    # Without names labels are outputs too, some or all.
+    assert class_labels(as_images((noise(3), [4, 0, -1])), 9)[0].tolist() == [4, 0, -1]
+
+
+@pytest.mark.parametrize("names", [["1", "10", "2"], ["1", "x", "2"], ["1", "01", "2"]])
+def test_names_that_are_no_numbers_of_outputs(names: list[str]) -> None:
+    """As many as outputs are these in their order; of fewer or more it is not known which they are."""
+    assert class_labels(classes_of(names), 3) == (pytest.approx([0, 1, 2]), tuple(names))
+    with pytest.raises(ImageError, match="by the numbers of the outputs, from 0"):
+        class_labels(classes_of(names), 2)
+
+
+IMAGENETTE = {
+    "n01440764": 0,
+    "n02102040": 217,
+    "n02979186": 482,
+    "n03000684": 491,
+    "n03028079": 497,
+    "n03394916": 566,
+    "n03417042": 569,
+    "n03425413": 571,
+    "n03445777": 574,
+    "n03888257": 701,
+}
+
+
+def test_wordnet_ids_are_imagenets() -> None:
+    """Whatever their order; those of larger ImageNets too."""
+    names = sorted(IMAGENETTE, reverse=True)
+    labels, all_names = class_labels(classes_of(names, [*range(10)]), 1000)
+    assert labels.tolist() == [IMAGENETTE[name] for name in names]
+    assert [all_names[number] for number in IMAGENETTE.values()] == list(IMAGENETTE)
+    assert class_labels(classes_of(names), 10)[1] == tuple(names)
+    backwards = classes_of(list(all_names[::-1]))
+    assert class_labels(backwards, 1000)[0].tolist() == list(range(1000))[::-1]
+    labels, larger = class_labels(classes_of(names), 21841)
+    assert [larger[label] for label in labels] == names
+    with pytest.raises(ImageError, match="are of 10 classes"):
+        class_labels(classes_of(names), 1001)
+
+
+def at_least(right: int, count: int, chance: float) -> float:
+    """Probability of so many successes or more."""
+    return sum(math.comb(count, k) * chance**k * (1 - chance) ** (count - k) for k in range(right, count + 1))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_at_chance_is_two_binomial_tests(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    count, classes = int(generator.integers(1, 65)), int(generator.integers(2, 12))
+    labels = generator.integers(0, classes, count)
+    answers = np.where(generator.random(count) < generator.random() / 2, labels, generator.integers(0, classes, count))
+    chance = sum((labels == c).sum() * (answers == c).sum() for c in range(classes)) / count**2
+    right, able = int((labels == answers).sum()), chance + (1 - chance) / 4
+    expected = at_least(right, count, chance) > 0.05 and 1 - at_least(right + 1, count, able) < 0.01
+    assert at_chance(labels, answers) == expected
+
+
+@pytest.mark.parametrize("classes", [2, 4, 10, 100, 1000])
+def test_who_is_suspected(classes: int) -> None:
+    """Good networks with labels in another order always; those that can do something, and few images, hardly ever."""
+    generator = np.random.default_rng(classes)
+
+    def share(accuracy: float, count: int, shift: int = 0) -> float:
+        found = []
+        for _ in range(300):
+            labels = np.linspace(0, classes - 1, count).astype(int)
+            answers = np.where(generator.random(count) < accuracy, labels, generator.integers(0, classes, count))
+            found.append(at_chance((labels + shift) % classes, answers))
+        return float(np.mean(found))
+
+    assert share(0.8, 64, shift=1) > 0.95
+    for count in (4, 16, 64):
+        assert share(0.35, count) < 0.02
+    assert share(0.0, 4) == 0
+    assert not at_chance(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    assert not at_chance(np.zeros(64, np.int64), np.zeros(64, np.int64))
+
+
+def test_images_to_look_at_are_spread_over_the_classes() -> None:
+    labels = np.array([3] * 500 + [-1] * 20 + [0] * 500 + [1] * 500 + [2] * 500)
+    chosen = seen_labels(labels)
+    assert len(chosen) == 64
+    assert np.bincount(labels[chosen]).min() > 14
+    assert seen_labels(np.array([-1, 1, -1, 0])).tolist() == [3, 1]
+    assert seen_labels(np.array([-1])).tolist() == []
+
+
+# Pictures with more than 8 bits, and other modes.
+
+DEEP = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+
+
+def png(path: Path, values: np.ndarray[Any, Any], colour: int) -> None:
+    """A PNG of 16 bits, by hand: Pillow writes grey ones only."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+
+
+def tiff(path: Path, data: bytes, size: tuple[int, int], bits: int, photometric: int = 1) -> None:
+    """A grey TIFF of unusual depth, by hand."""
+    tags = [(256, size[0]), (257, size[1]), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1)]
+    tags += [(278, size[1]), (279, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    path.write_bytes(
+        b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
+
+
+def write(path: Path, kind: str) -> np.ndarray[Any, Any]:
+    """A file of a kind, and its numbers from 0 to 1, ``[8, 8]`` or ``[8, 8, 3]``."""
+    unit = DEEP / 65535
+    eight = (unit * 255).round().astype(np.uint8)
+    if kind == "PNG":
+        Image.fromarray(DEEP).save(path, "PNG")
+    elif kind == "TIFF":
+        Image.fromarray(DEEP).save(path, "TIFF")
+    elif kind == "TIFF, big-endian":
+        Image.frombytes("I;16B", (8, 8), DEEP.astype(">u2").tobytes()).save(path, "TIFF")
+    elif kind == "TIFF, 0 is white":
+        tiff(path, DEEP.astype("<u2").tobytes(), (8, 8), 16, photometric=0)
+        return 1 - unit
+    elif kind == "TIFF of 12 bits":
+        values = DEEP // 16
+        first, second = values.ravel()[::2].astype(int), values.ravel()[1::2].astype(int)
+        packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1)
+        tiff(path, packed.astype(np.uint8).tobytes(), (8, 8), 12)
+        return values / 4095
+    elif kind == "TIFF of floats":
+        Image.fromarray(unit.astype(np.float32)).save(path, "TIFF")
+    elif kind == "PGM of 12 bits":
+        path.write_bytes(b"P5 8 8 4095\n" + (DEEP // 16).astype(">u2").tobytes())
+        return (DEEP // 16) / 4095
+    elif kind == "JPEG 2000":
+        Image.fromarray(DEEP).save(path, "JPEG2000", irreversible=False)
+    elif kind == "PNG, colours of 16 bits":
+        colours = np.stack([DEEP, DEEP[::-1], DEEP.T], axis=-1)
+        png(path, colours, 2)
+        return colours / 65535
+    elif kind == "PNG, grey of 16 bits and transparent":
+        png(path, np.stack([DEEP, DEEP[::-1]], axis=-1), 4)
+    elif kind == "1 bit":
+        Image.fromarray(unit > 0.5).save(path, "PNG")
+        return (unit > 0.5).astype(float)
+    elif kind == "LA":
+        Image.fromarray(np.stack([eight, 255 - eight], axis=-1)).save(path, "PNG")
+    elif kind == "P, transparent":
+        palette = Image.fromarray(eight).convert("P")
+        palette.save(path, "PNG", transparency=bytes(range(256)))
+    elif kind == "CMYK":
+        Image.fromarray(np.stack([255 - eight] * 3 + [0 * eight], axis=-1), "CMYK").save(path, "TIFF")
+    return unit
+
+
+KINDS = [
+    *("PNG", "TIFF", "TIFF, big-endian", "TIFF, 0 is white", "TIFF of 12 bits", "TIFF of floats", "PGM of 12 bits"),
+    *("JPEG 2000", "PNG, colours of 16 bits", "PNG, grey of 16 bits and transparent", "1 bit", "LA", "P, transparent"),
+    "CMYK",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_mode_is_scaled(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.png"  # Pillow goes by what is in it
+    expected = write(path, kind)
+    expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=-1)
+    assert np.abs(np.asarray(Reader()(path)) / 255 - expected).max() <= 1 / 255  # Pillow cuts colours of 16 bits to 8
+    with Image.open(path) as opened:
+        assert (np.asarray(Reader()(opened)) == np.asarray(Reader()(path))).all()
+
+
+def test_all_readers_scale(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / "a" / str(number)).mkdir(parents=True)
+        Image.fromarray(np.roll(DEEP, number, axis=0)).save(tmp_path / "a" / str(number) / "x.png")
+    files = sorted((tmp_path / "a").glob("*/*.png"))
+    plain = preprocessing(resize=None, crop=None)
+    rows = hub.Dataset.from_dict({"image": list(map(str, files))}).cast_column("image", hub.Image())
+    own = ImageFolder(str(tmp_path / "a"), plain, loader=Reader())
+    arrays = np.stack([DEEP, np.roll(DEEP, 1, axis=0)])[:, None]
+    sources = [tmp_path / "a", files, rows, [Image.open(file) for file in files]]
+    found = [as_images(source, transform=plain) for source in sources]
+    found += [folder_images(tmp_path / "a", resize=None, crop=None), path_images(files, resize=None, crop=None)]
+    found += [Images(own), as_images(arrays), as_images(torch.from_numpy(arrays)), as_images(arrays.astype(">u2"))]
+    found += [as_images(arrays.astype(np.int32), white=65535)]
+    for images in found:
+        for number in range(2):
+            expected = np.roll(DEEP, number, axis=0) / 65535 * 255
+            assert (images.picture(number) == expected.round()[..., None]).all()
+    cut = Images(Subset(ImageFolder(str(tmp_path / "a"), plain), [1]))
+    with pytest.raises(ImageError, match=r"mode 'I;16' has more than 8 bits.*loader=pure_nb.sources.Reader\(\)"):
+        cut.tensor(0)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (DEEP // 16, r"mode 'I;16' has values from 0 to 4095 of 65535, .* white=4095 or white=65535"),
+        (DEEP.astype(np.int32), r"mode 'I' has values from 0 to 65535, and it is not known which is white"),
+        (DEEP.astype(np.float32) / 256, r"mode 'F' has values from 0 to 255.996, and expected some from 0 to 1, white"),
+        (DEEP.astype(np.float32) * -1, r"mode 'F' has values from -65535 to -?0, and expected"),
+        (np.full((8, 8), np.nan, dtype=np.float32), "mode 'F' has values from nan to nan"),
+    ],
+)
+def test_numbers_of_which_white_is_not_known(tmp_path: Path, values: Any, said: str) -> None:
+    (tmp_path / "a").mkdir()
+    Image.fromarray(values).save(tmp_path / "a" / "a.tif")
+    with pytest.raises(ImageError, match=said):
+        folder_images(tmp_path / "a", resize=None, crop=None).tensor(0)
+    high = float(values.max())
+    if values.min() >= 0:
+        for images in (
+            folder_images(tmp_path / "a", resize=None, crop=None, white=2 * high),
+            as_images([Image.fromarray(values)], white=2 * high, transform=preprocessing(resize=None, crop=None)),
+        ):
+            assert (images.picture(0) == (values / high * 127.5).round()[..., None]).all()
+        with pytest.raises(ImageError, match="expected some from 0 to"):
+            folder_images(tmp_path / "a", white=high / 2).tensor(0)
+
+
+def test_a_black_picture_is_black() -> None:
+    assert not np.asarray(Reader()(Image.fromarray(np.zeros((4, 4), np.uint16)))).any()
+
+
+def test_arrays_and_whole_numbers() -> None:
+    generator = np.random.default_rng(0)
+    colours = generator.integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
+    expected = torch.from_numpy(colours.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    first = expected.numpy()
+    sources: list[Any] = [
+        *(colours, colours.transpose(0, 3, 1, 2), torch.from_numpy(colours).permute(0, 3, 1, 2), first),
+        *((colours, [1, 2, 3, 4, 5]), list(colours), [*map(torch.from_numpy, first)], first[:, ::-1][:, ::-1]),
+        [Image.fromarray(picture) for picture in colours],
+        [(tensor.requires_grad_(), 1) for tensor in expected.clone()],
+    ]
+    for source in sources:
+        pil = isinstance(source, list) and isinstance(source[0], Image.Image)
+        images = as_images(source, transform=PLAIN) if pil else as_images(source)
+        assert torch.allclose(torch.stack([images.tensor(i) for i in range(5)]), expected, atol=1e-7)
+        assert not images.tensor(0).requires_grad
+        assert (images.picture(3) == colours[3]).all()
+        assert images.fingerprint
+        normalised = as_images(colours, mean=MEAN, std=STD)
+        wanted = (expected[2].numpy().transpose(1, 2, 0) - MEAN) / STD
+        np.testing.assert_allclose(normalised.tensor(2).numpy().transpose(1, 2, 0), wanted, atol=1e-6)
+        assert (normalised.picture(2) == colours[2]).all()
+    bits = as_images(colours[..., :1] > 100)
+    assert (bits.picture(0)[..., 0] == 255 * (colours[0, ..., 0] > 100)).all()
+    grey = as_images([colours[0, ..., 0]])
+    assert grey.tensor(0).shape == (1, 6, 7)
+    with pytest.raises(
+        ImageError, match=r"a tensor of torch.int64 has values from 0 to 255, and it is not known which"
+    ):
+        as_images(torch.arange(256).reshape(1, 1, 16, 16)).tensor(0)
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ({"pixel_values": noise(1)[0], "labels": 1}, "got a dict with 'pixel_values', 'labels'; give the data set a"),
+        ((3, noise(1)[0]), r"got \(int, \[3, 12, 12\]\)"),
+        (((noise(1)[0], noise(1)[0]), 0), r"got \(\(\[3, 12, 12\], \[3, 12, 12\]\), int\)"),
+        (noise(1)[0].to(torch.complex64), r"got \[3, 12, 12\] of complex numbers"),
+        (noise(1)[0].numpy() * 1j, r"got \[3, 12, 12\] of complex numbers"),
+        ((), r"got tuple"),
+    ],
+)
+def test_items_that_are_something_else(item: Any, said: str) -> None:
+    with pytest.raises(ImageError, match=said):
+        Images([item]).tensor(0)  # type: ignore[arg-type]
+
+
+# Folders as people have them.
+
+
+def test_what_programs_leave_behind_is_no_picture(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path / "zoo", 6)
+    expected = [folder_images(root).path(i) for i in range(6)]
+    some = Path(expected[0]).read_bytes()
+    for folder in (".ipynb_checkpoints", "__MACOSX", ".git", "class0/.ipynb_checkpoints", "class1/@eaDir", ".empty"):
+        (root / folder).mkdir()
+        if folder != ".empty":
+            (root / folder / "000.png").write_bytes(some)
+    (root / "class0" / "._000.png").write_bytes(b"\0\5\x16\7" + bytes(60))
+    (root / "._class0").write_bytes(b"\0\5\x16\7")
+    images = folder_images(root)
+    assert [images.path(i) for i in range(len(images))] == expected
+    assert images.classes == ("class0", "class1")
+    files = loose_pictures(tmp_path / "loose", 2)
+    for name in (".ipynb_checkpoints", "__MACOSX"):
+        (tmp_path / "loose" / name).mkdir()
+        (tmp_path / "loose" / name / "a.png").write_bytes(some)
+    assert [folder_images(tmp_path / "loose").path(i) for i in range(2)] == list(map(str, files))
+
+
+def test_folders_are_read_as_torchvision_reads_them(tmp_path: Path) -> None:
+    root = tmp_path / "zoo"
+    for name in ("b/x", "b/x y", "b", "a/z", "a/x/y", "10", "9"):
+        loose_pictures(root / name, 2)
+    dataset = ImageFolder(str(root))
+    images = folder_images(root)
+    assert [images.path(i) for i in range(len(images))] == [path for path, _ in dataset.samples]
+    assert (images.targets.tolist(), list(images.classes)) == (dataset.targets, dataset.classes)  # type: ignore[union-attr]
+    (root / "c").mkdir()
+    with pytest.raises(ImageError, match=r"such files without classes \(none is in c\)"):
+        folder_images(root)
+
+
+def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path / "top" / "zoo", 6, classes=3)
+    expected = [folder_images(root).path(i) for i in range(6)]
+    (root / "class0" / "again").symlink_to(root / "class0")
+    (root / "class0" / "up").symlink_to(root)
+    (root / "class1" / "higher").symlink_to(tmp_path / "top")
+    (root / "all").symlink_to(root)
+    (root / "above").symlink_to(tmp_path)
+    images = folder_images(root)
+    assert [images.path(i) for i in range(len(images))] == expected
+    assert images.classes == ("class0", "class1", "class2")
+    # Elsewhere they may lead, and each folder counts once within a class.
+    loose_pictures(tmp_path / "elsewhere", 2)
+    (root / "class2" / "more").symlink_to(tmp_path / "elsewhere")
+    (root / "class2" / "more too").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(root / "class2")
+    (root / "class3").symlink_to(tmp_path / "elsewhere")
+    assert np.bincount(folder_images(root).targets).tolist() == [2, 2, 4, 4]  # type: ignore[arg-type]
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path / "zoo", 4)
+    odd = os.fsdecode(os.fsencode(root) + b"/caf\xe9")
+    os.rename(root / "class0", odd)
+    os.rename(os.path.join(odd, "000.png"), os.fsdecode(os.fsencode(odd) + b"/\xff.png"))
+    images = folder_images(root, resize=None, crop=None)
+    first = images.fingerprint
+    places = [images.path(i) for i in range(4)]
+    assert all(os.path.exists(place) for place in places)
+    assert len({images.picture(i).tobytes() for i in range(4)}) == 4
+    for text in (*images.classes, images.label(0), *class_labels(images, 2)[1], folder_images(odd).name):
+        text.encode()
+    assert "caf" in images.label(0)
+    listing = tmp_path / "list.txt"
+    listing.write_bytes(b"\n".join(os.fsencode(place) for place in places))
+    listed = path_images(listing, resize=None, crop=None)
+    assert [listed.path(i) for i in range(4)] == places
+    assert torch.equal(listed.tensor(3), images.tensor(3))
+    os.utime(places[1], ns=(1, 1))
+    assert folder_images(root, resize=None, crop=None).fingerprint != first
+    Path(places[1]).write_bytes(b"no picture")
+    with pytest.raises(ImageError, match="caf") as caught:
+        images.tensor(1)
+    str(caught.value).encode()
+
+
+# Normalised tensors, and how they are shown.
+
+
+def test_the_normalisation_of_tensors_is_undone_where_it_is_known() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 9, 9, 3), dtype=np.uint8)
+    tensors = torch.from_numpy((pictures / 255 - MEAN) / STD).permute(0, 3, 1, 2).float()
+    for source in (tensors, (tensors, [0, 1, 2, 3]), tensors.numpy(), Items(tensors), Images(Items(tensors))):
+        images = as_images(source, mean=MEAN, std=np.array(STD))
+        assert torch.equal(images.tensor(1), tensors[1])
+        assert all((images.picture(i) == pictures[i]).all() for i in range(4))
+        with pytest.warns(StudyWarning, match=r"numbers, here from -\d.* to \d.*Give the mean and std .*Study.of"):
+            as_images(source).picture(0)
+        assert as_images(source).fingerprint != images.fingerprint
+        assert as_images(source, mean=MEAN, std=(0.5,) * 3).fingerprint != images.fingerprint
+    bytes_as_floats = as_images(tensors * 0 + torch.from_numpy(pictures).permute(0, 3, 1, 2), mean=0, std=1 / 255)
+    assert (bytes_as_floats.picture(2) == pictures[2]).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        as_images(torch.from_numpy(pictures / 255).permute(0, 3, 1, 2)).picture(0)
+
+
+@pytest.mark.parametrize(
+    "how", [{"mean": MEAN}, {"std": STD}, {"mean": MEAN, "std": (0.1,)}, {"mean": MEAN, "std": (0, 1, 1)}]
+)
+def test_normalisations_that_are_none(tmp_path: Path, how: dict[str, Any]) -> None:
+    for source in (noise(2), Items(noise(2)), Images(Items(noise(2)))):
+        with pytest.raises(ImageError, match="mean and a std"):
+            as_images(source, **how)
+    with pytest.raises(ImageError, match="a mean and std of 2 numbers can't be those of 3 channels"):
+        as_images(noise(2), mean=(0, 0), std=(1, 1)).picture(0)
+
+
+def test_pictures_are_normalised_as_asked(tmp_path: Path) -> None:
+    (file, *_) = loose_pictures(tmp_path)
+    for images in (as_images([file], mean=(0.5,) * 3, std=(0.25,) * 3), as_images(tmp_path, mean=(0.5,), std=(0.25,))):
+        assert torch.equal(images.tensor(0), preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3)(Image.open(file)))
+    shown = as_images([file], transform=lambda picture: PLAIN(picture) * 4 - 2, mean=(0.5,), std=(0.25,))
+    assert (shown.picture(0) == pixels_of(file)).all()
+    with pytest.raises(ImageError, match="a mean and a std come together"):
+        as_images(tmp_path, mean=(0.5,))
+
+
+def test_where_a_normalisation_is_found() -> None:
+    class Other:
+        """As albumentations has it."""
+
+        def __init__(self, *steps: Any) -> None:
+            self.transforms = list(steps)
+
+    step = transforms.Normalize(torch.tensor([0.5, 0.25]), np.array([2.0, 1.0]))
+    for transform in (step, Other(step), torch.nn.Sequential(torch.nn.Identity(), step), Other(Other(), Other(step))):
+        items: Any = Items(noise(2))
+        items.transform = transform
+        assert Images(items).normalisation == ((0.5, 0.25), (2.0, 1.0))
+
+
+# Grey pictures, and photographs that lie on their side.
+
+
+def test_grey_networks(tmp_path: Path) -> None:
+    files = loose_pictures(tmp_path)
+    images = folder_images(tmp_path, resize=None, crop=None, grey=True, mean=[0.5], std=[0.25])
+    grey = np.asarray(Image.open(files[0]).convert("L"))
+    assert images.tensor(0).shape == (1, 16, 16)
+    np.testing.assert_allclose(images.tensor(0)[0].numpy(), (grey / 255 - 0.5) / 0.25, atol=1e-6)
+    assert (images.picture(0) == grey[..., None]).all()
+    with pytest.raises(ImageError, match=r"expected a mean and a std of one number, .* got \[0.485"):
+        folder_images(tmp_path, grey=True)
+
+
+def test_photographs_are_turned_when_asked(tmp_path: Path) -> None:
+    """EXIF's eight ways, against the turns that its standard describes."""
+    upright = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    deep = np.random.default_rng(0).integers(0, 65536, (4, 6)).astype(np.uint16)
+    turns: list[Callable[[Any], Any]] = [
+        *(lambda x: x, lambda x: x[:, ::-1], lambda x: x[::-1, ::-1], lambda x: x[::-1]),
+        *(lambda x: np.swapaxes(x, 0, 1), lambda x: np.rot90(x, -1)),
+        *(lambda x: np.swapaxes(x[::-1, ::-1], 0, 1), lambda x: np.rot90(x, 1)),
+    ]
+    plain = preprocessing(resize=None, crop=None)
+    for number, turn in enumerate(turns, start=1):
+        exif = Image.Exif()
+        exif[274] = number
+        for values, name in ((upright, "a.png"), (deep, "b.png")):
+            Image.fromarray(values).save(tmp_path / name, exif=exif)
+            lies = as_images([tmp_path / name], transform=plain)
+            stands = as_images([tmp_path / name], transform=plain, turned=True)
+            assert (stands.picture(0) == turn(lies.picture(0))).all()
+            assert lies.fingerprint != stands.fingerprint
+        assert (as_images([tmp_path / "a.png"], transform=plain).picture(0) == upright).all()
+        Image.fromarray(deep).save(tmp_path / "c.tif", exif=exif)  # which Pillow turns by itself
+        for turned in (False, True):
+            found = as_images([tmp_path / "c.tif"], transform=plain, turned=turned).picture(0)
+            assert (found[..., 0] == turn((deep / 65535 * 255).round())).all()
+    with pytest.raises(ImageError, match="turned=True"):
+        as_images(noise(2), turned=True)
+
+
+def test_the_fingerprint_covers_how_pictures_are_read(tmp_path: Path) -> None:
+    """Also where none of the sixteen that are looked at is read otherwise."""
+    root = picture_folder(tmp_path / "zoo", 4)
+    some: list[Images] = [folder_images(root, **how) for how in ({}, {"turned": True}, {"white": 4095.0})]
+    some += [Images(Subset(images.dataset, [0, 1])) for images in some]
+    some += [folder_images(root, grey=True, mean=[0.5], std=[0.5]), as_images(noise(2)), as_images(noise(2), white=3)]
+    pictures = [Image.fromarray(np.full((4, 4), i, np.uint8)) for i in range(40)]
+    some.append(as_images(pictures))
+    pictures[1] = pictures[2]  # none of the sixteen
+    some.append(as_images(pictures))
+    assert len({images.fingerprint for images in some}) == len(some)
+    assert folder_images(root, turned=True).fingerprint == some[1].fingerprint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 
 from pure_nb.embedders import (
     Embedder,
-    EmbedderError,
     WordTokenizer,
+    _explained,
     clip,
     from_network,
     from_timm,
@@ -32,6 +33,7 @@ from pure_nb.embedders import (
     mini_dino,
     pixels,
 )
+from pure_nb.errors import EmbedderError
 from pure_nb.glyphs import CLASSES, GlyphObjects
 
 TINY = {
@@ -413,3 +415,23 @@ def test_torchvision_with_weights_of_a_file(tmp_path: Path) -> None:
     found = load_embedder("torchvision:shufflenet_v2_x0_5@w.safetensors", folder=tmp_path)
     assert found.name == "features of shufflenet_v2_x0_5"
     assert found.images(pictures()).shape == (3, 1024)
+
+
+def test_others_may_log_while_an_embedder_is_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Only the libraries that make it are silent."""
+
+    def function(name: str) -> Any:
+        logging.getLogger("mine").error("something else")
+        logging.error("by the root logger")
+        logging.getLogger("timm.models").error("said twice")
+        raise RuntimeError("no such network")
+
+    before = logging.root.manager.disable, list(logging.root.filters), logging.getLogger("timm").level
+    with pytest.raises(EmbedderError, match="no such network"), _explained("odd", "a file"):
+        function("odd")
+    assert caplog.messages == ["something else", "by the root logger"]
+    assert (logging.root.manager.disable, list(logging.root.filters), logging.getLogger("timm").level) == before
+    caplog.clear()
+    with pytest.raises(EmbedderError):
+        load_embedder("open_clip:ViT-B-32/nothing")
+    assert caplog.messages == []

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, pearsonr, sem, spearmanr, wilcoxon
 
 from pure_nb import evaluation
+from pure_nb.errors import EvaluationError
 from pure_nb.evaluation import (
     RANDOM,
     TRUE,
-    EvaluationError,
     alignment,
     distance_table,
     intra_inter,

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from built import DESK, NOT_BUILT, PHONE, SITE, Visit, chromium, explorer_pages, served
+from built import DESK, PHONE, SITE, Visit, chromium, explorer_pages, served
 
-pytestmark = pytest.mark.skipif(not (SITE / "index.html").is_file(), reason=NOT_BUILT)
+pytestmark = pytest.mark.book
 
 EXPLORERS = explorer_pages()
 

@@ -276,9 +276,9 @@ def test_data_loader_with_workers() -> None:
         (lambda: draw_scene(0, labels=[48]), ArgumentError, r"got \[48\]"),
         (lambda: draw_scene(0, labels=[-1]), ArgumentError, r"got \[-1\]"),
         (lambda: GlyphScenes(0), ArgumentError, "at least one, got length=0"),
-        (lambda: GlyphScenes(3).scene(3), ArgumentError, "scene 3 of a data set of 3"),
-        (lambda: GlyphScenes(3)[-1], ArgumentError, "scene -1"),
-        (lambda: GlyphObjects(1).scene(48), ArgumentError, "picture 48 of a data set of 48"),
+        (lambda: GlyphScenes(3).scene(3), IndexError, "scene 3 of a data set of 3"),
+        (lambda: GlyphScenes(3)[-1], IndexError, "scene -1"),
+        (lambda: GlyphObjects(1).scene(48), IndexError, "picture 48 of a data set of 48"),
     ],
 )
 def test_errors(call: object, error: type[Exception], message: str) -> None:

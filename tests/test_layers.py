@@ -10,17 +10,20 @@ import torchvision
 from small import Attention, Tokens, noise, plain, stirred
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
+from pure_nb.errors import LayerError, ModelError, StudyWarning
 from pure_nb.layers import (
     OUTPUT,
-    LayerError,
     activations,
     by_position,
     channel_axis,
     cut,
     get_layer,
     nearest_below,
+    placed,
     require,
+    require_output,
     resting,
     stage_before,
     survey,
@@ -258,10 +261,11 @@ def test_require_with_channels_last() -> None:
     [
         ("act", "stem", r"layer 'act' puts out \[B, H, W, C\], .* misread as \[B, C, H, W\]; name it 'last:act'"),
         ("top", "act", "name it 'last:act'"),
-        ("out", "input:act", r"layer 'input:act' is \[B, H, W, C\], .* that puts it out, with 'last:' before its name"),
+        ("out", "input:act", r"layer 'input:act' is \[B, H, W, C\], .* as \[B, C, H, W\]; name it 'input:last:act'"),
         ("last:head", "stem", r"layer 'last:head': \[1, 4\] is not \[B, H, W, C\]; name it without 'last:'"),
-        ("out", "input:patches:mix", "layer 'input:patches:mix': one of 'input:', .* may stand before a name, not two"),
-        ("out", "input:last:act", "layer 'input:last:act': one of 'input:', .* may stand before a name, not two"),
+        ("out", "input:patches:mix", "layer 'input:patches:mix': before a name may stand one of 'input:', .* others"),
+        ("out", "last:input:act", "layer 'last:input:act': before a name may stand .*, then one of 'first:', 'last:'"),
+        ("out", "last:stem", r"layer 'last:stem' puts out the channels elsewhere; name it 'stem'"),
         ("patches:stem", "input:stem", r"layer 'patches:stem': \[1, 5, 4, 4\] are no tokens \[B, T, C\]"),
         ("class:stem", "input:stem", r"layer 'class:stem': \[1, 5, 4, 4\] are no tokens"),
     ],
@@ -286,7 +290,7 @@ def test_channels_last_that_are_misread(target: str, lower: str, message: str) -
 def test_the_pictures_proportions_tell_where_channels_are(shape: tuple[int, ...], last: bool) -> None:
     class Fixed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.zeros(shape)
+            return torch.zeros(len(x), *shape[1:])
 
     (found,) = survey(nn.Sequential(Fixed()), torch.zeros(1, 3, 32, 48))
     assert found.name == ("last:0" if last else "0")
@@ -387,7 +391,7 @@ def test_require_with_tokens() -> None:
         (0, "patches:head", r"layer 'patches:head': \[1, 4\] are no tokens"),
         (3, "class:head", r"layer 'class:head': \[1, 4\] are no tokens"),
         (3, "patches:third", "Prefixed has no layer 'third'"),
-        (3, "patches:input:second", "layer 'patches:input:second': one of"),
+        (3, "patches:input:second", "layer 'patches:input:second': before a name may stand"),
     ],
 )
 def test_require_refuses_what_are_no_tokens(before: int, target: str, message: str) -> None:
@@ -403,9 +407,7 @@ def test_square_grids_of_tokens(tokens: int, side: int) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 98, 99, 195])
 def test_tokens_that_are_no_square_grid(tokens: int) -> None:
-    with pytest.raises(
-        LayerError, match=f"{tokens} tokens are no square grid of patches with at most 16 tokens before"
-    ):
+    with pytest.raises(LayerError, match=f"{tokens} tokens are no grid of patches with at most 16 tokens before"):
         activations(nn.Sequential(nn.Identity()), torch.randn(2, tokens, 3), ["patches:0"])
 
 
@@ -622,13 +624,15 @@ def test_require_errors(two: nn.Module, target: str, lower: str, message: str) -
         ("layer4.0", "input:layer4.0"),
         ("layer4.1.conv2", "input:layer4.1.conv2"),
         ("layer2.0.downsample", "input:layer2.0.downsample.0"),
-        ("last:layer4", "input:layer4.1"),
+        ("last:layer4", "input:last:layer4.1"),
+        ("patches:tokens:layer4", "input:tokens:layer4.1"),
     ],
 )
 def test_nearest_below(resnet: nn.Module, target: str, expected: str) -> None:
     assert nearest_below(resnet, target) == expected
-    with resting(resnet):
-        cut(resnet, noise(1, 64), expected, target)
+    if "tokens" not in target:
+        with resting(resnet):
+            cut(resnet, noise(1, 64), expected, target)
 
 
 def test_nearest_below_is_what_the_last_block_adds_to(resnet: nn.Module) -> None:
@@ -656,3 +660,314 @@ def test_nearest_below_is_what_the_last_block_adds_to(resnet: nn.Module) -> None
 )
 def test_stage_before(resnet: nn.Module, layer: str, expected: str | None) -> None:
     assert stage_before(resnet, layer) == expected
+
+
+class Odd(nn.Module):
+    """Tokens first, windows in the first axis (images outside, or inside), outputs without an axis for the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.tokens, self.windows, self.inside = nn.Conv2d(3, 8, 4, 4), *(nn.Linear(8, 8) for _ in "abc")
+        self.table, self.all, self.head = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)  # [B, 9, 8]
+        x = self.tokens(x.transpose(0, 1)).transpose(0, 1) + self.table(torch.arange(9))
+        x = self.windows(x.reshape(-1, 3, 8)).reshape(-1, 9, 8)
+        x = self.inside(x.transpose(0, 1).flatten(0, 1)).unflatten(0, (9, -1)).transpose(0, 1)
+        return self.head(x.mean(dim=1) + self.all(x[:, 0].relu()))
+
+
+def test_the_images_axis_is_found_out() -> None:
+    found = {shape.name: shape for shape in survey(Odd(), noise(1))}
+    assert list(found) == ["patches", "tokens:tokens", "folded:windows", "all", "head"]
+    assert [(found[name].channels, found[name].grid) for name in found] == [
+        (8, (3, 3)),
+        (8, (9,)),
+        (8, (9,)),
+        (8, ()),
+        (4, ()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("tokens", r"layer 'tokens' puts out \[T, B, C\], with the images on the second axis; name it 'tokens:tokens'"),
+        (
+            "windows",
+            r"'windows' puts out \[B \* w, ...\], with w windows, tiles or frames .*; name it 'folded:windows'",
+        ),
+        ("tokens:head", r"layer 'tokens:head' puts out \[B, ...\], with the images first; name it 'head'"),
+        ("inside", r"'inside' can't be studied: it is \[9, 8\] for one image, and neither the first of these axes"),
+        ("table", r"'table' can't be studied: it is \[9, 8\] for one image, and neither"),
+        ("patches:folded:windows", "the tokens of windows are in no order; name it without 'patches:folded:'"),
+    ],
+)
+def test_layers_whose_first_axis_is_not_the_images(target: str, message: str) -> None:
+    with pytest.raises(LayerError, match=message):
+        require(Odd(), noise(1), target, "patches")
+
+
+@pytest.mark.parametrize("layer", ["tokens", "windows", "table"])
+def test_activations_without_the_images_first_are_refused(layer: str) -> None:
+    with pytest.raises(LayerError, match=r"the first axis of .* is not that of the 4 images"):
+        activations(Odd(), noise(4), [layer])
+
+
+@pytest.mark.parametrize("lower", ["tokens:tokens", "folded:windows", "input:folded:windows"])
+def test_tokens_first_and_windows_are_cut_and_put_back(lower: str) -> None:
+    """Against the gradient of the whole network, image by image."""
+    model, images = Odd().double(), noise(5).double().requires_grad_()
+    with resting(model):
+        leaf, top = cut(model, images, lower, "head")
+        seed = torch.randn_like(top)
+        (found,) = torch.autograd.grad(top, leaf, seed)
+        whole: dict[str, Tensor] = {}
+        model.get_submodule(lower.rpartition(":")[2]).register_forward_hook(
+            lambda _, given, output: whole.update(kept=given[0] if "input" in lower else output)
+        )
+        torch.testing.assert_close(model(images), top)
+        (flow,) = torch.autograd.grad(model(images), whole["kept"], seed)
+    turned = (lambda x: x.transpose(0, 1)) if "tokens" in lower else (lambda x: x.reshape(5, 9, 8))
+    torch.testing.assert_close(leaf, turned(whole["kept"]))
+    torch.testing.assert_close(found, turned(flow))
+    assert flow.abs().sum() > 0
+
+
+class Unsteady(nn.Module):
+    """Something that depends on chance or on the batch, between two convolutions."""
+
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.low, self.between, self.high = nn.Conv2d(3, 6, 3), between, nn.Conv2d(6, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.high(self.between(self.low(x)))
+
+
+class Own(nn.Module):
+    """A module with a given forward."""
+
+    def __init__(self, forward: Any, inner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.own, self.inner = forward, inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own(self, x)
+
+
+UNSTEADY = {
+    "no running statistics": (
+        nn.BatchNorm2d(6, track_running_stats=False),
+        "it depends on which images are in a batch",
+    ),
+    "functional": (
+        Own(lambda _, x: functional.batch_norm(x, None, None, training=True)),
+        "in a batch, .*, as 'between'",
+    ),
+    "a train() inside": (
+        Own(lambda own, x: own.inner.train()(x), nn.BatchNorm2d(6)),
+        r"as 'between.inner' \(BatchNorm2d, in training mode\) makes other numbers",
+    ),
+    "dropout": (Own(lambda _, x: functional.dropout(x, 0.5)), r"it depends on chance, as 'between' \(Own\) draws"),
+    "rarely": (Own(lambda _, x: x * (torch.rand(()) > 1e-6)), r"it depends on chance, as 'between' \(Own\) draws"),
+    "mean": (Own(lambda _, x: x - x.mean(dim=0)), "in a batch, .*, as 'between'"),
+}
+
+
+@pytest.mark.parametrize("kind", UNSTEADY)
+@pytest.mark.parametrize("size", [12, 64])
+def test_what_depends_on_chance_or_on_the_batch_is_refused(kind: str, size: int) -> None:
+    between, message = UNSTEADY[kind]
+    model, state = Unsteady(between), torch.get_rng_state()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(LayerError, match=f"'high' can't be studied: .*{message}"):
+        require(model, noise(1, size), "high", "low")
+    with pytest.warns(StudyWarning, match="layers are left out: from it depends"):
+        assert [shape.name for shape in survey(model, noise(1, size))] == ["low"]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(LayerError, match="what Unsteady puts out can't be used: it depends"):
+        require_output(model, noise(1, size))
+
+
+def test_what_is_unsteady_above_the_target_does_not_matter() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3), Own(lambda _, x: functional.dropout(x, 0.5)))
+    assert require(model, noise(1), "1", "0")[0].channels == 4
+
+
+def test_last_digits_that_the_batch_decides_are_harmless() -> None:
+    model = Unsteady(Own(lambda _, x: x * (1 + 1e-5 * len(x))))
+    assert require(model, noise(1), "high", "low")[0].channels == 4
+    for value in (0.0, 1.0):  # a picture of one colour
+        assert require(Unsteady(nn.InstanceNorm2d(6)), torch.full((1, 3, 12, 12), value), "high", "low")
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize(("lower", "target"), [("0", "2"), ("1.0", "2.0"), ("2.0", "2.2"), ("0", "3")])
+def test_checkpointed_blocks_are_cut_as_any_other(reentrant: bool, lower: str, target: str) -> None:
+    class Block(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(super().forward, x, use_reentrant=reentrant) if self.again else super().forward(x)
+
+    class Outer(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            for module in self:
+                x = checkpoint(module, x, use_reentrant=reentrant) if Block.again else module(x)
+            return x
+
+    found = []
+    for again in (False, True):
+        Block.again = again
+        torch.manual_seed(0)
+        blocks = [Block(nn.Conv2d(width, 6, 3), nn.GELU(), nn.Conv2d(6, 6, 1)) for width in (3, 6, 6)]
+        model = Outer(*blocks, nn.Flatten())
+        with resting(model):
+            leaf, top = cut(model, noise(2), lower, target)
+            found.append(torch.autograd.grad(top, leaf, torch.ones_like(top))[0])
+    assert torch.equal(*found)
+    assert found[0].abs().sum() > 0
+
+
+class Frozen(nn.Module):
+    """A backbone under no_grad or inference_mode, as linear probes have it."""
+
+    def __init__(self, mode: Any = torch.no_grad) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mode, self.backbone, self.head = mode, nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.mode():
+            x = self.backbone(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("target", ["backbone.1", "head"])
+def test_gradients_that_are_switched_off_are_named(mode: Any, target: str) -> None:
+    with resting(model := Frozen(mode)), pytest.raises(LayerError, match=r"no_grad|inference_mode"):
+        cut(model, noise(1), "backbone.0", target)
+
+
+def test_the_end_of_a_frozen_backbone_can_be_the_lower_layer() -> None:
+    model, images = Frozen().double(), noise(2).double()
+    with resting(model):
+        leaf, top = cut(model, images, "backbone", "head")
+        (found,) = torch.autograd.grad(top, leaf, torch.ones_like(top))
+    torch.testing.assert_close(found, model.head.weight.sum(dim=0)[None].expand_as(found))
+
+
+def _interrupted(weight: Tensor) -> None:
+    assert weight.is_meta or weight.is_contiguous(memory_format=torch.channels_last)
+    raise KeyboardInterrupt
+
+
+def test_placed_puts_back_where_weights_lie() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    model(noise(2)).sum().backward()
+    before = {name: (id(t), t.data_ptr(), t.stride()) for name, t in model.state_dict(keep_vars=True).items()}
+    gradient = model[0].weight.grad
+    for layout, device in ((torch.channels_last, None), (None, "meta")):
+        with pytest.raises(KeyboardInterrupt), placed(model, device, layout):
+            _interrupted(model[0].weight)
+        now = {name: (id(t), t.data_ptr(), t.stride()) for name, t in model.state_dict(keep_vars=True).items()}
+        assert now == before
+        assert model[0].weight.grad is gradient
+        assert gradient is not None
+        assert not gradient.is_meta
+
+
+@pytest.mark.parametrize(
+    ("module", "prefix"),
+    [
+        (nn.Conv1d(8, 8, 1), ""),
+        (nn.ConvTranspose1d(8, 8, 2), ""),
+        (nn.BatchNorm1d(8), ""),
+        (nn.InstanceNorm1d(8), ""),
+        (nn.GroupNorm(2, 8), ""),
+        (nn.AvgPool1d(2), ""),
+        (nn.AdaptiveMaxPool1d(3), ""),
+        (nn.Upsample(scale_factor=2), ""),
+        (nn.ReLU(), "first:"),
+        (nn.Sequential(nn.Conv1d(8, 8, 1), nn.Dropout()), "first:"),
+        (nn.Identity(), "first:"),
+    ],
+)
+def test_channels_before_positions(module: nn.Module, prefix: str) -> None:
+    """[B, C, L], against plain slices."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.Flatten(2), module).eval()
+    found = {shape.name: shape for shape in survey(model, noise(1))}
+    whole = model(noise(1))
+    assert (found[f"{prefix}2"].channels, found[f"{prefix}2"].grid) == (8, (whole.shape[2],))
+    assert (found["first:1"].channels, found["first:1"].grid) == (8, (25,))
+    torch.testing.assert_close(by_position(activations(model, noise(3), [f"{prefix}2"])[f"{prefix}2"]), model(noise(3)))
+    if prefix:
+        with pytest.raises(LayerError, match=r"'2' puts out \[B, C, L\], .* misread as \[B, T, C\]; name it 'first:2'"):
+            require(model, noise(1), "2", "0")
+
+
+def test_axes_that_nothing_tells_are_asked_for() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 9, 4, stride=4), nn.Flatten(2))  # nine channels, nine positions
+    assert [shape.name for shape in survey(model, noise(1))] == ["0"]
+    with pytest.raises(LayerError, match=r"\[1, 9, 9\] for one image, .* name it 'first:1' or 'last:1'"):
+        require(model, noise(1), "1", "0")
+    first, last = (require(model, noise(1), f"{prefix}:1", "0") for prefix in ("first", "last"))
+    assert first[0].channels == last[0].channels == 9
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm([8, 5, 5]), nn.LayerNorm([5, 5])])
+def test_norms_over_several_axes_do_not_tell_that_channels_are_last(norm: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), norm, nn.Conv2d(8, 8, 1))
+    found = {shape.name: shape for shape in survey(model, noise(1))}
+    assert (found["1"].channels, found["1"].grid) == (8, (5, 5))
+
+
+@pytest.mark.parametrize(("height", "width", "before"), [(24, 32, 0), (32, 24, 1), (8, 48, 2), (20, 32, 1)])
+@pytest.mark.parametrize("cut_by", ["convolution", "unfold"])
+def test_grids_of_patches_that_are_not_square(height: int, width: int, before: int, cut_by: str) -> None:
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Conv2d(3, 5, 4, 4) if cut_by == "convolution" else nn.Unfold(4, stride=4)
+            self.tokens = nn.Linear(5 if cut_by == "convolution" else 48, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x).flatten(2).transpose(1, 2)
+            return self.tokens(torch.cat([torch.zeros(len(x), before, x.shape[2]), x], dim=1))
+
+    model, images = Patches(), torch.randn(2, 3, height, width)
+    found = activations(model, images, ["patches:tokens", "tokens"])
+    rows, columns = height // 4, width // 4
+    assert found["patches:tokens"].shape == (2, 5, rows, columns)
+    for row in range(rows):
+        for column in range(columns):
+            own = found["tokens"][:, before + row * columns + column]
+            assert torch.equal(found["patches:tokens"][:, :, row, column], own)
+    assert require(model, images, "patches:tokens", "input:tokens")[0].grid == (rows, columns)
+
+
+def test_two_grids_that_both_fit_are_refused() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.high = nn.Conv2d(3, 5, (4, 2), (4, 2)), nn.Conv2d(3, 5, (2, 4), (2, 4))
+            self.tokens = nn.Linear(5, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            both = self.wide(x).flatten(2) + self.high(x).flatten(2)
+            return self.tokens(both.transpose(1, 2))
+
+    with pytest.raises(LayerError, match="18 tokens are a grid of 3 x 6 or 6 x 3 patches, which can't be told"):
+        activations(Both(), noise(1), ["patches:tokens"])
+
+
+def test_a_network_that_fails_on_a_batch_is_named() -> None:
+    model = Unsteady(Own(lambda _, x: x.reshape(1, 6, 10, 10)))
+    with pytest.raises(
+        ModelError, match=r"Unsteady can't be run on a batch of 2 images .*RuntimeError: .*of any number"
+    ):
+        require(model, noise(1), "high", "low")

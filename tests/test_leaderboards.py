@@ -16,8 +16,8 @@ from small import Items, noise, plain
 from pure_nb import bench
 from pure_nb.bench_plots import NOBODY, leaderboard_figure, parts_figure
 from pure_nb.contestants import Contestant
+from pure_nb.errors import StudyError
 from pure_nb.leaderboards import Competition, compete, words, worlds_of, write
-from pure_nb.parameters import StudyError
 from pure_nb.plots import PALETTE
 from pure_nb.study import Study
 from pure_nb.worlds import World, objects_world, planted_world

@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 from small import Items, noise, picture_folder
 
-from pure_nb.data import ImageError
+from pure_nb.errors import ImageError, StudyError
 from pure_nb.loading import load_study
-from pure_nb.parameters import StudyError
 from pure_nb.sources import glyph_images
 
 TOML = """\
@@ -144,6 +143,36 @@ def test_a_folder_without_classes(tmp_path: Path) -> None:
     assert (len(images), images.label(0)) == (3, "")
 
 
+def test_how_pictures_are_read(tmp_path: Path) -> None:
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 50
+    exif = Image.Exif()
+    exif[274] = 6  # the right side is the top
+    (tmp_path / "pictures" / "a").mkdir(parents=True)
+    Image.fromarray(deep).save(tmp_path / "pictures" / "a" / "a.png", exif=exif)
+    (tmp_path / "list.txt").write_text("pictures/a/a.png\n")
+    rows = hub.Dataset.from_dict({"image": [str(tmp_path / "pictures/a/a.png")]}).cast_column("image", hub.Image())
+    rows.save_to_disk(str(tmp_path / "saved"))
+    expected = (deep / 4095 * 255).round()
+    more = "mean = [0.5]\nstd = [0.5]\ngrey = true\nresize = 8\ncrop = 8\nwhite = 4095\n"
+    for source, root in (
+        *(("folder", "pictures"), ("paths", "list.txt"), ("torchvision:ImageFolder", "pictures")),
+        ("huggingface:mine", "saved"),
+    ):
+        table = f'source = "{source}"\nroot = "{root}"\n{more}'
+        hugging = source.startswith("hugging")  # that library turns all pictures
+        images = [study_of(tmp_path, f"{table}turned = {turned}") for turned in ("false", "true")]
+        assert (images[0].picture(0)[..., 0] == (np.rot90(expected, -1) if hugging else expected)).all()
+        assert (images[1].picture(0)[..., 0] == np.rot90(expected, -1)).all()
+        assert images[0].channels == 3  # since the network takes colours
+        assert images[0].fingerprint != images[1].fingerprint
+
+
+@pytest.mark.usefixtures("torchvision_sets")
+def test_a_data_set_that_reads_by_itself_can_not_be_told_how(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="torchvision's Fetched reads its pictures by itself and does not take turned"):
+        study_of(tmp_path / "study", of_torchvision("Fetched", ".") + "\nturned = true")
+
+
 def test_synsets(tmp_path: Path) -> None:
     known = glyph_images(2).synsets
     assert study_of(tmp_path, 'source = "glyphs"\nlength = 2').synsets == known
@@ -185,7 +214,7 @@ def test_hugging_face_on_disk(tmp_path: Path) -> None:
         study_of(tmp_path, table.replace('columns = ["picture", "fine"]', ""))
     with pytest.raises(ImageError, match=r"has the columns \['picture', 'fine', 'coarse'\], .* got \['x'\]"):
         study_of(tmp_path, table.replace('"picture", "fine"', '"x"'))
-    with pytest.raises(StudyError, match=r"has an entry that is not known: .*streaming"):
+    with pytest.raises(StudyError, match=r"has an entry that is not known, .*streaming"):
         study_of(tmp_path, table + "\nstreaming = true")
 
 

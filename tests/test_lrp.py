@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +15,10 @@ import timm
 import torch
 import torchvision
 from small import Tokens, noise, plain, stirred
+from timm.layers import Conv2dSame, StdConv2d
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize, prune
 from torch.utils.data import TensorDataset
 from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus, EpsilonPlusFlat
 from zennit.core import Composite
@@ -20,8 +26,9 @@ from zennit.torchvision import ResNetCanonizer
 
 from pure_nb.circuits import circuits
 from pure_nb.data import Images
-from pure_nb.layers import LayerError
-from pure_nb.lrp import TimmResNetCanonizer, default_composite, require_fit, require_rules, reusing
+from pure_nb.errors import LayerError
+from pure_nb.layers import cut, resting
+from pure_nb.lrp import TimmResNetCanonizer, default_composite, require_rules, reusing, ruled
 from pure_nb.models import fingerprint
 
 
@@ -188,7 +195,8 @@ def test_what_has_no_rule_is_refused(case: str) -> None:
     model.eval()
     composite, before = default_composite(model), fingerprint(model)
     target = "second"
-    require_fit(model, noise(1), target, composite)  # it computes the same, which is not enough
+    with ruled(model, noise(1), None, target, composite, every=False):  # it computes the same, which is not enough
+        pass
     with pytest.raises(LayerError) as caught:
         require_rules(model, noise(1), None, target, composite)
     assert message in str(caught.value)
@@ -224,8 +232,8 @@ def test_networks_with_rules(network: str, glyphnet: nn.Module) -> None:
         model = torchvision.models.get_model(network, weights=None)
     model = model if network == "glyphnet" else stirred(model)
     target = next(name for name in ("layer4", "features.12", "features") if name in dict(model.named_modules()))
-    require_fit(model, noise(1, 48), target, default_composite(model))
-    require_rules(model, noise(1, 48), None, target, default_composite(model))
+    with ruled(model, noise(1, 48), None, target, default_composite(model)):
+        pass
 
 
 def test_only_what_lies_between_the_layers_matters() -> None:
@@ -272,9 +280,284 @@ def test_weights_come_back_where_canonizers_fail() -> None:
     with torch.no_grad():
         expected = model(images)
     names = [name for name, _ in model.named_parameters()]
-    with pytest.raises(LayerError, match=r"do not fit DenseNet .*; for circuits use rule='gradient'"):
-        require_fit(model, images, "features.denseblock1", default_composite(model))
+    with (
+        pytest.raises(LayerError, match=r"do not fit DenseNet .*; for circuits use rule='gradient'"),
+        ruled(model, images, None, "features.denseblock1", default_composite(model)),
+    ):
+        pass
     assert fingerprint(model) == before
     assert [name for name, _ in model.named_parameters()] == names
     with torch.no_grad():
         assert torch.equal(model(images), expected)
+
+
+# ------------------------------------------------------------------------- rules that would see other weights than run
+
+
+class Halved(nn.Module):
+    """A parametrisation of one's own."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.tanh() / 2
+
+
+class Inner(nn.Conv2d):
+    """Changes its weights in the function that torch's own forward calls."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, weight - weight.mean(), bias)
+
+
+def patched(layer: nn.Conv2d) -> None:
+    layer.forward = lambda x: functional.conv2d(x, layer.weight**3, None, padding=1)  # type: ignore[method-assign]
+
+
+def hooked(layer: nn.Conv2d) -> None:
+    kept = layer.weight.detach().abs()
+    del layer.weight
+    layer.register_forward_pre_hook(lambda module, _: setattr(module, "weight", kept - 0.05))
+
+
+def standardised(weight: Tensor) -> Tensor:
+    return (weight - weight.mean((1, 2, 3), keepdim=True)) / (weight.var((1, 2, 3), False, keepdim=True) + 1e-6).sqrt()
+
+
+PUT: dict[str, Callable[[Any], Any]] = {
+    "weight_norm, old": nn.utils.weight_norm,
+    "weight_norm": nn.utils.parametrizations.weight_norm,
+    "spectral_norm, old": nn.utils.spectral_norm,
+    "spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+    "pruning": lambda layer: prune.l1_unstructured(layer, "weight", 0.4),
+    "pruning of both": lambda layer: (prune.random_structured(layer, "weight", 1, 1), prune.identity(layer, "bias")),
+    "own parametrisation": lambda layer: parametrize.register_parametrization(layer, "weight", Halved()),
+    "standardised": lambda layer: object.__setattr__(layer, "__class__", Standardised),
+    "own _conv_forward": lambda layer: object.__setattr__(layer, "__class__", Inner),
+    "own forward": patched,
+    "hook": hooked,
+}
+"""What makes a layer run with weights that are not its parameters."""
+
+
+class Standardised(nn.Conv2d):
+    """timm's StdConv2d, in place."""
+
+    eps = 1e-6
+    forward = StdConv2d.forward
+
+
+RUN: dict[str, Callable[[nn.Conv2d], tuple[Tensor, Tensor | None]]] = {
+    "own parametrisation": lambda layer: (layer.weight.tanh() / 2, layer.bias),
+    "standardised": lambda layer: (standardised(layer.weight), layer.bias),
+    "own _conv_forward": lambda layer: (layer.weight - layer.weight.mean(), layer.bias),
+    "own forward": lambda layer: (layer.weight**3, None),
+    "hook": lambda layer: (layer.weight.abs() - 0.05, layer.bias),
+}
+"""The weights and bias that it then runs with, of those where torch has no function that says so."""
+
+
+def reparametrised(case: str, norms: bool) -> tuple[nn.Sequential, nn.Sequential]:
+    """A network, and one of plain layers that computes the same."""
+    torch.manual_seed(3)
+    widths, parts = (3, 8, 6, 5), []
+    for i in range(3):
+        parts += [nn.Conv2d(widths[i], widths[i + 1], 3, padding=1), nn.BatchNorm2d(widths[i + 1]), nn.ReLU()]
+        parts[-2] = parts[-2] if norms else nn.Identity()
+    model = stirred(nn.Sequential(*parts))
+    if "orthogonal" in case or "spectral" in case:
+        for layer in model[::3]:
+            layer.weight.data *= 3
+    baked = copy.deepcopy(model)
+    for layer, own in zip(model[::3], baked[::3]):
+        if case in RUN:
+            own.weight, own.bias = (None if t is None else nn.Parameter(t.detach()) for t in RUN[case](own))
+            PUT[case](layer)
+            continue
+        PUT[case](layer)
+        layer(noise(1, 5, channels=layer.in_channels))  # power iterations
+        layer.eval()
+        layer(noise(1, 5, channels=layer.in_channels))
+        assert "weight_norm" in case or not torch.equal(layer.weight, own.weight)
+        own.weight, own.bias = nn.Parameter(layer.weight.detach().clone()), nn.Parameter(layer.bias.detach().clone())
+    return model.eval(), baked.eval()
+
+
+@pytest.mark.parametrize("norms", [False, True], ids=["plain", "batch norms"])
+@pytest.mark.parametrize("case", PUT)
+def test_rules_see_the_weights_that_run(case: str, norms: bool) -> None:
+    model, baked = reparametrised(case, norms)
+    images, which = Images(TensorDataset(noise(3))), (np.arange(5), np.arange(5) % 3)
+    kinds = [type(module) for module in model]
+    with torch.no_grad():
+        torch.testing.assert_close(model(images.example[None]), baked(images.example[None]), rtol=1e-3, atol=1e-3)
+    before, held = fingerprint(model), {name: list(vars(module)) for name, module in model.named_modules()}
+    for rule in ("lrp", EpsilonAlpha2Beta1(canonizers=default_composite(model).canonizers)):
+        how: dict[str, Any] = {"target": "8", "lower": "2", "rule": rule}
+        found, expected = (circuits(one, images, *which, **how) for one in (model, baked))
+        assert np.abs(expected).sum() > 2
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert fingerprint(model) == before
+    assert held == {name: list(vars(module)) for name, module in model.named_modules()}
+    assert kinds == [type(module) for module in model]
+
+
+def test_relevance_is_conserved_through_weight_norm() -> None:
+    model = plain()
+    for layer in model:
+        if isinstance(layer, nn.Conv2d):
+            layer.bias.data.zero_()
+            nn.utils.parametrizations.weight_norm(layer)
+    images = noise(2).abs()
+    with ruled(model, images, None, "4", EpsilonPlus()):
+        leaf = images.clone().requires_grad_()
+        top = model[:5](leaf)
+        start = top.detach().clamp(min=0)
+        (flow,) = torch.autograd.grad(top, leaf, start)
+    # Of an output that is not positive the z-plus rule hands on all the same: of that none was put in.
+    torch.testing.assert_close(flow.sum(dim=(1, 2, 3)), start.sum(dim=(1, 2, 3)), rtol=1e-3, atol=1e-4)
+
+
+class Adapted(nn.Conv2d):
+    """As LoRA does it: a second path beside the layer's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + functional.conv2d(x, self.weight.flip(0), padding=self.padding)
+
+
+class Twice(nn.Conv2d):
+    """Its own weights, but two times one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(super().forward(x))
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> Tensor:
+        return above[0] * 2
+
+
+class Sized(nn.Conv2d):
+    """Standardised weights and padding in forward: more than a plain layer does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(functional.pad(x, (1, 1, 1, 1)), standardised(self.weight), self.bias)
+
+
+def with_hook(kind: str) -> nn.Module:
+    """A network, a convolution of which has a hook that changes what it is given or puts out."""
+    model = Joined(lambda x: x, nn.Conv2d(4, 4, 1))
+    if kind == "before":
+        model.modules_[0].register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2,))
+    else:
+        model.modules_[0].register_forward_hook(lambda *it: it[2] * 2)
+    return model
+
+
+def scripted(x: Tensor) -> Tensor:
+    return x * 2
+
+
+SURPRISES: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "second path": (lambda: Joined(lambda x: x, Adapted(4, 4, 3, padding=1)), "'conv2d' in 'modules_.0' (Adapted)"),
+    "twice": (lambda: Joined(lambda x: x, Twice(4, 4, 3, padding=1)), "'conv2d' in 'modules_.0' (Twice)"),
+    "padded": (lambda: Joined(lambda x: x, Sized(4, 4, 3)), "'conv2d' in 'modules_.0' (Sized)"),
+    "hook before": (lambda: with_hook("before"), "'mul' in 'modules_.0' (hooks of Conv2d)"),
+    "hook after": (lambda: with_hook("after"), "'mul' in 'modules_.0' (hooks of Conv2d)"),
+    "autograd.Function": (lambda: Joined(Doubled.apply), "'DoubledBackward' in '' (Joined)"),
+    "function of TorchScript": (lambda: Joined(torch.jit.script(scripted)), "'MulBackward"),
+    "compiled": (lambda: Joined(torch.compile(scripted, backend="eager")), "'mul' in '' (Joined)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", SURPRISES)
+def test_what_a_rule_does_not_stand_for_is_refused(case: str) -> None:
+    make, message = SURPRISES[case]
+    model = make().eval()
+    with (
+        pytest.raises(LayerError, match="no rule for the operation") as caught,
+        ruled(model, noise(1), None, "second", default_composite(model)),
+    ):
+        pass
+    assert message in str(caught.value)
+
+
+def test_padding_in_forward_needs_no_rule() -> None:
+    """timm's Conv2dSame pads, and then runs with its own parameters."""
+    torch.manual_seed(0)
+    first = [Conv2dSame(3, 6, 3, stride=2), nn.ReLU(), Conv2dSame(6, 4, 3), nn.ReLU()]
+    usual = [nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 6, 3, 2), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1), nn.ReLU()]
+    for one, other in ((first[0], usual[1]), (first[2], usual[3])):
+        other.load_state_dict(one.state_dict())
+    images = Images(TensorDataset(noise(2)))
+    which = np.arange(4), np.arange(4) % 2
+    found = circuits(nn.Sequential(*first), images, *which, target="3", lower="1", rule="lrp")
+    expected = circuits(nn.Sequential(*usual), images, *which, target="4", lower="2", rule="lrp")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+class Shared(nn.Module):
+    """The same layers once and again; or others with the same weights."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.one, self.pool = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.AvgPool2d(2)
+        self.two, self.pool2 = (self.one, self.pool) if again else copy.deepcopy((self.one, self.pool))
+        self.last = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.two(self.pool2(self.one(self.pool(self.first(x).relu())).relu())))
+
+
+def test_a_layer_that_runs_twice_has_an_input_each_time() -> None:
+    images, which = Images(TensorDataset(noise(3, 28))), (np.arange(4), np.arange(4) % 3)
+    found, expected = (
+        circuits(Shared(again).eval(), images, *which, target="last", lower="first", rule="lrp")
+        for again in (True, False)
+    )
+    assert np.abs(expected).sum() > 0.9
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_compiled_parts_run_as_they_were(whole: bool) -> None:
+    """What torch.compile made would call none of the hooks that are added later."""
+    model, usual = plain(), plain()
+    images, which = Images(TensorDataset(noise(3))), (np.arange(5), np.arange(5) % 3)
+    lower = "2"
+    if whole:
+        model.compile(backend="eager")
+        model(images.example[None])
+    else:
+        model[2], model[3] = torch.compile(model[2:4], backend="eager"), nn.Identity()
+        model[2](noise(1, channels=5))
+        lower = "2._orig_mod.2"
+    for rule in ("gradient", "lrp"):
+        found = circuits(model, images, *which, target="4", lower=lower, rule=rule)
+        expected = circuits(usual, images, *which, target="4", lower="2", rule=rule)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_passes_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that works in place puts out what it was given: a rule that keeps that would keep its graph for good."""
+    model, images, rules = plain(), noise(2), []
+
+    def remembered(*args: Any) -> Any:
+        rule = partial(*args)
+        rules.append(weakref.ref(rule))
+        return rule
+
+    monkeypatch.setattr("pure_nb.lrp.partial", remembered)
+    with ruled(model, images[:1], None, "4", default_composite(model)), resting(model):
+        leaf, top = cut(model, images, None, "4")
+        torch.autograd.grad(top.sum(), leaf)
+        del leaf, top
+        gc.collect()
+        assert len(rules) >= 5
+        assert not [rule for rule in rules if rule() is not None]

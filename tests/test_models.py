@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import pickle
 import re
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable
+from enum import Enum
+from functools import partial
 from pathlib import Path
+from types import MethodType, SimpleNamespace
+from typing import Any
 from urllib.error import URLError
 
+import cloudpickle
+import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
 from small import noise, plain
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from pure_nb import models
 from pure_nb.data import Images
-from pure_nb.models import ModelError, fingerprint, load_model, load_weights, unwrapped
+from pure_nb.errors import ModelError
+from pure_nb.models import fingerprint, load_model, load_weights, unwrapped
 from pure_nb.study import Study
 
 
@@ -229,6 +241,256 @@ def test_fingerprint_of_half_precision() -> None:
     assert fingerprint(nn.Linear(2, 2).to(torch.bfloat16)) != fingerprint(nn.Linear(2, 2))
 
 
+class Kind(Enum):
+    SMOOTH, ROUGH = 1, 2
+
+
+SLOPE = 0.5
+
+
+def leaky(x: Tensor) -> Tensor:
+    return functional.leaky_relu(x, SLOPE)
+
+
+class Scaled(nn.Module):
+    """Something of everything that may decide what a forward pass computes."""
+
+    factor = 2.0
+
+    def __init__(self, act: Callable[[Tensor], Tensor] = functional.relu) -> None:
+        super().__init__()
+        self.act, self.kind, self.power, self.path, self.calls = act, Kind.SMOOTH, 1.0, Path("a"), 0
+        self.shift, self.axes, self.names, self.kept = torch.zeros(1), (2, 3), {"a", "b", "c"}, []
+        self.options: dict[str, Any] = {"axes": [1, 2], "space": SimpleNamespace(width=3)}
+        self.cache: dict[Any, Any] = {}
+        self.register_buffer("offset", torch.zeros(4, 1, 1), persistent=False)
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.last = x
+        self.kept.append(x)
+        self.cache[x.shape] = x
+        return self.act(self.scaled(x) ** self.power + self.shift + self.offset)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def network(act: Callable[[Tensor], Tensor] = functional.relu) -> Any:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(Scaled(act), nn.BatchNorm2d(4)), nn.ReLU()).eval()
+
+
+def other_forward(self: Any, x: Tensor) -> Tensor:
+    return x + self.offset
+
+
+class Longer(Scaled):
+    """A shortcut more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def with_state(state: Any) -> type:
+    return type("Scaled", (Scaled,), {"get_extra_state": lambda self: state, "set_extra_state": lambda self, it: None})
+
+
+MUTATIONS: dict[str, Callable[[Any, pytest.MonkeyPatch], object]] = {
+    "function": lambda m, _: setattr(m[1][0], "act", functional.gelu),
+    "own function": lambda m, _: setattr(m[1][0], "act", leaky),
+    "lambda": lambda m, _: setattr(m[1][0], "act", lambda x: x),
+    "another lambda": lambda m, _: setattr(m[1][0], "act", lambda x: -x),
+    "partial": lambda m, _: setattr(m[1][0], "act", partial(functional.leaky_relu, negative_slope=0.3)),
+    "another partial": lambda m, _: setattr(m[1][0], "act", partial(functional.leaky_relu, negative_slope=0.4)),
+    "enum": lambda m, _: setattr(m[1][0], "kind", Kind.ROUGH),
+    "number": lambda m, _: setattr(m[1][0], "power", 2.0),
+    "its type": lambda m, _: setattr(m[1][0], "power", 1),
+    "path": lambda m, _: setattr(m[1][0], "path", Path("b")),
+    "tensor": lambda m, _: m[1][0].shift.add_(1),
+    "array": lambda m, _: setattr(m[1][0], "shift", np.zeros(1)),
+    "tuple": lambda m, _: setattr(m[1][0], "axes", (3, 2)),
+    "set": lambda m, _: m[1][0].names.add("d"),
+    "within": lambda m, _: m[1][0].options["axes"].append(3),
+    "object": lambda m, _: setattr(m[1][0].options["space"], "width", 4),
+    "buffer that is not kept": lambda m, _: m[1][0].offset.add_(1),
+    "patched forward": lambda m, _: setattr(m[1][0], "forward", MethodType(other_forward, m[1][0])),
+    "patched method": lambda m, _: setattr(m[1][0], "scaled", lambda x: x),
+    "class": lambda m, _: setattr(m[1][0], "__class__", Longer),
+    "method of the class": lambda _, patch: patch.setattr(Scaled, "scaled", lambda self, x: x * 3),
+    "attribute of the class": lambda _, patch: patch.setattr(Scaled, "factor", 3.0),
+    "hook": lambda m, _: m[0].register_forward_hook(lambda *it: it[2] * 2),
+    "hook before": lambda m, _: m[0].register_forward_pre_hook(lambda _, it: (it[0] * 2,)),
+    "extra state": lambda m, _: setattr(m[1][0], "__class__", with_state({"scale": 1})),
+    "other extra state": lambda m, _: setattr(m[1][0], "__class__", with_state({"scale": 2})),
+    "option of torch": lambda m, _: setattr(m[0], "stride", (2, 2)),
+    "order": lambda m, _: setattr(m, "_modules", dict(reversed(m._modules.items()))),
+}
+
+
+def test_fingerprint_follows_all_that_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"none": fingerprint(network())}
+    for name, mutate in MUTATIONS.items():
+        model = network()
+        with monkeypatch.context() as patch:
+            mutate(model, patch)
+            found[name] = fingerprint(model)
+            assert fingerprint(model) == found[name], name
+    assert fingerprint(network()) == found["none"]
+    assert len(set(found.values())) == len(MUTATIONS) + 1, Counter(found.values()).most_common(3)
+
+
+def test_fingerprint_follows_what_functions_refer_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def power(exponent: float) -> Callable[[Tensor], Tensor]:
+        return lambda x: x**exponent
+
+    found = [fingerprint(network(power(exponent))) for exponent in (1, 2, 2)]
+    assert found[0] != found[1] == found[2]
+    before = fingerprint(network(leaky))
+    monkeypatch.setattr(f"{__name__}.SLOPE", 0.25)
+    assert fingerprint(network(leaky)) != before
+
+
+def test_fingerprint_stays(tmp_path: Path) -> None:
+    """After copies, moves and forward passes, and in another process with other hashes and addresses."""
+    model, found = network(leaky), fingerprint(network(leaky))
+    same = {
+        "copy": copy.deepcopy(model),
+        "pickle": pickle.loads(pickle.dumps(model)),
+        "train": network(leaky).train(),
+        "frozen": network(leaky).requires_grad_(False),
+        "channels last": network(leaky).to(memory_format=torch.channels_last),
+    }
+    ran = network(leaky)
+    with torch.no_grad():
+        ran(noise(2))
+        ran(noise(1, 8))
+    same["forward"] = ran
+    if torch.cuda.is_available():
+        same["device"] = network(leaky).to("cuda")
+    assert {name: fingerprint(one) for name, one in same.items()} == dict.fromkeys(same, found)
+    moved = copy.deepcopy(ran).to(torch.float64).to(torch.float32)
+    moved[1][0].shift = torch.zeros(1)
+    assert fingerprint(moved) == found
+    code = "from test_models import *; print(fingerprint(network(leaky)))"
+    for seed in ("1", "2"):
+        ran_elsewhere = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join([*sys.path])},
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert ran_elsewhere.stdout.strip() == found
+
+
+@pytest.mark.parametrize("put", [nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_fingerprint_of_computed_weights(put: Callable[[nn.Module], nn.Module]) -> None:
+    """The weight that a hook makes is old until the next forward pass."""
+    model = plain()
+    put(model[2])
+    state = {name: value + 0.1 for name, value in model.state_dict().items()}
+    before = fingerprint(model)
+    model.load_state_dict(state)
+    loaded = fingerprint(model)
+    with torch.no_grad():
+        model(noise(1))
+    assert loaded == fingerprint(model) != before
+
+
+def test_fingerprint_of_large_libraries() -> None:
+    """The same network made twice by torchvision and timm, copied, and with another option."""
+    for make in (lambda **it: torchvision.models.swin_t(**it), lambda **it: timm.create_model("test_vit", **it)):
+        torch.manual_seed(0)
+        model = make().eval()
+        before = fingerprint(model)
+        torch.manual_seed(0)
+        assert fingerprint(make().eval()) == fingerprint(copy.deepcopy(model)) == before
+        with torch.no_grad():
+            model(noise(1, 160 if make().__class__.__module__.startswith("timm") else 64))
+        assert fingerprint(model) == before
+
+
+def test_a_module_with_a_state_that_is_no_tensor(tmp_path: Path) -> None:
+    class Recipe(nn.Conv2d):
+        recipe = "hybrid"
+
+        def get_extra_state(self) -> dict[str, Any]:
+            return {"recipe": self.recipe}
+
+        def set_extra_state(self, state: dict[str, Any]) -> None:
+            self.recipe = state["recipe"]
+
+    model, other = (nn.Sequential(nn.Conv2d(3, 4, 3), Recipe(4, 5, 3)) for _ in range(2))
+    study = Study.of(model, Images(TensorDataset(noise(6))), "1", "0", n=3)
+    assert study.references.sample.shape == (5, 3)
+    model[1].recipe = "other"
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    load_weights(other, tmp_path / "w.pth")
+    assert other[1].recipe == "other"
+    assert fingerprint(other) == fingerprint(model)
+
+
+def write(folder: Path, width: int, helper: str = "import torch") -> Path:
+    """A user's file, and what it imports from beside it."""
+    (folder / "parts").mkdir(parents=True)
+    (folder / "parts" / "__init__.py").write_text("from .deep import SCALE\n")
+    (folder / "parts" / "deep.py").write_text("SCALE = 2\n")
+    (folder / "helpers.py").write_text(
+        f"{helper}\nfrom torch import nn\nWIDTH = {width}\nclass Block(nn.Conv2d): pass\n"
+    )
+    (folder / "mine.py").write_text(
+        "import dataclasses, helpers\n"
+        "@dataclasses.dataclass\nclass Options:\n    width: int = helpers.WIDTH\n"
+        "def make():\n"
+        "    import parts\n"
+        "    model = helpers.nn.Sequential(helpers.Block(3, Options().width, 1))\n"
+        "    model.scale = parts.SCALE\n"
+        "    return model\n"
+    )
+    return folder / "mine.py"
+
+
+def test_files_of_one_name_in_two_folders(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a", 5), write(tmp_path / "b", 7)
+    path, modules = sys.path.copy(), set(sys.modules)
+    one, two = load_model(f"{first}:make", "random"), load_model(f"{second}:make", "random")
+    again = load_model(f"{first}:make", "random")
+    assert [model[0].out_channels for model in (one, two, again)] == [5, 7, 5]
+    assert (one.scale, two.scale) == (2, 2)
+    assert sys.path == path
+    assert {name.partition("_mine")[0] for name in set(sys.modules) - modules} <= {"_user"}
+    assert type(one[0]) is not type(two[0])
+    assert equal(one, again)
+    assert fingerprint(one) == fingerprint(again) != fingerprint(two)
+    copied = cloudpickle.loads(cloudpickle.dumps(one))
+    assert fingerprint(copied) == fingerprint(one)
+
+
+def test_a_file_may_change_the_path_and_names_of_libraries_stay(tmp_path: Path) -> None:
+    file = write(tmp_path, 5, helper="import sys; sys.path.insert(0, '/nowhere')")
+    (tmp_path / "random.py").write_text("1 / 0\n")
+    (tmp_path / "torch.py").write_text("1 / 0\n")
+    before, modules = sys.path.copy(), (sys.modules["random"], sys.modules["torch"])
+    for _ in range(3):
+        load_model(f"{file}:make")
+    assert sys.path == before
+    assert modules == (sys.modules["random"], sys.modules["torch"])
+
+
+@pytest.mark.parametrize("name", ["mine.py", "helpers.py", "parts/__init__.py", "parts/deep.py"])
+def test_fingerprint_follows_files(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path, 5)
+    before = fingerprint(load_model(f"{file}:make", "random"))
+    assert fingerprint(load_model(f"{file}:make", "random")) == before
+    with (tmp_path / name).open("a") as changed:
+        changed.write("OTHER = 1\n")
+    assert fingerprint(load_model(f"{file}:make", "random")) != before
+
+
 def test_load_weights_changes_the_model_in_place(tmp_path: Path) -> None:
     model, other = load_model("glyphnet", "random"), load_model("glyphnet")
     save_file(other.state_dict(), tmp_path / "w.safetensors")
@@ -280,6 +542,13 @@ def test_torchscript_is_refused(make: Callable[[nn.Module], nn.Module]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_refused_where_it_is_a_part() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())))
+    with pytest.raises(ModelError, match=r"layer '1' of Sequential is TorchScript, whose layers can't be watched"):
+        unwrapped(model)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_quantised_networks_are_refused() -> None:
     try:
         quantised = torch.ao.quantization.quantize_dynamic(plain(), {nn.Linear})
@@ -287,3 +556,49 @@ def test_quantised_networks_are_refused() -> None:
         pytest.skip(f"this torch can't quantise: {problem}")
     with pytest.raises(ModelError, match="layer '8' of Sequential is quantised, and no gradients lead through it"):
         Study.of(quantised, Images(TensorDataset(noise(6))), "4", "2")
+
+
+class Two(nn.Module):
+    """Wants more than the image."""
+
+    def forward(self, x: Tensor, meta: Tensor, *, scale: float, more: int = 0) -> Tensor:
+        return x + meta * scale
+
+
+def inferred() -> nn.Module:
+    with torch.inference_mode():
+        return plain()
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "two inputs": (Two, r"Two.forward\(x, meta, scale\) wants 'meta' and 'scale' besides the images"),
+    "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), "'0.weight' of Sequential is made in the first forward pass"),
+    "meta": (lambda: plain().to("meta"), "'0.weight' of Sequential is on the device 'meta' .*; load the weights"),
+    "inference": (
+        inferred,
+        r"'0.weight' of Sequential was made in torch.inference_mode\(\) .* make the network outside",
+    ),
+    "program": (lambda: torch.export.export(plain(), (noise(2),)), "got ExportedProgram; bring the module"),
+    "exported": (
+        lambda: torch.export.export(plain(), (noise(2),)).module(),
+        r"exported graph, in which layers such as '0' do not run .*; bring the torch\.nn\.Module",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", REFUSED)
+def test_networks_that_can_not_be_run_are_refused(kind: str) -> None:
+    make, message = REFUSED[kind]
+    with pytest.raises(ModelError, match=message):
+        Study.of(make(), Images(TensorDataset(noise(6))), "4", "2")
+
+
+def test_traced_modules_and_odd_signatures_are_not_refused() -> None:
+    class Odd(nn.Module):
+        def forward(self, *images: Tensor, **_: Any) -> Tensor:
+            return images[0]
+
+    traced = torch.fx.symbolic_trace(plain())
+    assert unwrapped(traced) is traced
+    assert unwrapped(odd := Odd()) is odd

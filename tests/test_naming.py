@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pure_nb.data import EmbedderError
-from pure_nb.errors import ArgumentError
+from pure_nb.errors import ArgumentError, EmbedderError
 from pure_nb.naming import UNSURE, Namer, nouns, vocabulary_from
 
 WORDS = ["cat", "hammer", "moon", "cup"]

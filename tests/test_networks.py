@@ -9,6 +9,7 @@ neuron looks by relevance, by the activation map, or not at all (whole); "no" is
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import warnings
@@ -25,20 +26,48 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 from small import ROOT, noise, plain, stirred
+from timm.layers import StdConv2d
+from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.data import TensorDataset
 from torchvision.models import SwinTransformer, VisionTransformer
 
 from pure_nb.data import Images
-from pure_nb.layers import LayerError, activations
-from pure_nb.planting import PlantingError, plant
+from pure_nb.errors import LayerError, PlantingError
+from pure_nb.layers import activations
+from pure_nb.planting import plant
 from pure_nb.study import Study
 
 TABLE = ROOT / "benchmarks" / "results" / "networks.csv"
 IMAGES, REFERENCES, CHANNELS = 8, 6, 2
 
-NETWORKS: dict[str, tuple[str, int, Callable[[], nn.Module]]] = {
+
+def reparametrised(put: Callable[[nn.Conv2d], object]) -> nn.Module:
+    """Convolutions that compute their weights; that LRP sees these, test_lrp.py shows."""
+    model = plain()
+    for layer in model:
+        if isinstance(layer, nn.Conv2d):
+            put(layer)
+    return model
+
+
+def standardised() -> nn.Module:
+    """Convolutions that standardise their weights in their forward pass."""
+    model = plain()
+    for place in (0, 2, 4):
+        like = model[place]
+        model[place] = StdConv2d(like.in_channels, like.out_channels, 3, stride=like.stride, padding=1, bias=True)
+    return model
+
+
+NETWORKS: dict[str, tuple[str, int | tuple[int, int], Callable[[], nn.Module]]] = {
     "nn.Sequential": ("torch", 12, plain),
+    "weight_norm, old": ("torch", 12, lambda: reparametrised(nn.utils.weight_norm)),
+    "weight_norm": ("torch", 12, lambda: reparametrised(nn.utils.parametrizations.weight_norm)),
+    "spectral_norm": ("torch", 12, lambda: reparametrised(nn.utils.parametrizations.spectral_norm)),
+    "pruned": ("torch", 12, lambda: reparametrised(lambda layer: prune.l1_unstructured(layer, "weight", 0.3))),
+    "standardised": ("timm", 12, lambda: standardised()),
     "resnet18": ("torchvision", 32, lambda: torchvision.models.resnet18()),
     "vgg11_bn": ("torchvision", 32, lambda: torchvision.models.vgg11_bn(init_weights=False)),
     "densenet121": ("torchvision", 32, lambda: torchvision.models.densenet121()),
@@ -61,12 +90,84 @@ NETWORKS: dict[str, tuple[str, int, Callable[[], nn.Module]]] = {
     "timm mobilenetv3_small_050": ("timm", 64, lambda: timm.create_model("mobilenetv3_small_050")),
     "timm densenet121": ("timm", 32, lambda: timm.create_model("densenet121")),
     "timm regnetx_002": ("timm", 32, lambda: timm.create_model("regnetx_002")),
+    "tokens first": ("torch", 32, lambda: TokensFirst()),
+    "Conv1d": ("torch", 16, lambda: Rows()),
+    "frames": ("torch", 16, lambda: Tiles()),
+    "timm vit_tiny_patch16_224 48 x 32": (
+        "timm",
+        (48, 32),
+        lambda: timm.create_model("vit_tiny_patch16_224", img_size=(48, 32), patch_size=8, depth=2),
+    ),
+    "timm vit_tiny_patch16_224 checkpointed": (
+        "timm",
+        32,
+        lambda: checkpointed("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=3),
+    ),
+    "timm resnet18 checkpointed": ("timm", 32, lambda: checkpointed("resnet18")),
+    "timm swin_tiny_patch4_window7_224": (
+        "timm",
+        32,
+        lambda: timm.create_model(
+            "swin_tiny_patch4_window7_224", img_size=32, window_size=4, embed_dim=24, depths=(2, 2), num_heads=(2, 2)
+        ),
+    ),
+    "timm maxvit_pico_rw_256": ("timm", 64, lambda: timm.create_model("maxvit_pico_rw_256", img_size=64)),
+    "timm MlpMixer": ("timm", 32, lambda: MlpMixer(img_size=32, patch_size=8, num_blocks=2, embed_dim=24)),
 }
-"""Library, size of the pictures, and how it is made."""
+"""Library, size of the pictures (or height and width), and how it is made."""
+
+
+class TokensFirst(nn.Module):
+    """Tokens [T, B, C] inside the transformer, as in OpenAI's CLIP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.token = nn.Conv2d(3, 12, 8, 8), nn.Parameter(torch.randn(12))
+        self.blocks = nn.Sequential(*(nn.TransformerEncoderLayer(12, 2, 24, dropout=0) for _ in range(2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1)
+        return self.blocks(x.transpose(0, 1))[0]
+
+
+class Rows(nn.Module):
+    """Convolutions over [B, C, L]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.Conv2d(3, 10, 4, 4), nn.Flatten(2))
+        self.mix = nn.Sequential(nn.Conv1d(10, 7, 3, padding=1), nn.BatchNorm1d(7), nn.ReLU(), nn.AvgPool1d(2))
+        self.head = nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(self.embed(x)).mean(dim=2))
+
+
+class Tiles(nn.Module):
+    """Four tiles of each image, as the frames of a video, in the first axis: [B * 4, C, H, W]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.top, self.head = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 6, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tiles = x.unflatten(2, (2, 8)).unflatten(4, (2, 8)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+        seen = self.top(self.stem(tiles).relu()).relu().mean(dim=(2, 3))
+        return self.head(seen).unflatten(0, (len(x), 4)).mean(dim=1)
+
+
+def checkpointed(name: str, **options: Any) -> nn.Module:
+    """A network of timm that runs its blocks again in the backward pass."""
+    model: Any = timm.create_model(name, **options)
+    model.set_grad_checkpointing(True)
+    return model
+
 
 VIT, BLOCK = "encoder.layers.encoder_layer_", "features.1.1.block"
 LAYERS: dict[str, list[tuple[str, str]]] = {
     "nn.Sequential": [("4", "2"), ("5", "input:4")],
+    **{key: [("4", "2")] for key in ("weight_norm, old", "weight_norm", "spectral_norm", "pruned", "standardised")},
     "resnet18": [("layer2", "layer1"), ("layer2.1.conv2", "input:layer2.1.conv2")],
     "vgg11_bn": [("features.9", "features.5"), ("features.10", "input:features.8")],
     "densenet121": [("features.denseblock2", "features.denseblock1"), ("features.transition1.conv", "features.conv0")],
@@ -112,6 +213,35 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
     "timm mobilenetv3_small_050": [("blocks.1", "blocks.0")],
     "timm densenet121": [("features.denseblock2", "features.denseblock1")],
     "timm regnetx_002": [("s2", "s1"), ("s2.b1.conv2.conv", "s2.b1.conv1.bn")],
+    "tokens first": [
+        ("tokens:blocks.1", "tokens:blocks.0"),
+        ("patches:tokens:blocks.1", "patches:tokens:blocks.0"),
+        ("tokens:blocks.1.linear1", "input:tokens:blocks.1"),
+        ("blocks.1", "blocks.0"),
+    ],
+    "Conv1d": [
+        ("mix.0", "embed.0"),
+        ("mix.1", "first:embed"),
+        ("patches:first:mix.2", "patches:first:embed"),
+        ("mix.3", "first:embed"),
+        ("mix.2", "mix.0"),
+    ],
+    "frames": [("folded:top", "folded:stem"), ("folded:top", "input:folded:top"), ("top", "stem")],
+    "timm vit_tiny_patch16_224 48 x 32": [("patches:blocks.1", "patches:blocks.0"), ("blocks.1", "patch_embed")],
+    "timm vit_tiny_patch16_224 checkpointed": [("blocks.2", "blocks.0"), ("blocks.2.mlp.fc1", "blocks.1.mlp.fc1")],
+    "timm resnet18 checkpointed": [("layer3", "layer2"), ("layer3.1.bn2", "layer3.1.bn1")],
+    "timm swin_tiny_patch4_window7_224": [
+        ("last:layers.1", "last:layers.0"),
+        ("folded:layers.0.blocks.1.attn", "last:layers.0.blocks.0"),
+        ("last:layers.0.blocks.1", "folded:layers.0.blocks.1.attn.qkv"),
+        ("layers.0.blocks.1.attn", "last:layers.0.blocks.0"),
+    ],
+    "timm maxvit_pico_rw_256": [("folded:last:stages.0.blocks.0.attn_block.attn", "stages.0.blocks.0.conv")],
+    "timm MlpMixer": [
+        ("blocks.1", "blocks.0"),
+        ("patches:first:blocks.1.mlp_tokens.fc2", "patches:blocks.0"),
+        ("blocks.1.mlp_tokens.act", "blocks.0"),
+    ],
 }
 """Targets and lower layers."""
 
@@ -123,6 +253,9 @@ LINEAR_OR_NORM = (
     "stages.1.blocks.0.norm",
 )
 """Those of them that put their channels last, without a prefix that says so."""
+
+CONVOLVED = ("mix.0", "mix.1", "mix.3")
+"""Those of three axes that put their channels first, without a prefix that says so."""
 
 COLUMNS = (
     "network",
@@ -177,12 +310,20 @@ def kept_by_hooks(model: nn.Module, images: Tensor, layers: tuple[str, ...]) -> 
 def positions(model: nn.Module, name: str, whole: Tensor) -> Tensor:
     """What a layer's name means of what its module puts out: ``[B, P, C]``."""
     prefix, _, inner = name.rpartition(":")
+    if "tokens" in prefix:
+        whole, prefix = whole.transpose(0, 1), prefix.replace("tokens", "").strip(":")
+    if "folded" in prefix:
+        each = "last" if "last" in prefix else "input" if "input" in prefix else ""
+        parts = [positions(model, f"{each}:{inner}", part) for part in whole.split(1)]
+        return torch.cat(parts, dim=1).reshape(IMAGES, -1, parts[0].shape[-1])
+    if whole.ndim == 3 and ("first" in prefix or inner in CONVOLVED):
+        whole, prefix = whole.transpose(1, 2), prefix.replace("first", "").strip(":")
     if whole.ndim == 4:
         last = prefix == "last" or inner in LINEAR_OR_NORM
         return whole.flatten(1, 2) if last else whole.flatten(2).transpose(1, 2)
     if whole.ndim == 2:
         return whole[:, None]
-    before = {16: 0, 17: 1, 19: 3}[whole.shape[1]]  # 4 x 4 patches, a class token, two registers
+    before = 1 if whole.shape[1] == 25 else whole.shape[1] % 16  # 4 x 4 or 6 x 4 patches, a class token, registers
     return {"patches": whole[:, before:], "class": whole[:, :1]}.get(prefix, whole)
 
 
@@ -196,9 +337,15 @@ def circuit(model: nn.Module, target: str, lower: str, channel: int, kept: dict[
 
 def in_short(problem: LayerError) -> str:
     """Why something is refused, in a few words; the whole says what to do."""
-    if "with the channels last" in str(problem):
-        assert "name it 'last:" in str(problem)
-        return "no: channels last, name it last:"
+    for said, prefix in (
+        ("channels last", "last:"),
+        ("channels first", "first:"),
+        ("images on the second axis", "tokens:"),
+        ("windows, tiles or frames of each image in the first axis", "folded:"),
+    ):
+        if said in str(problem):
+            assert f"name it '{prefix}" in str(problem)
+            return f"no: {said}, name it {prefix}"
     assert "use rule='gradient'" in str(problem)
     if found := re.search(r"no rule for the operation '(\w+)' in '.*' \((\w+)\)", str(problem)):
         return f"no: {found[1]} in {found[2]}"
@@ -212,14 +359,18 @@ def row(network: str, target: str, lower: str) -> dict[str, str]:
     """Study two layers of a network, check what is found, and say how far it went."""
     library, size, _ = NETWORKS[network]
     found = {"network": network.removeprefix("timm "), "library": library, "target": target, "lower": lower}
-    model, images = made(network), noise(IMAGES, size)
+    height, width = (size, size) if isinstance(size, int) else size
+    model, images = made(network), noise(IMAGES, max(height, width))[:, :, :height, :width]
     try:
         study = Study.of(model, Images(TensorDataset(images)), target, lower, n=REFERENCES, k=2)
     except LayerError as problem:
         return found | dict.fromkeys(COLUMNS[4:], in_short(problem))
     study = replace(study, store=None, progress=False)
     references = study.references
-    kept = kept_by_hooks(model, images, (target, lower))
+    by_hand: Any = copy.deepcopy(model)
+    if "checkpointed" in network:
+        by_hand.set_grad_checkpointing(False)
+    kept = kept_by_hooks(by_hand, images, (target, lower))
     score = positions(model, target, kept[target].detach()).amax(dim=1).T  # [C, B]
     best, sample = score.sort(dim=1, descending=True)
     np.testing.assert_array_equal(references.sample, sample[:, :REFERENCES])
@@ -380,6 +531,7 @@ def test_half_precision(dtype: torch.dtype, network: str, monkeypatch: pytest.Mo
     monkeypatch.setattr("pure_nb.study.SMALL", 0)
     _, size, make = NETWORKS[network]
     target, lower = LAYERS[network][1]
+    assert isinstance(size, int)
     studies = []
     for precision in (torch.float32, dtype):
         torch.manual_seed(0)

@@ -12,11 +12,10 @@ from small import Tokens, plain
 from torch import Tensor, nn
 
 from pure_nb import optimise as module
-from pure_nb.errors import ArgumentError
+from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.glyphs import MEAN, STD
-from pure_nb.layers import LayerError, activations, by_position
+from pure_nb.layers import activations, by_position
 from pure_nb.optimise import feature_visualisation
-from pure_nb.references import NonFiniteError
 from pure_nb.splitting import split_channel
 
 

@@ -20,21 +20,9 @@ from zennit.composites import EpsilonPlusFlat
 
 from pure_nb.circuits import circuits
 from pure_nb.data import Images
-from pure_nb.errors import ArgumentError
-from pure_nb.layers import OUTPUT, LayerError, activations
-from pure_nb.parameters import StudyError, StudyWarning
-from pure_nb.planting import (
-    PlantedLayer,
-    Planting,
-    PlantingError,
-    contributions,
-    draw,
-    drivers,
-    likeness_of,
-    overlap,
-    plant,
-    shares,
-)
+from pure_nb.errors import ImageError, LayerError, PlantingError, StudyError, StudyWarning
+from pure_nb.layers import OUTPUT, activations
+from pure_nb.planting import PlantedLayer, Planting, contributions, draw, drivers, likeness_of, overlap, plant, shares
 from pure_nb.references import References, TopReferences
 from pure_nb.study import Study
 from pure_nb.sweep import sweep
@@ -78,7 +66,7 @@ def table(scores: Any, sample: Any = None, layer: str = "l") -> References:
     """References of which only the scores, and maybe the images, matter."""
     score = np.asarray(scores, dtype=np.float32)
     numbers = np.arange(score.size).reshape(score.shape) if sample is None else np.asarray(sample)
-    return References(layer, "max", numbers, score, np.zeros(score.shape, np.int64), (2, 2))
+    return References(layer, "max", numbers, score, np.zeros(score.shape, np.int64), (2, 2), score)
 
 
 def hand_world(tmp_path: Path, target: str = "0", **how: Any) -> World:
@@ -286,7 +274,7 @@ def test_a_broken_image_is_named() -> None:
     model, images = by_hand(), Images(Items(HAND))
     planted, planting = plant(model, references(model, images, "1"), [(0, 1)])
     found = references(planted, images, planting.target)
-    with pytest.raises(ArgumentError, match=r"image 3 .*gone"):
+    with pytest.raises(ImageError, match=r"image 3 .*gone"):
         contributions(planted, Images(Items(HAND, {3: OSError("gone")})), found, planting)
 
 
@@ -808,9 +796,9 @@ def test_the_world_of_objects(glyph_study: Study) -> None:
 
 def test_a_dead_neuron_has_no_objects(glyph_study: Study) -> None:
     study = glyph_study.using()
-    score = study.references.score.copy()
-    score[3] = 0
-    study.__dict__["_swept"] = study.__dict__["_found"] = replace(study.references, score=score), []
+    peak = study.references.peak.copy()
+    peak[3] = 0
+    study.__dict__["_swept"] = study.__dict__["_found"] = replace(study.references, peak=peak), []
     world = objects_world(study)
     assert (world.truth[3] == -1).all()
     assert (world.truth[4] >= 0).all()

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox
+from matplotlib.text import Text
+from torch import nn
 
+from pure_nb.bench_plots import leaderboard_figure
 from pure_nb.concord import Concord
+from pure_nb.errors import StoreError
+from pure_nb.evaluation_plots import alignment_figure, distances_figure, gaps_figure
 from pure_nb.plots import (
     PALETTE,
     TILE,
@@ -23,11 +32,13 @@ from pure_nb.plots import (
     neuron_figure,
     pair_figure,
     references_figure,
+    save,
     strip,
     tiles,
 )
 from pure_nb.study import Study
 from pure_nb.truth import summary
+from tests.small import noise
 
 
 def drawn(figure: Figure) -> np.ndarray:
@@ -217,3 +228,113 @@ def test_figures_can_be_saved(glyph_study: Study, channel: int, tmp_path: object
     path = tmp_path / "neuron.png"  # type: ignore[operator]
     neuron_figure(glyph_study.neuron(channel), 2).savefig(path)
     assert plt.imread(path).std() > 0.02
+
+
+NASTY = ("US$ note", "CA$ _note_", "_a{b}$^%&<i>|")
+"""Names that Matplotlib or TeX would take for formulas, or Matplotlib's legends for hidden."""
+
+
+@pytest.fixture(scope="module")
+def nasty_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A study whose classes, layers and methods have names of all kinds."""
+    torch.manual_seed(0)
+    layers = {
+        "a$b$_1": nn.Conv2d(3, 6, 3),
+        "relu": nn.ReLU(),
+        "c$d$_2": nn.Conv2d(6, 4, 3),
+        "out": nn.AdaptiveAvgPool2d(1),
+    }
+    model = nn.Sequential(OrderedDict(**layers, flat=nn.Flatten(), fc=nn.Linear(4, 3)))
+
+    class Labelled(torch.utils.data.Dataset[Any]):
+        classes, targets = NASTY, tuple(index % 3 for index in range(36))
+
+        def __len__(self) -> int:
+            return 36
+
+        def __getitem__(self, index: int) -> Any:
+            return noise(36)[index], index % 3
+
+    how: dict[str, Any] = {"n": 9, "k": 2, "p": 0.01, "share": 0.01, "progress": False}
+    store = tmp_path_factory.mktemp("nasty")
+    return Study.of(model, Labelled(), "c$d$_2", "input:c$d$_2", store=store, **how)
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def nasty_figures(study: Study) -> dict[str, Figure]:
+    """Every figure that can show a name of a user's."""
+    methods = [*NASTY, "random"]
+    rows = [(c, name, 2, *np.random.default_rng(c).random(6)) for c in range(6) for name in methods]
+    columns = ["channel", "method", "k", "ari", "ami", "accuracy", "gap", "intra", "inter"]
+    table = pd.DataFrame(rows, columns=columns)
+    board = table.groupby("method", sort=False).mean().reset_index().assign(low=0.1, high=0.9, seconds=1.0)
+    judged = board.assign(k=2, overall=0.5, **{f"{name}_se": 0.1 for name in ("gap", "intra", "inter")})
+    names = ("pooled", "low", "high", "naive_low", "naive_high")
+    aligned = pd.DataFrame([{"method": m, "measure": "pearson", **dict.fromkeys(names, 0.5)} for m in methods])
+    pairs = study.pairs.assign(wup=0.5, synset_1=NASTY[0], synset_2=NASTY[1])
+    neuron = study.neuron(0)
+    return {
+        "neuron": neuron.plot(3),
+        "references": references_figure(neuron, 3),
+        "circuits": circuits_figure(neuron, 3),
+        "agreement": agreement_figure(summary(table, NASTY[0]), table),
+        "arvs": arvs_figure(study, 0),
+        "pair": pair_figure(study, pairs, 0, count=2),
+        "densities": densities_figure(study.split_of(0, NASTY)),
+        "leaderboard": leaderboard_figure(board, table),
+        "distances": distances_figure(judged, NASTY[2]),
+        "gaps": gaps_figure(table, judged, NASTY[2]),
+        "alignment": alignment_figure(pd.concat([aligned, aligned.assign(measure="spearman")]), NASTY[2]),
+    }
+
+
+@pytest.mark.parametrize("tex", [False, True])
+def test_names_are_no_formulas(nasty_study: Study, tex: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a name was taken for a formula")
+
+    monkeypatch.setattr("matplotlib.mathtext.MathTextParser.parse", refuse)
+    with plt.rc_context({"text.usetex": tex}):
+        figures = nasty_figures(nasty_study)
+        for kind, figure in figures.items():
+            assert not_blank(figure), kind
+    for kind, name in {
+        "neuron": "c$d$_2 / 0: 2 virtual neurons",
+        "circuits": "channel of input:c$d$_2",
+        "agreement": NASTY[2],
+        "arvs": NASTY[0],
+        "densities": NASTY[2],  # in the legend, too
+        "leaderboard": NASTY[0],
+        "distances": NASTY[1],
+        "gaps": NASTY[2],
+        "alignment": NASTY[0],
+    }.items():
+        assert name in texts(figures[kind]), kind
+    legend = figures["densities"].axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == list(NASTY)
+
+
+def test_a_dollar_is_drawn_as_one(nasty_study: Study) -> None:
+    """The pixels are those of the same words with their dollars escaped, which Matplotlib does not parse."""
+
+    def pixels(escape: bool) -> np.ndarray:
+        figure = references_figure(nasty_study.neuron(0), 3)
+        if escape:
+            title = figure.axes[0].title
+            title.set(text=title.get_text().replace("$", r"\$"), parse_math=True)
+        return drawn(figure)
+
+    np.testing.assert_array_equal(pixels(False), pixels(True))
+
+
+def test_a_saved_figure_is_closed(glyph_study: Study, channel: int, tmp_path: Path) -> None:
+    before = plt.get_fignums()
+    save(references_figure(glyph_study.neuron(channel), 2), tmp_path / "new" / "figure.png")
+    assert plt.imread(tmp_path / "new" / "figure.png").std() > 0.02
+    with pytest.raises(StoreError, match="can't be written"):
+        save(references_figure(glyph_study.neuron(channel), 2), tmp_path / "new" / "figure.png" / "figure.png")
+    assert plt.get_fignums() == before

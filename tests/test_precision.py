@@ -12,8 +12,8 @@ from small import Items, noise, plain
 
 from pure_nb.circuits import circuits
 from pure_nb.data import Images
-from pure_nb.errors import ArgumentError
-from pure_nb.parameters import StudyError, checked
+from pure_nb.errors import ArgumentError, StudyError
+from pure_nb.parameters import checked
 from pure_nb.precision import PRECISIONS, precisely
 from pure_nb.references import TopReferences
 from pure_nb.study import Study
@@ -87,7 +87,15 @@ def test_channels_last_changes_the_layout_and_little_else(tmp_path: Path) -> Non
     exact = Study.of(plain(), Items(noise(20)), **HOW, n=5, k=2, store=tmp_path / "a", batch_size=4)
     other = Study.of(plain(), Items(noise(20)), **HOW, n=5, k=2, store=tmp_path / "b", batch_size=4)
     other = other.using(channels_last=True, progress=False)
-    assert other.model[0].weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[index]
+    layouts: list[bool] = []
+    weight = other.model[0].weight  # type: ignore[index]
+    other.model.register_forward_pre_hook(
+        lambda *_: layouts.append(weight.is_contiguous(memory_format=torch.channels_last))
+    )
+    before = weight.data_ptr(), weight.stride()
     np.testing.assert_allclose(other.references.score, exact.references.score, rtol=1e-5)
     np.testing.assert_array_equal(other.references.sample, exact.references.sample)
     np.testing.assert_allclose(other.circuits, exact.circuits, atol=1e-5)
+    assert len(layouts) > 3 + 5
+    assert layouts == [False] * 3 + [True] * (len(layouts) - 3)  # a look at the layers, the sweep, the circuits
+    assert (weight.data_ptr(), weight.stride()) == before

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from built import NOT_BUILT, SITE, chromium
+from built import SITE, chromium
 
 pytest.importorskip("playwright.sync_api")
 print_book = pytest.importorskip("print_book")
 
-pytestmark = pytest.mark.skipif(not (SITE / "index.html").is_file(), reason=NOT_BUILT)
+pytestmark = pytest.mark.book
 
 BESIDE = ("_static", "_images", "mathjax", "neurons", "explorers")
 

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pure_nb.errors import ArgumentError
-from pure_nb.layers import LayerError
-from pure_nb.references import By, NonFiniteError, References, TopReferences, grouped
+from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
+from pure_nb.references import By, References, TopReferences, grouped
 from pure_nb.store import Store
 
 SHAPES = {"conv": (5, 3, 4), "tokens": (6, 5), "flat": (5,)}
@@ -53,7 +52,7 @@ def top(values: Tensor, n: int, by: By = "max", batch: int = 7) -> TopReferences
 
 
 def everything(references: References) -> tuple[Any, ...]:
-    arrays = (references.sample, references.score, references.position)
+    arrays = (references.sample, references.score, references.position, references.peak)
     return (*tuple((array.dtype, array.shape, array.tobytes()) for array in arrays), references.grid)
 
 
@@ -209,11 +208,33 @@ def test_dead_channels() -> None:
     assert top(values, 3).result().alive.tolist() == [True, True, False, False, True]
 
 
+@pytest.mark.parametrize("kind", ["conv", "tokens"])
+def test_dead_by_the_mean_is_dead_by_the_largest(kind: str) -> None:
+    """What is above 0 somewhere is not dead, though its mean is below 0 in all images; parts say the same."""
+    values = activation(kind) - 5
+    channels = values.movedim(2, 1) if kind == "tokens" else values
+    channels[:, 2].flatten(1)[:, 3] = 1.0  # a view: one position of each image
+    channels[7, 4].flatten()[0] = 2.0
+    by_max, by_mean = (top(values, 5, by).result() for by in ("max", "mean"))
+    peaks = channels.double().numpy().reshape(len(values), channels.shape[1], -1).max(axis=2)
+    expected = np.take_along_axis(peaks.T, by_mean.sample, axis=1)
+    np.testing.assert_array_equal(by_mean.peak, expected)
+    np.testing.assert_array_equal(by_mean.driven, expected > 0)
+    assert (by_mean.score[2] < 0).all()
+    assert by_max.alive.tolist() == [number in (2, 4) for number in range(channels.shape[1])]
+    assert by_mean.alive[2]
+    assert not by_mean.alive[[0, 1, 3]].any()
+    np.testing.assert_array_equal(by_max.peak, by_max.score)
+    half, rest = top(values[:13], 5, "mean"), TopReferences("layer", 5, "mean")
+    rest.update(np.arange(13, 30), {"layer": values[13:]})
+    half.merge(rest.restored(rest.state()))
+    assert everything(half.result()) == everything(by_mean)
+
+
 def test_centres() -> None:
     def at(position: int, grid: tuple[int, ...], size: tuple[int, int]) -> list[float]:
-        one = References(
-            "l", "max", np.zeros((1, 1), np.int64), np.ones((1, 1), np.float32), np.full((1, 1), position), grid
-        )
+        score = np.ones((1, 1), np.float32)
+        one = References("l", "max", np.zeros((1, 1), np.int64), score, np.full((1, 1), position), grid, score)
         return one.centre(size)[0, 0].tolist()
 
     assert at(0, (2, 3), (20, 60)) == [10, 5]

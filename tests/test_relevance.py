@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import combinations, pairwise
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,9 @@ from small import Items, Tokens, noise, plain
 from torch import Tensor, nn
 
 from pure_nb import sweep as sweep_module
-from pure_nb.data import ImageError, Images
-from pure_nb.errors import ArgumentError
-from pure_nb.layers import LayerError
-from pure_nb.references import NonFiniteError, TopReferences
+from pure_nb.data import Images
+from pure_nb.errors import ArgumentError, ImageError, LayerError, NonFiniteError
+from pure_nb.references import TopReferences
 from pure_nb.relevance import (
     ClassRelevance,
     ClassStatistics,
@@ -480,11 +481,34 @@ class Standardised(nn.Conv2d):
         return nn.functional.conv2d(input, weight, self.bias, self.stride, self.padding)
 
 
-def test_a_class_made_from_a_convolution_is_differentiated() -> None:
-    model = plain()
+def standardised(layer: nn.Conv2d) -> nn.Module:
     made = Standardised(7, 6, 3, padding=1)
-    made.load_state_dict(model[4].state_dict())
-    model[4] = made.eval()
+    made.load_state_dict(layer.state_dict())
+    return made.eval()
+
+
+def hooked(layer: nn.Conv2d) -> nn.Module:
+    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return layer
+
+
+def halved(layer: nn.Conv2d) -> nn.Module:
+    layer.register_forward_pre_hook(lambda module, inputs: (inputs[0] / 2,))
+    return layer
+
+
+def replaced(layer: nn.Conv2d) -> nn.Module:
+    def forward(self: nn.Conv2d, input: Tensor) -> Tensor:
+        return nn.Conv2d.forward(self, input) - nn.Conv2d.forward(self, input.flip(1))
+
+    layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]
+    return layer
+
+
+@pytest.mark.parametrize("change", [standardised, hooked, halved, replaced])
+def test_a_convolution_that_does_something_else_is_differentiated(change: Callable[[nn.Conv2d], nn.Module]) -> None:
+    model = plain()
+    made = model[4] = change(model[4])
     assert closed_form(model, "4", "input:4") is None
     found = run(model, noise(11), "4", "input:4", LABELS)
     slow = slow_vectors(copy.deepcopy(made).double(), model[:4](noise(11)).double())

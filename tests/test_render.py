@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 import torch
 import torchvision
 from crp.attribution import CondAttribution
+from crp.concepts import ChannelConcept
+from crp.helper import load_maximization
+from crp.visualization import FeatureVisualization
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -18,9 +22,10 @@ from torch import Tensor, nn
 from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import ResNetCanonizer
 
-from pure_nb.data import ImageError, Images
+from pure_nb.data import Images
+from pure_nb.errors import ArgumentError, ImageError, LayerError
 from pure_nb.glyphs import GlyphScenes
-from pure_nb.layers import LayerError, activations
+from pure_nb.layers import activations
 from pure_nb.render import View, heatmaps, seen, square_around, views
 
 
@@ -31,16 +36,51 @@ def in_order(model: nn.Module, images: Images, channel: Any, sample: Any, **how:
     return [found[row] for row in range(len(channel))]
 
 
-@pytest.mark.parametrize("network", ["glyphnet", "resnet18"])
-def test_heatmaps_are_zennit_crps(network: str, glyphnet: nn.Module) -> None:
-    model, images = glyphnet, torch.stack([GlyphScenes(2)[index][0] for index in range(2)])
-    if network == "resnet18":
+def network_and_images(name: str, glyphnet: nn.Module, count: int) -> tuple[nn.Module, Tensor, list[int]]:
+    """With two channels of layer4 that all of the images drive."""
+    model, images = glyphnet, torch.stack([GlyphScenes(count)[index][0] for index in range(count)])
+    if name == "resnet18":
         torch.manual_seed(0)
-        model, images = stirred(torchvision.models.resnet18(weights=None)), noise(2, 64)
+        model, images = stirred(torchvision.models.resnet18(weights=None)), noise(count, 64)
     with torch.inference_mode():
         strength = activations(model, images, ["layer4"])["layer4"].amax(dim=(2, 3)).amin(dim=0)
-    alive = strength.argsort(descending=True)[:2].tolist()
-    found = in_order(model, Images(Items(images)), np.repeat(alive, 2), [1, 0, 1, 0], target="layer4", batch_size=2)
+    return model, images, strength.argsort(descending=True)[:2].tolist()
+
+
+@pytest.mark.parametrize("network", ["glyphnet", "resnet18"])
+def test_heatmaps_are_those_that_zennit_crp_keeps_at_the_maximum(
+    network: str, glyphnet: nn.Module, tmp_path: Path
+) -> None:
+    """The default, against references and positions that zennit-crp collects itself: rf=True, as in PURE's code.
+
+    Measured: 2e-7 of the largest value.
+    """
+    model, images, alive = network_and_images(network, glyphnet, 4)
+    composite = EpsilonPlusFlat(canonizers=[ResNetCanonizer()])
+    labelled = [(image, 0) for image in images]
+    peer = FeatureVisualization(
+        CondAttribution(model), labelled, {"layer4": ChannelConcept()}, max_target="max", abs_norm=False, path=tmp_path
+    )
+    peer.run(composite, 0, len(labelled), batch_size=len(labelled))
+    ranked = load_maximization(peer.ActMax.PATH, "layer4")[0]
+    everywhere = in_order(model, Images(Items(images)), [alive[0]], [0], target="layer4", crop="crp")[0]
+    for channel in alive:
+        _, expected = peer.get_max_reference(channel, "layer4", "activation", (0, 4), composite, rf=True, plot_fn=None)[
+            channel
+        ]
+        found = in_order(model, Images(Items(images)), [channel] * 4, ranked[:4, channel], target="layer4")
+        for own, other, sample in zip(found, expected, ranked[:, channel]):
+            assert other.abs().max() > 0
+            assert (own - other).abs().max() < 1e-5 * other.abs().max()
+            if (channel, sample) == (alive[0], 0):
+                assert (everywhere - other).abs().max() > 0.1 * other.abs().max()
+
+
+@pytest.mark.parametrize("network", ["glyphnet", "resnet18"])
+def test_heatmaps_from_all_positions_are_zennit_crps(network: str, glyphnet: nn.Module) -> None:
+    model, images, alive = network_and_images(network, glyphnet, 2)
+    how: dict[str, Any] = {"target": "layer4", "crop": "crp", "batch_size": 2}
+    found = in_order(model, Images(Items(images)), np.repeat(alive, 2), [1, 0, 1, 0], **how)
     for number, channel in enumerate(alive):
         expected = CondAttribution(model)(
             images.clone().requires_grad_(),
@@ -54,9 +94,14 @@ def test_heatmaps_are_zennit_crps(network: str, glyphnet: nn.Module) -> None:
             assert (own - other).abs().max() < 1e-4 * other.abs().max()
 
 
+def test_crops_that_do_not_exist() -> None:
+    with pytest.raises(ArgumentError, match=r"crop must be one of .*'peak', 'crp', 'activation'.*, got 'rf'"):
+        in_order(plain(), Images(Items(noise(1))), [0], [0], target="4", crop="rf")
+
+
 def test_activation_maps_are_scaled_up_bilinearly() -> None:
     images, channel, sample = noise(3), [4, 0, 2, 0], [2, 2, 0, 1]
-    found = in_order(plain(), Images(Items(images)), channel, sample, target="4", look="activation", batch_size=2)
+    found = in_order(plain(), Images(Items(images)), channel, sample, target="4", crop="activation", batch_size=2)
     with torch.no_grad():
         maps = plain()[:5](images).clamp(min=0).double().numpy()
     for own, c, s in zip(found, channel, sample):
@@ -73,14 +118,14 @@ def test_activation_maps_are_scaled_up_bilinearly() -> None:
 
 
 def test_activation_maps_want_a_grid() -> None:
-    with pytest.raises(LayerError, match="layer 'second' has no grid of positions to scale up; use look='crp'"):
-        in_order(Tokens().eval(), Images(Items(noise(1))), [0], [0], target="second", look="activation")
+    with pytest.raises(LayerError, match="layer 'second' has no grid of positions to scale up; use crop='peak'"):
+        in_order(Tokens().eval(), Images(Items(noise(1))), [0], [0], target="second", crop="activation")
 
 
-@pytest.mark.parametrize("look", ["crp", "activation"])
-def test_unreadable(look: Any) -> None:
+@pytest.mark.parametrize("crop", ["peak", "crp", "activation"])
+def test_unreadable(crop: Any) -> None:
     with pytest.raises(ImageError, match="gone"):
-        in_order(plain(), Images(Items(noise(2), {1: OSError("gone")})), [0], [1], target="4", look=look)
+        in_order(plain(), Images(Items(noise(2), {1: OSError("gone")})), [0], [1], target="4", crop=crop)
 
 
 def blurred(heatmap: NDArray[np.float64], kernel: int) -> NDArray[np.float64]:
@@ -196,16 +241,16 @@ def test_a_picture_that_is_not_square_is_centred_on_white() -> None:
     assert (found[15:] == 255).all()
 
 
-@pytest.mark.parametrize("look", ["crp", "activation"])
-def test_views_are_in_the_order_of_the_pairs(look: Any, glyphnet: nn.Module) -> None:
+@pytest.mark.parametrize("crop", ["peak", "crp", "activation"])
+def test_views_are_in_the_order_of_the_pairs(crop: Any, glyphnet: nn.Module) -> None:
     images = Images(GlyphScenes(5))
     channel, sample = np.array([3, 1, 3, 0, 2]), np.array([4, 0, 0, 4, 2])
-    found = views(glyphnet, images, channel, sample, target="layer4", look=look, batch_size=2)
+    found = views(glyphnet, images, channel, sample, target="layer4", crop=crop, batch_size=2)
     assert [one.sample for one in found] == sample.tolist()
-    maps = in_order(glyphnet, images, channel, sample, target="layer4", look=look)
+    maps = in_order(glyphnet, images, channel, sample, target="layer4", crop=crop)
     for one, heatmap, s in zip(found, maps, sample):
         assert (one.picture == images.picture(int(s))).all()
         assert one.seen.shape == (96, 96)
         assert (one.seen != seen(heatmap)).mean() < 0.01  # batches of another size round otherwise
-    wide = views(glyphnet, images, channel, sample, target="layer4", look=look, threshold=0.5, blur=0.0)
+    wide = views(glyphnet, images, channel, sample, target="layer4", crop=crop, threshold=0.5, blur=0.0)
     assert wide[0].seen.sum() < found[0].seen.sum()

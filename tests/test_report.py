@@ -18,11 +18,10 @@ from small import Items, Tokens, noise, plain
 
 from pure_nb import blocks, report
 from pure_nb.data import Images
-from pure_nb.embedders import Embedder, EmbedderError, mini_clip, pixels
-from pure_nb.evaluation import EvaluationError, distance_table, intra_inter, pair_distances
+from pure_nb.embedders import Embedder, mini_clip, pixels
+from pure_nb.errors import EmbedderError, EvaluationError, LayerError, StudyError
+from pure_nb.evaluation import distance_table, intra_inter, pair_distances
 from pure_nb.evaluation_plots import named_parts_figure
-from pure_nb.layers import LayerError
-from pure_nb.parameters import StudyError
 from pure_nb.render import CROP_BLUR, boxes, views
 from pure_nb.report import GRADIENT, LRP, WHOLE, descriptions, evaluate, namer, part_names, write
 from pure_nb.store import Store
@@ -42,11 +41,11 @@ def mine(tmp_path: Path, **how: Any) -> Study:
     return Study.of(settings.pop("model", None) or plain(), images, "4", "2", **settings)
 
 
-@pytest.mark.parametrize(("crop", "seed"), [("crp", "activation"), ("peak", "peak")])
-def test_boxes_are_those_of_the_views(glyph_study: Study, crop: str, seed: Any) -> None:
+@pytest.mark.parametrize("crop", ["peak", "crp", "activation"])
+def test_boxes_are_those_of_the_views(glyph_study: Study, crop: Any) -> None:
     study = glyph_study.using(crop=crop)
     channel, sample = np.repeat([3, 9], 4), study.references.sample[[3, 9], :4].ravel()
-    how: dict[str, Any] = {"target": "layer4", "seed": seed}
+    how: dict[str, Any] = {"target": "layer4", "crop": crop}
     found = boxes(study.model, study.images, channel, sample, **how)
     expected = views(study.model, study.images, channel, sample, blur=CROP_BLUR, **how)
     assert found.tolist() == [list(view.box) for view in expected]
@@ -115,7 +114,7 @@ def misfit(*_: Any) -> None:
 
 
 def test_crops_where_lrp_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pure_nb.circuits.require_fit", misfit)
+    monkeypatch.setattr("pure_nb.lrp.require_fit", misfit)
     study = Study.of(Tokens(), Items(noise(15)), "second", "first", n=6, k=2, store=tmp_path)
     with pytest.warns(UserWarning, match="crops are whole pictures, since the rules do not fit"):
         assert (study.boxes == [0, 0, 12, 12]).all()
@@ -123,7 +122,7 @@ def test_crops_where_lrp_does_not_fit(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.warns(UserWarning, match="crops follow the activation map, since the rules do not fit"):
         found = with_grid.boxes
     sample = with_grid.references.sample[2]
-    expected = boxes(plain(), with_grid.images, np.full(6, 2), sample, target="4", look="activation")
+    expected = boxes(plain(), with_grid.images, np.full(6, 2), sample, target="4", crop="activation")
     assert found[2].tolist() == expected.tolist()
     monkeypatch.undo()
     again = mine(tmp_path / "grid")
@@ -132,9 +131,9 @@ def test_crops_where_lrp_does_not_fit(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_report_says_how_crops_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert evaluate(mine(tmp_path), pixels(4), ks=(2,)).crops == report.CROPPED["crp"]
-    assert evaluate(mine(tmp_path, crop="peak"), pixels(4), ks=(2,)).crops == report.CROPPED["peak"]
-    monkeypatch.setattr("pure_nb.circuits.require_fit", misfit)
+    assert evaluate(mine(tmp_path), pixels(4), ks=(2,)).crops == report.CROPPED["peak"]
+    assert evaluate(mine(tmp_path, crop="crp"), pixels(4), ks=(2,)).crops == report.CROPPED["crp"]
+    monkeypatch.setattr("pure_nb.lrp.require_fit", misfit)
     for _ in range(2):  # also when the results are found again
         with pytest.warns(UserWarning, match="the rules do not fit"):
             found = evaluate(mine(tmp_path / "other"), pixels(4), ks=(2,))
@@ -149,7 +148,7 @@ def test_descriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(found[GRADIENT], study.circuits)
     np.testing.assert_array_equal(found[LRP], study.using(rule="lrp").circuits)
     assert all(vectors.shape[:2] == (6, 6) for vectors in found.values())
-    monkeypatch.setattr("pure_nb.circuits.require_fit", misfit)
+    monkeypatch.setattr("pure_nb.lrp.require_fit", misfit)
     with pytest.warns(UserWarning, match="PURE LRP is left out: the rules do not fit"):
         assert LRP not in descriptions(mine(tmp_path / "other"))
 
@@ -307,3 +306,15 @@ def test_the_store_is_not_shared_between_networks(tmp_path: Path) -> None:
     store = Store(tmp_path)
     first, second = (replace(mine(tmp_path, model=plain(seed)), store=store) for seed in (0, 1))
     assert not np.array_equal(first.embeddings(pixels(4)), second.embeddings(pixels(4)))
+
+
+def test_names_stay_in_their_cells_and_are_no_markup() -> None:
+    """By a reader of Markdown that is not ours, where there is one."""
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
+    names = ["US$ a$", "a|b", "_x_ *y* `z`", "<i>&amp;", "[a](b)", "two\nlines", "back\\slash", "~~no~~"]
+    table = pd.DataFrame({"class": names, "p": 0.5})
+    tokens = [token.children for token in parser.parse(report._markdown_table(table)) if token.type == "inline"]
+    assert len(tokens) == 2 * (1 + len(names))
+    for children, name in zip(tokens[2::2], names):
+        assert {child.type for child in children or ()} <= {"text", "text_special"}
+        assert "".join(child.content for child in children or ()) == " ".join(name.split())

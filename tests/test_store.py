@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -23,8 +24,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pure_nb.errors import ArgumentError
-from pure_nb.store import Store, StoreError, StoreWarning, fingerprint, write_atomically
+from pure_nb.errors import StoreError, StoreWarning
+from pure_nb.store import Store, fingerprint, write_atomically
 
 KEY = {"step": "x", "n": 3, "weights": "abc"}
 DTYPES = st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.int32, np.int8, np.uint8, np.bool_])
@@ -213,7 +214,7 @@ def test_arrays_in_files(tmp_path: Path) -> None:
     found = store.load_mapped("name", KEY)
     assert isinstance(found, np.memmap)
     np.testing.assert_array_equal(found, values)
-    with pytest.raises(ArgumentError, match="read-only"):
+    with pytest.raises(ValueError, match="read-only"):
         found[0, 0] = 1
 
 
@@ -236,7 +237,8 @@ def test_a_full_disk(tmp_path: Path) -> None:
 import resource, signal
 import numpy as np, pandas as pd
 from pathlib import Path
-from pure_nb.store import Store, StoreError
+from pure_nb.store import Store
+from pure_nb.errors import StoreError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 store = Store(Path({str(tmp_path)!r}))
@@ -336,6 +338,116 @@ def test_written_files_can_be_read_as_any_other(tmp_path: Path) -> None:
         os.umask(old)
     if os.name == "posix":
         assert stat.S_IMODE((tmp_path / "a" / "new.bin").stat().st_mode) == 0o644
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX's modes")
+@pytest.mark.parametrize(("mask", "mode"), [(0o002, 0o664), (0o077, 0o600)])
+def test_all_files_have_the_mode_that_the_user_gives_new_files(tmp_path: Path, mask: int, mode: int) -> None:
+    """Or else whoever shares a store can read half of it."""
+    store, old = Store(tmp_path), os.umask(mask)
+    try:
+        with store.claimed("arrays", KEY):
+            store.save_arrays("arrays", KEY, {"a": np.zeros(3)})
+        store.save_table("table", KEY, pd.DataFrame({"a": [1]}))
+        store.save_mapped("mapped", KEY, lambda new: new((3,), np.float32).fill(1))
+    finally:
+        os.umask(old)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert len(modes) == 7
+    assert set(modes.values()) == {mode}
+
+
+def test_a_file_that_can_not_be_read_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Say one of another user in a shared store."""
+    path, load = saved(tmp_path, "arrays")
+    monkeypatch.setattr("pure_nb.store._checksum", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.warns(StoreWarning, match=f"{path.name} is not used and will be computed again: .*Permission denied"):
+        assert load() is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes that are forked")
+def test_what_killed_processes_leave_is_swept_up(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    child = os.fork()
+    if not child:
+        with store.claimed("name", KEY), store.claimed("other", KEY):
+            (tmp_path / f".name-{fingerprint(KEY)}-{'0' * 16}.npy").write_bytes(b"half of it")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.glob(".*.owner"))) == 2
+    with store.claimed("third", KEY), store.claimed("fourth", KEY):  # whatever is claimed next
+        assert {path.name.partition("-")[0] for path in tmp_path.glob(".*.owner")} == {".third", ".fourth"}
+        assert not list(tmp_path.glob("*.npy"))
+    assert not list(tmp_path.glob(".*.owner"))
+
+
+def tidied(tmp_path: Path) -> tuple[Store, dict[str, Any]]:
+    """A store with a whole result, an unfinished one, one without a manifest, and files that are not ours."""
+    store = Store(tmp_path)
+    names = {}
+    with store.claimed("whole", KEY):
+        names["whole"] = store.save_arrays("whole", KEY, {"a": np.zeros(9)})
+    with store.claimed("half", KEY):
+        store.part("half", KEY).part("run", {}).save_arrays("shard", {}, {"a": np.zeros(3)})
+        names["half"] = store.part("half", KEY).folder
+    with store.claimed("lost", KEY):
+        names["lost"] = store.save_table("lost", KEY, pd.DataFrame({"a": [1]}))
+        Path(f"{names['lost']}.json").unlink()
+    foreign = ["notes.txt", "weights-0123456789ab.safetensors", "photos-0123456789ab/cat.png", "table.parquet"]
+    for name in foreign:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    return store, {**names, "foreign": [tmp_path / name for name in foreign]}
+
+
+def test_results_are_listed(tmp_path: Path) -> None:
+    store, names = tidied(tmp_path)
+    found = {result.name: result for result in store.results()}
+    assert set(found) == {"whole", "half", "lost"}
+    assert [found[name].path for name in found] == [names[name] for name in found]
+    assert found["whole"].key == KEY
+    assert found["half"].key is None
+    assert found["lost"].key == {}
+    whole = [names["whole"], Path(f"{names['whole']}.json")]
+    assert found["whole"].size == sum(path.stat().st_size for path in whole)
+    assert found["half"].size == sum(path.stat().st_size for path in names["half"].rglob("*.*"))
+    assert abs(found["whole"].written - time.time()) < 60
+    assert Store(tmp_path / "nowhere").results() == []
+
+
+def test_pruned(tmp_path: Path) -> None:
+    store, names = tidied(tmp_path)
+    gone = store.prune(lambda result: result.name != "whole")
+    assert {result.name for result in gone} == {"half", "lost"}
+    assert store.load_arrays("whole", KEY) is not None
+    assert all(path.read_text() == "mine" for path in names["foreign"])
+    assert not names["half"].exists()
+    assert not names["lost"].exists()
+    assert [path.name for path in tmp_path.glob(".*")] == [f".whole-{fingerprint(KEY)}.lock"]
+    other = Store(tmp_path / "other")
+    other.save_arrays("whole", KEY, {"a": np.zeros(9)})
+    other.prune(lambda result: True)
+    assert not other.folder.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="another process is a fork")
+def test_nothing_is_pruned_while_another_process_computes(tmp_path: Path) -> None:
+    store, _ = tidied(tmp_path)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    ready, child = tmp_path.parent / "ready", os.fork()
+    if not child:
+        with store.claimed("half", KEY):
+            ready.touch()
+            time.sleep(60)
+    while not ready.exists():
+        time.sleep(0.01)
+    with pytest.raises(StoreError, match=f"is in use by process {child} on .*nothing in it is removed"):
+        store.prune(lambda result: True)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    (tmp_path / f".half-{fingerprint(KEY)}.owner").unlink()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    assert len(store.prune(lambda result: True)) == 3
 
 
 @given(st.dictionaries(st.text(max_size=5), JSON, min_size=2, max_size=5))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,19 +21,27 @@ import pure_nb
 from pure_nb import blocks
 from pure_nb import study as study_module
 from pure_nb import sweep as sweep_module
-from pure_nb.data import ImageError, Images
-from pure_nb.errors import ArgumentError
+from pure_nb.contestants import contestants
+from pure_nb.data import Images
+from pure_nb.errors import (
+    ArgumentError,
+    ImageError,
+    LayerError,
+    ModelError,
+    NonFiniteError,
+    StoreWarning,
+    StudyError,
+    StudyWarning,
+)
 from pure_nb.glyphnet import GlyphNet
-from pure_nb.glyphs import GlyphScenes
-from pure_nb.layers import LayerError
+from pure_nb.glyphs import MEAN, STD, GlyphScenes
 from pure_nb.loading import load_study, shipped_studies
-from pure_nb.models import ModelError
-from pure_nb.parameters import StudyError
-from pure_nb.references import NonFiniteError
-from pure_nb.store import StoreWarning
+from pure_nb.parameters import Parameters
+from pure_nb.render import Crop, boxes, cropped, heatmaps, views
 from pure_nb.study import Study
 from pure_nb.truth import meanings
 from pure_nb.virtual import embed, virtual_neurons
+from pure_nb.worlds import planted_world
 
 TOML = """\
 name = "small"
@@ -144,6 +153,19 @@ def test_the_table_is_sorted_by_score(tmp_path: Path) -> None:
     assert (np.diff(scores) <= 0).all()
 
 
+def test_the_false_discovery_rate_is_over_the_living(tmp_path: Path) -> None:
+    model = plain()
+    model[4].bias.data[3] = -100
+    study = mine(tmp_path, model, k=0)
+    table = study.neurons
+    alive = study.references.alive[table["channel"]]
+    p = table["p"][alive].sort_values()
+    rates = [p.iloc[rank] * len(p) / (rank + 1) for rank in range(len(p))]
+    expected = pd.Series([min([1.0, *rates[rank:]]) for rank in range(len(p))], index=p.index)
+    assert table["q"][alive].to_dict() == pytest.approx(expected.to_dict())
+    assert table["q"][~alive].isna().tolist() == [True]
+
+
 def test_the_most_polysemantic_come_first_and_the_dead_not_at_all(tmp_path: Path) -> None:
     model = plain()
     model[4].bias.data[3] = -100
@@ -184,7 +206,7 @@ def test_a_corrupt_file_is_computed_again(tmp_path: Path, step: str) -> None:
 @pytest.mark.parametrize("change", [{"n": 5}, {"by": "mean"}, {"target": "5"}])
 def test_another_pass_for_other_references(tmp_path: Path, change: dict[str, Any]) -> None:
     mine(tmp_path).neurons  # noqa: B018
-    with pytest.raises(AssertionError, match="the network ran"):
+    with pytest.raises(ModelError, match="the network ran"):
         found_again(tmp_path, **change).references  # noqa: B018
 
 
@@ -194,7 +216,7 @@ def test_references_serve_other_circuits(tmp_path: Path, change: dict[str, Any])
     first.neurons  # noqa: B018
     study = found_again(tmp_path, **change)
     assert (study.references.sample == first.references.sample).all()
-    with pytest.raises(AssertionError, match="the network ran"):
+    with pytest.raises(ModelError, match="the network ran"):
         study.circuits  # noqa: B018
     found = mine(tmp_path, **change).circuits
     assert found.shape != first.circuits.shape or (found != first.circuits).any()
@@ -393,8 +415,19 @@ def test_a_neuron(glyph_study: Study) -> None:
     expected = ", ".join(f"{name} {share:.0%}" for name, share in meanings(neuron.objects[parts[1]]))
     assert neuron.meanings(1) == expected
     assert (neuron.virtual.labels == virtual_neurons(neuron.vectors, 2).labels).all()
-    views = neuron.views([5, 0], "activation")
-    assert [view.sample for view in views] == neuron.sample[[5, 0]].tolist()
+    shown = neuron.views([5, 0], "activation")
+    assert [view.sample for view in shown] == neuron.sample[[5, 0]].tolist()
+
+
+def test_crops_have_one_default_and_views_follow_it(glyph_study: Study) -> None:
+    defaults = [signature(function).parameters["crop"].default for function in (heatmaps, views, boxes, Parameters)]
+    assert defaults == ["peak"] * 4  # the paper's
+    channel, sample = np.full(3, 4), glyph_study.references.sample[4, :3]
+    for crop in get_args(Crop):
+        expected = views(glyph_study.model, glyph_study.images, channel, sample, target="layer4", crop=crop)
+        for study, how in ((glyph_study.using(crop=crop), ()), (glyph_study, (crop,))):
+            for own, other in zip(study.neuron(4).views(range(3), *how), expected, strict=True):
+                np.testing.assert_array_equal(own.seen, other.seen)
 
 
 def test_virtual_from_the_store_is_the_same(glyph_study: Study) -> None:
@@ -428,15 +461,15 @@ def test_missing_study_file(tmp_path: Path) -> None:
         ("[images]", "[pictures]", "expected the tables"),
         ('target = "layer4"', "", "needs the parameters target and lower"),
         ("n = 8", "m = 8", "there is no parameter 'm'; there are target, lower, n, by, rule, seed, crop, k, random"),
-        ("n = 8", "n = 1", "n must be at least 2 and k at least 0, got n=1, k=2"),
-        ("k = 2", "k = -1", "k at least 0, got n=8, k=-1"),
-        ("n = 8", 'n = "many"', "n must be a whole number, got 'many'"),
-        ("n = 8", "n = 2.5", r"n must be a whole number, got 2\.5"),
-        ("k = 2", 'rule = "lpr"', r"rule must be one of \('gradient', 'lrp'\), got 'lpr'"),
+        ("n = 8", "n = 1", "n must be a whole number and at least 2, got 1"),
+        ("k = 2", "k = -1", "k must be a whole number and at least 0, got -1"),
+        ("n = 8", 'n = "many"', "n must be a whole number and at least 2, got 'many'"),
+        ("n = 8", "n = 2.5", r"n must be a whole number and at least 2, got 2\.5"),
+        ("k = 2", 'rule = "lpr"', "rule must be one of gradient, lrp, got 'lpr'"),
         ("k = 2", "share = -0.1", r"share must be a number from 0 to 1, got -0\.1"),
         ("k = 2", "mass = true", "mass must be a number from 0 to 1, got True"),
         ("k = 2", 'p = "most"', "p must be a number from 0 to 1, got 'most'"),
-        ("k = 2", 'seed = "max"', "seed must be one of .*'peak'.*, got 'max'"),
+        ("k = 2", 'seed = "max"', "seed must be one of .*peak.*, got 'max'"),
         ("k = 2", 'by = "sum"', "by must be one of .*, got 'sum'"),
         ('name = "small"', 'name = "../x"', r"a study's name must be letters, digits, .*, got '\.\./x'"),
         ('name = "small"', 'name = ".."', "name must be letters"),
@@ -645,3 +678,154 @@ def test_study_of_tensors_only(tmp_path: Path) -> None:
             return super().__getitem__(index)[0]
 
     assert isinstance(mine(tmp_path, images=Bare(noise(15))).neurons, pd.DataFrame)
+
+
+def reordered(study: Study) -> Study:
+    """The same study, whose references the last digit put into another order."""
+    references, note = study._found
+    other = replace(study)
+    turned = {name: getattr(references, name)[:, ::-1].copy() for name in ("sample", "score", "position", "peak")}
+    other.__dict__["_found"] = replace(references, **turned), note
+    return other
+
+
+def test_objects_belong_to_an_order_of_references(toml: Path, tmp_path: Path) -> None:
+    study = load_study(toml, store=tmp_path)
+    other = reordered(study)
+    assert study.objects is not None
+    assert other.objects is not None
+    assert (study.objects != study.objects[:, ::-1]).any()
+    np.testing.assert_array_equal(other.objects, study.objects[:, ::-1])
+
+
+@pytest.mark.parametrize("seed", ["activation", "peak", "unit"])
+def test_images_that_do_not_drive_a_channel_belong_to_no_part(tmp_path: Path, seed: str) -> None:
+    images = noise(60, seed=5)
+    model = plain()
+    with torch.no_grad():
+        model[4].bias.sub_(model[:5](images).amax(dim=(2, 3)).median(dim=0).values)  # so that half of them do not
+    study = mine(tmp_path, model=model, images=Items(noise(60)), seed=seed, n=60)
+    active = (model[:6](images).amax(dim=(2, 3)) > 0).numpy()
+    known = (model[:6](noise(60)).amax(dim=(2, 3)) > 0).numpy()
+    channel = int(np.argmin(abs(active.mean(axis=0) - 0.5)))
+    assert 0 < active[:, channel].sum() < 60
+    labels = study.assign(channel, images)
+    np.testing.assert_array_equal(labels >= 0, active[:, channel])
+    own = study.neuron(channel)
+    np.testing.assert_array_equal(own.virtual.labels >= 0, known[own.sample, channel])
+
+
+def test_one_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def noted(*arguments: Any, seed: int = 0, **how: Any) -> Any:
+        seeds.append(seed)
+        return virtual_neurons(*arguments, seed=seed, **how)
+
+    study = mine(tmp_path, random=5)
+    monkeypatch.setattr("pure_nb.neuron.virtual_neurons", noted)
+    study.neuron(1).by(study.circuits[1], 3)
+    assert seeds == [5]
+
+
+class Elsewhere:
+    """A cluster whose workers have a device that this process has not."""
+
+    def run(self, function: Any, *arguments: Any) -> None:
+        assert arguments == ("meta",)
+
+
+def test_a_device_that_only_the_workers_have(toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever runs in this process does not touch it; here all that a cluster computes is there already."""
+    study = load_study(toml, store=tmp_path)
+    contents(study)
+    study.boxes  # noqa: B018
+    study.classes  # noqa: B018
+    there = study.using(device="meta", client=Elsewhere())
+    moved = nn.Module.to
+
+    def to(self: nn.Module, *arguments: Any, **how: Any) -> nn.Module:
+        assert "meta" not in arguments
+        return moved(self, *arguments, **how)
+
+    monkeypatch.setattr(nn.Module, "to", to)
+    assert there.shapes == study.shapes
+    channel = there.most_polysemantic(1)[0]
+    assert there.class_names == study.class_names
+    assert len(there.neuron(channel).views([0, 1])) == 2
+    assert there.activation_vectors.keys() == study.activation_vectors.keys()
+    assert there.without_lrp == study.without_lrp
+    conv = {"target": "layer4.0.conv2", "lower": "input:layer4.0.conv2"}
+    study.using(**conv).classes  # noqa: B018
+    names = study.class_names[:2]
+    assert there.using(**conv).split_of(0, names).concepts == tuple(names)
+    world = planted_world(there.using(client=None, device="cpu"), 2)
+    away = replace(world, base=there, study=replace(world.study, device="meta", client=Elsewhere()))  # type: ignore[arg-type]
+    assert away.nearest == world.nearest
+    assert away.activations.keys() == world.activations.keys()
+    assert {one.name for one in contestants(away)} == {one.name for one in contestants(world)}
+    monkeypatch.setattr(study_module, "circuits", lambda *_, **how: how)
+    assert there._run_circuits(np.zeros(1), np.zeros(1))["client"] is there.client
+
+
+def test_a_layer_that_fails_later_is_no_reason_for_other_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only rules that do not fit are; and what fails is not stored."""
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise LayerError("the layer changed its shape")
+
+    study = mine(tmp_path)
+    monkeypatch.setattr(study_module, "boxes", fails)
+    with pytest.raises(LayerError, match="changed its shape"):
+        study.boxes  # noqa: B018
+    monkeypatch.undo()
+    assert study.crop_note == ""
+
+
+# Images that need a word to fit the network.
+
+
+def test_grey_images_for_a_network_of_colours(tmp_path: Path) -> None:
+    """Their channel is repeated, as if they had come so; a network of grey images gets them as they are."""
+    grey = noise(30, channels=1)
+    found = Study.of(plain(), grey, "2", "0", n=4, store=tmp_path / "a", progress=False, mean=[0.5], std=[0.25])
+    colours = grey.expand(-1, 3, -1, -1).contiguous()
+    expected = Study.of(plain(), colours, "2", "0", n=4, store=tmp_path / "b", progress=False)
+    assert (found.references.sample == expected.references.sample).all()
+    np.testing.assert_array_equal(found.circuits, expected.circuits)
+    assert (found.assign(0, grey) == expected.assign(0, colours)).all()
+    assert found.images.picture(0).shape == (12, 12, 3)
+    one = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3)).eval()
+    assert Study.of(one, grey, "2", "0", n=4, store=tmp_path / "c").images.tensor(0).shape == (1, 12, 12)
+    with pytest.raises(ModelError, match=r"images \[1, 3, 12, 12\] .* grey=True"):
+        Study.of(one, colours, "2", "0", n=4, store=tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (noise(3).permute(0, 2, 3, 1), r"images \[1, 12, 12, 3\]"),
+        (noise(3, channels=4), r"images \[1, 4, 12, 12\]"),
+        (noise(3, size=1), r"images \[1, 3, 1, 1\]"),
+    ],
+)
+def test_images_that_the_network_can_not_take(tmp_path: Path, wrong: torch.Tensor, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        Study.of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3)), wrong, "2", "0", store=tmp_path)
+
+
+def test_the_normalisation_of_tensors_is_given(tmp_path: Path) -> None:
+    """Embedders and eyes see the pictures, not the numbers."""
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 12, 12, 3), dtype=np.uint8)
+    tensors = torch.from_numpy((pictures / 255 - MEAN) / STD).permute(0, 3, 1, 2).float()
+    how: dict[str, Any] = {"n": 4, "progress": False, "crop": "activation"}
+    study = Study.of(plain(), (tensors, [0] * 20), "2", "0", store=tmp_path / "a", mean=MEAN, std=STD, **how)
+    for channel in range(2):
+        for crop, sample, box in zip(
+            study.crops_of(channel, range(4)), study.references.sample[channel], study.boxes[channel]
+        ):
+            assert (crop == cropped(pictures[sample], box)).all()
+    plainly = Study.of(plain(), (tensors, [0] * 20), "2", "0", store=tmp_path / "a", **how)
+    assert (plainly.references.sample == study.references.sample).all()
+    with pytest.warns(StudyWarning, match="wrong colours.*Give the mean and std"):
+        plainly.crops_of(0, [0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,12 @@ import torch
 from small import Items, noise, picture_folder, plain
 
 from pure_nb import sweep as module
-from pure_nb.data import ImageError, Images, Unreadable
-from pure_nb.errors import ArgumentError
-from pure_nb.layers import LayerError
-from pure_nb.references import NonFiniteError, TopReferences
+from pure_nb.data import Images, Unreadable
+from pure_nb.errors import ImageError, LayerError, NonFiniteError, StoreWarning
+from pure_nb.references import TopReferences
+from pure_nb.relevance import ClassRelevance
 from pure_nb.sources import folder_images
-from pure_nb.store import Store, StoreWarning
+from pure_nb.store import Store
 from pure_nb.sweep import shards, sweep
 
 
@@ -99,6 +101,63 @@ def test_stopped_and_resumed(tmp_path: Path, stop: int) -> None:
     third = Items(noise(21))
     assert bytes_of(run(Images(third), store=store)[0]) == expected
     assert third.loaded == []
+
+
+class Deadly(Items):
+    """Kills its process with one of the images."""
+
+    deadly = -1
+
+    def __getitem__(self, index: int) -> Any:
+        if index == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes that are forked")
+def test_killed_within_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 images are less than a shard: killed twice, the third run computes only what is left, and to the bit."""
+    monkeypatch.setattr(module, "shards", shards)
+    monkeypatch.setattr(module, "SAVE", 0.0)
+    monkeypatch.setattr(module, "SPARE", 0.0)
+    items, model, labels = Deadly(noise(500)), plain(), np.arange(500) % 4
+
+    def states(folder: Path) -> list[bytes]:
+        both = [TopReferences("4", 5), ClassRelevance("4", "input:4", labels, 4, module=model[4])]
+        sweep(model, Images(items), both, batch_size=8, store=Store(folder), progress=False)
+        return [value.tobytes() for one in both for value in one.state().values()]
+
+    expected = states(tmp_path / "whole")
+    for items.deadly in (203, 398):
+        child = os.fork()
+        if not child:
+            states(tmp_path / "killed")
+            os._exit(0)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    items.deadly = -1
+    items.loaded.clear()
+    assert states(tmp_path / "killed") == expected
+    assert len(items.loaded) <= 500 - 398 + 2 * 8 + 1  # the batch it died in, one read ahead, and one for the shape
+    assert {file.name.partition("-")[0] for file in (tmp_path / "killed").iterdir()} == {"shard"}
+
+
+@pytest.mark.parametrize("stop", [5, 10, 13])
+def test_unreadable_images_of_an_unfinished_shard_are_known(
+    tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SAVE", 0.0)
+    monkeypatch.setattr(module, "SPARE", 0.0)
+    monkeypatch.setattr(module, "shards", partial(shards, size=16))
+    lost: dict[int, BaseException] = {number: OSError("gone") for number in (1, 4, 5, 6, 7, 9)}
+    expected, _ = run(Images(Items(noise(15), lost)), skip_unreadable=True)
+    dying = Items(noise(15), lost | {stop: KeyboardInterrupt()})
+    with pytest.raises(KeyboardInterrupt):
+        run(Images(dying), store=Store(tmp_path), skip_unreadable=True)
+    with pytest.raises(ImageError, match="image 1 "):  # known, and still an error where nobody agreed to that
+        run(Images(Items(noise(15))), store=Store(tmp_path))
+    found, left_out = run(Images(Items(noise(15), lost)), store=Store(tmp_path), skip_unreadable=True)
+    assert [one.sample for one in left_out] == sorted(lost)
+    assert bytes_of(found) == bytes_of(expected)
 
 
 def test_an_accumulator_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +252,7 @@ def test_images_of_different_shapes() -> None:
 
 
 def test_batches_of_different_shapes() -> None:
-    with pytest.raises(ArgumentError, match="resize and crop"):
+    with pytest.raises(ImageError, match="resize and crop"):
         run(Images(Items([*noise(4), *noise(4, 16)])))
 
 

@@ -14,8 +14,8 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 from small import Items, Tokens, noise, plain
 from torch import nn
 
-from pure_nb.data import ImageError, Images
-from pure_nb.errors import ArgumentError
+from pure_nb.data import Images
+from pure_nb.errors import ArgumentError, ImageError
 from pure_nb.glyphs import CLASSES, SIZE, GlyphScenes
 from pure_nb.references import References, TopReferences
 from pure_nb.sweep import sweep
@@ -24,7 +24,8 @@ from pure_nb.truth import _cells_under, activation_vectors, agreement, interval,
 
 def references(sample: Any, position: Any, grid: tuple[int, ...] = (12, 12)) -> References:
     sample = np.asarray(sample, dtype=np.int64)
-    return References("l", "max", sample, np.ones(sample.shape, np.float32), np.asarray(position, np.int64), grid)
+    score = np.ones(sample.shape, np.float32)
+    return References("l", "max", sample, score, np.asarray(position, np.int64), grid, score)
 
 
 def test_the_object_under_each_maximum() -> None:

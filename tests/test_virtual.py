@@ -366,3 +366,19 @@ def test_score(sizes: list[int], effective: float) -> None:
 
 def test_part_names() -> None:
     assert [part_name(part) for part in range(3)] == ["A", "B", "C"]
+
+
+def test_names_of_many_parts() -> None:
+    """Each its own, as columns of a spreadsheet; A to Z are followed by AA, not by A."""
+    names = [part_name(part) for part in range(26 * 27 + 2)]
+    assert names[:3] == ["A", "B", "C"]
+    assert names[24:29] == ["Y", "Z", "AA", "AB", "AC"]
+    assert names[51:53] == ["AZ", "BA"]
+    assert names[-3:] == ["ZZ", "AAA", "AAB"]
+    assert len(set(names)) == len(names)
+
+
+def test_images_that_do_not_drive_the_neuron_are_assigned_to_no_part() -> None:
+    parts = virtual_neurons(np.array([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1]]), 2, draws=0)
+    found = parts.assign(np.array([[0.0, 0], [1, 0], [0, 1]]))
+    assert found.tolist() == [-1, parts.labels[0], parts.labels[2]]

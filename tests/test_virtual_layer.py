@@ -153,3 +153,14 @@ def test_virtual_neurons_can_be_replaced(tmp_path: Path) -> None:
     first, second = (VirtualLayer(study.model, "5", "3", {0: parts}) for parts in (one, swapped))
     images = noise(3, seed=4)
     torch.testing.assert_close(first(images), second(images).flip(1))
+
+
+def test_an_error_leaves_the_network_as_it_was() -> None:
+    model = plain().train()
+    layer = VirtualLayer(model, "4", "2", {0: parts_of([[1.0] * 7, [0.0] * 7]), 1: parts_of([[1.0] * 7])})
+    layer.centroids = layer.centroids[:, :5]
+    with pytest.raises(ValueError, match="operands could not be broadcast") as caught:
+        layer(noise(2))
+    assert caught.value.__traceback__ is not None  # which keeps all that was going on alive
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(module.training for module in model.modules())

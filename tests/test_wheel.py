@@ -78,7 +78,7 @@ def test_readme_is_readable_on_pypi(metadata: Message) -> None:
     assert not [target for target in targets if not target.startswith("https://")]
 
 
-@pytest.mark.skipif(not NOTEBOOKS.is_dir(), reason="the book is not built: make book builds it into _build/html")
+@pytest.mark.book
 def test_notebooks_need_nothing_beyond_it(metadata: Message) -> None:
     """What the notebooks import comes with Python, the wheel, or what the wheel requires without any extra."""
     required = {

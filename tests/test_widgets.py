@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from IPython.display import HTML
 from matplotlib.figure import Figure
 from PIL import Image
 
 from pure_nb import atlas
-from pure_nb.errors import ArgumentError
+from pure_nb.errors import ArgumentError, ImageError
+from pure_nb.parameters import Parameters
+from pure_nb.sources import as_images
+from pure_nb.store import Store
 from pure_nb.study import Study
 from pure_nb.widgets import BOOK, explore, explorer
 from tests.small import noise, plain
@@ -237,3 +242,99 @@ def test_explore_another_study_in_the_book(tmp_path: Path, monkeypatch: pytest.M
     assert channels
     assert channels[1].split() == [str(c) for c in np.flatnonzero(study.references.alive)]
     assert all((tmp_path / f"neurons-mine/data/{channel}.js").is_file() for channel in channels[1].split())
+
+
+@pytest.mark.parametrize("problem", [ArgumentError("the sentence"), KeyError("boom")])
+def test_what_goes_wrong_in_a_live_explorer_is_said(problem: Exception) -> None:
+    """ipywidgets puts what a callback raises into a log: whoever looks at the page would see the old picture."""
+
+    def failing(value: int) -> Figure:
+        if value == 7:
+            raise problem
+        return draw(value)
+
+    box = explorer(failing, [3, 7, 5], name="numbers")
+    slider, shown, words, _ = box.children
+    if isinstance(problem, ArgumentError):
+        slider.index = 1
+        assert words.value == "<small>the sentence</small>"
+    else:
+        with pytest.raises(KeyError):  # a fault of someone's function stays in the log as well
+            slider.index = 1
+        assert words.value == "<small>KeyError: &#x27;boom&#x27;</small>"
+    assert shown.value == b""
+    slider.index = 2
+    assert words.value == "<small>5</small>"
+    assert shown.value
+
+
+def test_what_goes_wrong_at_another_layer_is_said(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, neuron, _, _, shown, words, _ = explore(glyph_study, 22).children
+
+    def failing(self: Study) -> Any:
+        raise ImageError("picture 3 can't be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "references", property(failing))
+        layer.value = "layer3"
+        assert words.value == "<small>picture 3 can&#x27;t be read</small>"
+        assert shown.value == b""
+    with monkeypatch.context() as patch:
+        dead = replace(glyph_study.references, peak=np.zeros_like(glyph_study.references.peak))
+        patch.setattr(Study, "references", property(lambda self: dead))
+        layer.value = "layer2"
+        assert "no image drives any channel of &#x27;layer2&#x27;" in words.value
+    layer.value = "layer4"
+    neuron.value = "22"
+    assert "Neuron 22 of layer4" in words.value
+
+
+def test_explore_starts_at_a_channel_that_is_driven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = plain()
+    with torch.no_grad():
+        model[4].weight[2] = 0
+        model[4].bias[2] = -1
+    study = Study.of(model, noise(30), "4", "2", n=12, k=2, progress=False, store=tmp_path / "store")
+    for folder in (None, str(tmp_path / "site")):
+        if folder:
+            monkeypatch.setenv(BOOK, folder)
+        with pytest.raises(ArgumentError, match=r"no image drives channel 2, .* start at 0, 1, 3, 4, 5"):
+            explore(study, 2)
+
+
+class Elsewhere(torch.nn.Module):
+    """A network that runs only where it was moved to, as one whose weights are still in main memory does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.moved = plain(), False
+
+    def to(self, *args: Any, **how: Any) -> Any:
+        self.moved = True
+        return super().to(*args, **how)
+
+    def forward(self, x: Any) -> Any:
+        if not self.moved:
+            raise RuntimeError("Expected all tensors to be on the same device")
+        return self.inner(x)
+
+
+def test_explore_in_a_second_session_moves_the_network(tmp_path: Path) -> None:
+    """All results are in the store, so that no step has moved it yet."""
+    for session in range(2):
+        study = Study("mine", Elsewhere(), as_images(noise(30)), Parameters("inner.4", "inner.2", n=12, k=2),
+                      Store(tmp_path), progress=False)  # fmt: skip
+        assert session == 0 or (study.neurons is not None and not study.model.moved)
+        assert "of inner.4" in explore(study).children[-2].value
+
+
+def test_any_value_names_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BOOK, str(tmp_path))
+    values = ["a/b", "../c", "CON:?#%", "x" * 300, "A", "a", "é"]
+    found = explorer(lambda value: draw(values.index(value) + 1), values, name="words")
+    files = [file for file, _ in told(found)["pictures"]]
+    assert len({file.lower() for file in files}) == len(values)
+    for file in files:
+        assert re.fullmatch(r"[\w.-]{1,120}\.webp", file, re.ASCII)
+        assert (tmp_path / "explorers" / "words" / file).is_file()
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == len(values)

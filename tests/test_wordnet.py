@@ -22,18 +22,9 @@ from nltk.corpus.reader.wordnet import WordNetCorpusReader
 from small import ROOT, shared
 
 from pure_nb import wordnet as module
+from pure_nb.errors import WordNetError
 from pure_nb.glyphs import CLASSES
-from pure_nb.wordnet import (
-    MEASURES,
-    WordNet,
-    WordNetError,
-    find_wordnet,
-    readable,
-    shipped_wordnet,
-    similarities,
-    synset_of,
-    synsets,
-)
+from pure_nb.wordnet import MEASURES, WordNet, find_wordnet, readable, shipped_wordnet, similarities, synset_of, synsets
 
 SHIPPED = ROOT / "pure_nb" / "assets" / "wordnet"
 NAMES = [c.synset for c in CLASSES]
@@ -234,8 +225,10 @@ def test_files_with_a_second_link_are_read(tmp_path: Path) -> None:
 
 def test_nowhere_and_no_download_wanted(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nltk, "download", lambda *_, **__: pytest.fail("must not download unasked"))
+    monkeypatch.setattr(nltk.data, "path", [str(nowhere / "nltk"), "/a/second", "/a/third"])
     with pytest.raises(WordNetError) as caught:
         find_wordnet()
+    assert "nltk or 2 other folders of NLTK's; no system's" in str(caught.value)  # and not a list of all
     for expected in (str(nowhere / "nltk"), str(nowhere / "system"), "was not asked for", "nltk.downloader wordnet"):
         assert expected in str(caught.value)
 

@@ -28,15 +28,11 @@ from myst_parser.parsers.mdit import create_md_parser
 from torch import nn
 
 from pure_nb import atlas, load_study, shipped_studies
-from pure_nb.circuits import circuits
-from pure_nb.data import ImageError
-from pure_nb.errors import PureError
+from pure_nb.errors import LayerError, PureError, WordNetError
 from pure_nb.glyphnet import GlyphNet
-from pure_nb.layers import INPUT, LayerError, get_layer, parsed
+from pure_nb.layers import INPUT, get_layer, parsed
 from pure_nb.models import USER
-from pure_nb.parameters import StudyError
 from pure_nb.study import Study
-from pure_nb.wordnet import WordNetError
 
 ROOT = Path(__file__).parents[1]
 
@@ -106,10 +102,7 @@ def lacking(study: Study, layer: str | None) -> dict[str, str]:
     if len(study.references.grid) != 2:
         found["grid"] = f"has no grid of positions in `{p.target}`"
         found["objects"] = found["objects"] or found["grid"]
-    try:
-        where: dict[str, Any] = {"target": p.target, "lower": p.lower, "device": study.device}
-        circuits(study.model, study.images, [0], study.references.sample[0, :1], rule="lrp", **where)
-    except LayerError:
+    if study.without_lrp:
         found["lrp"] = "has a network that the rules of layer-wise relevance propagation do not fit"
     if any(type(module).__module__.startswith(USER) for module in study.model.modules()):
         found["import"] = "has a network from a file, which a plain process can't import"
@@ -122,13 +115,12 @@ def class_needs(study: Study, layer: str | None) -> dict[str, str]:
     def lacks(why: str, *needs: str) -> dict[str, str]:
         return dict.fromkeys(needs or ("labels", "splits", "synsets"), why)
 
-    try:
-        study.class_names  # noqa: B018
-    except (StudyError, ImageError):
+    if study.without_labels:
         return lacks("has no labels that match the network's outputs")
     if layer is None:
         return lacks(f"has no convolution or linear layer in `{study.parameters.target}`")
     own = study.using(target=layer, lower=INPUT + layer)
+    own.shapes  # noqa: B018  raises, for another reason than the one below
     try:
         own.pairs  # noqa: B018
     except LayerError:

@@ -1,0 +1,106 @@
+"""What is asked of a network is checked wherever it is asked: in Python, by a call, or in a file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import Items, noise, plain
+
+from pure_nb.data import Images
+from pure_nb.errors import StudyError
+from pure_nb.loading import load_study
+from pure_nb.parameters import Parameters, checked
+from pure_nb.store import fingerprint
+from pure_nb.study import Study
+
+TOML = """\
+[model]
+source = "glyphnet"
+[images]
+source = "glyphs"
+length = 4
+[parameters]
+target = "layer4"
+lower = "layer3"
+"""
+
+WRONG = [
+    ("n", 1, "n must be a whole number and at least 2, got 1"),
+    ("n", 2.5, "n must be a whole number and at least 2, got 2.5"),
+    ("n", "9", "n must be a whole number and at least 2, got '9'"),
+    ("k", -1, "k must be a whole number and at least 0, got -1"),
+    ("k", True, "k must be a whole number and at least 0, got True"),
+    ("random", -1, "random must be a whole number and at least 0, got -1"),
+    ("by", "sum", "by must be one of max, mean, got 'sum'"),
+    ("rule", "LRP", "rule must be one of gradient, lrp, got 'LRP'"),
+    ("seed", 3, "seed must be one of activation, peak, unit, got 3"),
+    ("crop", "box", "crop must be one of peak, crp, activation, got 'box'"),
+    ("precision", "float64", "precision must be one of float32, bfloat16, float16, got 'float64'"),
+    ("share", 2, "share must be a number from 0 to 1, got 2"),
+    ("mass", float("nan"), "mass must be a number from 0 to 1, got nan"),
+    ("p", "0.5", "p must be a number from 0 to 1, got '0.5'"),
+    ("lower", 3, "lower must be the name of a layer, got 3"),
+]
+
+RUN = [
+    ("batch_size", 0, "batch_size must be a whole number and at least 1, got 0"),
+    ("batch_size", "32", "batch_size must be a whole number and at least 1, got '32'"),
+    ("workers", 1.5, "workers must be a whole number and at least 0, got 1.5"),
+    ("skip_unreadable", "no", "skip_unreadable must be true or false, got 'no'"),
+    ("progress", 0, "progress must be true or false, got 0"),
+    ("channels_last", "yes", "channels_last must be true or false, got 'yes'"),
+    ("device", "gpu", "the device 'gpu' can't be used here"),
+    ("device", 99, "the device '99' can't be used here"),
+]
+
+
+def written(value: Any) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+
+
+def from_file(folder: Path, text: str) -> Study:
+    path = folder / "own.toml"
+    path.write_text(TOML + text)
+    return load_study(path, store=folder)
+
+
+@pytest.mark.parametrize(("name", "value", "message"), WRONG)
+def test_parameters_check_themselves(name: str, value: Any, message: str, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"target": "layer4", "lower": "layer3"}
+    for make in (
+        lambda: Parameters(**(how | {name: value})),
+        lambda: replace(Parameters(**how), **{name: value}),
+        lambda: checked(how | {name: value}),
+        lambda: from_file(tmp_path, f"{name} = {written(value)}\n" if name != "lower" else "n = 1"),
+    ):
+        with pytest.raises(StudyError) as caught:
+            make()
+        assert str(caught.value) == message or name == "lower"
+
+
+@pytest.mark.parametrize(("name", "value", "message"), RUN)
+def test_how_to_run_is_checked(name: str, value: Any, message: str, tmp_path: Path) -> None:
+    images, parameters = Images(Items(noise(4))), Parameters("4", "2", n=2)
+    for make in (
+        lambda: Study("own", plain(), images, parameters, **{name: value}),
+        lambda: Study("own", plain(), images, parameters).using(**{name: value}),
+        lambda: from_file(tmp_path, f"[run]\n{name} = {written(value)}\n"),
+    ):
+        with pytest.raises(StudyError) as caught:
+            make()
+        assert str(caught.value).startswith(message)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    found = Parameters("4", "2", n=np.int64(9), share=1, p=np.float32(0.5))
+    assert (type(found.n), type(found.share), type(found.p)) == (int, float, float)
+    key = {"n": found.n, "share": found.share}
+    assert fingerprint(key) == fingerprint({"n": 9, "share": 1.0})
+    images = Images(Items(noise(4)))
+    study = Study("own", plain(), images, Parameters("4", "2", n=2), batch_size=np.int32(3), device=torch.device("cpu"))  # type: ignore[arg-type]
+    assert (study.batch_size, study.device) == (3, "cpu")
