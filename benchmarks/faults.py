@@ -397,7 +397,7 @@ def main() -> None:
     sweep.shards = partial(sweep.shards, size=8)
     sweep.SAVE = sweep.SPARE = 0.0
     blocks.BLOCK = 4
-    study_module.virtual_neurons = partial(virtual_neurons, permutations=4)  # what takes time and touches no file
+    study_module.virtual_neurons = partial(virtual_neurons, draws=4)  # what takes time and touches no file
     with tempfile.TemporaryDirectory() as folder:
         outcomes: Outcomes = Counter()
         for work, count in ((killed, args.kills), (damaged, args.damages), (malformed, args.inputs)):

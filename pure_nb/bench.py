@@ -36,14 +36,14 @@ from pure_nb.virtual import VirtualNeurons, virtual_neurons
 from pure_nb.virtual_layer import Assign, VirtualLayer
 from pure_nb.worlds import World
 
-FORMAT = 2
+FORMAT = 3
 """Part of what stored answers are found by; raised when this package computes them differently."""
 
 SCORES = ("ari", "ami", "accuracy", "ari_clear", "correlation", "f1")
 """Columns that say how well a contestant did, neuron by neuron; the more the better."""
 
-PERMUTATIONS = 19
-"""Shuffles by which a number of parts is chosen; with them a neuron is left whole unless p is at most 0.05."""
+DRAWS = 199
+"""Draws at most by which a number of parts is chosen: enough for a neuron that is left whole unless p <= 0.05."""
 
 OWNED = 0.5
 """A source truly belongs to one concept if no other has more than this part of its average relevance."""
@@ -227,7 +227,7 @@ def run(
     DataFrame
         A row for each neuron and contestant. ``channel``, ``method``, ``k`` (how many things the neuron means) and
         ``null`` (whether it was merged with itself); the :data:`SCORES`, NaN where a neuron means one thing;
-        ``clarity`` (how much clearer the best parts are than those of shuffled vectors) and ``chosen`` (number of
+        ``clarity`` (how much clearer the best parts are than those of draws from one heap) and ``chosen`` (number of
         parts, if it is not told), NaN for contestants that do not cluster by k-means; ``labels`` (a list, int);
         ``seconds`` that the contestant took for all neurons, without what was in the store before.
 
@@ -299,8 +299,8 @@ def _chosen(parts: Parts | None, contestant: Contestant, parallel: Parallel, cou
     """What k-means finds in a contestant's vectors if it is not told how many parts there are."""
     if parts is None or parts.vectors is None or contestant.divide is not by_means:
         return {"clarity": np.full(count, np.nan), "chosen": np.full(count, np.nan)}
-    how: dict[str, Any] = {"permutations": PERMUTATIONS, "alpha": 1 / (1 + PERMUTATIONS), "seed": seed}
-    found: list[VirtualNeurons] = parallel(delayed(virtual_neurons)(vectors, **how) for vectors in parts.vectors)
+    run = delayed(virtual_neurons)
+    found: list[VirtualNeurons] = parallel(run(vectors, draws=DRAWS, seed=seed) for vectors in parts.vectors)
     return {"clarity": [one.silhouette - one.null for one in found], "chosen": [float(one.k) for one in found]}
 
 

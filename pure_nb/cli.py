@@ -213,7 +213,8 @@ def run(
     where = {"data": data, "weights": weights, "store": store, "target": target, "lower": lower}
     same = _again(study, skip_unreadable, **where, rule=rule, start=seed, n=n)
     some = ",".join(str(channel) for channel in np.asarray(table["channel"].head(3)))
-    typer.echo(f"{int((table['k'] > 1).sum())} of {len(table)} neurons fall apart. Next:")
+    count = int((table["q"] <= 0.05).sum())
+    typer.echo(f"{count} of {len(table)} neurons fall apart (false-discovery rate 5 %). Next:")
     typer.echo(f"  pure-nb neurons {same}\n  pure-nb plot {same} --neurons {some}")
 
 

@@ -59,7 +59,7 @@ class Neuron:
     def by(self, vectors: NDArray[np.float32], k: int) -> Neuron:
         """The same neuron, taken apart into ``k`` by other descriptions of its reference images, ``[n, d]``."""
         random = self.study.parameters.random
-        return replace(self, apart=virtual_neurons(vectors, k, permutations=0, seed=random))
+        return replace(self, apart=virtual_neurons(vectors, k, draws=0, seed=random))
 
     @property
     def objects(self) -> NDArray[np.int64] | None:

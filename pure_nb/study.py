@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
+from scipy.stats import false_discovery_control
 from sklearn.metrics import adjusted_mutual_info_score
 from torch import nn
 from tqdm import tqdm
@@ -108,9 +109,9 @@ T = TypeVar("T")
 FORMAT = {
     "references": 4,
     "circuits": 5,
-    "virtual": 7,
+    "virtual": 8,
     "layouts": 5,
-    "neurons": 7,
+    "neurons": 8,
     "labels": 1,
     "classes": 5,
     "boxes": 3,
@@ -1036,6 +1037,8 @@ class Study:
         """One row for each channel, the most polysemantic first.
 
         Columns: ``channel``; ``k`` virtual neurons; ``score`` and ``p`` of :class:`~pure_nb.virtual.VirtualNeurons`;
+        ``q``, the false-discovery rate among the living neurons whose ``p`` is no larger (Benjamini and Hochberg), by
+        which to count the polysemantic ones: of those with ``q <= 0.05`` one in twenty is expected to be a single heap;
         ``sizes`` of the parts; ``strongest`` activation; ``meanings`` as :meth:`pure_nb.neuron.Neuron.meanings` gives
         them; and where the objects are known, the agreement ``ami`` of the parts with them. Dead channels come last.
         """
@@ -1049,6 +1052,7 @@ class Study:
                 "k": parts.k,
                 "score": parts.score if references.alive[channel] else np.nan,
                 "p": parts.p,
+                "q": np.nan,
                 "sizes": " ".join(str(size) for size in parts.sizes),
                 "strongest": float(references.score[channel, 0]),
                 "meanings": self.neuron(channel).meanings(),
@@ -1056,7 +1060,9 @@ class Study:
             if self.objects is not None:
                 row["ami"] = adjusted_mutual_info_score(self.objects[channel], parts.labels)
             rows.append(row)
-        return pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable", ignore_index=True)
+        table = pd.DataFrame(rows)
+        table.loc[references.alive, "q"] = false_discovery_control(table.loc[references.alive, "p"])
+        return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
     def most_polysemantic(self, count: int = 32) -> list[int]:
         """The first channels of :attr:`neurons`, without the dead: what an explorer can show of any study.

@@ -22,8 +22,8 @@ from torch import nn
 
 from pure_nb import bench
 from pure_nb.bench import (
+    DRAWS,
     FEW,
-    PERMUTATIONS,
     SCORES,
     accuracy,
     agreements,
@@ -417,7 +417,7 @@ def test_the_number_of_parts_is_chosen(tmp_path: Path, alone_in_one_process: Non
     table = run(world, entries)
     assert table["clarity"].notna().tolist() == [True] * 6 + [False] * 12 + [True] * 6
     for channel in range(6):
-        expected = virtual_neurons(vectors[channel], permutations=PERMUTATIONS, alpha=0.05)
+        expected = virtual_neurons(vectors[channel], draws=DRAWS)
         assert table["chosen"][channel] == table["chosen"][18 + channel] == expected.k
         assert table["clarity"][channel] == expected.silhouette - expected.null
     pd.testing.assert_series_equal(table["ari"][:6], run(world, entries[:1], choose=False)["ari"])

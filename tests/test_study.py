@@ -153,6 +153,19 @@ def test_the_table_is_sorted_by_score(tmp_path: Path) -> None:
     assert (np.diff(scores) <= 0).all()
 
 
+def test_the_false_discovery_rate_is_over_the_living(tmp_path: Path) -> None:
+    model = plain()
+    model[4].bias.data[3] = -100
+    study = mine(tmp_path, model, k=0)
+    table = study.neurons
+    alive = study.references.alive[table["channel"]]
+    p = table["p"][alive].sort_values()
+    rates = [p.iloc[rank] * len(p) / (rank + 1) for rank in range(len(p))]
+    expected = pd.Series([min([1.0, *rates[rank:]]) for rank in range(len(p))], index=p.index)
+    assert table["q"][alive].to_dict() == pytest.approx(expected.to_dict())
+    assert table["q"][~alive].isna().tolist() == [True]
+
+
 def test_the_most_polysemantic_come_first_and_the_dead_not_at_all(tmp_path: Path) -> None:
     model = plain()
     model[4].bias.data[3] = -100
