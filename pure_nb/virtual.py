@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from string import ascii_uppercase
 from typing import Any, Literal
 
@@ -20,7 +19,6 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from sklearn import config_context
 from sklearn.cluster import KMeans
-from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances, silhouette_score
@@ -28,39 +26,13 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
 from pure_nb.errors import ArgumentError
+from pure_nb.null import DRAWS, one_heap
 
 Vectors = NDArray[np.floating[Any]]
 Layout = Literal["umap", "pca"]
 
 CHOICES = (2, 3, 4, 5)
 """Numbers of virtual neurons the paper looks at."""
-
-DRAWS = 999
-"""Draws from a single heap, at most, that a neuron is compared with."""
-
-HITS = 10
-"""Draws that reach the neuron, after which no more are needed."""
-
-WIDTH = 0.8
-"""Noise of the draws in standard deviations of each axis. More calls skewed heaps several, less misses heaps."""
-
-BATCH = 50
-"""Draws made at once."""
-
-ELEMENTS = 2_000_000
-"""Entries of a batch's scalar products, at most."""
-
-TRIALS = 4
-"""Places tried for each centre that k-means starts from, of which the best is taken."""
-
-ITERATIONS = 30
-"""Steps of k-means in draws; few need as many."""
-
-STEP, REACH = 0.1, 50
-"""Width of the bins, in standard deviations, of the histogram in which valleys are sought, and bins to each side."""
-
-KERNEL = np.exp(-(np.subtract.outer(np.arange(2 * REACH + 1), np.arange(2 * REACH + 1)) ** 2) / 8).astype(np.float32)
-"""What smooths it, a normal density of two bins."""
 
 NEURONS = 64
 """Neurons taken apart between two saves: what is lost at most when a run is stopped."""
@@ -86,10 +58,10 @@ class VirtualNeurons:
     silhouette
         How clearly the parts are apart, -1..1; of a neuron that is left whole, how clearly the best parts would be.
     null
-        Mean of the largest silhouette in draws from a single heap of the same covariance, see :func:`heaps`: what
-        k-means finds where there is nothing to find.
+        Mean of the largest silhouette in draws from a single heap of the same shape, see :func:`pure_nb.null.one_heap`:
+        what k-means finds where there is nothing to find.
     p
-        How probable heaps as separate as these are in such draws.
+        How probable it is that such a draw is as clear.
     """
 
     labels: NDArray[np.int64]
@@ -254,11 +226,11 @@ def virtual_neurons(
         neuron, belong to no part.
     k
         Number of virtual neurons; ``"auto"`` takes the one of ``choices`` with the largest mean silhouette, or one if
-        the vectors are no more in separate heaps than draws from a single heap: :func:`heaps`.
+        the best clusters are no clearer than those of draws from a single heap, :func:`pure_nb.null.one_heap`.
     choices
         Numbers to choose from.
     draws
-        Largest number of draws; see :func:`heaps`. With 0, ``p`` is 1.
+        Largest number of draws; see :func:`pure_nb.null.one_heap`. With 0, ``p`` is 1.
     alpha
         The neuron is left whole unless ``p`` is at most this. It holds for one neuron; how many of a layer have several
         meanings is to be counted by the false-discovery rate, ``q`` in :attr:`pure_nb.study.Study.neurons`.
@@ -288,191 +260,10 @@ def virtual_neurons(
             labels[driven] = next(iter(found.values()))
         return VirtualNeurons(labels, _centroids(vectors, labels), 0.0, 0.0, 1.0)
     best = max(clarity, key=lambda number: (clarity[number], -number))
-    null, p = heaps(own, numbers, draws=draws, seed=seed)
+    null, p = one_heap(own, numbers, draws=draws, seed=seed)
     if k != "auto" or p <= alpha:
         labels[driven] = found[best]
     return VirtualNeurons(labels, _centroids(vectors, labels), clarity[best], null, p)
-
-
-def heaps(
-    vectors: Vectors, numbers: Sequence[int] = CHOICES, *, draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float]:
-    """Test whether vectors are in several heaps, against draws from a single heap of the same covariance.
-
-    The draws are a *smoothed bootstrap* in the principal axes: vectors drawn with replacement, with normal noise of
-    :data:`WIDTH` standard deviations on each axis, and shrunk to the variance that the vectors have. It keeps what ties
-    the entries together, such as a shared factor; gaps between heaps are filled. A hundred vectors of a thousand
-    entries vary along their axes by chance, too: the share of the variance that Ledoit and Wolf (2004) put down to that
-    is drawn alike in all directions.
-
-    Compared is how deep a *valley* lies between the parts that k-means finds, vectors and draws treated alike. Along
-    the axis from each part to the rest (for each vector without itself), it is the drop of the density's square root,
-    whose noise is the same everywhere, below the lower of the two hills beside it. Unlike the silhouette it is small
-    for one skewed heap.
-
-    Draws end early where the answer is clear, once :data:`HITS` of them have a valley as deep (Besag and Clifford,
-    1991).
-
-    Parameters
-    ----------
-    vectors
-        float ``[n, d]``.
-    numbers
-        Numbers of clusters to try, 2 or more, below ``n``.
-    draws
-        Largest number of draws: ``p`` is at least ``1 / (1 + draws)``. Among m neurons, r of them at this least p, a
-        false-discovery rate of 5 % needs ``20 m / r`` draws.
-    seed
-        Of the draws, and of the one start of k-means for each of them.
-
-    Returns
-    -------
-    null, p
-        Mean of the draws' largest silhouette, of the first :data:`BATCH`; and the probability of a valley as deep.
-    """
-    generator = np.random.default_rng(seed)
-    axes, chance = _principal(vectors), float(ledoit_wolf_shrinkage(vectors / (np.abs(vectors).max() or 1.0)))
-    own = _valley(*_partitions(axes[None], numbers, generator))[0]
-    null: list[float] = []
-    made = hits = 0
-    while made < draws:
-        count = min(BATCH, draws - made, max(1, ELEMENTS // len(axes) ** 2))
-        gram, parts = _partitions(_from_one_heap(axes, chance, vectors.shape[1], count, generator), numbers, generator)
-        if made < BATCH:
-            null += _clearest(gram, parts).tolist()
-        deep = hits + np.cumsum(_valley(gram, parts) >= own)
-        if deep[-1] >= HITS:
-            return float(np.mean(null)), HITS / (made + 1 + int(np.argmax(deep >= HITS)))
-        made, hits = made + count, int(deep[-1])
-    return float(np.mean(null)) if null else 0.0, (1 + hits) / (1 + made)
-
-
-def _principal(vectors: Vectors) -> Vectors:
-    """Coordinates of vectors in their principal axes, float32 ``[n, axes]``; their mean square is 1."""
-    centred = vectors - vectors.mean(axis=0)
-    centred /= np.abs(centred).max() or 1.0
-    values, directions = np.linalg.eigh(centred @ centred.T)
-    kept = values > 1e-10 * values[-1]
-    axes = directions[:, kept] * np.sqrt(values[kept])
-    return (axes / np.sqrt((axes**2).mean())).astype(np.float32)
-
-
-def _from_one_heap(axes: Vectors, chance: float, entries: int, count: int, generator: np.random.Generator) -> Vectors:
-    """Sets of points from one heap like that of the points ``[n, axes]``: float32 ``[count, n, any]``.
-
-    ``chance`` is the share of the variance that is alike in all ``entries`` directions. These are not drawn, but what
-    the QR decomposition would turn them into, which keeps all distances: at most as many columns as points.
-    """
-    n = len(axes)
-    drawn = axes[generator.integers(0, len(axes), (count, len(axes)))]
-    noise = generator.standard_normal(drawn.shape, dtype=np.float32)
-    noise *= np.float32(WIDTH) * axes.std(axis=0)
-    drawn = (drawn + noise) * np.float32(np.sqrt((1 - chance) / (1 + WIDTH**2)))
-    alike = np.tril(generator.standard_normal((count, n, min(n, entries)), dtype=np.float32), -1)
-    diagonal = np.arange(min(n, entries))
-    alike[:, diagonal, diagonal] = np.sqrt(generator.chisquare(entries - diagonal, (count, len(diagonal))))
-    alike *= np.float32(np.sqrt(chance * axes.var(axis=0).sum() / entries))
-    return np.concatenate([drawn, alike], axis=2)
-
-
-def _partitions(points: Vectors, numbers: Sequence[int], generator: np.random.Generator) -> tuple[Vectors, list[Any]]:
-    """k-means of many sets of points at once, from one start (k-means++) each, by scalar products alone.
-
-    Parameters
-    ----------
-    points
-        float ``[sets, n, d]``.
-    numbers
-        Numbers of clusters.
-    generator
-        Of the starts.
-
-    Returns
-    -------
-    gram
-        float ``[sets, n, n]``: the points' scalar products.
-    parts
-        For each number k, one-hot labels, float ``[sets, k, n]``. A cluster may end up empty.
-    """
-    gram = points @ points.transpose(0, 2, 1)
-    sets, n, _ = gram.shape
-    every, square = np.arange(sets), np.einsum("sii->si", gram)
-    starts = []
-    for k in numbers:
-        distance = np.empty((sets, k, n), dtype=gram.dtype)
-        nearest = np.ones((sets, n), dtype=gram.dtype)
-        for centre in range(k):
-            reach = np.cumsum(nearest, axis=1)[:, None]
-            chance = generator.random((sets, TRIALS if centre else 1, 1), dtype=np.float32) * reach[:, :, -1:]
-            tried = np.minimum((reach <= chance).sum(axis=2), n - 1)
-            away = np.maximum(
-                square[:, None] + square[every[:, None], tried][..., None] - 2 * gram[every[:, None], tried], 0
-            )
-            nearer = np.minimum(nearest[:, None], away) if centre else away
-            best = nearer.sum(axis=2).argmin(axis=1)
-            distance[:, centre], nearest = away[every, best], nearer[every, best]
-        starts.append(_one_hot(distance))
-    ends = np.cumsum([0, *numbers])
-    labels, moving = np.concatenate(starts, axis=1), every
-    for _ in range(ITERATIONS):
-        old = labels[moving]
-        size = old.sum(axis=2, keepdims=True)
-        towards = old @ (gram if len(moving) == sets else gram[moving]) / np.maximum(size, 1)
-        centre_square = np.einsum("skn,skn->sk", old, towards)[:, :, None] / np.maximum(size, 1)
-        distance = np.where(size > 0, centre_square - 2 * towards, np.inf)
-        new = np.concatenate([_one_hot(distance[:, a:b]) for a, b in pairwise(ends)], axis=1)
-        labels[moving] = new
-        moving = moving[(new != old).any(axis=(1, 2))]
-        if not len(moving):
-            break
-    return gram, [labels[:, a:b] for a, b in pairwise(ends)]
-
-
-def _one_hot(distance: Vectors) -> Vectors:
-    """1 for the nearest centre, the first of equals: ``[sets, k, n]``."""
-    nearest = distance == distance.min(axis=1, keepdims=True)
-    if np.count_nonzero(nearest) > nearest[:, 0].size:
-        nearest &= nearest.cumsum(axis=1) == 1
-    return nearest.astype(distance.dtype)
-
-
-def _valley(gram: Vectors, parts: list[Vectors]) -> Vectors:
-    """The deepest valley between a part and the rest, ``[sets]``; see :func:`heaps`."""
-    labels = np.concatenate([part[:, int(part.shape[1] == 2) :] for part in parts], axis=1)  # of two parts one axis
-    size, n = labels.sum(axis=2, keepdims=True), gram.shape[1]
-    itself, towards = labels * np.einsum("sii->si", gram)[:, None], labels @ gram
-    others = (1 - labels) * np.einsum("sii->si", gram)[:, None]
-    rest = gram.sum(axis=1)[:, None] - towards
-    along = (towards - itself) / np.maximum(size - labels, 1) - (rest - others) / np.maximum(n - size - 1 + labels, 1)
-    along -= along.mean(axis=2, keepdims=True)
-    along /= np.maximum(along.std(axis=2, keepdims=True), 1e-12)
-    place = np.clip(np.rint(along / STEP), -REACH, REACH).astype(np.int64) + REACH
-    lines = place.reshape(-1, n)
-    bins = 2 * REACH + 1
-    histogram = np.bincount((lines + bins * np.arange(len(lines))[:, None]).ravel(), minlength=bins * len(lines))
-    height = np.sqrt(histogram.reshape(-1, bins).astype(np.float32) @ KERNEL)
-    left = np.maximum.accumulate(height, axis=1)
-    right = np.maximum.accumulate(height[:, ::-1], axis=1)[:, ::-1]
-    return (np.minimum(left, right) - height).max(axis=1).reshape(len(gram), -1).max(axis=1)
-
-
-def _clearest(gram: Vectors, parts: list[Vectors]) -> Vectors:
-    """The largest mean silhouette over the partitions of each set of points, ``[sets]``."""
-    square = np.einsum("sii->si", gram)
-    distance = np.sqrt(np.maximum(square[:, :, None] + square[:, None] - 2 * gram, 0))
-    distance[:, np.arange(gram.shape[1]), np.arange(gram.shape[1])] = 0
-    return np.max([_silhouettes(distance, part) for part in parts], axis=0)
-
-
-def _silhouettes(distance: Vectors, labels: Vectors) -> Vectors:
-    """Mean silhouettes by distances ``[sets, n, n]`` and one-hot labels ``[sets, k, n]``; -1 where not defined."""
-    total, size = labels @ distance, labels.sum(axis=2, keepdims=True)
-    count = (labels * size).sum(axis=1)
-    inner = (total * labels).sum(axis=1) / np.maximum(count - 1, 1)
-    outer = np.where((labels > 0) | (size == 0), np.inf, total / np.maximum(size, 1)).min(axis=1)
-    wider = np.maximum(np.maximum(inner, outer), 1e-30)
-    value = np.where(count > 1, (np.minimum(outer, 1e30) - inner) / np.minimum(wider, 1e30), 0).mean(axis=1)
-    return np.where((size > 0).sum(axis=(1, 2)) > 1, value, -1.0)
 
 
 def part_name(part: int) -> str:
