@@ -100,6 +100,11 @@ def test_a_given_number_is_kept_whatever_p_says() -> None:
     assert found.p > 0.05
 
 
+def test_p_may_be_alpha() -> None:
+    found = virtual_neurons(blobs(2)[0], draws=19, alpha=0.05)
+    assert (found.p, found.k) == (0.05, 2)
+
+
 def test_alpha_zero_never_splits() -> None:
     assert virtual_neurons(blobs(2)[0], alpha=0.0, draws=9).k == 1
 
