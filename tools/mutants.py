@@ -177,7 +177,7 @@ MUTANTS = [
     Mutant("virtual: the vectors do not count", "(1 + hits) / (1 + made)", "hits / max(1, made)", "null"),
     Mutant("virtual: draws are not skewed", "np.maximum(np.abs(measured) - by_chance, STRAIGHT)",
            "np.full(axes.shape[1], STRAIGHT)", "null"),
-    Mutant("virtual: the seed decides", "STARTS = 50", "STARTS = 1", "null"),
+    Mutant("virtual: the seed decides", "STARTS = 200", "STARTS = 1", "null"),
     Mutant("virtual: the first centre is used again", "        labels[moving] = new\n", "", "null"),
     Mutant("virtual: never clear enough", 'if k != "auto" or p <= alpha:', 'if k != "auto" or p < alpha:', "virtual"),
     Mutant("virtual: ends a draw late", "HITS / (made + 1 + int", "HITS / (made + int", "null"),
