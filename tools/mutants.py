@@ -174,7 +174,7 @@ MUTANTS = [
            "virtual"),
     Mutant("virtual: an image that drives nothing has a part",
            "np.where(vectors.any(axis=1), distance", "np.where(True, distance", "virtual"),
-    Mutant("virtual: the vectors do not count", "(1 + hits) / (1 + made)", "hits / max(1, made)", "null"),
+    Mutant("virtual: the vectors do not count", "(1 + int(hits.max())) / (1 + made)", "int(hits.max()) / max(1, made)", "null"),
     Mutant("virtual: draws are not skewed", "np.maximum(np.abs(measured) - by_chance, STRAIGHT)",
            "np.full(axes.shape[1], STRAIGHT)", "null"),
     Mutant("virtual: the seed decides", "STARTS = 200", "STARTS = 1", "null"),
