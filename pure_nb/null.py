@@ -74,11 +74,10 @@ def one_heap(vectors: Vectors, numbers: Sequence[int], *, draws: int = DRAWS, se
     """
     generator = np.random.default_rng(seed)
     entries, axes = _entries(vectors), _principal(vectors)
-    most = max(1, ELEMENTS // len(axes) ** 2)
-    own = _clearest(_gram(np.repeat(axes[None], min(STARTS, most), axis=0)), numbers, generator).mean()
+    own = _clearest(_gram(axes[None]), numbers, generator, STARTS).mean()
     null, hits, made = np.zeros(2), np.zeros(2, dtype=np.int64), 0
     while made < draws:
-        count = min(BATCH, draws - made, most)
+        count = min(BATCH, draws - made, max(1, ELEMENTS // len(axes) ** 2))
         kinds = _heaps(axes, count, generator), _shuffles(entries, count, generator)
         values = np.stack([_clearest(gram, numbers, generator) for gram in kinds])
         null = null if made else values.mean(axis=1)
@@ -124,11 +123,15 @@ def _gram(points: Vectors) -> Vectors:
     return points @ points.transpose(0, 2, 1)
 
 
-def _clearest(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator) -> Vectors:
-    """The largest mean silhouette of each set of points over numbers of clusters: ``[sets, n, n]`` to ``[sets]``."""
+def _clearest(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator, starts: int = 1) -> Vectors:
+    """The largest mean silhouette of each set of points over numbers of clusters: ``[sets, n, n]`` to ``[sets]``.
+
+    Of a single set, from each of several starts: ``[starts]``.
+    """
     square = np.einsum("sii->si", gram)
     distance = np.sqrt(np.maximum(square[:, :, None] + square[:, None] - 2 * gram, 0))
     distance[:, np.arange(gram.shape[1]), np.arange(gram.shape[1])] = 0
+    gram = np.broadcast_to(gram, (max(starts, len(gram)), *gram.shape[1:]))
     return np.max([_silhouettes(distance, part) for part in _partitions(gram, numbers, generator)], axis=0)
 
 
