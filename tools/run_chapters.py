@@ -151,7 +151,9 @@ def _modules(tree: ast.AST) -> set[Path]:
             names += [f"{node.module}.{alias.name}" for alias in node.names] + [f"{node.module}"]
     places = [ROOT / name.replace(".", "/") for name in names]
     found = {path for place in places for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()}
-    inner = (n for n in ast.iter_child_nodes(tree) if not (isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)))
+    inner = (
+        n for n in ast.iter_child_nodes(tree) if not (isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test))
+    )
     return found.union(*map(_modules, inner))
 
 
