@@ -39,12 +39,12 @@ ENVIRONMENT = {
 
 
 def draw_neurons(folder: Path) -> None:
-    """Write the pages of all neurons, while nothing else wants the cores."""
+    """Write the pages of all neurons. What they need the chapters need, too."""
     from pure_nb import atlas, load_study
     from pure_nb.embedders import mini_clip
 
-    os.nice(10)
-    atlas.write(load_study("glyphs"), folder, methods=atlas.METHODS, embedder=mini_clip(), home="../book/index.html")
+    study = load_study("glyphs", progress=False)
+    atlas.write(study, folder, methods=atlas.METHODS, embedder=mini_clip(), home="../book/index.html")
 
 
 def make_site(source: Path, options: list[str]) -> None:
