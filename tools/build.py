@@ -19,7 +19,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from run_chapters import CPU_COUNT, ROOT, Chapters, fork_kernels, inputs, says
+from run_chapters import CPU_COUNT, ROOT, Chapters, end_with_parent, fork_kernels, inputs, says
 
 LONG = ("your-network", "scale", "clip", "bench", "virtual-neurons", "splitting")
 """The longest first, so that at the end no core waits for another; before them those that hardly need what the neurons'
@@ -43,6 +43,7 @@ def draw_neurons(folder: Path) -> None:
     from pure_nb import atlas, load_study
     from pure_nb.embedders import mini_clip
 
+    end_with_parent()
     study = load_study("glyphs", progress=False)
     atlas.write(study, folder, methods=atlas.METHODS, embedder=mini_clip(), home="../book/index.html")
 

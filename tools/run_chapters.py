@@ -53,8 +53,7 @@ SECONDS = 1800
 
 def serve(connection: str, directory: str, environment: dict[str, str]) -> None:
     """Be a kernel."""
-    os.setsid()  # what the kernel starts ends with it
-    Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     multiprocessing.set_start_method(None, force=True)  # how this one was started is not how it starts others
     _forkserver.ensure_running = lambda: None  # the server that this one is from also serves this one
     os.environ.update(environment)
@@ -66,11 +65,16 @@ def serve(connection: str, directory: str, environment: dict[str, str]) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process and what it started once the process is gone that asked for it, however that ended."""
+    """Let this process and what it starts end once the process is gone that asked for it, however that ended."""
+    os.setsid()
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    def wait() -> None:
+        parent.join()
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    Thread(target=wait, daemon=True).start()
 
 
 class Kernel(ForkServerProcess):
