@@ -472,6 +472,7 @@ def test_ratios_where_a_class_has_one_image(tmp_path: Path) -> None:
     assert found[~single]["rho"].notna().all()
 
 
+@pytest.mark.nightly
 def test_real_photographs_of_ten_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ResNet-50 and folders with ImageNet's ids: labels are found, and a split changes no answer."""
     root, weights = shared("data", "imagenette", "val"), shared("models", "imagenet-resnet50.safetensors")

@@ -628,6 +628,7 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
     assert "Traceback" not in error
 
 
+@pytest.mark.nightly
 def test_on_a_cluster(finished: Path, tmp_path: Path) -> None:
     """In a process of its own, which must end by itself."""
     pytest.importorskip("distributed")
