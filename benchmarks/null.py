@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from pure_nb import load_study
-from pure_nb.virtual import CHOICES, _clearest, _partitions, heaps, virtual_neurons
+from pure_nb.null import STARTS, _clearest, one_heap
+from pure_nb.virtual import CHOICES, virtual_neurons
 from pure_nb.worlds import World, planted_world
 
 Vectors = NDArray[np.floating]
@@ -57,10 +58,11 @@ HEAPS: dict[str, Callable[[np.random.Generator], Vectors]] = {
 def against_shuffled(vectors: Vectors, draws: int, seed: int) -> tuple[float, float]:
     """Mean silhouette of vectors whose entries were shuffled between the images, and the share as clear."""
     generator = np.random.default_rng(seed)
-    sets = [vectors, *(generator.permuted(vectors, axis=0) for _ in range(draws))]
+    sets = [*[vectors] * STARTS, *(generator.permuted(vectors, axis=0) for _ in range(draws))]
     centred = np.stack([one - one.mean(axis=0) for one in sets])
-    own, *rest = _clearest(*_partitions(centred / centred.std(), CHOICES, generator))
-    return float(np.mean(rest)), float((1 + np.sum(np.array(rest) >= own)) / (1 + draws))
+    values = _clearest((centred / centred.std()).astype(np.float32), CHOICES, generator)
+    own, rest = values[:STARTS].mean(), values[STARTS:]
+    return float(rest.mean()), float((1 + np.sum(rest >= own)) / (1 + draws))
 
 
 def levels(count: int, draws: int) -> pd.DataFrame:
@@ -71,7 +73,7 @@ def levels(count: int, draws: int) -> pd.DataFrame:
     for kind, make in kinds.items():
         made = [make(np.random.default_rng([number, 7])) for number in range(count)]
         found = {
-            "one heap": [heaps(one, draws=draws, seed=number)[1] for number, one in enumerate(made)],
+            "one heap": [one_heap(one, CHOICES, draws=draws, seed=number)[1] for number, one in enumerate(made)],
             "entries shuffled": [against_shuffled(one, 49, number)[1] for number, one in enumerate(made[: count // 5])],
         }
         for test, p in found.items():
@@ -121,6 +123,9 @@ def worlds(shared: Path | None) -> dict[str, World]:
     cifar = load_study("cifar10-resnet20", **where, progress=False)
     found["CIFAR layer3"] = planted_world(cifar, 60, null=30)
     found["CIFAR layer2"] = planted_world(cifar.using(target="layer2", lower="layer1"), 30, null=15)
+    data, weights = shared / "data" / "imagenet-sample", shared / "models" / "imagenet-resnet50.safetensors"
+    photographs = load_study("imagenet-resnet50", data=data, weights=weights, progress=False, n=50)
+    found["ImageNet layer4"] = planted_world(photographs, 60, null=30)
     return found
 
 
@@ -129,7 +134,7 @@ def main() -> None:
     parser.add_argument("--heaps", type=int, default=1000, help="of each kind; a fifth of them for the shuffled null")
     parser.add_argument("--draws", type=int, default=199, help="at most, for each heap")
     parser.add_argument("--detection", action="store_true", help="planted channels instead of heaps")
-    parser.add_argument("--shared", type=Path, help="folder with data/cifar10-test and models/")
+    parser.add_argument("--shared", type=Path, help="folder with data/ and models/ of CIFAR-10 and ImageNet")
     args = start(parser)
     if args.detection:
         rows = []

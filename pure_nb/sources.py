@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +119,21 @@ def preprocessing(
     Raises
     ------
     ImageError
-        If a grey picture is to be normalised by more than one number.
+        If a length is no whole number above 0, or mean and std are not a number above 0 for each channel.
     """
+    for name, side in {"resize": resize, "crop": crop}.items():
+        if side is not None and not (type(side) is int and side > 0):
+            raise ImageError(f"{name}: expected a whole number of pixels, 1 or more, or to be left out, got {side!r}")
     steps: list[Any] = [transforms.Resize(resize)] if resize else []
     steps += [transforms.CenterCrop(crop)] if crop else []
     if grey:
-        if len(mean) != 1 or len(std) != 1:
-            raise ImageError(
-                f"grey pictures have one channel: expected a mean and a std of one number, such as mean=[0.5] and "
-                f"std=[0.5], got {list(mean)} and {list(std)}"
-            )
         steps.append(transforms.Grayscale())
+    for name, values in {"mean": mean, "std": std}.items():
+        if np.shape(values) not in ((1,), (1 if grey else 3,)) or not all(isinstance(value, Real) for value in values):
+            wanted = "one number, since the pictures are grey" if grey else "a number for all colours or one for each"
+            raise ImageError(f"{name}: expected {wanted}, got {values!r}")
+    if min(std) <= 0:
+        raise ImageError(f"std: pictures are divided by it, so it must be above 0, got {std!r}")
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(list(mean), list(std))])
 
 

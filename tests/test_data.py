@@ -1377,7 +1377,7 @@ def test_grey_networks(tmp_path: Path) -> None:
     assert images.tensor(0).shape == (1, 16, 16)
     np.testing.assert_allclose(images.tensor(0)[0].numpy(), (grey / 255 - 0.5) / 0.25, atol=1e-6)
     assert (images.picture(0) == grey[..., None]).all()
-    with pytest.raises(ImageError, match=r"expected a mean and a std of one number, .* got \[0.485"):
+    with pytest.raises(ImageError, match=r"mean: expected one number, since the pictures are grey, got \(0.485"):
         folder_images(tmp_path, grey=True)
 
 
@@ -1421,3 +1421,20 @@ def test_the_fingerprint_covers_how_pictures_are_read(tmp_path: Path) -> None:
     some.append(as_images(pictures))
     assert len({images.fingerprint for images in some}) == len(some)
     assert folder_images(root, turned=True).fingerprint == some[1].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"resize": 0}, "resize: expected a whole number of pixels, 1 or more, or to be left out, got 0"),
+        ({"crop": "x"}, "crop: expected .* got 'x'"),
+        ({"crop": 2.5}, "crop: expected .* got 2.5"),
+        ({"mean": [0.5, 0.5]}, r"mean: expected a number for all colours or one for each, got \[0.5, 0.5\]"),
+        ({"grey": True}, "mean: expected one number, since the pictures are grey"),
+        ({"std": [0.2, 0.2, 0]}, "std: pictures are divided by it, so it must be above 0"),
+        ({"std": "x"}, "std: expected a number for all colours"),
+    ],
+)
+def test_wrong_preprocessing_is_refused_at_once(how: dict[str, Any], said: str) -> None:
+    with pytest.raises(ImageError, match=said):
+        preprocessing(**how)

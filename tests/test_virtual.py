@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from pure_nb import virtual
 from pure_nb.errors import ArgumentError
-from pure_nb.virtual import VirtualNeurons, _nearest, cluster, embed, heaps, part_name, virtual_neurons
+from pure_nb.virtual import VirtualNeurons, _nearest, cluster, embed, part_name, virtual_neurons
 
 
 def blobs(count: int, size: int = 25, apart: float = 8.0, dimensions: int = 12, seed: int = 0) -> tuple[Any, Any]:
@@ -62,7 +61,7 @@ def test_silhouette_is_scikit_learns() -> None:
     found = virtual_neurons(vectors, 3)
     assert found.silhouette == pytest.approx(silhouette_score(vectors, found.labels))
     assert found.null < found.silhouette
-    assert found.p == pytest.approx(0.001)
+    assert found.p == pytest.approx(0.002)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
@@ -71,7 +70,7 @@ def test_auto_finds_separate_clouds(count: int) -> None:
     found = virtual_neurons(vectors)
     assert found.k == count
     assert adjusted_rand_score(truth, found.labels) == 1
-    assert found.p == pytest.approx(0.001)
+    assert found.p == pytest.approx(0.002)
     share = np.array(found.sizes) / len(vectors)
     effective = np.prod(share**-share)
     assert found.score == pytest.approx((effective - 1) * (found.silhouette - found.null))
@@ -80,31 +79,9 @@ def test_auto_finds_separate_clouds(count: int) -> None:
         np.testing.assert_allclose(found.centroids[part], vectors[found.labels == part].mean(axis=0), atol=1e-5)
 
 
-def skewed(seed: int, size: int = 100, entries: int = 64) -> NDArray[np.float64]:
-    """One heap whose entries share a strong factor, which is larger than usual in a few vectors."""
-    generator = np.random.default_rng(seed)
-    shared = np.outer(generator.exponential(size=size), np.abs(generator.standard_normal(entries)))
-    return np.asarray(generator.standard_normal((size, entries)) + shared)
-
-
 def test_auto_leaves_one_cloud_whole() -> None:
     parts = [virtual_neurons(blobs(1, 60, seed=seed)[0], draws=99).k for seed in range(10)]
     assert parts.count(1) >= 8
-
-
-@pytest.mark.parametrize("kind", ["independent", "shared factor", "skewed factor"])
-def test_false_alarms_are_as_rare_as_alpha_says(kind: str) -> None:
-    """More than 10 of 80 below 0.05 come once in a hundred times if the rate is 0.05; shuffled entries fail."""
-    ps = []
-    for seed in range(80):
-        one = {
-            "independent": lambda seed: blobs(1, 30, seed=seed)[0],
-            "shared factor": lambda seed: blobs(1, 30, seed=seed)[0] @ (np.eye(12) + 0.5),
-            "skewed factor": skewed,
-        }[kind](seed)
-        ps.append(heaps(one, draws=99, seed=seed)[1])
-    assert np.sum(np.array(ps) <= 0.05) <= 10
-    assert min(ps) >= 1 / 100
 
 
 def test_images_that_do_not_drive_the_neuron_belong_to_no_part() -> None:
@@ -123,118 +100,13 @@ def test_a_given_number_is_kept_whatever_p_says() -> None:
     assert found.p > 0.05
 
 
+def test_p_may_be_alpha() -> None:
+    found = virtual_neurons(blobs(2)[0], draws=19, alpha=0.05)
+    assert (found.p, found.k) == (0.05, 2)
+
+
 def test_alpha_zero_never_splits() -> None:
     assert virtual_neurons(blobs(2)[0], alpha=0.0, draws=9).k == 1
-
-
-def slow_k_means(points: NDArray[Any], labels: NDArray[Any], k: int) -> NDArray[Any]:
-    """From given labels, with differences to centres, until nothing changes; an empty cluster stays so."""
-    for _ in range(virtual.ITERATIONS):
-        centres = [points[labels == part].mean(axis=0) if (labels == part).any() else np.inf for part in range(k)]
-        new = np.array([np.argmin([((point - centre) ** 2).sum() for centre in centres]) for point in points])
-        if (new == labels).all():
-            break
-        labels = new
-    return labels
-
-
-def slow_valley(points: NDArray[Any], parts: list[NDArray[Any]]) -> float:
-    depths = []
-    for labels in parts:
-        for part in np.unique(labels)[int(labels.max() == 1) :]:
-            along = []
-            for point in range(len(points)):
-                sides = [np.setdiff1d(np.flatnonzero(side), point) for side in (labels == part, labels != part)]
-                here, there = (points[side].mean(axis=0) if len(side) else 0 * points[0] for side in sides)
-                along.append(points[point] @ (here - there))
-            along = np.array(along)
-            bins = np.clip(np.rint((along - along.mean()) / along.std() / virtual.STEP), -virtual.REACH, virtual.REACH)
-            places = np.arange(-virtual.REACH, virtual.REACH + 1)
-            height = np.sqrt([np.exp(-((bins - place) ** 2) / 8).sum() for place in places])
-            for place in range(len(places)):
-                depths.append(min(height[: place + 1].max(), height[place:].max()) - height[place])
-    return max(depths)
-
-
-@pytest.mark.parametrize("apart", [0.0, 2.0, 8.0])
-def test_batches_are_a_plain_k_means_with_scikit_learns_silhouettes(
-    apart: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sets = np.stack([blobs(3, 12, apart, seed=seed)[0] for seed in range(4)]).astype(np.float64)
-    sets -= sets.mean(axis=1, keepdims=True)
-    with monkeypatch.context() as patched:
-        patched.setattr(virtual, "ITERATIONS", 0)
-        starts = virtual._partitions(sets, (2, 3, 5), np.random.default_rng(0))[1]
-    gram, parts = virtual._partitions(sets, (2, 3, 5), np.random.default_rng(0))
-    clearest, valley = virtual._clearest(gram, parts), virtual._valley(gram, parts)
-    for number, points in enumerate(sets):
-        found = [part[number].argmax(axis=0) for part in parts]
-        for start, part, labels in zip(starts, parts, found):
-            assert (part[number].sum(axis=0) == 1).all()
-            assert (labels == slow_k_means(points, start[number].argmax(axis=0), part.shape[1])).all()
-        assert clearest[number] == pytest.approx(max(silhouette_score(points, labels) for labels in found))
-        assert valley[number] == pytest.approx(slow_valley(points, found), rel=1e-4)
-    best = [KMeans(3, n_init=10, random_state=0).fit(points).inertia_ for points in sets]
-    inertia = [
-        sum(((own - own.mean(axis=0)) ** 2).sum() for own in (points[part.astype(bool)] for part in parts[1][number]))
-        for number, points in enumerate(sets)
-    ]
-    assert np.all(np.array(inertia) <= 1.15 * np.array(best))
-
-
-def test_draws_keep_the_covariance_and_fill_gaps() -> None:
-    points = virtual._principal(blobs(2, 20)[0].astype(np.float64))
-    original = blobs(2, 20)[0].astype(np.float64)
-    distances = ((points[:, None] - points) ** 2).sum(axis=-1)
-    expected = ((original[:, None] - original) ** 2).sum(axis=-1)
-    np.testing.assert_allclose(distances / distances.mean(), expected / expected.mean(), atol=1e-4)
-    drawn = virtual._from_one_heap(points, 0.0, 12, 3000, np.random.default_rng(0))
-    assert not drawn[:, :, points.shape[1] :].any()
-    drawn = drawn[:, :, : points.shape[1]].reshape(-1, points.shape[1])
-    scale = points.std(axis=0)
-    np.testing.assert_allclose(np.cov((drawn / scale).T), np.cov((points / scale).T, bias=True), atol=0.03)
-    gap = [np.mean(np.abs(some[:, -1]) < scale[-1] / 2) for some in (points, drawn)]
-    assert gap[0] == 0
-    assert gap[1] > 0.2
-
-
-@pytest.mark.parametrize("entries", [5, 60])
-def test_chance_is_alike_in_all_directions(entries: int) -> None:
-    """Distances of the draws are those of normal points of as many entries, with the points' variance."""
-    points = virtual._principal(blobs(2, 10)[0].astype(np.float64))
-    drawn = virtual._from_one_heap(points, 1.0, entries, 2000, np.random.default_rng(0))
-    plain = np.random.default_rng(1).standard_normal((2000, 20, entries))
-    plain *= np.sqrt(points.var(axis=0).sum() / entries)
-    for quantile in (0.05, 0.5, 0.95):
-        pairs = [np.linalg.norm(some[:, 3] - some[:, 17], axis=1) for some in (drawn, plain)]
-        first, second = (np.quantile(own, quantile) for own in pairs)
-        assert first == pytest.approx(second, rel=0.05)
-    largest = [np.linalg.eigvalsh(some @ some.transpose(0, 2, 1))[:, -1].mean() for some in (drawn, plain)]
-    assert largest[0] == pytest.approx(largest[1], rel=0.02)
-
-
-def test_p_counts_draws_and_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    often = 0
-
-    def valley(gram: NDArray[Any], parts: list[NDArray[Any]]) -> NDArray[Any]:
-        calls.append(len(gram))
-        return np.zeros(1) if len(calls) == 1 else np.where(np.arange(len(gram)) % 10 < often, 0.0, -1.0)
-
-    monkeypatch.setattr(virtual, "_valley", valley)
-    vectors = blobs(1, 20)[0]
-    for share, expected, made in [(0, 1 / 121, 120), (1, 10 / 91, 100), (5, 10 / 15, 50), (10, 1, 50)]:
-        often = share
-        calls.clear()
-        assert heaps(vectors, draws=120)[1] == pytest.approx(expected)
-        assert sum(calls) == 1 + made
-    assert heaps(vectors, draws=0) == (0.0, 1.0)
-
-
-def test_several_heaps_have_the_least_p_whatever_their_number_and_scale() -> None:
-    for count in (2, 3, 4):
-        for scale in (1e-20, 1, 1e20):
-            assert heaps(blobs(count)[0].astype(np.float64) * scale, draws=99)[1] == 0.01
 
 
 @pytest.mark.parametrize("count", [1, 2, 10])

@@ -1,0 +1,127 @@
+"""The null of one heap: against plain k-means and scikit-learn, and by how often it is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import skew
+from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_score
+
+from pure_nb import null
+from pure_nb.null import one_heap
+
+CHOICES = (2, 3, 4, 5)
+HEAPS = {
+    "independent": lambda g: g.standard_normal((30, 12)),
+    "shared factor": lambda g: g.standard_normal((30, 12)) @ (np.eye(12) + 0.5),
+    "skewed factor": lambda g: g.standard_normal((60, 64)) + np.outer(g.exponential(size=60), np.ones(64)),
+}
+
+
+def blobs(count: int, size: int = 25, apart: float = 8.0, seed: int = 0) -> NDArray[np.float64]:
+    generator = np.random.default_rng(seed)
+    centres = apart * np.eye(12)[np.arange(count)]
+    return np.asarray(np.repeat(centres, size, axis=0) + generator.standard_normal((count * size, 12)))
+
+
+@pytest.mark.parametrize("kind", HEAPS)
+def test_false_alarms_are_as_rare_as_p_says(kind: str) -> None:
+    """More than 10 of 80 below 0.05 come once in a hundred times if the rate is 0.05."""
+    ps = [one_heap(HEAPS[kind](np.random.default_rng(seed)), CHOICES, draws=99, seed=seed)[1] for seed in range(80)]
+    assert np.sum(np.array(ps) <= 0.05) <= 10
+    assert min(ps) >= 1 / 100
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1, 1e20])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_several_heaps_have_the_least_p(count: int, scale: float) -> None:
+    assert one_heap(blobs(count) * scale, CHOICES, draws=99)[1] == 0.01
+
+
+def test_p_hardly_depends_on_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(null, "HITS", 1000)  # no early end
+    vectors = blobs(3, 15, apart=3.0)
+    ps = [one_heap(vectors, CHOICES, draws=499, seed=seed)[1] for seed in range(6)]
+    assert np.ptp(ps) < 0.1
+
+
+def test_p_counts_draws_and_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    often = 0
+
+    def clearest(points: NDArray[Any], *_: Any) -> NDArray[Any]:
+        calls.append(len(points))
+        return np.zeros(len(points)) if len(calls) == 1 else np.where(np.arange(len(points)) % 10 < often, 0.0, -1.0)
+
+    monkeypatch.setattr(null, "_clearest", clearest)
+    for share, expected, made in [(0, 1 / 121, 120), (1, 10 / 91, 100), (5, 10 / 15, 50), (10, 1, 50)]:
+        often = share
+        calls.clear()
+        assert one_heap(blobs(1), CHOICES, draws=120) == (pytest.approx(share / 10 - 1), pytest.approx(expected))
+        assert sum(calls[1:]) == made
+    assert one_heap(blobs(1), CHOICES, draws=0) == (0.0, 1.0)
+
+
+def test_draws_have_the_variance_and_the_skewness_and_no_gap() -> None:
+    generator = np.random.default_rng(0)
+    points = null._principal(np.concatenate([blobs(2, 200), 3 * generator.exponential(size=(400, 2)) - 3], axis=1))
+    drawn = null._drawn(points, 500, generator).reshape(-1, points.shape[1])
+    scale = points.std(axis=0)
+    np.testing.assert_allclose(np.cov((drawn / scale).T), np.eye(len(scale)), atol=0.02)
+    lean = skew(points, axis=0)
+    expected = np.sign(lean) * np.maximum(np.abs(lean) - np.sqrt(2 / np.pi) * np.sqrt(6 / 400), 0)
+    assert np.abs(lean).max() > 1
+    np.testing.assert_allclose(skew(drawn, axis=0), expected, atol=0.05)
+    gap = [np.mean(np.abs(some[:, 0]) < scale[0] / 2) for some in (points, drawn)]
+    assert gap[0] < 0.02
+    assert gap[1] > 0.3
+
+
+def test_principal_axes_keep_all_distances() -> None:
+    vectors = blobs(2, 20)
+    for some in (vectors, vectors[:5], vectors * 1e-20):
+        axes = null._principal(some)
+        found, expected = (((one[:, None] - one) ** 2).sum(axis=-1) for one in (axes, some))
+        np.testing.assert_allclose(found / found.mean(), expected / expected.mean(), atol=1e-4)
+        assert (axes**2).mean() == pytest.approx(1)
+
+
+def slow_k_means(points: NDArray[Any], labels: NDArray[Any], k: int) -> NDArray[Any]:
+    """From given labels, with differences to centres, until nothing changes; an empty cluster stays so."""
+    for _ in range(null.ITERATIONS):
+        centres = [points[labels == part].mean(axis=0) if (labels == part).any() else np.inf for part in range(k)]
+        new = np.array([np.argmin([((point - centre) ** 2).sum() for centre in centres]) for point in points])
+        if (new == labels).all():
+            break
+        labels = new
+    return labels
+
+
+@pytest.mark.parametrize("apart", [0.0, 2.0, 8.0])
+def test_batches_are_a_plain_k_means_with_scikit_learns_silhouettes(
+    apart: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = np.stack([blobs(3, 12, apart, seed) for seed in range(4)])
+    sets -= sets.mean(axis=1, keepdims=True)
+    gram, numbers = sets @ sets.transpose(0, 2, 1), (2, 3, 5)
+    with monkeypatch.context() as patched:
+        patched.setattr(null, "ITERATIONS", 0)
+        starts = null._partitions(gram, numbers, np.random.default_rng(0))
+    parts = null._partitions(gram, numbers, np.random.default_rng(0))
+    clearest = null._clearest(sets, numbers, np.random.default_rng(0))
+    for number, points in enumerate(sets):
+        found = [part[number].argmax(axis=0) for part in parts]
+        for start, part, labels in zip(starts, parts, found):
+            assert (part[number].sum(axis=0) == 1).all()
+            assert (labels == slow_k_means(points, start[number].argmax(axis=0), part.shape[1])).all()
+        assert clearest[number] == pytest.approx(max(silhouette_score(points, labels) for labels in found))
+    best = [KMeans(3, n_init=10, random_state=0).fit(points).inertia_ for points in sets]
+    inertia = [
+        sum(((own - own.mean(axis=0)) ** 2).sum() for own in (points[part.astype(bool)] for part in parts[1][number]))
+        for number, points in enumerate(sets)
+    ]
+    assert np.all(np.array(inertia) <= 1.15 * np.array(best))
