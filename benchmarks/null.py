@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from pure_nb import load_study
-from pure_nb.null import STARTS, _clearest, one_heap
+from pure_nb.null import STARTS, _clearest, _gram, one_heap
 from pure_nb.virtual import CHOICES, virtual_neurons
 from pure_nb.worlds import World, planted_world
 
@@ -60,7 +60,7 @@ def against_shuffled(vectors: Vectors, draws: int, seed: int) -> tuple[float, fl
     generator = np.random.default_rng(seed)
     sets = [*[vectors] * STARTS, *(generator.permuted(vectors, axis=0) for _ in range(draws))]
     centred = np.stack([one - one.mean(axis=0) for one in sets])
-    values = _clearest((centred / centred.std()).astype(np.float32), CHOICES, generator)
+    values = _clearest(_gram((centred / centred.std()).astype(np.float32)), CHOICES, generator)
     own, rest = values[:STARTS].mean(), values[STARTS:]
     return float(rest.mean()), float((1 + np.sum(rest >= own)) / (1 + draws))
 

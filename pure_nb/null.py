@@ -1,4 +1,4 @@
-"""Does a neuron mean one thing? Its vectors, compared with draws from a single heap of the same shape."""
+"""Does a neuron mean one thing? Its vectors, compared with draws that have all that they have but separate heaps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Vectors = NDArray[np.floating]
 DRAWS = 499
 """Draws from a single heap, at most, that a neuron is compared with."""
 
-HITS = 10
+HITS = 25
 """Draws at least as clear as the neuron, after which no more are needed."""
 
 BATCH = 50
@@ -23,9 +23,9 @@ BATCH = 50
 ELEMENTS = 2_000_000
 """Entries of a batch's scalar products, at most."""
 
-STARTS = 50
-"""Starts of k-means for the vectors; the mean of their results is compared with the draws', so that p hardly depends on
-the seed."""
+STARTS = 200
+"""Starts of k-means for the vectors, at most; the mean of their results is compared with the draws', so that p hardly
+depends on the seed."""
 
 TRIALS = 4
 """Places tried for each centre that k-means starts from, of which the best is taken."""
@@ -38,15 +38,20 @@ STRAIGHT = 0.01
 
 
 def one_heap(vectors: Vectors, numbers: Sequence[int], *, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
-    """Test whether vectors lie in several heaps, against draws from a single one of the same shape.
+    """Test whether vectors lie in several heaps, against draws that have all that the vectors have but heaps.
 
-    A draw has the variance of the vectors along each of their principal axes, and their skewness as far as it is not
-    by chance: gamma distributions (Pearson's type III), one for each axis. So it keeps what ties the entries together,
-    such as a shared factor that most images have little of, while gaps between heaps are filled. Vectors and draws are
-    clustered alike, and compared by their largest mean silhouette. How often it is wrong about one heap of which kind
-    is in benchmarks/README.md; with few vectors of many entries it finds little.
+    There are two kinds of draws, since a vector can be odd in two ways, and ``p`` is the larger one of theirs.
 
-    Draws end early where the answer is clear, once :data:`HITS` of them are as clear as the vectors (Besag and
+    * A single *heap* of the same shape: along each principal axis numbers of the same variance, and of the same
+      skewness as far as that is not by chance, from a gamma distribution (Pearson's type III). It keeps what ties the
+      entries together, such as a shared factor that most images have little of.
+    * *Shuffles*: each entry by itself is shuffled between the images. They keep how each entry is distributed, such as
+      rare large values or many zeros.
+
+    Vectors and draws are clustered alike, and compared by their largest mean silhouette. How often that is wrong about
+    which kind of vectors is in benchmarks/README.md; with few vectors of many entries it finds little.
+
+    Draws end early where the answer is clear, once :data:`HITS` of a kind are as clear as the vectors (Besag and
     Clifford, 1991).
 
     Parameters
@@ -56,8 +61,8 @@ def one_heap(vectors: Vectors, numbers: Sequence[int], *, draws: int = DRAWS, se
     numbers
         Numbers of clusters to try, 2 or more, below ``n``.
     draws
-        Largest number of draws: ``p`` is at least ``1 / (1 + draws)``. Among m neurons, r of them at this least p, a
-        false-discovery rate of 5 % needs ``20 m / r`` draws.
+        Largest number of draws of each kind: ``p`` is at least ``1 / (1 + draws)``. Among m neurons, r of them at this
+        least p, a false-discovery rate of 5 % needs ``20 m / r`` draws.
     seed
         Of the draws, and of the starts of k-means.
 
@@ -65,23 +70,28 @@ def one_heap(vectors: Vectors, numbers: Sequence[int], *, draws: int = DRAWS, se
     -------
     null, p
         Mean of the largest silhouettes of the first :data:`BATCH` draws, and the probability that a draw is at least as
-        clear as the vectors.
+        clear as the vectors; of both the larger among the two kinds of draws.
     """
     generator = np.random.default_rng(seed)
-    axes = _principal(vectors)
-    own = np.mean(_clearest(np.repeat(axes[None], STARTS, axis=0), numbers, generator))
-    null: list[float] = []
-    made = hits = 0
+    entries, axes = _entries(vectors), _principal(vectors)
+    own = _clearest(_gram(axes[None]), numbers, generator, STARTS).mean()
+    null, hits, made = np.zeros(2), np.zeros(2, dtype=np.int64), 0
     while made < draws:
         count = min(BATCH, draws - made, max(1, ELEMENTS // len(axes) ** 2))
-        values = _clearest(_drawn(axes, count, generator), numbers, generator)
-        if made < BATCH:
-            null += values.tolist()
-        reached = hits + np.cumsum(values >= own)
-        if reached[-1] >= HITS:
-            return float(np.mean(null)), HITS / (made + 1 + int(np.argmax(reached >= HITS)))
-        made, hits = made + count, int(reached[-1])
-    return float(np.mean(null)) if null else 0.0, (1 + hits) / (1 + made)
+        kinds = _heaps(axes, count, generator), _shuffles(entries, count, generator)
+        values = np.stack([_clearest(gram, numbers, generator) for gram in kinds])
+        null = null if made else values.mean(axis=1)
+        reached = hits[:, None] + np.cumsum(values >= own, axis=1)
+        if (ends := (reached >= HITS).any(axis=0)).any():
+            return float(null.max()), HITS / (made + 1 + int(np.argmax(ends)))
+        made, hits = made + count, reached[:, -1]
+    return float(null.max()), (1 + int(hits.max())) / (1 + made)
+
+
+def _entries(vectors: Vectors) -> Vectors:
+    """Vectors about their mean, float32 ``[n, d]``; the largest of their numbers is about 1."""
+    centred = vectors - vectors.mean(axis=0)
+    return (centred / (np.abs(centred).max() or 1.0)).astype(np.float32)
 
 
 def _principal(vectors: Vectors) -> Vectors:
@@ -92,22 +102,36 @@ def _principal(vectors: Vectors) -> Vectors:
     return (axes / np.sqrt((axes**2).mean() if axes.size else 1.0)).astype(np.float32)
 
 
-def _drawn(axes: Vectors, count: int, generator: np.random.Generator) -> Vectors:
-    """Sets of points from one heap of the shape of ``axes``, ``[n, axes]``: float32 ``[count, n, axes]``."""
+def _heaps(axes: Vectors, count: int, generator: np.random.Generator) -> Vectors:
+    """Scalar products, ``[count, n, n]``, of points from one heap of the shape of ``axes``, ``[n, axes]``."""
     n, measured = len(axes), skew(axes.astype(np.float64), axis=0)
     by_chance = np.sqrt(12 / (np.pi * n))  # mean absolute skewness of n normal numbers
     lean = np.copysign(np.maximum(np.abs(measured) - by_chance, STRAIGHT), measured)
     shape = (4 / lean**2).astype(np.float32)
     gamma = generator.standard_gamma(shape, (count, *axes.shape), dtype=np.float32)
-    return (gamma - shape) * (np.sign(lean) * axes.std(axis=0) / np.sqrt(shape)).astype(np.float32)
+    return _gram((gamma - shape) * (np.sign(lean) * axes.std(axis=0) / np.sqrt(shape)).astype(np.float32))
 
 
-def _clearest(points: Vectors, numbers: Sequence[int], generator: np.random.Generator) -> Vectors:
-    """The largest mean silhouette of each set of points ``[sets, n, d]`` over numbers of clusters: ``[sets]``."""
-    gram = points @ points.transpose(0, 2, 1)
+def _shuffles(entries: Vectors, count: int, generator: np.random.Generator) -> Vectors:
+    """Scalar products, ``[count, n, n]``, of ``entries``, ``[n, d]``, each shuffled by itself."""
+    columns = np.ascontiguousarray(entries.T)  # one draw at a time, since d may be large
+    return np.concatenate([_gram(generator.permuted(columns, axis=1).T[None]) for _ in range(count)])
+
+
+def _gram(points: Vectors) -> Vectors:
+    """Scalar products of the points of each set: ``[sets, n, d]`` to ``[sets, n, n]``."""
+    return points @ points.transpose(0, 2, 1)
+
+
+def _clearest(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator, starts: int = 1) -> Vectors:
+    """The largest mean silhouette of each set of points over numbers of clusters: ``[sets, n, n]`` to ``[sets]``.
+
+    Of a single set, from each of several starts: ``[starts]``.
+    """
     square = np.einsum("sii->si", gram)
     distance = np.sqrt(np.maximum(square[:, :, None] + square[:, None] - 2 * gram, 0))
     distance[:, np.arange(gram.shape[1]), np.arange(gram.shape[1])] = 0
+    gram = np.broadcast_to(gram, (max(starts, len(gram)), *gram.shape[1:]))
     return np.max([_silhouettes(distance, part) for part in _partitions(gram, numbers, generator)], axis=0)
 
 

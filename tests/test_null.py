@@ -16,6 +16,7 @@ from pure_nb.null import one_heap
 
 CHOICES = (2, 3, 4, 5)
 HEAPS = {
+    "rare entries": lambda g: np.where(g.random((60, 12)) < 0.1, 1.0, 0.1 * g.standard_normal((60, 12))),
     "independent": lambda g: g.standard_normal((30, 12)),
     "shared factor": lambda g: g.standard_normal((30, 12)) @ (np.eye(12) + 0.5),
     "skewed factor": lambda g: g.standard_normal((60, 64)) + np.outer(g.exponential(size=60), np.ones(64)),
@@ -51,25 +52,28 @@ def test_p_hardly_depends_on_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_p_counts_draws_and_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    often = 0
+    frequent = [0, 0]
 
-    def clearest(points: NDArray[Any], *_: Any) -> NDArray[Any]:
-        calls.append(len(points))
-        return np.zeros(len(points)) if len(calls) == 1 else np.where(np.arange(len(points)) % 10 < often, 0.0, -1.0)
+    def clearest(gram: NDArray[Any], *_: Any) -> NDArray[Any]:
+        calls.append(len(gram))
+        often = frequent[len(calls) % 2]  # of the two kinds of draws by turns
+        return np.zeros(len(gram)) if len(calls) == 1 else np.where(np.arange(len(gram)) % 10 < often, 0.0, -1.0)
 
     monkeypatch.setattr(null, "_clearest", clearest)
-    for share, expected, made in [(0, 1 / 121, 120), (1, 10 / 91, 100), (5, 10 / 15, 50), (10, 1, 50)]:
-        often = share
-        calls.clear()
-        assert one_heap(blobs(1), CHOICES, draws=120) == (pytest.approx(share / 10 - 1), pytest.approx(expected))
-        assert sum(calls[1:]) == made
+    for share, expected, made in [(0, 1 / 401, 400), (1, 25 / 241, 250), (5, 25 / 45, 50), (10, 1, 50)]:
+        for both in ((share, 0), (0, share), (share, share)):
+            frequent[:] = both
+            calls.clear()
+            assert one_heap(blobs(1), CHOICES, draws=400) == (pytest.approx(share / 10 - 1), pytest.approx(expected))
+            assert sum(calls[1:]) == 2 * made
     assert one_heap(blobs(1), CHOICES, draws=0) == (0.0, 1.0)
 
 
-def test_draws_have_the_variance_and_the_skewness_and_no_gap() -> None:
+def test_heaps_have_the_variance_and_the_skewness_and_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     points = null._principal(np.concatenate([blobs(2, 200), 3 * generator.exponential(size=(400, 2)) - 3], axis=1))
-    drawn = null._drawn(points, 500, generator).reshape(-1, points.shape[1])
+    monkeypatch.setattr(null, "_gram", lambda drawn: drawn)
+    drawn = null._heaps(points, 500, generator).reshape(-1, points.shape[1])
     scale = points.std(axis=0)
     np.testing.assert_allclose(np.cov((drawn / scale).T), np.eye(len(scale)), atol=0.02)
     lean = skew(points, axis=0)
@@ -79,6 +83,19 @@ def test_draws_have_the_variance_and_the_skewness_and_no_gap() -> None:
     gap = [np.mean(np.abs(some[:, 0]) < scale[0] / 2) for some in (points, drawn)]
     assert gap[0] < 0.02
     assert gap[1] > 0.3
+
+
+def test_shuffles_keep_each_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(null, "_gram", lambda drawn: drawn)
+    entries = null._entries(blobs(2))
+    drawn = null._shuffles(entries, 3, np.random.default_rng(0))
+    assert drawn.shape == (3, *entries.shape)
+    np.testing.assert_array_equal(np.sort(drawn, axis=1), np.repeat(np.sort(entries, axis=0)[None], 3, axis=0))
+    assert (
+        len({row.tobytes() for row in (drawn[..., 0].argsort(), drawn[..., 1].argsort(), drawn[..., 5].argsort())}) > 1
+    )
+    together = np.corrcoef(drawn.reshape(-1, entries.shape[1]).T)[0, 1]
+    assert abs(together) < 0.3 < abs(np.corrcoef(entries.T)[0, 1])
 
 
 def test_principal_axes_keep_all_distances() -> None:
@@ -107,12 +124,13 @@ def test_batches_are_a_plain_k_means_with_scikit_learns_silhouettes(
 ) -> None:
     sets = np.stack([blobs(3, 12, apart, seed) for seed in range(4)])
     sets -= sets.mean(axis=1, keepdims=True)
-    gram, numbers = sets @ sets.transpose(0, 2, 1), (2, 3, 5)
+    gram, numbers = null._gram(sets), (2, 3, 5)
+    np.testing.assert_allclose(gram, np.einsum("sid,sjd->sij", sets, sets))
     with monkeypatch.context() as patched:
         patched.setattr(null, "ITERATIONS", 0)
         starts = null._partitions(gram, numbers, np.random.default_rng(0))
     parts = null._partitions(gram, numbers, np.random.default_rng(0))
-    clearest = null._clearest(sets, numbers, np.random.default_rng(0))
+    clearest = null._clearest(gram, numbers, np.random.default_rng(0))
     for number, points in enumerate(sets):
         found = [part[number].argmax(axis=0) for part in parts]
         for start, part, labels in zip(starts, parts, found):
