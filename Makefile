@@ -16,21 +16,12 @@ PYTESTFLAGS ?=
 LIMIT ?= 20
 # All cores: each takes tests in a row, since a module's share what is made once, and helps others when it is done.
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal --durations 10 $(PYTESTFLAGS)
-EDITION := $(if $(STUDY),_build/editions/$(basename $(notdir $(STUDY)))/)
-BUILD := $(EDITION)_build
-EXTRA := $(BUILD)/extra
-# The longest first, so that at the end no core waits for another; before them those that hardly need what the neurons'
-# pages compute first.
-LONG = $(patsubst %,$(EDITION)book/%.md,your-network scale clip bench virtual-neurons splitting)
-CHAPTERS = $(shell grep -l '^```{code-cell}' $(LONG) $(EDITION)book/*.md | awk '!seen[$$0]++')
-ATLAS := --out $(EXTRA)/neurons --method circuits --method "circuits (LRP)" --method activations --embedder mini-clip \
-	--home ../book/index.html
 
 # Python compiles what it imports once, and not in each process again, which takes 10 s every time.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DELETE_ON_ERROR:
-.PHONY: help env book fresh $(EDITION) lab quick test check check-book nightly lint types format clean distclean print wheel
+.PHONY: help env book lab quick test check check-book nightly lint types format clean distclean print wheel
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,34 +38,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[book,test]" || $(PIP) -e ".[book,test]"
 	@touch $@
 
-# The chapters run side by side, and the book is made of the results; a chapter that failed runs again there, with its
-# error shown. Beside all that the neurons' own pages are written, which the chapters' explorers lead to; they may take
-# longer than the chapters, as the last step uses one core, so they are copied to the site at the end. Results of
-# another study go where the command line keeps them, and are found there.
-book: export PURE_NB_BOOK := $(CURDIR)/$(EXTRA)
-book: export PURE_NB_STORE := $(if $(STUDY),$(abspath $(PURE_NB_STORE)),$(CURDIR)/_build/store)
-book: export TQDM_DISABLE := 1
-book: export PYDEVD_DISABLE_FILE_VALIDATION := 1
-book: $(STAMP) fresh $(EDITION)  ## build the book; prints where it is
-	@export OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1; \
-	$(if $(STUDY),:,nice -n 10 $(BIN)/pure-nb atlas glyphs $(ATLAS) > /dev/null) & atlas=$$!; \
-	$(BIN)/python tools/run_chapters.py $(BUILD)/.jupyter_cache $(CHAPTERS); \
-	$(BIN)/jupyter-book build ./$(EDITION) $(BOOKFLAGS); built=$$?; wait $$atlas && exit $$built
-	@cp -R $(EXTRA)/. $(BUILD)/html
-	@echo "The book: $(CURDIR)/$(BUILD)/html/index.html"
-
-# Chapters are cached once run. The cache knows the chapters but not the package: forget it when the package changed.
-fresh: $(STAMP)
-	@sum=$$(find pure_nb constraints.txt -type f ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 cksum | cksum); \
-	if [ "$$sum" != "$$(cat $(BUILD)/package.sum 2>/dev/null)" ]; then \
-		rm -rf $(BUILD)/.jupyter_cache $(BUILD)/.doctrees $(BUILD)/html $(BUILD)/store $(EXTRA); \
-		mkdir -p $(BUILD) && echo "$$sum" > $(BUILD)/package.sum; \
-	fi; mkdir -p $(EXTRA)
-
-ifdef STUDY
-$(EDITION): $(STAMP) fresh
-	TQDM_DISABLE= $(BIN)/python tools/edition.py "$(STUDY)" $@
-endif
+book: $(STAMP)  ## build the book; prints where it is
+	$(BIN)/python tools/build.py $(if $(STUDY),--study "$(STUDY)") $(BOOKFLAGS)
 
 lab: $(STAMP)  ## open the chapters in JupyterLab
 	$(PIP) -e ".[lab]"
@@ -118,7 +83,7 @@ distclean: clean  ## remove .venv too
 # The chapters come from the cache of `book`; none runs again.
 print: book  ## the book on one page and as PDF, in _build/print
 	$(BIN)/jupyter-book build . --builder singlehtml
-	@cp -R $(EXTRA)/. _build/singlehtml
+	@cp -R _build/extra/. _build/singlehtml
 	$(BIN)/python tools/print_book.py _build/singlehtml _build/print/book.pdf
 
 wheel: $(STAMP)  ## the package as it is published, in dist

@@ -85,9 +85,9 @@ def levels(count: int, draws: int) -> pd.DataFrame:
 
 def compared(name: str, vectors: Vectors, several: NDArray[np.bool_]) -> dict[str, object]:
     """Both tests on the same channels: planted ones, and ones merged with themselves."""
-    new = [virtual_neurons(own, draws=199) for own in vectors]
+    new = [virtual_neurons(own) for own in vectors]
     old = [against_shuffled(own[own.any(axis=1)].astype(np.float64), 49, 0) for own in vectors]
-    clear = np.array([one.silhouette - one.null for one in new])
+    clear = np.array([one.silhouette_gain for one in new])
     was = np.array([one.silhouette - other[0] for one, other in zip(new, old)])
     p = np.array([one.p for one in new])
     generator, differences = np.random.default_rng(0), []

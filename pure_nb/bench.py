@@ -301,7 +301,7 @@ def _chosen(parts: Parts | None, contestant: Contestant, parallel: Parallel, cou
         return {"clarity": np.full(count, np.nan), "chosen": np.full(count, np.nan)}
     run = delayed(virtual_neurons)
     found: list[VirtualNeurons] = parallel(run(vectors, draws=DRAWS, seed=seed) for vectors in parts.vectors)
-    return {"clarity": [one.silhouette - one.null for one in found], "chosen": [float(one.k) for one in found]}
+    return {"clarity": [one.silhouette_gain for one in found], "chosen": [float(one.k) for one in found]}
 
 
 def _scored(world: World, name: str, answers: pd.DataFrame, owner: dict[int, NDArray[np.int64]]) -> pd.DataFrame:

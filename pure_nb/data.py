@@ -666,8 +666,16 @@ class _Reading(Thread, Generic[T]):
         self.join(timeout=1)
 
 
+def _at_hand(images: Images) -> bool:
+    """Whether images are drawn or in memory, so that reading them waits for nothing."""
+    return isinstance(_behind(images.dataset, 0)[0], (GlyphScenes, TensorDataset))
+
+
 def _read(images: Images, samples: Sequence[int]) -> list[Tensor | Unreadable]:
     """Some images, or an error where one does not arrive."""
+    if _at_hand(images):
+        with torch.inference_mode(False):  # the caller's own need not be that of whoever gets the images
+            return [images.tensor_or_reason(sample) for sample in samples]
     return [found for _, found in _Reading(images, samples, list).wait(PATIENCE)]
 
 
@@ -764,7 +772,7 @@ def _ahead(
 ) -> Generator[Batch, None, None]:
     """Batches, each of which is loaded while the caller has the one before."""
     # These keep the interpreter busy and wait for nothing: beside it, the network and they would hold each other up.
-    ahead = not isinstance(_behind(images.dataset, 0)[0], (GlyphScenes, TensorDataset))
+    ahead = not _at_hand(images)
     reading: _Reading[Batch] | None = None
     try:
         for number in range(len(parts)):

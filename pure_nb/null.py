@@ -68,9 +68,9 @@ def one_heap(vectors: Vectors, numbers: Sequence[int], *, draws: int = DRAWS, se
 
     Returns
     -------
-    null, p
-        Mean of the largest silhouettes of the first :data:`BATCH` draws, and the probability that a draw is at least as
-        clear as the vectors; of both the larger among the two kinds of draws.
+    gain, p
+        By how much the vectors' silhouette is larger than the mean of the first :data:`BATCH` draws, 0 without any, and
+        the probability that a draw is at least as clear; by the kind of draws that are the clearer ones.
     """
     generator = np.random.default_rng(seed)
     entries, axes = _entries(vectors), _principal(vectors)
@@ -83,9 +83,9 @@ def one_heap(vectors: Vectors, numbers: Sequence[int], *, draws: int = DRAWS, se
         null = null if made else values.mean(axis=1)
         reached = hits[:, None] + np.cumsum(values >= own, axis=1)
         if (ends := (reached >= HITS).any(axis=0)).any():
-            return float(null.max()), HITS / (made + 1 + int(np.argmax(ends)))
+            return float(own - null.max()), HITS / (made + 1 + int(np.argmax(ends)))
         made, hits = made + count, reached[:, -1]
-    return float(null.max()), (1 + int(hits.max())) / (1 + made)
+    return float(own - null.max()) if draws else 0.0, (1 + int(hits.max())) / (1 + made)
 
 
 def _entries(vectors: Vectors) -> Vectors:

@@ -1062,7 +1062,8 @@ class Study:
             rows.append(row)
         table = pd.DataFrame(rows)
         table.loc[references.alive, "q"] = false_discovery_control(table.loc[references.alive, "p"])
-        return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+        # Of those left whole, whose score is 0, the ones first that come nearest to falling apart.
+        return table.sort_values(["score", "p"], ascending=[False, True], kind="stable", ignore_index=True)
 
     def most_polysemantic(self, count: int = 32) -> list[int]:
         """The first channels of :attr:`neurons`, without the dead: what an explorer can show of any study.

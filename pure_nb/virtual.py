@@ -57,9 +57,9 @@ class VirtualNeurons:
         float32 ``[k, d]``: the mean circuit of each virtual neuron.
     silhouette
         How clearly the parts are apart, -1..1; of a neuron that is left whole, how clearly the best parts would be.
-    null
-        Mean of the largest silhouette in draws from a single heap of the same shape, see :func:`pure_nb.null.one_heap`:
-        what k-means finds where there is nothing to find.
+    silhouette_gain
+        How much clearer k-means' parts are, by one start, than those it finds where there is nothing to find: in draws
+        that have all that the vectors have but separate heaps, see :func:`pure_nb.null.one_heap`.
     p
         How probable it is that such a draw is as clear.
     """
@@ -67,7 +67,7 @@ class VirtualNeurons:
     labels: NDArray[np.int64]
     centroids: NDArray[np.float32]
     silhouette: float
-    null: float
+    silhouette_gain: float
     p: float
 
     @property
@@ -90,10 +90,10 @@ class VirtualNeurons:
     def score(self) -> float:
         """How polysemantic the neuron is: into how many parts it falls beyond one, times how clearly.
 
-        ``(effective - 1) * (silhouette - null)``: 0 for a neuron that is left whole, little for one with a few images
+        ``(effective - 1) * silhouette_gain``: 0 for a neuron that is left whole, little for one with a few images
         that are unlike the others.
         """
-        return (self.effective - 1) * (self.silhouette - self.null)
+        return (self.effective - 1) * self.silhouette_gain
 
     def assign(self, vectors: Vectors) -> NDArray[np.int64]:
         """The virtual neuron of new images, by their circuits: the nearest centroid.
@@ -260,10 +260,10 @@ def virtual_neurons(
             labels[driven] = next(iter(found.values()))
         return VirtualNeurons(labels, _centroids(vectors, labels), 0.0, 0.0, 1.0)
     best = max(clarity, key=lambda number: (clarity[number], -number))
-    null, p = one_heap(own, numbers, draws=draws, seed=seed)
+    gain, p = one_heap(own, numbers, draws=draws, seed=seed)
     if k != "auto" or p <= alpha:
         labels[driven] = found[best]
-    return VirtualNeurons(labels, _centroids(vectors, labels), clarity[best], null, p)
+    return VirtualNeurons(labels, _centroids(vectors, labels), clarity[best], gain, p)
 
 
 def part_name(part: int) -> str:
@@ -278,7 +278,7 @@ def packed(parts: Sequence[VirtualNeurons]) -> tuple[dict[str, NDArray[Any]], li
     arrays = {
         "labels": np.stack([part.labels for part in parts]),
         "centroids": np.concatenate([part.centroids for part in parts]),
-        "scores": np.array([[part.silhouette, part.null, part.p] for part in parts]),
+        "scores": np.array([[part.silhouette, part.silhouette_gain, part.p] for part in parts]),
     }
     return arrays, [[int(end) - size, size] for end, size in zip(np.cumsum(sizes), sizes)]
 

@@ -419,7 +419,7 @@ def test_the_number_of_parts_is_chosen(tmp_path: Path, alone_in_one_process: Non
     for channel in range(6):
         expected = virtual_neurons(vectors[channel], draws=DRAWS)
         assert table["chosen"][channel] == table["chosen"][18 + channel] == expected.k
-        assert table["clarity"][channel] == expected.silhouette - expected.null
+        assert table["clarity"][channel] == expected.silhouette_gain
     pd.testing.assert_series_equal(table["ari"][:6], run(world, entries[:1], choose=False)["ari"])
 
 

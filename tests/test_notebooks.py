@@ -19,6 +19,7 @@ import nbformat
 import pytest
 import yaml
 from chapters import cells
+from IPython.core.inputtransformer2 import TransformerManager
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +107,14 @@ class TestBuilt:
         first = book.cells[0].source
         assert "%pip install -q pure-nb" in first
         assert 'find_spec("pure_nb") is None' in first
+
+    def test_becomes_a_script(self, book: Any, chapter: str) -> None:
+        """What ``jupyter nbconvert --to script`` goes by is there, and the cells as it writes them are Python."""
+        language = book.metadata.language_info
+        assert (language.name, language.file_extension, language.nbconvert_exporter) == ("python", ".py", "python")
+        assert book.metadata.kernelspec.language == "python"
+        code = "\n".join(cell.source for cell in book.cells if cell.cell_type == "code")
+        compile(TransformerManager().transform_cell(code), chapter, "exec")
 
     def test_runs_the_chapter(self, book: Any, chapter: str) -> None:
         """The same code cells in the same order."""

@@ -64,7 +64,7 @@ def test_p_counts_draws_and_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
         for both in ((share, 0), (0, share), (share, share)):
             frequent[:] = both
             calls.clear()
-            assert one_heap(blobs(1), CHOICES, draws=400) == (pytest.approx(share / 10 - 1), pytest.approx(expected))
+            assert one_heap(blobs(1), CHOICES, draws=400) == (pytest.approx(1 - share / 10), pytest.approx(expected))
             assert sum(calls[1:]) == 2 * made
     assert one_heap(blobs(1), CHOICES, draws=0) == (0.0, 1.0)
 

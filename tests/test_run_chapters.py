@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from built import ROOT
 
 jupyter_cache = pytest.importorskip("jupyter_cache")
+chapters = pytest.importorskip("run_chapters")
 reader = pytest.importorskip("myst_nb.core.read").myst_nb_reader_plugin
 
 HEAD = "---\nkernelspec:\n  display_name: Python 3\n  language: python\n  name: python3\n---\n\n"
@@ -76,6 +78,46 @@ def test_a_chapter_that_fails_is_told_and_runs_again(ran: tuple[Path, subprocess
             outputs(folder, name)
     again = run(folder)
     assert {line.partition(":")[0] for line in again.stdout.splitlines()} == {"third", "fourth"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("changed", "again"), [("", ["third"]), ("two", ["second", "third"])])
+def test_a_chapter_runs_again_when_what_it_is_made_from_has_changed(
+    ran: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, again: list[str]
+) -> None:
+    """Also where its own text is as before; the third had failed, and has no result."""
+    folder, _ = ran
+    shutil.copytree(folder / "cache", tmp_path / "cache")
+    now = chapters.inputs
+    if changed:  # what the second was made from
+        monkeypatch.setattr(chapters, "inputs", lambda code: changed if "kept' in" in code else now(code))
+    found = chapters.Chapters(tmp_path / "cache", [folder / f"{name}.md" for name in ("first", "second", "third")])
+    assert [Path(uri).stem for uri in found.outdated()] == again
+
+
+@pytest.mark.parametrize(
+    ("changed", "matters"), [("a", True), ("b", True), ("c", False), ("d", False), ("__init__", True), ("data", True)]
+)
+def test_what_a_chapter_is_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, matters: bool
+) -> None:
+    """Modules that it imports, at any remove and also within functions, and data; not those for types, nor others."""
+    package = tmp_path / "pure_nb"
+    (package / "studies").mkdir(parents=True)
+    texts = {"__init__": "", "a": "import b\n\ndef f():\n    from pure_nb import b", "b": "", "c": "import pure_nb.d"}
+    texts |= {"d": "", "a": f"{texts['a']}\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pure_nb.c"}
+    for name, text in texts.items():
+        (package / f"{name}.py").write_text(text, encoding="utf-8")
+    data = package / "studies" / "glyphs.toml"
+    data.touch()
+    (tmp_path / "constraints.txt").touch()
+    monkeypatch.setattr(chapters, "ROOT", tmp_path)
+    before = chapters.inputs("from pure_nb.a import f")
+    with (data if changed == "data" else package / f"{changed}.py").open("a", encoding="utf-8") as file:
+        file.write("\n# changed")
+    chapters._reached.cache_clear()
+    chapters._digest.cache_clear()
+    assert (chapters.inputs("from pure_nb.a import f") != before) == matters
 
 
 @pytest.mark.slow

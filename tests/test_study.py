@@ -437,7 +437,7 @@ def test_virtual_from_the_store_is_the_same(glyph_study: Study) -> None:
         assert (a.labels == b.labels).all()
         assert (a.centroids == b.centroids).all()
         assert a.silhouette == b.silhouette
-        assert (a.null, a.p) == (b.null, b.p)
+        assert (a.silhouette_gain, a.p) == (b.silhouette_gain, b.p)
 
 
 @pytest.mark.parametrize("source", ["glyfs", "no such thing"])

@@ -60,7 +60,7 @@ def test_silhouette_is_scikit_learns() -> None:
     vectors, _ = blobs(3)
     found = virtual_neurons(vectors, 3)
     assert found.silhouette == pytest.approx(silhouette_score(vectors, found.labels))
-    assert found.null < found.silhouette
+    assert found.silhouette_gain > 0.1
     assert found.p == pytest.approx(0.002)
 
 
@@ -73,7 +73,7 @@ def test_auto_finds_separate_clouds(count: int) -> None:
     assert found.p == pytest.approx(0.002)
     share = np.array(found.sizes) / len(vectors)
     effective = np.prod(share**-share)
-    assert found.score == pytest.approx((effective - 1) * (found.silhouette - found.null))
+    assert found.score == pytest.approx((effective - 1) * found.silhouette_gain)
     assert found.score > 0.1
     for part in range(count):
         np.testing.assert_allclose(found.centroids[part], vectors[found.labels == part].mean(axis=0), atol=1e-5)
@@ -138,7 +138,7 @@ def test_the_same_twice() -> None:
     vectors, _ = blobs(3, 10, apart=2)
     first, second = virtual_neurons(vectors), virtual_neurons(vectors)
     assert first.labels.tobytes() == second.labels.tobytes()
-    assert (first.silhouette, first.null, first.p) == (second.silhouette, second.null, second.p)
+    assert (first.silhouette_gain, first.p) == (second.silhouette_gain, second.p)
 
 
 def test_assign() -> None:
@@ -231,7 +231,7 @@ def test_small_embeddings(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize(("sizes", "effective"), [([3], 1), ([2, 2], 2), ([5, 5, 5], 3), ([24, 1], 1.182), ([0], 1)])
 def test_score(sizes: list[int], effective: float) -> None:
     labels = np.repeat(np.arange(len(sizes)), sizes) if sum(sizes) else np.full(3, -1)
-    found = VirtualNeurons(labels, np.zeros((len(sizes), 2), np.float32), 0.5, 0.2, 0.01)
+    found = VirtualNeurons(labels, np.zeros((len(sizes), 2), np.float32), 0.5, 0.3, 0.01)
     assert found.effective == pytest.approx(effective, abs=1e-3)
     assert found.score == pytest.approx((effective - 1) * 0.3, abs=1e-3)
 

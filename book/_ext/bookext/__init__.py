@@ -12,6 +12,7 @@ from bookext import lighter, notebooks, site
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     app.add_config_value("book_description", "", "html", str)
+    app.connect("builder-inited", read_side_by_side)
     app.connect("source-read", site.with_commands)
     app.connect("env-get-outdated", site.with_changed_files)
     app.connect("html-page-context", notebooks.add_buttons, priority=600)  # the theme's own come at 501
@@ -21,3 +22,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("build-finished", site.write_pages)
     app.connect("build-finished", lighter.lighten, priority=900)  # after all that write pages
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def read_side_by_side(app: Sphinx) -> None:
+    """Let several processes read pages: of these two, which do nothing then, Sphinx can't know that they allow it."""
+    for name in ("sphinx_multitoc_numbering", "sphinx_jupyterbook_latex"):
+        app.extensions[name].parallel_read_safe = True

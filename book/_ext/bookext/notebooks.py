@@ -28,6 +28,9 @@ FOLDER = "notebooks"
 SITE_BRANCH = "gh-pages"
 CODE = re.compile(r"^```\{code-cell\}", re.MULTILINE)
 
+LANGUAGE = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python", "nbconvert_exporter": "python"}
+"""By which ``jupyter nbconvert --to script`` knows what to write."""
+
 INSTALL = """\
 # Only where it is missing, as in Colab. What is not released yet:
 # %pip install -q "pure-nb @ git+{repository}"
@@ -64,7 +67,7 @@ def notebook(app: Sphinx, page: str) -> nbformat.NotebookNode:
     cells.append(nbformat.v4.new_markdown_cell(f"*A chapter of [{app.config.html_title}]({published(app, page)}).*"))
     for number, cell in enumerate(cells):
         cell.id = f"cell-{number}"  # the same in every build
-    metadata = {"kernelspec": chapter.metadata["kernelspec"], "language_info": {"name": "python"}}
+    metadata = {"kernelspec": chapter.metadata["kernelspec"], "language_info": LANGUAGE}
     return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import inspect
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -25,9 +26,10 @@ def with_commands(app: Sphinx, page: str, source: list[str]) -> None:
     from typer.cli import get_docs_for_click
     from typer.main import get_command
 
-    from pure_nb.cli import app as commands
+    from pure_nb import cli
 
-    group = get_command(commands)
+    app.env.note_dependency(inspect.getfile(cli))
+    group = get_command(cli.app)
     docs = get_docs_for_click(obj=group, ctx=typer.Context(group), name="pure-nb")
     source[0] = source[0].replace(COMMANDS, docs[docs.index("\n## ") :])  # without the title
 

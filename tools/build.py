@@ -1,0 +1,116 @@
+"""Build the book: run the chapters that have changed, draw the neurons' pages, and make a site of all.
+
+    python tools/build.py [--study STUDY] [options of ``jupyter-book build``]
+
+The chapters run side by side (:mod:`run_chapters`); one that failed runs again in Jupyter Book, with its error shown.
+Beside all that the neurons' own pages are written, which the chapters' explorers lead to; they may take longer than the
+chapters, as the last step uses one core, so they are copied to the site at the end. ``make book`` runs this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+from run_chapters import CPU_COUNT, ROOT, Chapters, end_with_parent, fork_kernels, inputs, says
+
+LONG = ("your-network", "scale", "clip", "bench", "virtual-neurons", "splitting")
+"""The longest first, so that at the end no core waits for another; before them those that hardly need what the neurons'
+pages compute first."""
+
+STUDIED = "import pure_nb.bench, pure_nb.study"
+DRAWN = "import pure_nb.atlas, pure_nb.embedders"
+"""What computes the results in the store, and what draws the neurons' pages: see :func:`run_chapters.inputs`."""
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "LOKY_MAX_CPU_COUNT": "1",
+    "TQDM_DISABLE": "1",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "forkserver",  # so that workers import nothing anew, either
+}
+
+
+def draw_neurons(folder: Path) -> None:
+    """Write the pages of all neurons. What they need the chapters need, too."""
+    from pure_nb import atlas, load_study
+    from pure_nb.embedders import mini_clip
+
+    end_with_parent()
+    study = load_study("glyphs", progress=False)
+    atlas.write(study, folder, methods=atlas.METHODS, embedder=mini_clip(), home="../book/index.html")
+
+
+def make_site(source: Path, options: list[str]) -> None:
+    """Let Jupyter Book make pages of the chapters and their results."""
+    from jupyter_book import sphinx
+    from jupyter_book.cli.main import main
+
+    sphinx.build_sphinx = partial(sphinx.build_sphinx, jobs=CPU_COUNT)  # the command has no option for it
+    main(["build", str(source), *options], standalone_mode=False)
+
+
+def main() -> None:
+    """Build the book."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", default="", help="a study file, or the name of a study that ships")
+    asked, options = parser.parse_known_args()
+    source = ROOT / "_build" / "editions" / Path(asked.study).stem if asked.study else ROOT
+    build = source / "_build"
+    extra, store = build / "extra", build / "store"
+    extra.mkdir(parents=True, exist_ok=True)
+    os.environ |= ENVIRONMENT | {"PURE_NB_BOOK": str(extra)}
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    fork_kernels()
+    process = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn").Process
+    drawing, drawn = None, inputs(DRAWN)
+    if asked.study:  # its results go where the command line keeps them, and are found there
+        if os.environ.get("PURE_NB_STORE"):
+            os.environ["PURE_NB_STORE"] = os.path.abspath(os.environ["PURE_NB_STORE"])
+        edition = [sys.executable, ROOT / "tools" / "edition.py", asked.study, source]
+        subprocess.run(edition, check=True, env={**os.environ, "TQDM_DISABLE": ""})
+    else:
+        os.environ["PURE_NB_STORE"] = str(store)
+        if not says(build / "studied", inputs(STUDIED)):
+            shutil.rmtree(store, ignore_errors=True)
+            (build / "studied").write_text(inputs(STUDIED), encoding="utf-8")
+        if not says(build / "drawn", drawn):
+            for earlier in extra.glob("neurons*"):
+                shutil.rmtree(earlier)
+            drawing = process(target=draw_neurons, args=(extra / "neurons",))
+            drawing.start()
+
+    coded = [path for path in sorted((source / "book").glob("*.md")) if "\n```{code-cell}" in path.read_text("utf-8")]
+    coded.sort(key=lambda path: LONG.index(path.stem) if path.stem in LONG else len(LONG))
+    chapters = Chapters(build / ".jupyter_cache", coded)
+    outdated = chapters.outdated()
+    for chapter in outdated:  # or Sphinx would not see that its results are others
+        (build / ".doctrees" / "book" / f"{Path(chapter).stem}.doctree").unlink(missing_ok=True)
+    chapters.run_all(outdated)
+
+    if drawing or outdated:  # what documents the package finds it imported
+        site = process(target=make_site, args=(source, options))
+        site.start()
+        site.join()
+        if site.exitcode:
+            sys.exit(site.exitcode)
+    else:
+        make_site(source, options)
+    if drawing:
+        drawing.join()
+        if drawing.exitcode:
+            sys.exit(drawing.exitcode)
+        (build / "drawn").write_text(drawn, encoding="utf-8")
+    shutil.copytree(extra, build / "html", dirs_exist_ok=True)
+    print(f"The book: {build}/html/index.html")
+
+
+if __name__ == "__main__":
+    main()
