@@ -1,7 +1,8 @@
 # make book    build the book into _build/html (creates .venv, runs the chapters)
 # make test    check style and types, run the tests that need no built book
-# make check   all there is: the tests, the book with its warnings as errors, the tests of the built book
-# Variables: PYTHON=python3.12  STRICT=1 (warnings of the book are errors)  BOOKFLAGS=...  PYTESTFLAGS=...
+# make check   the tests, the book with its warnings as errors, the tests of the built book
+# make nightly all there is, for hours: also long tests, many examples, the fault campaign, mutants
+# Variables: PYTHON=python3.12  STRICT=1 (warnings of the book are errors)  BOOKFLAGS=...  PYTESTFLAGS=...  LIMIT=20
 #            STUDY=path/to/study.toml (make book: the book on that study, in _build/editions)
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
@@ -11,13 +12,16 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q --no-compile 
 STAMP := .venv/.installed
 BOOKFLAGS ?= $(if $(filter-out 0,$(STRICT)),-W --keep-going)
 PYTESTFLAGS ?=
-# All cores; a module's tests stay together, since they share what is made once.
-PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile --durations 10 $(PYTESTFLAGS)
+# Seconds for each test of `quick` and `test`, beside which nothing else should run.
+LIMIT ?= 20
+# All cores: each takes tests in a row, since a module's share what is made once, and helps others when it is done.
+PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal --durations 10 $(PYTESTFLAGS)
+
 # Python compiles what it imports once, and not in each process again, which takes 10 s every time.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DELETE_ON_ERROR:
-.PHONY: help env book lab quick test check check-book lint types format clean distclean print wheel
+.PHONY: help env book lab quick test check check-book nightly lint types format clean distclean print wheel
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,16 +46,22 @@ lab: $(STAMP)  ## open the chapters in JupyterLab
 	$(BIN)/jupyter lab book
 
 quick: $(STAMP)  ## the unit tests
-	$(PYTEST) -m "not (slow or book)"
+	$(PYTEST) --timeout $(LIMIT) -m "not (slow or book or nightly)"
 
 test: lint types  ## style, types, the tests that need no built book
-	$(PYTEST) -m "not book"
+	$(PYTEST) --timeout $(LIMIT) -m "not (book or nightly)"
 
-check: test check-book  ## all there is: the tests, and the built book's
+check: test check-book  ## the tests, and the built book's
 
 check-book:  ## the book with its warnings as errors, and the tests of the built book
 	$(MAKE) book STRICT=1
-	$(PYTEST) -m book
+	$(PYTEST) -m "book and not nightly"
+
+nightly: lint types  ## all there is, for hours: also long tests, many examples, the fault campaign, mutants
+	$(MAKE) book STRICT=1
+	$(PYTEST) --hypothesis-profile nightly
+	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python tools/mutants.py
 
 lint: $(STAMP)  ## ruff
 	$(BIN)/ruff check .

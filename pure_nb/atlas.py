@@ -28,8 +28,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import adjusted_mutual_info_score
-from tqdm import tqdm
 
+from pure_nb.bars import progress_bar
 from pure_nb.data import spoken
 from pure_nb.errors import EmbedderError, LayerError, StudyError
 from pure_nb.parameters import NEAREST
@@ -331,8 +331,8 @@ def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
     alive = [channel for channel in channels if study.references.alive[channel]]
     missing = [channel for channel in alive if not _is_drawn(made, folder, channel)]
     count = min(made.count, study.references.n)
-    with tqdm(total=len(alive), initial=len(alive) - len(missing), desc="atlas", unit="neuron",
-              disable=not study.progress) as bar:  # fmt: skip
+    done = len(alive) - len(missing)
+    with progress_bar(desc="atlas", total=len(alive), initial=done, unit="neuron", shown=study.progress) as bar:
         for block in _blocks(missing, max(1, PAIRS // count)):
             samples = study.references.sample[block, :count]
             found = study.views(np.repeat(block, count), samples.ravel())
@@ -376,7 +376,7 @@ def _write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) 
     page = _templates(made, home)
     order = [int(channel) for channel in table.index]
     rows = {int(channel): row for channel, row in zip(table.index, table.to_dict("records"))}
-    for place, channel in enumerate(tqdm(order, desc="pages", unit="page", disable=not study.progress)):
+    for place, channel in enumerate(progress_bar(order, "pages", unit="page", shown=study.progress)):
         more: dict[str, Any] = {"classes": [], "pairs": []}
         if not made.without_classes:
             more = {"classes": made.classes(channel), "pairs": made.pairs(channel)}
@@ -421,7 +421,7 @@ def _write_lower_pictures(made: Atlas, folder: Path, lower: Sequence[int]) -> se
         return set()
     key = made.key.replace(" ", "-")
     alive = [channel for channel in lower if below.references.alive[channel]]
-    bar = tqdm(total=len(alive), desc="lower channels", unit="channel", disable=not made.study.progress)
+    bar = progress_bar(desc="lower channels", total=len(alive), unit="channel", shown=made.study.progress)
     for block in _blocks(alive, TOGETHER):
         missing = [channel for channel in block if not (folder / f"lower/{channel}-{key}.webp").is_file()]
         if not missing:

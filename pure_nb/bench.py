@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, roc_auc_score
 from sklearn.metrics.cluster import contingency_matrix
-from tqdm import tqdm
 
 from pure_nb import truth
+from pure_nb.bars import progress_bar
 from pure_nb.contestants import CEILING, PAPER, Contestant, Parts, by_means
 from pure_nb.data import readable
 from pure_nb.errors import ArgumentError, StudyError, StudyWarning
@@ -250,7 +250,7 @@ def run(
         raise StudyError("nobody takes part: name at least one contestant")
     shown = world.study.progress if progress is None else progress
     owner, tables = true_owners(world), []
-    with Parallel(n_jobs=-1) as parallel, tqdm(contestants, world.name, unit="method", disable=not shown) as bar:
+    with Parallel(n_jobs=-1) as parallel, progress_bar(contestants, world.name, unit="method", shown=shown) as bar:
         for contestant in bar:
             bar.set_postfix_str(contestant.name)
             answers = _kept(world, contestant, choose, seed, parallel)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from pure_nb.bars import progress_bar
 from pure_nb.errors import ArgumentError
 from pure_nb.references import grouped
 from pure_nb.store import New, Store
@@ -71,7 +71,7 @@ def by_blocks(
         for number, block in enumerate(blocks)
     ]
     found: NDArray[Any] | None = None
-    with tqdm(total=len(sample), desc=name, unit=unit, disable=not progress) as bar:
+    with progress_bar(desc=name, total=len(sample), unit=unit, shown=progress) as bar:
         run = partial(kept_block, compute, store=store, done=bar.update)
         results: Iterator[tuple[int, NDArray[Any]]] = (
             (number, run(task)) for number, task in enumerate(zip(blocks, keys))

@@ -22,8 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import pdist
 from scipy.stats import norm, pearsonr, rankdata, spearmanr
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
+from pure_nb.bars import progress_bar
 from pure_nb.errors import EvaluationError
 from pure_nb.store import Store
 from pure_nb.truth import corrected, signed_rank
@@ -159,7 +159,7 @@ def distance_table(
             )
     used, chosen = _used(judge, used)
     blocks = []
-    bar = tqdm(total=len(chosen), desc="distances", unit="neuron", disable=not progress)
+    bar = progress_bar(desc="distances", total=len(chosen), unit="neuron", shown=progress)
     with bar, Parallel(n_jobs=-1 if len(chosen) >= MANY else 1) as parallel:
         for start in range(0, len(chosen), NEURONS):
             some = chosen[start : start + NEURONS]

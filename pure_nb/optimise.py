@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import trange
 
+from pure_nb.bars import progress_bar
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.glyphs import MEAN, STD
 from pure_nb.layers import activations, by_position, get_layer, resting
@@ -116,7 +116,7 @@ def feature_visualisation(
     centre, spread = (torch.tensor(values, dtype=torch.float32, device=device)[:, None, None] for values in (mean, std))
     optimiser = torch.optim.Adam([waves], lr=RATE)
     with resting(model, device), torch.enable_grad():
-        for step in trange(steps, desc="visualise", unit="step", disable=not progress):
+        for step in progress_bar(range(steps), "visualise", unit="step", shown=progress):
             # Drawn in every step, needed or not, lest a picture depend on the others.
             noise = torch.randn(waves.shape[1:], generator=generator).to(device)
             shifts = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from scipy.stats import false_discovery_control
 from sklearn.metrics import adjusted_mutual_info_score
 from torch import nn
-from tqdm import tqdm
 
 from pure_nb import models, truth
+from pure_nb.bars import progress_bar
 from pure_nb.blocks import by_blocks
 from pure_nb.circuits import circuits, propagate
 from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
@@ -406,7 +406,7 @@ class Study:
 
         def compute(blocks: Store | None) -> tuple[Arrays, Any]:
             vectors, found = self.circuits, []
-            bar = tqdm(total=len(vectors), desc="virtual", unit="neuron", disable=not self.progress)
+            bar = progress_bar(desc="virtual", total=len(vectors), unit="neuron", shown=self.progress)
             with bar, Parallel(n_jobs=-1 if len(vectors) >= MANY else 1) as parallel:
                 for first in range(0, len(vectors), NEURONS):
                     saved = blocks.load_arrays("block", {"first": first}) if blocks else None
@@ -828,7 +828,7 @@ class Study:
         rows: list[tuple[Any, ...]] = []
         chosen = gamma_polysemantic(self.pairs, gamma)
         pairs = chosen[["channel", "class_1", "class_2", "cosine"]].itertuples(index=False, name=None)
-        for channel, *classes, value in tqdm(pairs, "splits", len(chosen), unit="pair", disable=not self.progress):
+        for channel, *classes, value in progress_bar(pairs, "splits", len(chosen), unit="pair", shown=self.progress):
             if min(self.classes.images[self.class_names.index(name)] for name in classes) < 2:
                 rows.append((channel, *classes, value, *[np.nan] * 7))
                 continue

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from pure_nb.bars import progress_bar
 from pure_nb.data import Images, Unreadable, batches
 from pure_nb.errors import ArgumentError
 from pure_nb.layers import activations, placed, resting
@@ -392,7 +392,7 @@ def sweep(
     """
     job = Job(model, images, accumulators, batch_size, device, workers, skip_unreadable, precision)
     cut = shards(len(images), batch_size)
-    bar = tqdm(total=len(images), desc="sweep", unit="img", disable=not progress)
+    bar = progress_bar(desc="sweep", total=len(images), unit="img", shown=progress)
     with bar, placed(model, "cpu" if client else device):  # a cluster may have a device that this process has not
         if client is None:
             part = kept_part(job, cut, store, bar.update)

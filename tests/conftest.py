@@ -9,6 +9,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the arrays are tiny: threads would only wait for each other
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -16,22 +17,42 @@ from built import NOT_BUILT, SITE
 from hypothesis import settings
 from torch import nn
 
+from pure_nb.glyphs import GlyphObjects
 from pure_nb.models import load_model
 from pure_nb.parameters import Parameters
 from pure_nb.sources import glyph_images
 from pure_nb.store import Store
 from pure_nb.study import Study
+from pure_nb.virtual import embed
 
-settings.register_profile("pure_nb", deadline=None, max_examples=40, derandomize=True)
-settings.load_profile("pure_nb")
+settings.register_profile("daily", deadline=None, max_examples=20, derandomize=True)
+settings.register_profile("nightly", deadline=None, max_examples=500, print_blob=True)
+settings.load_profile("daily")
+
+WHOLE = {f"test_{name}" for name in ("atlas", "bench", "cli", "cluster", "contestants", "faults", "networks", "report")}
+"""Modules about the whole package: none of their tests is a unit test."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of the built book are skipped where it is not built."""
-    if not (SITE / "index.html").is_file():
-        for item in items:
-            if item.get_closest_marker("book"):
-                item.add_marker(pytest.mark.skip(reason=NOT_BUILT))
+    built = (SITE / "index.html").is_file()
+    for item in items:
+        if item.path.stem in WHOLE:
+            item.add_marker("slow")
+        if not built and item.get_closest_marker("book"):
+            item.add_marker(pytest.mark.skip(reason=NOT_BUILT))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def in_short() -> Iterator[None]:
+    """Studies without what takes long and is tested elsewhere.
+
+    UMAP compiles for ten seconds in each process (test_virtual.py has it); there are 2400 pictures of single objects.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pure_nb.study.GlyphObjects", partial(GlyphObjects, 4))
+        patch.setattr("pure_nb.study.embed", lambda vectors, seed: embed(vectors, "pca", seed=seed))
+        yield
 
 
 @pytest.fixture(autouse=True)

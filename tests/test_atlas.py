@@ -255,7 +255,7 @@ def test_bad_wishes(glyph_study: Study, tmp_path: Path) -> None:
 def test_from_the_command_line(tmp_path: Path) -> None:
     toml = tmp_path / "small.toml"
     toml.write_text(
-        '[model]\nsource = "glyphnet"\n[images]\nsource = "glyphs"\nlength = 60\n'
+        '[model]\nsource = "glyphnet"\n[images]\nsource = "glyphs"\nlength = 20\n'
         '[parameters]\ntarget = "layer4"\nlower = "layer3"\nn = 8\n[run]\nprogress = false\n'
     )
     out = tmp_path / "atlas"

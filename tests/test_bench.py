@@ -423,7 +423,7 @@ def test_the_number_of_parts_is_chosen(tmp_path: Path, alone_in_one_process: Non
     pd.testing.assert_series_equal(table["ari"][:6], run(world, entries[:1], choose=False)["ari"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_cores_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = world_of(tmp_path, null=0)
     many = run(world, [Contestant("PURE", circuits_of())])

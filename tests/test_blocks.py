@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pure_nb import blocks
+from pure_nb import bars, blocks
 from pure_nb.blocks import by_blocks
 from pure_nb.errors import ArgumentError
 from pure_nb.store import Store
@@ -85,3 +86,18 @@ def test_memory_is_that_of_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_nothing_to_do() -> None:
     with pytest.raises(ArgumentError, match="no pairs"):
         by_blocks(np.array([], dtype=int), lambda block, done: block, batch_size=2, name="test")
+
+
+def test_bars_are_shown_unless_the_environment_forbids_them(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(**how: bool) -> str:
+        by_blocks(np.arange(3), lambda block, _: block, batch_size=2, name="test", **how)
+        return capsys.readouterr().err
+
+    assert os.environ["TQDM_DISABLE"] == "1"  # by conftest, before tqdm is imported
+    assert run(progress=True) == ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bars.tqdm, "__init__", vars(bars.tqdm)["__init__"].func)  # as it is without the variable
+        assert "test: " in run(progress=True)
+        assert run(progress=False) == ""
+    for source in Path(bars.__file__).parent.rglob("*.py"):
+        assert ("tqdm" in source.read_text()) == (source.name == "bars.py"), "all bars are made in bars.py"

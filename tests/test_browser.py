@@ -19,6 +19,9 @@ LOOKS = {
     for theme in ("light", "dark")
     for size in (PHONE, DESK)
 }
+DAILY = ("light-375", "light-1440")
+DARK = {("dark-1440", f"book/{name}.html") for name in ("index", "virtual-neurons", "api")}
+"""What is looked at each day; all else is nightly."""
 HEAVIEST = 2_000_000
 """Bytes that a page and all it loads may have before its first slider is moved."""
 
@@ -103,8 +106,14 @@ def look(browser: Any) -> Iterator[Callable[[str], Any]]:
         context.close()
 
 
-@pytest.mark.parametrize("name", LOOKS)
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        pytest.param(page, name, marks=[] if name in DAILY or (name, page) in DARK else pytest.mark.nightly)
+        for page in PAGES
+        for name in LOOKS
+    ],
+)
 def test_page(look: Callable[[str], Any], page: str, name: str) -> None:
     """It loads without an error and with nothing from elsewhere, fits, is light, and axe finds no serious fault."""
     assert (SITE / page).is_file(), "not in the built book"

@@ -70,7 +70,7 @@ def run(client: Any, code: str, number: int) -> Any:
     return client.execute_cell(cell, number)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", CODED)
 def test_chapter_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty folder, with live explorers: the same text from each cell; then each exercise's solutions run."""

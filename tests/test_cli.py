@@ -250,7 +250,7 @@ def test_split_of_a_channel_that_is_not_relevant(finished: Path) -> None:
     result = on(finished, "split", *CONV, "--channel", 0, "--classes", "cloud,atom", "--share", 1)
     assert result.exit_code == 0, result.output
     assert "NaN" in result.stdout
-    assert "Mind: channel 0 has no ratios for 'cloud': of 25 validation images it is relevant in 0" in plainly(result)
+    assert "Mind: channel 0 has no ratios for 'cloud': of 2 validation images it is relevant in 0" in plainly(result)
 
 
 def test_split_judged_by_other_pictures(tmp_path: Path) -> None:
@@ -628,6 +628,7 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
     assert "Traceback" not in error
 
 
+@pytest.mark.nightly
 def test_on_a_cluster(finished: Path, tmp_path: Path) -> None:
     """In a process of its own, which must end by itself."""
     pytest.importorskip("distributed")

@@ -38,6 +38,8 @@ from pure_nb.sweep import Job, Part, halved, kept_part, merged, shard_part, shar
 dask = pytest.importorskip("dask")
 cluster = pytest.importorskip("pure_nb.cluster")
 
+pytestmark = pytest.mark.timeout(120)  # processes start as fast as a busy machine lets them
+
 COUNT = 45
 LABELS = np.arange(COUNT) % 4
 
@@ -155,8 +157,12 @@ def test_to_the_bit(client: Any) -> None:
     expected = swept()
     for _ in range(3):
         assert swept(Late(noise(COUNT)), client=client) == expected
+
+
+@pytest.mark.nightly
+def test_to_the_bit_by_more() -> None:
     with cluster.connect("local:3") as more:
-        assert swept(Late(noise(COUNT)), client=more) == expected
+        assert swept(Late(noise(COUNT)), client=more) == swept()
 
 
 def test_unreadable_images(client: Any) -> None:

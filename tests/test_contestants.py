@@ -657,6 +657,7 @@ def test_a_users_own_contestant(tmp_path: Path) -> None:
     assert calls.read_text() == "xx"
 
 
+@pytest.mark.nightly
 def test_nobody_can_find_what_an_untrained_network_holds(tmp_path: Path) -> None:
     """The sources of random channels differ in nothing but their own columns: who finds them was told."""
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, pearsonr, sem, spearmanr, wilcoxon
@@ -352,7 +352,6 @@ def test_errors_say_whose_vectors() -> None:
         alignment(judge, {"flat": flat}, metric="cosine")
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 9), st.integers(1, 30))
 def test_every_neuron_is_in_one_subset_of_two_or_more(seed: int, neurons: int, subsets: int) -> None:
     judge = vectors(neurons, 5, 3, seed=seed)

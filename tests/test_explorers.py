@@ -163,7 +163,9 @@ def test_from_the_disk_on_a_phone(browser: Any, page: str) -> None:
     context.close()
 
 
-@pytest.mark.parametrize("page", EXPLORERS)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.nightly] * bool(place)) for place, page in enumerate(EXPLORERS)]
+)
 def test_from_a_server(browser: Any, server: str, page: str) -> None:
     context = browser.new_context(viewport=DESK)
     with Visit(context, f"{server}/{page}") as visit:

@@ -270,6 +270,17 @@ COLUMNS = (
 )
 
 CASES = [(network, *pair) for network in NETWORKS for pair in LAYERS[network]]
+DAILY = (
+    "nn.Sequential",
+    "resnet18",
+    "VisionTransformer",
+    "SwinTransformer",
+    "timm test_convnext",
+    "tokens first",
+    "Conv1d",
+    "frames",
+)
+"""One of each way to have images and channels; the other networks are looked at nightly."""
 
 
 @lru_cache(maxsize=1)
@@ -431,7 +442,10 @@ def table() -> Iterator[dict[tuple[str, ...], dict[str, str]]]:
     yield {tuple(one[name] for name in COLUMNS[:4]): one for one in kept}
 
 
-@pytest.mark.parametrize(("network", "target", "lower"), CASES)
+@pytest.mark.parametrize(
+    ("network", "target", "lower"),
+    [pytest.param(*case, marks=[] if case[0] in DAILY else pytest.mark.nightly) for case in CASES],
+)
 def test_network(
     network: str, target: str, lower: str, table: dict[tuple[str, ...], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -203,7 +203,6 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(0, 11), max_size=3), seed=st.integers(0, 5))
 def test_shards_in_any_cut_and_order(cuts: list[int], seed: int) -> None:
     model, images = plain(), Images(Items(noise(11)))
@@ -357,7 +356,6 @@ def test_channels_that_are_never_relevant() -> None:
 
 
 @pytest.mark.parametrize("mass", [None, 0.5, 1.0])
-@settings(max_examples=50, deadline=None)
 @given(values=arrays(np.float64, (3, 5), elements=st.floats(-2, 2).map(lambda x: round(x, 1))))
 def test_carried(mass: float | None, values: NDArray[np.float64]) -> None:
     found = carried(values, 0.2, mass)

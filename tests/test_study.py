@@ -649,7 +649,7 @@ def test_real_cifar10(tmp_path: Path) -> None:
     assert len(study.using(k=2).neuron(int(table["channel"][0])).plot(3).axes) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_real_imagenet(tmp_path: Path) -> None:
     source, weights = shared("data", "imagenet-sample"), shared("models", "imagenet-resnet50.safetensors")
     for folder in sorted(source.iterdir())[:12]:

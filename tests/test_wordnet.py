@@ -358,7 +358,7 @@ def sampled(full: WordNet) -> list[tuple[str, str]]:
     return [(a, b) for a, b in nouns_or_verbs if a.split(".")[1] == b.split(".")[1]]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_same_as_nltk_by_itself(full: WordNet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nltk.data, "path", [str(shared("nltk_data"))])
     with pytest.warns(UserWarning, match="multilingual"):
