@@ -250,7 +250,7 @@ def steps(workflow: Path) -> list[dict[str, Any]]:
 
 
 def test_workflows_there_are() -> None:
-    assert [path.stem for path in WORKFLOWS] == ["pages", "release", "test"]
+    assert [path.stem for path in WORKFLOWS] == ["nightly", "pages", "release", "test"]
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
