@@ -45,9 +45,14 @@ def literal(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with plt.rc_context(plain):  # texts remember under which settings they were made
+        # No rc_context: it would undo that Jupyter's backend, which the first figure loads, shows figures by itself.
+        before = {name: plt.rcParams[name] for name in plain}
+        plt.rcParams.update(plain)  # texts remember under which settings they were made
+        try:
             figure = draw(*args, **kwargs)
             figure.findobj()  # and those of ticks are made when first asked for
+        finally:
+            plt.rcParams.update(before)
         return figure
 
     return drawn

@@ -29,6 +29,7 @@ from pure_nb.plots import (
     circuits_figure,
     concord_figure,
     densities_figure,
+    literal,
     neuron_figure,
     pair_figure,
     references_figure,
@@ -338,3 +339,19 @@ def test_a_saved_figure_is_closed(glyph_study: Study, channel: int, tmp_path: Pa
     with pytest.raises(StoreError, match="can't be written"):
         save(references_figure(glyph_study.neuron(channel), 2), tmp_path / "new" / "figure.png" / "figure.png")
     assert plt.get_fignums() == before
+
+
+def test_figures_of_a_notebook_are_shown_after_the_first_of_ours() -> None:
+    """What Jupyter's backend does when the first figure loads it."""
+
+    @literal
+    def first() -> Figure:
+        plt.ion()
+        return plt.figure()
+
+    try:
+        plt.close(first())
+        assert plt.isinteractive()
+        assert plt.rcParams["text.parse_math"]
+    finally:
+        plt.ioff()
