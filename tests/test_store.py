@@ -486,3 +486,14 @@ def test_manifests_and_parts(tmp_path: Path) -> None:
     part.clear()
     assert not part.folder.exists()
     assert store.load_arrays("name", KEY) is not None
+
+
+def test_a_bit_far_into_a_large_file(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save_arrays("large", KEY, {"zeros": np.zeros(400_000)})
+    (path,) = tmp_path.glob("large-*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[3_000_000] ^= 4
+    path.write_bytes(content)
+    with pytest.warns(StoreWarning, match="checksum"):
+        assert store.load_arrays("large", KEY) is None

@@ -266,3 +266,15 @@ def test_not_finite() -> None:
     tensors[5, 0, 3, 3] = float("nan")
     with pytest.raises(NonFiniteError, match="layer '4' puts out NaN or infinity: channel 0, image 5"):
         run(Images(Items(tensors)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_threads_are_put_back(count: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with module.threaded(count):
+            assert torch.get_num_threads() == count
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
