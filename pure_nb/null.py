@@ -49,7 +49,7 @@ def one_heap(vectors: Vectors, numbers: Sequence[int], *, draws: int = DRAWS, se
       rare large values or many zeros.
 
     Vectors and draws are clustered alike, and compared by their largest mean silhouette. How often that is wrong about
-    which kind of vectors is in benchmarks/README.md; with few vectors of many entries it finds little.
+    which kind of vectors is in the chapter *Virtual neurons*; with few vectors of many entries it finds little.
 
     Draws end early where the answer is clear, once :data:`HITS` of a kind are as clear as the vectors (Besag and
     Clifford, 1991).
@@ -73,12 +73,13 @@ def one_heap(vectors: Vectors, numbers: Sequence[int], *, draws: int = DRAWS, se
         the probability that a draw is at least as clear; by the kind of draws that are the clearer ones.
     """
     generator = np.random.default_rng(seed)
-    entries, axes = _entries(vectors), _principal(vectors)
+    centred = _centred(vectors)
+    axes = _principal(centred)
     own = _clearest(_gram(axes[None]), numbers, generator, STARTS).mean()
     null, hits, made = np.zeros(2), np.zeros(2, dtype=np.int64), 0
     while made < draws:
         count = min(BATCH, draws - made, max(1, ELEMENTS // len(axes) ** 2))
-        kinds = _heaps(axes, count, generator), _shuffles(entries, count, generator)
+        kinds = _heaps(axes, count, generator), _shuffles(centred, count, generator)
         values = np.stack([_clearest(gram, numbers, generator) for gram in kinds])
         null = null if made else values.mean(axis=1)
         reached = hits[:, None] + np.cumsum(values >= own, axis=1)
@@ -88,16 +89,15 @@ def one_heap(vectors: Vectors, numbers: Sequence[int], *, draws: int = DRAWS, se
     return float(own - null.max()) if draws else 0.0, (1 + int(hits.max())) / (1 + made)
 
 
-def _entries(vectors: Vectors) -> Vectors:
-    """Vectors about their mean, float32 ``[n, d]``; the largest of their numbers is about 1."""
+def _centred(vectors: Vectors) -> Vectors:
+    """Vectors about their mean, ``[n, d]``; the largest of their numbers is 1 or -1."""
     centred = vectors - vectors.mean(axis=0)
-    return (centred / (np.abs(centred).max() or 1.0)).astype(np.float32)
+    return centred / (np.abs(centred).max() or 1.0)
 
 
-def _principal(vectors: Vectors) -> Vectors:
+def _principal(centred: Vectors) -> Vectors:
     """Coordinates of vectors in their principal axes, float32 ``[n, axes]``; their mean square is 1."""
-    centred = vectors - vectors.mean(axis=0)
-    left, values, _ = np.linalg.svd(centred / (np.abs(centred).max() or 1.0), full_matrices=False)
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
     axes = (left * values)[:, values > 1e-5 * values[0]]
     return (axes / np.sqrt((axes**2).mean() if axes.size else 1.0)).astype(np.float32)
 
@@ -112,9 +112,9 @@ def _heaps(axes: Vectors, count: int, generator: np.random.Generator) -> Vectors
     return _gram((gamma - shape) * (np.sign(lean) * axes.std(axis=0) / np.sqrt(shape)).astype(np.float32))
 
 
-def _shuffles(entries: Vectors, count: int, generator: np.random.Generator) -> Vectors:
-    """Scalar products, ``[count, n, n]``, of ``entries``, ``[n, d]``, each shuffled by itself."""
-    columns = np.ascontiguousarray(entries.T)  # one draw at a time, since d may be large
+def _shuffles(centred: Vectors, count: int, generator: np.random.Generator) -> Vectors:
+    """Scalar products, ``[count, n, n]``, of vectors ``[n, d]`` whose entries were shuffled, each by itself."""
+    columns = np.ascontiguousarray(centred.T, dtype=np.float32)  # one draw at a time, since d may be large
     return np.concatenate([_gram(generator.permuted(columns, axis=1).T[None]) for _ in range(count)])
 
 
