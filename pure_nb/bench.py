@@ -299,8 +299,8 @@ def _chosen(parts: Parts | None, contestant: Contestant, parallel: Parallel, cou
     """What k-means finds in a contestant's vectors if it is not told how many parts there are."""
     if parts is None or parts.vectors is None or contestant.divide is not by_means:
         return {"clarity": np.full(count, np.nan), "chosen": np.full(count, np.nan)}
-    run = delayed(virtual_neurons)
-    found: list[VirtualNeurons] = parallel(run(vectors, draws=DRAWS, seed=seed) for vectors in parts.vectors)
+    how: dict[str, Any] = {"draws": DRAWS, "seed": seed}
+    found: list[VirtualNeurons] = parallel(delayed(virtual_neurons)(vectors, **how) for vectors in parts.vectors)
     return {"clarity": [one.silhouette_gain for one in found], "chosen": [float(one.k) for one in found]}
 
 
