@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,11 @@ def test_kernels_end_with_the_script(tmp_path: Path, number: int) -> None:
         "open('pids.part', 'w').write(f'{os.getpid()} {child.pid}')\nos.rename('pids.part', 'pids')\ntime.sleep(300)"
     )
     (tmp_path / "long.md").write_text(f"{HEAD}```{{code-cell}} ipython3\n{code}\n```\n", encoding="utf-8")
-    started = subprocess.Popen([*SCRIPT, tmp_path / "cache", tmp_path / "long.md"], start_new_session=True)
+    started = subprocess.Popen(
+        [*SCRIPT, tmp_path / "cache", tmp_path / "long.md"],
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
+    )
     try:
         assert within(120, (tmp_path / "pids").is_file)
         pids = [int(pid) for pid in (tmp_path / "pids").read_text(encoding="utf-8").split()]
