@@ -2,7 +2,7 @@
 # make test    check style and types, run the tests that need no built book
 # make check   the tests, the book with its warnings as errors, the tests of the built book
 # make nightly all there is, for hours: also long tests, many examples, the fault campaign, mutants
-# Variables: PYTHON=python3.12  STRICT=1 (warnings of the book are errors)  BOOKFLAGS=...  PYTESTFLAGS=...  LIMIT=120
+# Variables: PYTHON=python3.12  STRICT=1 (warnings of the book are errors)  BOOKFLAGS=...  PYTESTFLAGS=...  LIMIT=20
 #            STUDY=path/to/study.toml (make book: the book on that study, in _build/editions)
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
@@ -13,7 +13,7 @@ STAMP := .venv/.installed
 BOOKFLAGS ?= $(if $(filter-out 0,$(STRICT)),-W --keep-going)
 PYTESTFLAGS ?=
 # Seconds for each test of `quick` and `test`, beside which nothing else should run.
-LIMIT ?= 120
+LIMIT ?= 20
 # All cores: each takes tests in a row, since a module's share what is made once, and helps others when it is done.
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal --durations 10 $(PYTESTFLAGS)
 

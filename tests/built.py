@@ -118,7 +118,7 @@ class Visit:
 
     def __init__(self, context: Any, url: str, *, settle: bool = True) -> None:
         self.page = context.new_page()
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(30_000)
         self.troubles: list[str] = []
         self.asked: list[str] = []
         self.home = urlsplit(url)[:2]

@@ -196,6 +196,27 @@ def test_a_killed_worker(tmp_path: Path, seen: bool, monkeypatch: pytest.MonkeyP
     assert marker.exists()
 
 
+def test_a_worker_killed_within_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another goes on where it stopped: what it had saved is not read again."""
+
+    class Noted(Deadly):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            with (tmp_path / "read").open("a") as file:
+                file.write(f"{index}\n")
+            return super().__getitem__(index)
+
+    monkeypatch.setattr(sweep, "shards", partial(shards, size=COUNT + 1))
+    expected = swept()
+    with cluster.connect("local:1") as client:
+        for name in ("SAVE", "SPARE"):
+            client.run(partial(setattr, sweep, name, 0.0))
+        images = Noted(noise(COUNT), 33, tmp_path / "killed")
+        assert swept(images, store=Store(tmp_path / "store"), client=client) == expected
+    read = [int(line) for line in (tmp_path / "read").read_text().splitlines()]
+    assert read.count(33) == 2
+    assert [read.count(index) for index in range(1, 20)] == [1] * 19
+
+
 def test_workers_that_always_die(tmp_path: Path) -> None:
     class Cursed(Deadly):
         def __getitem__(self, index: int) -> tuple[Tensor, int]:

@@ -852,6 +852,7 @@ def test_slow_images_are_not_late() -> None:
     assert len(batch.samples) == 8
 
 
+@pytest.mark.slow
 def test_a_worker_that_never_delivers() -> None:
     found = batches(Images(Endless(noise(6)), "slow"), range(6), batch_size=2, workers=1, patience=2.0)
     with pytest.raises(

@@ -37,6 +37,7 @@ def test_pixels_are_the_pinned_ones() -> None:
     assert digest(10) == PINNED
 
 
+@pytest.mark.slow
 def test_pixels_are_the_same_in_another_process() -> None:
     code = (
         "import hashlib\nfrom pure_nb.glyphs import draw_scene\nd = hashlib.sha256()\n"

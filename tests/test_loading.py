@@ -241,6 +241,7 @@ def test_hugging_face_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         study_of(tmp_path, table.replace('split = "test"', ""))
 
 
+@pytest.mark.slow
 def test_hugging_face_really_offline(tmp_path: Path) -> None:
     """In a process of its own: the library reads at its import whether it may ask the network."""
     (tmp_path / "own.toml").write_text(TOML.replace("IMAGES", 'source = "huggingface:my/pets"\nsplit = "test"'))

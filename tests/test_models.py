@@ -352,6 +352,7 @@ def test_fingerprint_follows_what_functions_refer_to(monkeypatch: pytest.MonkeyP
     assert fingerprint(network(leaky)) != before
 
 
+@pytest.mark.slow
 def test_fingerprint_stays(tmp_path: Path) -> None:
     """After copies, moves and forward passes, and in another process with other hashes and addresses."""
     model, found = network(leaky), fingerprint(network(leaky))
@@ -374,16 +375,15 @@ def test_fingerprint_stays(tmp_path: Path) -> None:
     moved[1][0].shift = torch.zeros(1)
     assert fingerprint(moved) == found
     code = "from test_models import *; print(fingerprint(network(leaky)))"
-    for seed in ("1", "2"):
-        ran_elsewhere = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join([*sys.path])},
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert ran_elsewhere.stdout.strip() == found
+    ran_elsewhere = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join([*sys.path])},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran_elsewhere.stdout.strip() == found
 
 
 @pytest.mark.parametrize("put", [nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm])

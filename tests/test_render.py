@@ -47,6 +47,7 @@ def network_and_images(name: str, glyphnet: nn.Module, count: int) -> tuple[nn.M
     return model, images, strength.argsort(descending=True)[:2].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["glyphnet", "resnet18"])
 def test_heatmaps_are_those_that_zennit_crp_keeps_at_the_maximum(
     network: str, glyphnet: nn.Module, tmp_path: Path

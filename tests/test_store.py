@@ -230,6 +230,7 @@ def test_no_room_for_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="limits files as POSIX does")
 def test_a_full_disk(tmp_path: Path) -> None:
     """In a process of its own, which may write 64 KiB to a file and no more: what it had is kept, and found again."""
@@ -270,6 +271,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     store, ready = Store(tmp_path), tmp_path / "ready"
     script = f"""

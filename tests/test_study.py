@@ -735,6 +735,7 @@ class Elsewhere:
         assert arguments == ("meta",)
 
 
+@pytest.mark.slow
 def test_a_device_that_only_the_workers_have(toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever runs in this process does not touch it; here all that a cluster computes is there already."""
     study = load_study(toml, store=tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -114,30 +115,31 @@ class Deadly(Items):
         return super().__getitem__(index)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes that are forked")
-def test_killed_within_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """500 images are less than a shard: killed twice, the third run computes only what is left, and to the bit."""
-    monkeypatch.setattr(module, "shards", shards)
-    monkeypatch.setattr(module, "SAVE", 0.0)
-    monkeypatch.setattr(module, "SPARE", 0.0)
+def within_a_shard(folder: Path, deadly: int = -1) -> tuple[list[bytes], int]:
+    """500 images, which are less than a shard, saved after each batch: what is found, and how many images were read."""
+    torch.manual_seed(0)
     items, model, labels = Deadly(noise(500)), plain(), np.arange(500) % 4
-
-    def states(folder: Path) -> list[bytes]:
-        both = [TopReferences("4", 5), ClassRelevance("4", "input:4", labels, 4, module=model[4])]
+    items.deadly = deadly
+    both = [TopReferences("4", 5), ClassRelevance("4", "input:4", labels, 4, module=model[4])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "shards", shards)
+        patch.setattr(module, "SAVE", 0.0)
+        patch.setattr(module, "SPARE", 0.0)
         sweep(model, Images(items), both, batch_size=8, store=Store(folder), progress=False)
-        return [value.tobytes() for one in both for value in one.state().values()]
+    return [value.tobytes() for one in both for value in one.state().values()], len(items.loaded)
 
-    expected = states(tmp_path / "whole")
-    for items.deadly in (203, 398):
-        child = os.fork()
-        if not child:
-            states(tmp_path / "killed")
-            os._exit(0)
-        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    items.deadly = -1
-    items.loaded.clear()
-    assert states(tmp_path / "killed") == expected
-    assert len(items.loaded) <= 500 - 398 + 2 * 8 + 1  # the batch it died in, one read ahead, and one for the shape
+
+@pytest.mark.slow
+def test_killed_within_a_shard(tmp_path: Path) -> None:
+    """Killed twice, the third run computes only what is left, and to the bit."""
+    for deadly in (203, 398):
+        child = get_context("spawn").Process(target=within_a_shard, args=(tmp_path / "killed", deadly))
+        child.start()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+    found, read = within_a_shard(tmp_path / "killed")
+    assert found == within_a_shard(tmp_path / "whole")[0]
+    assert read <= 500 - 398 + 2 * 8 + 1  # the batch it died in, one read ahead, and one for the shape
     assert {file.name.partition("-")[0] for file in (tmp_path / "killed").iterdir()} == {"shard"}
 
 

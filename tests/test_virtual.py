@@ -178,12 +178,18 @@ def test_wrong_number_of_clusters() -> None:
         cluster(blobs(2)[0], 0)
 
 
-def test_embedding_leaves_the_number_of_threads_alone() -> None:
-    # In a process of its own: numba sets the number once, when it first runs.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    ["lambda self, vectors: _launch_threads()", pytest.param("UMAP.fit_transform", marks=pytest.mark.nightly)],
+)
+def test_embedding_leaves_the_number_of_threads_alone(method: str) -> None:
+    """In a process of its own: numba sets the number once, when it first runs, which takes UMAP long to compile."""
     code = (
-        "import numpy as np, torch; from pure_nb.virtual import embed; "
-        "torch.set_num_threads(3); before = torch.get_num_threads(); "
-        "embed(np.random.default_rng(0).random((40, 8))); print(before, torch.get_num_threads())"
+        "import numpy as np, torch; from numba.np.ufunc.parallel import _launch_threads; from umap import UMAP; "
+        f"from pure_nb.virtual import embed; UMAP.fit_transform = {method}; torch.set_num_threads(3); "
+        "before = torch.get_num_threads(); embed(np.random.default_rng(0).random((40, 8))); "
+        "print(before, torch.get_num_threads())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["3", "3"]
@@ -201,6 +207,7 @@ def test_neighbours_are_those_of_all_differences(size: int) -> None:
     np.testing.assert_array_equal(distance[:, 0], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["umap", "pca"])
 def test_embedding_keeps_clouds_apart_and_is_the_same_twice(layout: Any) -> None:
     vectors, truth = blobs(2)

@@ -97,6 +97,7 @@ def test_the_shipped_one_has_every_class() -> None:
     assert shipped_wordnet().measures == FREE
 
 
+@pytest.mark.slow
 def test_the_shipped_one_is_as_good_as_the_whole(full: WordNet) -> None:
     tiny = shipped_wordnet()
     assert [full.reader.synset(name).name() for name in NAMES] == NAMES
@@ -408,6 +409,7 @@ def test_a_noun_and_a_verb(full: WordNet) -> None:
     assert all(math.isnan(row[measure]) for measure in ("lch", "res", "lin", "jcn"))
 
 
+@pytest.mark.slow
 def test_information_content(full: WordNet) -> None:
     assert full.content is not None
     assert full.measures == MEASURES
