@@ -4,8 +4,9 @@
     python tools/mutants.py --only sweep          # those with a word in their names
     python tools/mutants.py --list
 
-A mutant is a text of the package and what stands there instead. The text is searched for in all modules, so that code
-may move; one that is not found exactly once is an error, and is to be written anew from the code as it is now.
+A mutant is a text of the package and what stands there instead; the tests are those of ``make test``. The text is
+searched for in all modules, so that code may move; one that is not found exactly once is an error, and is to be written
+anew from the code as it is now.
 """
 
 from __future__ import annotations
@@ -288,7 +289,8 @@ def tested(folder: Path, files: list[str]) -> tuple[int | None, str]:
         "OMP_NUM_THREADS": "1",
         "PURE_NB_SHARED": os.environ.get("PURE_NB_SHARED") or str(ROOT.parent / "shared"),
     }
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
+    asked = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not (book or nightly)"]  # as `make test` does
+    command = [sys.executable, "-m", "pytest", *asked, *files]
     how = {"cwd": folder, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, **how, start_new_session=True) as process:
         try:
