@@ -2,9 +2,9 @@
 
     python tools/build.py [--study STUDY] [options of ``jupyter-book build``]
 
-The chapters run side by side (:mod:`run_chapters`); one that failed runs again in Jupyter Book, with its error shown.
-Beside all that the neurons' own pages are written, which the chapters' explorers lead to; they may take longer than the
-chapters, as the last step uses one core, so they are copied to the site at the end. ``make book`` runs this.
+The chapters run side by side (:mod:`run_chapters`), and Jupyter Book makes a page of each once it is done; one that
+failed runs there again, with its error shown. Beside all that the neurons' own pages are written, which the chapters'
+explorers lead to, and copied to the site at the end. ``make book`` runs this.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import partial
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 from run_chapters import CPU_COUNT, ROOT, Chapters, end_with_parent, fork_kernels, inputs, says
 
@@ -48,12 +49,25 @@ def draw_neurons(folder: Path) -> None:
     atlas.write(study, folder, methods=atlas.METHODS, embedder=mini_clip(), home="../book/index.html")
 
 
-def make_site(source: Path, options: list[str]) -> None:
-    """Let Jupyter Book make pages of the chapters and their results."""
+def make_site(source: Path, options: list[str], ready: dict[str, Event]) -> None:
+    """Let Jupyter Book make pages of the chapters and their results: first all other pages, then each that is ready."""
     from jupyter_book import sphinx
     from jupyter_book.cli.main import main
 
-    sphinx.build_sphinx = partial(sphinx.build_sphinx, jobs=CPU_COUNT)  # the command has no option for it
+    order = list(ready)
+
+    def start(*args: Any, **how: Any) -> Any:  # the command has no options for these
+        app = plain(*args, **how | {"parallel": CPU_COUNT})
+        app.connect("env-before-read-docs", lambda app, env, names: names.sort(key=place))
+        app.connect("source-read", lambda app, name, text: ready[name].wait() if name in ready else None)
+        return app
+
+    def place(name: str) -> int:
+        return order.index(name) if name in ready else -1
+
+    if ready:
+        end_with_parent()
+    plain, sphinx.Sphinx = sphinx.Sphinx, start
     main(["build", str(source), *options], standalone_mode=False)
 
 
@@ -69,7 +83,7 @@ def main() -> None:
     os.environ |= ENVIRONMENT | {"PURE_NB_BOOK": str(extra)}
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     fork_kernels()
-    process = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn").Process
+    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     drawing, drawn = None, inputs(DRAWN)
     if asked.study:  # its results go where the command line keeps them, and are found there
         if os.environ.get("PURE_NB_STORE"):
@@ -84,7 +98,7 @@ def main() -> None:
         if not says(build / "drawn", drawn):
             for earlier in extra.glob("neurons*"):
                 shutil.rmtree(earlier)
-            drawing = process(target=draw_neurons, args=(extra / "neurons",))
+            drawing = context.Process(target=draw_neurons, args=(extra / "neurons",))
             drawing.start()
 
     coded = [path for path in sorted((source / "book").glob("*.md")) if "\n```{code-cell}" in path.read_text("utf-8")]
@@ -93,16 +107,21 @@ def main() -> None:
     outdated = chapters.outdated()
     for chapter in outdated:  # or Sphinx would not see that its results are others
         (build / ".doctrees" / "book" / f"{Path(chapter).stem}.doctree").unlink(missing_ok=True)
-    chapters.run_all(outdated)
-
+    ready = {chapter: context.Event() for chapter in outdated}
     if drawing or outdated:  # what documents the package finds it imported
-        site = process(target=make_site, args=(source, options))
+        names = {f"book/{Path(chapter).stem}": event for chapter, event in ready.items()}
+        site = context.Process(target=make_site, args=(source, options, names))
         site.start()
+        try:
+            chapters.run_all(outdated, lambda chapter: ready[chapter].set())
+        finally:
+            for event in ready.values():
+                event.set()
         site.join()
         if site.exitcode:
             sys.exit(site.exitcode)
     else:
-        make_site(source, options)
+        make_site(source, options, {})
     if drawing:
         drawing.join()
         if drawing.exitcode:

@@ -19,7 +19,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import EntryPoint
@@ -214,11 +214,16 @@ class Chapters:
         said = f"{Path(uri).stem}: {perf_counter() - start:.0f} s" + ("" if result.succeeded else ", failed")
         print(said + "\n", end="", flush=True)  # at once, or lines of two threads would mix
 
-    def run_all(self, uris: list[str]) -> None:
-        """Run chapters, as many at once as there are cores."""
+    def run_all(self, uris: list[str], done: Callable[[str], object] = lambda uri: None) -> None:
+        """Run chapters, as many at once as there are cores, and say of each when it is done."""
+
+        def run(uri: str) -> None:
+            self.run(uri)
+            done(uri)
+
         pool = ThreadPoolExecutor(CPU_COUNT)
         try:
-            list(pool.map(self.run, uris))
+            list(pool.map(run, uris))
         except KeyboardInterrupt:
             os._exit(130)  # the kernels end with this process; to wait for their chapters could take half an hour
 
