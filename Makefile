@@ -63,9 +63,10 @@ nightly: lint types  ## all there is, for hours: also long tests, many examples,
 	$(BIN)/python benchmarks/faults.py
 	$(BIN)/python tools/mutants.py
 
-lint: $(STAMP)  ## ruff
+lint: $(STAMP)  ## ruff, and the contract of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(STAMP)  ## mypy
 	$(BIN)/mypy

@@ -26,10 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from pure_nb.data import Images
-from pure_nb.layers import INPUT, get_layer
-from pure_nb.relevance import ClassRelevance, ClassStatistics, closed_form
-from pure_nb.sweep import sweep
+from pure_nb.compute.sweep import sweep
+from pure_nb.images.data import Images
+from pure_nb.methods.relevance import ClassRelevance, ClassStatistics, closed_form
+from pure_nb.network.layers import INPUT, get_layer
 
 LAYERS = {
     "glyphnet": "layer4.0.conv2",

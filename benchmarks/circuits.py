@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from pure_nb.circuits import circuits, normalised
-from pure_nb.data import Images
-from pure_nb.layers import activations, cut, resting
-from pure_nb.references import TopReferences
-from pure_nb.sources import glyph_images
-from pure_nb.sweep import sweep
+from pure_nb.compute.sweep import sweep
+from pure_nb.glyphs import glyph_images
+from pure_nb.images.data import Images
+from pure_nb.methods.circuits import circuits, normalised
+from pure_nb.methods.references import TopReferences
+from pure_nb.network.layers import activations, cut, resting
 
 TARGET, LOWER = "layer4", "layer3"
 

@@ -26,8 +26,8 @@ from torch.utils.data import Dataset
 from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import ResNetCanonizer
 
-from pure_nb.models import load_model
-from pure_nb.references import grouped
+from pure_nb.compute.blocks import grouped
+from pure_nb.loading import load_model
 
 PACKAGES = ("torch", "torchvision", "numpy", "zennit", "zennit-crp")
 

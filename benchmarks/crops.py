@@ -28,9 +28,9 @@ from crp.visualization import FeatureVisualization
 from numpy.typing import NDArray
 from torch import nn
 
-from pure_nb.data import Images
-from pure_nb.layers import activations
-from pure_nb.render import heatmaps, views
+from pure_nb.figures.render import heatmaps, views
+from pure_nb.images.data import Images
+from pure_nb.network.layers import activations
 
 TARGET = "layer4"
 

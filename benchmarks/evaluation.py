@@ -20,7 +20,7 @@ from common import arguments, interleaved, report, start
 from numpy.typing import NDArray
 from sklearn.metrics import pairwise_distances
 
-from pure_nb.evaluation import intra_inter, pair_distances
+from pure_nb.judges.evaluation import intra_inter, pair_distances
 
 Means = NDArray[np.float64]
 

@@ -47,15 +47,15 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset
 
-from pure_nb import blocks, store, sweep
 from pure_nb import study as study_module
+from pure_nb.compute import blocks, store, sweep
 from pure_nb.errors import PureError, StoreWarning
+from pure_nb.images.sources import folder_images
 from pure_nb.loading import load_study
-from pure_nb.models import load_weights
-from pure_nb.sources import folder_images
-from pure_nb.splitting import load_split, save_split
+from pure_nb.methods.splitting import load_split, save_split
+from pure_nb.methods.virtual import virtual_neurons
+from pure_nb.network.models import load_weights
 from pure_nb.study import Study
-from pure_nb.virtual import virtual_neurons
 
 PATIENCE = 60
 """Seconds after which a trial counts as hanging."""

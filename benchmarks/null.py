@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from pure_nb import load_study
-from pure_nb.null import STARTS, _clearest, _gram, one_heap
-from pure_nb.virtual import CHOICES, virtual_neurons
-from pure_nb.worlds import World, planted_world
+from pure_nb.benchmark.worlds import World, planted_world
+from pure_nb.methods.null import STARTS, _clearest, _gram, one_heap
+from pure_nb.methods.virtual import CHOICES, virtual_neurons
 
 Vectors = NDArray[np.floating]
 N, D = 100, 64

@@ -22,14 +22,15 @@ from common import arguments, report, start
 from sklearn.metrics import adjusted_rand_score
 from torch.utils.data import Subset
 
-from pure_nb.circuits import circuits
-from pure_nb.data import Images
-from pure_nb.models import load_model
-from pure_nb.precision import precisely
-from pure_nb.references import TopReferences
-from pure_nb.sources import folder_images, glyph_images
-from pure_nb.sweep import sweep
-from pure_nb.virtual import cluster
+from pure_nb.compute.precision import precisely
+from pure_nb.compute.sweep import sweep
+from pure_nb.glyphs import glyph_images
+from pure_nb.images.data import Images
+from pure_nb.images.sources import folder_images
+from pure_nb.loading import load_model
+from pure_nb.methods.circuits import circuits
+from pure_nb.methods.references import TopReferences
+from pure_nb.methods.virtual import cluster
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {},

@@ -20,9 +20,9 @@ from crops import TARGET
 from sweep import ours as swept
 from torch.profiler import ProfilerActivity, profile
 
-from pure_nb.circuits import circuits
-from pure_nb.data import Images
-from pure_nb.render import views
+from pure_nb.figures.render import views
+from pure_nb.images.data import Images
+from pure_nb.methods.circuits import circuits
 
 CONVOLUTIONS = ("aten::mkldnn_convolution", "aten::convolution_backward", "aten::cudnn_convolution")
 

@@ -20,9 +20,9 @@ from common import arguments, start
 from numpy.typing import NDArray
 from sklearn.cluster import AgglomerativeClustering
 
-from pure_nb import Study, bench, load_study
-from pure_nb.circuits import propagate
-from pure_nb.contestants import (
+from pure_nb import Study, load_study
+from pure_nb.benchmark import bench
+from pure_nb.benchmark.contestants import (
     CEILING,
     CLOSE,
     LAYERS,
@@ -36,9 +36,10 @@ from pure_nb.contestants import (
     circuits_of,
     several_layers,
 )
-from pure_nb.layers import by_position
+from pure_nb.benchmark.worlds import World, objects_world, planted_world
+from pure_nb.methods.circuits import propagate
+from pure_nb.network.layers import by_position
 from pure_nb.parameters import NEAREST
-from pure_nb.worlds import World, objects_world, planted_world
 
 Vectors = NDArray[np.float32]
 

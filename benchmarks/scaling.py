@@ -28,11 +28,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from numpy.typing import NDArray
 from sweep import Made
 
-from pure_nb.circuits import circuits
-from pure_nb.data import Images
-from pure_nb.references import TopReferences
-from pure_nb.render import boxes
-from pure_nb.sweep import sweep
+from pure_nb.compute.sweep import sweep
+from pure_nb.figures.render import boxes
+from pure_nb.images.data import Images
+from pure_nb.methods.circuits import circuits
+from pure_nb.methods.references import TopReferences
 
 SOURCE, TARGET, LOWER = "torchvision:resnet18", "layer4", "layer3"
 VARIED = ("images", "channels", "references")

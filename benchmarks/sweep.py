@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from pure_nb.data import Images
-from pure_nb.references import References, TopReferences
-from pure_nb.sources import folder_images
-from pure_nb.sweep import sweep
+from pure_nb.compute.sweep import sweep
+from pure_nb.images.data import Images
+from pure_nb.images.sources import folder_images
+from pure_nb.methods.references import References, TopReferences
 
 LAYER = "layer4"
 

@@ -48,14 +48,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from pure_nb.circuits import circuits
-from pure_nb.data import Images
-from pure_nb.layers import INPUT, OUTPUT, activations, get_layer, resting
-from pure_nb.references import References, TopReferences
-from pure_nb.relevance import ClassRelevance, ClassStatistics, carried, closed_form
-from pure_nb.render import views
-from pure_nb.splitting import RHOS, PartActivations, Split, owners, part_activations, split_channel
-from pure_nb.sweep import SHARD, run_shard, sweep
+from pure_nb.compute.sweep import SHARD, run_shard, sweep
+from pure_nb.figures.render import views
+from pure_nb.images.data import Images
+from pure_nb.methods.circuits import circuits
+from pure_nb.methods.references import References, TopReferences
+from pure_nb.methods.relevance import ClassRelevance, ClassStatistics, carried, closed_form
+from pure_nb.methods.splitting import RHOS, PartActivations, Split, owners, part_activations, split_channel
+from pure_nb.network.layers import INPUT, OUTPUT, activations, get_layer, resting
 
 CONVOLUTIONS = {
     "torchvision:resnet18": "layer4.1.conv2",

@@ -19,7 +19,7 @@ import torch
 import typer
 from safetensors.numpy import save_file
 
-from pure_nb.data import printable
+from pure_nb.compute.store import Result, Store, store_folder, write_atomically
 from pure_nb.errors import (
     EmbedderError,
     LayerError,
@@ -30,13 +30,13 @@ from pure_nb.errors import (
     StudyWarning,
     WordNetError,
 )
+from pure_nb.images.data import printable
 from pure_nb.loading import load_study, shipped_studies
+from pure_nb.methods.relevance import Clamp, gamma_polysemantic
+from pure_nb.methods.splitting import Ownership, Score, Split, save_split
+from pure_nb.methods.virtual import CHOICES
 from pure_nb.parameters import file_word
-from pure_nb.relevance import Clamp, gamma_polysemantic
-from pure_nb.splitting import Ownership, Score, Split, save_split
-from pure_nb.store import Result, Store, store_folder, write_atomically
 from pure_nb.study import Study, outdated
-from pure_nb.virtual import CHOICES
 
 app = typer.Typer(
     name="pure-nb",
@@ -157,7 +157,7 @@ def _client(where: str, device: str, threads: int | None) -> Any:
     try:
         from dask.system import CPU_COUNT
 
-        from pure_nb import cluster
+        from pure_nb.compute import cluster
     except ImportError as problem:
         raise StudyError(f"--cluster needs more packages: pip install 'pure-nb[cluster]' ({problem})") from problem
     client = cluster.connect(where, device=device)
@@ -265,7 +265,7 @@ def plot(
     import matplotlib
 
     matplotlib.use("agg")
-    from pure_nb.plots import save  # plotting libraries take a second to import
+    from pure_nb.figures.plots import save  # plotting libraries take a second to import
 
     _place(out)
     found = _study(locals())
@@ -309,13 +309,13 @@ def atlas(
     skip_unreadable: Skip = False,
 ) -> None:
     """Write a static site with a page for every neuron, to read, search and share. Ctrl-C stops it; it goes on."""
-    from pure_nb import atlas as site
+    from pure_nb.show import atlas as site
 
     _place(out)
     found = _study(locals())
     judge = None
     if embedder is not None:
-        from pure_nb.embedders import load_embedder  # open_clip takes a second to import
+        from pure_nb.judges.embedders import load_embedder  # open_clip takes a second to import
 
         judge = load_embedder(embedder, device=found.here)
     index = site.write(
@@ -469,7 +469,7 @@ def split(
     found = _study(locals())
     how: dict[str, Any] = {"ownership": ownership, "clamp": clamp}
     if validation is not None:
-        if found.images.scenes:
+        if found.images.drawn:
             raise StudyError(
                 "--validation needs a study of pictures; glyph scenes are drawn, and not read from a folder"
             )
@@ -480,7 +480,7 @@ def split(
     _print(made.table(), 0)
     if out is not None:
         save_split(found.model, made, out)
-        typer.echo(f"{out}: pure_nb.splitting.load_split(model, {str(out)!r}) puts it into the network")
+        typer.echo(f"{out}: pure_nb.methods.splitting.load_split(model, {str(out)!r}) puts it into the network")
 
 
 def _place(out: Path | None, *suffixes: str) -> None:
@@ -562,8 +562,8 @@ def evaluate(
     import matplotlib
 
     matplotlib.use("agg")
-    from pure_nb import report  # open_clip takes a second to import
-    from pure_nb.embedders import Features, load_embedder
+    from pure_nb.judges.embedders import Features, load_embedder
+    from pure_nb.show import report  # open_clip takes a second to import
 
     if more and k is None:
         raise StudyError(f"what is {more[0]!r}? Numbers of parts come after --k")
@@ -574,7 +574,7 @@ def evaluate(
         raise StudyError(f"--k must be 2 or more, got {min(ks)}")
     _place(out)
     found = _study(locals())
-    specs = embedder or (["mini-clip", "mini-dino", "pixels"] if found.images.scenes else ["clip", "dinov2"])
+    specs = embedder or (["mini-clip", "mini-dino", "pixels"] if found.images.drawn else ["clip", "dinov2"])
     how: dict[str, Any] = {"features": features, "device": found.here}
     judge, *others = [load_embedder(spec, **how) for spec in specs]
     vocabulary = None
@@ -640,9 +640,9 @@ def bench(
     import matplotlib
 
     matplotlib.use("agg")
-    from pure_nb import leaderboards  # open_clip takes a second to import
-    from pure_nb.contestants import load_contestant
-    from pure_nb.embedders import load_embedder
+    from pure_nb.benchmark import leaderboards  # open_clip takes a second to import
+    from pure_nb.benchmark.contestants import load_contestant
+    from pure_nb.judges.embedders import load_embedder
 
     _place(out)
     own = [load_contestant(specification) for specification in add or ()]

@@ -5,18 +5,19 @@ Its table ``[images]`` names a ``source``:
 =======================  =============================================================================================
 ``"glyphs"``             the world that ships; ``length``, ``seed``
 ``"folder"``             pictures in the folder ``root``, one subfolder a class or none; see
-                         :func:`pure_nb.sources.folder_images`
+                         :func:`pure_nb.images.sources.folder_images`
 ``"paths"``              pictures that the text file ``root`` lists, one a line
 ``"torchvision:NAME"``   a data set of torchvision in the folder ``root``; the other entries are arguments of its own
 ``"huggingface:NAME"``   a data set of Hugging Face, of which ``split`` and ``config`` are fetched, or which
                          ``save_to_disk`` put in the folder ``root``; ``columns`` chooses among several of its columns
 =======================  =============================================================================================
 
-All but glyphs take ``resize``, ``crop``, ``mean``, ``std`` and ``grey``, as :func:`pure_nb.sources.preprocessing`, and
-``turned`` and ``white``, as :class:`pure_nb.sources.Reader`; those of torchvision need a mean and std, keep their size
-by default, and take the last two if they read files with a loader, as ``ImageFolder`` does. All take ``synsets``, what
-WordNet calls some classes: ``{king = "king.n.10"}``. A path starts from the study's own folder. Nothing is fetched into
-a folder outside of it that the user has not named; what the hub sends goes to Hugging Face's own cache.
+All but glyphs take ``resize``, ``crop``, ``mean``, ``std`` and ``grey``, as
+:func:`pure_nb.images.sources.preprocessing`, and ``turned`` and ``white``, as :class:`pure_nb.images.sources.Reader`;
+those of torchvision need a mean and std, keep their size by default, and take the last two if they read files with a
+loader, as ``ImageFolder`` does. All take ``synsets``, what WordNet calls some classes: ``{king = "king.n.10"}``. A path
+starts from the study's own folder. Nothing is fetched into a folder outside of it that the user has not named; what the
+hub sends goes to Hugging Face's own cache.
 """
 
 from __future__ import annotations
@@ -30,22 +31,36 @@ from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.datasets.folder import default_loader
 
-from pure_nb import models
-from pure_nb.data import Images
+from pure_nb.compute.store import Store, store_folder
 from pure_nb.errors import ArgumentError, ImageError, StudyError
+from pure_nb.glyphs import glyph_images
+from pure_nb.glyphs.network import GLYPHNET
+from pure_nb.images.data import Images
+from pure_nb.images.sources import Reader, as_images, folder_images, path_images, preprocessing
+from pure_nb.network import models
 from pure_nb.parameters import checked, word
-from pure_nb.sources import Reader, as_images, folder_images, glyph_images, path_images, preprocessing
-from pure_nb.store import Store, store_folder
 from pure_nb.study import RUN, Study, repeated
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+def load_model(source: str, weights: str | Path | None = None, **options: Any) -> nn.Module:
+    """Make a network and fill in its weights: ``"glyphnet"``, the one that ships, or any other.
+
+    Parameters
+    ----------
+    source, weights, options
+        As for :func:`pure_nb.network.models.load_model`, which it calls.
+    """
+    return models.load_model(source, weights, shipped={"glyphnet": GLYPHNET}, **options)
 
 
 def load_study(
@@ -108,7 +123,7 @@ def load_study(
             model_options["weights"] = Path(weights).absolute()
         elif "weights" in model_options:
             model_options["weights"] = _expanded(model_options["weights"], "--weights")
-        model = models.load_model(model_options.pop("source"), folder=folder, **model_options)
+        model = load_model(model_options.pop("source"), folder=folder, **model_options)
         images = repeated(model, _images(image_options, data, folder))
     except KeyError as problem:
         raise StudyError(f"{str(path)!r} lacks the entry {problem}") from problem

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pure_nb import truth
 from pure_nb.errors import ArgumentError
-from pure_nb.glyphs import CLASSES
-from pure_nb.render import Crop, View
-from pure_nb.virtual import Layout, VirtualNeurons, embed, virtual_neurons
+from pure_nb.figures.render import View
+from pure_nb.judges import truth
+from pure_nb.methods.virtual import Layout, VirtualNeurons, embed, virtual_neurons
+from pure_nb.parameters import Crop
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +86,8 @@ class Neuron:
     def names(self) -> list[str]:
         """What each reference image shows: the object under its maximum where that is known, else its label, or ""."""
         if self.objects is not None:
-            return [CLASSES[label].name for label in self.objects.tolist()]
+            classes = ["", *self.study.images.truth.classes]  # type: ignore[union-attr]  # or there would be no objects
+            return [classes[label + 1] for label in self.objects.tolist()]
         return [self.study.images.label(sample) for sample in self.sample.tolist()]
 
     def meanings(self, part: int | None = None) -> str:
@@ -102,6 +103,6 @@ class Neuron:
 
     def plot(self, count: int = 6) -> Figure:
         """The neuron taken apart, as a picture: its circuits in the plane, and images of each part."""
-        from pure_nb.plots import neuron_figure  # plotting libraries take a second to import
+        from pure_nb.figures.plots import neuron_figure  # plotting libraries take a second to import
 
         return neuron_figure(self, count)

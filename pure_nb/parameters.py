@@ -6,16 +6,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-from pure_nb.circuits import Rule, Seed
 from pure_nb.errors import StudyError
-from pure_nb.precision import PRECISIONS, Precision
-from pure_nb.references import By
-from pure_nb.render import Crop
+
+Rule = Literal["gradient", "lrp"]
+Seed = Literal["activation", "peak", "unit"]
+By = Literal["max", "mean"]
+Crop = Literal["peak", "crp", "activation"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 NEAREST = "nearest"
-"""As the lower layer: the one right below the target, see :func:`pure_nb.layers.nearest_below`."""
+"""As the lower layer: the one right below the target, see :func:`pure_nb.network.layers.nearest_below`."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +36,24 @@ class Parameters:
     rule
         How relevance is propagated: ``"gradient"`` or ``"lrp"``.
     seed
-        Where it starts: ``"activation"``, ``"peak"`` or ``"unit"``; see :func:`pure_nb.circuits.seeded`.
+        Where it starts: ``"activation"``, ``"peak"`` or ``"unit"``; see :func:`pure_nb.methods.circuits.seeded`.
     crop
         How reference images are cropped, for pictures and for embedders: ``"peak"``, by relevance from the maximum
         alone, as the paper; ``"crp"``, by relevance from all positions; or ``"activation"``, by the activation map,
-        which is far cheaper. See :func:`pure_nb.render.heatmaps`.
+        which is far cheaper. See :func:`pure_nb.figures.render.heatmaps`.
     k
         Virtual neurons of each neuron; 0 chooses, neuron by neuron.
     random
         Seed of all that is random.
     share, mass
         When a channel is relevant in an image to its class: by its share of the positive attribution, or, if ``mass``
-        is above 0, among the strongest that carry this part of it together; see :func:`pure_nb.relevance.carried`.
+        is above 0, among the strongest that carry this part of it together; see
+        :func:`pure_nb.methods.relevance.carried`.
     p
         A channel is relevant to a class if it is so in at least this part of the class's images.
     precision
         What the network computes in during the passes over all images: ``"float32"``, ``"bfloat16"`` or ``"float16"``;
-        see :mod:`pure_nb.precision`. Circuits and heatmaps are always in float32.
+        see :mod:`pure_nb.compute.precision`. Circuits and heatmaps are always in float32.
     """
 
     target: str
@@ -90,7 +93,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "rule": get_args(Rule),
     "seed": get_args(Seed),
     "crop": get_args(Crop),
-    "precision": PRECISIONS,
+    "precision": get_args(Precision),
 }
 """What some parameters may be."""
 

@@ -29,12 +29,10 @@ from scipy.stats import false_discovery_control
 from sklearn.metrics import adjusted_mutual_info_score
 from torch import nn
 
-from pure_nb import models, truth
-from pure_nb.bars import progress_bar
-from pure_nb.blocks import by_blocks
-from pure_nb.circuits import circuits, propagate
-from pure_nb.concord import Concord, concord, similarity_matrix, with_similarities
-from pure_nb.data import Images, Unreadable, at_chance, batches, class_labels, readable, seen_labels
+from pure_nb.compute.bars import progress_bar
+from pure_nb.compute.blocks import by_blocks
+from pure_nb.compute.store import Arrays, New, Store, store_folder
+from pure_nb.compute.sweep import sweep
 from pure_nb.errors import (
     ArgumentError,
     EmbedderError,
@@ -43,8 +41,46 @@ from pure_nb.errors import (
     StudyError,
     StudyWarning,
 )
-from pure_nb.glyphs import MEAN, STD, GlyphObjects
-from pure_nb.layers import (
+from pure_nb.figures.render import View, boxes, cropped, views
+from pure_nb.images.data import Images, Unreadable, at_chance, batches, class_labels, readable, seen_labels
+from pure_nb.images.sources import as_images
+from pure_nb.judges import truth
+from pure_nb.methods.circuits import circuits, propagate
+from pure_nb.methods.concord import Concord, concord, similarity_matrix, with_similarities
+from pure_nb.methods.references import References, TopReferences
+from pure_nb.methods.relevance import (
+    Clamp,
+    ClassRelevance,
+    ClassStatistics,
+    class_pairs,
+    closed_form,
+    dense_weight,
+    gamma_polysemantic,
+    pooled_inputs,
+)
+from pure_nb.methods.splitting import (
+    Ownership,
+    PartActivations,
+    Score,
+    Split,
+    channel_sources,
+    every_second,
+    part_activations,
+)
+from pure_nb.methods.virtual import (
+    MANY,
+    NEURONS,
+    VirtualNeurons,
+    embed,
+    packed,
+    part_name,
+    refitted,
+    unpacked,
+    virtual_neurons,
+)
+from pure_nb.methods.wordnet import WordNet, find_wordnet, shipped_wordnet
+from pure_nb.network import models
+from pure_nb.network.layers import (
     INPUT,
     LayerShape,
     activations,
@@ -59,49 +95,12 @@ from pure_nb.layers import (
     resting,
     survey,
 )
-from pure_nb.parameters import NEAREST, PARAMETERS, Parameters, checked, whole, word
-from pure_nb.references import References, TopReferences
-from pure_nb.relevance import (
-    Clamp,
-    ClassRelevance,
-    ClassStatistics,
-    class_pairs,
-    closed_form,
-    dense_weight,
-    gamma_polysemantic,
-    pooled_inputs,
-)
-from pure_nb.render import Crop, View, boxes, cropped, views
-from pure_nb.sources import as_images
-from pure_nb.splitting import (
-    Ownership,
-    PartActivations,
-    Score,
-    Split,
-    channel_sources,
-    every_second,
-    part_activations,
-)
-from pure_nb.store import Arrays, New, Store, store_folder
-from pure_nb.sweep import sweep
-from pure_nb.virtual import (
-    MANY,
-    NEURONS,
-    VirtualNeurons,
-    embed,
-    packed,
-    part_name,
-    refitted,
-    unpacked,
-    virtual_neurons,
-)
-from pure_nb.wordnet import WordNet, find_wordnet, shipped_wordnet
+from pure_nb.neuron import Neuron
+from pure_nb.parameters import NEAREST, PARAMETERS, Crop, Parameters, checked, whole, word
 
 if TYPE_CHECKING:
-    from distributed import Client
-
-    from pure_nb.embedders import Embedder
-    from pure_nb.neuron import Neuron
+    from pure_nb.compute.cluster import Cluster
+    from pure_nb.judges.embedders import Embedder
 
 
 T = TypeVar("T")
@@ -187,7 +186,7 @@ class Study:
         How to run: none of these is part of what a result depends on, but for the last digits of its numbers.
         ``channels_last`` lays the network's weights out in memory as many GPUs like them, while it runs.
     client
-        A Dask cluster to run on, from :func:`pure_nb.cluster.connect`; None runs here.
+        A Dask cluster to run on, from :func:`pure_nb.compute.cluster.connect`; None runs here.
     """
 
     name: str
@@ -201,7 +200,7 @@ class Study:
     skip_unreadable: bool = False
     channels_last: bool = False
     progress: bool = True
-    client: Client | None = None
+    client: Cluster | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", models.unwrapped(self.model))
@@ -246,14 +245,14 @@ class Study:
             Any torch network.
         images
             A data set, tensors ``[N, C, H, W]``, a list of files, a folder, or a data set of Hugging Face: all that
-            :func:`pure_nb.sources.as_images` takes. Labels are not needed.
+            :func:`pure_nb.images.sources.as_images` takes. Labels are not needed.
         target, lower
             Names of the two layers.
         name, store
             Results are kept in the folder ``store / name``; by default in the user's cache. Two studies may share both.
         mean, std
             The normalisation of the images, where they do not tell by themselves, as tensors and many transforms don't:
-            it is undone to look at them, and for embedders. See :func:`pure_nb.sources.as_images`.
+            it is undone to look at them, and for embedders. See :func:`pure_nb.images.sources.as_images`.
         options
             Anything else of :class:`Parameters`, and how to run: ``device="cuda"``, ``batch_size=64``.
 
@@ -285,7 +284,7 @@ class Study:
             return require(self.model, example, self.parameters.target, self.parameters.lower)
 
     def survey(self) -> list[LayerShape]:
-        """All layers that can be studied: see :func:`pure_nb.layers.survey`."""
+        """All layers that can be studied: see :func:`pure_nb.network.layers.survey`."""
         with placed(self.model, self.here):
             return survey(self.model, self.images.example[None].to(self.here))
 
@@ -382,7 +381,7 @@ class Study:
         channel
             Of the target layer.
         images, samples
-            The new images, as for :func:`pure_nb.sources.as_images`, and which of them; all of them by default.
+            The new images, as for :func:`pure_nb.images.sources.as_images`, and which of them; all of them by default.
 
         Returns
         -------
@@ -422,8 +421,9 @@ class Study:
 
     @cached_property
     def labelled(self) -> Images:
-        """Images of one known class each: the study's own, or for glyph scenes pictures of a single object."""
-        return Images(GlyphObjects(), "glyph objects", MEAN, STD) if self.images.scenes else self.images
+        """Images of one known class each: the study's own, or others that the data set has for that."""
+        own: Images = getattr(self.images.dataset, "labelled", self.images)
+        return own
 
     @cached_property
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -436,7 +436,7 @@ class Study:
                 f"{type(self.model).__name__} does not"
             )
         labels, names = class_labels(self.labelled, logits.channels)
-        doubt = "" if self.images.scenes else self._doubt(labels)
+        doubt = "" if self.images.drawn else self._doubt(labels)
         if doubt:
             warnings.warn(
                 f"{doubt}, no more than by chance: what is said of classes will mean nothing. Are the classes in the "
@@ -559,8 +559,8 @@ class Study:
     def pairs(self) -> pd.DataFrame:
         """Every channel that is relevant to two classes, with the cosine of its two average relevance vectors.
 
-        See :func:`pure_nb.relevance.class_pairs`; :func:`pure_nb.relevance.gamma_polysemantic` picks from it. If there
-        is none, a warning says what would find some.
+        See :func:`pure_nb.methods.relevance.class_pairs`; :func:`pure_nb.methods.relevance.gamma_polysemantic` picks
+        from it. If there is none, a warning says what would find some.
         """
         found, p = class_pairs(self.classes, self.model, self.class_names, p=self.parameters.p), self.parameters
         if found.empty:
@@ -587,7 +587,7 @@ class Study:
         wordnet
             Where to look: by default what ships for the glyph world, and the user's WordNet for all else.
         measures
-            Some of :data:`pure_nb.wordnet.MEASURES`.
+            Some of :data:`pure_nb.methods.wordnet.MEASURES`.
         synsets
             What WordNet calls some classes, where their names would be misunderstood: ``{"king": "king.n.10"}``.
 
@@ -611,11 +611,11 @@ class Study:
         Parameters
         ----------
         measure
-            One of :data:`pure_nb.wordnet.MEASURES`.
+            One of :data:`pure_nb.methods.wordnet.MEASURES`.
         wordnet, synsets
             As in :meth:`wordnet_pairs`.
         how
-            Of :func:`pure_nb.concord.concord`: ``permutations``, ``replicates``, ``level``, ``seed``.
+            Of :func:`pure_nb.methods.concord.concord`: ``permutations``, ``replicates``, ``level``, ``seed``.
 
         Raises
         ------
@@ -632,7 +632,7 @@ class Study:
     @cached_property
     def _wordnet(self) -> WordNet:
         """What ships, if it has the classes; else the user's."""
-        return shipped_wordnet() if self.images.scenes else find_wordnet()
+        return shipped_wordnet() if self.images.drawn else find_wordnet()
 
     def split_of(
         self,
@@ -662,18 +662,18 @@ class Study:
         classes
             Names of at least two classes; None takes the virtual neurons, named A, B ...
         score
-            By which the threshold is chosen: see :func:`pure_nb.splitting.choose_rho`.
+            By which the threshold is chosen: see :func:`pure_nb.methods.splitting.choose_rho`.
         ownership
-            By which rule sources are owned: see :func:`pure_nb.splitting.owners`.
+            By which rule sources are owned: see :func:`pure_nb.methods.splitting.owners`.
         clamp
             How it is found in which validation images the channel is relevant: see
-            :func:`pure_nb.relevance.attributed`.
+            :func:`pure_nb.methods.relevance.attributed`.
         held_out
             If False, all images make the vectors, and the clusters are the neuron's own: the images for validation then
             are so for the threshold only.
         validation
-            Images of one's own for validation, as for :func:`pure_nb.sources.as_images`, with labels if it is a split
-            between classes. It then is fitted to all images of the study.
+            Images of one's own for validation, as for :func:`pure_nb.images.sources.as_images`, with labels if it is a
+            split between classes. It then is fitted to all images of the study.
 
         Raises
         ------
@@ -804,7 +804,7 @@ class Study:
         Parameters
         ----------
         gamma
-            Pairs with a cosine below it; see :func:`pure_nb.relevance.gamma_polysemantic`.
+            Pairs with a cosine below it; see :func:`pure_nb.methods.relevance.gamma_polysemantic`.
         validation, how
             Of :meth:`split_of`: ``score``, ``ownership``, ``clamp``, ``held_out``.
 
@@ -812,7 +812,7 @@ class Study:
         -------
         DataFrame
             A row for each pair: ``channel``, ``class_1``, ``class_2``, ``cosine``, ``rho``; and the means of
-            :meth:`pure_nb.splitting.Split.table` over both classes, of its positive and of its signed ratios:
+            :meth:`pure_nb.methods.splitting.Split.table` over both classes, of its positive and of its signed ratios:
             ``positive_own`` and ``signed_own`` (a class's own part to the whole channel), ``positive_other`` and
             ``signed_other`` (of the other class's part), ``positive_residual`` and ``signed_residual``. All are NaN
             where a class has fewer than two images. Pairs of one channel are not independent: average over its pairs
@@ -873,12 +873,13 @@ class Study:
     @cached_property
     def objects(self) -> NDArray[np.int64] | None:
         """The class of the object under each reference's maximum, ``[channels, n]``; None where that is not known."""
-        scenes = self.images.scenes
-        if scenes is None or len(self.references.grid) != 2:  # without a grid there is no place to look at
+        known = self.images.truth
+        if known is None or len(self.references.grid) != 2:  # without a grid there is no place to look at
             return None
+        height, width = self.images.example.shape[-2:]
 
         def compute(_: Store | None) -> tuple[Arrays, None]:
-            return {"label": truth.objects_at_maxima(scenes, self.references)}, None
+            return {"label": truth.objects_at_maxima(known, self.references, (height, width))}, None
 
         return self._kept("objects", self._key("objects", "target", "n", "by"), compute)[0]["label"]
 
@@ -886,8 +887,8 @@ class Study:
     def boxes(self) -> NDArray[np.int32]:
         """The squares that each channel looks at in its references, by the parameter ``crop``: ``[channels, n, 4]``.
 
-        See :func:`pure_nb.render.boxes`. Where the rules of CRP do not fit the network, a warning says so and the
-        activation map is used, or the whole picture where the layer has no grid.
+        See :func:`pure_nb.figures.render.boxes`. Where the rules of CRP do not fit the network, a warning says so and
+        the activation map is used, or the whole picture where the layer has no grid.
         """
         return self._boxed[0]
 
@@ -945,9 +946,9 @@ class Study:
     def views(self, channel: NDArray[np.int64], sample: NDArray[np.int64], crop: Crop | None = None) -> list[View]:
         """Pictures for pairs of a channel and an image, with the part that the channel looks at.
 
-        By the parameter ``crop``, or as told here; see :func:`pure_nb.render.heatmaps`. Where the rules of CRP do not
-        fit the network, a warning says so and the activation map is used, or the whole picture where the layer has no
-        grid.
+        By the parameter ``crop``, or as told here; see :func:`pure_nb.figures.render.heatmaps`. Where the rules of CRP
+        do not fit the network, a warning says so and the activation map is used, or the whole picture where the layer
+        has no grid.
         """
         found, why = self._fitting(crop or self.parameters.crop)
         if found is None:
@@ -1007,7 +1008,7 @@ class Study:
 
     @cached_property
     def activation_vectors(self) -> dict[str, NDArray[np.float32]]:
-        """Simpler descriptions of the references than circuits: see :func:`pure_nb.truth.activation_vectors`."""
+        """Simpler descriptions of the references than circuits: see :func:`pure_nb.judges.truth.activation_vectors`."""
 
         def compute(_: Store | None) -> tuple[Arrays, None]:
             p = self.parameters
@@ -1036,11 +1037,12 @@ class Study:
     def neurons(self) -> pd.DataFrame:
         """One row for each channel, the most polysemantic first.
 
-        Columns: ``channel``; ``k`` virtual neurons; ``score`` and ``p`` of :class:`~pure_nb.virtual.VirtualNeurons`;
-        ``q``, the false-discovery rate among the living neurons whose ``p`` is no larger (Benjamini and Hochberg), by
-        which to count the polysemantic ones: of those with ``q <= 0.05`` one in twenty is expected to be a single heap;
-        ``sizes`` of the parts; ``strongest`` activation; ``meanings`` as :meth:`pure_nb.neuron.Neuron.meanings` gives
-        them; and where the objects are known, the agreement ``ami`` of the parts with them. Dead channels come last.
+        Columns: ``channel``; ``k`` virtual neurons; ``score`` and ``p`` of
+        :class:`~pure_nb.methods.virtual.VirtualNeurons`; ``q``, the false-discovery rate among the living neurons whose
+        ``p`` is no larger (Benjamini and Hochberg), by which to count the polysemantic ones: of those with ``q <=
+        0.05`` one in twenty is expected to be a single heap; ``sizes`` of the parts; ``strongest`` activation;
+        ``meanings`` as :meth:`pure_nb.neuron.Neuron.meanings` gives them; and where the objects are known, the
+        agreement ``ami`` of the parts with them. Dead channels come last.
         """
         return self.kept_table("neurons", self._key("neurons", *TAKEN_APART), lambda _: self._neurons())
 
@@ -1081,8 +1083,6 @@ class Study:
         ArgumentError
             If there is no such channel.
         """
-        from pure_nb.neuron import Neuron  # here, since a neuron refers back to its study
-
         self._check(channel)
         return Neuron(self, int(channel))
 

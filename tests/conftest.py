@@ -17,13 +17,12 @@ from built import NOT_BUILT, SITE
 from hypothesis import settings
 from torch import nn
 
-from pure_nb.glyphs import GlyphObjects
-from pure_nb.models import load_model
+from pure_nb.compute.store import Store
+from pure_nb.glyphs import GlyphObjects, glyph_images
+from pure_nb.loading import load_model
+from pure_nb.methods.virtual import embed
 from pure_nb.parameters import Parameters
-from pure_nb.sources import glyph_images
-from pure_nb.store import Store
 from pure_nb.study import Study
-from pure_nb.virtual import embed
 
 settings.register_profile("daily", deadline=None, max_examples=20, derandomize=True)
 settings.register_profile("nightly", deadline=None, max_examples=500, print_blob=True)
@@ -50,7 +49,7 @@ def in_short() -> Iterator[None]:
     UMAP compiles for ten seconds in each process (test_virtual.py has it); there are 2400 pictures of single objects.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pure_nb.study.GlyphObjects", partial(GlyphObjects, 4))
+        patch.setattr("pure_nb.glyphs.scenes.GlyphObjects", partial(GlyphObjects, 4))
         patch.setattr("pure_nb.study.embed", lambda vectors, seed: embed(vectors, "pca", seed=seed))
         yield
 

@@ -17,14 +17,15 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 from typer.testing import CliRunner
 
-from pure_nb import Study, atlas
-from pure_nb.atlas import COLUMNS, CROP, METHODS, WHOLE, Atlas
+from pure_nb import Study
 from pure_nb.cli import app
-from pure_nb.data import Images
-from pure_nb.embedders import Embedder
 from pure_nb.errors import ArgumentError, EmbedderError, StudyError
 from pure_nb.glyphs import CLASSES
-from pure_nb.virtual import CHOICES, cluster
+from pure_nb.images.data import Images
+from pure_nb.judges.embedders import Embedder
+from pure_nb.methods.virtual import CHOICES, cluster
+from pure_nb.show import atlas
+from pure_nb.show.atlas import COLUMNS, CROP, METHODS, WHOLE, Atlas
 from tests.small import noise, picture_folder, plain
 
 

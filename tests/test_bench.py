@@ -20,8 +20,8 @@ from scipy.stats import wilcoxon
 from small import Items, noise, plain
 from torch import nn
 
-from pure_nb import bench
-from pure_nb.bench import (
+from pure_nb.benchmark import bench
+from pure_nb.benchmark.bench import (
     DRAWS,
     FEW,
     SCORES,
@@ -38,14 +38,14 @@ from pure_nb.bench import (
     source_f1,
     true_owners,
 )
-from pure_nb.contestants import Contestant, Parts, by_mixture, circuits_of, random_parts
-from pure_nb.data import Images
+from pure_nb.benchmark.contestants import Contestant, Parts, by_mixture, circuits_of, random_parts
+from pure_nb.benchmark.worlds import World, objects_world, planted_world
 from pure_nb.errors import ArgumentError, ImageError, StudyError, StudyWarning
+from pure_nb.images.data import Images
+from pure_nb.judges.truth import interval
+from pure_nb.methods.virtual import cluster, virtual_neurons
+from pure_nb.methods.virtual_layer import Assign, VirtualLayer
 from pure_nb.study import Study
-from pure_nb.truth import interval
-from pure_nb.virtual import cluster, virtual_neurons
-from pure_nb.virtual_layer import Assign, VirtualLayer
-from pure_nb.worlds import World, objects_world, planted_world
 
 PAIRS = st.integers(1, 14).flatmap(
     lambda n: st.tuples(

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pure_nb import bars, blocks
-from pure_nb.blocks import by_blocks
+from pure_nb.compute import bars, blocks
+from pure_nb.compute.blocks import by_blocks
+from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError
-from pure_nb.store import Store
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 20))

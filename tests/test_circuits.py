@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import ResNetCanonizer
 
-from pure_nb import blocks
-from pure_nb.circuits import Seed, circuits, normalised, propagate, seeded
-from pure_nb.data import Images
+from pure_nb.compute import blocks
+from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, ImageError, LayerError, NonFiniteError, StoreWarning
 from pure_nb.glyphs import GlyphScenes
-from pure_nb.layers import activations
-from pure_nb.store import Store
+from pure_nb.images.data import Images
+from pure_nb.methods.circuits import circuits, normalised, propagate, seeded
+from pure_nb.network.layers import activations
+from pure_nb.parameters import Seed
 
 RULES = ["gradient", "lrp"]
 

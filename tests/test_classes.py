@@ -21,9 +21,8 @@ from torch.utils.data import Dataset
 
 from pure_nb import load_study
 from pure_nb import study as study_module
-from pure_nb import sweep as sweep_module
-from pure_nb.concord import concord, similarity_matrix
-from pure_nb.data import Images
+from pure_nb.compute import sweep as sweep_module
+from pure_nb.compute.sweep import shards, sweep
 from pure_nb.errors import (
     ArgumentError,
     ImageError,
@@ -32,14 +31,15 @@ from pure_nb.errors import (
     StudyWarning,
     WordNetError,
 )
-from pure_nb.layers import get_layer
-from pure_nb.relevance import ClassRelevance, class_pairs, gamma_polysemantic
-from pure_nb.sources import folder_images
-from pure_nb.splitting import SplitChannel, owners, split_channel
+from pure_nb.images.data import Images
+from pure_nb.images.sources import folder_images
+from pure_nb.methods.concord import concord, similarity_matrix
+from pure_nb.methods.relevance import ClassRelevance, class_pairs, gamma_polysemantic
+from pure_nb.methods.splitting import SplitChannel, owners, split_channel
+from pure_nb.methods.virtual import cluster, part_name, refitted
+from pure_nb.methods.wordnet import shipped_wordnet
+from pure_nb.network.layers import get_layer
 from pure_nb.study import Study
-from pure_nb.sweep import shards, sweep
-from pure_nb.virtual import cluster, part_name, refitted
-from pure_nb.wordnet import shipped_wordnet
 
 CLASSES = ["cat", "cow", "hammer", "urn"]
 

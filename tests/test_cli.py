@@ -24,12 +24,12 @@ from safetensors.numpy import load_file
 from small import picture_folder
 from typer.testing import CliRunner, Result
 
-from pure_nb import circuits as circuits_module
 from pure_nb import load_study
 from pure_nb.cli import _numbers, app
 from pure_nb.errors import StudyError, WordNetError
-from pure_nb.references import TopReferences
-from pure_nb.splitting import load_split
+from pure_nb.methods import circuits as circuits_module
+from pure_nb.methods.references import TopReferences
+from pure_nb.methods.splitting import load_split
 from pure_nb.study import Study
 
 TOML = """\

@@ -24,19 +24,19 @@ from small import Items, noise, plain
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from pure_nb import blocks, sweep
-from pure_nb.circuits import circuits
-from pure_nb.data import Images
+from pure_nb.compute import blocks, sweep
+from pure_nb.compute.store import Store
+from pure_nb.compute.sweep import Job, Part, halved, kept_part, merged, shard_part, shards, span
 from pure_nb.errors import ClusterError, ImageError
-from pure_nb.models import load_model
-from pure_nb.references import TopReferences
-from pure_nb.relevance import ClassRelevance
-from pure_nb.store import Store
+from pure_nb.images.data import Images
+from pure_nb.loading import load_model
+from pure_nb.methods.circuits import circuits
+from pure_nb.methods.references import TopReferences
+from pure_nb.methods.relevance import ClassRelevance
 from pure_nb.study import Study
-from pure_nb.sweep import Job, Part, halved, kept_part, merged, shard_part, shards, span
 
 dask = pytest.importorskip("dask")
-cluster = pytest.importorskip("pure_nb.cluster")
+cluster = pytest.importorskip("pure_nb.compute.cluster")
 
 pytestmark = pytest.mark.timeout(120)  # processes start as fast as a busy machine lets them
 

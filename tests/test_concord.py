@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from pure_nb.concord import concord, similarity_matrix, with_similarities
 from pure_nb.errors import ArgumentError
-from pure_nb.wordnet import shipped_wordnet
+from pure_nb.methods.concord import concord, similarity_matrix, with_similarities
+from pure_nb.methods.wordnet import shipped_wordnet
 
 NAMES = [f"class{i}" for i in range(9)]
 

@@ -22,9 +22,9 @@ from small import Items, Tokens, noise, plain, shared
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pure_nb import contestants as module
-from pure_nb.bench import run
-from pure_nb.contestants import (
+from pure_nb.benchmark import contestants as module
+from pure_nb.benchmark.bench import run
+from pure_nb.benchmark.contestants import (
     CLOSE,
     LAYERS,
     LRP,
@@ -50,13 +50,13 @@ from pure_nb.contestants import (
     sparse_codes,
     split_by,
 )
+from pure_nb.benchmark.leaderboards import compete
+from pure_nb.benchmark.worlds import World, objects_world, planted_world, straight
 from pure_nb.errors import ArgumentError, ModelError, StoreError, StudyError, StudyWarning
-from pure_nb.leaderboards import compete
-from pure_nb.models import load_model
-from pure_nb.splitting import SHARED
+from pure_nb.loading import load_model
+from pure_nb.methods.splitting import SHARED
+from pure_nb.methods.virtual import cluster
 from pure_nb.study import Study
-from pure_nb.virtual import cluster
-from pure_nb.worlds import World, objects_world, planted_world, straight
 
 
 def bare(truth: Any, random: int = 0) -> World:
@@ -384,10 +384,10 @@ def broken(error: Exception) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("place", "fails", "error"),
     [
-        ("pure_nb.store.save_file", full, StoreError),  # the disk, under circuits and classes
+        ("pure_nb.compute.store.save_file", full, StoreError),  # the disk, under circuits and classes
         ("torch.nn.Conv2d.forward", broken(RuntimeError("out of memory")), ModelError),
-        ("pure_nb.contestants.part_activations", broken(ArgumentError("a fault of ours")), ArgumentError),
-        ("pure_nb.contestants.part_activations", broken(StudyError("a fault of ours")), StudyError),
+        ("pure_nb.benchmark.contestants.part_activations", broken(ArgumentError("a fault of ours")), ArgumentError),
+        ("pure_nb.benchmark.contestants.part_activations", broken(StudyError("a fault of ours")), StudyError),
     ],
 )
 def test_what_breaks_is_no_answer(

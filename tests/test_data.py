@@ -29,11 +29,12 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from pure_nb import data, glyphs
-from pure_nb.data import Images, at_chance, batches, class_labels, readable, seen_labels, spoken
+from pure_nb import glyphs
 from pure_nb.errors import ArgumentError, ImageError, StudyWarning
-from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene
-from pure_nb.sources import Reader, as_images, folder_images, glyph_images, path_images, preprocessing
+from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene, glyph_images
+from pure_nb.images import data
+from pure_nb.images.data import Images, at_chance, batches, class_labels, readable, seen_labels, spoken
+from pure_nb.images.sources import Reader, as_images, folder_images, path_images, preprocessing
 
 PLAIN = transforms.ToTensor()
 
@@ -118,7 +119,7 @@ def test_tensors_without_labels() -> None:
     assert images.label(1) == ""
     assert images.path(1) == "item 1 of tensors"
     assert images.picture(1).dtype == np.uint8
-    assert images.scenes is None
+    assert images.truth is None
 
 
 def test_bare_tensors() -> None:
@@ -158,10 +159,10 @@ def test_grey_pictures_with_a_normalisation() -> None:
 
 def test_glyph_images() -> None:
     images = glyph_images(5, seed=2)
-    assert isinstance(images.scenes, GlyphScenes)
+    assert isinstance(images.truth, GlyphScenes)
     assert (images.picture(3) == draw_scene(3, 2).image).all()
     assert images.label(3) == ""
-    assert Images(GlyphObjects(1)).scenes is not None
+    assert Images(GlyphObjects(1)).drawn
 
 
 def test_fingerprints_are_stable_and_tell_apart(tmp_path: Path) -> None:
@@ -1148,7 +1149,7 @@ def test_all_readers_scale(tmp_path: Path) -> None:
             expected = np.roll(DEEP, number, axis=0) / 65535 * 255
             assert (images.picture(number) == expected.round()[..., None]).all()
     cut = Images(Subset(ImageFolder(str(tmp_path / "a"), plain), [1]))
-    with pytest.raises(ImageError, match=r"mode 'I;16' has more than 8 bits.*loader=pure_nb.sources.Reader\(\)"):
+    with pytest.raises(ImageError, match=r"mode 'I;16' has more than 8 bits.*loader=pure_nb.images.sources.Reader\(\)"):
         cut.tensor(0)
 
 

@@ -15,11 +15,11 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
-from pure_nb.data import Images
 from pure_nb.glyphs import MEAN, STD, GlyphObjects
-from pure_nb.models import function_in
+from pure_nb.images.data import Images
+from pure_nb.methods.wordnet import shipped_wordnet
+from pure_nb.network.models import function_in
 from pure_nb.study import Study
-from pure_nb.wordnet import shipped_wordnet
 
 STUDY = """\
 [model]

@@ -21,7 +21,9 @@ from safetensors.torch import save_file
 from small import plain
 from torch import Tensor, nn
 
-from pure_nb.embedders import (
+from pure_nb.errors import EmbedderError
+from pure_nb.glyphs import CLASSES, GlyphObjects
+from pure_nb.judges.embedders import (
     Embedder,
     WordTokenizer,
     _explained,
@@ -33,8 +35,6 @@ from pure_nb.embedders import (
     mini_dino,
     pixels,
 )
-from pure_nb.errors import EmbedderError
-from pure_nb.glyphs import CLASSES, GlyphObjects
 
 TINY = {
     "embed_dim": 12,
@@ -347,7 +347,7 @@ def test_mini_dino_puts_like_to_like() -> None:
 
 
 def test_shipped_embedders_are_small_and_described() -> None:
-    root = Path(__file__).parents[1] / "pure_nb" / "assets"
+    root = Path(__file__).parents[1] / "pure_nb" / "judges"
     files = [file for name in ("mini-clip", "mini-dino") for file in (root / name).iterdir()]
     assert sum(file.stat().st_size for file in files) < 10e6
     for name in ("mini-clip", "mini-dino"):

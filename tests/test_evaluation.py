@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, pearsonr, sem, spearmanr, wilcoxon
 
-from pure_nb import evaluation
+from pure_nb.compute.store import Store
 from pure_nb.errors import EvaluationError
-from pure_nb.evaluation import (
+from pure_nb.judges import evaluation
+from pure_nb.judges.evaluation import (
     RANDOM,
     TRUE,
     alignment,
@@ -26,8 +27,7 @@ from pure_nb.evaluation import (
     pair_distances,
     summary,
 )
-from pure_nb.store import Store
-from pure_nb.virtual import cluster
+from pure_nb.methods.virtual import cluster
 
 
 def vectors(*shape: int, seed: int = 0) -> NDArray[np.float32]:

@@ -11,11 +11,11 @@ from small import ROOT
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from pure_nb.glyphnet import CHANNELS, GlyphNet
 from pure_nb.glyphs import CLASSES, SIZE, GlyphObjects, GlyphScenes
-from pure_nb.layers import activations, survey
+from pure_nb.glyphs.network import CHANNELS, GlyphNet
+from pure_nb.network.layers import activations, survey
 
-ASSETS = ROOT / "pure_nb" / "assets"
+SHIPPED = ROOT / "pure_nb" / "glyphs"
 
 
 def test_shapes() -> None:
@@ -46,12 +46,12 @@ def test_names_and_blocks_are_torchvisions() -> None:
 
 def test_weights_load_strictly() -> None:
     model = GlyphNet()
-    model.load_state_dict(load_file(ASSETS / "glyphnet.safetensors"), strict=True)
+    model.load_state_dict(load_file(SHIPPED / "network.safetensors"), strict=True)
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
 
 
 def test_asset_is_small() -> None:
-    assert (ASSETS / "glyphnet.safetensors").stat().st_size < 1_000_000
+    assert (SHIPPED / "network.safetensors").stat().st_size < 1_000_000
 
 
 def test_knows_single_objects(glyphnet: nn.Module) -> None:
@@ -75,7 +75,7 @@ def test_knows_scenes(glyphnet: nn.Module) -> None:
 
 
 def test_model_card_states_numbers(glyphnet: nn.Module) -> None:
-    card = (ASSETS / "glyphnet.md").read_text(encoding="utf-8")
+    card = (SHIPPED / "network.md").read_text(encoding="utf-8")
     count = sum(parameter.numel() for parameter in glyphnet.parameters())
     assert f"{count:,} parameters" in card
     shares = [float(share) for share in re.findall(r"\*\*(\d+\.\d+)%\*\*", card)]

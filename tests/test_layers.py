@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from pure_nb.errors import LayerError, ModelError, StudyWarning
-from pure_nb.layers import (
+from pure_nb.network.layers import (
     OUTPUT,
     activations,
     by_position,

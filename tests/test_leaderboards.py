@@ -13,14 +13,14 @@ import pytest
 from matplotlib.colors import to_rgb
 from small import Items, noise, plain
 
-from pure_nb import bench
-from pure_nb.bench_plots import NOBODY, leaderboard_figure, parts_figure
-from pure_nb.contestants import Contestant
+from pure_nb.benchmark import bench
+from pure_nb.benchmark.bench_plots import NOBODY, leaderboard_figure, parts_figure
+from pure_nb.benchmark.contestants import Contestant
+from pure_nb.benchmark.leaderboards import Competition, compete, words, worlds_of, write
+from pure_nb.benchmark.worlds import World, objects_world, planted_world
 from pure_nb.errors import StudyError
-from pure_nb.leaderboards import Competition, compete, words, worlds_of, write
-from pure_nb.plots import PALETTE
+from pure_nb.figures.plots import PALETTE
 from pure_nb.study import Study
-from pure_nb.worlds import World, objects_world, planted_world
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from PIL import Image
 from small import Items, noise, picture_folder
 
 from pure_nb.errors import ImageError, StudyError
+from pure_nb.glyphs import glyph_images
 from pure_nb.loading import load_study
-from pure_nb.sources import glyph_images
 
 TOML = """\
 [model]

@@ -24,12 +24,12 @@ from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus, 
 from zennit.core import Composite
 from zennit.torchvision import ResNetCanonizer
 
-from pure_nb.circuits import circuits
-from pure_nb.data import Images
 from pure_nb.errors import LayerError
-from pure_nb.layers import cut, resting
-from pure_nb.lrp import TimmResNetCanonizer, default_composite, require_rules, reusing, ruled
-from pure_nb.models import fingerprint
+from pure_nb.images.data import Images
+from pure_nb.methods.circuits import circuits
+from pure_nb.network.layers import cut, resting
+from pure_nb.network.lrp import TimmResNetCanonizer, default_composite, require_rules, reusing, ruled
+from pure_nb.network.models import fingerprint
 
 
 def relevances(model: nn.Module, composite: Composite, batches: list[Tensor], seeds: int = 3) -> list[Tensor]:
@@ -553,7 +553,7 @@ def test_passes_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
         rules.append(weakref.ref(rule))
         return rule
 
-    monkeypatch.setattr("pure_nb.lrp.partial", remembered)
+    monkeypatch.setattr("pure_nb.network.lrp.partial", remembered)
     with ruled(model, images[:1], None, "4", default_composite(model)), resting(model):
         leaf, top = cut(model, images, None, "4")
         torch.autograd.grad(top.sum(), leaf)

@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from pure_nb import models
-from pure_nb.data import Images
 from pure_nb.errors import ModelError
-from pure_nb.models import fingerprint, load_model, load_weights, unwrapped
+from pure_nb.images.data import Images
+from pure_nb.loading import load_model
+from pure_nb.network import models
+from pure_nb.network.models import fingerprint, load_weights, unwrapped
 from pure_nb.study import Study
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pure_nb.errors import ArgumentError, EmbedderError
-from pure_nb.naming import UNSURE, Namer, nouns, vocabulary_from
+from pure_nb.judges.naming import UNSURE, Namer, nouns, vocabulary_from
 
 WORDS = ["cat", "hammer", "moon", "cup"]
 

@@ -33,10 +33,10 @@ from torch.nn.utils import prune
 from torch.utils.data import TensorDataset
 from torchvision.models import SwinTransformer, VisionTransformer
 
-from pure_nb.data import Images
+from pure_nb.benchmark.planting import plant
 from pure_nb.errors import LayerError, PlantingError
-from pure_nb.layers import activations
-from pure_nb.planting import plant
+from pure_nb.images.data import Images
+from pure_nb.network.layers import activations
 from pure_nb.study import Study
 
 TABLE = ROOT / "benchmarks" / "results" / "networks.csv"

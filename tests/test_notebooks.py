@@ -237,7 +237,7 @@ def test_logo_is_what_the_tool_draws(tmp_path: Path) -> None:
 
 
 def test_the_icon_of_an_atlas_is_the_books() -> None:
-    base = (ROOT / "pure_nb" / "assets" / "atlas" / "base.html").read_text(encoding="utf-8")
+    base = (ROOT / "pure_nb" / "show" / "static" / "atlas" / "base.html").read_text(encoding="utf-8")
     assert f'href="data:image/svg+xml,{quote((ROOT / "book" / "favicon.svg").read_text(encoding="utf-8"))}"' in base
 
 

@@ -11,8 +11,8 @@ from scipy.stats import skew
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 
-from pure_nb import null
-from pure_nb.null import one_heap
+from pure_nb.methods import null
+from pure_nb.methods.null import one_heap
 
 CHOICES = (2, 3, 4, 5)
 HEAPS = {

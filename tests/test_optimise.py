@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from small import Tokens, plain
 from torch import Tensor, nn
 
-from pure_nb import optimise as module
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.glyphs import MEAN, STD
-from pure_nb.layers import activations, by_position
-from pure_nb.optimise import feature_visualisation
-from pure_nb.splitting import split_channel
+from pure_nb.methods import optimise as module
+from pure_nb.methods.optimise import feature_visualisation
+from pure_nb.methods.splitting import split_channel
+from pure_nb.network.layers import activations, by_position
 
 
 def driven(model: nn.Module, layer: str, channels: list[int], pictures: NDArray[np.uint8]) -> Tensor:

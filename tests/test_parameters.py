@@ -11,11 +11,11 @@ import pytest
 import torch
 from small import Items, noise, plain
 
-from pure_nb.data import Images
+from pure_nb.compute.store import fingerprint
 from pure_nb.errors import StudyError
+from pure_nb.images.data import Images
 from pure_nb.loading import load_study
 from pure_nb.parameters import Parameters, checked
-from pure_nb.store import fingerprint
 from pure_nb.study import Study
 
 TOML = """\

@@ -18,15 +18,25 @@ from small import Items, Tokens, noise, plain
 from torch import Tensor, nn
 from zennit.composites import EpsilonPlusFlat
 
-from pure_nb.circuits import circuits
-from pure_nb.data import Images
+from pure_nb.benchmark.planting import (
+    PlantedLayer,
+    Planting,
+    contributions,
+    draw,
+    drivers,
+    likeness_of,
+    overlap,
+    plant,
+    shares,
+)
+from pure_nb.benchmark.worlds import CLEAR, World, likeness, objects_world, planted_world
+from pure_nb.compute.sweep import sweep
 from pure_nb.errors import ImageError, LayerError, PlantingError, StudyError, StudyWarning
-from pure_nb.layers import OUTPUT, activations
-from pure_nb.planting import PlantedLayer, Planting, contributions, draw, drivers, likeness_of, overlap, plant, shares
-from pure_nb.references import References, TopReferences
+from pure_nb.images.data import Images
+from pure_nb.methods.circuits import circuits
+from pure_nb.methods.references import References, TopReferences
+from pure_nb.network.layers import OUTPUT, activations
 from pure_nb.study import Study
-from pure_nb.sweep import sweep
-from pure_nb.worlds import CLEAR, World, likeness, objects_world, planted_world
 
 # Two channels a and b over two positions. Kept apart by a 1x1 convolution with the weights [[1, 0], [0, 1]], their
 # scores are a: 7, 3, 2, 0, 0, 0 and b: 4, 1, 1, 0, 0, 0, so that the scales are 12 / 6 = 2 and 6 / 6 = 1.

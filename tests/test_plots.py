@@ -17,11 +17,10 @@ from matplotlib.offsetbox import AnnotationBbox
 from matplotlib.text import Text
 from torch import nn
 
-from pure_nb.bench_plots import leaderboard_figure
-from pure_nb.concord import Concord
+from pure_nb.benchmark.bench_plots import leaderboard_figure
 from pure_nb.errors import StoreError
-from pure_nb.evaluation_plots import alignment_figure, distances_figure, gaps_figure
-from pure_nb.plots import (
+from pure_nb.figures.evaluation_plots import alignment_figure, distances_figure, gaps_figure
+from pure_nb.figures.plots import (
     PALETTE,
     TILE,
     agreement_figure,
@@ -37,8 +36,9 @@ from pure_nb.plots import (
     strip,
     tiles,
 )
+from pure_nb.judges.truth import summary
+from pure_nb.methods.concord import Concord
 from pure_nb.study import Study
-from pure_nb.truth import summary
 from tests.small import noise
 
 

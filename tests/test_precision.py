@@ -10,14 +10,14 @@ import pytest
 import torch
 from small import Items, noise, plain
 
-from pure_nb.circuits import circuits
-from pure_nb.data import Images
+from pure_nb.compute.precision import PRECISIONS, precisely
+from pure_nb.compute.sweep import sweep
 from pure_nb.errors import ArgumentError, StudyError
+from pure_nb.images.data import Images
+from pure_nb.methods.circuits import circuits
+from pure_nb.methods.references import TopReferences
 from pure_nb.parameters import checked
-from pure_nb.precision import PRECISIONS, precisely
-from pure_nb.references import TopReferences
 from pure_nb.study import Study
-from pure_nb.sweep import sweep
 
 HOW: dict[str, Any] = {"target": "4", "lower": "2"}
 

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pure_nb.compute.blocks import grouped
+from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
-from pure_nb.references import By, References, TopReferences, grouped
-from pure_nb.store import Store
+from pure_nb.methods.references import References, TopReferences
+from pure_nb.parameters import By
 
 SHAPES = {"conv": (5, 3, 4), "tokens": (6, 5), "flat": (5,)}
 GRIDS = {"conv": (3, 4), "tokens": (6,), "flat": ()}

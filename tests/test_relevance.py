@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from small import Items, Tokens, noise, plain
 from torch import Tensor, nn
 
-from pure_nb import sweep as sweep_module
-from pure_nb.data import Images
+from pure_nb.compute import sweep as sweep_module
+from pure_nb.compute.store import Store
+from pure_nb.compute.sweep import run_shard, sweep
 from pure_nb.errors import ArgumentError, ImageError, LayerError, NonFiniteError
-from pure_nb.references import TopReferences
-from pure_nb.relevance import (
+from pure_nb.images.data import Images
+from pure_nb.methods.references import TopReferences
+from pure_nb.methods.relevance import (
     ClassRelevance,
     ClassStatistics,
     Taps,
@@ -34,9 +36,7 @@ from pure_nb.relevance import (
     dense_weight,
     gamma_polysemantic,
 )
-from pure_nb.splitting import part_activations
-from pure_nb.store import Store
-from pure_nb.sweep import run_shard, sweep
+from pure_nb.methods.splitting import part_activations
 
 NAMES = ("ant", "bee", "cat", "dog")
 

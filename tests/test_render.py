@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import ResNetCanonizer
 
-from pure_nb.data import Images
 from pure_nb.errors import ArgumentError, ImageError, LayerError
+from pure_nb.figures.render import View, heatmaps, seen, square_around, views
 from pure_nb.glyphs import GlyphScenes
-from pure_nb.layers import activations
-from pure_nb.render import View, heatmaps, seen, square_around, views
+from pure_nb.images.data import Images
+from pure_nb.network.layers import activations
 
 
 def in_order(model: nn.Module, images: Images, channel: Any, sample: Any, **how: Any) -> list[Tensor]:

@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from small import Items, Tokens, noise, plain
 
-from pure_nb import blocks, report
-from pure_nb.data import Images
-from pure_nb.embedders import Embedder, mini_clip, pixels
+from pure_nb.compute import blocks
+from pure_nb.compute.store import Store
 from pure_nb.errors import EmbedderError, EvaluationError, LayerError, StudyError
-from pure_nb.evaluation import distance_table, intra_inter, pair_distances
-from pure_nb.evaluation_plots import named_parts_figure
-from pure_nb.render import CROP_BLUR, boxes, views
-from pure_nb.report import GRADIENT, LRP, WHOLE, descriptions, evaluate, namer, part_names, write
-from pure_nb.store import Store
+from pure_nb.figures.evaluation_plots import named_parts_figure
+from pure_nb.figures.render import CROP_BLUR, boxes, views
+from pure_nb.images.data import Images
+from pure_nb.judges.embedders import Embedder, mini_clip, pixels
+from pure_nb.judges.evaluation import distance_table, intra_inter, pair_distances
+from pure_nb.methods.virtual import cluster
+from pure_nb.show import report
+from pure_nb.show.report import GRADIENT, LRP, WHOLE, descriptions, evaluate, namer, part_names, write
 from pure_nb.study import Study
-from pure_nb.virtual import cluster
 
 Pictures = Sequence[NDArray[np.uint8]]
 
@@ -114,7 +115,7 @@ def misfit(*_: Any) -> None:
 
 
 def test_crops_where_lrp_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pure_nb.lrp.require_fit", misfit)
+    monkeypatch.setattr("pure_nb.network.lrp.require_fit", misfit)
     study = Study.of(Tokens(), Items(noise(15)), "second", "first", n=6, k=2, store=tmp_path)
     with pytest.warns(UserWarning, match="crops are whole pictures, since the rules do not fit"):
         assert (study.boxes == [0, 0, 12, 12]).all()
@@ -133,7 +134,7 @@ def test_crops_where_lrp_does_not_fit(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_report_says_how_crops_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert evaluate(mine(tmp_path), pixels(4), ks=(2,)).crops == report.CROPPED["peak"]
     assert evaluate(mine(tmp_path, crop="crp"), pixels(4), ks=(2,)).crops == report.CROPPED["crp"]
-    monkeypatch.setattr("pure_nb.lrp.require_fit", misfit)
+    monkeypatch.setattr("pure_nb.network.lrp.require_fit", misfit)
     for _ in range(2):  # also when the results are found again
         with pytest.warns(UserWarning, match="the rules do not fit"):
             found = evaluate(mine(tmp_path / "other"), pixels(4), ks=(2,))
@@ -148,7 +149,7 @@ def test_descriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(found[GRADIENT], study.circuits)
     np.testing.assert_array_equal(found[LRP], study.using(rule="lrp").circuits)
     assert all(vectors.shape[:2] == (6, 6) for vectors in found.values())
-    monkeypatch.setattr("pure_nb.lrp.require_fit", misfit)
+    monkeypatch.setattr("pure_nb.network.lrp.require_fit", misfit)
     with pytest.warns(UserWarning, match="PURE LRP is left out: the rules do not fit"):
         assert LRP not in descriptions(mine(tmp_path / "other"))
 

@@ -20,12 +20,11 @@ from safetensors.torch import load_file, save_file
 from small import Items, Tokens, noise, plain, stirred
 from torch import Tensor, nn
 
-from pure_nb.circuits import circuits
-from pure_nb.data import Images
 from pure_nb.errors import ArgumentError, ImageError, LayerError, ModelError, NonFiniteError, StudyWarning
 from pure_nb.glyphs import GlyphScenes
-from pure_nb.layers import activations, get_layer, survey
-from pure_nb.splitting import (
+from pure_nb.images.data import Images
+from pure_nb.methods.circuits import circuits
+from pure_nb.methods.splitting import (
     RHOS,
     PartActivations,
     Split,
@@ -39,6 +38,7 @@ from pure_nb.splitting import (
     save_split,
     split_channel,
 )
+from pure_nb.network.layers import activations, get_layer, survey
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 

@@ -24,8 +24,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pure_nb.compute.store import Store, fingerprint, write_atomically
 from pure_nb.errors import StoreError, StoreWarning
-from pure_nb.store import Store, fingerprint, write_atomically
 
 KEY = {"step": "x", "n": 3, "weights": "abc"}
 DTYPES = st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.int32, np.int8, np.uint8, np.bool_])
@@ -238,7 +238,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 import resource, signal
 import numpy as np, pandas as pd
 from pathlib import Path
-from pure_nb.store import Store
+from pure_nb.compute.store import Store
 from pure_nb.errors import StoreError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
@@ -277,7 +277,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     script = f"""
 import time
 from pathlib import Path
-from pure_nb.store import Store
+from pure_nb.compute.store import Store
 with Store(Path({str(tmp_path)!r})).claimed("name", {KEY!r}):
     Path({str(ready)!r}).touch()
     time.sleep(60)
@@ -362,7 +362,7 @@ def test_all_files_have_the_mode_that_the_user_gives_new_files(tmp_path: Path, m
 def test_a_file_that_can_not_be_read_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Say one of another user in a shared store."""
     path, load = saved(tmp_path, "arrays")
-    monkeypatch.setattr("pure_nb.store._checksum", Mock(side_effect=PermissionError(13, "Permission denied")))
+    monkeypatch.setattr("pure_nb.compute.store._checksum", Mock(side_effect=PermissionError(13, "Permission denied")))
     with pytest.warns(StoreWarning, match=f"{path.name} is not used and will be computed again: .*Permission denied"):
         assert load() is None
 

@@ -18,11 +18,11 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 import pure_nb
-from pure_nb import blocks
 from pure_nb import study as study_module
-from pure_nb import sweep as sweep_module
-from pure_nb.contestants import contestants
-from pure_nb.data import Images
+from pure_nb.benchmark.contestants import contestants
+from pure_nb.benchmark.worlds import planted_world
+from pure_nb.compute import blocks
+from pure_nb.compute import sweep as sweep_module
 from pure_nb.errors import (
     ArgumentError,
     ImageError,
@@ -33,15 +33,15 @@ from pure_nb.errors import (
     StudyError,
     StudyWarning,
 )
-from pure_nb.glyphnet import GlyphNet
-from pure_nb.glyphs import MEAN, STD, GlyphScenes
+from pure_nb.figures.render import boxes, cropped, heatmaps, views
+from pure_nb.glyphs import CLASSES, MEAN, STD, GlyphScenes
+from pure_nb.glyphs.network import GlyphNet
+from pure_nb.images.data import Images
+from pure_nb.judges.truth import shares
 from pure_nb.loading import load_study, shipped_studies
-from pure_nb.parameters import Parameters
-from pure_nb.render import Crop, boxes, cropped, heatmaps, views
+from pure_nb.methods.virtual import embed, virtual_neurons
+from pure_nb.parameters import Crop, Parameters
 from pure_nb.study import Study
-from pure_nb.truth import meanings
-from pure_nb.virtual import embed, virtual_neurons
-from pure_nb.worlds import planted_world
 
 TOML = """\
 name = "small"
@@ -412,7 +412,9 @@ def test_a_neuron(glyph_study: Study) -> None:
     assert all((np.diff(part) > 0).all() for part in parts if len(part) > 1)
     assert (neuron.members(0, 2) == parts[0][:2]).all()
     assert neuron.objects is not None
-    expected = ", ".join(f"{name} {share:.0%}" for name, share in meanings(neuron.objects[parts[1]]))
+    expected = ", ".join(
+        f"{name} {share:.0%}" for name, share in shares([CLASSES[label].name for label in neuron.objects[parts[1]]])
+    )
     assert neuron.meanings(1) == expected
     assert (neuron.virtual.labels == virtual_neurons(neuron.vectors, 2).labels).all()
     shown = neuron.views([5, 0], "activation")

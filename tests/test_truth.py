@@ -14,12 +14,20 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 from small import Items, Tokens, noise, plain
 from torch import nn
 
-from pure_nb.data import Images
+from pure_nb.compute.sweep import sweep
 from pure_nb.errors import ArgumentError, ImageError
-from pure_nb.glyphs import CLASSES, SIZE, GlyphScenes
-from pure_nb.references import References, TopReferences
-from pure_nb.sweep import sweep
-from pure_nb.truth import _cells_under, activation_vectors, agreement, interval, meanings, objects_at_maxima, summary
+from pure_nb.glyphs import SIZE, GlyphScenes
+from pure_nb.images.data import Images
+from pure_nb.judges.truth import (
+    _cells_under,
+    activation_vectors,
+    agreement,
+    interval,
+    objects_at_maxima,
+    shares,
+    summary,
+)
+from pure_nb.methods.references import References, TopReferences
 
 
 def references(sample: Any, position: Any, grid: tuple[int, ...] = (12, 12)) -> References:
@@ -44,13 +52,13 @@ def test_the_object_under_each_maximum() -> None:
                     expected.append(o.label)
                     break
     assert len(expected) > 60
-    found = objects_at_maxima(scenes, references([sample], [position]))
+    found = objects_at_maxima(scenes, references([sample], [position]), (SIZE, SIZE))
     assert found.tolist() == [expected]
 
 
 def test_objects_have_the_shape_of_the_references() -> None:
     scenes = GlyphScenes(3)
-    found = objects_at_maxima(scenes, references([[0, 1], [2, 0], [1, 1]], [[0, 5], [9, 70], [143, 0]]))
+    found = objects_at_maxima(scenes, references([[0, 1], [2, 0], [1, 1]], [[0, 5], [9, 70], [143, 0]]), (SIZE, SIZE))
     assert found.shape == (3, 2)
     for (channel, rank), label in np.ndenumerate(found):
         assert label in [o.label for o in scenes.scene([[0, 1], [2, 0], [1, 1]][channel][rank]).objects]
@@ -59,16 +67,15 @@ def test_objects_have_the_shape_of_the_references() -> None:
 def test_one_object_is_always_the_nearest() -> None:
     scenes = GlyphScenes(60)
     alone = [i for i in range(60) if len(scenes.scene(i).objects) == 1]
-    found = objects_at_maxima(scenes, references([alone], [[0] * len(alone)], ()))
+    found = objects_at_maxima(scenes, references([alone], [[0] * len(alone)], ()), (SIZE, SIZE))
     assert found[0].tolist() == [scenes.scene(i).objects[0].label for i in alone]
 
 
-def test_meanings() -> None:
-    cat, sun = (next(i for i, c in enumerate(CLASSES) if c.name == name) for name in ("cat", "sun"))
-    labels = np.array([cat] * 12 + [sun] * 7 + [5])
-    assert meanings(labels) == [("cat", 0.6), ("sun", 0.35), (CLASSES[5].name, 0.05)]
-    assert meanings(labels, 0.06) == [("cat", 0.6), ("sun", 0.35)]
-    assert meanings(labels, 0.7) == []
+def test_shares() -> None:
+    names = ["cat"] * 12 + ["sun"] * 7 + ["moon"]
+    assert shares(names) == [("cat", 0.6), ("sun", 0.35), ("moon", 0.05)]
+    assert shares(names, 0.06) == [("cat", 0.6), ("sun", 0.35)]
+    assert shares(names, 0.7) == []
 
 
 def around(position: int) -> list[int]:

@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from pure_nb.errors import ArgumentError
-from pure_nb.virtual import VirtualNeurons, _nearest, cluster, embed, part_name, virtual_neurons
+from pure_nb.methods.virtual import VirtualNeurons, _nearest, cluster, embed, part_name, virtual_neurons
 
 
 def blobs(count: int, size: int = 25, apart: float = 8.0, dimensions: int = 12, seed: int = 0) -> tuple[Any, Any]:
@@ -187,7 +187,7 @@ def test_embedding_leaves_the_number_of_threads_alone(method: str) -> None:
     """In a process of its own: numba sets the number once, when it first runs, which takes UMAP long to compile."""
     code = (
         "import numpy as np, torch; from numba.np.ufunc.parallel import _launch_threads; from umap import UMAP; "
-        f"from pure_nb.virtual import embed; UMAP.fit_transform = {method}; torch.set_num_threads(3); "
+        f"from pure_nb.methods.virtual import embed; UMAP.fit_transform = {method}; torch.set_num_threads(3); "
         "before = torch.get_num_threads(); embed(np.random.default_rng(0).random((40, 8))); "
         "print(before, torch.get_num_threads())"
     )

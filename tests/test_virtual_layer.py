@@ -15,10 +15,10 @@ from small import Items, Tokens, noise, plain
 from torch import nn
 
 from pure_nb.errors import ArgumentError
-from pure_nb.layers import activations
+from pure_nb.methods.virtual import VirtualNeurons
+from pure_nb.methods.virtual_layer import VirtualLayer, mixture
+from pure_nb.network.layers import activations
 from pure_nb.study import Study
-from pure_nb.virtual import VirtualNeurons
-from pure_nb.virtual_layer import VirtualLayer, mixture
 
 
 def parts_of(centroids: list[list[float]]) -> VirtualNeurons:

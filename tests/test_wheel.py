@@ -49,7 +49,7 @@ def test_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert set(known) <= held
     assert all(name.startswith("pure_nb/") for name in held)
     assert not [name for name in held if name.endswith((".pyc", ".ipynb")) or "/test" in name]
-    assert {"pure_nb/py.typed", "pure_nb/studies/glyphs.toml", "pure_nb/assets/glyphnet.safetensors"} <= held
+    assert {"pure_nb/py.typed", "pure_nb/studies/glyphs.toml", "pure_nb/glyphs/network.safetensors"} <= held
 
 
 def test_is_small(wheel: Path) -> None:

@@ -19,13 +19,13 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pure_nb import atlas
+from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, ImageError
+from pure_nb.images.sources import as_images
 from pure_nb.parameters import Parameters
-from pure_nb.sources import as_images
-from pure_nb.store import Store
+from pure_nb.show import atlas
+from pure_nb.show.widgets import BOOK, explore, explorer
 from pure_nb.study import Study
-from pure_nb.widgets import BOOK, explore, explorer
 from tests.small import noise, plain
 
 drawings: list[int] = []

@@ -21,12 +21,21 @@ import pytest
 from nltk.corpus.reader.wordnet import WordNetCorpusReader
 from small import ROOT, shared
 
-from pure_nb import wordnet as module
 from pure_nb.errors import WordNetError
 from pure_nb.glyphs import CLASSES
-from pure_nb.wordnet import MEASURES, WordNet, find_wordnet, readable, shipped_wordnet, similarities, synset_of, synsets
+from pure_nb.methods import wordnet as module
+from pure_nb.methods.wordnet import (
+    MEASURES,
+    WordNet,
+    find_wordnet,
+    readable,
+    shipped_wordnet,
+    similarities,
+    synset_of,
+    synsets,
+)
 
-SHIPPED = ROOT / "pure_nb" / "assets" / "wordnet"
+SHIPPED = ROOT / "pure_nb" / "methods" / "wordnet-3.0"
 NAMES = [c.synset for c in CLASSES]
 FREE = ("wup", "path", "lch")
 CLASS_PAIRS = list(itertools.combinations(NAMES, 2))

@@ -26,8 +26,8 @@ LONG = ("your-network", "scale", "clip", "bench", "virtual-neurons", "splitting"
 """The longest first, so that at the end no core waits for another; before them those that hardly need what the neurons'
 pages compute first."""
 
-STUDIED = "import pure_nb.bench, pure_nb.study"
-DRAWN = "import pure_nb.atlas, pure_nb.embedders"
+STUDIED = "import pure_nb.benchmark.bench, pure_nb.study"
+DRAWN = "import pure_nb.show.atlas, pure_nb.judges.embedders"
 """What computes the results in the store, and what draws the neurons' pages: see :func:`run_chapters.inputs`."""
 
 ENVIRONMENT = {
@@ -41,8 +41,9 @@ ENVIRONMENT = {
 
 def draw_neurons(folder: Path) -> None:
     """Write the pages of all neurons. What they need the chapters need, too."""
-    from pure_nb import atlas, load_study
-    from pure_nb.embedders import mini_clip
+    from pure_nb import load_study
+    from pure_nb.judges.embedders import mini_clip
+    from pure_nb.show import atlas
 
     end_with_parent()
     study = load_study("glyphs", progress=False)

@@ -27,11 +27,12 @@ from myst_parser.config.main import MdParserConfig
 from myst_parser.parsers.mdit import create_md_parser
 from torch import nn
 
-from pure_nb import atlas, load_study, shipped_studies
+from pure_nb import load_study, shipped_studies
 from pure_nb.errors import LayerError, PureError, WordNetError
-from pure_nb.glyphnet import GlyphNet
-from pure_nb.layers import INPUT, get_layer, parsed
-from pure_nb.models import USER
+from pure_nb.glyphs.network import GlyphNet
+from pure_nb.network.layers import INPUT, get_layer, parsed
+from pure_nb.network.models import USER
+from pure_nb.show import atlas
 from pure_nb.study import Study
 
 ROOT = Path(__file__).parents[1]
@@ -91,10 +92,10 @@ def splittable(study: Study) -> str | None:
 def lacking(study: Study, layer: str | None) -> dict[str, str]:
     """What a study lacks of what cells need, and why: each completes "This study"."""
     p, found = study.parameters, dict.fromkeys(NEEDS, "")
-    if study.images.scenes is None:
+    if study.images.truth is None:
         found["objects"] = "does not know which object is under a neuron's maximum"
         found["judge"] = "has no judge: those that ship, mini-CLIP and mini-DINO, know glyphs only"
-    if study.images.scenes is None or not isinstance(study.model, GlyphNet):
+    if not study.images.drawn or not isinstance(study.model, GlyphNet):
         found["glyphs"] = "is not of the glyph world"
     prepared = [name for name in (p.target, p.lower) if parsed(name)[0] not in ("", INPUT)]
     if prepared:
@@ -351,7 +352,7 @@ def write(edition: Edition, folder: Path, book: Path = ROOT) -> None:
     """The source of an edition, over that of an earlier one."""
     chapters = {path.name: path.read_text(encoding="utf-8") for path in sorted((book / "book").glob("*.md"))}
     found = rewritten(chapters, edition)  # may fail, so first
-    for copied in ("book", "pure_nb/assets/explorer"):
+    for copied in ("book", "pure_nb/show/static/explorer"):
         shutil.rmtree(folder / copied, ignore_errors=True)
         shutil.copytree(book / copied, folder / copied, ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in found.items():

@@ -2,7 +2,7 @@
 
     python tools/make_wordnet.py
 
-The whole one is found as `pure_nb.wordnet.find_wordnet` finds it. The result is the same, byte for byte,
+The whole one is found as `pure_nb.methods.wordnet.find_wordnet` finds it. The result is the same, byte for byte,
 wherever it comes from.
 """
 
@@ -16,9 +16,9 @@ from pathlib import Path
 from nltk.corpus.reader.wordnet import Synset
 
 from pure_nb.glyphs import CLASSES
-from pure_nb.wordnet import WordNet, find_wordnet
+from pure_nb.methods.wordnet import WordNet, find_wordnet
 
-ASSETS = Path(__file__).parent.parent / "pure_nb" / "assets" / "wordnet"
+ASSETS = Path(__file__).parent.parent / "pure_nb" / "methods" / "wordnet-3.0"
 
 README = """\
 # WordNet 3.0, the part the glyph world needs

@@ -38,10 +38,16 @@ from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvision
 
 ROOT = Path(__file__).parents[1]
 
-IMPORTED = ["ipykernel.kernelapp", "jupyter_cache.executors", "pure_nb.cluster", "pure_nb.report", "pure_nb.widgets"]
+IMPORTED = [
+    "ipykernel.kernelapp",
+    "jupyter_cache.executors",
+    "pure_nb.compute.cluster",
+    "pure_nb.show.report",
+    "pure_nb.show.widgets",
+]
 """What kernels have imported already. It must start no thread of Python's, which a fork would lose."""
 
-DATA = ("assets/*.safetensors", "assets/mini-*/*.*", "assets/wordnet/*", "studies/*.*")
+DATA = ("**/*.safetensors", "judges/mini-*/*.*", "methods/wordnet-*/*", "studies/*.*")
 """Files of the package that any chapter may read."""
 
 INLINE = "module://matplotlib_inline.backend_inline"

@@ -22,17 +22,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from pure_nb.glyphnet import GlyphNet
 from pure_nb.glyphs import CLASSES, MEAN, STD, GlyphObjects, GlyphScenes
+from pure_nb.glyphs.network import GlyphNet
 
-ASSETS = Path(__file__).parent.parent / "pure_nb" / "assets"
+SHIPPED = Path(__file__).parent.parent / "pure_nb" / "glyphs"
 
 CARD = """\
 # Model card: the glyph network
 
 Made by `tools/train_glyphs.py`; do not edit.
 
-- **What**: `pure_nb.glyphnet.GlyphNet`, {parameters:,} parameters, 48 classes, last stage of 32 channels.
+- **What**: `pure_nb.glyphs.network.GlyphNet`, {parameters:,} parameters, 48 classes, last stage of 32 channels.
 - **Data**: glyph scenes of seed 0, split `train`: {scenes:,} scenes of one to four objects and {singles:,} pictures
   of a single object, each drawn once, by code; no photographs, no people, no third-party data. The glyphs are those of
   DejaVu Sans.
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ASSETS)
+    parser.add_argument("--out", type=Path, default=SHIPPED)
     options = parser.parse_args()
 
     torch.manual_seed(options.seed)

@@ -23,10 +23,10 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from pure_nb.embedders import WordTokenizer
 from pure_nb.glyphs import CLASSES, COLOURS, GROUNDS
+from pure_nb.judges.embedders import WordTokenizer
 
-ASSETS = Path(__file__).parent.parent / "pure_nb" / "assets" / "mini-clip"
+ASSETS = Path(__file__).parent.parent / "pure_nb" / "judges" / "mini-clip"
 WORDS = [
     *(c.name for c in CLASSES),
     *COLOURS,
@@ -64,7 +64,7 @@ Made by `tools/train_mini_clip.py`; do not edit.
 
 - **What**: an `open_clip` CLIP model, a modified ResNet of one block a stage and a text transformer of two layers over
   {words} words; {parameters:,} parameters, 64 dimensions, pictures of {size} x {size} pixels. `open_clip_config.json`
-  beside the weights has all sizes; `pure_nb.embedders.mini_clip()` loads it.
+  beside the weights has all sizes; `pure_nb.judges.embedders.mini_clip()` loads it.
 - **Data**: glyph scenes, split `train`, drawn by code: {scenes:,} of seed {seed}, and {singles:,} pictures of one
   object of the next. Crops around an object, 0.9 to 2.2 times its size and shifted, and every eighth time the whole
   scene, with captions of what is in them (object, colour, ground). No photographs, no third-party data. Neither the

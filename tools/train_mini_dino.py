@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from pure_nb.glyphs import CLASSES
 
-ASSETS = Path(__file__).parent.parent / "pure_nb" / "assets" / "mini-dino"
+ASSETS = Path(__file__).parent.parent / "pure_nb" / "judges" / "mini-dino"
 SIZE = 48
 ARCHITECTURE = "vit_tiny_patch16_224"
 SHAPE = {
@@ -68,7 +68,7 @@ CARD = """\
 Made by `tools/train_mini_dino.py`; do not edit.
 
 - **What**: a vision transformer of timm ({architecture} with 8 x 8 patches, {depth} blocks, {width} dimensions),
-  {parameters:,} parameters, pictures of {size} x {size} pixels. `pure_nb.embedders.mini_dino()` loads it.
+  {parameters:,} parameters, pictures of {size} x {size} pixels. `pure_nb.judges.embedders.mini_dino()` loads it.
 - **Data**: crops of glyph scenes of seed {seed}, split `train`, drawn by code: {scenes:,} scenes. Windows lie around
   objects; what they show was never told. No photographs, no third-party data. Neither the network that the book
   takes apart nor its activations were seen.

@@ -1,0 +1,146 @@
+"""Long work over pairs of a channel and an image, in blocks that survive a stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pure_nb.compute.bars import progress_bar
+from pure_nb.compute.store import New, Store
+from pure_nb.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from pure_nb.compute.cluster import Cluster
+
+Compute = Callable[[NDArray[np.int64], Callable[[int], Any]], NDArray[Any]]
+BLOCK = 2048
+"""Pairs computed between two saves: at most these are lost when a run is stopped."""
+
+
+def grouped(sample: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+    """Pairs of a channel and an image, gathered by image, so that each image is loaded and run once.
+
+    Parameters
+    ----------
+    sample
+        int64 of any shape: the image of each pair.
+
+    Returns
+    -------
+    tuple
+        The different images, ascending; and for each the pairs it is in, as indices into the flattened ``sample``.
+    """
+    unique, inverse, counts = np.unique(sample, return_inverse=True, return_counts=True)
+    return unique, np.split(np.argsort(inverse.ravel(), kind="stable"), np.cumsum(counts)[:-1])
+
+
+def by_blocks(
+    sample: NDArray[np.int64],
+    compute: Compute,
+    *,
+    batch_size: int,
+    name: str,
+    unit: str = "pair",
+    store: Store | None = None,
+    progress: bool = False,
+    client: Cluster | None = None,
+    new: New = np.empty,
+) -> NDArray[Any]:
+    """Compute something for each pair of a channel and an image; pairs of one image are computed together.
+
+    Parameters
+    ----------
+    sample
+        int64 ``[P]``: the image of each pair.
+    compute
+        From some of the pairs (int64 ``[b]``, places in ``sample``) and a function to call with the number of pairs
+        done, to an array ``[b, ...]``.
+    batch_size
+        Images in a batch; blocks are made of whole batches.
+    name, unit
+        What to write beside the progress bar.
+    store
+        Where to keep finished blocks, a folder for these pairs alone. Blocks found there are not computed again.
+    progress
+        Show a progress bar.
+    client
+        A Dask cluster that computes the blocks, see :mod:`pure_nb.compute.cluster`; None computes them here, one by
+        one.
+    new
+        Makes the array that is returned, say in a file. No more than one block at a time is in memory besides.
+
+    Returns
+    -------
+    ndarray
+        ``[P, ...]``.
+    """
+    if not len(sample):
+        raise ArgumentError("no pairs of a channel and an image were given")
+    _, pairs_of = grouped(sample)
+    pairs_of.sort(key=len, reverse=True)
+    blocks = list(_blocks(pairs_of, batch_size))
+    keys = [
+        {"of": name, "block": number, "pairs": len(block), "batch_size": batch_size}
+        for number, block in enumerate(blocks)
+    ]
+    found: NDArray[Any] | None = None
+    with progress_bar(desc=name, total=len(sample), unit=unit, shown=progress) as bar:
+        run = partial(kept_block, compute, store=store, done=bar.update)
+        results: Iterator[tuple[int, NDArray[Any]]] = (
+            (number, run(task)) for number, task in enumerate(zip(blocks, keys))
+        )
+        if client is not None:
+            results = client.blocks(compute, list(zip(blocks, keys)), store, bar.update)
+        for number, values in results:
+            if found is None:
+                found = new((len(sample), *values.shape[1:]), values.dtype)
+            found[blocks[number]] = values
+    assert found is not None
+    return found
+
+
+def kept_block(
+    compute: Compute,
+    task: tuple[NDArray[np.int64], dict[str, object]],
+    store: Store | None = None,
+    done: Callable[[int], Any] = lambda pairs: None,
+) -> NDArray[Any]:
+    """The values of a block, a pair of its pairs and its key: out of the store, or computed and kept there.
+
+    Parameters
+    ----------
+    compute
+        What computes a block.
+    task
+        A pair of the block's own pairs and the key it is kept by.
+    store
+        Where finished blocks are kept; None keeps none.
+    done
+        Is told how many pairs are finished.
+    """
+    block, key = task
+    saved = store.load_arrays("block", key) if store else None
+    if saved is not None:
+        done(len(block))
+        found: NDArray[Any] = saved[0]["values"]
+        return found
+    values = compute(block, done)
+    if store:
+        store.save_arrays("block", key, {"values": values})
+    return values
+
+
+def _blocks(pairs_of: list[NDArray[np.int64]], batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Pairs gathered by image, in blocks of whole batches with at least ``BLOCK`` pairs each, but for the last."""
+    block: list[NDArray[np.int64]] = []
+    for start in range(0, len(pairs_of), batch_size):
+        block += pairs_of[start : start + batch_size]
+        if sum(map(len, block)) >= BLOCK:
+            yield np.concatenate(block)
+            block = []
+    if block:
+        yield np.concatenate(block)

@@ -1,0 +1,369 @@
+"""The same work on many processes: one machine's, or a cluster's, through Dask (``pip install pure-nb[cluster]``).
+
+A client of Dask is all that a study needs to leave the process it was made in::
+
+    from pure_nb.compute.cluster import connect
+
+    with connect("local:4") as client:
+        study = pure_nb.load_study("imagenet-resnet50", client=client)
+        study.neurons
+
+What runs is what runs here: :func:`pure_nb.compute.sweep.kept_part` for each shard and
+:func:`pure_nb.compute.blocks.kept_block` for each block, pure functions both. Parts are merged on the workers, along
+the tree of :mod:`pure_nb.compute.sweep`, so that the result is that of a single process to the bit. Whatever is
+finished is kept in the study's store: by the workers themselves where they see its folder, else as it reaches the
+client. Dask computes what a lost worker had, elsewhere.
+
+The network and the data set are sent to the workers by pickle: use clusters that you trust, and that trust you.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import secrets
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import dask
+import torch
+from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster, as_completed
+from distributed.client import Future
+from distributed.comm import CommClosedError
+from distributed.scheduler import KilledWorker
+from numpy.typing import NDArray
+
+from pure_nb.compute.blocks import Compute, kept_block
+from pure_nb.compute.store import Store, write_atomically
+from pure_nb.compute.sweep import Job, Part, branches, halved, kept_part, merged, save_part, span, stored_part, threaded
+from pure_nb.errors import ClusterError, PureError, StoreError
+from pure_nb.network.models import USER
+
+RETRIES = 2
+"""How often a task is tried again whose failure may pass: on a cluster, connections and devices come and go."""
+
+AHEAD = 4
+"""Tasks handed out for each thread of the workers: enough to keep them busy, few enough for their memory."""
+
+BRANCH = 32
+"""Shards that are merged on the workers before anything else knows of them; their files are then one file."""
+
+
+class Cluster(Client):  # type: ignore[misc]
+    """A client of Dask that computes sweeps and blocks; one that made a cluster ends it with itself."""
+
+    def swept(self, job: Job, cut: Sequence[range], store: Store | None, done: Callable[[int], object]) -> Part:
+        """See :func:`swept`."""
+        return swept(self, job, cut, store, done)
+
+    def blocks(
+        self,
+        compute: Compute,
+        tasks: Sequence[tuple[NDArray[Any], dict[str, object]]],
+        store: Store | None,
+        done: Callable[[int], object],
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
+        """See :func:`blocks`."""
+        return blocks(self, compute, tasks, store, done)
+
+    def close(self, *arguments: Any, **options: Any) -> Any:
+        """Leave the cluster, and end it if it was made for this client."""
+        cluster = self.cluster
+        closed = super().close(*arguments, **options)
+        if cluster is not None:
+            cluster.close()
+        return closed
+
+
+def connect(where: str = "local", *, device: str = "cpu") -> Cluster:
+    """A client of a cluster; closing it, by ``with`` or ``close()``, also ends a cluster that was made for it.
+
+    Parameters
+    ----------
+    where
+        ``"local"``: processes on this machine, one for each GPU if the device is ``cuda``, else one for each core;
+        ``"local:4"``: that many. ``"slurm:8"``: eight jobs of SLURM, renewed when they end, through dask-jobqueue, with
+        what Dask's own configuration says of them (``~/.config/dask/jobqueue.yaml``). Anything else is the address of
+        a scheduler, ``"tcp://host:8786"``, or the path of its scheduler file.
+    device
+        Where networks will run.
+
+    Raises
+    ------
+    ClusterError
+        If there is no such cluster.
+    """
+    kind, _, count = where.partition(":")
+    if kind in ("local", "slurm") and count and not (count.isdecimal() and int(count)):
+        raise ClusterError(f"how many workers is {where!r}? Expected for instance '{kind}:4'")
+    # Processes of workers that load images are children of theirs, which daemons may not have.
+    dask.config.set({"distributed.worker.daemon": False})
+    try:
+        if kind == "local":
+            return Cluster(_local(int(count or 0), device))
+        if kind == "slurm":
+            return Cluster(_slurm(int(count or 1)))
+        if where.endswith(".json"):
+            return Cluster(scheduler_file=where)
+        return Cluster(where)
+    except (OSError, ValueError, TimeoutError) as problem:
+        raise ClusterError(
+            f"there is no cluster at {where!r}: {problem}. Expected 'local', 'local:4', 'slurm:8', or the address of a "
+            "running scheduler such as 'tcp://host:8786'"
+        ) from problem
+
+
+def _local(count: int, device: str) -> SpecCluster:
+    """Processes on this machine, each with one thread and, if they use GPUs, one of those that this process may use."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    gpus = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+    if not device.startswith("cuda") or not gpus:
+        return LocalCluster(n_workers=count or CPU_COUNT, threads_per_worker=1)
+    workers = {
+        number: {
+            "cls": Nanny,
+            "options": {"nthreads": 1, "env": {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}},
+        }
+        for number in range(count or len(gpus))
+    }
+    return SpecCluster(workers=workers, scheduler={"cls": Scheduler, "options": {"dashboard": True}})
+
+
+def _slurm(count: int) -> SpecCluster:
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError as problem:
+        raise ClusterError("SLURM needs dask-jobqueue: pip install 'pure-nb[cluster]'") from problem
+    prologue = dask.config.get("jobqueue.slurm.job-script-prologue", None) or []
+    cluster = SLURMCluster(job_script_prologue=[*prologue, "export DASK_DISTRIBUTED__WORKER__DAEMON=False"])
+    cluster.adapt(minimum_jobs=count, maximum_jobs=count)  # and not scale: jobs end, and others must take their place
+    return cluster
+
+
+def swept(client: Client, job: Job, cut: Sequence[range], store: Store | None, done: Callable[[int], object]) -> Part:
+    """A sweep's part for all shards, computed and merged on the workers.
+
+    Parameters
+    ----------
+    client, job, cut
+        Where, what, and the shards.
+    store
+        Where finished shards are kept.
+    done
+        Called with the number of images of each finished shard.
+    """
+    known: dict[range, Part] = {}
+    with _failing(), _seen(client, store) as token:
+        sent = _sent(client, job)
+        todo = iter(branches(cut, BRANCH))
+        leaves: dict[Future, range] = {}
+        roots: dict[Future, Sequence[range]] = {}
+        running = as_completed()
+
+        def future_of(cut: Sequence[range]) -> Future:
+            """A branch of the tree, on its way."""
+            stored = stored_part(job, cut, store)
+            if stored is not None:
+                done(len(span(cut)))
+                return client.submit(_given, stored, pure=False)
+            if len(cut) > 1:
+                halves = [future_of(half) for half in halved(cut)]
+                return client.submit(_merged, sent, *halves, retries=RETRIES, pure=False)
+            future = client.submit(_part, sent, cut, store, token, retries=RETRIES, pure=False)
+            leaves[future] = span(cut)
+            running.add(future)
+            return future
+
+        def start() -> None:
+            """Hand out as many branches as keep the workers busy."""
+            while len(leaves) < AHEAD * _threads(client) and (branch := next(todo, None)) is not None:
+                root = future_of(branch)
+                roots[root] = branch
+                if root not in leaves:
+                    running.add(root)
+
+        try:
+            start()
+            for future in running:
+                samples, branch = leaves.pop(future, None), roots.pop(future, None)
+                if samples is not None:
+                    done(len(samples))
+                    if store and not store.path("shard", job.key(samples)).exists():  # the worker does not see it
+                        save_part(job, [samples], store, _checked(future.result()))
+                if branch is not None:
+                    part = _checked(future.result())
+                    if store:
+                        save_part(job, branch, store, part)
+                    else:
+                        known[span(branch)] = part
+                start()
+        finally:
+            client.cancel([*leaves, *roots], force=True)
+    return kept_part(job, cut, store, known=known)
+
+
+def blocks(
+    client: Client,
+    compute: Compute,
+    tasks: Sequence[tuple[NDArray[Any], dict[str, object]]],
+    store: Store | None,
+    done: Callable[[int], object],
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Blocks computed by the workers, as they come: the number of each, and its values.
+
+    Parameters
+    ----------
+    client
+        Where.
+    compute, tasks
+        As for :func:`pure_nb.compute.blocks.by_blocks`, which calls this; the pairs of each block, and its key.
+    store
+        Where finished blocks are kept.
+    done
+        Called with the number of pairs of each finished block.
+    """
+    todo = []
+    for number, (block, key) in enumerate(tasks):
+        saved = store.load_arrays("block", key) if store else None
+        if saved is None:
+            todo.append(number)
+        else:
+            done(len(block))
+            yield number, saved[0]["values"]
+    with _failing(), _seen(client, store) as token:
+        sent = _sent(client, (compute, torch.get_num_threads()))
+        waiting = iter(todo)
+        numbers: dict[Future, int] = {}
+        running = as_completed()
+
+        def start() -> None:
+            """Hand out as many blocks as keep the workers busy."""
+            while len(numbers) < AHEAD * _threads(client) and (number := next(waiting, None)) is not None:
+                future = client.submit(_block, sent, tasks[number], store, token, retries=RETRIES, pure=False)
+                numbers[future] = number
+                running.add(future)
+
+        try:
+            start()
+            for future in running:
+                number, values = numbers.pop(future), _checked(future.result())
+                if store and not store.path("block", tasks[number][1]).exists():  # the worker does not see it
+                    store.save_arrays("block", tasks[number][1], {"values": values})
+                done(len(values))
+                start()
+                yield number, values
+        finally:
+            client.cancel(list(numbers), force=True)
+
+
+def _threads(client: Client) -> int:
+    """Threads of all workers that are there now; more may come, as a queue lets them."""
+    return max(1, sum(client.nthreads().values()))
+
+
+def _sent(client: Client, thing: object) -> Future:
+    """A thing on its way to the workers, once and for all tasks; kept by the scheduler, so no lost worker takes it."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(USER):  # a user's own file, which workers can't import
+            cloudpickle.register_pickle_by_value(module)
+    packed = cloudpickle.dumps(thing)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sending large graph")
+        return client.submit(bytes, packed, pure=False)
+
+
+@contextmanager
+def _seen(client: Client, store: Store | None) -> Iterator[Path | None]:
+    """A file in the store's folder by which workers know it: those that don't see it keep nothing there."""
+    client.wait_for_workers(1)
+    if store is None:
+        yield None
+        return
+    token = (store.folder / f".seen-{secrets.token_hex(8)}").absolute()
+    write_atomically(token, lambda path: path.touch())
+    try:
+        yield token
+    finally:
+        token.unlink(missing_ok=True)
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """Failures of the cluster itself in words."""
+    try:
+        yield
+    except (KilledWorker, CancelledError, CommClosedError, TimeoutError) as problem:
+        raise ClusterError(
+            f"the cluster gave up ({type(problem).__name__}: {problem}). Workers that die again and again mostly lack "
+            "memory: give them more, or a smaller batch_size. What is finished is kept in the store, and the same call "
+            "goes on from there"
+        ) from problem
+
+
+_ALONE = threading.Lock()
+"""Hooks belong to a network: a process whose threads share it computes one thing at a time."""
+
+
+@lru_cache(maxsize=1)
+def _received(sent: bytes) -> Any:
+    return pickle.loads(sent)
+
+
+def _visible(store: Store | None, token: Path | None) -> Store | None:
+    """The store, if this process sees its folder."""
+    return Store(token.parent) if store and token and token.exists() else None
+
+
+def _given(part: Part) -> Part:
+    return part
+
+
+# What is wrong with the images or the network stays so: such errors are results, and not a reason to try again.
+
+
+def _part(sent: bytes, cut: Sequence[range], store: Store | None, token: Path | None) -> Part | PureError:
+    with _ALONE:
+        try:
+            return kept_part(_received(sent), cut, _visible(store, token))
+        except StoreError:
+            raise  # another worker, or another try, may write it
+        except PureError as problem:
+            return problem
+
+
+def _merged(sent: bytes, first: Part | PureError, second: Part | PureError) -> Part | PureError:
+    for part in (first, second):
+        if isinstance(part, PureError):
+            return part
+    with _ALONE:
+        return merged(_received(sent), _checked(first), _checked(second))
+
+
+def _block(
+    sent: bytes, task: tuple[NDArray[Any], dict[str, object]], store: Store | None, token: Path | None
+) -> NDArray[Any] | PureError:
+    with _ALONE:
+        compute, threads = _received(sent)
+        try:
+            with threaded(threads):
+                return kept_block(compute, task, _visible(store, token))
+        except StoreError:
+            raise  # another worker, or another try, may write it
+        except PureError as problem:
+            return problem
+
+
+def _checked(found: Any) -> Any:
+    """What a worker has found, unless that is an error."""
+    if isinstance(found, PureError):
+        raise found
+    return found

@@ -1,0 +1,40 @@
+"""What a network computes in: float32, or half the bytes for more speed and fewer digits.
+
+Half precision is torch's autocast: convolutions and products of matrices run in it, everything that is summed over
+images or positions afterwards is in float32 or float64. It is for the passes over all images, which are most of the
+work where there are many; the circuits of what they find are always in float32, since half the digits are too few to
+take a channel apart by them. The chapter *When it does not fit* shows by how much.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from pure_nb.errors import ArgumentError
+from pure_nb.parameters import Precision
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
+
+
+def precisely(device: str, precision: Precision) -> AbstractContextManager[object]:
+    """Within it, networks compute in a given precision.
+
+    Parameters
+    ----------
+    device
+        Where they run.
+    precision
+        ``"float32"`` leaves them alone.
+
+    Raises
+    ------
+    ArgumentError
+        For another precision.
+    """
+    if precision not in PRECISIONS:
+        raise ArgumentError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, getattr(torch, precision))

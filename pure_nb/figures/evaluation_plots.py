@@ -1,0 +1,186 @@
+"""Figures of the evaluation: distances within and across parts, gaps neuron by neuron, alignment, named parts."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pure_nb.figures.plots import PALETTE, TILE, literal, show, strip
+from pure_nb.figures.render import resized
+from pure_nb.judges.evaluation import RANDOM, TRUE
+from pure_nb.methods.virtual import part_name
+
+if TYPE_CHECKING:
+    from pure_nb.judges.naming import Namer
+    from pure_nb.study import Study
+
+
+def _panels(summary: pd.DataFrame) -> tuple[Figure, dict[int, Axes], list[str]]:
+    """A panel for each k, with room for a row for each method: the largest gap first, random labels and truth last."""
+    ks = sorted(summary["k"].unique().tolist())
+    order = list(dict.fromkeys(summary.sort_values("gap", ascending=False, kind="stable")["method"]))
+    methods = sorted(order, key=[RANDOM, TRUE].__contains__)
+    figure, all_axes = plt.subplots(
+        1, len(ks), figsize=(1.2 + 2.1 * len(ks), 0.9 + 0.42 * len(methods)), sharey=True, layout="constrained"
+    )
+    panels = dict(zip(ks, np.atleast_1d(all_axes)))
+    for k, axes in panels.items():
+        axes.set_title(f"k = {k}", fontsize=10)
+        axes.tick_params(labelsize=9)
+        sns.despine(ax=axes)
+    return figure, panels, methods
+
+
+@literal
+def distances_figure(summary: pd.DataFrame, judge: str) -> Figure:
+    """Mean distances within and across parts for each method and number of parts, with standard errors over neurons.
+
+    Parameters
+    ----------
+    summary
+        From :func:`pure_nb.judges.evaluation.summary`.
+    judge
+        Whose distances they are.
+    """
+    figure, panels, methods = _panels(summary)
+    rows = np.arange(len(methods))
+    low, high = summary[["intra", "inter"]].min().min(), summary[["intra", "inter"]].max().max()
+    for k, axes in panels.items():
+        own = summary[summary["k"] == k].set_index("method").reindex(methods)
+        for shift, name, colour in ((-0.19, "intra", PALETTE[0]), (0.19, "inter", PALETTE[1])):
+            error = own[f"{name}_se"].fillna(0)
+            axes.barh(rows + shift, own[name], 0.36, xerr=error, color=colour, label=name, error_kw={"linewidth": 1})
+        axes.axvline(own["overall"].mean(), color="0.3", linewidth=1, linestyle="--", label="all pairs")
+        reach = (high - low) or 1.0  # small beside the whole
+        axes.set_xlim(max(0.0, low - 0.35 * reach), high + 0.12 * reach)
+    first = next(iter(panels.values()))
+    first.set_yticks(rows, methods)
+    first.invert_yaxis()
+    figure.supxlabel(f"mean distance by {judge} (the axis does not start at 0)", fontsize=9)
+    figure.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+@literal
+def gaps_figure(table: pd.DataFrame, summary: pd.DataFrame, judge: str) -> Figure:
+    """How much farther apart images of different parts are than those of one: each neuron a dot, means with errors.
+
+    Parameters
+    ----------
+    table, summary
+        From :func:`pure_nb.judges.evaluation.distance_table` and :func:`pure_nb.judges.evaluation.summary`.
+    judge
+        Whose distances they are.
+    """
+    figure, panels, methods = _panels(summary)
+    for k, axes in panels.items():
+        own = table[table["k"] == k]
+        sns.stripplot(
+            data=own, x="gap", y="method", order=methods, ax=axes, color="0.65", size=3, jitter=0.22, alpha=0.6
+        )
+        means = summary[summary["k"] == k].set_index("method").reindex(methods)
+        axes.errorbar(
+            means["gap"],
+            np.arange(len(methods)),
+            xerr=2 * means["gap_se"].fillna(0),
+            fmt="o",
+            color=PALETTE[0],
+            markersize=6,
+            linewidth=2,
+            zorder=4,
+        )
+        axes.axvline(0, color="0.7", linewidth=1, zorder=0)
+        axes.set(xlabel="", ylabel="")
+    figure.supxlabel(f"inter minus intra, by {judge}; blue: mean and two standard errors over neurons", fontsize=9)
+    return figure
+
+
+@literal
+def alignment_figure(alignment: pd.DataFrame, judge: str) -> Figure:
+    """Correlation of each method's distances with the judge's, with the honest interval and the naive one.
+
+    Parameters
+    ----------
+    alignment
+        From :func:`pure_nb.judges.evaluation.alignment`.
+    judge
+        Whose distances they are correlated with.
+    """
+    own = alignment[alignment["measure"] == "pearson"].sort_values("pooled", ascending=False, kind="stable")
+    ranks = alignment[alignment["measure"] == "spearman"].set_index("method").reindex(own["method"])
+    figure, axes = plt.subplots(figsize=(7.5, 1.1 + 0.5 * len(own)), layout="constrained")
+    for shift, rows, name, colour in ((-0.12, own, "Pearson", PALETTE[0]), (0.12, ranks, "Spearman", PALETTE[1])):
+        place = np.arange(len(rows)) + shift
+        axes.hlines(
+            place, rows["low"], rows["high"], color=colour, linewidth=2.5, label=f"{name}, interval over neurons"
+        )
+        axes.plot(rows["pooled"], place, "o", color=colour, markersize=6)
+        naive = [rows["pooled"] - rows["naive_low"], rows["naive_high"] - rows["pooled"]]
+        axes.errorbar(rows["pooled"], place, xerr=naive, fmt="none", color="black", capsize=4, linewidth=1)
+    axes.plot([], [], "|", color="black", markersize=8, label="if pairs were independent")
+    axes.axvline(0, color="0.8", linewidth=1, zorder=0)
+    axes.set_yticks(np.arange(len(own)), own["method"])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"correlation with the distances of {judge}")
+    sns.despine(ax=axes)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8.5)
+    return figure
+
+
+@literal
+def named_parts_figure(
+    study: Study,
+    channel: int,
+    labels: NDArray[np.int64],
+    names: Namer,
+    vectors: NDArray[np.float32],
+    count: int = 6,
+) -> Figure:
+    """The crops of a neuron's parts as the judge sees them, and what it calls them.
+
+    Parameters
+    ----------
+    study, channel
+        Which neuron.
+    labels
+        int ``[n]``: the part of each of its references.
+    names, vectors
+        What names them, and the vectors ``[n, d]`` of its crops.
+    count
+        Crops in each row.
+    """
+    parts: list[int] = [-1, *range(labels.max() + 1)]
+    rows, texts = [], []
+    for part in parts:
+        members = np.arange(len(labels)) if part < 0 else np.flatnonzero(labels == part)
+        crops = [resized(crop, TILE) for crop in study.crops_of(channel, members[:count])]
+        rows.append(strip(crops + [np.full_like(crops[0], 255)] * (count - len(crops)), count))
+        name = names.name(vectors[members], vectors)
+        text = f"{'all' if part < 0 else part_name(part)} ({len(members)} images): {name.said()}"
+        if name.said() == name.word:
+            text += f", {name.score:.2f}; then {name.runner_up}, {name.score - name.margin:.2f}"
+        else:
+            text += f" (nearest: {name.word}, in {name.stability:.0%} of new draws)"
+        texts.append(textwrap.shorten(text, 66, placeholder=" ..."))
+    # One picture and no layout engine, which would take longer than all the rest: explorers draw many of these.
+    head, label = 40, 38
+    sheet = np.concatenate([np.pad(row, ((label, 0), (0, 0), (0, 0)), constant_values=255) for row in rows])
+    sheet = np.pad(sheet, ((head, 8), (8, 8), (0, 0)), constant_values=255)
+    figure = plt.figure(figsize=(6, 6 * sheet.shape[0] / sheet.shape[1]))
+    axes = figure.add_axes((0, 0, 1, 1))
+    show(axes, sheet)
+    title = f"{study.parameters.target} / {channel} in {len(parts) - 1} parts"
+    axes.text(sheet.shape[1] / 2, 14, title, ha="center", va="top", fontsize=12)
+    for place, (part, text) in enumerate(zip(parts, texts)):
+        colour = "black" if part < 0 else PALETTE[part % len(PALETTE)]
+        below = head + place * (label + TILE) + label - 7
+        axes.text(8, below, text, va="baseline", fontsize=11, color=colour)
+    return figure

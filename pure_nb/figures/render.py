@@ -1,0 +1,330 @@
+"""Where does the neuron look? Heatmaps of a channel in the picture, and the crops and outlines made from them.
+
+A heatmap is the relevance of one channel, propagated down to the pixels by the rules of layer-wise relevance
+propagation (CRP, Achtibat et al. 2023) from where the channel is largest. Smoothed and scaled by its maximum, it says
+which part of a reference image to show (PURE, section 4). A cheap alternative is the channel's activation map, scaled
+up to the size of the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import binary_erosion, gaussian_filter
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from pure_nb.compute.blocks import by_blocks, grouped
+from pure_nb.compute.store import Store
+from pure_nb.errors import ArgumentError, LayerError
+from pure_nb.images.data import Images, readable
+from pure_nb.methods.circuits import propagate
+from pure_nb.network.layers import activations, placed, resting
+from pure_nb.parameters import Crop
+
+if TYPE_CHECKING:
+    from pure_nb.compute.cluster import Cluster
+
+Picture = NDArray[np.uint8]
+
+BLUR = 51 / 224
+"""Side of the Gaussian kernel for pictures, in parts of the picture's side (the paper: 51 of 224 pixels)."""
+
+CROP_BLUR = 5 / 224
+"""The same for crops that are fed to an embedder (the paper: 5 of 224 pixels)."""
+
+THRESHOLD = 0.02
+"""What is seen: where the smoothed heatmap exceeds this share of its maximum."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A reference image and where the neuron looks in it.
+
+    Attributes
+    ----------
+    sample
+        The image's number.
+    picture
+        uint8 ``[H, W, 3]``.
+    seen
+        bool ``[H, W]``: the part that the neuron looks at.
+    """
+
+    sample: int
+    picture: Picture
+    seen: NDArray[np.bool_]
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """``(left, top, right, bottom)``: the smallest square, within the picture, that holds the seen part."""
+        return square_around(self.seen)
+
+    def crop(self, size: int | None = None) -> Picture:
+        """The picture cut to :attr:`box`, scaled to ``size`` pixels a side if given."""
+        return resized(cropped(self.picture, self.box), size)
+
+    def highlighted(self, size: int | None = None, *, dim: float = 0.4, crop: bool = True) -> Picture:
+        """The crop as the paper shows it: what is not seen is dimmed towards white, and its edge drawn.
+
+        Parameters
+        ----------
+        size
+            Side of the result in pixels; None keeps the picture's own scale.
+        dim
+            What is left of the picture where the neuron does not look.
+        crop
+            Cut to :attr:`box`; otherwise the whole picture is shown.
+        """
+        left, top, right, bottom = self.box if crop else (0, 0, self.picture.shape[1], self.picture.shape[0])
+        picture = resized(self.picture[top:bottom, left:right], size).astype(np.float32)
+        seen = resized(255 * self.seen[top:bottom, left:right].astype(np.uint8), size) > 127
+        edge = seen & ~binary_erosion(seen, iterations=max(1, round(len(seen) / 100)), border_value=1)
+        picture[~seen] = dim * picture[~seen] + (1 - dim) * 255
+        picture[edge] = 0
+        return picture.astype(np.uint8)
+
+
+def heatmaps(
+    model: nn.Module,
+    images: Images,
+    channel: NDArray[np.int64],
+    sample: NDArray[np.int64],
+    *,
+    target: str,
+    crop: Crop = "peak",
+    batch_size: int = 16,
+    device: str = "cpu",
+) -> Generator[tuple[NDArray[np.int64], Tensor], None, None]:
+    """Heatmaps of single channels in the pictures, for many pairs of a channel and an image.
+
+    Parameters
+    ----------
+    model, images, channel, sample, target, batch_size, device
+        As for :func:`pure_nb.methods.circuits.propagate`.
+    crop
+        ``"peak"``: relevance propagated to the pixels from the position of the channel's maximum alone, summed over the
+        colours, as in PURE's reference implementation (zennit-crp's ``rf=True``): what made the image a reference.
+        ``"crp"``: the same from all positions, each with its positive activation, as PURE's circuits start: all that
+        drives the channel. ``"activation"``: the positive part of the activation map, scaled up bilinearly, which needs
+        no backward pass, and a layer with a grid.
+
+    Yields
+    ------
+    tuple
+        int64 ``[b]``: which of the pairs these are; and float ``[b, H, W]``.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such ``crop``.
+    LayerError
+        If the rules of CRP do not fit the network, or the layer has no grid for its activation map.
+    """
+    if crop not in get_args(Crop):
+        raise ArgumentError(f"crop must be one of {get_args(Crop)}, got {crop!r}")
+    if crop != "activation":
+        flows = propagate(
+            model,
+            images,
+            channel,
+            sample,
+            target=target,
+            lower=None,
+            rule="lrp",
+            seed="peak" if crop == "peak" else "activation",
+            batch_size=batch_size,
+            device=device,
+        )
+        with closing(flows):
+            for rows, relevance, _, _ in flows:
+                yield rows, relevance.sum(dim=1).cpu()
+        return
+    unique, pairs_of = grouped(sample)
+    image = 0
+    with resting(model, device):
+        for batch in readable(images, unique.tolist(), batch_size=batch_size):
+            with torch.no_grad():  # never across a yield, where it would reach the caller
+                output = activations(model, batch.images.to(device), [target])[target]
+            if output.ndim != 4:
+                raise LayerError(f"layer {target!r} has no grid of positions to scale up; use crop='peak'")
+            for maps in output:
+                rows = pairs_of[image]
+                small = maps[torch.from_numpy(channel[rows]).to(device)].clamp(min=0)
+                large = interpolate(small[:, None], size=batch.images.shape[-2:], mode="bilinear")[:, 0]
+                yield rows, large.float().cpu()
+                image += 1
+
+
+def seen(heatmap: Tensor, *, blur: float = BLUR, threshold: float = THRESHOLD) -> NDArray[np.bool_]:
+    """The part of a picture that a heatmap points at.
+
+    Parameters
+    ----------
+    heatmap
+        ``[..., H, W]``, of any scale.
+    blur
+        Side of the Gaussian kernel in parts of the picture's width; rounded to an odd number of pixels.
+    threshold
+        Share of the smoothed heatmap's maximum.
+
+    Returns
+    -------
+    ndarray
+        bool ``[..., H, W]``; all of the picture where the heatmap is nowhere positive.
+    """
+    radius = round((blur * heatmap.shape[-1] - 1) / 2)
+    smooth = heatmap.float().numpy()
+    if radius > 0:
+        # torchvision's standard deviation for a kernel of this size; its convolutions of one channel are far slower.
+        smooth = gaussian_filter(smooth, 0.3 * (radius - 1) + 0.8, radius=radius, axes=(-2, -1), mode="mirror")
+    largest = smooth.max(axis=(-2, -1), keepdims=True)
+    return np.asarray((smooth > threshold * largest) | (largest <= 0))
+
+
+def square_around(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """``(left, top, right, bottom)`` of the smallest square within the picture that holds a mask.
+
+    As square as the picture allows: a mask wider than the picture is high gives the full height.
+    """
+    height, width = mask.shape
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return 0, 0, width, height
+    side = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+
+    def within(first: int, last: int, limit: int) -> tuple[int, int]:
+        length = min(int(side), limit)
+        start = int(np.clip((first + last + 1 - length) // 2, 0, limit - length))
+        return start, start + length
+
+    left, right = within(columns[0], columns[-1], width)
+    top, bottom = within(rows[0], rows[-1], height)
+    return left, top, right, bottom
+
+
+def views(
+    model: nn.Module,
+    images: Images,
+    channel: NDArray[np.int64],
+    sample: NDArray[np.int64],
+    *,
+    target: str,
+    crop: Crop = "peak",
+    blur: float = BLUR,
+    threshold: float = THRESHOLD,
+    batch_size: int = 16,
+    device: str = "cpu",
+) -> list[View]:
+    """Reference images with the part each channel looks at.
+
+    Parameters
+    ----------
+    model, images, channel, sample, target, crop, batch_size, device
+        As for :func:`heatmaps`.
+    blur, threshold
+        As for :func:`seen`.
+
+    Returns
+    -------
+    list of View
+        In the order of the pairs.
+    """
+    found: dict[int, View] = {}
+    pictures: dict[int, Picture] = {}
+    flows = heatmaps(model, images, channel, sample, target=target, crop=crop, batch_size=batch_size, device=device)
+    with closing(flows):
+        for rows, maps in flows:
+            for row, mask in zip(rows.tolist(), seen(maps, blur=blur, threshold=threshold)):
+                number = int(sample[row])
+                if number not in pictures:
+                    pictures[number] = images.picture(number)
+                found[row] = View(number, pictures[number], mask)
+    return [found[row] for row in range(len(sample))]
+
+
+def cropped(picture: Picture, box: Sequence[int] | NDArray[np.int32]) -> Picture:
+    """A picture cut to ``(left, top, right, bottom)``."""
+    left, top, right, bottom = box
+    return picture[top:bottom, left:right]
+
+
+def boxes(
+    model: nn.Module,
+    images: Images,
+    channel: NDArray[np.int64],
+    sample: NDArray[np.int64],
+    *,
+    target: str,
+    crop: Crop = "peak",
+    blur: float = CROP_BLUR,
+    threshold: float = THRESHOLD,
+    batch_size: int = 16,
+    device: str = "cpu",
+    store: Store | None = None,
+    progress: bool = False,
+    client: Cluster | None = None,
+) -> NDArray[np.int32]:
+    """Where each channel looks, as the square of :attr:`View.box`: all that is kept of the crops fed to embedders.
+
+    A box is four numbers where a crop is tens of thousands, and cutting it again costs nothing beside a heatmap.
+
+    Parameters
+    ----------
+    model, images, channel, sample, target, crop, batch_size, device
+        As for :func:`heatmaps`; ``channel`` and ``sample`` may have any one shape.
+    blur, threshold
+        As for :func:`seen`; the blur is the paper's for crops that are fed to an embedder.
+    store, progress, client
+        As for :func:`pure_nb.methods.circuits.circuits`.
+
+    Returns
+    -------
+    ndarray
+        int32 ``[*channel.shape, 4]``: left, top, right and bottom in pixels, right and bottom exclusive.
+    """
+    shape = np.shape(channel)
+    channel, sample = np.ravel(channel), np.ravel(sample)
+
+    def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.int32]:
+        flows = heatmaps(
+            model,
+            images,
+            channel[block],
+            sample[block],
+            target=target,
+            crop=crop,
+            batch_size=batch_size,
+            device=device,
+        )
+        found = np.empty((len(block), 4), dtype=np.int32)
+        with closing(flows):
+            for rows, maps in flows:
+                found[rows] = [square_around(mask) for mask in seen(maps, blur=blur, threshold=threshold)]
+                done(len(rows))
+        return found
+
+    how: dict[str, Any] = {"store": store, "progress": progress, "client": client}
+    with placed(model, "cpu" if client else device):  # a cluster may have a device that this process has not
+        return by_blocks(sample, compute, batch_size=batch_size, name="crops", unit="crop", **how).reshape(*shape, 4)
+
+
+def resized(picture: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
+    """Scaled to fit a square of ``size`` pixels, and centred in it on white if it is not square."""
+    if size is None:
+        return picture
+    height, width = picture.shape[:2]
+    scale = size / max(height, width)
+    fitted = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = np.asarray(Image.fromarray(picture).resize(fitted, Image.Resampling.BICUBIC))
+    square = np.full((size, size, *picture.shape[2:]), 255 if picture.ndim == 3 else 0, dtype=np.uint8)
+    top, left = (size - small.shape[0]) // 2, (size - small.shape[1]) // 2
+    square[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return square

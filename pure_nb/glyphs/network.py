@@ -1,0 +1,61 @@
+"""The network that ships: a small residual network for the glyph world, with torchvision's names.
+
+Its last stage has 32 channels for 48 classes. It cannot give each class a channel of its own, so it reuses
+them, and most of its neurons come to mean several things. That is the point of it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+from pure_nb.glyphs.scenes import CLASSES
+
+CHANNELS = (16, 32, 64, 32)
+"""Output channels of ``layer1`` to ``layer4``."""
+
+STRIDES = (1, 2, 2, 1)
+
+
+def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    """A stage of one residual block; the shortcut is projected where its shape changes."""
+    shortcut = None
+    if stride != 1 or inputs != outputs:
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut))
+
+
+class GlyphNet(nn.Sequential):
+    """Four residual stages of one ``BasicBlock`` each, global average pooling and a linear head.
+
+    From ``[B, 3, 96, 96]`` to the logits ``[B, 48]``. ``layer3`` is ``[B, 64, 12, 12]`` and ``layer4``
+    ``[B, 32, 12, 12]``. 110 thousand parameters; the blocks are torchvision's own, so that zennit's
+    canonizers know them.
+    """
+
+    def __init__(self) -> None:
+        widths = (CHANNELS[0], *CHANNELS)
+        stages = [(f"layer{i + 1}", _stage(widths[i], widths[i + 1], STRIDES[i])) for i in range(len(CHANNELS))]
+        super().__init__(
+            OrderedDict(
+                conv1=nn.Conv2d(3, CHANNELS[0], 5, stride=2, padding=2, bias=False),
+                bn1=nn.BatchNorm2d(CHANNELS[0]),
+                relu=nn.ReLU(inplace=True),
+                **dict(stages),
+                avgpool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                fc=nn.Linear(CHANNELS[-1], len(CLASSES)),
+            )
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits of the 48 classes for normalised images; see :func:`pure_nb.glyphs.normalise`."""
+        logits: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
+        return logits
+
+
+GLYPHNET = (GlyphNet, Path(__file__).with_suffix(".safetensors"))
+"""What makes the network that ships, and its trained weights."""

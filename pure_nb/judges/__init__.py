@@ -1,0 +1,1 @@
+"""Whoever judges parts: embedders, distances, names, the truth. Arrays in, numbers out."""

@@ -1,0 +1,432 @@
+"""Are the parts purer than the whole? Distances between reference images within and across parts (PURE, section 4).
+
+A judge that knows nothing of the network, such as CLIP, says how far apart two crops are. Of a good way of taking a
+neuron apart the images within a part are near each other (*intra*), and those of different parts far apart (*inter*).
+And the better the distances of circuits follow those of the judge, the better they are aligned with what people see.
+
+Neurons are what is sampled: errors are standard errors over neurons, tests are paired by neuron, and bootstraps
+resample whole neurons, since the 4,950 pairs of a hundred images hold far less than 4,950 independent facts. The
+chapter *What CLIP says* builds both from scratch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.distance import pdist
+from scipy.stats import norm, pearsonr, rankdata, spearmanr
+from threadpoolctl import threadpool_limits
+
+from pure_nb.compute.bars import progress_bar
+from pure_nb.compute.store import Store
+from pure_nb.errors import EvaluationError
+from pure_nb.judges.truth import corrected, signed_rank
+from pure_nb.methods.virtual import CHOICES, MANY, NEURONS, cluster
+
+Metric = str | Callable[[NDArray[Any], NDArray[Any]], float]
+"""A metric of :func:`scipy.spatial.distance.pdist`, by name or as a function of two vectors."""
+
+RANDOM, TRUE = "random", "true objects"
+"""Names of labels drawn at random, and of the objects that are known."""
+
+
+COLUMNS = ["channel", "method", "k", "intra", "inter", "gap", "overall"]
+
+
+def pair_distances(vectors: ArrayLike, metric: Metric = "euclidean") -> NDArray[np.float32]:
+    """Distances of all pairs of one neuron's images.
+
+    Parameters
+    ----------
+    vectors
+        float ``[n, d]``, n at least 2.
+    metric
+        See :data:`Metric`.
+
+    Returns
+    -------
+    ndarray
+        float32 ``[n (n - 1) / 2]``, in the order of ``numpy.triu_indices(n, 1)``. No array larger than that or the
+        vectors is ever made.
+
+    Raises
+    ------
+    EvaluationError
+        If there are fewer than two vectors, or a distance is not a number: for NaN, or the cosine of a vector of zeros.
+    """
+    vectors = np.asarray(vectors)
+    if vectors.ndim != 2 or len(vectors) < 2:
+        raise EvaluationError(f"distances need vectors [n, d] with n >= 2, got {list(vectors.shape)}")
+    try:
+        found = pdist(vectors, metric)
+    except ValueError as problem:
+        raise EvaluationError(f"the metric {metric!r} can't be used: {problem}") from problem
+    if not np.isfinite(found).all():
+        first, second = (axis[np.argmin(np.isfinite(found))] for axis in np.triu_indices(len(vectors), 1))
+        raise EvaluationError(
+            f"the {metric} distance of images {first} and {second} is {found[~np.isfinite(found)][0]}; expected finite "
+            "vectors, and none of zeros where the metric is the cosine"
+        )
+    return found.astype(np.float32)
+
+
+def intra_inter(distances: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> tuple[float, float, float]:
+    """Mean distance over the pairs within a part, over those across parts, and over both.
+
+    The chapter :doc:`What CLIP says </book/clip>` builds it from scratch.
+
+    Parameters
+    ----------
+    distances
+        ``[n (n - 1) / 2]``, from :func:`pair_distances`.
+    labels
+        int ``[n]``: the part of each image; images with a negative one belong to none and are left out.
+
+    Returns
+    -------
+    tuple
+        *intra*, *inter*, *overall*. A part of one image has no pair, and adds nothing to intra; if no part has two
+        images intra is NaN, and if all images are in one part inter is NaN. Identical images have distance 0.
+    """
+    labels = np.asarray(labels)
+    count = len(labels)
+    if len(distances) != count * (count - 1) // 2:
+        raise EvaluationError(f"{count} labels need {count * (count - 1) // 2} distances, got {len(distances)}")
+    first, second = np.triu_indices(count, 1)
+    used = (labels[first] >= 0) & (labels[second] >= 0)
+    same = labels[first] == labels[second]
+    intra, inter, overall = (_mean(distances[which]) for which in (used & same, used & ~same, used))
+    return intra, inter, overall
+
+
+def distance_table(
+    judge: NDArray[np.float32],
+    methods: Mapping[str, NDArray[np.float32]],
+    *,
+    used: NDArray[np.bool_] | None = None,
+    truth: NDArray[np.int64] | None = None,
+    ks: Sequence[int] = CHOICES,
+    metric: Metric = "euclidean",
+    seed: int = 0,
+    store: Store | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Evaluation 1 of the paper: take every neuron apart by each method, and let the judge measure the parts.
+
+    Parameters
+    ----------
+    judge
+        float ``[channels, n, d]``: the judge's vectors of the crops.
+    methods
+        Vectors ``[channels, n, d']`` by name; each is clustered by the same k-means
+        (:func:`pure_nb.methods.virtual.cluster`). Labels drawn at random are added as ``"random"``.
+    used
+        bool ``[channels, n]``: which images count, such as those that drive the channel; all by default. Neurons with
+        fewer than two are left out.
+    truth
+        int ``[channels, n]``: the true object of each image, added as ``"true objects"``. It has its own number of
+        parts, and is repeated for every k.
+    ks
+        Numbers of parts.
+    metric
+        See :data:`Metric`.
+    seed
+        Of k-means and of the random labels.
+    store
+        Where to keep finished blocks of neurons, a folder for this table alone.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    DataFrame
+        A row for each neuron, method and k: ``channel, method, k, intra, inter, gap, overall``; the gap is inter minus
+        intra. See :func:`intra_inter` for when these are NaN.
+    """
+    if not ks or min(ks) < 1:
+        raise EvaluationError(f"the numbers of parts must be 1 or more, got {list(ks)}")
+    for name, vectors in methods.items():
+        if vectors.shape[:2] != judge.shape[:2]:
+            raise EvaluationError(
+                f"{name!r} has vectors {list(vectors.shape)} for a judge's {list(judge.shape)}; expected the same "
+                "neurons and images"
+            )
+    used, chosen = _used(judge, used)
+    blocks = []
+    bar = progress_bar(desc="distances", total=len(chosen), unit="neuron", shown=progress)
+    with bar, Parallel(n_jobs=-1 if len(chosen) >= MANY else 1) as parallel:
+        for start in range(0, len(chosen), NEURONS):
+            some = chosen[start : start + NEURONS]
+            saved = store.load_table("distances", {"first": start}) if store else None
+            if saved is None:
+                found = parallel(
+                    delayed(_neuron_rows)(
+                        int(channel),
+                        judge[channel][used[channel]],
+                        {name: vectors[channel][used[channel]] for name, vectors in methods.items()},
+                        None if truth is None else truth[channel][used[channel]],
+                        tuple(ks),
+                        metric,
+                        seed,
+                    )
+                    for channel in some
+                )
+                block = pd.DataFrame([row for rows in found for row in rows], columns=COLUMNS)
+                if store:
+                    store.save_table("distances", {"first": start}, block)
+            else:
+                block = saved[0]
+            blocks.append(block)
+            bar.update(len(some))
+    return pd.concat(blocks, ignore_index=True)
+
+
+@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
+def _neuron_rows(
+    channel: int,
+    judge: NDArray[np.float32],
+    methods: Mapping[str, NDArray[np.float32]],
+    truth: NDArray[np.int64] | None,
+    ks: tuple[int, ...],
+    metric: Metric,
+    seed: int,
+) -> list[tuple[Any, ...]]:
+    with _told(f"neuron {channel}"):
+        distances = pair_distances(judge, metric)
+    generator = np.random.default_rng([seed, channel])  # the same whatever other neurons are looked at
+    rows = []
+    for k in ks:
+        parts = {name: cluster(vectors, k, seed=seed) for name, vectors in methods.items()}
+        parts[RANDOM] = generator.integers(0, k, len(judge))
+        if truth is not None:
+            parts[TRUE] = truth
+        for name, labels in parts.items():
+            intra, inter, overall = intra_inter(distances, labels)
+            rows.append((channel, name, k, intra, inter, inter - intra, overall))
+    return rows
+
+
+def summary(
+    table: pd.DataFrame, baseline: str, *, clear: float | None = None, judge: str | None = None
+) -> pd.DataFrame:
+    """Means over the neurons with their standard errors, and paired tests against one method.
+
+    Parameters
+    ----------
+    table
+        From :func:`distance_table`.
+    baseline
+        The method that the others are compared with, at the same k and neuron by neuron.
+    clear, judge
+        Only neurons whose gap is above ``clear`` when the method ``judge`` takes them apart, as the paper does for
+        CLIP's own parts and 1.5. They are chosen by that gap, so that the judge's own row, and rows of methods that
+        are like it, come out too large. A k without such neurons is not in the result.
+
+    Returns
+    -------
+    DataFrame
+        By k, and the largest gap first: ``k, method, neurons``; ``intra, inter, gap, overall``, each with its standard
+        error (standard deviation over the root of the number of neurons) in ``intra_se`` ..., over the neurons that
+        have both distances; ``difference`` of the gap
+        from the baseline's with ``difference_se``; and ``p`` of Wilcoxon's signed-rank test over the neurons, corrected
+        for the number of all tests in the table (Benjamini and Hochberg).
+
+    Raises
+    ------
+    EvaluationError
+        If there is no such method, or no neuron is left.
+    """
+    for name in filter(None, (baseline, judge)):
+        if name not in set(table["method"]):
+            raise EvaluationError(f"there is no method {name!r}; there are {', '.join(table['method'].unique())}")
+    if clear is not None:
+        own = table[table["method"] == (judge or baseline)]
+        kept = own.loc[own["gap"] > clear, ["channel", "k"]]
+        if kept.empty:
+            raise EvaluationError(f"no neuron has a gap above {clear}; the largest is {own['gap'].max():.2f}")
+        table = table.merge(kept)
+    rows = []
+    for (k, method), own in table.groupby(["k", "method"], sort=False):
+        base = table[(table["method"] == baseline) & (table["k"] == k)].set_index("channel")["gap"]
+        difference = (own.set_index("channel")["gap"] - base).dropna().to_numpy()
+        whole = own.dropna(subset=["gap"])  # all means are over the same neurons
+        row: dict[str, Any] = {"k": k, "method": method, "neurons": len(whole)}
+        for name in ("intra", "inter", "gap", "overall"):
+            row[name], row[f"{name}_se"] = mean_and_error(whole[name].to_numpy())
+        row["difference"], row["difference_se"] = mean_and_error(difference)
+        row["p"] = signed_rank(difference)
+        rows.append(row)
+    found = pd.DataFrame(rows).sort_values(["k", "gap"], ascending=[True, False], kind="stable", ignore_index=True)
+    return found.assign(p=corrected(found["p"]))
+
+
+def alignment(
+    judge: NDArray[np.float32],
+    methods: Mapping[str, NDArray[np.float32]],
+    *,
+    used: NDArray[np.bool_] | None = None,
+    metric: Metric = "euclidean",
+    subsets: int = 30,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Evaluation 2 of the paper: how well a method's distances follow the judge's.
+
+    Parameters
+    ----------
+    judge, methods, used, metric
+        As for :func:`distance_table`.
+    subsets
+        The neurons are split at random into so many, or fewer, if one would get less than two neurons.
+    draws, level
+        Of the bootstrap over neurons.
+    seed
+        Of the subsets and of the bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        A row for each method and ``measure`` (``pearson``, ``spearman``), in the order of the methods: ``mean``
+        correlation over the subsets and its ``standard_error``, as in the paper; ``subsets``; ``pooled`` correlation
+        over all pairs of all neurons, its interval ``low`` to ``high`` by a bootstrap over *neurons*, and
+        ``naive_low`` to ``naive_high``, the one that wrongly takes the pairs as independent; ``within``, the mean of
+        the correlations inside single neurons, and ``within_se``; ``neurons``. For Spearman the bootstrap keeps the
+        ranks of the full sample. NaN where distances do not vary, and for errors and intervals of a single neuron.
+    """
+    if subsets < 1:
+        raise EvaluationError(f"there must be at least one subset, got {subsets}")
+    used, chosen = _used(judge, used)
+    generator = np.random.default_rng(seed)
+    count = max(1, min(subsets, len(chosen) // 2))
+    groups = np.array_split(generator.permutation(len(chosen)), count)
+    picks = generator.integers(0, len(chosen), (draws if len(chosen) > 1 else 0, len(chosen)))
+    judged = _all_distances(judge, used, chosen, metric, "the judge")
+    ranked = _ranks(judged)
+    rows = []
+    for name, vectors in methods.items():
+        own = _all_distances(vectors, used, chosen, metric, name)
+        for measure in ("pearson", "spearman"):
+            first, second = (judged, own) if measure == "pearson" else (ranked, _ranks(own))
+            sums = _sums(first, second)
+            pooled = float(_correlation(sums.sum(axis=0)))
+            spread = _correlation(sums[picks].sum(axis=1))
+            low, high = _quantiles(spread, level)
+            naive_low, naive_high = _fisher(pooled, sum(map(len, first)), level)
+            parts = np.array([_of_subset(judged, own, group, measure) for group in groups])
+            inside = np.array([_of_subset(judged, own, [i], measure) for i in range(len(chosen))])
+            mean, error = mean_and_error(parts[np.isfinite(parts)])
+            within, within_se = mean_and_error(inside[np.isfinite(inside)])
+            rows.append(
+                {
+                    "method": name,
+                    "measure": measure,
+                    "mean": mean,
+                    "standard_error": error,
+                    "subsets": count,
+                    "pooled": pooled,
+                    "low": low,
+                    "high": high,
+                    "naive_low": naive_low,
+                    "naive_high": naive_high,
+                    "within": within,
+                    "within_se": within_se,
+                    "neurons": len(chosen),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def mean_and_error(values: NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Mean and its standard error, ``std / sqrt(n)`` with n - 1 degrees of freedom; NaN for too few values."""
+    values = np.asarray(values, dtype=np.float64)
+    mean = float(values.mean()) if len(values) else float("nan")
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    return mean, error
+
+
+def _mean(values: NDArray[np.floating[Any]]) -> float:
+    return float(values.mean(dtype=np.float64)) if len(values) else float("nan")
+
+
+@contextmanager
+def _told(whose: str) -> Iterator[None]:
+    """Say whose distances failed."""
+    try:
+        yield
+    except EvaluationError as problem:
+        raise EvaluationError(f"{whose}: {problem}") from problem
+
+
+def _used(judge: NDArray[np.float32], used: NDArray[np.bool_] | None) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which images count, and the neurons with at least two of them."""
+    used = np.ones(judge.shape[:2], dtype=np.bool_) if used is None else used
+    chosen = np.flatnonzero(used.sum(axis=1) >= 2)
+    if not len(chosen):
+        raise EvaluationError("there is no neuron to evaluate: none is driven by two images")
+    return used, chosen
+
+
+Distances = list[NDArray[np.float32]]
+
+
+def _all_distances(
+    vectors: NDArray[np.float32], used: NDArray[np.bool_], chosen: NDArray[np.int64], metric: Metric, name: str
+) -> Distances:
+    found = []
+    for channel in chosen:
+        with _told(f"neuron {channel}, vectors of {name}"):
+            found.append(pair_distances(vectors[channel][used[channel]], metric))
+    return found
+
+
+def _ranks(distances: Distances) -> Distances:
+    """Ranks over all neurons' pairs together."""
+    ranks = rankdata(np.concatenate(distances)).astype(np.float32)
+    return np.split(ranks, np.cumsum([len(own) for own in distances])[:-1])
+
+
+def _sums(first: Distances, second: Distances) -> NDArray[np.float64]:
+    """For each neuron what a correlation is made of: ``[neurons, 6]``, of values that were centred for precision."""
+    middles = [np.concatenate(side).mean(dtype=np.float64) for side in (first, second)]
+    rows = []
+    for one, other in zip(first, second):
+        x, y = (side.astype(np.float64) - middle for side, middle in zip((one, other), middles))
+        rows.append([len(x), x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()])
+    return np.array(rows)
+
+
+def _correlation(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pearson's correlation from sums ``[..., 6]``; NaN where a side does not vary."""
+    n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
+    spread = (n * xx - x * x) * (n * yy - y * y)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(spread > 1e-12 * (n * xx) * (n * yy), (n * xy - x * y) / np.sqrt(spread), np.nan)
+
+
+def _quantiles(values: NDArray[np.float64], level: float) -> tuple[float, float]:
+    if not np.isfinite(values).any():
+        return float("nan"), float("nan")
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _fisher(correlation: float, pairs: int, level: float) -> tuple[float, float]:
+    """The interval of a correlation of independent pairs, by Fisher's transformation."""
+    reach = norm.ppf((1 + level) / 2) / np.sqrt(max(1, pairs - 3))
+    middle = np.arctanh(np.clip(correlation, -1 + 1e-12, 1 - 1e-12))
+    return float(np.tanh(middle - reach)), float(np.tanh(middle + reach))
+
+
+def _of_subset(first: Distances, second: Distances, members: Sequence[int] | NDArray[np.int64], measure: str) -> float:
+    """Correlation over the pairs of some neurons; NaN where a side does not vary."""
+    x, y = (np.concatenate([side[i] for i in members]).astype(np.float64) for side in (first, second))
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float((pearsonr if measure == "pearson" else spearmanr)(x, y).statistic)

@@ -1,0 +1,276 @@
+"""How right is it? Virtual neurons against the object that the neuron looked at.
+
+Of glyph scenes and of pictures with boxes the object under each reference image's maximum is known. A good way of
+taking a neuron apart puts reference images with the same object together. This module asks that of PURE and of simpler
+descriptions of the same images, always with the same clustering and the same number of clusters, so that only the
+description differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy.stats import false_discovery_control, wilcoxon
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+
+from pure_nb.compute.blocks import grouped
+from pure_nb.errors import ArgumentError
+from pure_nb.images.data import Images, Truth, readable
+from pure_nb.methods.references import References
+from pure_nb.methods.virtual import cluster
+from pure_nb.network.layers import activations, by_position, resting
+
+COMMON = 0.05
+"""An object counts as a meaning of a neuron if it is under the maximum in at least this share of its references."""
+
+
+def objects_at_maxima(truth: Truth, references: References, size: tuple[int, int]) -> NDArray[np.int64]:
+    """The class of the object under each maximum.
+
+    Parameters
+    ----------
+    truth
+        The data set that the references were taken from.
+    references
+        Of a layer with a grid of positions.
+    size
+        Height and width of the network's input.
+
+    Returns
+    -------
+    ndarray
+        int64 ``[channels, n]``: indices into the data set's classes; -1 where there is no object.
+    """
+    found = np.empty(references.sample.shape, dtype=np.int64)
+    centre = references.centre(size)
+    for index in grouped(references.sample)[1]:  # image by image
+        for place in zip(*np.unravel_index(index, found.shape)):
+            found[place] = truth.object_at(int(references.sample[place]), *centre[place])
+    return found
+
+
+def shares(names: Sequence[str] | NDArray[Any], common: float = COMMON) -> list[tuple[str, float]]:
+    """The names that make up at least a share ``common`` of a list, and their shares, most frequent first."""
+    found, count = np.unique(np.asarray(names), return_counts=True)
+    share = count / len(names)
+    return [(str(found[i]), float(share[i])) for i in np.argsort(-share, kind="stable") if share[i] >= common]
+
+
+def activation_vectors(
+    model: nn.Module,
+    images: Images,
+    references: References,
+    lower: str,
+    *,
+    layer: str | None = None,
+    batch_size: int = 32,
+    device: str = "cpu",
+) -> dict[str, NDArray[np.float32]]:
+    """Simpler descriptions of the reference images than circuits, to compare with.
+
+    Parameters
+    ----------
+    model, images, references
+        The network, and the references of its target layer.
+    lower
+        The lower layer.
+    layer
+        The layer that describes, if other than the references' own. It needs the same grid.
+    batch_size, device
+        As for :func:`pure_nb.compute.sweep.sweep`.
+
+    Returns
+    -------
+    dict
+        float32 ``[channels, n, d]`` each. ``"activation"``: mean over positions of max(A, 0) for all channels of the
+        target layer, the paper's baseline; ``"activation at maximum"``: the activations of all channels of the target
+        layer at the position of the neuron's maximum; ``"lower activation"``: mean over positions of the lower layer;
+        ``"lower activation at maximum"``: the same over the lower layer's cell under the maximum and its neighbours.
+    """
+    described = references.layer if layer is None else layer
+    unique, pairs_of = grouped(references.sample)
+    channel, rank = np.unravel_index(np.arange(references.sample.size), references.sample.shape)
+    found: dict[str, NDArray[np.float32]] = {}
+
+    def put(name: str, pairs: NDArray[np.int64], values: Tensor) -> None:
+        if name not in found:
+            found[name] = np.empty((*references.sample.shape, values.shape[-1]), dtype=np.float32)
+        found[name][channel[pairs], rank[pairs]] = values.float().cpu().numpy()
+
+    image = 0
+    with resting(model, device), torch.inference_mode():
+        for batch in readable(images, unique.tolist(), batch_size=batch_size):
+            outputs = activations(model, batch.images.to(device), [lower, described])
+            under = _cells_under(references.grid, tuple(outputs[lower].shape[2:]) if outputs[lower].ndim == 4 else ())
+            for top, below in zip(by_position(outputs[described]), by_position(outputs[lower])):
+                pairs = pairs_of[image]
+                put("activation", pairs, top.clamp(min=0).mean(dim=1))
+                put("activation at maximum", pairs, top[:, references.position[channel[pairs], rank[pairs]]].T)
+                put("lower activation", pairs, below.mean(dim=1))
+                near = under[references.position[channel[pairs], rank[pairs]]]
+                put("lower activation at maximum", pairs, torch.stack([below[:, cells].mean(dim=1) for cells in near]))
+                image += 1
+    return found
+
+
+def _cells_under(grid: tuple[int, ...], lower: tuple[int, ...]) -> NDArray[Any]:
+    """For each position of a grid those of a lower one that are under it, and their neighbours: int64 lists.
+
+    All of them where one of the two grids has no height and width.
+    """
+    found = np.empty(max(1, int(np.prod(grid))), dtype=object)
+    for position in range(len(found)):
+        found[position] = slice(None)
+        if len(grid) == len(lower) == 2:
+            centre = (np.array(divmod(position, grid[1])) + 0.5) * lower / np.array(grid)
+            first, last = np.floor(centre - 1.001), np.floor(centre + 1.001)
+            rows, columns = (
+                np.arange(max(0, first[axis]), min(lower[axis], last[axis] + 1), dtype=np.int64) for axis in (0, 1)
+            )
+            found[position] = (rows[:, None] * lower[1] + columns).ravel()
+    return found
+
+
+@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
+def agreement(
+    descriptions: Mapping[str, NDArray[np.float32]],
+    truth: NDArray[np.int64],
+    channels: NDArray[np.bool_],
+    *,
+    common: float = COMMON,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Cluster each neuron's references by each description, and compare with the known objects.
+
+    The number of clusters is the neuron's true number of meanings, the same for every description. Neurons with a
+    single meaning are left out, since there is nothing to take apart.
+
+    Parameters
+    ----------
+    descriptions
+        Vectors ``[channels, n, d]`` by name.
+    truth
+        int64 ``[channels, n]``, from :func:`objects_at_maxima`.
+    channels
+        bool ``[channels]``: which to look at; those that are not dead.
+    common
+        As for :func:`shares`.
+    seed
+        Of k-means and of the random labels that are added as a null.
+
+    Returns
+    -------
+    DataFrame
+        One row for each neuron and description: ``channel, k, method, ami, ari`` (adjusted mutual information and
+        adjusted Rand index, 1: the same parts, 0: as good as chance).
+    """
+    rows: list[dict[str, Any]] = []
+    # A stream of its own: labels drawn elsewhere from the same seed must not agree with these.
+    generator = np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
+    for channel in np.flatnonzero(channels).tolist():
+        known = truth[channel] >= 0
+        k = len(shares(truth[channel][known], common)) if known.any() else 0
+        if k < 2:
+            continue
+        found: dict[str, NDArray[Any]] = {
+            name: cluster(vectors[channel], k, seed=seed) for name, vectors in descriptions.items()
+        }
+        found["random"] = np.asarray(generator.integers(0, k, truth.shape[1]))
+        for name, labels in found.items():
+            ami = adjusted_mutual_info_score(truth[channel][known], labels[known])
+            ari = adjusted_rand_score(truth[channel][known], labels[known])
+            rows.append({"channel": channel, "k": k, "method": name, "ami": ami, "ari": ari})
+    return pd.DataFrame(rows, columns=["channel", "k", "method", "ami", "ari"])
+
+
+def interval(
+    values: NDArray[np.float64],
+    statistic: Callable[..., Any] = np.mean,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Bootstrap interval of a statistic of independent values, by percentiles; NaN for fewer than two values.
+
+    Parameters
+    ----------
+    values
+        Float ``[n]``.
+    statistic
+        Takes values and ``axis``, as NumPy's do.
+    level
+        The part of the draws that lies within.
+    draws, seed
+        Number of bootstrap samples, and their seed.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    low, high = np.quantile(statistic(values[picks], axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def summary(table: pd.DataFrame, baseline: str, measure: str = "ami", *, seed: int = 0) -> pd.DataFrame:
+    """Mean agreement of each method over the neurons, and how it differs from one of them, neuron by neuron.
+
+    Parameters
+    ----------
+    table
+        From :func:`agreement`.
+    baseline
+        The method that the others are compared with.
+    measure
+        ``"ami"`` or ``"ari"``.
+    seed
+        Of the bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        Best method first: ``method, mean, low, high`` (95 % interval over neurons); ``difference`` from the
+        baseline, with ``difference_low`` and ``difference_high`` (95 % paired bootstrap over neurons, NaN for the
+        baseline itself); and ``p``: Wilcoxon's signed-rank test over neurons, corrected for the number of methods
+        (Benjamini and Hochberg).
+    """
+    wide = table.pivot(index="channel", columns="method", values=measure)
+    if baseline not in wide:
+        raise ArgumentError(f"there is no method {baseline!r} to compare with; there are {list(wide)}")
+    rows = []
+    for method in wide:
+        values, difference = wide[method].to_numpy(), (wide[method] - wide[baseline]).to_numpy()
+        low, high = interval(values, seed=seed)
+        apart = interval(difference if method != baseline else difference[:0], seed=seed)
+        rows.append(
+            {
+                "method": method,
+                "mean": values.mean(),
+                "low": low,
+                "high": high,
+                "difference": difference.mean(),
+                "difference_low": apart[0],
+                "difference_high": apart[1],
+                "p": signed_rank(difference),
+            }
+        )
+    found = pd.DataFrame(rows).sort_values("mean", ascending=False, ignore_index=True)
+    return found.assign(p=corrected(found["p"]))
+
+
+def signed_rank(difference: NDArray[np.float64]) -> float:
+    """The p of Wilcoxon's signed-rank test of paired differences; NaN where all are zero."""
+    return float(wilcoxon(difference).pvalue) if np.any(difference) else float("nan")
+
+
+def corrected(p: pd.Series[float]) -> pd.Series[float]:
+    """Values of p, corrected for their number by Benjamini and Hochberg; NaN stays and does not count."""
+    tested = p.dropna()
+    return p.where(p.isna(), pd.Series(false_discovery_control(tested), tested.index))

@@ -1,0 +1,1 @@
+"""The papers' methods: tensors and arrays in, arrays out."""

@@ -1,0 +1,163 @@
+"""Do similar classes drive a channel alike? Cosines of ARVs against WordNet similarities (Hesse et al. 2025, fig. 3).
+
+A point is a channel and a pair of classes that it is relevant to. The points are not independent: a channel that is
+relevant to ten classes gives 45 of them, and a pair of classes returns in every channel it shares. So the interval
+resamples whole channels, and the test permutes the *classes*, all points at once, as Mantel (1967) did for distances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from pure_nb.errors import ArgumentError
+from pure_nb.methods.wordnet import WordNet, similarities
+from pure_nb.methods.wordnet import synsets as synsets_of
+
+
+@dataclass(frozen=True)
+class Concord:
+    """How well two similarities of pairs of classes agree.
+
+    Attributes
+    ----------
+    rho
+        Spearman's rank correlation over all points; NaN, like all that follows, where all points are equal.
+    low, high
+        Its bootstrap interval over channels; NaN where all points are of one channel.
+    p
+        Share of the permutations of the classes with a correlation at least as large, the real one counted in.
+    n
+        Number of points.
+    """
+
+    rho: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+def with_similarities(
+    pairs: pd.DataFrame,
+    wordnet: WordNet,
+    synsets: Mapping[str, str] | None = None,
+    measures: tuple[str, ...] = ("wup", "path", "lch"),
+) -> pd.DataFrame:
+    """Pairs of classes with a column for each WordNet similarity of the two.
+
+    Parameters
+    ----------
+    pairs
+        With the columns ``class_1`` and ``class_2``, from :func:`pure_nb.methods.relevance.class_pairs`.
+    wordnet, measures
+        See :func:`pure_nb.methods.wordnet.similarities`.
+    synsets
+        What WordNet calls each class: a synset, a wnid or a word; by default the class's own name.
+
+    Returns
+    -------
+    DataFrame
+        The pairs with ``synset_1`` and ``synset_2``, the meanings that were taken (None for a class without one), and
+        a column for each measure, NaN where a class has no synset.
+    """
+    meant = synsets or {}
+    first, second = ([meant.get(name, name) for name in pairs[column]] for column in ("class_1", "class_2"))
+    found = similarities(wordnet, first, second, measures)[list(measures)]
+    chosen = {f"synset_{i}": synsets_of(wordnet, names)["synset"] for i, names in ((1, first), (2, second))}
+    return pd.concat([pairs.reset_index(drop=True), pd.DataFrame(chosen), found], axis=1)
+
+
+def concord(
+    pairs: pd.DataFrame,
+    similarity: pd.DataFrame,
+    *,
+    permutations: int = 999,
+    replicates: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Concord:
+    """Rank correlation of the cosines with a similarity of the classes, with its interval and test.
+
+    The chapter :doc:`Does WordNet agree? </book/wordnet>` builds it from scratch.
+
+    Parameters
+    ----------
+    pairs
+        With the columns ``channel``, ``class_1``, ``class_2`` and ``cosine``; rows without a cosine are left out.
+    similarity
+        Square, with the classes as index and columns, from :func:`similarity_matrix`. Rows of pairs for which it is NaN
+        are left out.
+    permutations, replicates, level, seed
+        Of the test, of the interval, and of both.
+
+    Raises
+    ------
+    ArgumentError
+        If fewer than three points are left.
+    """
+    names = [name for name in similarity.index if not similarity[name].drop(name).isna().all()]
+    matrix = similarity.loc[names, names].to_numpy(dtype=float)
+    place = {name: i for i, name in enumerate(names)}
+    used = pairs[pairs["cosine"].notna() & pairs["class_1"].isin(names) & pairs["class_2"].isin(names)]
+    known = [not np.isnan(matrix[place[i], place[j]]) for i, j in zip(used["class_1"], used["class_2"])]
+    used = used[known]
+    if len(used) < 3:
+        raise ArgumentError(f"a correlation needs at least three pairs of classes with a similarity, got {len(used)}")
+    first, second = (used[column].map(place).to_numpy() for column in ("class_1", "class_2"))
+    cosines = used["cosine"].to_numpy()
+    rho = _rank(cosines, matrix[first, second])
+    if np.isnan(rho):
+        return Concord(rho, rho, rho, rho, len(used))
+    generator = np.random.default_rng(seed)
+    shuffled = []
+    for _ in range(permutations):
+        order = generator.permutation(len(names))
+        shuffled.append(_rank(cosines, matrix[order[first], order[second]]))
+    rows = [np.flatnonzero(used["channel"] == channel) for channel in used["channel"].unique()]
+    spread: list[float] = []
+    for _ in range(replicates if len(rows) > 1 else 0):
+        chosen = np.concatenate([rows[i] for i in generator.integers(len(rows), size=len(rows))])
+        spread.append(_rank(cosines[chosen], matrix[first[chosen], second[chosen]]))
+    low, high = np.nanquantile(spread, [(1 - level) / 2, (1 + level) / 2]) if spread else (np.nan, np.nan)
+    p = (1 + sum(not value < rho for value in shuffled)) / (1 + permutations)  # a NaN speaks for chance
+    return Concord(rho, float(low), float(high), p, len(used))
+
+
+def similarity_matrix(
+    wordnet: WordNet, classes: list[str], synsets: Mapping[str, str] | None = None, measure: str = "wup"
+) -> pd.DataFrame:
+    """The similarity of every two classes, as a square table with their names.
+
+    Parameters
+    ----------
+    wordnet
+        From :func:`pure_nb.methods.wordnet.find_wordnet`.
+    classes
+        Names of classes.
+    synsets
+        What WordNet calls some of them.
+    measure
+        A measure of :func:`pure_nb.methods.wordnet.similarities`.
+    """
+    meant = synsets or {}
+    first, second = np.indices((len(classes), len(classes))).reshape(2, -1)
+    words = [meant.get(name, name) for name in classes]
+    found = similarities(wordnet, [words[i] for i in first], [words[i] for i in second], (measure,))[measure]
+    return pd.DataFrame(found.to_numpy().reshape(len(classes), -1), index=classes, columns=classes)
+
+
+def _rank(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Spearman's correlation over the points that have both values; NaN where one of the two does not vary."""
+    both = ~(np.isnan(first) | np.isnan(second))
+    first, second = first[both], second[both]
+    if len(first) < 3:
+        return float("nan")
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(spearmanr(first, second).statistic)

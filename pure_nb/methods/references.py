@@ -1,0 +1,248 @@
+"""Reference images: for each channel of a layer, the images that drive it most (PURE, section 3.1).
+
+The score of an image for a channel is the channel's largest activation over all positions, as in Dreyer et al.
+(2024), or its mean. :class:`TopReferences` keeps the best n of each channel while the images stream by; its memory
+does not grow with the number of images.
+
+Equal scores are put in the order of the images' numbers. That makes the order total, so the result depends
+neither on the batches nor on the order in which partial results are merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
+from pure_nb.network.layers import by_position, channel_axis
+from pure_nb.parameters import By
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """The reference images of every channel of a layer, strongest first.
+
+    Attributes
+    ----------
+    layer
+        Name of the layer.
+    by
+        What the score is: ``"max"`` or ``"mean"`` over positions.
+    sample
+        int64 ``[channels, n]``: numbers of the images.
+    score
+        float32 ``[channels, n]``: their scores, in the units of the activation.
+    position
+        int64 ``[channels, n]``: where the activation is largest, an index into the flattened ``grid``.
+    grid
+        ``(height, width)``, ``(tokens,)`` or ``()``: the positions of the layer.
+    peak
+        float32 ``[channels, n]``: the largest activations, whatever the score is.
+    """
+
+    layer: str
+    by: By
+    sample: NDArray[np.int64]
+    score: NDArray[np.float32]
+    position: NDArray[np.int64]
+    grid: tuple[int, ...]
+    peak: NDArray[np.float32]
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.sample.shape[0]
+
+    @property
+    def n(self) -> int:
+        """Number of reference images of each channel."""
+        return self.sample.shape[1]
+
+    @property
+    def driven(self) -> NDArray[np.bool_]:
+        """Which references drive their channel, by an activation above 0 somewhere: bool ``[channels, n]``."""
+        return self.peak > 0
+
+    @property
+    def alive(self) -> NDArray[np.bool_]:
+        """Which channels are not dead: bool ``[channels]``.
+
+        A dead channel is above 0 nowhere in any of its references, which then mean nothing. A mean may be below 0
+        though the channel is not dead: what counts are the largest activations, also with ``by="mean"``.
+        """
+        return np.asarray(self.driven.any(axis=1))
+
+    def centre(self, size: tuple[int, int]) -> NDArray[np.float64]:
+        """The middle of each maximum's cell in the picture.
+
+        Parameters
+        ----------
+        size
+            Height and width of the picture in pixels.
+
+        Returns
+        -------
+        ndarray
+            ``[channels, n, 2]``: x from the left and y from the top, in pixels. The middle of the picture where
+            the layer has no grid of two axes.
+        """
+        height, width = size
+        if len(self.grid) != 2:
+            return np.broadcast_to([width / 2, height / 2], (*self.sample.shape, 2)).copy()
+        row, column = np.divmod(self.position, self.grid[1])
+        return np.stack([(column + 0.5) * width / self.grid[1], (row + 0.5) * height / self.grid[0]], axis=-1)
+
+    def table(self) -> pd.DataFrame:
+        """One row for each channel and rank: ``channel, rank, sample, score, position``."""
+        channel, rank = np.asarray(np.indices(self.sample.shape))
+        columns: dict[str, NDArray[Any]] = {
+            "channel": channel,
+            "rank": rank,
+            "sample": self.sample,
+            "score": self.score,
+            "position": self.position,
+        }
+        return pd.DataFrame({name: values.ravel() for name, values in columns.items()})
+
+
+class TopReferences:
+    """Accumulator of the best ``n`` images of every channel of a layer.
+
+    The chapter :doc:`Reference images </book/references>` builds it from scratch.
+
+    Parameters
+    ----------
+    layer
+        Name of the layer.
+    n
+        References for each channel; fewer where there are fewer images.
+    by
+        ``"max"``: the largest activation over the positions (the paper's); ``"mean"``: their mean.
+    """
+
+    def __init__(self, layer: str, n: int = 100, by: By = "max") -> None:
+        if n < 1:
+            raise ArgumentError(f"a channel needs at least one reference image, got n={n}")
+        if by not in ("max", "mean"):
+            raise ArgumentError(f"by must be 'max' or 'mean', got {by!r}")
+        self.layer, self.n, self.by = layer, n, by
+        self.layers: tuple[str, ...] = (layer,)
+        self.leaf: str | None = None
+        self.grid: tuple[int, ...] = ()
+        # [rank, channel]; the ranks come first because batches are stacked on that axis.
+        self._score: Tensor | None = None
+        self._sample = torch.empty(0, 0, dtype=torch.int64)
+        self._position = torch.empty(0, 0, dtype=torch.int64)
+        self._peak = torch.empty(0, 0)
+
+    def update(self, samples: NDArray[np.int64], outputs: Mapping[str, Tensor]) -> None:
+        """Take in a batch.
+
+        Parameters
+        ----------
+        samples
+            ``[B]``: numbers of the images.
+        outputs
+            Of the layer, among others: ``[B, C]``, ``[B, T, C]`` or ``[B, C, H, W]``.
+
+        Raises
+        ------
+        NonFiniteError
+            If the activation is NaN or infinite anywhere.
+        LayerError
+            If the layer's shape is not that of the batches before.
+        """
+        activation = outputs[self.layer]
+        values = by_position(activation.detach().float())
+        top, position = values.max(dim=2)
+        finite = torch.isfinite(values.sum(dim=2))
+        if not finite.all():
+            image, channel = (~finite).nonzero()[0].tolist()
+            raise NonFiniteError(
+                f"layer {self.layer!r} puts out NaN or infinity: channel {channel}, image {samples[image]}. Check that "
+                "image, the weights, and whether half precision overflows"
+            )
+        score = top if self.by == "max" else values.mean(dim=2)
+        axis = channel_axis(activation)
+        self._shaped(score.shape[1], tuple(size for i, size in enumerate(activation.shape) if i not in (0, axis)))
+        full = self._score is not None and self._score.shape[0] >= self.n
+        later = full and int(samples.min()) > int(self._sample.max())  # so a tie with the last one does not enter
+        if later and self._score is not None and not (score > self._score[-1].to(score)).any():
+            return
+        sample = torch.from_numpy(samples)[:, None].expand(-1, score.shape[1])
+        self._take(score.cpu(), sample, position.cpu(), top.cpu())
+
+    def merge(self, other: TopReferences) -> None:
+        """Take in what another accumulator of the same layer has taken in."""
+        if (self.layer, self.n, self.by) != (other.layer, other.n, other.by):
+            raise ArgumentError(
+                f"can't merge references of {other.layer!r} ({other.n}, {other.by}) into {self.layer!r}"
+            )
+        if other._score is not None:
+            self._shaped(other._score.shape[1], other.grid)
+            self._take(other._score, other._sample, other._position, other._peak)
+
+    def _shaped(self, channels: int, grid: tuple[int, ...]) -> None:
+        if self._score is not None and (self._score.shape[1], self.grid) != (channels, grid):
+            raise LayerError(
+                f"layer {self.layer!r} had {self._score.shape[1]} channels on the grid {self.grid} and now has "
+                f"{channels} on {grid}; resize and crop all images to one size in the transform"
+            )
+        self.grid = grid
+
+    def _take(self, score: Tensor, sample: Tensor, position: Tensor, peak: Tensor) -> None:
+        if self._score is not None:
+            score = torch.cat([self._score, score])
+            sample = torch.cat([self._sample, sample])
+            position = torch.cat([self._position, position])
+            peak = torch.cat([self._peak, peak])
+        # Two stable sorts: by number, then by score. The second keeps the order of the first among equals.
+        order = sample.argsort(dim=0, stable=True)
+        order = order.gather(0, score.gather(0, order).argsort(dim=0, descending=True, stable=True))[: self.n]
+        self._score, self._sample, self._position, self._peak = (
+            values.gather(0, order) for values in (score, sample, position, peak)
+        )
+
+    def result(self) -> References:
+        """The reference images found so far.
+
+        Raises
+        ------
+        ArgumentError
+            If nothing was taken in.
+        """
+        if self._score is None:
+            raise ArgumentError(f"no image was seen, so layer {self.layer!r} has no reference images")
+        sample, score, position, peak = (
+            values.T.contiguous().numpy() for values in (self._sample, self._score, self._position, self._peak)
+        )
+        return References(self.layer, self.by, sample, score, position, self.grid, peak)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that was taken in, as arrays; see :meth:`restored`."""
+        if self._score is None:
+            return {}
+        return {
+            "score": self._score.numpy(),
+            "sample": self._sample.numpy(),
+            "position": self._position.numpy(),
+            "peak": self._peak.numpy(),
+            "grid": np.array(self.grid, dtype=np.int64),
+        }
+
+    def restored(self, state: Mapping[str, NDArray[Any]]) -> TopReferences:
+        """A new accumulator of the same settings, holding a saved state; empty if the state is."""
+        other = TopReferences(self.layer, self.n, self.by)
+        if state:
+            other._score, other._sample, other._position, other._peak = (
+                torch.from_numpy(np.array(state[name])) for name in ("score", "sample", "position", "peak")
+            )
+            other.grid = tuple(int(size) for size in state["grid"])
+        return other

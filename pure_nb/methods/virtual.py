@@ -1,0 +1,364 @@
+"""Virtual neurons: the clusters of a neuron's circuits (PURE, section 3.3).
+
+k-means over the relevance vectors of a neuron's reference images, as in Dreyer et al. (2024). Each cluster is one
+virtual neuron: the same channel, reached through one circuit. Beyond the paper, the number of clusters can be
+chosen, with one as a possible answer, and a score says into how many parts the neuron falls, and how clearly.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from sklearn import config_context
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import pairwise_distances, silhouette_score
+from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
+
+from pure_nb.errors import ArgumentError
+from pure_nb.methods.null import DRAWS, one_heap
+
+Vectors = NDArray[np.floating[Any]]
+Layout = Literal["umap", "pca"]
+
+CHOICES = (2, 3, 4, 5)
+"""Numbers of virtual neurons the paper looks at."""
+
+NEURONS = 64
+"""Neurons taken apart between two saves: what is lost at most when a run is stopped."""
+
+UMAP_NEIGHBOURS = 6
+"""Neighbours of a vector in its layout, as in the paper."""
+
+MANY = 128
+"""Neurons from which on they are taken apart by all cores; for fewer it takes longer to start the processes."""
+
+
+@dataclass(frozen=True, eq=False)
+class VirtualNeurons:
+    """A neuron taken apart.
+
+    Attributes
+    ----------
+    labels
+        int64 ``[n]``: which virtual neuron each reference image belongs to; 0 has the most images. -1 for images that
+        do not drive the neuron at all.
+    centroids
+        float32 ``[k, d]``: the mean circuit of each virtual neuron.
+    silhouette
+        How clearly the parts are apart, -1..1; of a neuron that is left whole, how clearly the best parts would be.
+    silhouette_gain
+        How much clearer k-means' parts are, by one start, than those it finds where there is nothing to find: in draws
+        that have all that the vectors have but separate heaps, see :func:`pure_nb.methods.null.one_heap`.
+    p
+        How probable it is that such a draw is as clear.
+    """
+
+    labels: NDArray[np.int64]
+    centroids: NDArray[np.float32]
+    silhouette: float
+    silhouette_gain: float
+    p: float
+
+    @property
+    def k(self) -> int:
+        """Number of virtual neurons."""
+        return len(self.centroids)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of reference images of each virtual neuron."""
+        return [int((self.labels == part).sum()) for part in range(self.k)]
+
+    @property
+    def effective(self) -> float:
+        """How many equally large parts would be as spread out as these: the exponential of the entropy of the sizes."""
+        share = np.array([size for size in self.sizes if size]) / max(1, sum(self.sizes))
+        return float(np.exp(-(share * np.log(share)).sum()))
+
+    @property
+    def score(self) -> float:
+        """How polysemantic the neuron is: into how many parts it falls beyond one, times how clearly.
+
+        ``(effective - 1) * silhouette_gain``: 0 for a neuron that is left whole, little for one with a few images
+        that are unlike the others.
+        """
+        return (self.effective - 1) * self.silhouette_gain
+
+    def assign(self, vectors: Vectors) -> NDArray[np.int64]:
+        """The virtual neuron of new images, by their circuits: the nearest centroid.
+
+        Parameters
+        ----------
+        vectors
+            float ``[m, d]``: relevance vectors of the same channel, from :func:`pure_nb.methods.circuits.circuits`.
+            Those of zeros, of images that do not drive the neuron, belong to none: -1.
+        """
+        vectors = np.asarray(vectors)
+        if vectors.ndim != 2 or vectors.shape[1] != self.centroids.shape[1]:
+            raise ArgumentError(f"expected vectors of shape [m, {self.centroids.shape[1]}], got {list(vectors.shape)}")
+        distance = ((vectors[:, None] - self.centroids) ** 2).sum(axis=-1)
+        return np.where(vectors.any(axis=1), distance.argmin(axis=1), -1)
+
+
+def cluster(vectors: Vectors, k: int, *, n_init: int = 10, seed: int = 0) -> NDArray[np.int64]:
+    """k-means with the paper's settings; the largest cluster is number 0, equally large ones in order of appearance.
+
+    The chapter :doc:`Virtual neurons </book/virtual-neurons>` builds it from scratch.
+
+    Parameters
+    ----------
+    vectors
+        float ``[n, d]``.
+    k
+        Number of clusters. If there are fewer different vectors than that, there are as many clusters as those.
+    n_init, seed
+        Restarts and random state of scikit-learn's ``KMeans``.
+
+    Returns
+    -------
+    ndarray
+        int64 ``[n]``, from 0.
+    """
+    vectors = _checked(vectors)
+    if k < 1:
+        raise ArgumentError(f"the number of clusters must be at least 1, got {k}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different vectors than clusters
+        found = KMeans(min(k, len(vectors)), n_init=n_init, random_state=seed).fit_predict(vectors)
+    _, first, inverse, counts = np.unique(found, return_index=True, return_inverse=True, return_counts=True)
+    rank = np.empty(len(counts), dtype=np.int64)
+    rank[np.lexsort((first, -counts))] = np.arange(len(counts))
+    return rank[inverse]
+
+
+def cluster_some(vectors: Vectors, driven: NDArray[np.bool_], k: int, *, seed: int = 0) -> NDArray[np.int64]:
+    """:func:`cluster` of those images that drive the neuron; -1 for the others.
+
+    Parameters
+    ----------
+    vectors
+        float ``[n, d]``.
+    driven
+        Bool ``[n]``.
+    k, seed
+        As for :func:`cluster`.
+    """
+    labels = np.full(len(driven), -1)
+    if driven.any():
+        labels[driven] = cluster(vectors[driven], k, seed=seed)
+    return labels
+
+
+def refitted(
+    vectors: Vectors, parts: NDArray[np.int64], training: NDArray[np.bool_], *, seed: int = 0
+) -> NDArray[np.int64]:
+    """The same number of clusters from some of the vectors alone; each of the others belongs to the nearest.
+
+    Parameters
+    ----------
+    vectors
+        float ``[n, d]``.
+    parts
+        int64 ``[n]``, from 0: clusters of all of them. A new one is numbered as the one that it shares most with.
+    training
+        Bool ``[n]``: the vectors to cluster.
+    seed
+        As for :func:`cluster`.
+
+    Returns
+    -------
+    ndarray
+        int64 ``[n]``.
+
+    Raises
+    ------
+    ArgumentError
+        If fewer different vectors are left than there are parts.
+    """
+    k = int(parts.max()) + 1
+    own = cluster(vectors[training], k, seed=seed)
+    if own.max() + 1 < k:
+        raise ArgumentError(
+            f"every second image makes {own.max() + 1} clusters and not {k}: ask for fewer parts, or held_out=False"
+        )
+    shared = np.zeros((k, k), dtype=np.int64)
+    np.add.at(shared, (own, parts[training]), 1)
+    number = linear_sum_assignment(shared, maximize=True)[1]
+    centroids = np.empty((k, vectors.shape[1]))
+    for new, old in enumerate(number.tolist()):
+        centroids[old] = vectors[training][own == new].mean(axis=0)
+    found = ((vectors[:, None] - centroids) ** 2).sum(axis=-1).argmin(axis=1)
+    found[training] = number[own]
+    return found
+
+
+# On a hundred vectors threads cost five times what they bring, and checking arguments as much as the rest.
+@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
+@config_context(assume_finite=True, skip_parameter_validation=True)  # type: ignore[untyped-decorator]
+def virtual_neurons(
+    vectors: Vectors,
+    k: int | Literal["auto"] = "auto",
+    *,
+    choices: Sequence[int] = CHOICES,
+    draws: int = DRAWS,
+    alpha: float = 0.05,
+    seed: int = 0,
+) -> VirtualNeurons:
+    """Take a neuron apart.
+
+    The chapter :doc:`Virtual neurons </book/virtual-neurons>` builds its clustering from scratch.
+
+    Parameters
+    ----------
+    vectors
+        float ``[n, d]``: relevance vectors of its reference images. Vectors of zeros, of images that do not drive the
+        neuron, belong to no part.
+    k
+        Number of virtual neurons; ``"auto"`` takes the one of ``choices`` with the largest mean silhouette, or one if
+        the best clusters are no clearer than those of draws from a single heap, :func:`pure_nb.methods.null.one_heap`.
+    choices
+        Numbers to choose from.
+    draws
+        Largest number of draws; see :func:`pure_nb.methods.null.one_heap`. With 0, ``p`` is 1.
+    alpha
+        The neuron is left whole unless ``p`` is at most this. It holds for one neuron; how many of a layer have several
+        meanings is to be counted by the false-discovery rate, ``q`` in :attr:`pure_nb.study.Study.neurons`.
+    seed
+        Of k-means and of the draws.
+
+    Returns
+    -------
+    VirtualNeurons
+        With ``k = 1`` also if all vectors are equal.
+
+    Raises
+    ------
+    ArgumentError
+        If the vectors are not ``[n, d]``, or hold NaN.
+    """
+    vectors = _checked(vectors)
+    driven = vectors.any(axis=1)
+    labels = np.where(driven, 0, -1)
+    own = vectors[driven]
+    numbers = [number for number in choices if number < len(own)] if k == "auto" else [min(k, len(own))]
+    found = {number: cluster(own, number, seed=seed) for number in numbers if number > 0}
+    distance = pairwise_distances(own) if found else np.empty((0, 0))
+    clarity = {number: _silhouette(distance, parts) for number, parts in found.items()}
+    if not np.isfinite(list(clarity.values())).any():  # nothing to tell apart, or nothing asked for
+        if k != "auto" and found:
+            labels[driven] = next(iter(found.values()))
+        return VirtualNeurons(labels, _centroids(vectors, labels), 0.0, 0.0, 1.0)
+    best = max(clarity, key=lambda number: (clarity[number], -number))
+    gain, p = one_heap(own, numbers, draws=draws, seed=seed)
+    if k != "auto" or p <= alpha:
+        labels[driven] = found[best]
+    return VirtualNeurons(labels, _centroids(vectors, labels), clarity[best], gain, p)
+
+
+def part_name(part: int) -> str:
+    """A for the largest virtual neuron, then B, C ... Z, AA, AB ..."""
+    earlier, letter = divmod(part, 26)
+    return (part_name(earlier - 1) if earlier else "") + ascii_uppercase[letter]
+
+
+def packed(parts: Sequence[VirtualNeurons]) -> tuple[dict[str, NDArray[Any]], list[list[int]]]:
+    """Several neurons taken apart, as arrays to keep and a note of where each one's centroids are."""
+    sizes = [part.k for part in parts]
+    arrays = {
+        "labels": np.stack([part.labels for part in parts]),
+        "centroids": np.concatenate([part.centroids for part in parts]),
+        "scores": np.array([[part.silhouette, part.silhouette_gain, part.p] for part in parts]),
+    }
+    return arrays, [[int(end) - size, size] for end, size in zip(np.cumsum(sizes), sizes)]
+
+
+def unpacked(arrays: dict[str, NDArray[Any]], note: list[list[int]]) -> list[VirtualNeurons]:
+    """The inverse of :func:`packed`."""
+    return [
+        VirtualNeurons(labels, arrays["centroids"][start : start + k], *scores.tolist())
+        for labels, scores, (start, k) in zip(arrays["labels"], arrays["scores"], note)
+    ]
+
+
+def embed(vectors: Vectors, layout: Layout = "umap", *, seed: int = 0) -> NDArray[np.float32]:
+    """Lay vectors out in the plane, to look at.
+
+    Parameters
+    ----------
+    vectors
+        float ``[n, d]``.
+    layout
+        ``"umap"`` with the paper's settings (6 neighbours, minimal distance 0.3), or ``"pca"``. Fewer than 8 vectors
+        are always laid out by their principal components, since UMAP has nothing to go by.
+    seed
+        Of UMAP.
+
+    Returns
+    -------
+    ndarray
+        float32 ``[n, 2]``.
+    """
+    vectors = _checked(vectors)
+    if len(vectors) == 1:
+        return np.zeros((1, 2), dtype=np.float32)
+    if layout == "pca" or len(vectors) < 8:
+        parts = min(2, *vectors.shape)
+        flat = PCA(parts, svd_solver="full").fit_transform(vectors)
+        return np.pad(flat, ((0, 0), (0, 2 - parts))).astype(np.float32)
+    from umap import UMAP  # compiles for seconds when imported, so only where it is used
+
+    threads = torch.get_num_threads()
+    try:
+        reducer = UMAP(
+            UMAP_NEIGHBOURS, min_dist=0.3, random_state=seed, n_jobs=1, precomputed_knn=(*_nearest(vectors), None)
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"precomputed_knn\[2\]")  # new points can't be laid out, and none are
+            return np.asarray(reducer.fit_transform(vectors), dtype=np.float32)
+    finally:  # numba, which UMAP runs on, gives torch as many as there are cores, whatever it had
+        torch.set_num_threads(threads)
+
+
+def _nearest(vectors: Vectors) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The nearest vectors of each, itself first, and their distances, as UMAP finds them.
+
+    UMAP would compile its own search first, for seven seconds. The tree takes differences, so that each vector is at
+    distance 0 of itself, by which UMAP knows it; a matrix product would round.
+    """
+    tree = NearestNeighbors(n_neighbors=UMAP_NEIGHBOURS, algorithm="ball_tree").fit(vectors)
+    distance, neighbour = tree.kneighbors(vectors)
+    return neighbour, distance.astype(np.float32)
+
+
+def _checked(vectors: Vectors) -> Vectors:
+    vectors = np.asarray(vectors, dtype=np.float64)  # k-means on float32 takes half as long again: it is widened anew
+    if vectors.ndim != 2 or not len(vectors):
+        raise ArgumentError(f"expected vectors of shape [n, d] with n >= 1, got {list(vectors.shape)}")
+    if not np.isfinite(vectors).all():
+        raise ArgumentError("the vectors hold NaN or infinity")
+    return vectors
+
+
+def _centroids(vectors: Vectors, labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    if labels.max() < 0:  # nothing drives the neuron
+        return np.zeros((1, vectors.shape[1]), dtype=np.float32)
+    means = [vectors[labels == label].mean(axis=0, dtype=np.float64) for label in range(labels.max() + 1)]
+    return np.stack(means).astype(np.float32)
+
+
+def _silhouette(distance: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> float:
+    """Mean silhouette by distances ``[n, n]``; NaN where it is not defined (one cluster, or as many as vectors)."""
+    if not 1 < labels.max() + 1 < len(distance):
+        return float("nan")
+    return float(silhouette_score(distance, labels, metric="precomputed"))

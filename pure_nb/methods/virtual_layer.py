@@ -1,0 +1,181 @@
+"""Virtual neurons inside a network: their activations for any new image, for whatever comes after.
+
+A virtual neuron is a channel, as far as it was reached through one circuit. :class:`VirtualLayer` is a module that
+computes that: it runs the network to the target layer, propagates each wanted channel back to the lower one, and gives
+the channel's activation to the virtual neuron whose mean circuit is nearest; or shares it out among them, where the
+circuit is a mixture of theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from pure_nb.errors import ArgumentError
+from pure_nb.images.data import Images
+from pure_nb.methods.circuits import normalised, propagate
+from pure_nb.methods.virtual import VirtualNeurons, part_name
+from pure_nb.network.layers import by_position, channel_axis
+from pure_nb.parameters import Rule, Seed
+
+if TYPE_CHECKING:
+    from pure_nb.study import Study
+
+Assign = Literal["nearest", "mixture"]
+
+
+class VirtualLayer(nn.Module):
+    """The virtual neurons of a layer, as a module: from images to their activations.
+
+    Parameters
+    ----------
+    model
+        The network.
+    target, lower
+        The layers L and L'.
+    parts
+        Virtual neurons by channel of the target.
+    rule, seed
+        How their circuits were computed; see :func:`pure_nb.methods.circuits.propagate`.
+    assign
+        ``"nearest"``: one virtual neuron of a channel has its activation, as in PURE; ``"mixture"``: each has its
+        share, see :func:`mixture`.
+
+    Attributes
+    ----------
+    channel, part
+        Buffers, int64 ``[V]``: the channel of each virtual neuron, and its number among the channel's.
+    centroids
+        Buffer, float32 ``[V, d]``: their mean circuits.
+    names
+        ``"17A"`` for the largest virtual neuron of channel 17, then ``"17B"`` ...
+
+    Raises
+    ------
+    ArgumentError
+        If there are no virtual neurons, or their circuits are of different lengths.
+    """
+
+    channel: Tensor
+    part: Tensor
+    centroids: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target: str,
+        lower: str,
+        parts: Mapping[int, VirtualNeurons],
+        rule: Rule = "gradient",
+        seed: Seed = "activation",
+        assign: Assign = "nearest",
+    ) -> None:
+        if assign not in get_args(Assign):
+            raise ArgumentError(f"assign must be one of {get_args(Assign)}, got {assign!r}")
+        super().__init__()
+        widths = {one.centroids.shape[1] for one in parts.values()}
+        if len(widths) != 1:
+            raise ArgumentError(
+                f"expected virtual neurons of one lower layer, got {len(parts)} channels with circuits of "
+                f"{sorted(widths)} entries"
+            )
+        self.model, self.target, self.lower = model, target, lower
+        self.rule, self.seed, self.assign = rule, seed, assign
+        both = [(channel, part) for channel, one in parts.items() for part in range(one.k)]
+        self.register_buffer("channel", torch.tensor([channel for channel, _ in both]))
+        self.register_buffer("part", torch.tensor([part for _, part in both]))
+        centroids = np.concatenate([one.centroids for one in parts.values()])
+        self.register_buffer("centroids", torch.from_numpy(centroids))
+        self.names = tuple(f"{channel}{part_name(part)}" for channel, part in both)
+
+    @classmethod
+    def of(cls, study: Study, channels: Sequence[int] | None = None, assign: Assign = "nearest") -> VirtualLayer:
+        """The virtual neurons of some of a study's channels; of all by default."""
+        p = study.parameters
+        wanted = range(study.references.channels) if channels is None else channels
+        parts = {int(channel): study.virtual_of(int(channel)) for channel in wanted}
+        return cls(study.model, p.target, p.lower, parts, p.rule, p.seed, assign)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Activations of the virtual neurons.
+
+        Parameters
+        ----------
+        images
+            ``[B, ...]``: a batch of the network's inputs.
+
+        Returns
+        -------
+        Tensor
+            The target layer's shape, with the virtual neurons for its channels: ``[B, V, H, W]``, ``[B, T, V]`` or
+            ``[B, V]``. For each image the virtual neurons of a channel add up to its activation.
+        """
+        wanted = torch.unique(self.channel).cpu().numpy()
+        sample, channel = np.repeat(np.arange(len(images)), len(wanted)), np.tile(wanted, len(images))
+        flows = propagate(
+            self.model,
+            Images(TensorDataset(images.detach())),
+            channel,
+            sample,
+            target=self.target,
+            lower=self.lower,
+            rule=self.rule,
+            seed=self.seed,
+            batch_size=len(images),
+            device=str(images.device),
+        )
+        found, axis = images.new_empty(0), 1
+        with closing(flows):  # whatever happens here, the network gets its state back at once
+            for rows, relevance, _, top in flows:
+                vectors = normalised(by_position(relevance).sum(dim=2).float().cpu().numpy())
+                share = torch.from_numpy(self._shares(vectors, channel[rows])).to(top)
+                axis = channel_axis(top)
+                values = top.movedim(axis, 1)[torch.arange(len(rows)), channel[rows]]
+                if not len(found):
+                    found = values.new_zeros((len(images), len(self.channel), *values.shape[1:]))
+                found[sample[rows]] += share.reshape(*share.shape, *[1] * (values.ndim - 1)) * values[:, None]
+        return found.movedim(1, axis)
+
+    def _shares(self, vectors: NDArray[np.float32], channel: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What each virtual neuron gets of its channel's activation, ``[b, V]``; 0 for those of other channels."""
+        owner, centroids = self.channel.cpu().numpy(), self.centroids.cpu().numpy()
+        share = np.zeros((len(vectors), len(owner)))
+        for row, (vector, own) in enumerate(zip(vectors, channel)):
+            members = np.flatnonzero(owner == own)
+            if self.assign == "mixture":
+                share[row, members] = mixture(vector, centroids[members])
+            else:
+                share[row, members[((vector - centroids[members]) ** 2).sum(axis=1).argmin()]] = 1
+        return share
+
+
+def mixture(vector: NDArray[np.floating[Any]], centroids: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """The shares of some mean circuits that together come nearest to a circuit: not negative, and 1 in sum.
+
+    Relevance adds up, so the circuit of an image that drove a channel in two ways lies between the two.
+
+    Parameters
+    ----------
+    vector
+        float ``[d]``: the circuit.
+    centroids
+        float ``[k, d]``: the mean circuits.
+
+    Returns
+    -------
+    ndarray
+        float64 ``[k]``.
+    """
+    means = np.asarray(centroids, dtype=np.float64)
+    # The last equation, that the shares sum to 1, weighs so much that it holds to the sixth digit.
+    heavy = 1e3 * max(1.0, float(np.abs(means).max()))
+    found, _ = nnls(np.vstack([means.T, np.full(len(means), heavy)]), np.append(vector, heavy))
+    return np.asarray(found / found.sum())

@@ -1,0 +1,1 @@
+"""Which network: its layers, what they compute, and where it comes from."""

@@ -1,0 +1,1 @@
+"""Whole studies for the eye: reports, explorers, the atlas."""

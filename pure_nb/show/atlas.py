@@ -1,0 +1,515 @@
+"""An atlas: a static site with a page for every neuron of a study, to read, to search and to share.
+
+    >>> from pure_nb.show import atlas
+    >>> atlas.write(study, "atlas")                                         # doctest: +SKIP
+
+It is a folder of plain files that works from a disk and from any web server: ``index.html`` with all neurons, the most
+polysemantic first; ``17.html`` with reference images, virtual neurons, circuit, classes and scores of neuron 17;
+``lower/5.html`` for each lower channel that carries one of them. What the pages' explorers show is beside them:
+``data/17.js``, and the reference images in ``crops/17.webp`` and ``whole/17.webp``, so that a page loads little.
+
+The chapter :doc:`Your own network </book/your-network>` makes one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.metrics import adjusted_mutual_info_score
+
+from pure_nb.compute.bars import progress_bar
+from pure_nb.compute.store import write_atomically
+from pure_nb.errors import EmbedderError, LayerError, StudyError
+from pure_nb.figures.render import Picture
+from pure_nb.images.data import spoken
+from pure_nb.methods.virtual import CHOICES, Vectors, cluster_some, part_name
+from pure_nb.parameters import NEAREST
+
+if TYPE_CHECKING:
+    from pure_nb.judges.embedders import Embedder
+    from pure_nb.study import Study
+
+METHODS = ("circuits", "circuits (LRP)", "activations")
+"""By what an explorer can take a neuron apart; the first is the study's own way."""
+
+FORMAT = 3
+"""Part of what finished pictures are known by; raised when this module draws them differently."""
+
+WEBP = {"quality": 82, "method": 2}
+"""How pictures are saved; Pillow's own method, 4, makes them 4 % smaller in twice the time."""
+
+COLUMNS = 10
+"""Reference images in a row of a sprite, the file that holds all of a neuron."""
+
+CROP, WHOLE, THUMB = 72, 96, 48
+"""Sides in pixels of a reference image: cropped, whole, and in the index."""
+
+LOWER = 8
+"""Reference images that are shown of a lower channel."""
+
+CARRIERS = 6
+"""Lower channels that a page names: those that carry most of the relevance, on average."""
+
+TOGETHER = 16
+"""Lower channels that are drawn at once: few, so that the progress bar moves."""
+
+PAIRS = 1024
+"""Reference images that are drawn at once."""
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A lower channel that carries relevance to a neuron.
+
+    Attributes
+    ----------
+    channel
+        Of the lower layer.
+    share
+        Of the neuron's relevance, on average over the reference images of the part.
+    """
+
+    channel: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """A virtual neuron, or the whole neuron (``name`` "all"), as a page shows it."""
+
+    name: str
+    size: int
+    meanings: str
+    said: str
+    carriers: tuple[Carrier, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """What an atlas is made of; :func:`write` writes it.
+
+    Attributes
+    ----------
+    study
+        Any study.
+    methods
+        Some of :data:`METHODS`.
+    count
+        The strongest reference images that get a picture.
+    embedder
+        Names the virtual neurons, if given; see :func:`pure_nb.show.report.part_names`.
+    """
+
+    study: Study
+    methods: tuple[str, ...] = METHODS[:1]
+    count: int = 100
+    embedder: Embedder | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown or METHODS[0] not in self.methods:
+            raise StudyError(
+                f"methods must be {METHODS[0]!r} and any of {METHODS[1:]}, got {', '.join(map(repr, self.methods))}"
+            )
+        if self.count < 1:
+            raise StudyError(f"at least one reference image is shown of each neuron, got count={self.count}")
+        if self.embedder is not None and self.embedder.encode_text is None:
+            raise EmbedderError(
+                f"{self.embedder.name} has no text tower and can't name anything; take CLIP or mini-CLIP"
+            )
+
+    @cached_property
+    def identity(self) -> str:
+        """Stands for the study."""
+        return _digest([asdict(self.study.parameters), self.study.identity])
+
+    @cached_property
+    def key(self) -> str:
+        """Stands for all that the pictures and data of a neuron depend on."""
+        told = {"format": FORMAT, "methods": self.methods, "count": self.count}
+        named = self.embedder.fingerprint if self.embedder else None
+        return f"{self.identity} {_digest([told, named])}"
+
+    @cached_property
+    def described(self) -> dict[str, Callable[[int], Vectors]]:
+        """For each method, what gives the vectors ``[n, d]`` of one channel's references."""
+        study, other = self.study, self.study.using(rule="lrp")
+        found: dict[str, Callable[[int], Vectors]] = {
+            "circuits": study.circuits_of,
+            "circuits (LRP)": other.circuits_of,
+            "activations": lambda channel: study.activation_vectors["activation"][channel],
+        }
+        return {name: found[name] for name in self.methods}
+
+    @cached_property
+    def names(self) -> pd.Series[str] | None:
+        """What the parts are called, by channel and part; None without an embedder."""
+        if self.embedder is None:
+            return None
+        from pure_nb.show.report import part_names  # open_clip takes a second to import
+
+        return part_names(self.study, self.embedder).set_index(["channel", "part"])["said"]
+
+    def said(self, channel: int, part: str) -> str:
+        """What a part is called; "" where nothing is said, or nothing for sure."""
+        if self.names is None or (channel, part) not in self.names.index:
+            return ""
+        word = str(self.names.loc[(channel, part)])
+        return "" if word == "unsure" else word
+
+    def labels(self, channel: int) -> dict[str, list[NDArray[np.int64]]]:
+        """Which part each reference belongs to: by method, with the study's own number of parts, then each choice."""
+        own, seed = self.study.virtual_of(channel).labels, self.study.parameters.random
+        driven, found = own >= 0, {}
+        for name, vectors_of in self.described.items():
+            vectors = vectors_of(channel)
+            first = own if name == METHODS[0] else cluster_some(vectors, driven, max(1, int(own.max()) + 1), seed=seed)
+            found[name] = [first, *(cluster_some(vectors, driven, k, seed=seed) for k in CHOICES)]
+        return found
+
+    def data(self, channel: int) -> dict[str, Any]:
+        """What an explorer needs to know of a neuron."""
+        study, neuron, labels = self.study, self.study.neuron(channel), self.labels(channel)
+        k = int(labels[METHODS[0]][0].max()) + 1
+        names, label = self._labelled(channel)
+        found: dict[str, Any] = {
+            "channel": channel,
+            "points": _unit(study.layout_of(channel)).tolist(),
+            "counts": ["as chosen", *map(str, CHOICES)],
+            "parts": {name: ["".join(map(_digit, own.tolist())) for own in every] for name, every in labels.items()},
+            "names": names,
+            "label": label,
+            "known": neuron.objects is not None,
+            "said": [self.said(channel, part_name(part)) for part in range(k)],
+            "tiles": min(self.count, len(neuron.sample)),
+            "columns": COLUMNS,
+            "crops": f"crops/{channel}.webp",
+            "whole": f"whole/{channel}.webp",
+        }
+        if neuron.objects is not None:
+            objects = neuron.objects
+            found["agreement"] = {
+                name: [round(float(adjusted_mutual_info_score(objects, own)), 4) for own in every]
+                for name, every in labels.items()
+            }
+        return found
+
+    def _labelled(self, channel: int) -> tuple[list[str], list[int]]:
+        """Names of objects or classes, and which of them each reference shows; below 0 where that is not known."""
+        every = self.study.neuron(channel).names
+        names = sorted({name for name in every if name})
+        return names, [names.index(name) if name else -1 for name in every]
+
+    def parts(self, channel: int) -> list[Part]:
+        """The whole neuron and its virtual neurons."""
+        neuron = self.study.neuron(channel)
+        k = neuron.virtual.k
+        found = []
+        for part in [None, *(range(k) if k > 1 else ())]:
+            name = "all" if part is None else part_name(part)
+            ranks = neuron.members(part)
+            mean = neuron.vectors[ranks].mean(axis=0, dtype=np.float64)
+            top = np.argsort(-mean, kind="stable")[:CARRIERS].tolist()
+            carriers = tuple(Carrier(lower, float(mean[lower])) for lower in top if mean[lower] > 0)
+            said = self.said(channel, "whole" if part is None else name)
+            found.append(Part(name, len(ranks), neuron.meanings(part), said, carriers))
+        return found
+
+    @cached_property
+    def below(self) -> Study | None:
+        """The study of the lower layer, for its reference images; None where it can't be studied by itself."""
+        try:
+            below = self.study.using(target=self.study.parameters.lower, lower=NEAREST)
+            below.shapes  # noqa: B018  raises
+        except LayerError:
+            return None
+        return below
+
+    @cached_property
+    def without_classes(self) -> str:
+        """Why there are no classes; "" if there are."""
+        if self.study.classes_take_long:
+            return "they take a backward pass for each channel and batch of images, and pure-nb arv did not run yet"
+        if why := self.study.without_labels:
+            return why
+        try:
+            self.study.pairs  # noqa: B018  raises where they do not fit into memory
+        except LayerError as problem:
+            return str(problem)
+        return ""
+
+    def classes(self, channel: int) -> list[tuple[str, float]]:
+        """Classes that a channel is relevant to, with the share of their images in which it is so, largest first."""
+        study, statistics = self.study, self.study.classes
+        classes, share = statistics.strongest_classes(channel, study.parameters.p)
+        return [(self._spoken[study.class_names[label]], float(own)) for label, own in zip(classes, share)]
+
+    def pairs(self, channel: int) -> list[tuple[str, str, float]]:
+        """Pairs of these classes and the cosine of their average relevance vectors, the least alike first."""
+        table = self.study.pairs
+        own = table[table["channel"] == channel].sort_values("cosine", kind="stable")
+        return [
+            (self._spoken[one], self._spoken[other], cosine)
+            for one, other, cosine in own[["class_1", "class_2", "cosine"]].itertuples(index=False, name=None)
+        ]
+
+    @cached_property
+    def _spoken(self) -> dict[str, str]:
+        names = self.study.class_names
+        return dict(zip(names, spoken(names)))
+
+
+def write(
+    study: Study,
+    folder: Path | str,
+    *,
+    channels: Sequence[int] | None = None,
+    methods: Sequence[str] = METHODS[:1],
+    count: int = 100,
+    embedder: Embedder | None = None,
+    home: str = "",
+) -> Path:
+    """Write an atlas of a study.
+
+    Neurons that are finished are not drawn again, so a run that was stopped goes on where it was.
+
+    Parameters
+    ----------
+    study
+        Any study; its parameter ``crop`` says what pictures are cropped to.
+    folder
+        Is made if it is not there; an atlas in it is brought up to date.
+    channels
+        Which neurons; all by default.
+    methods
+        By what explorers take neurons apart: ``"circuits"`` and any others of :data:`METHODS`.
+    count
+        The strongest reference images that get a picture.
+    embedder
+        With a text tower, such as CLIP: names the virtual neurons.
+    home
+        Address of a page that the atlas is part of, for a link back.
+
+    Returns
+    -------
+    Path
+        ``index.html``.
+
+    Raises
+    ------
+    StudyError
+        If a method is not known, or the folder holds another site.
+    IndexError
+        If there is no such channel.
+    """
+    folder = Path(folder)
+    made = Atlas(study, tuple(methods), count, embedder)
+    _require_own(folder)
+    every = range(study.references.channels) if channels is None else channels
+    chosen = [study.neuron(channel).channel for channel in every]
+    _write_text(folder / "study.txt", made.identity)  # first: the book's chapters run while their atlas is drawn
+    draw(made, folder, chosen)
+    _write_pages(made, folder, chosen, home)
+    return folder / "index.html"
+
+
+def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
+    """Write what explorers show of some neurons: data and pictures, without pages; finished ones are left alone."""
+    study = made.study
+    alive = [channel for channel in channels if study.references.alive[channel]]
+    missing = [channel for channel in alive if not _is_drawn(made, folder, channel)]
+    count = min(made.count, study.references.n)
+    done = len(alive) - len(missing)
+    with progress_bar(desc="atlas", total=len(alive), initial=done, unit="neuron", shown=study.progress) as bar:
+        for block in _blocks(missing, max(1, PAIRS // count)):
+            samples = study.references.sample[block, :count]
+            found = study.views(np.repeat(block, count), samples.ravel())
+            for place, channel in enumerate(block):
+                own = found[place * count : (place + 1) * count]
+                _save(folder / f"crops/{channel}.webp", _sprite([view.highlighted(CROP) for view in own]))
+                _save(folder / f"whole/{channel}.webp", _sprite([view.highlighted(WHOLE, crop=False) for view in own]))
+                _save(folder / f"thumbs/{channel}.webp", _sprite([view.highlighted(THUMB) for view in own[:6]], 6))
+                # Last, since it says that the neuron is finished.
+                text = f"// {made.key}\npureNb.neuron({json.dumps(made.data(channel), separators=(',', ':'))});\n"
+                _write_text(folder / f"data/{channel}.js", text)
+                bar.update()
+
+
+def identity_of(folder: Path) -> str:
+    """:attr:`Atlas.identity` of an atlas that is written to a folder; "" if there is none."""
+    try:
+        return (folder / "study.txt").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _is_drawn(made: Atlas, folder: Path, channel: int) -> bool:
+    """Whether a neuron's data and pictures are there, and of this atlas."""
+    try:
+        with (folder / f"data/{channel}.js").open(encoding="utf-8") as file:
+            key = file.readline().removeprefix("// ").strip()
+    except OSError:
+        return False
+    return key == made.key and all(
+        (folder / f"{kind}/{channel}.webp").is_file() for kind in ("crops", "whole", "thumbs")
+    )
+
+
+def _write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) -> None:
+    study = made.study
+    table = study.neurons.set_index("channel").loc[lambda rows: rows.index.isin(channels)]
+    parts = {channel: made.parts(channel) for channel in channels if study.references.alive[channel]}
+    carried = _carried(parts)
+    pictured = _write_lower_pictures(made, folder, sorted(carried))
+    page = _templates(made, home)
+    order = [int(channel) for channel in table.index]
+    rows = {int(channel): row for channel, row in zip(table.index, table.to_dict("records"))}
+    for place, channel in enumerate(progress_bar(order, "pages", unit="page", shown=study.progress)):
+        more: dict[str, Any] = {"classes": [], "pairs": []}
+        if not made.without_classes:
+            more = {"classes": made.classes(channel), "pairs": made.pairs(channel)}
+        text = page(
+            "neuron.html",
+            root="",
+            channel=channel,
+            row=rows[channel],
+            whole=study.virtual_of(channel),
+            parts=parts.get(channel, []),
+            before=order[place - 1] if place else None,
+            after=order[place + 1] if place + 1 < len(order) else None,
+            pictured=pictured,
+            without_classes=made.without_classes,
+            **more,
+        )
+        _write_text(folder / f"{channel}.html", text)
+    for lower, users in carried.items():
+        text = page("lower.html", root="../", channel=lower, users=users, pictured=pictured)
+        _write_text(folder / f"lower/{lower}.html", text)
+    text = page("index.html", root="", rows=rows, alive=set(parts), parts=parts)
+    for name in ("explorer/explorer.js", "explorer/explorer.css", "atlas/atlas.js", "atlas/atlas.css"):
+        asset = resources.files("pure_nb.show") / "static" / name
+        _write_text(folder / Path(name).name, asset.read_text(encoding="utf-8"))
+    _write_text(folder / "index.html", text)
+
+
+def _carried(parts: Mapping[int, Sequence[Part]]) -> dict[int, list[tuple[int, float]]]:
+    """For each lower channel that a page names: the neurons it carries and its share in each, the largest first."""
+    found: dict[int, dict[int, float]] = {}
+    for channel, every in parts.items():
+        for carrier in (carrier for part in every for carrier in part.carriers):
+            own = found.setdefault(carrier.channel, {})
+            own[channel] = max(own.get(channel, 0.0), carrier.share)
+    return {lower: sorted(own.items(), key=lambda entry: (-entry[1], entry[0])) for lower, own in sorted(found.items())}
+
+
+def _write_lower_pictures(made: Atlas, folder: Path, lower: Sequence[int]) -> set[int]:
+    """Write reference images of lower channels; returns the channels that have some."""
+    below = made.below
+    if below is None or not lower:
+        return set()
+    key = made.key.replace(" ", "-")
+    alive = [channel for channel in lower if below.references.alive[channel]]
+    bar = progress_bar(desc="lower channels", total=len(alive), unit="channel", shown=made.study.progress)
+    for block in _blocks(alive, TOGETHER):
+        missing = [channel for channel in block if not (folder / f"lower/{channel}-{key}.webp").is_file()]
+        if not missing:
+            bar.update(len(block))
+            continue
+        samples = below.references.sample[missing, :LOWER]
+        found = below.views(np.repeat(missing, samples.shape[1]), samples.ravel())
+        for place, channel in enumerate(missing):
+            own = found[place * samples.shape[1] : (place + 1) * samples.shape[1]]
+            # The key in the name tells whether the picture is of these images and this network.
+            for old in (folder / "lower").glob(f"{channel}-*.webp"):
+                old.unlink()
+            _save(folder / f"lower/{channel}-{key}.webp", _sprite([view.highlighted(CROP) for view in own], LOWER))
+        bar.update(len(block))
+    bar.close()
+    return set(alive)
+
+
+def _templates(made: Atlas, home: str) -> Callable[..., str]:
+    """What fills in the templates of an atlas's pages."""
+    loader = PackageLoader("pure_nb.show", "static/atlas")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    study = made.study
+    shared = {
+        "study": study.name,
+        "network": type(study.model).__name__,
+        "p": study.parameters,
+        "channels": study.references.channels,
+        "images": len(study.images),
+        "source": study.images.name,
+        "home": home,
+        "absolute": home.startswith("/") or ":" in home,
+        "key": made.key.replace(" ", "-"),
+        "said": made.embedder.name if made.embedder else "",
+    }
+
+    def filled(name: str, **values: Any) -> str:
+        return environment.get_template(name).render(**shared, **values)
+
+    return filled
+
+
+def _require_own(folder: Path) -> None:
+    """Raise unless a folder is empty, not there, or holds an atlas."""
+    index = folder / "index.html"
+    if folder.exists() and not folder.is_dir():
+        raise StudyError(f"{str(folder)!r} is a file; an atlas is written to a folder")
+    if index.exists() and 'content="pure_nb atlas"' not in index.read_text(encoding="utf-8", errors="replace"):
+        raise StudyError(f"{str(index)!r} is another site's page; an atlas goes to an empty folder, or to its own")
+
+
+def _blocks(channels: Sequence[int], size: int) -> Iterator[list[int]]:
+    for first in range(0, len(channels), size):
+        yield list(channels[first : first + size])
+
+
+def _sprite(pictures: Sequence[Picture], columns: int = COLUMNS) -> Picture:
+    """Pictures of one size in rows, without gaps; what is left over is white."""
+    size = pictures[0].shape[0]
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * size, columns * size, 3), 255, dtype=np.uint8)
+    for number, picture in enumerate(pictures):
+        top, left = size * (number // columns), size * (number % columns)
+        sheet[top : top + size, left : left + size] = picture
+    return sheet
+
+
+def _save(path: Path, picture: Picture) -> None:
+    image = Image.fromarray(picture)
+    write_atomically(path, lambda temporary: image.save(temporary, format="webp", **WEBP))
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _unit(points: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Points in the plane, each axis scaled to whole numbers from 0 to 1000, with y downwards as on a screen."""
+    reach = np.ptp(points, axis=0)
+    scaled = np.where(reach > 0, (points - points.min(axis=0)) / np.where(reach > 0, reach, 1), 0.5)
+    return np.round(1000 * np.column_stack([scaled[:, 0], 1 - scaled[:, 1]])).astype(np.int64)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digit(part: int) -> str:
+    return "-" if part < 0 else np.base_repr(part, 36).lower()

@@ -1,0 +1,322 @@
+"""Explorers: sliders over pictures and neurons, alive in Jupyter and in a static page alike.
+
+In Jupyter what is shown is computed when the reader first asks for it. In the built book there is no kernel: pictures
+and the data of neurons are files beside the page, and a script of the book, ``explorer.js``, shows them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import os
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
+from io import BytesIO
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import ipywidgets
+import matplotlib.pyplot as plt
+from IPython.display import HTML
+from PIL import Image
+
+from pure_nb.compute.store import write_atomically
+from pure_nb.errors import ArgumentError, LayerError, PureError
+from pure_nb.figures.plots import neuron_figure, references_figure
+from pure_nb.methods.virtual import CHOICES
+from pure_nb.parameters import NEAREST, file_word
+from pure_nb.show import atlas
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pure_nb.study import Study
+
+Value = TypeVar("Value", bound=Hashable)
+
+BOOK = "PURE_NB_BOOK"
+"""Environment variable: set while the book is built, to the folder of files that are copied beside its pages."""
+
+SITE = ".."
+"""Where that folder is found from a page of the book."""
+
+
+def explorer(
+    draw: Callable[..., Figure],
+    values: Sequence[Value],
+    *,
+    name: str,
+    label: str = "neuron",
+    describe: Callable[..., str] = lambda *shown: " ".join(map(str, shown)),
+    caption: str = "",
+    start: Value | None = None,
+    others: Sequence[Value] | None = None,
+    other: str = "k",
+) -> ipywidgets.Widget | HTML:
+    """One slider over figures, or two.
+
+    Parameters
+    ----------
+    draw
+        Draws the figure of a value; of a value and another one, if there are ``others``.
+    values
+        What the slider runs over.
+    name
+        A word that is unique in the book; names the folder of the pictures.
+    label
+        What is written beside the slider.
+    describe
+        The picture in words, for those who cannot see it; takes what ``draw`` takes.
+    caption
+        What is shown, and what to see in it.
+    start
+        The value to start at; the first by default.
+    others, other
+        What a second slider runs over, and what is written beside it. In the built book there is a picture for every
+        pair.
+
+    Returns
+    -------
+    Widget or HTML
+        To be shown as the last line of a cell.
+    """
+    if not values or (others is not None and not others):
+        raise ArgumentError("an explorer needs at least one value to show")
+    if start is not None and start not in values:
+        raise ArgumentError(f"an explorer starts at one of its values, and {start!r} is not among {_few(values)}")
+    axes = [(label, list(values), 0 if start is None else list(values).index(start))]
+    if others is not None:
+        axes.append((other, list(others), 0))
+    folder = os.environ.get(BOOK)
+    if folder:
+        return _static(draw, axes, Path(folder), name, describe, caption)
+    return _live(draw, axes, describe, caption)
+
+
+def explore(
+    study: Study, start: int | None = None, *, parts: bool = True, whole: bool = False, caption: str = ""
+) -> ipywidgets.Widget | HTML:
+    """The neurons of a study, each taken apart: sliders for the neuron and the number of its parts, and the method.
+
+    In Jupyter also the layer: what is not known of it yet is computed when it is chosen, which takes a pass over the
+    images. In the built book the neurons are those of an atlas beside the pages, see :mod:`pure_nb.show.atlas`: the
+    first of :meth:`~pure_nb.study.Study.most_polysemantic`.
+
+    Parameters
+    ----------
+    study
+        Any study.
+    start
+        The neuron to start at; the most polysemantic one by default.
+    parts
+        Take the neurons apart; otherwise only their reference images are shown.
+    whole
+        Show whole pictures, dimmed where the neuron does not look, instead of crops.
+    caption
+        What is shown, and what to see in it.
+
+    Returns
+    -------
+    Widget or HTML
+        To be shown as the last line of a cell.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such neuron, or no image drives it.
+    """
+    first = int(study.neurons["channel"].iloc[0]) if start is None else study.neuron(start).channel
+    if not study.references.alive[first]:
+        living = [channel for channel, alive in enumerate(study.references.alive.tolist()) if alive]
+        raise ArgumentError(f"no image drives channel {first}, so there is nothing to show; start at {_few(living)}")
+    folder = os.environ.get(BOOK)
+    if folder:
+        return _static_neurons(study, first, Path(folder), parts, whole, caption)
+    return _live_neurons(study, first, parts, whole, caption)
+
+
+def _picture(figure: Figure) -> bytes:
+    """A figure as WebP, and closed."""
+    buffer = BytesIO()
+    try:
+        figure.savefig(buffer, format="webp", dpi=110, pil_kwargs=atlas.WEBP)
+    finally:
+        plt.close(figure)
+    return buffer.getvalue()
+
+
+def _slider(values: Sequence[object], label: str, index: int = 0) -> ipywidgets.SelectionSlider:
+    return ipywidgets.SelectionSlider(
+        options=[str(value) for value in values],
+        index=index,
+        description=label,
+        continuous_update=False,
+        layout=ipywidgets.Layout(width="100%", max_width="34rem"),
+    )
+
+
+def _few(values: Sequence[object]) -> str:
+    """Some of the values, in words."""
+    return ", ".join([*map(str, values[:8]), *(["..."] if len(values) > 8 else [])]) or "none"
+
+
+def _telling(words: ipywidgets.HTML, shown: ipywidgets.Image, act: Callable[[], None]) -> Callable[[object], None]:
+    """``act`` as a callback of a control: what goes wrong is said beside it, not only in a hidden log."""
+
+    def called(_: object = None) -> None:
+        try:
+            act()
+        except Exception as problem:
+            shown.value = b""  # rather than the picture of something else
+            if isinstance(problem, PureError):
+                words.value = _small(str(problem))
+            else:
+                words.value = _small(f"{type(problem).__name__}: {problem}")
+                raise
+
+    return called
+
+
+def _small(text: str) -> str:
+    return f"<small>{html.escape(text)}</small>" if text else ""
+
+
+def _live(
+    draw: Callable[..., Figure], axes: list[tuple[str, list[Any], int]], describe: Callable[..., str], caption: str
+) -> ipywidgets.Widget:
+    sliders = [_slider(values, label, index) for label, values, index in axes]
+
+    @lru_cache(maxsize=64)
+    def picture(*chosen: int) -> bytes:
+        return _picture(draw(*(values[index] for (_, values, _), index in zip(axes, chosen))))
+
+    shown = ipywidgets.Image(format="webp", layout=ipywidgets.Layout(max_width="100%"))
+    words = ipywidgets.HTML()
+
+    def draw_it() -> None:
+        chosen = [slider.index for slider in sliders]
+        shown.value = picture(*chosen)
+        words.value = _small(describe(*(values[index] for (_, values, _), index in zip(axes, chosen))))
+
+    show = _telling(words, shown, draw_it)
+    for slider in sliders:
+        slider.observe(show, names="index")
+    show(None)
+    return ipywidgets.VBox([*sliders, shown, words, ipywidgets.HTML(_small(caption))])
+
+
+def _live_neurons(study: Study, start: int, parts: bool, whole: bool, caption: str) -> ipywidgets.Widget:
+    own = study.parameters.target
+    names = [shape.name for shape in study.survey()]
+    layer = ipywidgets.Dropdown(options=list(dict.fromkeys([own, *names])), value=own, description="layer")
+    channels = [int(channel) for channel, alive in enumerate(study.references.alive) if alive]
+    neuron = _slider(channels, "neuron", channels.index(start))
+    count = _slider(["as chosen", *CHOICES], "parts")
+    method = ipywidgets.Dropdown(options=list(atlas.METHODS), description="method")
+    shown = ipywidgets.Image(format="webp", layout=ipywidgets.Layout(max_width="100%"))
+    words = ipywidgets.HTML()
+
+    @lru_cache(maxsize=8)
+    def of_layer(name: str) -> atlas.Atlas:
+        chosen = study if name == own else study.using(target=name, lower=NEAREST)
+        return atlas.Atlas(chosen, atlas.METHODS)
+
+    @lru_cache(maxsize=64)
+    def picture(name: str, channel: int, k: int, by: str) -> tuple[bytes, str]:
+        made = of_layer(name)
+        one = made.study.neuron(channel)
+        if not parts:
+            return _picture(references_figure(one, 15 if whole else 24, 5 if whole else 8, whole=whole)), ""
+        if k or by != atlas.METHODS[0]:
+            one = one.by(made.described[by](channel), k or one.virtual.k)
+        sizes = ", ".join(f"{size} images {one.meanings(part)}".strip() for part, size in enumerate(one.virtual.sizes))
+        return _picture(neuron_figure(one)), f"Neuron {channel} of {name} in {one.virtual.k} parts by {by}: {sizes}."
+
+    def draw_it() -> None:
+        words.value = _small("computing ...")
+        k = int(CHOICES[count.index - 1]) if count.index else 0
+        shown.value, text = picture(layer.value, int(neuron.value), k, method.value)
+        words.value = _small(text)
+
+    def change_layer() -> None:
+        words.value = _small("a pass over all images ...")
+        living = [str(c) for c, alive in enumerate(of_layer(layer.value).study.references.alive) if alive]
+        if not living:
+            raise LayerError(f"no image drives any channel of {layer.value!r}")
+        neuron.options = living  # moves it to the first
+        draw_it()
+
+    show = _telling(words, shown, draw_it)
+    layer.observe(_telling(words, shown, change_layer), names="value")
+    for control in (neuron, count, method):
+        control.observe(show, names="value")
+    show(None)
+    controls = [layer, neuron, *([count, method] if parts else [])]
+    return ipywidgets.VBox([*controls, shown, words, ipywidgets.HTML(_small(caption))])
+
+
+def _static(
+    draw: Callable[..., Figure],
+    axes: list[tuple[str, list[Any], int]],
+    folder: Path,
+    name: str,
+    describe: Callable[..., str],
+    caption: str,
+) -> HTML:
+    pictures = []
+    for shown in product(*(values for _, values, _ in axes)):
+        content = _picture(draw(*shown))
+        # The content names the file, so that a browser never shows a picture of an earlier build.
+        file = f"{file_word('-'.join(map(str, shown)))}-{hashlib.sha256(content).hexdigest()[:8]}.webp"
+        write_atomically(folder / "explorers" / name / file, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+        pictures.append((file, describe(*shown), content))
+    told = {
+        "root": f"{SITE}/explorers/{name}/",
+        "axes": [
+            {"label": label, "values": [str(value) for value in values], "start": index}
+            for label, values, index in axes
+        ],
+        "pictures": [(file, text) for file, text, _ in pictures],
+    }
+    place = 0
+    for _, values, index in axes:
+        place = place * len(values) + index
+    file, text, content = pictures[place]
+    width, height = Image.open(BytesIO(content)).size
+    image = (
+        f'<img src="{told["root"]}{file}" width="{width}" height="{height}" loading="lazy" alt="{html.escape(text)}">'
+    )
+    return _figure(
+        'data-kind="pictures"',
+        f'<div class="explorer-view" tabindex="0" role="group" aria-label="{html.escape(axes[0][0])}">{image}</div>',
+        f'<p class="explorer-words" aria-live="polite">{html.escape(text)}</p>',
+        f'<script type="application/json">{_embedded(told)}</script>',
+        caption=caption,
+    )
+
+
+def _static_neurons(study: Study, start: int, site: Path, parts: bool, whole: bool, caption: str) -> HTML:
+    made = atlas.Atlas(study)
+    # The book's own study has an atlas there, with more methods; any other study gets what its explorer needs.
+    name = "neurons" if atlas.identity_of(site / "neurons") == made.identity else f"neurons-{study.name}"
+    channels = sorted({start, *study.most_polysemantic()})  # of thousands of neurons the pictures would take hours
+    if name != "neurons":
+        atlas.draw(made, site / name, channels)
+    kind = f'data-kind="neuron" data-root="{SITE}/{name}/" data-neurons="{" ".join(map(str, channels))}"'
+    kind += f' data-start="{start}" data-parts="{str(parts).lower()}" data-whole="{str(whole).lower()}"'
+    still = f'<img src="{SITE}/{name}/thumbs/{start}.webp" alt="The six images that drive neuron {start} most">'
+    words = '<p class="explorer-words" aria-live="polite"></p>'
+    return _figure(kind, f"<noscript>{still}</noscript>", words, caption=caption)
+
+
+def _figure(attributes: str, *content: str, caption: str) -> HTML:
+    told = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    text = f'<figure class="explorer" {attributes}>{"".join(content)}{told}</figure>'
+    return HTML(text)  # type: ignore[no-untyped-call]
+
+
+def _embedded(value: Any) -> str:
+    """JSON that can stand within a script element."""
+    return json.dumps(value).replace("<", "\\u003c")
