@@ -789,7 +789,7 @@ def test_lower_activations_are_hidden_as_circuits_are(tmp_path: Path) -> None:
 
 def test_padded_shortcuts_of_a_real_network() -> None:
     """ResNet-20 for CIFAR-10: layer2 adds its input, every second pixel, to its middle channels."""
-    folder = Path(module.__file__).parent / "studies"
+    folder = Path(module.__file__).parents[1] / "studies"
     weights = shared("models", "cifar10-resnet20.safetensors")
     model = load_model("cifar_resnet20.py:resnet20", weights, folder=folder)
     for target, lower, channels, width in (

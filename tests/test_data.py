@@ -29,9 +29,9 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from pure_nb import glyphs
 from pure_nb.errors import ArgumentError, ImageError, StudyWarning
 from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene, glyph_images
+from pure_nb.glyphs import scenes as glyphs
 from pure_nb.images import data
 from pure_nb.images.data import Images, at_chance, batches, class_labels, readable, seen_labels, spoken
 from pure_nb.images.sources import Reader, as_images, folder_images, path_images, preprocessing

@@ -31,9 +31,9 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from pure_nb.errors import ModelError
+from pure_nb.glyphs.network import GLYPHNET
 from pure_nb.images.data import Images
 from pure_nb.loading import load_model
-from pure_nb.network import models
 from pure_nb.network.models import fingerprint, load_weights, unwrapped
 from pure_nb.study import Study
 
@@ -501,7 +501,7 @@ def test_load_weights_changes_the_model_in_place(tmp_path: Path) -> None:
 
 def test_assets_are_in_the_package() -> None:
     package = Path(importlib.util.find_spec("pure_nb").origin).parent  # type: ignore[union-attr, arg-type]
-    assert models._asset("glyphnet.safetensors") == package / "assets" / "glyphnet.safetensors"
+    assert GLYPHNET[1] == package / "glyphs" / "network.safetensors"
 
 
 WRAPPERS = {

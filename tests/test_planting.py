@@ -783,7 +783,7 @@ def test_similar_sources_in_a_world(tmp_path: Path) -> None:
 
 
 def test_images_that_are_no_scenes_have_no_objects(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"the objects in 'mine' are not known, at layer '4'; only glyph scenes"):
+    with pytest.raises(StudyError, match=r"the objects in 'mine' are not known, at layer '4'; images with a truth"):
         objects_world(mine(tmp_path))
 
 

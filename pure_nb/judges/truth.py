@@ -57,7 +57,15 @@ def objects_at_maxima(truth: Truth, references: References, size: tuple[int, int
 
 
 def shares(names: Sequence[str] | NDArray[Any], common: float = COMMON) -> list[tuple[str, float]]:
-    """The names that make up at least a share ``common`` of a list, and their shares, most frequent first."""
+    """What a list is made up of: its values and their shares, most frequent first.
+
+    Parameters
+    ----------
+    names
+        What each reference of a neuron shows, say the object under its maximum: names or numbers.
+    common
+        What has a smaller share is left out.
+    """
     found, count = np.unique(np.asarray(names), return_counts=True)
     share = count / len(names)
     return [(str(found[i]), float(share[i])) for i in np.argsort(-share, kind="stable") if share[i] >= common]
