@@ -101,11 +101,11 @@ def results(folder: Path) -> str:
     """All steps of the study, as one checksum: computed, or read from the store."""
     found = study(folder)
     digest = hashlib.sha256()
-    references, classes = found.references, found.classes
+    references, classes = found.references, found.classes.statistics
     for array in (references.sample, references.score, references.position, classes.pooled, classes.replicas):
         digest.update(np.ascontiguousarray(array).tobytes())
     digest.update(np.ascontiguousarray(found.circuits).tobytes())
-    digest.update(np.ascontiguousarray(found.boxes).tobytes())
+    digest.update(np.ascontiguousarray(found.crops.boxes).tobytes())
     for parts in found.virtual:
         digest.update(parts.labels.tobytes())
     digest.update(found.neurons.to_csv().encode())
@@ -321,7 +321,7 @@ def material(folder: Path) -> None:
     model = network()
     save_file(model.state_dict(), folder / "weights.safetensors")
     torch.save(model.state_dict(), folder / "weights.pth")
-    split = study(folder / "store").split_of(0, ["cat", "dog"])
+    split = study(folder / "store").classes.split(0, ["cat", "dog"])
     save_split(model, split, folder / "split.safetensors")
 
 

@@ -75,7 +75,7 @@ def absolute(world: World, recipe: dict[str, Any]) -> Vectors:
         lower=p.lower,
         rule=p.rule,
         seed=p.seed,
-        batch_size=study.batch_size,
+        batch_size=study.run.batch_size,
     )
     for rows, relevance, _, _ in flows:
         values = by_position(relevance).abs().sum(dim=2).numpy()

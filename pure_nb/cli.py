@@ -19,6 +19,7 @@ import torch
 import typer
 from safetensors.numpy import save_file
 
+from pure_nb.compute.results import outdated
 from pure_nb.compute.store import Result, Store, store_folder, write_atomically
 from pure_nb.errors import (
     EmbedderError,
@@ -36,7 +37,7 @@ from pure_nb.methods.relevance import Clamp, gamma_polysemantic
 from pure_nb.methods.splitting import Ownership, Score, Split, save_split
 from pure_nb.methods.virtual import CHOICES
 from pure_nb.parameters import file_word
-from pure_nb.study import Study, outdated
+from pure_nb.study import Study
 
 app = typer.Typer(
     name="pure-nb",
@@ -317,7 +318,7 @@ def atlas(
     if embedder is not None:
         from pure_nb.judges.embedders import load_embedder  # open_clip takes a second to import
 
-        judge = load_embedder(embedder, device=found.here)
+        judge = load_embedder(embedder, device=found.run.here)
     index = site.write(
         found,
         out,
@@ -358,7 +359,7 @@ def arv(
     _place(out, ".safetensors")
     found = _study(locals())
     chosen = range(found.shapes[0].channels) if channel is None else [found.neuron(channel).channel]
-    statistics, names = found.classes, found.class_names
+    statistics, names = found.classes.statistics, found.classes.names
     arrays, some = {}, 0
     for number in chosen:
         classes = statistics.relevant_classes(number, found.parameters.p)
@@ -405,10 +406,10 @@ def pairs(
         raise StudyError(f"--gamma must be a cosine, from -1 to 1, got {gamma}")
     found = _study(locals())
     try:
-        table = found.wordnet_pairs()
+        table = found.classes.wordnet_pairs()
     except WordNetError as problem:
         typer.secho(f"Without WordNet similarities: {problem}", err=True)
-        table = found.pairs
+        table = found.classes.pairs
     if out is not None:
         _write(table, out)
     below = gamma_polysemantic(table, gamma)
@@ -474,7 +475,7 @@ def split(
                 "--validation needs a study of pictures; glyph scenes are drawn, and not read from a folder"
             )
         how["validation"] = load_study(study, data=validation, weights=weights).images
-    made = found.split_of(channel, names, score, **how)  # type: ignore[arg-type]  # checked above
+    made = found.classes.split(channel, names, score, **how)  # type: ignore[arg-type]  # checked above
     kept = made.scores["kept"][made.scores["best"]].item()
     typer.echo(f"rho = {made.rho:g}; sources: {_owned(made)}; a part keeps {kept:.0%} of the channel on its own images")
     _print(made.table(), 0)
@@ -575,7 +576,7 @@ def evaluate(
     _place(out)
     found = _study(locals())
     specs = embedder or (["mini-clip", "mini-dino", "pixels"] if found.images.drawn else ["clip", "dinov2"])
-    how: dict[str, Any] = {"features": features, "device": found.here}
+    how: dict[str, Any] = {"features": features, "device": found.run.here}
     judge, *others = [load_embedder(spec, **how) for spec in specs]
     vocabulary = None
     if judge.encode_text is None and words not in (None, "none"):
@@ -647,7 +648,7 @@ def bench(
     _place(out)
     own = [load_contestant(specification) for specification in add or ()]
     found = _study(locals()).using(random=number)
-    judges = [load_embedder(specification, device=found.here) for specification in embedder or ()]
+    judges = [load_embedder(specification, device=found.run.here) for specification in embedder or ()]
     weighed = None if strengths is None else _decimals(strengths, "--strengths")
     planting: dict[str, Any] = {"count": count, "k": k, "how": how, "null": null, "strengths": weighed, "seed": number}
     for world in leaderboards.worlds_of(found, truth, **planting):

@@ -43,8 +43,8 @@ from pure_nb.glyphs.network import GLYPHNET
 from pure_nb.images.data import Images
 from pure_nb.images.sources import Reader, as_images, folder_images, path_images, preprocessing
 from pure_nb.network import models
-from pure_nb.parameters import checked, word
-from pure_nb.study import RUN, Study, repeated
+from pure_nb.parameters import RUN, Run, checked, word
+from pure_nb.study import Study, repeated
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -131,11 +131,11 @@ def load_study(
         raise StudyError(f"{str(path)!r} has an entry that is not known: {problem}") from problem
     name = word(text.get("name", path.stem))
     run = tables["run"]
-    if unknown := set(run) - (RUN - {"client"}):
+    if unknown := set(run) - (set(RUN) - {"client"}):
         raise StudyError(f"{str(path)!r} has an entry in [run] that is not known: {sorted(unknown)[0]!r}")
     # A device that this process lacks may be one that a cluster has.
-    run |= {option: changes.pop(option) for option in RUN & set(changes)}
-    study = Study(name, model, images, checked(text["parameters"]), Store(store_folder(store) / name), **run)
+    run |= {option: changes.pop(option) for option in RUN if option in changes}
+    study = Study(name, model, images, checked(text["parameters"]), Store(store_folder(store) / name), Run(**run))
     return study.using(**changes)
 
 

@@ -78,9 +78,9 @@ class Neuron:
         return every[:count]
 
     def views(self, ranks: Sequence[int] | NDArray[np.int64], crop: Crop | None = None) -> list[View]:
-        """Reference images of given ranks; see :meth:`pure_nb.study.Study.views`."""
+        """Reference images of given ranks; see :meth:`pure_nb.crops.Crops.views`."""
         sample = self.sample[np.asarray(ranks, dtype=np.int64)]
-        return self.study.views(np.full_like(sample, self.channel), sample, crop)
+        return self.study.crops.views(np.full_like(sample, self.channel), sample, crop)
 
     @cached_property
     def names(self) -> list[str]:

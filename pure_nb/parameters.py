@@ -1,4 +1,4 @@
-"""What a study asks of a network, and whether it makes sense."""
+"""What a study asks of a network, how that is run, and whether it makes sense."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pure_nb.errors import StudyError
+
+if TYPE_CHECKING:
+    from pure_nb.compute.cluster import Cluster
 
 Rule = Literal["gradient", "lrp"]
 Seed = Literal["activation", "peak", "unit"]
@@ -88,6 +91,74 @@ class Parameters:
             object.__setattr__(self, name, float(value))  # 1 and 1.0 are one study
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How it is run: of none of this do results depend, but for the last digits of their numbers.
+
+    Attributes
+    ----------
+    batch_size
+        Images that go through the network at once.
+    device
+        Where it runs: ``"cpu"``, ``"cuda"``, ``"mps"``; on a cluster, of each worker.
+    workers
+        Processes that load images; 0 loads in a thread of this one.
+    skip_unreadable
+        Leave out images that can't be read, instead of stopping at the first.
+    channels_last
+        Lay the network's weights out in memory as many GPUs like them, while it runs.
+    progress
+        Show how far long work is.
+    client
+        A cluster to run on, from :func:`pure_nb.compute.cluster.connect`; None runs here. It is not pickled.
+
+    Raises
+    ------
+    StudyError
+        If one makes no sense, or the device can't be used.
+    """
+
+    batch_size: int = 32
+    device: str = "cpu"
+    workers: int = 0
+    skip_unreadable: bool = False
+    channels_last: bool = False
+    progress: bool = True
+    client: Cluster | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("workers", 0)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        for name in ("skip_unreadable", "channels_last", "progress"):
+            if not isinstance(getattr(self, name), bool):
+                raise StudyError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        object.__setattr__(self, "device", str(self.device))  # a torch.device, too
+        try:
+            if self.client is not None:
+                self.client.run(_require_device, self.device)  # on each worker; this process need not have it
+            elif self.device != "cpu":
+                _require_device(self.device)
+        except (RuntimeError, AssertionError) as problem:  # torch without CUDA asserts
+            raise StudyError(
+                f"the device {self.device!r} can't be used here: {str(problem).splitlines()[0]}"
+            ) from problem
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "client": None}  # which belongs to the process that made it
+
+    @property
+    def here(self) -> str:
+        """Where this process itself runs networks: the device, or the CPU where that is one of a cluster's workers."""
+        return self.device if self.client is None else "cpu"
+
+
+def _require_device(device: str) -> None:
+    """Raise torch's own error if this process can't use a device, or if it computes nothing, as ``meta``."""
+    import torch  # here, so that parameters are known at once
+
+    torch.zeros(1, device=device).item()
+
+
 OPTIONS: dict[str, tuple[str, ...]] = {
     "by": get_args(By),
     "rule": get_args(Rule),
@@ -98,6 +169,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 """What some parameters may be."""
 
 PARAMETERS = tuple(f.name for f in fields(Parameters))
+RUN = tuple(f.name for f in fields(Run))
 
 
 def checked(values: Mapping[str, Any]) -> Parameters:

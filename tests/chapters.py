@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import yaml
 from built import ROOT, toc_pages
 
 BOOK = ROOT / "book"
-NAMES = [Path(page).name for page in toc_pages()]
+NAMES = [page.removeprefix("book/") for page in toc_pages()]
 
 BLOCK = re.compile(r"^( *)(`{3,})(?P<head>[^\n`]*)\n(?P<body>.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
 OPTIONS = re.compile(r"---\n(?P<yaml>(?s:.*?\n))---\n|(?P<lines>(?::[\w-]+:.*\n)*)")

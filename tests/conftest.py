@@ -21,7 +21,7 @@ from pure_nb.compute.store import Store
 from pure_nb.glyphs import GlyphObjects, glyph_images
 from pure_nb.loading import load_model
 from pure_nb.methods.virtual import embed
-from pure_nb.parameters import Parameters
+from pure_nb.parameters import Parameters, Run
 from pure_nb.study import Study
 
 settings.register_profile("daily", deadline=None, max_examples=20, derandomize=True)
@@ -76,4 +76,4 @@ def glyph_study(glyphnet: nn.Module, tmp_path_factory: pytest.TempPathFactory) -
     """The shipped network on 200 scenes, 20 references a neuron, each in two parts."""
     parameters = Parameters("layer4", "layer3", n=20, k=2)
     store = Store(tmp_path_factory.mktemp("study"))
-    return Study("glyphs", glyphnet, glyph_images(200), parameters, store, batch_size=50, progress=False)
+    return Study("glyphs", glyphnet, glyph_images(200), parameters, store, Run(batch_size=50, progress=False))

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from pure_nb import Study
 from pure_nb.cli import app
+from pure_nb.crops import Crops
 from pure_nb.errors import ArgumentError, EmbedderError, StudyError
 from pure_nb.glyphs import CLASSES
 from pure_nb.images.data import Images
@@ -138,13 +139,13 @@ def test_the_same_bytes_and_nothing_twice(
     for file in files:
         assert (site / file).read_bytes() == (again / file).read_bytes(), file
     drawn: list[int] = []
-    views = Study.views
+    views = Crops.views
 
     def counted(self: Study, channel: Any, *rest: Any, **how: Any) -> Any:
         drawn.extend(np.unique(channel).tolist())
         return views(self, channel, *rest, **how)
 
-    monkeypatch.setattr(Study, "views", counted)
+    monkeypatch.setattr(Crops, "views", counted)
     (again / "crops/3.webp").unlink()  # as if it had been stopped
     atlas.write(glyph_study, again, channels=[22, 3, 8], methods=METHODS, home="../book.html")
     assert drawn == [3]
@@ -166,12 +167,12 @@ def test_what_is_not_known_is_said(tmp_path: Path) -> None:
 
 
 def test_classes_that_take_long_are_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pure_nb.study.MANY_BACKWARD", 5)
+    monkeypatch.setattr("pure_nb.classes.MANY_BACKWARD", 5)
     images = ImageFolder(picture_folder(tmp_path / "pictures", 12, classes=4, size=12), ToTensor())
     study = own_study(images, store=tmp_path / "store")
     assert "pure-nb arv" in Atlas(study).without_classes
     assert not Atlas(study.using(lower="input:4")).without_classes  # in closed form
-    study.classes  # noqa: B018
+    study.classes.statistics  # noqa: B018
     assert not Atlas(own_study(images, store=tmp_path / "store")).without_classes  # since they are there
 
 

@@ -68,7 +68,7 @@ def world_of(folder: Path, target: str = "4", lower: str = "input:4", null: int 
     """Four merged channels and some nulls in the random network, over thirty images."""
     model = how.pop("model", None) or plain()
     study = Study.of(model, Items(noise(30)), target, lower, n=24, k=2, store=folder, **how)
-    return planted_world(replace(study, progress=False), 4, null=null, seed=1)
+    return planted_world(study.using(progress=False), 4, null=null, seed=1)
 
 
 # ------------------------------------------------------------------------------------------------- parts and things
@@ -543,7 +543,7 @@ def test_virtual_neurons_follow_their_sources_on_paper(tmp_path: Path) -> None:
     with torch.no_grad():
         model[0].weight.copy_(torch.eye(2).view(2, 2, 1, 1))
     study = Study.of(model, Items(images), "0", "input:0", n=12, k=2, store=tmp_path)
-    world = planted_world(replace(study, progress=False), groups=((0, 1),))
+    world = planted_world(study.using(progress=False), groups=((0, 1),))
     found = downstream(world, world.study, [0], [5, *range(4), *range(6, 12)])  # all but one, in any order
     assert found[["channel", "source"]].to_numpy().tolist() == [[0, 0], [0, 1]]
     assert found["virtual"].tolist() == pytest.approx([1, 1])

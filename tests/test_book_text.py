@@ -12,7 +12,7 @@ from built import toc_pages
 from chapters import BLOCK, BOOK, NAMES, blocks, cells, exercises, source
 
 NOT_LESSONS = {"index", "published", "glossary", "runs", "sources", "commands", "api"}
-LESSONS = [name for name in NAMES if name not in NOT_LESSONS]
+LESSONS = [name for name in NAMES if name.partition("/")[0] not in NOT_LESSONS]
 WIDEST = 88
 
 NEEDS = {f"needs-{what}" for what in edition.NEEDS}

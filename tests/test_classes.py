@@ -19,8 +19,10 @@ from small import Items, noise, plain, shared
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from pure_nb import classes as classes_module
 from pure_nb import load_study
 from pure_nb import study as study_module
+from pure_nb.classes import Classes
 from pure_nb.compute import sweep as sweep_module
 from pure_nb.compute.sweep import shards, sweep
 from pure_nb.errors import (
@@ -75,45 +77,45 @@ def test_classes_are_those_of_a_sweep(tmp_path: Path, lower: str) -> None:
     own = ClassRelevance("4", lower, np.array(study.images.dataset.targets), 4, module=module)  # type: ignore[attr-defined]
     sweep(study.model, study.images, [own], batch_size=7, progress=False)
     expected = own.result()
-    assert study.class_names == tuple(CLASSES)
-    assert (study.classes.relevant == expected.relevant).all()
-    np.testing.assert_allclose(study.classes.pooled, expected.pooled, rtol=1e-5)
-    assert study.pairs.round(4).equals(class_pairs(expected, study.model, CLASSES, p=0.5).round(4))
-    assert len(study.pairs) > 5
+    assert study.classes.names == tuple(CLASSES)
+    assert (study.classes.statistics.relevant == expected.relevant).all()
+    np.testing.assert_allclose(study.classes.statistics.pooled, expected.pooled, rtol=1e-5)
+    assert study.classes.pairs.round(4).equals(class_pairs(expected, study.model, CLASSES, p=0.5).round(4))
+    assert len(study.classes.pairs) > 5
 
 
 def test_one_pass_finds_references_and_classes(tmp_path: Path) -> None:
     images = Labelled()
     study = mine(tmp_path, images)
-    _ = study.images.fingerprint, study.class_names  # look at some images
+    _ = study.images.fingerprint, study.classes.names  # look at some images
     images.loaded.clear()
-    classes, references = study.classes, study.references
+    classes, references = study.classes.statistics, study.references
     assert images.loaded == list(range(40))
     alone = mine(tmp_path / "other")
     assert (alone.references.sample == references.sample).all()
     assert (alone.references.score == references.score).all()
-    np.testing.assert_array_equal(alone.classes.pooled, classes.pooled)
+    np.testing.assert_array_equal(alone.classes.statistics.pooled, classes.pooled)
     again = mine(tmp_path, images)
-    _ = again.images.fingerprint, again.class_names
+    _ = again.images.fingerprint, again.classes.names
     images.loaded.clear()
     assert (again.references.sample == references.sample).all()
-    np.testing.assert_array_equal(again.classes.pooled, classes.pooled)
+    np.testing.assert_array_equal(again.classes.statistics.pooled, classes.pooled)
     assert not images.loaded
 
 
 def test_what_classes_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another threshold is another pass, since it decides image by image; another p is not."""
     study = mine(tmp_path)
-    first = study.classes
+    first = study.classes.statistics
     monkeypatch.setattr(study_module, "sweep", lambda *_, **__: pytest.fail("a pass"))
-    assert len(study.using(p=0.9).pairs) < len(study.pairs)
-    assert (study.using(k=3, n=5, rule="lrp").classes.relevant == first.relevant).all()
+    assert len(study.using(p=0.9).classes.pairs) < len(study.classes.pairs)
+    assert (study.using(k=3, n=5, rule="lrp").classes.statistics.relevant == first.relevant).all()
     for change in ({"share": 0.3}, {"mass": 0.5}, {"random": 1}, {"target": "2", "lower": "input:2"}):
         with pytest.raises(pytest.fail.Exception):
-            _ = study.using(**change).classes
+            _ = study.using(**change).classes.statistics
     monkeypatch.undo()
-    assert study.using(share=0.3).classes.relevant.sum() < first.relevant.sum()
-    assert study.using(mass=0.5).classes.relevant.sum() < first.relevant.sum()
+    assert study.using(share=0.3).classes.statistics.relevant.sum() < first.relevant.sum()
+    assert study.using(mass=0.5).classes.statistics.relevant.sum() < first.relevant.sum()
 
 
 @pytest.mark.parametrize("change", [{"n": 20}, {"by": "mean"}])
@@ -127,16 +129,16 @@ def test_stopped_and_resumed_with_other_references(
     study = mine(tmp_path, images, n=3).using(batch_size=4)
     if referenced:
         _ = study.references  # then the pass for the classes looks for no references
-    _ = study.images.fingerprint, study.class_names
+    _ = study.images.fingerprint, study.classes.names
     broken, images.images = images.images, images.images.clone()
     images.images[30] = float("nan")
     with pytest.raises(NonFiniteError):
-        _ = study.using().classes
+        _ = study.using().classes.statistics
     images.images = broken
     assert list((tmp_path / "store").rglob("shard-*.safetensors"))  # so there is something to be mistaken for its own
     resumed = mine(tmp_path, images, n=3).using(batch_size=4, **change)
     whole = mine(tmp_path / "other", images, n=3).using(batch_size=4, **change)
-    np.testing.assert_allclose(resumed.classes.pooled, whole.classes.pooled)
+    np.testing.assert_allclose(resumed.classes.statistics.pooled, whole.classes.statistics.pooled)
     assert (resumed.references.sample == whole.references.sample).all()
     assert (mine(tmp_path, images, n=3).using(**change).references.sample == whole.references.sample).all()
 
@@ -152,38 +154,38 @@ class Torn(Labelled):
 
 def test_unreadable_images(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="image 4 "):
-        _ = mine(tmp_path, Torn()).classes
+        _ = mine(tmp_path, Torn()).classes.statistics
     study = mine(tmp_path, Torn()).using(skip_unreadable=True)
-    assert study.classes.images.tolist() == [9, 10, 10, 9]
+    assert study.classes.statistics.images.tolist() == [9, 10, 10, 9]
     again = mine(tmp_path, Torn())
     with pytest.raises(ImageError, match=r"2 images could not be read and were left out .*skip_unreadable=True"):
-        _ = again.pairs
-    split = study.split_of(1, ["urn", "cat"])
+        _ = again.classes.pairs
+    split = study.classes.split(1, ["urn", "cat"])
     assert len(split.labels) == 18
     assert not set(split.activations.sample) & {4, 7}
-    gamma = float(study.pairs["cosine"].max()) + 1
-    assert len(study.ratios(gamma)) == len(study.pairs)
+    gamma = float(study.classes.pairs["cosine"].max()) + 1
+    assert len(study.classes.ratios(gamma)) == len(study.classes.pairs)
 
 
 def test_glyphs_have_pictures_of_single_objects(glyph_study: Study) -> None:
-    assert len(glyph_study.labelled) == 4 * 48  # 50 of each where conftest leaves them
-    assert glyph_study.labelled is not glyph_study.images
-    assert len(glyph_study.class_names) == 48
-    pictures = glyph_study.pictures_of("cat", 3)
+    assert len(glyph_study.classes.labelled) == 4 * 48  # 50 of each where conftest leaves them
+    assert glyph_study.classes.labelled is not glyph_study.images
+    assert len(glyph_study.classes.names) == 48
+    pictures = glyph_study.classes.pictures("cat", 3)
     assert [picture.shape for picture in pictures] == [(96, 96, 3)] * 3
 
 
 def test_without_labels(tmp_path: Path) -> None:
     study = mine(tmp_path, Items(noise(15)))
     with pytest.raises(ImageError, match="have no labels; a data set with classes has the attributes targets"):
-        _ = study.classes
+        _ = study.classes.statistics
     _ = study.references
 
 
 def test_classes_that_are_not_the_networks(tmp_path: Path) -> None:
     study = mine(tmp_path, Labelled(classes=["cat", "cow", "hammer"]))
     with pytest.raises(ImageError, match=r"are of 3 classes \(cat, cow, hammer ...\) and the network puts out 4"):
-        _ = study.pairs
+        _ = study.classes.pairs
 
 
 def test_folders_named_by_imagenets_ids(tmp_path: Path) -> None:
@@ -191,26 +193,26 @@ def test_folders_named_by_imagenets_ids(tmp_path: Path) -> None:
     wnids = ["n01440764", "n01443537", "n02979186", "n03888257"]
     model = nn.Sequential(*list(plain())[:-1], nn.Linear(6, 1000)).eval()
     study = mine(tmp_path, Labelled(classes=wnids), model)
-    labels, names = study._labels
+    labels, names = study.classes._labels
     assert len(names) == 1000
     assert [names[label] for label in labels[:4]] == wnids
     assert labels[:4].tolist() == [0, 1, 482, 701]
-    assert study.classes.images.sum() == 40
-    assert np.isnan(study.classes.frequency[5]).all()
-    assert set(study.pairs["class_1"]) <= set(wnids)
+    assert study.classes.statistics.images.sum() == 40
+    assert np.isnan(study.classes.statistics.frequency[5]).all()
+    assert set(study.classes.pairs["class_1"]) <= set(wnids)
 
 
 def test_a_network_that_puts_out_no_classes(tmp_path: Path) -> None:
     study = mine(tmp_path, model=nn.Sequential(*list(plain())[:-3]).eval())
     with pytest.raises(StudyError, match=r"one tensor \[images, classes\]; Sequential does not"):
-        _ = study.class_names
+        _ = study.classes.names
 
 
 def test_wordnet_beside_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = mine(tmp_path)
-    pairs = study.wordnet_pairs(shipped_wordnet(), ("wup", "lch"))
-    assert pairs[study.pairs.columns.tolist()].equals(study.pairs)
-    meant = study.wordnet_pairs(shipped_wordnet(), ("wup",), {"urn": "king.n.10"})
+    pairs = study.classes.wordnet_pairs(shipped_wordnet(), ("wup", "lch"))
+    assert pairs[study.classes.pairs.columns.tolist()].equals(study.classes.pairs)
+    meant = study.classes.wordnet_pairs(shipped_wordnet(), ("wup",), {"urn": "king.n.10"})
     assert set(meant["synset_2"][meant["class_2"] == "urn"]) == {"king.n.10"}
     assert set(pairs["synset_2"][pairs["class_2"] == "urn"]) != {"king.n.10"}
     own = pairs[(pairs["class_1"] == "cat") & (pairs["class_2"] == "cow")]
@@ -220,32 +222,32 @@ def test_wordnet_beside_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def nowhere() -> None:
         raise WordNetError("no WordNet at all")
 
-    monkeypatch.setattr(study_module, "find_wordnet", nowhere)
+    monkeypatch.setattr(classes_module, "find_wordnet", nowhere)
     with pytest.raises(WordNetError, match="no WordNet at all"):
-        study.wordnet_pairs()
+        study.classes.wordnet_pairs()
 
 
 def test_concord_of_a_study(tmp_path: Path) -> None:
     study = mine(tmp_path)
     how: dict[str, Any] = {"permutations": 9, "replicates": 5, "seed": 3}
-    found = study.concord("lch", shipped_wordnet(), **how)
-    assert found == concord(study.pairs, similarity_matrix(shipped_wordnet(), CLASSES, None, "lch"), **how)
+    found = study.classes.concord("lch", shipped_wordnet(), **how)
+    assert found == concord(study.classes.pairs, similarity_matrix(shipped_wordnet(), CLASSES, None, "lch"), **how)
     assert found.n > 5
     with pytest.raises(ArgumentError, match="at least three pairs of classes with a similarity, got 0"):
-        mine(tmp_path, Labelled(classes=["wug", "dax", "blick", "toma"])).concord("wup", shipped_wordnet())
+        mine(tmp_path, Labelled(classes=["wug", "dax", "blick", "toma"])).classes.concord("wup", shipped_wordnet())
 
 
 def test_the_shipped_world_needs_no_wordnet(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_module, "find_wordnet", lambda: pytest.fail("looked for WordNet"))
+    monkeypatch.setattr(classes_module, "find_wordnet", lambda: pytest.fail("looked for WordNet"))
     study = glyph_study.using(target="layer4.0.conv2", lower="input:layer4.0.conv2")
-    pairs = study.wordnet_pairs()
+    pairs = study.classes.wordnet_pairs()
     assert pairs[["wup", "path", "lch"]].notna().all().all()
     assert gamma_polysemantic(pairs)["cosine"].max() < 0.5
 
 
 def test_split_between_classes(tmp_path: Path) -> None:
     study = mine(tmp_path)
-    split = study.split_of(1, ["urn", "cat"])
+    split = study.classes.split(1, ["urn", "cat"])
     targets = np.array(study.images.dataset.targets)  # type: ignore[attr-defined]
     assert split.concepts == ("urn", "cat")
     assert split.activations.sample.tolist() == np.flatnonzero((targets == 0) | (targets == 3)).tolist()
@@ -260,12 +262,12 @@ def test_split_between_classes(tmp_path: Path) -> None:
         seen_by = nn.functional.unfold(below, 3, padding=1).sum(dim=2).reshape(len(own), 7, 9)  # over the positions
         expected = (seen_by * weight.reshape(7, 9)).sum(dim=2).mean(dim=0)
         np.testing.assert_allclose(split.arvs[number], expected, rtol=1e-4)
-    seen = study.split_of(1, ["urn", "cat"], held_out=False)
-    np.testing.assert_allclose(seen.arvs, study.classes.arv(study.model, 1, [3, 0]))
+    seen = study.classes.split(1, ["urn", "cat"], held_out=False)
+    np.testing.assert_allclose(seen.arvs, study.classes.statistics.arv(study.model, 1, [3, 0]))
     assert not np.allclose(seen.arvs, split.arvs, rtol=1e-2)
     assert (seen.training == split.training).all()
     for number, label in enumerate([3, 0]):
-        assert split.activations.relevant[split.labels == number].sum() == study.classes.relevant[label, 1]
+        assert split.activations.relevant[split.labels == number].sum() == study.classes.statistics.relevant[label, 1]
     changed = split.model(study.model)
     assert isinstance(get_layer(changed, "4"), SplitChannel)
     torch.testing.assert_close(changed(noise(3)), study.model(noise(3)), rtol=1e-5, atol=1e-5)
@@ -275,10 +277,10 @@ def test_split_between_virtual_neurons(tmp_path: Path) -> None:
     """No label is looked at: the concepts are the parts of the neuron, with the means of their circuits."""
     study = mine(tmp_path, Items(noise(30)), n=20, k=3)
     neuron = study.neuron(2)
-    split = study.split_of(2)
+    split = study.classes.split(2)
     assert split.concepts == ("A", "B", "C")
     assert split.activations.sample.tolist() == neuron.sample.tolist()
-    seen = study.split_of(2, held_out=False)
+    seen = study.classes.split(2, held_out=False)
     assert seen.labels.tolist() == neuron.virtual.labels.tolist()
     for part in range(3):
         mean = neuron.vectors[neuron.virtual.labels == part].mean(axis=0)
@@ -334,12 +336,12 @@ def test_what_is_held_out_in_numbers(tmp_path: Path) -> None:
     """Images 0 and 2 fit. The others show each class in the other's colour, which only a fit to all could know."""
     images = Lamps((1, 0), (0, 2), (0, 1), (4, 0), targets=[0, 0, 1, 1])
     study = mine(tmp_path, images, lamps(), target="0", lower="input:0", n=2)
-    split = study.split_of(0, ["left", "right"])
+    split = study.classes.split(0, ["left", "right"])
     assert split.training.tolist() == [True, False, True, False]
     assert split.arvs.tolist() == [[4, 0], [0, 8]]  # of one image each: colour times weight at four positions
     assert split.owner.tolist() == [0, 1]
     assert split.table()["positive"].tolist() == [0, 1, 0, 1, 0, 0]
-    seen = study.split_of(0, ["left", "right"], held_out=False)
+    seen = study.classes.split(0, ["left", "right"], held_out=False)
     assert seen.arvs.tolist() == [[2, 8], [8, 4]]  # means of two: (4, 0) and (0, 16), (0, 8) and (16, 0)
 
 
@@ -348,7 +350,7 @@ def test_validation_of_ones_own_in_numbers(tmp_path: Path) -> None:
     images = Lamps((1, 0), (3, 0), (0, 1), (0, 2), targets=[0, 0, 1, 1])
     study = mine(tmp_path, images, lamps(), target="0", lower="input:0", n=2)
     own = Lamps((1, 1), (0, 5), (2, 3), targets=[0, 0, 1], classes="right left")
-    split = study.split_of(0, ["left", "right"], validation=own)
+    split = study.classes.split(0, ["left", "right"], validation=own)
     assert split.training.tolist() == [True] * 4 + [False] * 3
     assert split.arvs.tolist() == [[8, 0], [0, 12]]  # of all images: means of 4 and 12, and of 8 and 16
     assert split.labels.tolist() == [0, 0, 1, 1, 1, 1, 0]
@@ -358,17 +360,17 @@ def test_validation_of_ones_own_in_numbers(tmp_path: Path) -> None:
     assert table["positive"].tolist() == pytest.approx([1 / 4, 3 / 4, 0, 1 / 6, 5 / 6, 0])
     assert table["signed"].tolist() == pytest.approx(table["positive"].tolist())
     assert table["positive_n"].tolist() == [1, 1, 1, 2, 2, 2]
-    ratios = study.ratios(2, validation=own)
+    ratios = study.classes.ratios(2, validation=own)
     assert ratios["positive_own"].tolist() == pytest.approx([(1 / 4 + 5 / 6) / 2])
-    assert study.ratios(2)["positive_own"].tolist() == [1]  # not the one that was kept
+    assert study.classes.ratios(2)["positive_own"].tolist() == [1]  # not the one that was kept
     with pytest.raises(StudyError, match="the images for validation show no 'right'; their classes are left, right"):
-        study.split_of(0, ["left", "right"], validation=Lamps((1, 1), targets=[0]))
+        study.classes.split(0, ["left", "right"], validation=Lamps((1, 1), targets=[0]))
 
 
 def test_validation_of_virtual_neurons_needs_no_labels(tmp_path: Path) -> None:
     study = mine(tmp_path, Items(noise(30)), n=20, k=2)
     own = noise(6, seed=5)
-    split = study.split_of(2, validation=own)
+    split = study.classes.split(2, validation=own)
     assert split.training.tolist() == [True] * 20 + [False] * 6
     assert split.labels[:20].tolist() == study.neuron(2).virtual.labels.tolist()
     assert split.labels[20:].tolist() == study.assign(2, own).tolist()
@@ -383,9 +385,9 @@ def test_no_pairs_say_what_finds_some(tmp_path: Path) -> None:
         model[4].weight.fill_(1)
     study = mine(tmp_path, Lamps((1, 0), (0, 1), targets=[0, 1]), model, target="0", lower="input:0", n=2)
     with pytest.warns(StudyWarning, match=r"by share=0\.7 in 50% of their images, so there are no pairs; mass=0\.8"):
-        assert study.using(share=0.7).pairs.empty
-    assert study.using(share=0.7, mass=0.6).pairs["channel"].tolist() == [1]
-    assert sorted(study.using(share=0.7, mass=0.8).pairs["channel"]) == [0, 1]
+        assert study.using(share=0.7).classes.pairs.empty
+    assert study.using(share=0.7, mass=0.6).classes.pairs["channel"].tolist() == [1]
+    assert sorted(study.using(share=0.7, mass=0.8).classes.pairs["channel"]) == [0, 1]
 
 
 def test_split_of_a_grouped_convolution(tmp_path: Path) -> None:
@@ -395,7 +397,7 @@ def test_split_of_a_grouped_convolution(tmp_path: Path) -> None:
     model[4] = nn.Conv2d(7, 7, 3, padding=1, groups=7)
     model[8] = nn.Linear(7, 4)
     study = mine(tmp_path, model=model.eval())
-    split = study.split_of(3, ["cat", "cow"])
+    split = study.classes.split(3, ["cat", "cow"])
     assert split.arvs.shape == (2, 1)
     changed = split.model(model)
     torch.testing.assert_close(changed(noise(3)), model(noise(3)), rtol=1e-5, atol=1e-5)
@@ -423,7 +425,7 @@ def test_wrong_splits(
     tmp_path: Path, how: dict[str, Any], channel: int, classes: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        mine(tmp_path, **how).split_of(channel, classes)
+        mine(tmp_path, **how).classes.split(channel, classes)
 
 
 def test_a_class_of_one_image_can_not_be_split(tmp_path: Path) -> None:
@@ -431,18 +433,18 @@ def test_a_class_of_one_image_can_not_be_split(tmp_path: Path) -> None:
     images.targets[3] = images.targets[7] = 0
     images.targets[3] = 3
     with pytest.raises(StudyError, match="each concept needs two images, urn has fewer"):
-        mine(tmp_path, images).split_of(1, ["cat", "urn"])
+        mine(tmp_path, images).classes.split(1, ["cat", "urn"])
 
 
 def test_ratios_of_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = mine(tmp_path)
-    gamma = float(study.pairs["cosine"].quantile(0.2))
-    found = study.ratios(gamma)
-    below = gamma_polysemantic(study.pairs, gamma)
+    gamma = float(study.classes.pairs["cosine"].quantile(0.2))
+    found = study.classes.ratios(gamma)
+    below = gamma_polysemantic(study.classes.pairs, gamma)
     assert len(found) == len(below) > 1
     pd.testing.assert_frame_equal(found[["channel", "class_1", "class_2", "cosine"]], below[found.columns[:4]])
     row = found.iloc[0]
-    split = study.split_of(row["channel"], [row["class_1"], row["class_2"]])
+    split = study.classes.split(row["channel"], [row["class_1"], row["class_2"]])
     first, second = split.concepts
     assert row["rho"] == split.rho
     for sums in ("positive", "signed"):
@@ -452,12 +454,12 @@ def test_ratios_of_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert row[f"{sums}_residual"] == pytest.approx((table[first, "residual"] + table[second, "residual"]) / 2)
     whole = found["signed_own"] + found["signed_other"] - found["signed_residual"]
     np.testing.assert_allclose(whole, 1, rtol=1e-4)
-    published = study.ratios(gamma, ownership="published", clamp="positions", score="ratio")
+    published = study.classes.ratios(gamma, ownership="published", clamp="positions", score="ratio")
     assert not published["rho"].equals(found["rho"])
-    assert study.ratios(-1).empty
+    assert study.classes.ratios(-1).empty
     again = mine(tmp_path)
-    monkeypatch.setattr(Study, "split_of", lambda *_: pytest.fail("split again"))
-    pd.testing.assert_frame_equal(again.ratios(gamma), found)
+    monkeypatch.setattr(Classes, "split", lambda *_: pytest.fail("split again"))
+    pd.testing.assert_frame_equal(again.classes.ratios(gamma), found)
 
 
 def test_ratios_where_a_class_has_one_image(tmp_path: Path) -> None:
@@ -465,7 +467,7 @@ def test_ratios_where_a_class_has_one_image(tmp_path: Path) -> None:
     images.targets = [0 if label == 3 else label for label in images.targets]
     images.targets[3] = 3
     study = mine(tmp_path, images)
-    found = study.ratios(2)
+    found = study.classes.ratios(2)
     single = (found["class_1"] == "urn") | (found["class_2"] == "urn")
     assert 0 < single.sum() < len(found)
     assert found[single].loc[:, "rho":].isna().all().all()  # type: ignore[misc]
@@ -479,7 +481,7 @@ def test_real_photographs_of_ten_classes(tmp_path: Path, monkeypatch: pytest.Mon
     layer = "layer4.2.conv3"
     study = load_study("imagenet-resnet50", data=root, weights=weights, store=tmp_path)
     study = study.using(target=layer, lower=f"input:{layer}", progress=False)
-    labels, names = study._labels
+    labels, names = study.classes._labels
     assert (len(names), len(labels)) == (1000, 1000)
     assert {names[label] for label in labels} == {path.name for path in root.iterdir()}
     some = np.flatnonzero(np.arange(1000) % 125 < 2).tolist()
@@ -512,7 +514,7 @@ class Answered(Labelled):
 def said_of(study: Study) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", StudyWarning)
-        _ = study.class_names
+        _ = study.classes.names
     return [str(warning.message) for warning in caught if issubclass(warning.category, StudyWarning)]
 
 
@@ -554,12 +556,12 @@ def test_a_part_of_the_images_can_not_be_read(tmp_path: Path) -> None:
     (said,) = said_of(mine(tmp_path, Holed(model, shift=1), model))
     assert re.search(r"the label of 0 of (3\d|4\d) images", said)
     with pytest.raises(ImageError, match="image 1 "):
-        _ = mine(tmp_path, Holed(model), model).classes
+        _ = mine(tmp_path, Holed(model), model).classes.statistics
 
 
 def test_glyphs_are_not_asked(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Study, "_doubt", lambda *_: pytest.fail("asked"))
-    assert len(glyph_study.using().class_names) == 48
+    monkeypatch.setattr(Classes, "_doubt", lambda *_: pytest.fail("asked"))
+    assert len(glyph_study.using().classes.names) == 48
 
 
 @pytest.mark.slow
@@ -577,7 +579,7 @@ def test_folders_that_are_numbers(tmp_path: Path) -> None:
         tmp_path, folder_images(root), model, target="layer4.2.conv3", lower="input:layer4.2.conv3", batch_size=8
     )
     assert said_of(study) == []
-    labels, names = study._labels
+    labels, names = study.classes._labels
     assert labels.tolist() == [int(Path(study.images.path(i)).parent.name) for i in range(1000)]
     assert names == tuple(map(str, range(1000)))
     assert study.store is not None

@@ -25,6 +25,7 @@ from small import picture_folder
 from typer.testing import CliRunner, Result
 
 from pure_nb import load_study
+from pure_nb.classes import Classes
 from pure_nb.cli import _numbers, app
 from pure_nb.errors import StudyError, WordNetError
 from pure_nb.methods import circuits as circuits_module
@@ -168,10 +169,11 @@ def test_arv(finished: Path, tmp_path: Path) -> None:
     study = load_study(finished / "small.toml", store=finished).using(target=CONV[1], lower=CONV[3])
     found = load_file(out)
     for channel in range(32):
-        classes = study.classes.relevant_classes(channel)
-        assert lines[channel] == f"{channel}: {', '.join(study.class_names[label] for label in classes) or '-'}"
+        classes = study.classes.statistics.relevant_classes(channel)
+        assert lines[channel] == f"{channel}: {', '.join(study.classes.names[label] for label in classes) or '-'}"
         assert (found[f"{channel}.classes"] == classes).all()
-        np.testing.assert_array_equal(found[f"{channel}.arv"], study.classes.arv(study.model, channel, classes))
+        arv = study.classes.statistics.arv(study.model, channel, classes)
+        np.testing.assert_array_equal(found[f"{channel}.arv"], arv)
     assert lines[-2] == "32 of 32 channels are relevant to a class"
     none = on(finished, "arv", *CONV, "--share", 0.99)
     assert none.stdout.splitlines() == ["0 of 32 channels are relevant to a class"]
@@ -202,7 +204,7 @@ def test_pairs_without_wordnet(finished: Path, monkeypatch: pytest.MonkeyPatch) 
     def nowhere(study: Study) -> None:
         raise WordNetError("no WordNet was found")
 
-    monkeypatch.setattr(Study, "wordnet_pairs", nowhere)
+    monkeypatch.setattr(Classes, "wordnet_pairs", nowhere)
     result = on(finished, "pairs", *CONV, "--rows", 2)
     assert result.exit_code == 0, result.output
     assert "Without WordNet similarities: no WordNet was found" in result.stderr
@@ -221,7 +223,7 @@ def test_split(finished: Path, tmp_path: Path, classes: list[str], score: str) -
     assert re.fullmatch(rf"rho = [\d.]+; sources: {counts}; a part keeps \d+% of the channel on its own images", line)
     assert sum(map(int, re.findall(r"(\d+) [a-z]", line))) == 32
     study = load_study(finished / "small.toml", store=finished)
-    own = study.using(target=CONV[1], lower=CONV[3]).split_of(0, names, score)  # type: ignore[arg-type]
+    own = study.using(target=CONV[1], lower=CONV[3]).classes.split(0, names, score)  # type: ignore[arg-type]
     assert line.startswith(f"rho = {own.rho:g};")
     rebuilt = load_split(study.model, out)
     images = torch.stack([study.images.tensor(i) for i in range(4)])
@@ -237,7 +239,7 @@ def test_split_as_published(finished: Path) -> None:
     result = on(finished, "split", *CONV, "--channel", 0, "--classes", "cloud,atom", *how)
     assert result.exit_code == 0, result.output
     study = load_study(finished / "small.toml", store=finished).using(target=CONV[1], lower=CONV[3])
-    own = study.split_of(0, ["cloud", "atom"], "ratio", ownership="published", clamp="positions")
+    own = study.classes.split(0, ["cloud", "atom"], "ratio", ownership="published", clamp="positions")
     header, first = (line.split() for line in result.stdout.splitlines()[1:3])
     assert header == own.table().columns.tolist()
     assert first[2] == f"{own.table()['positive'][0]:.3f}"
@@ -280,10 +282,10 @@ def test_split_judged_by_other_pictures(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     study = load_study(tmp_path / "mine.toml", store=tmp_path, progress=False)
     other = load_study(tmp_path / "mine.toml", data=tmp_path / "other").images
-    table = study.split_of(1, ["class0", "class3"], validation=other).table()
+    table = study.classes.split(1, ["class0", "class3"], validation=other).table()
     line = result.stdout.splitlines()[2].split()
     assert line[2] == f"{table['positive'][0]:.3f}"
-    assert not table.equals(study.split_of(1, ["class0", "class3"], validation=study.images).table())
+    assert not table.equals(study.classes.split(1, ["class0", "class3"], validation=study.images).table())
 
 
 def test_split_between_virtual_neurons(finished: Path) -> None:

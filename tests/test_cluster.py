@@ -259,7 +259,7 @@ def test_a_whole_study(tmp_path: Path, client: Any) -> None:
     here, there = study("here"), study("there", client=client)
     assert here.neurons.equals(there.neurons)
     assert here.circuits.tobytes() == there.circuits.tobytes()
-    assert here.boxes.tobytes() == there.boxes.tobytes()
+    assert here.crops.boxes.tobytes() == there.crops.boxes.tobytes()
     names = sorted(path.name for path in (tmp_path / "here" / "mine").glob("*-*"))
     for name in names:
         if not name.startswith("."):
@@ -352,7 +352,7 @@ def test_one_file_of_many_shards(tmp_path: Path, client: Any, monkeypatch: pytes
 def test_a_study_with_a_client_can_be_sent(tmp_path: Path, client: Any) -> None:
     study = Study.of(plain(), Items(noise(COUNT)), "4", "2", n=6, store=tmp_path, client=client, batch_size=4)
     again = pickle.loads(pickle.dumps(study))
-    assert again.client is None
+    assert again.run.client is None
     assert again.parameters == study.parameters
 
 

@@ -105,7 +105,7 @@ def two_sources() -> nn.Sequential:
 
 def hand_world(folder: Path, null: int = 0) -> World:
     study = Study.of(two_sources(), two_inputs(), "0", "input:0", n=20, k=2, store=folder)
-    return planted_world(replace(study, progress=False), groups=((0, 1),), null=null)
+    return planted_world(study.using(progress=False), groups=((0, 1),), null=null)
 
 
 def small_world(folder: Path, target: str = "4", lower: str = "input:4", *, null: int = 1, **how: Any) -> World:
@@ -113,7 +113,7 @@ def small_world(folder: Path, target: str = "4", lower: str = "input:4", *, null
     items = labelled(noise(40), [number % 4 for number in range(40)], "wxyz")
     model = how.pop("model", None) or plain()
     study = Study.of(model, items, target, lower, n=20, k=2, store=folder, **how)
-    return planted_world(replace(study, progress=False), 3, null=null, seed=1)
+    return planted_world(study.using(progress=False), 3, null=null, seed=1)
 
 
 # ------------------------------------------------------------------------------------------------------- clusterers
@@ -364,7 +364,7 @@ def test_what_can_not_be_split_stays_whole(tmp_path: Path) -> None:
     """Labels of a single class: there are no two to split between."""
     items = labelled(two_inputs().images, [0] * 20, "ab")  # type: ignore[arg-type]
     study = Study.of(two_sources(), items, "0", "input:0", n=20, k=2, store=tmp_path)
-    answer = split_by(planted_world(replace(study, progress=False), groups=((0, 1),)), "classes")
+    answer = split_by(planted_world(study.using(progress=False), groups=((0, 1),)), "classes")
     assert not answer.labels.any()
     assert answer.owner[0].tolist() == [SHARED] * 4  # nobody owns anything, which scores 0
 
@@ -522,8 +522,8 @@ def test_all_contestants_of_a_convolution(tmp_path: Path) -> None:
     assert by_name["PURE + HDBSCAN"].divide is by_density
     assert by_name["NMF"].divide is by_factors
     assert by_name[PAPER].divide is by_means
-    np.testing.assert_array_equal(by_name["brightness"].answer(world), world.study.embeddings(embedder))
-    np.testing.assert_array_equal(embedded_by(embedder)(world), world.study.embeddings(embedder))
+    np.testing.assert_array_equal(by_name["brightness"].answer(world), world.study.crops.embeddings(embedder))
+    np.testing.assert_array_equal(embedded_by(embedder)(world), world.study.crops.embeddings(embedder))
     for one in found:
         parts = one.parts(world)
         assert parts.labels.shape == world.truth.shape
@@ -752,7 +752,7 @@ def test_what_reaches_a_source_straight(case: str, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), make(), nn.Flatten()).eval()
     model[0].bias.data.fill_(0.5)
     study = Study.of(model, Items(noise(60)), "2", "1", n=10, store=tmp_path)
-    study = replace(study, progress=False)
+    study = study.using(progress=False)
     references = study.references
     alive = np.flatnonzero(references.score.min(axis=1) > 0)
     assert len(alive) > 3

@@ -77,7 +77,7 @@ study.objects
 ```{code-cell} ipython3
 :tags: [needs-labels]
 
-study.classes
+study.classes.statistics
 ```
 
 Between.
@@ -154,7 +154,7 @@ def test_metadata_in_both_notations() -> None:
         None,
     ]
     first = [cell.code.strip().splitlines()[0] for cell in cells]
-    assert first[1:4] == ["study.objects", "study.classes", "study.objects[0]"]
+    assert first[1:4] == ["study.objects", "study.classes.statistics", "study.objects[0]"]
     assert CHAPTER.splitlines()[cells[2].line] == ":tags: [needs-labels]"
 
 
@@ -173,7 +173,7 @@ def test_cells_that_need_what_is_lacking_become_notes() -> None:
 def test_cells_stay_whose_needs_are_met() -> None:
     text = tool.rewritten({"a.md": CHAPTER}, an_edition(labels="has no labels"))["a.md"]
     assert text.count("study.objects") == 2
-    assert "study.classes" not in text
+    assert "study.classes.statistics" not in text
 
 
 def test_a_chapter_that_lacks_everything_says_it_once() -> None:
@@ -227,13 +227,13 @@ def test_the_book_s_own_tags_are_known() -> None:
             'layer = "layer4.0.conv2"\nchannel = 0\nclasses = ["cloud", "atom"]\n',
             "",
             'layer = "layer3.2.conv2"\n'
-            'channel = int(study.pairs.dropna().iloc[0]["channel"])\n'
-            'classes = study.pairs.dropna().iloc[0][["class_1", "class_2"]].tolist()\n',
+            'channel = int(study.classes.pairs.dropna().iloc[0]["channel"])\n'
+            'classes = study.classes.pairs.dropna().iloc[0][["class_1", "class_2"]].tolist()\n',
         ),
         (
             'layer = "layer4.0.conv2"\nchannel = 0\n',
             "has too few",
-            'layer = "layer3.2.conv2"\nchannel = int(study.pairs.iloc[0]["channel"])\n',
+            'layer = "layer3.2.conv2"\nchannel = int(study.classes.pairs.iloc[0]["channel"])\n',
         ),
     ],
 )
@@ -263,7 +263,9 @@ def test_the_configuration() -> None:
 
 def test_what_the_glyphs_have(glyph_study: Study) -> None:
     study = glyph_study.using(n=4)
-    study.__dict__["labelled"] = Images(GlyphObjects(4), "a few objects", MEAN, STD)  # in place of fifty of each
+    study.classes.__dict__["labelled"] = Images(
+        GlyphObjects(4), "a few objects", MEAN, STD
+    )  # in place of fifty of each
     assert tool.splittable(study) == "layer4.0.conv2"
     assert not any(tool.lacking(study, "layer4.0.conv2").values())
 
@@ -295,7 +297,7 @@ def test_synsets_need_a_wordnet_that_has_the_classes(tmp_path: Path, monkeypatch
     folder = picture_folder(tmp_path / "pictures", 12, classes=4)
     for old, new in zip(sorted(folder.iterdir()), ("anchor", "cat", "cow", "umbrella")):
         old.rename(folder / new)
-    monkeypatch.setattr("pure_nb.study.find_wordnet", shipped_wordnet)
+    monkeypatch.setattr("pure_nb.classes.find_wordnet", shipped_wordnet)
     assert lacked(mine(tmp_path, ImageFolder(folder, ToTensor()))) == GLYPHS
 
 

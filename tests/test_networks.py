@@ -376,7 +376,7 @@ def row(network: str, target: str, lower: str) -> dict[str, str]:
         study = Study.of(model, Images(TensorDataset(images)), target, lower, n=REFERENCES, k=2)
     except LayerError as problem:
         return found | dict.fromkeys(COLUMNS[4:], in_short(problem))
-    study = replace(study, store=None, progress=False)
+    study = study.using(store=None, progress=False)
     references = study.references
     by_hand: Any = copy.deepcopy(model)
     if "checkpointed" in network:
@@ -504,13 +504,13 @@ def test_channels_last_give_the_same_study() -> None:
         np.testing.assert_array_equal(mine.references.sample, other.references.sample)
         np.testing.assert_array_equal(mine.references.position, other.references.position)
         np.testing.assert_allclose(mine.circuits, other.circuits, atol=1e-5)
-        np.testing.assert_allclose(mine.classes.relevant, other.classes.relevant)
-        pair = mine.pairs["cosine"], other.pairs["cosine"]
+        np.testing.assert_allclose(mine.classes.statistics.relevant, other.classes.statistics.relevant)
+        pair = mine.classes.pairs["cosine"], other.classes.pairs["cosine"]
         np.testing.assert_allclose(*pair, atol=1e-4)
         one, two = (study.neuron(1).views([0], "activation")[0] for study in (mine, other))
         np.testing.assert_array_equal(one.seen, two.seen)
         if below == "input:4":
-            parts = [study.split_of(1).activations.parts for study in (mine, other)]
+            parts = [study.classes.split(1).activations.parts for study in (mine, other)]
             np.testing.assert_allclose(parts[0], parts[1], rtol=1e-4, atol=1e-5)
             assert np.abs(parts[0]).sum() > 0
 
@@ -552,7 +552,7 @@ def test_half_precision(dtype: torch.dtype, network: str, monkeypatch: pytest.Mo
         model = make().eval().to(precision)
         data = Images(TensorDataset(noise(IMAGES, size)))
         study = Study.of(model, data, target, lower, n=REFERENCES, k=2)
-        studies.append(replace(study, store=None, progress=False))
+        studies.append(study.using(store=None, progress=False))
     exact, half = studies
     np.testing.assert_allclose(half.references.score, exact.references.score, rtol=0.1, atol=0.05)
     channel = int(exact.references.score[:, -1].argmax())

@@ -15,7 +15,7 @@ from pure_nb.compute.store import fingerprint
 from pure_nb.errors import StudyError
 from pure_nb.images.data import Images
 from pure_nb.loading import load_study
-from pure_nb.parameters import Parameters, checked
+from pure_nb.parameters import Parameters, Run, checked
 from pure_nb.study import Study
 
 TOML = """\
@@ -87,7 +87,7 @@ def test_parameters_check_themselves(name: str, value: Any, message: str, tmp_pa
 def test_how_to_run_is_checked(name: str, value: Any, message: str, tmp_path: Path) -> None:
     images, parameters = Images(Items(noise(4))), Parameters("4", "2", n=2)
     for make in (
-        lambda: Study("own", plain(), images, parameters, **{name: value}),
+        lambda: Run(**{name: value}),
         lambda: Study("own", plain(), images, parameters).using(**{name: value}),
         lambda: from_file(tmp_path, f"[run]\n{name} = {written(value)}\n"),
     ):
@@ -102,5 +102,6 @@ def test_numbers_of_numpy_are_numbers() -> None:
     key = {"n": found.n, "share": found.share}
     assert fingerprint(key) == fingerprint({"n": 9, "share": 1.0})
     images = Images(Items(noise(4)))
-    study = Study("own", plain(), images, Parameters("4", "2", n=2), batch_size=np.int32(3), device=torch.device("cpu"))  # type: ignore[arg-type]
-    assert (study.batch_size, study.device) == (3, "cpu")
+    run = Run(batch_size=np.int32(3), device=torch.device("cpu"))
+    study = Study("own", plain(), images, Parameters("4", "2", n=2), run=run)  # type: ignore[arg-type]
+    assert (study.run.batch_size, study.run.device) == (3, "cpu")

@@ -81,7 +81,7 @@ def table(scores: Any, sample: Any = None, layer: str = "l") -> References:
 
 def hand_world(tmp_path: Path, target: str = "0", **how: Any) -> World:
     study = Study.of(by_hand(), Items(HAND), target, "input:0", n=6, k=2, store=tmp_path / "hand")
-    return planted_world(replace(study, progress=False), **{"groups": ((0, 1),), **how})
+    return planted_world(study.using(progress=False), **{"groups": ((0, 1),), **how})
 
 
 # ---------------------------------------------------------------------------------------------------------- on paper
@@ -673,17 +673,17 @@ def test_merged_channels_have_relevant_classes_and_are_split(tmp_path: Path) -> 
     items = Items(noise(16))
     items.targets, items.classes = [i % 4 for i in range(16)], list("wxyz")  # type: ignore[attr-defined]
     study = Study.of(plain(), items, "4", "input:4", n=6, k=2, store=tmp_path / "classes", share=0.0, p=0.1)
-    world = planted_world(replace(study, progress=False), 3, seed=2)
-    frequency = world.study.classes.frequency
+    world = planted_world(study.using(progress=False), 3, seed=2)
+    frequency = world.study.classes.statistics.frequency
     assert frequency.shape == (4, 3)
     assert frequency.max() > 0
-    split = world.study.split_of(0, ["w", "x"])
+    split = world.study.classes.split(0, ["w", "x"])
     joint = split.model(world.study.model)
     torch.testing.assert_close(joint(noise(3)), study.model(noise(3)), rtol=0, atol=1e-5)
     # The average relevance vectors are of the merged weights, sum over i of w_i / s_i times those of the sources.
     assert world.planting is not None
-    arv = world.study.classes.arv(world.study.model, 0)
-    lone = [study.classes.arv(study.model, channel) for channel in world.planting.groups[0]]
+    arv = world.study.classes.statistics.arv(world.study.model, 0)
+    lone = [study.classes.statistics.arv(study.model, channel) for channel in world.planting.groups[0]]
     weight = world.planting.weight[0][list(world.planting.groups[0])]
     np.testing.assert_allclose(arv, weight[0] * lone[0] + weight[1] * lone[1], rtol=1e-3, atol=1e-5)
 

@@ -170,9 +170,9 @@ def test_arvs_figure(conv_study: Study) -> None:
     names = [label.get_text() for label in left.get_yticklabels()]
     assert len(names) == 6
     assert [label.get_text() for label in right.get_yticklabels()] == names
-    labels = [conv_study.class_names.index(name) for name in names]
-    assert set(labels) <= set(conv_study.classes.relevant_classes(0))
-    vectors = conv_study.classes.arv(conv_study.model, 0, labels)
+    labels = [conv_study.classes.names.index(name) for name in names]
+    assert set(labels) <= set(conv_study.classes.statistics.relevant_classes(0))
+    vectors = conv_study.classes.statistics.arv(conv_study.model, 0, labels)
     np.testing.assert_allclose(left.images[0].get_array(), vectors)
     np.testing.assert_allclose(np.diag(np.asarray(right.images[0].get_array())), 1)
     assert not_blank(figure)
@@ -180,13 +180,13 @@ def test_arvs_figure(conv_study: Study) -> None:
 
 def test_arvs_figure_of_a_channel_without_classes(conv_study: Study) -> None:
     study = conv_study.using(mass=0.01, p=1.0)
-    none = next(c for c in range(32) if not len(study.classes.relevant_classes(c, 1.0)))
+    none = next(c for c in range(32) if not len(study.classes.statistics.relevant_classes(c, 1.0)))
     figure = arvs_figure(study, none)
     assert "relevant to no class" in [text.get_text() for text in figure.axes[0].texts]
 
 
 def test_concord_figure(conv_study: Study) -> None:
-    pairs = conv_study.wordnet_pairs()
+    pairs = conv_study.classes.wordnet_pairs()
     figure = concord_figure(pairs, "path", 0.6, Concord(0.1234, -0.05, 0.3, 0.021, 2), marked=3)
     (axes,) = figure.axes
     assert axes.get_title() == "rank correlation 0.12 (-0.05 to 0.30), p = 0.021"
@@ -200,18 +200,18 @@ def test_concord_figure(conv_study: Study) -> None:
 
 
 def test_pair_figure(conv_study: Study) -> None:
-    pairs = conv_study.wordnet_pairs()
+    pairs = conv_study.classes.wordnet_pairs()
     figure = pair_figure(conv_study, pairs, 2, count=3)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles[1:] == [f"{pairs[f'class_{i}'][2]}, {pairs[f'synset_{i}'][2]}" for i in (1, 2)]
     first = figure.axes[1].images[0].get_array()
-    assert (np.asarray(first)[:TILE, :TILE] == conv_study.pictures_of(pairs["class_1"][2], 1)[0]).all()
+    assert (np.asarray(first)[:TILE, :TILE] == conv_study.classes.pictures(pairs["class_1"][2], 1)[0]).all()
     assert not_blank(figure)
 
 
 @pytest.mark.parametrize("classes", [("cloud", "atom"), ("cloud", "atom", "sun")])
 def test_densities_figure(conv_study: Study, classes: tuple[str, ...]) -> None:
-    split = conv_study.split_of(0, classes)
+    split = conv_study.classes.split(0, classes)
     figure = densities_figure(split)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["whole channel", *(f"part of {name}" for name in classes), "residual"]
@@ -275,7 +275,7 @@ def nasty_figures(study: Study) -> dict[str, Figure]:
     judged = board.assign(k=2, overall=0.5, **{f"{name}_se": 0.1 for name in ("gap", "intra", "inter")})
     names = ("pooled", "low", "high", "naive_low", "naive_high")
     aligned = pd.DataFrame([{"method": m, "measure": "pearson", **dict.fromkeys(names, 0.5)} for m in methods])
-    pairs = study.pairs.assign(wup=0.5, synset_1=NASTY[0], synset_2=NASTY[1])
+    pairs = study.classes.pairs.assign(wup=0.5, synset_1=NASTY[0], synset_2=NASTY[1])
     neuron = study.neuron(0)
     return {
         "neuron": neuron.plot(3),
@@ -284,7 +284,7 @@ def nasty_figures(study: Study) -> dict[str, Figure]:
         "agreement": agreement_figure(summary(table, NASTY[0]), table),
         "arvs": arvs_figure(study, 0),
         "pair": pair_figure(study, pairs, 0, count=2),
-        "densities": densities_figure(study.split_of(0, NASTY)),
+        "densities": densities_figure(study.classes.split(0, NASTY)),
         "leaderboard": leaderboard_figure(board, table),
         "distances": distances_figure(judged, NASTY[2]),
         "gaps": gaps_figure(table, judged, NASTY[2]),

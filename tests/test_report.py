@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from small import Items, Tokens, noise, plain
 
+from pure_nb.classes import Classes
 from pure_nb.compute import blocks
 from pure_nb.compute.store import Store
 from pure_nb.errors import EmbedderError, EvaluationError, LayerError, StudyError
@@ -50,27 +51,28 @@ def test_boxes_are_those_of_the_views(glyph_study: Study, crop: Any) -> None:
     found = boxes(study.model, study.images, channel, sample, **how)
     expected = views(study.model, study.images, channel, sample, blur=CROP_BLUR, **how)
     assert found.tolist() == [list(view.box) for view in expected]
-    assert study.boxes[[3, 9], :4].reshape(-1, 4).tolist() == found.tolist()
-    assert study.using(seed="peak").boxes.tolist() == study.boxes.tolist()  # circuits and crops are asked for apart
+    assert study.crops.boxes[[3, 9], :4].reshape(-1, 4).tolist() == found.tolist()
+    # Circuits and crops are asked for apart.
+    assert study.using(seed="peak").crops.boxes.tolist() == study.crops.boxes.tolist()
 
 
 def test_crops_are_cut_from_the_pictures(glyph_study: Study) -> None:
     study = glyph_study
-    assert study.boxes.shape == (32, 20, 4)
-    crops = study.crops_of(5, [0, 7])
+    assert study.crops.boxes.shape == (32, 20, 4)
+    crops = study.crops.of(5, [0, 7])
     for rank, crop in zip((0, 7), crops):
-        left, top, right, bottom = study.boxes[5, rank]
+        left, top, right, bottom = study.crops.boxes[5, rank]
         picture = study.images.picture(int(study.references.sample[5, rank]))
         np.testing.assert_array_equal(crop, picture[top:bottom, left:right])
         assert crop.shape[0] == crop.shape[1] > 0
-    np.testing.assert_allclose(study.embeddings(pixels(4))[5, [0, 7]], pixels(4).images(crops), atol=1e-6)
+    np.testing.assert_allclose(study.crops.embeddings(pixels(4))[5, [0, 7]], pixels(4).images(crops), atol=1e-6)
 
 
 def test_each_image_is_read_once_and_a_stop_loses_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 12)
     items = Items(noise(15))
     study = mine(tmp_path, images=Images(items), batch_size=4)
-    study.boxes  # noqa: B018
+    study.crops.boxes  # noqa: B018
     calls: list[int] = []
 
     def encode(pictures: Pictures) -> NDArray[np.float64]:
@@ -80,25 +82,25 @@ def test_each_image_is_read_once_and_a_stop_loses_little(tmp_path: Path, monkeyp
         return colours(pictures)
 
     embedder = Embedder("colours", "colours", colours)
-    expected = mine(tmp_path / "other", batch_size=4).embeddings(embedder)
+    expected = mine(tmp_path / "other", batch_size=4).crops.embeddings(embedder)
     with pytest.raises(KeyboardInterrupt):
-        study.embeddings(replace(embedder, encode=encode))
+        study.crops.embeddings(replace(embedder, encode=encode))
     items.loaded.clear()
-    found = study.embeddings(embedder)
+    found = study.crops.embeddings(embedder)
     assert len(items.loaded) == len(set(items.loaded)) < 15
     assert found.tobytes() == expected.tobytes()
     items.loaded.clear()
-    assert mine(tmp_path, images=study.images, batch_size=4).embeddings(embedder).tobytes() == expected.tobytes()
+    assert mine(tmp_path, images=study.images, batch_size=4).crops.embeddings(embedder).tobytes() == expected.tobytes()
     assert not items.loaded
 
 
 def test_each_image_is_read_once_for_many_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pure_nb.study.CROPS", 4)  # the crops of an image do not fit into one go
+    monkeypatch.setattr("pure_nb.crops.CROPS", 4)  # the crops of an image do not fit into one go
     items = Items(noise(5))
     study = mine(tmp_path, images=Images(items), n=5)
-    study.boxes  # noqa: B018
+    study.crops.boxes  # noqa: B018
     items.loaded.clear()
-    study.embeddings(Embedder("colours", "colours", colours))
+    study.crops.embeddings(Embedder("colours", "colours", colours))
     assert sorted(items.loaded) == list(range(5))
 
 
@@ -107,7 +109,7 @@ def test_lengths_that_change_between_blocks(tmp_path: Path, monkeypatch: pytest.
     sizes = iter(range(2, 99))
     odd = Embedder("odd", "odd", lambda items: np.ones((len(items), next(sizes))))
     with pytest.raises(EmbedderError, match="odd returned vectors of several lengths"):
-        mine(tmp_path, batch_size=4).embeddings(odd)
+        mine(tmp_path, batch_size=4).crops.embeddings(odd)
 
 
 def misfit(*_: Any) -> None:
@@ -118,17 +120,17 @@ def test_crops_where_lrp_does_not_fit(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("pure_nb.network.lrp.require_fit", misfit)
     study = Study.of(Tokens(), Items(noise(15)), "second", "first", n=6, k=2, store=tmp_path)
     with pytest.warns(UserWarning, match="crops are whole pictures, since the rules do not fit"):
-        assert (study.boxes == [0, 0, 12, 12]).all()
+        assert (study.crops.boxes == [0, 0, 12, 12]).all()
     with_grid = mine(tmp_path / "grid")
     with pytest.warns(UserWarning, match="crops follow the activation map, since the rules do not fit"):
-        found = with_grid.boxes
+        found = with_grid.crops.boxes
     sample = with_grid.references.sample[2]
     expected = boxes(plain(), with_grid.images, np.full(6, 2), sample, target="4", crop="activation")
     assert found[2].tolist() == expected.tolist()
     monkeypatch.undo()
     again = mine(tmp_path / "grid")
     with pytest.warns(UserWarning, match="crops follow the activation map"):  # told again when they are found again
-        np.testing.assert_array_equal(again.boxes, found)
+        np.testing.assert_array_equal(again.crops.boxes, found)
 
 
 def test_the_report_says_how_crops_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +230,7 @@ def test_names_of_the_shipped_world(glyph_study: Study) -> None:
 
 
 def test_vocabularies(glyph_study: Study, tmp_path: Path) -> None:
-    assert report.vocabulary(glyph_study) == list(glyph_study.class_names)
+    assert report.vocabulary(glyph_study) == list(glyph_study.classes.names)
     (tmp_path / "words.txt").write_text("cat\nmoon\n")
     assert report.vocabulary(glyph_study, str(tmp_path / "words.txt")) == ["cat", "moon"]
     table = part_names(glyph_study, mini_clip(), ["cat", "moon"], k=2)
@@ -253,13 +255,13 @@ def test_references_that_do_not_drive_the_neuron(tmp_path: Path) -> None:
     assert sorted(found.distances["channel"].unique()) == np.flatnonzero(driven.sum(axis=1) >= 2).tolist()
     channel = int(np.argmax((driven.sum(axis=1) >= 3) & ~driven.all(axis=1)))
     labels = cluster(study.circuits[channel][driven[channel]], 2)
-    own = study.embeddings(pixels(4))[channel][driven[channel]]
+    own = study.crops.embeddings(pixels(4))[channel][driven[channel]]
     row = found.distances.query(f"channel == {channel} and method == '{GRADIENT}'").iloc[0]
     assert row["intra"] == pytest.approx(intra_inter(pair_distances(own), labels)[0])
 
 
 def test_classes_with_the_same_name(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Study, "class_names", ("n02012849", "n03126707", "polar_bear", "polar bear"))  # two cranes
+    monkeypatch.setattr(Classes, "names", ("n02012849", "n03126707", "polar_bear", "polar bear"))  # two cranes
     words = report.class_words(glyph_study)
     assert words[0] == "crane"
     assert words[2] == "polar bear"
@@ -293,7 +295,7 @@ def test_what_is_written(glyph_study: Study, tmp_path: Path) -> None:
 def test_the_figure_of_named_parts(glyph_study: Study) -> None:
     embedder = mini_clip()
     labels = cluster(glyph_study.circuits[5], 3)
-    vectors = glyph_study.embeddings(embedder.joint)[5]
+    vectors = glyph_study.crops.embeddings(embedder.joint)[5]
     figure = named_parts_figure(glyph_study, 5, labels, namer(glyph_study, embedder), vectors)
     (axes,) = figure.axes
     title, *rows = (text.get_text() for text in axes.texts)
@@ -306,7 +308,7 @@ def test_the_figure_of_named_parts(glyph_study: Study) -> None:
 def test_the_store_is_not_shared_between_networks(tmp_path: Path) -> None:
     store = Store(tmp_path)
     first, second = (replace(mine(tmp_path, model=plain(seed)), store=store) for seed in (0, 1))
-    assert not np.array_equal(first.embeddings(pixels(4)), second.embeddings(pixels(4)))
+    assert not np.array_equal(first.crops.embeddings(pixels(4)), second.crops.embeddings(pixels(4)))
 
 
 def test_names_stay_in_their_cells_and_are_no_markup() -> None:

@@ -18,6 +18,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 import pure_nb
+from pure_nb import crops as crops_module
 from pure_nb import study as study_module
 from pure_nb.benchmark.contestants import contestants
 from pure_nb.benchmark.worlds import planted_world
@@ -105,7 +106,7 @@ def test_the_package() -> None:
 
 def test_a_study_of_glyphs(toml: Path, tmp_path: Path) -> None:
     study = load_study(toml, store=tmp_path / "store")
-    assert (study.name, len(study.images), study.batch_size) == ("small", 60, 30)
+    assert (study.name, len(study.images), study.run.batch_size) == ("small", 60, 30)
     assert study.shapes[0].channels == 32
     assert study.references.sample.shape == (32, 8)
     assert study.circuits.shape == (32, 8, 64)
@@ -247,7 +248,7 @@ def test_how_it_runs_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_without_a_store(tmp_path: Path) -> None:
-    study = replace(mine(tmp_path), store=None, progress=False)
+    study = mine(tmp_path).using(store=None, progress=False)
     assert contents(study) == contents(mine(tmp_path / "other"))
     assert not list((tmp_path / "store").rglob("*.safetensors"))
     assert list((tmp_path / "other").rglob("*.safetensors"))
@@ -256,8 +257,8 @@ def test_without_a_store(tmp_path: Path) -> None:
 def test_using(tmp_path: Path) -> None:
     study = mine(tmp_path)
     other = study.using(n=3, batch_size=7, rule="lrp")
-    assert (other.parameters.n, other.batch_size, other.parameters.rule) == (3, 7, "lrp")
-    assert (study.parameters.n, study.batch_size, study.parameters.rule) == (6, 32, "gradient")
+    assert (other.parameters.n, other.run.batch_size, other.parameters.rule) == (3, 7, "lrp")
+    assert (study.parameters.n, study.run.batch_size, study.parameters.rule) == (6, 32, "gradient")
     assert other.references.n == 3
     with pytest.raises(StudyError, match="rule must be one of"):
         study.using(rule="magic")
@@ -742,8 +743,8 @@ def test_a_device_that_only_the_workers_have(toml: Path, tmp_path: Path, monkeyp
     """Whatever runs in this process does not touch it; here all that a cluster computes is there already."""
     study = load_study(toml, store=tmp_path)
     contents(study)
-    study.boxes  # noqa: B018
-    study.classes  # noqa: B018
+    study.crops.boxes  # noqa: B018
+    study.classes.statistics  # noqa: B018
     there = study.using(device="meta", client=Elsewhere())
     moved = nn.Module.to
 
@@ -754,21 +755,21 @@ def test_a_device_that_only_the_workers_have(toml: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(nn.Module, "to", to)
     assert there.shapes == study.shapes
     channel = there.most_polysemantic(1)[0]
-    assert there.class_names == study.class_names
+    assert there.classes.names == study.classes.names
     assert len(there.neuron(channel).views([0, 1])) == 2
     assert there.activation_vectors.keys() == study.activation_vectors.keys()
     assert there.without_lrp == study.without_lrp
     conv = {"target": "layer4.0.conv2", "lower": "input:layer4.0.conv2"}
-    study.using(**conv).classes  # noqa: B018
-    names = study.class_names[:2]
-    assert there.using(**conv).split_of(0, names).concepts == tuple(names)
+    study.using(**conv).classes.statistics  # noqa: B018
+    names = study.classes.names[:2]
+    assert there.using(**conv).classes.split(0, names).concepts == tuple(names)
     world = planted_world(there.using(client=None, device="cpu"), 2)
-    away = replace(world, base=there, study=replace(world.study, device="meta", client=Elsewhere()))  # type: ignore[arg-type]
+    away = replace(world, base=there, study=world.study.using(device="meta", client=Elsewhere()))  # type: ignore[arg-type]
     assert away.nearest == world.nearest
     assert away.activations.keys() == world.activations.keys()
     assert {one.name for one in contestants(away)} == {one.name for one in contestants(world)}
     monkeypatch.setattr(study_module, "circuits", lambda *_, **how: how)
-    assert there._run_circuits(np.zeros(1), np.zeros(1))["client"] is there.client
+    assert there._run_circuits(np.zeros(1), np.zeros(1))["client"] is there.run.client
 
 
 def test_a_layer_that_fails_later_is_no_reason_for_other_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -778,11 +779,11 @@ def test_a_layer_that_fails_later_is_no_reason_for_other_crops(tmp_path: Path, m
         raise LayerError("the layer changed its shape")
 
     study = mine(tmp_path)
-    monkeypatch.setattr(study_module, "boxes", fails)
+    monkeypatch.setattr(crops_module, "boxes", fails)
     with pytest.raises(LayerError, match="changed its shape"):
-        study.boxes  # noqa: B018
+        study.crops.boxes  # noqa: B018
     monkeypatch.undo()
-    assert study.crop_note == ""
+    assert study.crops.note == ""
 
 
 # Images that need a word to fit the network.
@@ -825,10 +826,10 @@ def test_the_normalisation_of_tensors_is_given(tmp_path: Path) -> None:
     study = Study.of(plain(), (tensors, [0] * 20), "2", "0", store=tmp_path / "a", mean=MEAN, std=STD, **how)
     for channel in range(2):
         for crop, sample, box in zip(
-            study.crops_of(channel, range(4)), study.references.sample[channel], study.boxes[channel]
+            study.crops.of(channel, range(4)), study.references.sample[channel], study.crops.boxes[channel]
         ):
             assert (crop == cropped(pictures[sample], box)).all()
     plainly = Study.of(plain(), (tensors, [0] * 20), "2", "0", store=tmp_path / "a", **how)
     assert (plainly.references.sample == study.references.sample).all()
     with pytest.warns(StudyWarning, match="wrong colours.*Give the mean and std"):
-        plainly.crops_of(0, [0])
+        plainly.crops.of(0, [0])

@@ -22,7 +22,7 @@ from PIL import Image
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, ImageError
 from pure_nb.images.sources import as_images
-from pure_nb.parameters import Parameters
+from pure_nb.parameters import Parameters, Run
 from pure_nb.show import atlas
 from pure_nb.show.widgets import BOOK, explore, explorer
 from pure_nb.study import Study
@@ -323,7 +323,7 @@ def test_explore_in_a_second_session_moves_the_network(tmp_path: Path) -> None:
     """All results are in the store, so that no step has moved it yet."""
     for session in range(2):
         study = Study("mine", Elsewhere(), as_images(noise(30)), Parameters("inner.4", "inner.2", n=12, k=2),
-                      Store(tmp_path), progress=False)  # fmt: skip
+                      Store(tmp_path), Run(progress=False))  # fmt: skip
         assert session == 0 or (study.neurons is not None and not study.model.moved)
         assert "of inner.4" in explore(study).children[-2].value
 

@@ -116,23 +116,23 @@ def class_needs(study: Study, layer: str | None) -> dict[str, str]:
     def lacks(why: str, *needs: str) -> dict[str, str]:
         return dict.fromkeys(needs or ("labels", "splits", "synsets"), why)
 
-    if study.without_labels:
+    if study.classes.without_labels:
         return lacks("has no labels that match the network's outputs")
     if layer is None:
         return lacks(f"has no convolution or linear layer in `{study.parameters.target}`")
     own = study.using(target=layer, lower=INPUT + layer)
     own.shapes  # noqa: B018  raises, for another reason than the one below
     try:
-        own.pairs  # noqa: B018
+        own.classes.pairs  # noqa: B018
     except LayerError:
         return lacks(f"has so many classes that those of `{layer}` do not fit into memory")
-    if own.pairs.empty:
+    if own.classes.pairs.empty:
         return lacks(f"has no channel of `{layer}` that is relevant to two classes")
     found = {}
-    if own.pairs.dropna().empty:
+    if own.classes.pairs.dropna().empty:
         found |= lacks("has too few images of the classes that share a channel", "splits")
     try:
-        known = own.wordnet_pairs(measures=("wup",)).dropna(subset="wup")
+        known = own.classes.wordnet_pairs(measures=("wup",)).dropna(subset="wup")
         if len(known) < 3:
             found |= lacks("has too few classes that share a channel and are in WordNet", "synsets")
     except WordNetError:
@@ -246,7 +246,7 @@ def _code(code: str, edition: Edition, layered: bool) -> str:
     code = code.replace(LOADS, f"load_study({json.dumps(edition.source)}")
     if edition.layer is not None:
         code = re.sub(r'^layer = "[\w.]+"$', f'layer = "{edition.layer}"', code, flags=re.M)
-    shared = "study.pairs.dropna().iloc[0]" if not edition.lacks["splits"] else "study.pairs.iloc[0]"
+    shared = "study.classes.pairs.dropna().iloc[0]" if not edition.lacks["splits"] else "study.classes.pairs.iloc[0]"
     one = f'int({shared}["channel"])' if layered else "study.most_polysemantic(1)[0]"
     code = re.sub(r"^channel = \d+( *#.*)?$", f"channel = {one}", code, flags=re.M)
     code = re.sub(

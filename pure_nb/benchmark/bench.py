@@ -186,7 +186,7 @@ def true_owners(world: World) -> dict[int, NDArray[np.int64]]:
     layer = f"{planting.layer}.whole"
     module, sample = get_layer(study.model, layer), study.references.sample
     unique, place = np.unique(sample, return_inverse=True)
-    how: dict[str, Any] = {"batch_size": study.batch_size, "device": study.here}
+    how: dict[str, Any] = {"batch_size": study.run.batch_size, "device": study.run.here}
     inputs = pooled_inputs(study.model, study.images, unique, layer, **how)
     place, found = place.reshape(sample.shape), {}
     for channel in np.flatnonzero(world.k > 1).tolist():
@@ -249,7 +249,7 @@ def run(
         raise StudyError(f"two contestants are called {double[0]!r}; name one of them otherwise")
     if not names:
         raise StudyError("nobody takes part: name at least one contestant")
-    shown = world.study.progress if progress is None else progress
+    shown = world.study.run.progress if progress is None else progress
     owner, tables = true_owners(world), []
     with Parallel(n_jobs=-1) as parallel, progress_bar(contestants, world.name, unit="method", shown=shown) as bar:
         for contestant in bar:
@@ -293,7 +293,7 @@ def _kept(world: World, contestant: Contestant, choose: bool, seed: int, paralle
         "choose": choose,
         "seed": seed,
     }
-    return study.kept_table("bench", key, compute)
+    return study.results.table("bench", key, compute)
 
 
 def _chosen(parts: Parts | None, contestant: Contestant, parallel: Parallel, count: int, seed: int) -> dict[str, Any]:
@@ -370,8 +370,8 @@ def downstream(
     groups = [[*group, *[group[0]] * (most - len(group))] for group in (planting.groups[c] for c in channels)]
     owner = layer.channel.cpu().numpy()
     found: list[tuple[NDArray[np.float64], ...]] = []
-    for batch in readable(study.images, [int(sample) for sample in samples], batch_size=study.batch_size):
-        images = batch.images.to(study.here)
+    for batch in readable(study.images, [int(sample) for sample in samples], batch_size=study.run.batch_size):
+        images = batch.images.to(study.run.here)
         with resting(study.model), torch.no_grad():
             outputs = activations(study.model, images, names)
         maps = [by_position(tensor).double().cpu().numpy() for tensor in (*map(outputs.get, names), layer(images))]

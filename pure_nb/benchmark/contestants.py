@@ -292,12 +292,12 @@ def split_by(world: World, by: str) -> Parts:
         k, sources = int(world.k[channel]), channel_sources(module, channel)
         owner[channel] = np.full(sources.stop - sources.start, SHARED, dtype=np.int64)  # of a channel that stays whole
         if by == "classes":
-            often = np.nan_to_num(study.classes.frequency[:, channel], nan=-1.0)
+            often = np.nan_to_num(study.classes.statistics.frequency[:, channel], nan=-1.0)
             chosen = np.argsort(-often, kind="stable")[:k]
-            if len(chosen) < k or study.classes.images[chosen].min() < 2:
+            if len(chosen) < k or study.classes.statistics.images[chosen].min() < 2:
                 continue
             # All labelled images make the vectors, since the truth is that of others.
-            split = study.split_of(channel, [study.class_names[label] for label in chosen], held_out=False)
+            split = study.classes.split(channel, [study.classes.names[label] for label in chosen], held_out=False)
             measured = _measured(study, channel, split.arvs, (split.rho,))
         else:
             parts = cluster(study.circuits[channel], k, seed=study.parameters.random)
@@ -321,8 +321,8 @@ def _measured(study: Study, channel: int, arvs: NDArray[np.float64], rhos: Seque
         channel=channel,
         arvs=arvs,
         rhos=rhos,
-        batch_size=study.batch_size,
-        device=study.here,
+        batch_size=study.run.batch_size,
+        device=study.run.here,
     )
 
 
@@ -369,7 +369,7 @@ def contestants(world: World, embedders: Sequence[Embedder] = (), only: Sequence
     if closed_form(world.study.model, own.target, own.lower) is not None:
         found.append(("split by PURE's parts", lambda it: split_by(it, "parts")))
         if not only or CLASSES in only:
-            if why := world.study.without_labels:
+            if why := world.study.classes.without_labels:
                 warnings.warn(f"the {CLASSES} is left out: {why}", StudyWarning, stacklevel=2)
             else:
                 found.append((CLASSES, lambda it: split_by(it, "classes")))
@@ -381,7 +381,7 @@ def contestants(world: World, embedders: Sequence[Embedder] = (), only: Sequence
 
 def embedded_by(embedder: Embedder) -> Callable[[World], Vectors]:
     """An embedder's vectors of the crops."""
-    return lambda world: world.study.embeddings(embedder)
+    return lambda world: world.study.crops.embeddings(embedder)
 
 
 def load_contestant(specification: str) -> Contestant:

@@ -80,7 +80,7 @@ class Planting:
         """What a layer of the original network is called in the planted one.
 
         Modules inside the planted layer move into its ``whole``. The input of a convolution or linear layer is also
-        that of its merged channels, and is named so, for :meth:`pure_nb.study.Study.split_of`.
+        that of its merged channels, and is named so, for :meth:`pure_nb.classes.Classes.split`.
         """
         prefix, inner = parsed(name)
         if prefix == INPUT and inner == self.layer and self.early:

@@ -137,8 +137,8 @@ class World:
             return lower
         if nearest == lower:
             return lower
-        with resting(base.model, base.here), torch.inference_mode():
-            found = activations(base.model, base.images.example[None].to(base.here), [lower, nearest])
+        with resting(base.model, base.run.here), torch.inference_mode():
+            found = activations(base.model, base.images.example[None].to(base.run.here), [lower, nearest])
         return lower if torch.equal(found[lower], found[nearest]) else nearest
 
     def using(self, **changes: Any) -> Study:
@@ -191,7 +191,7 @@ class World:
         if lower == f"{INPUT}{self.planting.target}":  # both read the same
             lower = INPUT + whole
         sources = np.unique(np.concatenate(self.planting.groups))
-        example = base.images.example[None].to(base.here)
+        example = base.images.example[None].to(base.run.here)
         rows = straight(self.study.model, example, sources, target=whole, lower=lower)
         self._known[name] = np.zeros((base.references.channels, rows.shape[1]), dtype=np.bool_)
         self._known[name][sources] = rows
@@ -218,8 +218,8 @@ class World:
             study.references,
             study.parameters.lower,
             layer=f"{planting.layer}.whole",
-            batch_size=study.batch_size,
-            device=study.here,
+            batch_size=study.run.batch_size,
+            device=study.run.here,
         )
         for name in ("lower activation", "lower activation at maximum"):
             if name in found:
@@ -378,7 +378,7 @@ def planted_world(
         strong = None if strong is None else [*strong, *[[1.0, 1.0]] * null]
     model, planting = plant(study.model, study.references, groups, strong)
     own = study.using(model=model, target=planting.target, lower=planting.renamed(study.parameters.lower))
-    how_run: dict[str, Any] = {"batch_size": study.batch_size, "device": study.here}
+    how_run: dict[str, Any] = {"batch_size": study.run.batch_size, "device": study.run.here}
     brought = contributions(model, own.images, own.references, planting, **how_run)
     truth = drivers(brought)
     part = shares(brought)

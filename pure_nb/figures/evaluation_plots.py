@@ -161,7 +161,7 @@ def named_parts_figure(
     rows, texts = [], []
     for part in parts:
         members = np.arange(len(labels)) if part < 0 else np.flatnonzero(labels == part)
-        crops = [resized(crop, TILE) for crop in study.crops_of(channel, members[:count])]
+        crops = [resized(crop, TILE) for crop in study.crops.of(channel, members[:count])]
         rows.append(strip(crops + [np.full_like(crops[0], 255)] * (count - len(crops)), count))
         name = names.name(vectors[members], vectors)
         text = f"{'all' if part < 0 else part_name(part)} ({len(members)} images): {name.said()}"

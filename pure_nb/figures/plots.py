@@ -259,10 +259,10 @@ def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
     most
         Classes to show: those in whose images the channel carries most.
     """
-    statistics = study.classes
+    statistics = study.classes.statistics
     relevant, _ = statistics.strongest_classes(channel, study.parameters.p)
     classes = np.sort(relevant[:most])
-    names = [study.class_names[label] for label in classes]
+    names = [study.classes.names[label] for label in classes]
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9.5, 1.9 + 0.3 * max(4, len(names))), width_ratios=[1.6, 1], layout="constrained"
     )
@@ -304,13 +304,13 @@ def concord_figure(
     Parameters
     ----------
     pairs
-        From :meth:`pure_nb.study.Study.wordnet_pairs`; a point for each row.
+        From :meth:`pure_nb.classes.Classes.wordnet_pairs`; a point for each row.
     measure
         Its column with the similarity.
     gamma
         Points left of it are gamma-polysemantic.
     found
-        From :meth:`pure_nb.study.Study.concord`, to write above the points.
+        From :meth:`pure_nb.classes.Classes.concord`, to write above the points.
     marked
         A row to point out.
     axes
@@ -364,7 +364,7 @@ def pair_figure(
     for place in (0, 1):
         name, synset = entry[f"class_{place + 1}"], entry[f"synset_{place + 1}"]
         axes = figure.add_subplot(grid[place, 1])
-        show(axes, strip([resized(picture, TILE) for picture in study.pictures_of(name, count)], count))
+        show(axes, strip([resized(picture, TILE) for picture in study.classes.pictures(name, count)], count))
         meant = synset if isinstance(synset, str) else "not in WordNet"  # NaN after a round trip through a file
         axes.set_title(f"{name}, {meant}", fontsize=10.5, loc="left")
     figure.suptitle(
@@ -384,7 +384,7 @@ def densities_figure(split: Split, rho: float | None = None) -> Figure:
     Parameters
     ----------
     split
-        From :meth:`pure_nb.study.Study.split_of`.
+        From :meth:`pure_nb.classes.Classes.split`.
     rho
         The threshold; the chosen one by default.
     """

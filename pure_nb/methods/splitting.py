@@ -253,7 +253,7 @@ def save_split(model: nn.Module, split: Split, path: Path | str) -> None:
     model
         The network that the split was made for, as it was before.
     split
-        From :meth:`pure_nb.study.Study.split_of`.
+        From :meth:`pure_nb.classes.Classes.split`.
     path
         The file; written as a whole or not at all.
     """

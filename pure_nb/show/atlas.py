@@ -240,25 +240,25 @@ class Atlas:
     @cached_property
     def without_classes(self) -> str:
         """Why there are no classes; "" if there are."""
-        if self.study.classes_take_long:
+        if self.study.classes.take_long:
             return "they take a backward pass for each channel and batch of images, and pure-nb arv did not run yet"
-        if why := self.study.without_labels:
+        if why := self.study.classes.without_labels:
             return why
         try:
-            self.study.pairs  # noqa: B018  raises where they do not fit into memory
+            self.study.classes.pairs  # noqa: B018  raises where they do not fit into memory
         except LayerError as problem:
             return str(problem)
         return ""
 
     def classes(self, channel: int) -> list[tuple[str, float]]:
         """Classes that a channel is relevant to, with the share of their images in which it is so, largest first."""
-        study, statistics = self.study, self.study.classes
+        study, statistics = self.study, self.study.classes.statistics
         classes, share = statistics.strongest_classes(channel, study.parameters.p)
-        return [(self._spoken[study.class_names[label]], float(own)) for label, own in zip(classes, share)]
+        return [(self._spoken[study.classes.names[label]], float(own)) for label, own in zip(classes, share)]
 
     def pairs(self, channel: int) -> list[tuple[str, str, float]]:
         """Pairs of these classes and the cosine of their average relevance vectors, the least alike first."""
-        table = self.study.pairs
+        table = self.study.classes.pairs
         own = table[table["channel"] == channel].sort_values("cosine", kind="stable")
         return [
             (self._spoken[one], self._spoken[other], cosine)
@@ -267,7 +267,7 @@ class Atlas:
 
     @cached_property
     def _spoken(self) -> dict[str, str]:
-        names = self.study.class_names
+        names = self.study.classes.names
         return dict(zip(names, spoken(names)))
 
 
@@ -332,10 +332,10 @@ def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
     missing = [channel for channel in alive if not _is_drawn(made, folder, channel)]
     count = min(made.count, study.references.n)
     done = len(alive) - len(missing)
-    with progress_bar(desc="atlas", total=len(alive), initial=done, unit="neuron", shown=study.progress) as bar:
+    with progress_bar(desc="atlas", total=len(alive), initial=done, unit="neuron", shown=study.run.progress) as bar:
         for block in _blocks(missing, max(1, PAIRS // count)):
             samples = study.references.sample[block, :count]
-            found = study.views(np.repeat(block, count), samples.ravel())
+            found = study.crops.views(np.repeat(block, count), samples.ravel())
             for place, channel in enumerate(block):
                 own = found[place * count : (place + 1) * count]
                 _save(folder / f"crops/{channel}.webp", _sprite([view.highlighted(CROP) for view in own]))
@@ -376,7 +376,7 @@ def _write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) 
     page = _templates(made, home)
     order = [int(channel) for channel in table.index]
     rows = {int(channel): row for channel, row in zip(table.index, table.to_dict("records"))}
-    for place, channel in enumerate(progress_bar(order, "pages", unit="page", shown=study.progress)):
+    for place, channel in enumerate(progress_bar(order, "pages", unit="page", shown=study.run.progress)):
         more: dict[str, Any] = {"classes": [], "pairs": []}
         if not made.without_classes:
             more = {"classes": made.classes(channel), "pairs": made.pairs(channel)}
@@ -421,14 +421,14 @@ def _write_lower_pictures(made: Atlas, folder: Path, lower: Sequence[int]) -> se
         return set()
     key = made.key.replace(" ", "-")
     alive = [channel for channel in lower if below.references.alive[channel]]
-    bar = progress_bar(desc="lower channels", total=len(alive), unit="channel", shown=made.study.progress)
+    bar = progress_bar(desc="lower channels", total=len(alive), unit="channel", shown=made.study.run.progress)
     for block in _blocks(alive, TOGETHER):
         missing = [channel for channel in block if not (folder / f"lower/{channel}-{key}.webp").is_file()]
         if not missing:
             bar.update(len(block))
             continue
         samples = below.references.sample[missing, :LOWER]
-        found = below.views(np.repeat(missing, samples.shape[1]), samples.ravel())
+        found = below.crops.views(np.repeat(missing, samples.shape[1]), samples.ravel())
         for place, channel in enumerate(missing):
             own = found[place * samples.shape[1] : (place + 1) * samples.shape[1]]
             # The key in the name tells whether the picture is of these images and this network.

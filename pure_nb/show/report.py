@@ -117,7 +117,7 @@ def descriptions(study: Study, embedders: Sequence[Embedder] = ()) -> dict[str, 
         found[LRP] = study.using(rule="lrp").circuits
     simple = ["activation", "activation at maximum"][: 1 if not study.references.grid else 2]  # without a grid the same
     found |= {name: study.activation_vectors[name] for name in simple}
-    return found | {embedder.name: study.embeddings(embedder) for embedder in embedders}
+    return found | {embedder.name: study.crops.embeddings(embedder) for embedder in embedders}
 
 
 def evaluate(
@@ -181,7 +181,7 @@ def evaluate(
     how: dict[str, Any] = {"used": study.driven, "metric": metric, "seed": seed}
 
     def measured(blocks: Store | None) -> pd.DataFrame:
-        more: dict[str, Any] = {"truth": study.objects, "ks": ks, "store": blocks, "progress": study.progress}
+        more: dict[str, Any] = {"truth": study.objects, "ks": ks, "store": blocks, "progress": study.run.progress}
         return evaluation.distance_table(own, vectors, **how, **more)
 
     def aligned(_: Store | None) -> pd.DataFrame:
@@ -189,20 +189,20 @@ def evaluate(
         return evaluation.alignment(own, followers, subsets=subsets, **how)
 
     if isinstance(metric, str):
-        table = study.kept_table("distances", key, measured)
-        found = study.kept_table("alignment", key | {"subsets": subsets}, aligned)
+        table = study.results.table("distances", key, measured)
+        found = study.results.table("alignment", key | {"subsets": subsets}, aligned)
     else:  # a function may change and keep its name
         table, found = measured(None), aligned(None)
-    crops = study.crop_note or CROPPED[study.parameters.crop]
+    crops = study.crops.note or CROPPED[study.parameters.crop]
     title = f"{study.name}: {study.parameters.target}"
     return Evaluation(title, crops, judge.name, table, found, named)
 
 
 def class_words(study: Study) -> list[str]:
     """Names of the network's classes as one says them: of ImageNet's ids the first English word."""
-    if why := study.without_labels:
+    if why := study.classes.without_labels:
         raise StudyError(f"the classes can't be the vocabulary, since {why}; give a list of words")
-    return spoken(study.class_names)
+    return spoken(study.classes.names)
 
 
 def vocabulary(study: Study, source: str | None = None) -> list[str]:
@@ -235,9 +235,9 @@ def namer(study: Study, embedder: Embedder, words: Sequence[str] | None = None) 
     words
         The vocabulary; the names of the network's classes by default. See also :func:`pure_nb.judges.naming.nouns`.
     """
-    crops = study.embeddings(embedder.joint)[study.driven]
+    crops = study.crops.embeddings(embedder.joint)[study.driven]
     words = class_words(study) if words is None else list(dict.fromkeys(words))
-    return Namer(crops, words, study.word_vectors(embedder, words), seed=study.parameters.random)
+    return Namer(crops, words, study.crops.word_vectors(embedder, words), seed=study.parameters.random)
 
 
 def part_names(
@@ -259,7 +259,7 @@ def part_names(
         :class:`pure_nb.judges.naming.Name`, and where the objects are known ``true``, the most frequent one, with its
         ``share``. Dead neurons are left out.
     """
-    names, vectors = namer(study, embedder, words), study.embeddings(embedder.joint)
+    names, vectors = namer(study, embedder, words), study.crops.embeddings(embedder.joint)
     rows = []
     for channel in np.flatnonzero(study.references.alive).tolist():
         driven = study.driven[channel]

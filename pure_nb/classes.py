@@ -1,0 +1,484 @@
+"""What a study knows of classes: how relevant channels are to them, pairs, WordNet, splits. Images need labels."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from pure_nb.compute.bars import progress_bar
+from pure_nb.compute.results import FORMAT
+from pure_nb.compute.store import Arrays, Store
+from pure_nb.errors import ImageError, StudyError, StudyWarning
+from pure_nb.images.data import Images, Unreadable, at_chance, batches, class_labels, seen_labels
+from pure_nb.images.sources import as_images
+from pure_nb.methods.concord import Concord, concord, similarity_matrix, with_similarities
+from pure_nb.methods.references import TopReferences
+from pure_nb.methods.relevance import (
+    Clamp,
+    ClassRelevance,
+    ClassStatistics,
+    class_pairs,
+    closed_form,
+    dense_weight,
+    gamma_polysemantic,
+    pooled_inputs,
+)
+from pure_nb.methods.splitting import (
+    Ownership,
+    PartActivations,
+    Score,
+    Split,
+    channel_sources,
+    every_second,
+    part_activations,
+)
+from pure_nb.methods.virtual import part_name, refitted
+from pure_nb.methods.wordnet import WordNet, find_wordnet, shipped_wordnet
+from pure_nb.network.layers import INPUT, as_weights, computes_plainly, get_layer, placed, require_output, resting
+
+if TYPE_CHECKING:
+    from pure_nb.study import Study
+
+
+MANY_BACKWARD = 128
+"""Channels from which on class relevance without a closed form is computed only when asked for."""
+
+_Concepts = tuple[tuple[str, ...], Images, NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]
+"""What a channel is split between: names, images, numbers of those that show a concept, which one, those that the split
+is fitted to, and ARVs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """The classes of a study, :attr:`pure_nb.study.Study.classes`."""
+
+    study: Study
+
+    @cached_property
+    def labelled(self) -> Images:
+        """Images of one known class each: the study's own, or others that the data set has for that."""
+        own: Images = getattr(self.study.images.dataset, "labelled", self.study.images)
+        return own
+
+    @cached_property
+    def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """The true class of each labelled image, an index into the network's outputs; and all their names."""
+        with placed(self.study.model, self.study.run.here):
+            logits = require_output(self.study.model, self.labelled.example[None].to(self.study.run.here))
+        if logits.grid:
+            raise StudyError(
+                "classes need a network that puts out one tensor [images, classes]; "
+                f"{type(self.study.model).__name__} does not"
+            )
+        labels, names = class_labels(self.labelled, logits.channels)
+        doubt = "" if self.study.images.drawn else self._doubt(labels)
+        if doubt:
+            warnings.warn(
+                f"{doubt}, no more than by chance: what is said of classes will mean nothing. Are the classes in the "
+                f"order of the network's outputs ({', '.join(names[:3])} ...)? If not, name the folders by the numbers "
+                "of the outputs, from 0, or by ImageNet's WordNet ids. Are the images scaled and normalised as when "
+                "the network was trained?",
+                StudyWarning,
+                stacklevel=3,
+            )
+        return labels, names
+
+    def _doubt(self, labels: NDArray[np.int64]) -> str:
+        """How badly the network's answers to some images fit their labels, if they don't; kept, as it needs them."""
+
+        def compute(_: Store | None) -> tuple[Arrays, str]:
+            seen: list[int] = []
+            answers: list[NDArray[np.int64]] = []
+            with resting(self.study.model, self.study.run.here), torch.no_grad():
+                for batch in batches(self.labelled, seen_labels(labels).tolist(), batch_size=self.study.run.batch_size):
+                    if len(batch.samples):
+                        images = as_weights(self.study.model, batch.images.to(self.study.run.here))
+                        answers.append(self.study.model(images).argmax(dim=1).cpu().numpy())
+                        seen += batch.samples.tolist()
+            own, said = labels[seen], np.concatenate([np.empty(0, np.int64), *answers])
+            found = {"sample": np.array(seen, dtype=np.int64), "label": own, "answer": said}
+            right = f"the network's largest output is the label of {(own == said).sum()} of {len(own)} images of "
+            return found, f"{right}{self.labelled.name!r}" if at_chance(own, said) else ""
+
+        key = {"step": "labels", "format": FORMAT["labels"], **self.study.identity, "images": self.labelled.fingerprint}
+        return str(self.study.results.arrays("labels", key, compute)[1])
+
+    @cached_property
+    def without_labels(self) -> str:
+        """Why the images' labels can't be told as outputs of the network; "" if they can."""
+        self.labelled.example  # noqa: B018  raises where no image can be read, which is another matter
+        try:
+            self._labels  # noqa: B018
+        except (ImageError, StudyError) as problem:
+            return str(problem)
+        return ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the network's outputs."""
+        return self._labels[1]
+
+    @property
+    def take_long(self) -> bool:
+        """Whether :attr:`statistics` are not there, and take a backward pass for each of many channels and batch."""
+        p = self.study.parameters
+        many = (
+            self.study.shapes[0].channels > MANY_BACKWARD and closed_form(self.study.model, p.target, p.lower) is None
+        )
+        return many and not ("_classified" in self.__dict__ or self.study.results.has("classes", self._key()))
+
+    @property
+    def statistics(self) -> ClassStatistics:
+        """How relevant each channel is to each class, and all average relevance vectors; one pass over the images.
+
+        If the reference images are of the same images and not known yet, the same pass finds them too.
+        """
+        return self._classified[0]
+
+    @cached_property
+    def _classified(self) -> tuple[ClassStatistics, list[Unreadable]]:
+        """The class statistics, and the labelled images that could not be read."""
+        p, (labels, names) = self.study.parameters, self._labels
+        own = ClassRelevance(
+            p.target,
+            p.lower,
+            labels,
+            len(names),
+            module=closed_form(self.study.model, p.target, p.lower),
+            share=p.share,
+            mass=p.mass or None,
+            seed=p.random,
+        )
+
+        references = self.study._references_key()
+        together = self.labelled is self.study.images and not self.study._is_there("references", references)
+
+        def compute(shards: Store | None) -> tuple[Arrays, list[list[Any]]]:
+            self.study.shapes  # noqa: B018  fail before the pass, not in it
+            top = TopReferences(p.target, p.n, p.by)
+            skipped = self.study._sweep([own, top] if together else [own], self.labelled, shards)
+            note = [[u.sample, u.path, u.reason] for u in skipped]
+            if together:
+                self.study.__dict__["_found"] = top.result(), note
+                if self.study.store:
+                    with self.study.store.claimed("references", references):
+                        self.study.store.save_arrays("references", references, top.state(), note)
+            return own.state(), note
+
+        # What is kept of an unfinished pass is of no use to a pass that looks for other references, or for none.
+        both = {"with": references} if together else {}
+        arrays, note = self.study.results.arrays("classes", self._key(), compute, self._key() | both)
+        return own.restored(arrays).result(), self.study._accepted(note)
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """Every channel that is relevant to two classes, with the cosine of its two average relevance vectors.
+
+        See :func:`pure_nb.methods.relevance.class_pairs`; :func:`pure_nb.methods.relevance.gamma_polysemantic` picks
+        from it. If there is none, a warning says what would find some.
+        """
+        found, p = (
+            class_pairs(self.statistics, self.study.model, self.names, p=self.study.parameters.p),
+            self.study.parameters,
+        )
+        if found.empty:
+            limit = f"mass={p.mass:g}" if p.mass else f"share={p.share:g}"
+            answer = "a larger mass" if p.mass else "mass=0.8, which means the same in every width,"
+            warnings.warn(
+                f"no channel of {p.target!r} is relevant to two classes by {limit} in {p.p:.0%} of their images, so "
+                f"there are no pairs; {answer} or a smaller p may find some",
+                StudyWarning,
+                stacklevel=3,
+            )
+        return found
+
+    def wordnet_pairs(
+        self,
+        wordnet: WordNet | None = None,
+        measures: tuple[str, ...] = ("wup", "path", "lch"),
+        synsets: Mapping[str, str] | None = None,
+    ) -> pd.DataFrame:
+        """:attr:`pairs`, with the WordNet similarities of the two classes.
+
+        Parameters
+        ----------
+        wordnet
+            Where to look: by default what ships for the glyph world, and the user's WordNet for all else.
+        measures
+            Some of :data:`pure_nb.methods.wordnet.MEASURES`.
+        synsets
+            What WordNet calls some classes, where their names would be misunderstood: ``{"king": "king.n.10"}``.
+
+        Raises
+        ------
+        WordNetError
+            If there is no WordNet, or it lacks what a measure needs.
+        """
+        meant = {**self.study.images.synsets, **(synsets or {})}
+        return with_similarities(self.pairs, wordnet or self._wordnet, meant, measures)
+
+    def concord(
+        self,
+        measure: str = "wup",
+        wordnet: WordNet | None = None,
+        synsets: Mapping[str, str] | None = None,
+        **how: Any,
+    ) -> Concord:
+        """Whether similar classes drive the channels through similar sources: cosines against WordNet.
+
+        Parameters
+        ----------
+        measure
+            One of :data:`pure_nb.methods.wordnet.MEASURES`.
+        wordnet, synsets
+            As in :meth:`wordnet_pairs`.
+        how
+            Of :func:`pure_nb.methods.concord.concord`: ``permutations``, ``replicates``, ``level``, ``seed``.
+
+        Raises
+        ------
+        WordNetError
+            If there is no WordNet, or it lacks what the measure needs.
+        ArgumentError
+            If there are fewer than three pairs whose classes are in WordNet.
+        """
+        classes = sorted({*self.pairs["class_1"], *self.pairs["class_2"]})
+        meant = {**self.study.images.synsets, **(synsets or {})}
+        likeness = similarity_matrix(wordnet or self._wordnet, classes, meant, measure)
+        return concord(self.pairs, likeness, **how)
+
+    @cached_property
+    def _wordnet(self) -> WordNet:
+        """What ships, if it has the classes; else the user's."""
+        return shipped_wordnet() if self.study.images.drawn else find_wordnet()
+
+    def split(
+        self,
+        channel: int,
+        classes: Sequence[str] | None = None,
+        score: Score = "bounded",
+        *,
+        ownership: Ownership = "symmetric",
+        clamp: Clamp = "channels",
+        held_out: bool = True,
+        validation: Any = None,
+    ) -> Split:
+        """One channel of the target layer split between classes, or between its virtual neurons.
+
+        The first is done by its average relevance vectors and the labelled images of the classes. The second needs no
+        labels: a virtual neuron's vector is the mean of its circuits, and its images are those of its references.
+
+        The split is fitted to every second of these images: they make the vectors, and they choose the threshold. The
+        others are for validation. For virtual neurons they are also kept out of the clusters: those of the fitted half
+        alone are found anew, as many as the neuron has and named after its own, and each of the other images belongs to
+        the nearest.
+
+        Parameters
+        ----------
+        channel
+            Of the target layer, a ``Conv2d`` or ``Linear``; the lower layer must be its own input.
+        classes
+            Names of at least two classes; None takes the virtual neurons, named A, B ...
+        score
+            By which the threshold is chosen: see :func:`pure_nb.methods.splitting.choose_rho`.
+        ownership
+            By which rule sources are owned: see :func:`pure_nb.methods.splitting.owners`.
+        clamp
+            How it is found in which validation images the channel is relevant: see
+            :func:`pure_nb.methods.relevance.attributed`.
+        held_out
+            If False, all images make the vectors, and the clusters are the neuron's own: the images for validation then
+            are so for the threshold only.
+        validation
+            Images of one's own for validation, as for :func:`pure_nb.images.sources.as_images`, with labels if it is a
+            split between classes. It then is fitted to all images of the study.
+
+        Raises
+        ------
+        StudyError
+            If a class is not known, a class or virtual neuron has fewer than two images, or none for validation, there
+            is a single virtual neuron, or the lower layer is not the target's input.
+        """
+        self.study._check(channel)
+        p = self.study.parameters
+        module = closed_form(self.study.model, p.target, p.lower)
+        if module is None:
+            parts = get_layer(self.study.model, p.target).named_modules(prefix=p.target)
+            inside = [repr(name) for name, part in parts if computes_plainly(part)]
+            raise StudyError(
+                f"a channel is split by the inputs of its own layer, and target={p.target!r} with lower={p.lower!r} is "
+                f"no such pair. Choose a Conv2d or Linear as the target ({', '.join(inside[:6]) or 'none is inside'}) "
+                f"and '{INPUT}' with its name as the lower layer"
+            )
+        halved = held_out and validation is None
+        if classes is None:
+            names, images, samples, concept, training, arvs = self._virtual_concepts(channel, halved)
+        else:
+            names, images, samples, concept, training, arvs = self._class_concepts(channel, classes, halved)
+        arvs = arvs[:, channel_sources(module, channel)]
+
+        def measured(images: Images, samples: NDArray[np.int64], concept: NDArray[np.int64]) -> PartActivations:
+            outputs = None if classes is None else np.array([self.names.index(name) for name in classes])[concept]
+            return part_activations(
+                self.study.model,
+                images,
+                samples,
+                layer=p.target,
+                channel=channel,
+                arvs=arvs,
+                ownership=ownership,
+                labels=outputs,
+                share=p.share,
+                mass=p.mass or None,
+                clamp=clamp,
+                batch_size=self.study.run.batch_size,
+                device=self.study.run.here,
+                workers=self.study.run.workers,
+            )
+
+        found = measured(images, samples, concept)
+        if validation is not None:
+            images = as_images(validation, "validation")
+            samples, more = self._validation_concepts(channel, classes, images)
+            found = found.followed_by(measured(images, samples, more))
+            training = np.arange(len(concept) + len(more)) < len(concept)
+            concept = np.concatenate([concept, more])
+        return Split.chosen(found, concept, names, arvs, score, training)
+
+    def _class_concepts(self, channel: int, classes: Sequence[str], halved: bool) -> _Concepts:
+        labels, names = self._labels
+        unknown = [name for name in classes if name not in names]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], names, n=3, cutoff=0.4) or names[:8]
+            raise StudyError(f"there is no class {unknown[0]!r} among {len(names)}; near it: {', '.join(near)}")
+        if len(set(classes)) < max(2, len(classes)):
+            raise StudyError(f"a channel is split between two or more different classes, got {list(classes)}")
+        numbers = [names.index(name) for name in classes]
+        samples = self._samples_of(numbers)
+        concept = np.array([numbers.index(label) for label in labels[samples]], dtype=np.int64)
+        training = self._fitted(channel, classes, concept)
+        if not halved:
+            arvs = self.statistics.arv(self.study.model, channel, numbers)
+            return tuple(classes), self.labelled, samples, concept, training, arvs
+        p, chosen = self.study.parameters, samples[training]
+        how: dict[str, Any] = {
+            "batch_size": self.study.run.batch_size,
+            "device": self.study.run.here,
+            "workers": self.study.run.workers,
+        }
+        inputs = pooled_inputs(self.study.model, self.labelled, chosen, p.target, **how)
+        means = np.stack([inputs[concept[training] == number].mean(axis=0) for number in range(len(classes))])
+        arvs = (means * dense_weight(get_layer(self.study.model, p.target), channel)).sum(axis=2)
+        return tuple(classes), self.labelled, samples, concept, training, arvs
+
+    def _fitted(self, channel: int, names: Sequence[str], concept: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Every second image of each concept, if each has two."""
+        few = [name for name, count in zip(names, np.bincount(concept, minlength=len(names))) if count < 2]
+        if few:
+            raise StudyError(f"channel {channel} can't be split: each concept needs two images, {few[0]} has fewer")
+        return every_second(concept)
+
+    def _samples_of(self, classes: Sequence[int]) -> NDArray[np.int64]:
+        """The labelled images of some classes, without those that could not be read."""
+        samples = np.flatnonzero(np.isin(self._labels[0], classes))
+        return samples[~np.isin(samples, [lost.sample for lost in self._classified[1]])]
+
+    def _virtual_concepts(self, channel: int, halved: bool) -> _Concepts:
+        neuron = self.study.neuron(channel)
+        parts = neuron.virtual
+        if parts.k < 2:
+            raise StudyError(
+                f"channel {channel} does not fall apart, so there is nothing to split it between; name classes, or ask "
+                "for parts with k=2"
+            )
+        used = np.flatnonzero(parts.labels >= 0)
+        vectors, concept = neuron.vectors[used].astype(np.float64), parts.labels[used]
+        names = tuple(part_name(part) for part in range(parts.k))
+        training = self._fitted(channel, names, concept)
+        if halved:
+            concept = refitted(vectors, concept, training, seed=self.study.parameters.random)
+        fitted = training if halved else np.ones_like(training)
+        arvs = np.stack([vectors[fitted & (concept == part)].mean(axis=0) for part in range(parts.k)])
+        return names, self.study.images, neuron.sample[used], concept, training, arvs
+
+    def _validation_concepts(
+        self, channel: int, classes: Sequence[str] | None, images: Images
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The images of one's own that show a concept, and which one."""
+        if classes is None:
+            every = np.arange(len(images))
+            vectors = self.study._run_circuits(np.full_like(every, channel), every, images=images)
+            driven = vectors.any(axis=1)
+            return every[driven], self.study.neuron(channel).virtual.assign(vectors[driven])
+        labels, names = class_labels(images, len(self.names))
+        numbers = [names.index(name) if name in names else -2 for name in classes]
+        for name, number in zip(classes, numbers):
+            if not (labels == number).any():
+                raise StudyError(
+                    f"the images for validation show no {name!r}; their classes are {', '.join(names[:8])}"
+                )
+        samples = np.flatnonzero(np.isin(labels, numbers))
+        return samples, np.array([numbers.index(label) for label in labels[samples]], dtype=np.int64)
+
+    def ratios(self, gamma: float = 0.5, *, validation: Any = None, **how: Any) -> pd.DataFrame:
+        """How well splits work on the whole: one for each gamma-polysemantic pair (Hesse et al., their average table).
+
+        Parameters
+        ----------
+        gamma
+            Pairs with a cosine below it; see :func:`pure_nb.methods.relevance.gamma_polysemantic`.
+        validation, how
+            Of :meth:`split_of`: ``score``, ``ownership``, ``clamp``, ``held_out``.
+
+        Returns
+        -------
+        DataFrame
+            A row for each pair: ``channel``, ``class_1``, ``class_2``, ``cosine``, ``rho``; and the means of
+            :meth:`pure_nb.methods.splitting.Split.table` over both classes, of its positive and of its signed ratios:
+            ``positive_own`` and ``signed_own`` (a class's own part to the whole channel), ``positive_other`` and
+            ``signed_other`` (of the other class's part), ``positive_residual`` and ``signed_residual``. All are NaN
+            where a class has fewer than two images. Pairs of one channel are not independent: average over its pairs
+            first.
+        """
+        if validation is not None:
+            how["validation"] = as_images(validation, "validation")
+        asked = {name: getattr(value, "fingerprint", value) for name, value in sorted(how.items())}
+        key = self._key() | {"step": "ratios", "how": FORMAT["ratios"], "p": self.study.parameters.p, "gamma": gamma}
+        return self.study.results.table("ratios", key | asked, lambda _: self._ratios(gamma, how))
+
+    def _ratios(self, gamma: float, how: dict[str, Any]) -> pd.DataFrame:
+        rows: list[tuple[Any, ...]] = []
+        chosen = gamma_polysemantic(self.pairs, gamma)
+        pairs = chosen[["channel", "class_1", "class_2", "cosine"]].itertuples(index=False, name=None)
+        for channel, *classes, value in progress_bar(
+            pairs, "splits", len(chosen), unit="pair", shown=self.study.run.progress
+        ):
+            if min(self.statistics.images[self.names.index(name)] for name in classes) < 2:
+                rows.append((channel, *classes, value, *[np.nan] * 7))
+                continue
+            split = self.split(channel, classes, **how)
+            table = split.table()
+            own, rest = table["part"] == table["images"], table["part"] == "residual"
+            parts = (own, ~own & ~rest, rest)
+            means = [table[sums][which].mean() for sums in ("positive", "signed") for which in parts]
+            rows.append((channel, *classes, value, split.rho, *means))
+        ratios = [f"{sums}_{part}" for sums in ("positive", "signed") for part in ("own", "other", "residual")]
+        return pd.DataFrame(rows, columns=["channel", "class_1", "class_2", "cosine", "rho", *ratios])
+
+    def pictures(self, name: str, count: int = 5) -> list[NDArray[np.uint8]]:
+        """The first labelled images of a class, as pictures."""
+        chosen = self._samples_of([self.names.index(name)])[:count]
+        return [self.labelled.picture(sample) for sample in chosen.tolist()]
+
+    def _key(self) -> dict[str, object]:
+        limit = "mass" if self.study.parameters.mass else "share"
+        return self.study._key("classes", "target", "lower", limit, "random") | {"images": self.labelled.fingerprint}

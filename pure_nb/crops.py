@@ -1,0 +1,166 @@
+"""What a study's channels look at in their reference images: boxes, pictures, and embedders' vectors of crops."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pure_nb.compute.blocks import by_blocks
+from pure_nb.compute.results import FORMAT
+from pure_nb.compute.store import Arrays, New, Store
+from pure_nb.errors import EmbedderError, StudyWarning
+from pure_nb.figures.render import View, boxes, cropped, views
+from pure_nb.parameters import Crop
+
+if TYPE_CHECKING:
+    from pure_nb.judges.embedders import Embedder
+    from pure_nb.study import Study
+
+
+CROPS = 256
+"""Crops cut at once, to be embedded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Crops:
+    """The crops of a study, :attr:`pure_nb.study.Study.crops`."""
+
+    study: Study
+
+    @cached_property
+    def _without_crp(self) -> str:
+        return self.study._misfit(None)
+
+    @property
+    def boxes(self) -> NDArray[np.int32]:
+        """The squares that each channel looks at in its references, by the parameter ``crop``: ``[channels, n, 4]``.
+
+        See :func:`pure_nb.figures.render.boxes`. Where the rules of CRP do not fit the network, a warning says so and
+        the activation map is used, or the whole picture where the layer has no grid.
+        """
+        return self._boxed[0]
+
+    @property
+    def note(self) -> str:
+        """How the crops differ from what was asked for, and why; "" if they do not."""
+        return self._boxed[1]
+
+    @cached_property
+    def _boxed(self) -> tuple[NDArray[np.int32], str]:
+        wanted = self.study.parameters.crop
+
+        def compute(blocks: Store | None) -> tuple[Arrays, str]:
+            sample = self.study.references.sample
+            channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
+            crop, why = self._fitting(wanted)
+            if crop is None:
+                height, width = self.study.images.example.shape[-2:]
+                found = np.tile(np.array([0, 0, width, height], dtype=np.int32), (*sample.shape, 1))
+                return {"box": found}, f"crops are whole pictures, since {why}"
+            found = boxes(
+                self.study.model,
+                self.study.images,
+                channel,
+                sample,
+                target=self.study.parameters.target,
+                crop=crop,
+                batch_size=min(self.study.run.batch_size, 16),
+                device=self.study.run.device,
+                store=blocks,
+                progress=self.study.run.progress,
+                client=self.study.run.client,
+            )
+            return {"box": found}, f"crops follow the activation map, since {why}" if why else ""
+
+        arrays, note = self.study.results.arrays("boxes", self._key(), compute)
+        if note:
+            warnings.warn(note, StudyWarning, stacklevel=3)
+        return arrays["box"], note
+
+    def _fitting(self, crop: Crop) -> tuple[Crop | None, str]:
+        """What pictures can be cropped to, None for nothing; and why, where that is not what was asked for."""
+        why = "" if crop == "activation" else self._without_crp
+        if crop != "activation" and not why:
+            return crop, ""
+        if len(self.study.references.grid) == 2:
+            return "activation", why
+        return (
+            None,
+            why or f"layer {self.study.parameters.target!r} has no grid of positions to scale up; use crop='peak'",
+        )
+
+    def views(self, channel: NDArray[np.int64], sample: NDArray[np.int64], crop: Crop | None = None) -> list[View]:
+        """Pictures for pairs of a channel and an image, with the part that the channel looks at.
+
+        By the parameter ``crop``, or as told here; see :func:`pure_nb.figures.render.heatmaps`. Where the rules of CRP
+        do not fit the network, a warning says so and the activation map is used, or the whole picture where the layer
+        has no grid.
+        """
+        found, why = self._fitting(crop or self.study.parameters.crop)
+        if found is None:
+            warnings.warn(f"whole pictures are shown, since {why}", StudyWarning, stacklevel=2)
+            pictures = [self.study.images.picture(number) for number in sample.tolist()]
+            return [View(n, p, np.ones(p.shape[:2], dtype=bool)) for n, p in zip(sample.tolist(), pictures)]
+        if why:
+            warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=2)
+        how: dict[str, Any] = {"batch_size": min(self.study.run.batch_size, 16), "device": self.study.run.here}
+        return views(
+            self.study.model, self.study.images, channel, sample, target=self.study.parameters.target, crop=found, **how
+        )
+
+    def of(self, channel: int, ranks: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """Crops of a channel's references of given ranks, as embedders see them: uint8 ``[side, side, 3]`` each."""
+        self.study._check(channel)
+        numbers, places = self.study.references.sample[channel], self.boxes[channel]
+        return [cropped(self.study.images.picture(int(numbers[rank])), places[rank]) for rank in ranks]
+
+    def embeddings(self, embedder: Embedder) -> NDArray[np.float32]:
+        """An embedder's vectors of the crops of all references: float32 ``[channels, n, d]``.
+
+        Each image is read once, however many channels it is a reference for.
+        """
+
+        def compute(blocks: Store | None, new: New) -> NDArray[np.float32]:
+            sample, box = self.study.references.sample.ravel(), self.boxes.reshape(-1, 4)
+
+            lengths: set[int] = set()
+
+            def of(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.float32]:
+                parts, last, picture = [], -1, np.empty(0, dtype=np.uint8)
+                for start in range(0, len(block), CROPS):
+                    crops = []
+                    for row in block[start : start + CROPS].tolist():  # the pairs of one image follow each other
+                        if sample[row] != last:
+                            last = int(sample[row])
+                            picture = self.study.images.picture(last)
+                        crops.append(cropped(picture, box[row]))
+                    parts.append(embedder.images(crops))
+                    lengths.add(parts[-1].shape[1])
+                    if len(lengths) > 1:
+                        raise EmbedderError(f"{embedder.name} returned vectors of several lengths, {sorted(lengths)}")
+                    done(len(crops))
+                return np.concatenate(parts)
+
+            name = f"crops to {embedder.name}"
+            how: dict[str, Any] = {"store": blocks, "new": new, "progress": self.study.run.progress}
+            return by_blocks(sample, of, batch_size=self.study.run.batch_size, name=name, unit="crop", **how)
+
+        key = self._key() | {"step": "embeddings", "how": FORMAT["embeddings"], "embedder": embedder.fingerprint}
+        return self.study.results.mapped("embeddings", key, compute).reshape(*self.study.references.sample.shape, -1)
+
+    def word_vectors(self, embedder: Embedder, words: Sequence[str]) -> NDArray[np.float32]:
+        """An embedder's vectors of words, float32 ``[words, d]``; kept, since a large vocabulary takes long."""
+        asked = {"embedder": embedder.fingerprint, "prompts": list(embedder.prompts), "words": list(words)}
+        key: dict[str, object] = {"step": "words", **asked}
+        return self.study.results.arrays("words", key, lambda _: ({"vectors": embedder.text(words)}, None))[0][
+            "vectors"
+        ]
+
+    def _key(self) -> dict[str, object]:
+        return self.study._key("boxes", "target", "n", "by", "crop")
