@@ -78,7 +78,7 @@ class Crops:
             )
             return {"box": found}, f"crops follow the activation map, since {why}" if why else ""
 
-        arrays, note = self.study.results.arrays("boxes", self._key(), compute)
+        arrays, note = self.study.results.arrays("boxes", self.key(), compute)
         if note:
             warnings.warn(note, StudyWarning, stacklevel=3)
         return arrays["box"], note
@@ -151,7 +151,7 @@ class Crops:
             how: dict[str, Any] = {"store": blocks, "new": new, "progress": self.study.run.progress}
             return by_blocks(sample, of, batch_size=self.study.run.batch_size, name=name, unit="crop", **how)
 
-        key = self._key() | {"step": "embeddings", "how": FORMAT["embeddings"], "embedder": embedder.fingerprint}
+        key = self.key() | {"step": "embeddings", "how": FORMAT["embeddings"], "embedder": embedder.fingerprint}
         return self.study.results.mapped("embeddings", key, compute).reshape(*self.study.references.sample.shape, -1)
 
     def word_vectors(self, embedder: Embedder, words: Sequence[str]) -> NDArray[np.float32]:
@@ -162,5 +162,6 @@ class Crops:
             "vectors"
         ]
 
-    def _key(self) -> dict[str, object]:
+    def key(self) -> dict[str, object]:
+        """What the boxes are found by."""
         return self.study._key("boxes", "target", "n", "by", "crop")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,17 @@ class Neuron:
     channel: int
     apart: VirtualNeurons | None = None
     """Taken apart otherwise than the study says, by :meth:`by`."""
+
+    def __repr__(self) -> str:
+        return f"<Neuron {self.name} of {self.study.name!r}>"
+
+    def _repr_png_(self) -> bytes:
+        from matplotlib import pyplot as plt  # as in plot
+
+        figure, buffer = self.plot(), BytesIO()
+        figure.savefig(buffer, format="png", bbox_inches="tight")
+        plt.close(figure)
+        return buffer.getvalue()
 
     @property
     def sample(self) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ the virtual neurons, the table of all neurons. Nothing is computed again unless 
 from __future__ import annotations
 
 import hashlib
+import html
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +38,7 @@ from pure_nb.errors import (
     ArgumentError,
     ImageError,
     LayerError,
+    PureError,
 )
 from pure_nb.images.data import Images, Unreadable, readable
 from pure_nb.images.sources import as_images
@@ -165,6 +167,33 @@ class Study:
         study = cls(name, model, wrapped, parameters, Store(store_folder(store) / word(name)), run)
         study.shapes  # noqa: B018  the layers are checked here, not after hours
         return study
+
+    def __repr__(self) -> str:
+        p, known = self.parameters, "nothing yet"
+        with suppress(PureError):
+            known = ", ".join(self.known()) or known
+        parts = f"k = {p.k}" if p.k else "as many parts as are clear"
+        kept = f"kept in {self.store.folder}" if self.store else "kept nowhere"
+        return "\n".join(
+            [
+                f"Study {self.name!r}: the channels of {p.target!r} in {type(self.model).__name__}",
+                f"images: {len(self.images):,} of {self.images.name!r}",
+                f"asked: {p.n} references by {p.by}, circuits from {p.lower!r} by {p.rule}, {parts}",
+                f"known: {known}; {kept}",
+                f"runs: on {self.run.device}, {self.run.batch_size} images at a time",
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+    def known(self) -> list[str]:
+        """The steps that were computed before, here or in the store."""
+        if not self._is_there("references", self._references_key()):
+            return []
+        keys = {"circuits": self._circuits_key(), "virtual": self._key("virtual", *TAKEN_APART)}
+        keys |= {"layouts": self._layouts_key(), "boxes": self.crops.key()}
+        return ["references", *(step for step, key in keys.items() if self._is_there(step, key))]
 
     def using(self, **changes: Any) -> Study:
         """The same study with other parameters, or run otherwise: ``study.using(rule="lrp", device="cuda")``."""

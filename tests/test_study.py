@@ -380,7 +380,7 @@ def test_an_image_that_can_not_be_read(tmp_path: Path) -> None:
     items = Items(noise(15), {3: OSError("gone")})
     with pytest.raises(ImageError, match=r"image 3 .*gone.*skip_unreadable=True, or --skip-unreadable"):
         mine(tmp_path, images=items).references  # noqa: B018
-    study = replace(mine(tmp_path, images=items), skip_unreadable=True)
+    study = mine(tmp_path, images=items).using(skip_unreadable=True)
     assert not (study.references.sample == 3).any()
     assert len(study.neurons) == 6
     with pytest.raises(
@@ -395,7 +395,7 @@ def test_no_image_can_be_read(tmp_path: Path) -> None:
 
 
 def test_the_first_image_can_not_be_read(tmp_path: Path) -> None:
-    study = replace(mine(tmp_path, images=Items(noise(15), {0: OSError("gone")})), skip_unreadable=True)
+    study = mine(tmp_path, images=Items(noise(15), {0: OSError("gone")})).using(skip_unreadable=True)
     assert study.shapes[0].channels == 6
 
 
@@ -833,3 +833,25 @@ def test_the_normalisation_of_tensors_is_given(tmp_path: Path) -> None:
     assert (plainly.references.sample == study.references.sample).all()
     with pytest.warns(StudyWarning, match="wrong colours.*Give the mean and std"):
         plainly.crops.of(0, [0])
+
+
+def test_a_study_says_what_it_is(tmp_path: Path) -> None:
+    study = mine(tmp_path)
+    lines = repr(study).splitlines()
+    assert lines == [
+        "Study 'mine': the channels of '4' in Sequential",
+        f"images: {len(study.images)} of 'mine'",
+        f"asked: {study.parameters.n} references by max, circuits from '2' by gradient, k = {study.parameters.k}",
+        f"known: nothing yet; kept in {tmp_path / 'store' / 'mine'}",
+        "runs: on cpu, 32 images at a time",
+    ]
+    assert "references" not in study.__dict__
+    study.neurons  # noqa: B018
+    assert f"known: references, circuits, virtual; kept in {tmp_path / 'store' / 'mine'}" in repr(mine(tmp_path))
+    assert "&#x27;mine&#x27;" in study._repr_html_()
+
+
+def test_a_neuron_says_what_it_is(glyph_study: Study) -> None:
+    neuron = glyph_study.neuron(17)
+    assert repr(neuron) == "<Neuron layer4 / 17 of 'glyphs'>"
+    assert neuron._repr_png_().startswith(b"\x89PNG")
