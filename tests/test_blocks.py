@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pure_nb.compute import bars, blocks
-from pure_nb.compute.blocks import by_blocks
+from pure_nb.compute.blocks import by_blocks, kept_block
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError
 
@@ -101,3 +101,10 @@ def test_bars_are_shown_unless_the_environment_forbids_them(capsys: pytest.Captu
         assert run(progress=False) == ""
     for source in Path(bars.__file__).parent.rglob("*.py"):
         assert ("tqdm" in source.read_text()) == (source.name == "bars.py"), "all bars are made in bars.py"
+
+
+def test_what_is_kept_is_counted(tmp_path: Path) -> None:
+    task, counts = (np.arange(3), {"block": 0}), []
+    for _ in range(2):
+        kept_block(lambda block, done: block.astype(np.float32), task, Store(tmp_path), counts.append)
+    assert counts == [3]  # by whoever computes it, and not the first time

@@ -173,6 +173,13 @@ def test_not_finite(bad: float, kind: str) -> None:
         TopReferences("layer").update(np.arange(10, 14), {"layer": values})
 
 
+def test_not_finite_where_it_is_not_the_largest() -> None:
+    values = activation("conv", 4)
+    values[2, 3, 0, 0] = -float("inf")
+    with pytest.raises(NonFiniteError, match="channel 3, image 12"):
+        TopReferences("layer").update(np.arange(10, 14), {"layer": values})
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(ArgumentError, match="at least one reference image, got n=0"):
         TopReferences("layer", 0)

@@ -249,6 +249,12 @@ def test_an_unreadable_file_stops_the_sweep_and_is_named(tmp_path: Path) -> None
         run(images, store=store)
 
 
+def test_what_is_left_out_is_in_order() -> None:
+    lost = {number: OSError("gone") for number in (1, 2, 9, 17)}  # of three shards
+    _, left_out = run(Images(Items(noise(21), lost)), skip_unreadable=True)
+    assert [one.sample for one in left_out] == [1, 2, 9, 17]
+
+
 def test_left_out_is_as_if_it_had_never_been() -> None:
     tensors = noise(21)
     found, _ = run(Images(Items(tensors, {4: OSError("gone")})), skip_unreadable=True, n=30)
