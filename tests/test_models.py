@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import importlib.util
 import os
 import pickle
@@ -351,6 +352,48 @@ def test_fingerprint_follows_what_functions_refer_to(monkeypatch: pytest.MonkeyP
     before = fingerprint(network(leaky))
     monkeypatch.setattr(f"{__name__}.SLOPE", 0.25)
     assert fingerprint(network(leaky)) != before
+
+
+class Extra(nn.Module):
+    """Whose state is in no attribute that could be read."""
+
+    def __init__(self, value: int) -> None:
+        super().__init__()
+        self.held = ctypes.c_int(value)
+
+    def get_extra_state(self) -> int:
+        return self.held.value
+
+
+class Held(nn.Module):
+    """With a buffer."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("buffer", buffer)
+
+
+def defaulting(exponent: float) -> Callable[..., Tensor]:
+    def power(x: Tensor, by: float = exponent) -> Tensor:
+        return x**by
+
+    return power
+
+
+@pytest.mark.parametrize(
+    "different",
+    [
+        [network(lambda x: x * 2), network(lambda x: x * 3)],
+        [network(defaulting(2)), network(defaulting(3))],
+        [Held(torch.zeros(2, 3)), Held(torch.zeros(3, 2))],
+        [Extra(2), Extra(3)],
+    ],
+    ids=["constants", "defaults", "shapes", "extra state"],
+)
+def test_fingerprint_follows_each_alone(different: list[nn.Module]) -> None:
+    """What nothing else tells of."""
+    assert fingerprint(different[0]) != fingerprint(different[1])
+    assert fingerprint(different[0]) == fingerprint(different[0])
 
 
 @pytest.mark.slow

@@ -185,7 +185,7 @@ MUTANTS = [
     Mutant("virtual: another neuron's centroids", "[[int(end) - size, size] for end, size",
            "[[int(end), size] for end, size", "virtual study"),
     Mutant("virtual: the parts that share least", "linear_sum_assignment(shared, maximize=True)[1]",
-           "linear_sum_assignment(shared)[1]", "virtual splitting"),
+           "linear_sum_assignment(shared)[1]", "classes"),
     # Class relevance.
     Mutant("relevance: share of all attribution", "    total = positive.sum(axis=1, keepdims=True)\n",
            "    total = attribution.sum(axis=1, keepdims=True)\n", "relevance"),
