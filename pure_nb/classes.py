@@ -66,8 +66,8 @@ class Classes:
     @cached_property
     def labelled(self) -> Images:
         """Images of one known class each: the study's own, or others that the data set has for that."""
-        own: Images = getattr(self.study.images.dataset, "labelled", self.study.images)
-        return own
+        own = getattr(self.study.images.dataset, "labelled", None)
+        return own if isinstance(own, Images) else self.study.images
 
     @cached_property
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -437,7 +437,7 @@ class Classes:
         gamma
             Pairs with a cosine below it; see :func:`pure_nb.methods.relevance.gamma_polysemantic`.
         validation, how
-            Of :meth:`split_of`: ``score``, ``ownership``, ``clamp``, ``held_out``.
+            Of :meth:`split`: ``score``, ``ownership``, ``clamp``, ``held_out``.
 
         Returns
         -------

@@ -602,7 +602,8 @@ def evaluate(
 def bench(
     study: StudyName,
     truth: Annotated[
-        str | None, typer.Option(help="planted, or objects (glyph scenes only); by default both, where there are both.")
+        str | None,
+        typer.Option(help="planted, or objects; by default both, where objects are known."),
     ] = None,
     count: Annotated[int, typer.Option(help="Channels to plant.")] = 60,
     null: Annotated[int, typer.Option(help="Channels merged with themselves, to be told from those.")] = 30,

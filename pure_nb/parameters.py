@@ -133,6 +133,11 @@ class Run:
             if not isinstance(getattr(self, name), bool):
                 raise StudyError(f"{name} must be true or false, got {getattr(self, name)!r}")
         object.__setattr__(self, "device", str(self.device))  # a torch.device, too
+        if self.client is not None and not hasattr(self.client, "swept"):
+            raise StudyError(
+                f"client must come from pure_nb.compute.cluster.connect, got a {type(self.client).__name__}; "
+                "connect also takes the address of a scheduler that runs already"
+            )
         try:
             if self.client is not None:
                 self.client.run(_require_device, self.device)  # on each worker; this process need not have it

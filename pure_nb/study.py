@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,10 +68,6 @@ from pure_nb.network.layers import (
 )
 from pure_nb.neuron import Neuron
 from pure_nb.parameters import NEAREST, PARAMETERS, RUN, Parameters, Run, checked, word
-
-if TYPE_CHECKING:
-    pass
-
 
 TAKEN_APART = ("target", "lower", "n", "by", "rule", "seed", "k", "random")
 """The parameters that virtual neurons depend on."""
@@ -169,9 +165,10 @@ class Study:
         return study
 
     def __repr__(self) -> str:
-        p, known = self.parameters, "nothing yet"
-        with suppress(PureError):
-            known = ", ".join(self.known()) or known
+        p, known = self.parameters, "?"
+        if {"fingerprint"} <= vars(self.images).keys() and "_weights" in vars(self):  # it must take no time
+            with suppress(PureError):
+                known = ", ".join(self.known()) or "nothing yet"
         parts = f"k = {p.k}" if p.k else "as many parts as are clear"
         kept = f"kept in {self.store.folder}" if self.store else "kept nowhere"
         return "\n".join(
@@ -192,8 +189,9 @@ class Study:
         if not self._is_there("references", self._references_key()):
             return []
         keys = {"circuits": self._circuits_key(), "virtual": self._key("virtual", *TAKEN_APART)}
-        keys |= {"layouts": self._layouts_key(), "boxes": self.crops.key()}
-        return ["references", *(step for step, key in keys.items() if self._is_there(step, key))]
+        found = [step for step, key in (keys | {"layouts": self._layouts_key()}).items() if self._is_there(step, key)]
+        boxed = "_boxed" in vars(self.crops) or self.results.has("boxes", self.crops.key())
+        return ["references", *found, *(["boxes"] if boxed else [])]
 
     def using(self, **changes: Any) -> Study:
         """The same study with other parameters, or run otherwise: ``study.using(rule="lrp", device="cuda")``."""
@@ -468,7 +466,8 @@ class Study:
                 "meanings": self.neuron(channel).meanings(),
             }
             if self.objects is not None:
-                row["ami"] = adjusted_mutual_info_score(self.objects[channel], parts.labels)
+                known = self.objects[channel] >= 0
+                row["ami"] = adjusted_mutual_info_score(self.objects[channel][known], parts.labels[known])
             rows.append(row)
         table = pd.DataFrame(rows)
         table.loc[references.alive, "q"] = false_discovery_control(table.loc[references.alive, "p"])

@@ -566,7 +566,7 @@ def test_natural_neurons_have_nothing_to_follow(glyph_study: Study) -> None:
 
 @pytest.mark.parametrize("assign", ["nearest", "mixture"])
 def test_downstream_equals_a_slow_loop(tmp_path: Path, assign: Assign) -> None:
-    study = replace(Study.of(plain(), Items(noise(40)), "5", "3", n=10, store=tmp_path), progress=False)
+    study = Study.of(plain(), Items(noise(40)), "5", "3", n=10, store=tmp_path).using(progress=False)
     world = planted_world(study, groups=((0, 1), (2, 3, 4), (5, 5)))
     recipe, samples = world.using(seed="peak", k=2), [3, 7, 8, 20, 21, 39]
     found = downstream(world, recipe, [1, 0], samples, assign)

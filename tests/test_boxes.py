@@ -52,7 +52,7 @@ def red_or_green() -> nn.Sequential:
     return model.eval()
 
 
-@pytest.mark.parametrize(("resize", "crop"), [(None, None), (None, 40), (96, 80), (24, None)])
+@pytest.mark.parametrize(("resize", "crop"), [(None, None), (None, 40), (None, 51), (None, 63), (96, 80), (24, None)])
 def test_the_box_around_a_place(tmp_path: Path, resize: int | None, crop: int | None) -> None:
     """By hand: of each square its middle, where it is in what the network sees."""
     boxes, corners = squares(tmp_path, 6)

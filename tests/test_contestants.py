@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -412,7 +411,7 @@ def test_a_channel_of_a_grouped_convolution_is_split_by_parts(tmp_path: Path) ->
     model = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3, groups=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     ).eval()
-    study = replace(Study.of(model, Items(noise(40)), "2", "input:2", n=20, k=2, store=tmp_path), progress=False)
+    study = Study.of(model, Items(noise(40)), "2", "input:2", n=20, k=2, store=tmp_path).using(progress=False)
     truth = np.tile([0, 1], (8, 10))
     assert split_by(World("w", study, truth, np.ones(truth.shape), study), "parts").owner
 
@@ -555,7 +554,7 @@ def test_without_a_grid_there_is_no_maximum(tmp_path: Path) -> None:
 
 
 def test_without_labels_there_is_no_split_by_classes(tmp_path: Path) -> None:
-    study = replace(Study.of(plain(), Items(noise(15)), "4", "input:4", n=6, k=2, store=tmp_path), progress=False)
+    study = Study.of(plain(), Items(noise(15)), "4", "input:4", n=6, k=2, store=tmp_path).using(progress=False)
     with pytest.warns(StudyWarning, match="the split by classes is left out: the images 'mine' have no labels"):
         names = {one.name for one in contestants(planted_world(study, 2))}
     assert "split by PURE's parts" in names
@@ -663,7 +662,7 @@ def test_nobody_can_find_what_an_untrained_network_holds(tmp_path: Path) -> None
     torch.manual_seed(0)
     block = [nn.Conv2d(12, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU()]
     model = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Sequential(*block), nn.AdaptiveAvgPool2d(1))
-    study = replace(Study.of(model.eval(), Items(noise(150)), "2", "1", n=60, store=tmp_path), progress=False)
+    study = Study.of(model.eval(), Items(noise(150)), "2", "1", n=60, store=tmp_path).using(progress=False)
     table = run(planted_world(study, 12), contestants(planted_world(study, 12)), choose=False)
     means = table[(table["k"] > 1) & ~table["method"].str.startswith("ceiling")].groupby("method")["ari"].mean()
     assert means.max() < 0.25
@@ -680,7 +679,7 @@ def test_sources_below_an_identity_shortcut_are_hidden(tmp_path: Path) -> None:
 
     torch.manual_seed(1)
     model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Sequential(Residual(), Residual()), nn.Flatten())
-    study = replace(Study.of(model.eval(), Items(noise(60)), "2", "1", n=20, store=tmp_path), progress=False)
+    study = Study.of(model.eval(), Items(noise(60)), "2", "1", n=20, store=tmp_path).using(progress=False)
     world = planted_world(study, groups=((1, 4), (3, 3)))
     open_, hidden = world.using(lower="nearest").circuits, world.circuits(lower="nearest")
     np.testing.assert_allclose(hidden[0][:, 1], open_[0][:, 1] + open_[0][:, 4], rtol=1e-6)
@@ -779,7 +778,7 @@ def test_lower_activations_are_hidden_as_circuits_are(tmp_path: Path) -> None:
     torch.manual_seed(1)
     block = Shortcut(padded, 12, 2)
     model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), block, nn.Flatten()).eval()
-    study = replace(Study.of(model, Items(noise(60)), "2", "1", n=20, store=tmp_path), progress=False)
+    study = Study.of(model, Items(noise(60)), "2", "1", n=20, store=tmp_path).using(progress=False)
     for name in ("lower activation", "lower activation at maximum"):
         own = planted_world(study, groups=((4, 7), (5, 5))).activations[name]
         assert not own[0][:, 4].any()

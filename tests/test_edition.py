@@ -15,8 +15,6 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
-from pure_nb.glyphs import MEAN, STD, GlyphObjects
-from pure_nb.images.data import Images
 from pure_nb.methods.wordnet import shipped_wordnet
 from pure_nb.network.models import function_in
 from pure_nb.study import Study
@@ -263,9 +261,6 @@ def test_the_configuration() -> None:
 
 def test_what_the_glyphs_have(glyph_study: Study) -> None:
     study = glyph_study.using(n=4)
-    study.classes.__dict__["labelled"] = Images(
-        GlyphObjects(4), "a few objects", MEAN, STD
-    )  # in place of fifty of each
     assert tool.splittable(study) == "layer4.0.conv2"
     assert not any(tool.lacking(study, "layer4.0.conv2").values())
 

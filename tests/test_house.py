@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
+import draw_house
 from small import ROOT
-
-draw_house = pytest.importorskip("draw_house")
 
 
 def test_every_member_is_in_one_layer() -> None:

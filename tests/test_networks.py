@@ -14,7 +14,6 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -497,7 +496,7 @@ def test_channels_last_give_the_same_study() -> None:
     data, found = Images(labelled), []
     for model, lower in zip(twins(), ("last:3", "3")):
         for below in (lower, "input:4", "2"):
-            study = replace(Study.of(model, data, "4", below, n=6, k=2), store=None, progress=False)
+            study = Study.of(model, data, "4", below, n=6, k=2).using(store=None, progress=False)
             found.append((study, below))
     for (mine, _), (other, below) in zip(found[:3], found[3:]):
         assert mine.shapes[0].grid == (5, 5)

@@ -628,7 +628,7 @@ def test_clear_begins_at_two_thirds(tmp_path: Path) -> None:
 def mine(tmp_path: Path, model: nn.Module | None = None, **how: Any) -> Study:
     settings: dict[str, Any] = {"n": 6, "k": 2, "store": tmp_path / "store", **how}
     target, lower = settings.pop("target", "4"), settings.pop("lower", "2")
-    return replace(Study.of(model or plain(), Items(noise(15)), target, lower, **settings), progress=False)
+    return Study.of(model or plain(), Items(noise(15)), target, lower, progress=False, **settings)
 
 
 @pytest.mark.parametrize(("target", "lower"), [("4", "input:4"), ("4", "2"), ("5", "3"), ("5", "input:4")])

@@ -97,7 +97,11 @@ def test_a_chapter_runs_again_when_what_it_is_made_from_has_changed(
 
 
 @pytest.mark.parametrize(
-    ("changed", "matters"), [("a", True), ("b", True), ("c", False), ("d", False), ("__init__", True), ("data", True)]
+    ("changed", "matters"),
+    [
+        *(("a", True), ("b", True), ("c", False), ("d", False), ("__init__", True), ("data", True)),
+        *(("e/f", True), ("e/__init__", True), ("e/g", False)),
+    ],
 )
 def test_what_a_chapter_is_made_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, matters: bool
@@ -105,7 +109,9 @@ def test_what_a_chapter_is_made_from(
     """Modules that it imports, at any remove and also within functions, and data; not those for types, nor others."""
     package = tmp_path / "pure_nb"
     (package / "studies").mkdir(parents=True)
+    (package / "e").mkdir()
     texts = {"__init__": "", "a": "import b\n\ndef f():\n    from pure_nb import b", "b": "", "c": "import pure_nb.d"}
+    texts |= {"e/__init__": "", "e/f": "", "e/g": "", "b": "from pure_nb.e import f"}
     texts |= {"d": "", "a": f"{texts['a']}\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pure_nb.c"}
     for name, text in texts.items():
         (package / f"{name}.py").write_text(text, encoding="utf-8")

@@ -737,6 +737,8 @@ class Elsewhere:
     def run(self, function: Any, *arguments: Any) -> None:
         assert arguments == ("meta",)
 
+    swept = blocks = None  # nothing is left to compute
+
 
 @pytest.mark.slow
 def test_a_device_that_only_the_workers_have(toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -840,15 +842,22 @@ def test_a_study_says_what_it_is(tmp_path: Path) -> None:
     lines = repr(study).splitlines()
     assert lines == [
         "Study 'mine': the channels of '4' in Sequential",
-        f"images: {len(study.images)} of 'mine'",
-        f"asked: {study.parameters.n} references by max, circuits from '2' by gradient, k = {study.parameters.k}",
-        f"known: nothing yet; kept in {tmp_path / 'store' / 'mine'}",
+        "images: 15 of 'mine'",
+        "asked: 6 references by max, circuits from '2' by gradient, k = 2",
+        f"known: ?; kept in {tmp_path / 'store' / 'mine'}",  # to look would take time
         "runs: on cpu, 32 images at a time",
     ]
-    assert "references" not in study.__dict__
+    assert study.known() == []
+    assert "known: nothing yet; kept in" in repr(study)
     study.neurons  # noqa: B018
-    assert f"known: references, circuits, virtual; kept in {tmp_path / 'store' / 'mine'}" in repr(mine(tmp_path))
+    study.crops.boxes  # noqa: B018
+    for one in (study, mine(tmp_path)):
+        assert one.known() == ["references", "circuits", "virtual", "boxes"]
+    assert "known: references, circuits, virtual, boxes; kept in" in repr(study)
     assert "&#x27;mine&#x27;" in study._repr_html_()
+    alone = mine(tmp_path).using(store=None)
+    alone.crops.boxes  # noqa: B018
+    assert alone.known() == ["references", "boxes"]
 
 
 def test_a_neuron_says_what_it_is(glyph_study: Study) -> None:

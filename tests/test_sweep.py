@@ -255,6 +255,16 @@ def test_what_is_left_out_is_in_order() -> None:
     assert [one.sample for one in left_out] == [1, 2, 9, 17]
 
 
+def test_images_that_can_no_longer_be_read() -> None:
+    """They could, when the study was made."""
+    items = Items(noise(9))
+    images = Images(items)
+    images.example  # noqa: B018
+    items.broken.update({number: OSError("the disk is gone") for number in range(9)})
+    with pytest.raises(ImageError, match=r"image 0 .*the disk is gone"):
+        run(images, skip_unreadable=True)
+
+
 def test_left_out_is_as_if_it_had_never_been() -> None:
     tensors = noise(21)
     found, _ = run(Images(Items(tensors, {4: OSError("gone")})), skip_unreadable=True, n=30)

@@ -227,3 +227,11 @@ def test_interval_of_another_statistic() -> None:
 @pytest.mark.parametrize("values", [[], [1.0]])
 def test_interval_of_too_few(values: list[float]) -> None:
     assert np.isnan(interval(np.array(values))).all()
+
+
+def test_images_without_an_object_do_not_count() -> None:
+    """-1 is no meaning: the others alone are compared."""
+    truth, vectors = np.array([[0, 0, 0, 1, 1, 1, -1, -1]]), np.zeros((1, 8, 2))
+    vectors[0, 3:6] = vectors[0, 7] = 9.0
+    (found,) = agreement({"own": vectors}, truth, np.array([True])).query("method == 'own'").to_dict("records")
+    assert (found["k"], found["ami"], found["ari"]) == (2, 1.0, 1.0)

@@ -94,6 +94,7 @@ def lacking(study: Study, layer: str | None) -> dict[str, str]:
     p, found = study.parameters, dict.fromkeys(NEEDS, "")
     if study.images.truth is None:
         found["objects"] = "does not know which object is under a neuron's maximum"
+    if not study.images.drawn:
         found["judge"] = "has no judge: those that ship, mini-CLIP and mini-DINO, know glyphs only"
     if not study.images.drawn or not isinstance(study.model, GlyphNet):
         found["glyphs"] = "is not of the glyph world"

@@ -159,7 +159,8 @@ def _modules(tree: ast.AST) -> set[Path]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names += [f"{node.module}.{alias.name}" for alias in node.names] + [f"{node.module}"]
-    places = [ROOT / name.replace(".", "/") for name in names]
+    parts = [name.split(".") for name in names]
+    places = [ROOT.joinpath(*own[:end]) for own in parts for end in range(1, len(own) + 1)]  # with its packages
     found = {path for place in places for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()}
     inner = (
         n for n in ast.iter_child_nodes(tree) if not (isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test))

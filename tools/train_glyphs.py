@@ -79,7 +79,7 @@ def recall(model: GlyphNet, pixels: Tensor, present: Tensor) -> float:
 
 
 def main() -> None:
-    """Train, measure on held-out pictures, write ``glyphnet.safetensors`` and ``glyphnet.md``."""
+    """Train, measure on held-out pictures, write ``network.safetensors`` and ``network.md``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=36_000)
     parser.add_argument("--singles-per-class", type=int, default=160)
@@ -124,7 +124,7 @@ def main() -> None:
 
     options.out.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, options.out / "glyphnet.safetensors")
+    save_file(weights, options.out / "network.safetensors")
     card = CARD.format(
         parameters=sum(p.numel() for p in model.parameters()),
         scenes=options.scenes,
@@ -140,7 +140,7 @@ def main() -> None:
         torch=torch.__version__.split("+")[0],
         python=platform.python_version(),
     )
-    (options.out / "glyphnet.md").write_text(card, encoding="utf-8")
+    (options.out / "network.md").write_text(card, encoding="utf-8")
     print(card)
 
 

@@ -289,7 +289,12 @@ def _kept(world: World, contestant: Contestant, choose: bool, seed: int, paralle
         "parameters": asdict(study.parameters),
         "truth": digest,
         "references": study.ranked,
-        "contestant": [contestant.name, contestant.fingerprint, divide.__module__, divide.__qualname__],
+        "contestant": [
+            contestant.name,
+            contestant.fingerprint,
+            divide.__module__.rpartition(".")[2],
+            divide.__qualname__,
+        ],
         "choose": choose,
         "seed": seed,
     }

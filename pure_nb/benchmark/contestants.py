@@ -73,7 +73,7 @@ class Parts:
         float ``[channels, n, d]``: the descriptions that were clustered; None where nothing was.
     owner
         For a split, who owns which source of each channel it split: int64 ``[sources]``, as
-        :func:`pure_nb.methods.splitting. owners`.
+        :func:`pure_nb.methods.splitting.owners`.
     """
 
     labels: Labels

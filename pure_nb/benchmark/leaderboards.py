@@ -42,7 +42,7 @@ class Competition:
 
 
 def worlds_of(study: Study, truth: str | None = None, **planting: Any) -> list[World]:
-    """The worlds of a study: planted channels, and the objects of glyph scenes.
+    """The worlds of a study: planted channels, and objects where they are known.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Worlds where the right answer is known: a study, and for each reference image what really drove the neuron.
 
-Two kinds. In the glyph scenes it is the object under the maximum (:func:`objects_world`): natural neurons, but a truth
+Two kinds. Where objects are known it is the one under the maximum (:func:`objects_world`): natural neurons, but a truth
 of their inputs, not of their insides. In any network channels can be merged (:func:`planted_world`): a truth of the
 insides, but of neurons that were made. A method that is right should do well in both.
 """

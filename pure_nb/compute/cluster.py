@@ -1,6 +1,6 @@
 """The same work on many processes: one machine's, or a cluster's, through Dask (``pip install pure-nb[cluster]``).
 
-A client of Dask is all that a study needs to leave the process it was made in::
+A client from :func:`connect` is all that a study needs to leave the process it was made in::
 
     from pure_nb.compute.cluster import connect
 
@@ -62,8 +62,65 @@ class Cluster(Client):  # type: ignore[misc]
     """A client of Dask that computes sweeps and blocks; one that made a cluster ends it with itself."""
 
     def swept(self, job: Job, cut: Sequence[range], store: Store | None, done: Callable[[int], object]) -> Part:
-        """See :func:`swept`."""
-        return swept(self, job, cut, store, done)
+        """A sweep's part for all shards, computed and merged on the workers.
+
+        Parameters
+        ----------
+        self, job, cut
+            Where, what, and the shards.
+        store
+            Where finished shards are kept.
+        done
+            Called with the number of images of each finished shard.
+        """
+        known: dict[range, Part] = {}
+        with _failing(), _seen(self, store) as token:
+            sent = _sent(self, job)
+            todo = iter(branches(cut, BRANCH))
+            leaves: dict[Future, range] = {}
+            roots: dict[Future, Sequence[range]] = {}
+            running = as_completed()
+
+            def future_of(cut: Sequence[range]) -> Future:
+                """A branch of the tree, on its way."""
+                stored = stored_part(job, cut, store)
+                if stored is not None:
+                    done(len(span(cut)))
+                    return self.submit(_given, stored, pure=False)
+                if len(cut) > 1:
+                    halves = [future_of(half) for half in halved(cut)]
+                    return self.submit(_merged, sent, *halves, retries=RETRIES, pure=False)
+                future = self.submit(_part, sent, cut, store, token, retries=RETRIES, pure=False)
+                leaves[future] = span(cut)
+                running.add(future)
+                return future
+
+            def start() -> None:
+                """Hand out as many branches as keep the workers busy."""
+                while len(leaves) < AHEAD * _threads(self) and (branch := next(todo, None)) is not None:
+                    root = future_of(branch)
+                    roots[root] = branch
+                    if root not in leaves:
+                        running.add(root)
+
+            try:
+                start()
+                for future in running:
+                    samples, branch = leaves.pop(future, None), roots.pop(future, None)
+                    if samples is not None:
+                        done(len(samples))
+                        if store and not store.path("shard", job.key(samples)).exists():  # the worker does not see it
+                            save_part(job, [samples], store, _checked(future.result()))
+                    if branch is not None:
+                        part = _checked(future.result())
+                        if store:
+                            save_part(job, branch, store, part)
+                        else:
+                            known[span(branch)] = part
+                    start()
+            finally:
+                self.cancel([*leaves, *roots], force=True)
+        return kept_part(job, cut, store, known=known)
 
     def blocks(
         self,
@@ -72,8 +129,49 @@ class Cluster(Client):  # type: ignore[misc]
         store: Store | None,
         done: Callable[[int], object],
     ) -> Iterator[tuple[int, NDArray[Any]]]:
-        """See :func:`blocks`."""
-        return blocks(self, compute, tasks, store, done)
+        """Blocks computed by the workers, as they come: the number of each, and its values.
+
+        Parameters
+        ----------
+        compute, tasks
+            As for :func:`pure_nb.compute.blocks.by_blocks`, which calls this; the pairs of each block, and its key.
+        store
+            Where finished blocks are kept.
+        done
+            Called with the number of pairs of each finished block.
+        """
+        todo = []
+        for number, (block, key) in enumerate(tasks):
+            saved = store.load_arrays("block", key) if store else None
+            if saved is None:
+                todo.append(number)
+            else:
+                done(len(block))
+                yield number, saved[0]["values"]
+        with _failing(), _seen(self, store) as token:
+            sent = _sent(self, (compute, torch.get_num_threads()))
+            waiting = iter(todo)
+            numbers: dict[Future, int] = {}
+            running = as_completed()
+
+            def start() -> None:
+                """Hand out as many blocks as keep the workers busy."""
+                while len(numbers) < AHEAD * _threads(self) and (number := next(waiting, None)) is not None:
+                    future = self.submit(_block, sent, tasks[number], store, token, retries=RETRIES, pure=False)
+                    numbers[future] = number
+                    running.add(future)
+
+            try:
+                start()
+                for future in running:
+                    number, values = numbers.pop(future), _checked(future.result())
+                    if store and not store.path("block", tasks[number][1]).exists():  # the worker does not see it
+                        store.save_arrays("block", tasks[number][1], {"values": values})
+                    done(len(values))
+                    start()
+                    yield number, values
+            finally:
+                self.cancel(list(numbers), force=True)
 
     def close(self, *arguments: Any, **options: Any) -> Any:
         """Leave the cluster, and end it if it was made for this client."""
@@ -147,122 +245,6 @@ def _slurm(count: int) -> SpecCluster:
     cluster = SLURMCluster(job_script_prologue=[*prologue, "export DASK_DISTRIBUTED__WORKER__DAEMON=False"])
     cluster.adapt(minimum_jobs=count, maximum_jobs=count)  # and not scale: jobs end, and others must take their place
     return cluster
-
-
-def swept(client: Client, job: Job, cut: Sequence[range], store: Store | None, done: Callable[[int], object]) -> Part:
-    """A sweep's part for all shards, computed and merged on the workers.
-
-    Parameters
-    ----------
-    client, job, cut
-        Where, what, and the shards.
-    store
-        Where finished shards are kept.
-    done
-        Called with the number of images of each finished shard.
-    """
-    known: dict[range, Part] = {}
-    with _failing(), _seen(client, store) as token:
-        sent = _sent(client, job)
-        todo = iter(branches(cut, BRANCH))
-        leaves: dict[Future, range] = {}
-        roots: dict[Future, Sequence[range]] = {}
-        running = as_completed()
-
-        def future_of(cut: Sequence[range]) -> Future:
-            """A branch of the tree, on its way."""
-            stored = stored_part(job, cut, store)
-            if stored is not None:
-                done(len(span(cut)))
-                return client.submit(_given, stored, pure=False)
-            if len(cut) > 1:
-                halves = [future_of(half) for half in halved(cut)]
-                return client.submit(_merged, sent, *halves, retries=RETRIES, pure=False)
-            future = client.submit(_part, sent, cut, store, token, retries=RETRIES, pure=False)
-            leaves[future] = span(cut)
-            running.add(future)
-            return future
-
-        def start() -> None:
-            """Hand out as many branches as keep the workers busy."""
-            while len(leaves) < AHEAD * _threads(client) and (branch := next(todo, None)) is not None:
-                root = future_of(branch)
-                roots[root] = branch
-                if root not in leaves:
-                    running.add(root)
-
-        try:
-            start()
-            for future in running:
-                samples, branch = leaves.pop(future, None), roots.pop(future, None)
-                if samples is not None:
-                    done(len(samples))
-                    if store and not store.path("shard", job.key(samples)).exists():  # the worker does not see it
-                        save_part(job, [samples], store, _checked(future.result()))
-                if branch is not None:
-                    part = _checked(future.result())
-                    if store:
-                        save_part(job, branch, store, part)
-                    else:
-                        known[span(branch)] = part
-                start()
-        finally:
-            client.cancel([*leaves, *roots], force=True)
-    return kept_part(job, cut, store, known=known)
-
-
-def blocks(
-    client: Client,
-    compute: Compute,
-    tasks: Sequence[tuple[NDArray[Any], dict[str, object]]],
-    store: Store | None,
-    done: Callable[[int], object],
-) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Blocks computed by the workers, as they come: the number of each, and its values.
-
-    Parameters
-    ----------
-    client
-        Where.
-    compute, tasks
-        As for :func:`pure_nb.compute.blocks.by_blocks`, which calls this; the pairs of each block, and its key.
-    store
-        Where finished blocks are kept.
-    done
-        Called with the number of pairs of each finished block.
-    """
-    todo = []
-    for number, (block, key) in enumerate(tasks):
-        saved = store.load_arrays("block", key) if store else None
-        if saved is None:
-            todo.append(number)
-        else:
-            done(len(block))
-            yield number, saved[0]["values"]
-    with _failing(), _seen(client, store) as token:
-        sent = _sent(client, (compute, torch.get_num_threads()))
-        waiting = iter(todo)
-        numbers: dict[Future, int] = {}
-        running = as_completed()
-
-        def start() -> None:
-            """Hand out as many blocks as keep the workers busy."""
-            while len(numbers) < AHEAD * _threads(client) and (number := next(waiting, None)) is not None:
-                future = client.submit(_block, sent, tasks[number], store, token, retries=RETRIES, pure=False)
-                numbers[future] = number
-                running.add(future)
-
-        try:
-            start()
-            for future in running:
-                number, values = numbers.pop(future), _checked(future.result())
-                if store and not store.path("block", tasks[number][1]).exists():  # the worker does not see it
-                    store.save_arrays("block", tasks[number][1], {"values": values})
-                done(len(values))
-                start()
-                yield number, values
-        finally:
-            client.cancel(list(numbers), force=True)
 
 
 def _threads(client: Client) -> int:

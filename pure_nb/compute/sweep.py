@@ -219,6 +219,7 @@ def shard_part(
     seen, turn = max(known), known.index(min(known))
     saved = begun[known.index(seen)]
     running, lost = saved.accumulators(job.accumulators), saved.lost
+    del begun, saved  # which may be large
     done(seen)
     saving, last = 0.0, perf_counter()
     events = run_shard(
@@ -403,6 +404,8 @@ def sweep(
     bar = progress_bar(desc="sweep", total=len(images), unit="img", shown=progress)
     with bar, placed(model, "cpu" if client else device):  # a cluster may have a device that this process has not
         part = (client.swept if client else kept_part)(job, cut, store, bar.update)
+    if len(part.lost) == len(images):
+        raise part.lost[0].error()
     for accumulator, found in zip(accumulators, part.accumulators(accumulators)):
         accumulator.merge(found)
     return part.lost

@@ -52,7 +52,7 @@ class GlyphNet(nn.Sequential):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        """Logits of the 48 classes for normalised images; see :func:`pure_nb.glyphs.normalise`."""
+        """Logits of the 48 classes for normalised images; see :func:`pure_nb.glyphs.scenes.normalise`."""
         logits: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
         return logits
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pure_nb.errors import ImageError
 from pure_nb.images.data import Images
-from pure_nb.images.sources import Pictures, Reader, preprocessing
+from pure_nb.images.sources import Reader, _Pictures, preprocessing
 
 
-class BoxedPictures(Pictures):
+class BoxedPictures(_Pictures):
     """Pictures whose objects are known by their boxes, see :func:`boxed_images`.
 
     Parameters
@@ -42,8 +42,8 @@ class BoxedPictures(Pictures):
         boxes: list[np.ndarray[Any, Any]],
         labels: list[np.ndarray[Any, Any]],
         classes: tuple[str, ...],
-        resize: int | None = 256,
-        crop: int | None = 224,
+        resize: int | None,
+        crop: int | None,
     ) -> None:
         super().__init__(files, reader, transform)
         self.boxes, self.labels, self.classes = boxes, labels, classes
@@ -59,7 +59,8 @@ class BoxedPictures(Pictures):
         with Image.open(str(self.files[index])) as picture:
             size = np.array(picture.size, dtype=float)
         scaled = np.floor(size * self.resize / size.min()) if self.resize else size
-        corner = np.round((scaled - self.crop) / 2) if self.crop else 0
+        room = scaled - (self.crop or scaled)  # below 0 where the picture is padded
+        corner = np.where(room < 0, -(-room // 2), np.round(room / 2))  # as torchvision's CenterCrop
         x, y = (np.array([x, y]) + corner) / scaled * size
         left, top, right, bottom = self.boxes[index].T
         around = np.flatnonzero((left <= x) & (x < right) & (top <= y) & (y < bottom))

@@ -77,7 +77,10 @@ class Unreadable:
 
 @runtime_checkable
 class Truth(Protocol):
-    """A data set that knows what is where in its images: glyph scenes, pictures with boxes (:class:`BoxedImages`)."""
+    """A data set that knows what is where in its images: glyph scenes, or pictures with boxes.
+
+    See :mod:`pure_nb.images.boxes`.
+    """
 
     classes: Sequence[str]
     """Names of the kinds of objects."""
@@ -135,8 +138,9 @@ class Images:
                 f"{self.name!r}: expected a mean and a std, as many numbers of each, std above 0; got mean={self.mean} "
                 f"and std={self.std}"
             )
-        known = getattr(_behind(self.dataset, 0)[0], "synsets", {})
-        object.__setattr__(self, "synsets", {**known, **self.synsets})
+        known = getattr(_behind(self.dataset, 0)[0], "synsets", None)
+        if isinstance(known, Mapping):
+            object.__setattr__(self, "synsets", {**known, **self.synsets})
 
     def __reduce__(self) -> tuple[Any, ...]:
         # All but the lock, which can't be pickled.
@@ -314,7 +318,7 @@ class Images:
     @property
     def drawn(self) -> bool:
         """Whether the images are drawn by the package itself, which then has judges and a WordNet for them."""
-        return bool(getattr(_behind(self.dataset, 0)[0], "drawn", False))
+        return getattr(self.dataset, "drawn", False) is True
 
 
 def printable(text: str) -> str:
@@ -687,7 +691,8 @@ class _Reading(Thread, Generic[T]):
 
 def _at_hand(images: Images) -> bool:
     """Whether images are drawn or in memory, so that reading them waits for nothing."""
-    return images.drawn or isinstance(_behind(images.dataset, 0)[0], TensorDataset)
+    source = _behind(images.dataset, 0)[0]
+    return getattr(source, "drawn", False) is True or isinstance(source, TensorDataset)
 
 
 def _read(images: Images, samples: Sequence[int]) -> list[Tensor | Unreadable]:

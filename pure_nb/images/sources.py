@@ -1,4 +1,4 @@
-"""Where images come from: folders, lists of pictures, tensors, arrays, Hugging Face data, any torch data set, glyphs.
+"""Where images come from: folders, lists of pictures, tensors, arrays, Hugging Face data, any torch data set.
 
 :func:`as_images` makes :class:`~pure_nb.images.data.Images` of all of these. Labels are optional: what needs them says
 so.
@@ -232,7 +232,7 @@ def _tensors(values: Tensor | NDArray[Any], labels: Any = None, *more: object) -
     return TensorDataset(tensor, numbers)
 
 
-class Pictures(Dataset[Tensor]):
+class _Pictures(Dataset[Tensor]):
     """Files of pictures, or pictures of PIL's, and labels if there are any; names of files count from ``root`` on."""
 
     def __init__(
@@ -295,7 +295,7 @@ def _pictures(source: Any, name: str, loader: Reader, transform: Callable[[Any],
     if isinstance(source, (str, os.PathLike)) and not os.path.isfile(source):
         return Images(_folder(Path(source), loader, transform), name)
     files = _paths_in(Path(source)) if isinstance(source, (str, os.PathLike)) else source
-    return Images(Pictures(files, loader, transform), name)
+    return Images(_Pictures(files, loader, transform), name)
 
 
 def _hub(source: Any, name: str, loader: Reader, transform: Callable[[Any], Tensor]) -> _Rows:
@@ -334,7 +334,7 @@ def _paths_in(file: Path) -> list[Path]:
     return [file.parent / line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _folder(root: Path, loader: Reader, transform: Callable[[Any], Tensor]) -> Pictures:
+def _folder(root: Path, loader: Reader, transform: Callable[[Any], Tensor]) -> _Pictures:
     if not root.is_dir():
         raise ImageError(
             f"there is no folder {str(root)!r}; name one that holds a subfolder of pictures for each class, or pictures"
@@ -353,7 +353,7 @@ def _folder(root: Path, loader: Reader, transform: Callable[[Any], Tensor]) -> P
             "the pictures wanted in a .txt file (path_images)"
         )
     if loose:
-        return Pictures([root / name for name in loose], loader, transform)
+        return _Pictures([root / name for name in loose], loader, transform)
     if not filled or filled != classes:
         empty = f" (none is in {', '.join(name for name in classes if not inside[name])})" if classes else ""
         raise ImageError(
@@ -361,7 +361,7 @@ def _folder(root: Path, loader: Reader, transform: Callable[[Any], Tensor]) -> P
             f"such files without classes{empty}"
         )
     files = [(file, number) for number, name in enumerate(classes) for file in inside[name]]
-    return Pictures(
+    return _Pictures(
         [file for file, _ in files],
         loader,
         transform,
@@ -415,7 +415,7 @@ def folder_images(root: Path | str, *, turned: bool = False, white: float | None
 def path_images(
     paths: Path | str | Sequence[Path | str], *, turned: bool = False, white: float | None = None, **how: Any
 ) -> Images:
-    """Pictures by their paths, without labels. One that is missing counts as one that can't be read.
+    """_Pictures by their paths, without labels. One that is missing counts as one that can't be read.
 
     Parameters
     ----------
@@ -432,4 +432,4 @@ def path_images(
     listed = isinstance(paths, (str, os.PathLike))
     files = _paths_in(Path(paths)) if listed else paths  # type: ignore[arg-type]
     name = Path(paths).stem if listed else "pictures"  # type: ignore[arg-type]
-    return Images(Pictures(files, Reader(turned, white), preprocessing(**how)), name)  # type: ignore[arg-type]
+    return Images(_Pictures(files, Reader(turned, white), preprocessing(**how)), name)  # type: ignore[arg-type]

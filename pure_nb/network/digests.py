@@ -33,7 +33,7 @@ BY_NAME = frozenset(("torch", "numpy", "builtins")) | sys.stdlib_module_names
 SILENT = frozenset(("logging", "threading", "_thread", "weakref", "_weakref"))
 """Whose objects decide nothing."""
 
-LIBRARIES = (Path(__file__).parent, *map(Path, map(sysconfig.get_path, ("stdlib", "platstdlib"))))
+LIBRARIES = (Path(__file__).parents[1], *map(Path, map(sysconfig.get_path, ("stdlib", "platstdlib"))))
 """Where files lie that are not the user's, besides the folders of installed packages."""
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")

@@ -1,4 +1,4 @@
-"""Networks by name: the shipped one, torchvision's, timm's, or a function in a user's file; and their weights.
+"""Networks by name: torchvision's, timm's, or a function in a user's file; and their weights.
 
 Weights come from safetensors files, or from torch files read with ``weights_only=True``, which cannot run code.
 """

@@ -199,9 +199,9 @@ class Atlas:
             "whole": f"whole/{channel}.webp",
         }
         if neuron.objects is not None:
-            objects = neuron.objects
+            known = neuron.objects >= 0
             found["agreement"] = {
-                name: [round(float(adjusted_mutual_info_score(objects, own)), 4) for own in every]
+                name: [round(float(adjusted_mutual_info_score(neuron.objects[known], own[known])), 4) for own in every]
                 for name, every in labels.items()
             }
         return found
