@@ -100,7 +100,7 @@ def test_a_chapter_runs_again_when_what_it_is_made_from_has_changed(
     ("changed", "matters"),
     [
         *(("a", True), ("b", True), ("c", False), ("d", False), ("__init__", True), ("data", True)),
-        *(("e/f", True), ("e/__init__", True), ("e/g", False)),
+        *(("e/f", True), ("e/__init__", True), ("e/g", False), ("e/h", True)),
     ],
 )
 def test_what_a_chapter_is_made_from(
@@ -111,7 +111,8 @@ def test_what_a_chapter_is_made_from(
     (package / "studies").mkdir(parents=True)
     (package / "e").mkdir()
     texts = {"__init__": "", "a": "import b\n\ndef f():\n    from pure_nb import b", "b": "", "c": "import pure_nb.d"}
-    texts |= {"e/__init__": "", "e/f": "", "e/g": "", "b": "from pure_nb.e import f"}
+    texts |= {"e/__init__": "if TYPE_CHECKING:\n    from pure_nb.e.g import x\n    from pure_nb.e.h import z as y"}
+    texts |= {"e/f": "", "e/g": "", "e/h": "", "b": "import pure_nb.e\nfrom pure_nb.e import f\npure_nb.e.y.method()"}
     texts |= {"d": "", "a": f"{texts['a']}\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pure_nb.c"}
     for name, text in texts.items():
         (package / f"{name}.py").write_text(text, encoding="utf-8")

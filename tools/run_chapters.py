@@ -151,6 +151,16 @@ def _reached(path: Path) -> frozenset[Path]:
     return frozenset(_modules(ast.parse(path.read_text(encoding="utf-8"))))
 
 
+@cache
+def _shown_by(package: Path) -> dict[str, str]:
+    """The names that a package shows, each with its module: it imports it when it is asked for."""
+    path = package / "__init__.py"
+    if not package.is_relative_to(ROOT / "pure_nb") or not path.is_file():
+        return {}
+    nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)]
+    return {alias.asname or alias.name: f"{node.module}" for node in nodes for alias in node.names}
+
+
 def _modules(tree: ast.AST) -> set[Path]:
     """The repository's modules that code imports, but for those that it needs for types alone."""
     names = []
@@ -159,7 +169,11 @@ def _modules(tree: ast.AST) -> set[Path]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names += [f"{node.module}.{alias.name}" for alias in node.names] + [f"{node.module}"]
+        elif isinstance(node, ast.Attribute):
+            names.append(ast.unparse(node))
     parts = [name.split(".") for name in names]
+    shown = [(_shown_by(ROOT.joinpath(*own[:end])), own[end]) for own in parts for end in range(1, len(own))]
+    parts += [by[name].split(".") for by, name in shown if name in by]
     places = [ROOT.joinpath(*own[:end]) for own in parts for end in range(1, len(own) + 1)]  # with its packages
     found = {path for place in places for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()}
     inner = (
