@@ -14,7 +14,7 @@ import hashlib
 import html
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ class Study:
     images: Images
     parameters: Parameters
     store: Store | None = None
-    run: Run = Run()
+    run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", models.unwrapped(self.model))

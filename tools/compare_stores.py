@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -31,7 +32,8 @@ def results(store: Path) -> dict[str, list[Path]]:
             key = {name: value for name, value in told["key"].items() if name not in IGNORED}
             file = manifest.with_name(told["file"])
             folder = file.parent.relative_to(store).parts[:1]
-            found[json.dumps([*folder, file.name.partition("-")[0], key], sort_keys=True)].append(file)
+            told_of = json.dumps([*folder, file.name.partition("-")[0], key], sort_keys=True)
+            found[re.sub(r"pure_nb\.[\w.]*?(\w+)(?=\")", r"\1", told_of)].append(file)  # modules may have moved
     return found
 
 
