@@ -21,12 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import pandas as pd
 import torch
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control
-from sklearn.metrics import adjusted_mutual_info_score
 from torch import nn
 
 from pure_nb.compute.bars import progress_bar
@@ -78,7 +74,6 @@ from pure_nb.methods.virtual import (
     unpacked,
     virtual_neurons,
 )
-from pure_nb.methods.wordnet import WordNet, find_wordnet, shipped_wordnet
 from pure_nb.network import models
 from pure_nb.network.layers import (
     INPUT,
@@ -99,8 +94,12 @@ from pure_nb.neuron import Neuron
 from pure_nb.parameters import NEAREST, PARAMETERS, Crop, Parameters, checked, whole, word
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from sklearn.utils.parallel import Parallel
+
     from pure_nb.compute.cluster import Cluster
     from pure_nb.judges.embedders import Embedder
+    from pure_nb.methods.wordnet import WordNet
 
 
 T = TypeVar("T")
@@ -404,6 +403,8 @@ class Study:
         """Every channel taken apart."""
 
         def compute(blocks: Store | None) -> tuple[Arrays, Any]:
+            from sklearn.utils.parallel import Parallel  # late, see pure_nb._imports
+
             vectors, found = self.circuits, []
             bar = progress_bar(desc="virtual", total=len(vectors), unit="neuron", shown=self.progress)
             with bar, Parallel(n_jobs=-1 if len(vectors) >= MANY else 1) as parallel:
@@ -632,6 +633,8 @@ class Study:
     @cached_property
     def _wordnet(self) -> WordNet:
         """What ships, if it has the classes; else the user's."""
+        from pure_nb.methods.wordnet import find_wordnet, shipped_wordnet  # late: not everyone has NLTK
+
         return shipped_wordnet() if self.images.drawn else find_wordnet()
 
     def split_of(
@@ -825,6 +828,8 @@ class Study:
         return self.kept_table("ratios", key | asked, lambda _: self._ratios(gamma, how))
 
     def _ratios(self, gamma: float, how: dict[str, Any]) -> pd.DataFrame:
+        import pandas as pd  # late, see pure_nb._imports
+
         rows: list[tuple[Any, ...]] = []
         chosen = gamma_polysemantic(self.pairs, gamma)
         pairs = chosen[["channel", "class_1", "class_2", "cosine"]].itertuples(index=False, name=None)
@@ -866,6 +871,8 @@ class Study:
         self, vectors: NDArray[np.float32], driven: NDArray[np.bool_], parallel: Parallel | None = None
     ) -> list[VirtualNeurons]:
         """Take channels apart, each by the relevance vectors of the images that drive it, as the parameters say."""
+        from sklearn.utils.parallel import Parallel, delayed  # late, see pure_nb._imports
+
         how = {"k": self.parameters.k or "auto", "seed": self.parameters.random}
         used = np.where(driven[..., None], vectors, 0)  # with seed="unit" the others have relevance too
         return list((parallel or Parallel(n_jobs=1))(delayed(virtual_neurons)(own, **how) for own in used))
@@ -1047,6 +1054,10 @@ class Study:
         return self.kept_table("neurons", self._key("neurons", *TAKEN_APART), lambda _: self._neurons())
 
     def _neurons(self) -> pd.DataFrame:
+        import pandas as pd  # late, see pure_nb._imports
+        from scipy.stats import false_discovery_control
+        from sklearn.metrics import adjusted_mutual_info_score
+
         references, rows = self.references, []
         for channel, parts in enumerate(self.virtual):
             row: dict[str, Any] = {

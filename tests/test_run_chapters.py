@@ -97,15 +97,22 @@ def test_a_chapter_runs_again_when_what_it_is_made_from_has_changed(
 
 
 @pytest.mark.parametrize(
-    ("changed", "matters"), [("a", True), ("b", True), ("c", False), ("d", False), ("__init__", True), ("data", True)]
+    ("changed", "matters"),
+    [(name, True) for name in ("a", "b", "asked", "__init__", "data")]
+    + [(name, False) for name in ("c", "d", "other")],
 )
 def test_what_a_chapter_is_made_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, matters: bool
 ) -> None:
-    """Modules that it imports, at any remove and also within functions, and data; not those for types, nor others."""
+    """Modules that it imports, at any remove and also within functions, or has a name of by asking a package; and data.
+
+    Not those for types, nor others.
+    """
     package = tmp_path / "pure_nb"
     (package / "studies").mkdir(parents=True)
-    texts = {"__init__": "", "a": "import b\n\ndef f():\n    from pure_nb import b", "b": "", "c": "import pure_nb.d"}
+    handed = "from pure_nb.asked import one\n    from pure_nb.other import two as three"
+    texts = {"__init__": f"if TYPE_CHECKING:\n    {handed}", "asked": "", "other": ""}
+    texts |= {"a": "import b\n\ndef f():\n    from pure_nb import b", "b": "", "c": "import pure_nb.d"}
     texts |= {"d": "", "a": f"{texts['a']}\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pure_nb.c"}
     for name, text in texts.items():
         (package / f"{name}.py").write_text(text, encoding="utf-8")
@@ -113,12 +120,13 @@ def test_what_a_chapter_is_made_from(
     data.touch()
     (tmp_path / "constraints.txt").touch()
     monkeypatch.setattr(chapters, "ROOT", tmp_path)
-    before = chapters.inputs("from pure_nb.a import f")
+    code = "import pure_nb\nfrom pure_nb.a import f\nf(pure_nb.one)"
+    before = chapters.inputs(code)
     with (data if changed == "data" else package / f"{changed}.py").open("a", encoding="utf-8") as file:
         file.write("\n# changed")
     chapters._reached.cache_clear()
     chapters._digest.cache_clear()
-    assert (chapters.inputs("from pure_nb.a import f") != before) == matters
+    assert (chapters.inputs(code) != before) == matters
 
 
 @pytest.mark.slow

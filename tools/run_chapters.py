@@ -17,6 +17,7 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -41,9 +42,12 @@ ROOT = Path(__file__).parents[1]
 IMPORTED = [
     "ipykernel.kernelapp",
     "jupyter_cache.executors",
+    "open_clip",
     "pure_nb.compute.cluster",
+    "pure_nb.methods.wordnet",
     "pure_nb.show.report",
     "pure_nb.show.widgets",
+    "sklearn.cluster",
 ]
 """What kernels have imported already. It must start no thread of Python's, which a fork would lose."""
 
@@ -159,12 +163,25 @@ def _modules(tree: ast.AST) -> set[Path]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names += [f"{node.module}.{alias.name}" for alias in node.names] + [f"{node.module}"]
+        elif isinstance(node, ast.Attribute) and re.fullmatch(r"pure_nb[.\w]+", name := ast.unparse(node)):
+            names.append(name)
+    parted = [name.rpartition(".") for name in names]
+    names += filter(None, (_homes(ROOT / package.replace(".", "/")).get(own) for package, _, own in parted))
     places = [ROOT / name.replace(".", "/") for name in names]
     found = {path for place in places for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()}
     inner = (
         n for n in ast.iter_child_nodes(tree) if not (isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test))
     )
     return found.union(*map(_modules, inner))
+
+
+@cache
+def _homes(package: Path) -> dict[str, str]:
+    """The modules from which a package hands out names when they are asked for: it tells those who check types."""
+    file = package / "__init__.py"
+    tree = ast.parse(file.read_text(encoding="utf-8") if file.is_file() else "")
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {alias.asname or alias.name: f"{node.module}" for node in nodes for alias in node.names}
 
 
 def says(stamp: Path, text: str) -> bool:
