@@ -10,11 +10,53 @@ The shortest way in, from a study that ships or from your own network, layers an
 """
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from pure_nb.loading import load_study, shipped_studies
-from pure_nb.parameters import Parameters
-from pure_nb.study import Study
+from pure_nb._imports import lazily
+from pure_nb.errors import PureError
+
+if TYPE_CHECKING:
+    from pure_nb.compute.cluster import connect
+    from pure_nb.images.data import Images
+    from pure_nb.images.sources import as_images
+    from pure_nb.judges.embedders import Embedder, load_embedder
+    from pure_nb.loading import load_model, load_study, shipped_studies
+    from pure_nb.parameters import Parameters
+    from pure_nb.show.atlas import write as write_atlas
+    from pure_nb.show.widgets import explore, explorer
+    from pure_nb.study import Study
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "compute.cluster": "connect",
+            "images.data": "Images",
+            "images.sources": "as_images",
+            "judges.embedders": "Embedder load_embedder",
+            "loading": "load_model load_study shipped_studies",
+            "parameters": "Parameters",
+            "show.atlas": "write=write_atlas",
+            "show.widgets": "explore explorer",
+            "study": "Study",
+        },
+    )
 
 __version__ = version("pure-nb")
 
-__all__ = ["Parameters", "Study", "__version__", "load_study", "shipped_studies"]
+__all__ = [
+    "Embedder",
+    "Images",
+    "Parameters",
+    "PureError",
+    "Study",
+    "__version__",
+    "as_images",
+    "connect",
+    "explore",
+    "explorer",
+    "load_embedder",
+    "load_model",
+    "load_study",
+    "shipped_studies",
+    "write_atlas",
+]

@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -42,10 +41,12 @@ from pure_nb.methods.splitting import (
     part_activations,
 )
 from pure_nb.methods.virtual import part_name, refitted
-from pure_nb.methods.wordnet import WordNet, find_wordnet, shipped_wordnet
 from pure_nb.network.layers import INPUT, as_weights, computes_plainly, get_layer, placed, require_output, resting
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from pure_nb.methods.wordnet import WordNet
     from pure_nb.study import Study
 
 
@@ -259,6 +260,8 @@ class Classes:
     @cached_property
     def _wordnet(self) -> WordNet:
         """What ships, if it has the classes; else the user's."""
+        from pure_nb.methods.wordnet import find_wordnet, shipped_wordnet  # late: not everyone has NLTK
+
         return shipped_wordnet() if self.study.images.drawn else find_wordnet()
 
     def split(
@@ -456,6 +459,8 @@ class Classes:
         return self.study.results.table("ratios", key | asked, lambda _: self._ratios(gamma, how))
 
     def _ratios(self, gamma: float, how: dict[str, Any]) -> pd.DataFrame:
+        import pandas as pd  # late, see pure_nb._imports
+
         rows: list[tuple[Any, ...]] = []
         chosen = gamma_polysemantic(self.pairs, gamma)
         pairs = chosen[["channel", "class_1", "class_2", "cosine"]].itertuples(index=False, name=None)

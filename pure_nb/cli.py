@@ -1,4 +1,7 @@
-"""The command line, ``pure-nb``: ``run``, ``neurons``, ``plot``, ``atlas``, ``arv``, ``pairs``, ``split`` and more."""
+"""The command line, ``pure-nb``: ``run``, ``neurons``, ``plot``, ``atlas``, ``arv``, ``pairs``, ``split`` and more.
+
+What takes long to import, as torch and whatever needs it, is imported by the commands, so that help comes at once.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,10 @@ from functools import wraps
 from io import TextIOWrapper
 from pathlib import Path
 from time import perf_counter, time
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import numpy as np
-import pandas as pd
-import torch
 import typer
-from safetensors.numpy import save_file
 
-from pure_nb.compute.results import outdated
-from pure_nb.compute.store import Result, Store, store_folder, write_atomically
 from pure_nb.errors import (
     EmbedderError,
     LayerError,
@@ -31,13 +28,14 @@ from pure_nb.errors import (
     StudyWarning,
     WordNetError,
 )
-from pure_nb.images.data import printable
-from pure_nb.loading import load_study, shipped_studies
-from pure_nb.methods.relevance import Clamp, gamma_polysemantic
-from pure_nb.methods.splitting import Ownership, Score, Split, save_split
-from pure_nb.methods.virtual import CHOICES
 from pure_nb.parameters import file_word
-from pure_nb.study import Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pure_nb.compute.store import Result
+    from pure_nb.methods.splitting import Split
+    from pure_nb.study import Study
 
 app = typer.Typer(
     name="pure-nb",
@@ -142,6 +140,10 @@ FORWARDED = (
 
 def _study(given: dict[str, Any]) -> Study:
     """The study that a command is asked for, by the command's own ``locals()``: its options, before anything else."""
+    import torch
+
+    from pure_nb.loading import load_study
+
     asked = {name: given[name] for name in FORWARDED if name in given}
     changes = {name: value for name, value in asked.items() if value is not None and value is not False}
     if given.get("threads") is not None:
@@ -155,19 +157,17 @@ def _study(given: dict[str, Any]) -> Study:
 
 def _client(where: str, device: str, threads: int | None) -> Any:
     """A client of a cluster, closed when the program ends."""
-    try:
-        from dask.system import CPU_COUNT
+    import torch
 
-        from pure_nb.compute import cluster
-    except ImportError as problem:
-        raise StudyError(f"--cluster needs more packages: pip install 'pure-nb[cluster]' ({problem})") from problem
+    from pure_nb.compute import cluster  # which says what to install where Dask is missing
+
     client = cluster.connect(where, device=device)
     atexit.register(client.close)
     typer.echo(f"dashboard: {client.dashboard_link}")
     client.wait_for_workers(1)
     count = len(client.scheduler_info()["workers"])
     if threads is None and where.startswith("local"):  # so that they do not fight for the cores
-        torch.set_num_threads(max(1, CPU_COUNT // count))
+        torch.set_num_threads(max(1, cluster.CPU_COUNT // count))
     typer.echo(f"{count} workers so far, {torch.get_num_threads()} threads each")
     return client
 
@@ -213,7 +213,7 @@ def run(
     table = found.neurons
     where = {"data": data, "weights": weights, "store": store, "target": target, "lower": lower}
     same = _again(study, skip_unreadable, **where, rule=rule, start=seed, n=n)
-    some = ",".join(str(channel) for channel in np.asarray(table["channel"].head(3)))
+    some = ",".join(str(channel) for channel in table["channel"].head(3))
     count = int((table["q"] <= 0.05).sum())
     typer.echo(f"{count} of {len(table)} neurons fall apart (false-discovery rate 5 %). Next:")
     typer.echo(f"  pure-nb neurons {same}\n  pure-nb plot {same} --neurons {some}")
@@ -266,7 +266,7 @@ def plot(
     import matplotlib
 
     matplotlib.use("agg")
-    from pure_nb.figures.plots import save  # plotting libraries take a second to import
+    from pure_nb.figures.plots import save
 
     _place(out)
     found = _study(locals())
@@ -316,7 +316,7 @@ def atlas(
     found = _study(locals())
     judge = None
     if embedder is not None:
-        from pure_nb.judges.embedders import load_embedder  # open_clip takes a second to import
+        from pure_nb.judges.embedders import load_embedder
 
         judge = load_embedder(embedder, device=found.run.here)
     index = site.write(
@@ -356,6 +356,10 @@ def arv(
     out: Annotated[Path | None, typer.Option(help="Write the vectors to this .safetensors file.")] = None,
 ) -> None:
     """One pass over the labelled images: the classes each channel is relevant to; --out keeps the vectors too."""
+    from safetensors.numpy import save_file
+
+    from pure_nb.compute.store import write_atomically
+
     _place(out, ".safetensors")
     found = _study(locals())
     chosen = range(found.shapes[0].channels) if channel is None else [found.neuron(channel).channel]
@@ -401,6 +405,8 @@ def pairs(
     out: Annotated[Path | None, typer.Option(help="Write all pairs to this .csv or .parquet file.")] = None,
 ) -> None:
     """Print the gamma-polysemantic pairs: channels relevant to two classes through different sources."""
+    from pure_nb.methods.relevance import gamma_polysemantic
+
     _place(out, ".csv", ".parquet")
     if not -1 <= gamma <= 1:
         raise StudyError(f"--gamma must be a cosine, from -1 to 1, got {gamma}")
@@ -456,6 +462,10 @@ def split(
     out: Annotated[Path | None, typer.Option(help="Write the weights of the split network (.safetensors).")] = None,
 ) -> None:
     """Split a channel between classes or its virtual neurons; the network computes the same."""
+    from pure_nb.loading import load_study
+    from pure_nb.methods.relevance import Clamp
+    from pure_nb.methods.splitting import Ownership, Score, save_split
+
     for option, value, allowed in (
         ("score", score, Score),
         ("ownership", ownership, Ownership),
@@ -486,6 +496,8 @@ def split(
 
 def _place(out: Path | None, *suffixes: str) -> None:
     """Raise now, and not after hours of work, if results can't be written: to a folder, or a file with a suffix."""
+    from pure_nb.compute.store import write_atomically
+
     if out is None:
         return
     if suffixes and out.suffix not in suffixes:
@@ -506,6 +518,8 @@ def _owned(made: Split) -> str:
 
 
 def _print(table: pd.DataFrame, rows: int) -> None:
+    import pandas as pd
+
     shown = table.head(rows) if rows else table
     if table.empty:
         return
@@ -516,6 +530,8 @@ def _print(table: pd.DataFrame, rows: int) -> None:
 
 
 def _write(table: pd.DataFrame, out: Path) -> None:
+    from pure_nb.compute.store import write_atomically
+
     write = table.to_csv if out.suffix == ".csv" else table.to_parquet
     write_atomically(out, lambda path: write(path, index=False))
 
@@ -564,7 +580,8 @@ def evaluate(
 
     matplotlib.use("agg")
     from pure_nb.judges.embedders import Features, load_embedder
-    from pure_nb.show import report  # open_clip takes a second to import
+    from pure_nb.methods.virtual import CHOICES
+    from pure_nb.show import report
 
     if more and k is None:
         raise StudyError(f"what is {more[0]!r}? Numbers of parts come after --k")
@@ -642,7 +659,7 @@ def bench(
     import matplotlib
 
     matplotlib.use("agg")
-    from pure_nb.benchmark import leaderboards  # open_clip takes a second to import
+    from pure_nb.benchmark import leaderboards
     from pure_nb.benchmark.contestants import load_contestant
     from pure_nb.judges.embedders import load_embedder
 
@@ -669,6 +686,8 @@ def info(
     store: Folder = None,
 ) -> None:
     """Say what a study is made of, which layers its network has, and which results it has stored."""
+    from pure_nb.loading import shipped_studies
+
     if study is None:
         typer.echo("Studies that ship: " + ", ".join(shipped_studies()))
         return
@@ -700,6 +719,11 @@ def stored(
     yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
 ) -> None:
     """List what studies have stored: how much, how old, of which network, images and layers. --prune tidies it."""
+    import pandas as pd
+
+    from pure_nb.compute.results import outdated
+    from pure_nb.compute.store import Store, store_folder
+
     if days is not None and not (prune and days >= 0):
         raise StudyError(f"--days is a number from 0 and goes with --prune, got {days:g}")
     root, now = store_folder(store), time()
@@ -767,6 +791,8 @@ def _decimals(text: str, flag: str) -> list[float]:
 
 def _asked() -> str:
     """The command that is running."""
+    from pure_nb.images.data import printable
+
     return printable(f"pure-nb {shlex.join(sys.argv[1:])}")
 
 

@@ -36,6 +36,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.datasets.folder import default_loader
 
+from pure_nb._imports import needed
 from pure_nb.compute.store import Store, store_folder
 from pure_nb.errors import ArgumentError, ImageError, StudyError
 from pure_nb.glyphs import glyph_images
@@ -289,12 +290,8 @@ def _hub_images(name: str, rows: Any, options: dict[str, Any]) -> Images:
 
 
 def _hub() -> Any:
-    try:
+    with needed("huggingface", "data sets of Hugging Face need", ImageError):
         return import_module("datasets")
-    except ImportError as problem:
-        raise ImageError(
-            "data sets of Hugging Face need the library datasets: pip install 'pure-nb[huggingface]'"
-        ) from problem
 
 
 def _expanded(text: str, flag: str) -> str:

@@ -17,15 +17,11 @@ from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control
-from sklearn.metrics import adjusted_mutual_info_score
 from torch import nn
 
 from pure_nb.classes import Classes
@@ -68,6 +64,10 @@ from pure_nb.network.layers import (
 )
 from pure_nb.neuron import Neuron
 from pure_nb.parameters import NEAREST, PARAMETERS, RUN, Parameters, Run, checked, word
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from sklearn.utils.parallel import Parallel
 
 TAKEN_APART = ("target", "lower", "n", "by", "rule", "seed", "k", "random")
 """The parameters that virtual neurons depend on."""
@@ -336,6 +336,8 @@ class Study:
         """Every channel taken apart."""
 
         def compute(blocks: Store | None) -> tuple[Arrays, Any]:
+            from sklearn.utils.parallel import Parallel  # late, see pure_nb._imports
+
             vectors, found = self.circuits, []
             bar = progress_bar(desc="virtual", total=len(vectors), unit="neuron", shown=self.run.progress)
             with bar, Parallel(n_jobs=-1 if len(vectors) >= MANY else 1) as parallel:
@@ -390,6 +392,8 @@ class Study:
         self, vectors: NDArray[np.float32], driven: NDArray[np.bool_], parallel: Parallel | None = None
     ) -> list[VirtualNeurons]:
         """Take channels apart, each by the relevance vectors of the images that drive it, as the parameters say."""
+        from sklearn.utils.parallel import Parallel, delayed  # late, see pure_nb._imports
+
         how = {"k": self.parameters.k or "auto", "seed": self.parameters.random}
         used = np.where(driven[..., None], vectors, 0)  # with seed="unit" the others have relevance too
         return list((parallel or Parallel(n_jobs=1))(delayed(virtual_neurons)(own, **how) for own in used))
@@ -453,6 +457,10 @@ class Study:
         return self.results.table("neurons", self._key("neurons", *TAKEN_APART), lambda _: self._neurons())
 
     def _neurons(self) -> pd.DataFrame:
+        import pandas as pd  # late, see pure_nb._imports
+        from scipy.stats import false_discovery_control
+        from sklearn.metrics import adjusted_mutual_info_score
+
         references, rows = self.references, []
         for channel, parts in enumerate(self.virtual):
             row: dict[str, Any] = {

@@ -8,7 +8,6 @@ from math import comb, log
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import wilcoxon
+from sklearn.utils.parallel import Parallel
 from small import Items, noise, plain
 from torch import nn
 
@@ -61,7 +61,7 @@ def ints(*values: int) -> NDArray[np.int64]:
 @pytest.fixture
 def alone_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """To start others takes seconds."""
-    monkeypatch.setattr(bench, "Parallel", lambda n_jobs: joblib.Parallel(n_jobs=1))
+    monkeypatch.setattr(bench, "Parallel", lambda n_jobs: Parallel(n_jobs=1))
 
 
 def world_of(folder: Path, target: str = "4", lower: str = "input:4", null: int = 2, **how: Any) -> World:
@@ -427,7 +427,7 @@ def test_the_number_of_parts_is_chosen(tmp_path: Path, alone_in_one_process: Non
 def test_all_cores_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = world_of(tmp_path, null=0)
     many = run(world, [Contestant("PURE", circuits_of())])
-    monkeypatch.setattr(bench, "Parallel", lambda n_jobs: joblib.Parallel(n_jobs=1))
+    monkeypatch.setattr(bench, "Parallel", lambda n_jobs: Parallel(n_jobs=1))
     one = run(world, [Contestant("PURE", circuits_of())])
     pd.testing.assert_frame_equal(many.drop(columns="seconds"), one.drop(columns="seconds"))
 

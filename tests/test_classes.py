@@ -19,7 +19,6 @@ from small import Items, noise, plain, shared
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pure_nb import classes as classes_module
 from pure_nb import load_study
 from pure_nb import study as study_module
 from pure_nb.classes import Classes
@@ -35,6 +34,7 @@ from pure_nb.errors import (
 )
 from pure_nb.images.data import Images
 from pure_nb.images.sources import folder_images
+from pure_nb.methods import wordnet
 from pure_nb.methods.concord import concord, similarity_matrix
 from pure_nb.methods.relevance import ClassRelevance, class_pairs, gamma_polysemantic
 from pure_nb.methods.splitting import SplitChannel, owners, split_channel
@@ -222,7 +222,7 @@ def test_wordnet_beside_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def nowhere() -> None:
         raise WordNetError("no WordNet at all")
 
-    monkeypatch.setattr(classes_module, "find_wordnet", nowhere)
+    monkeypatch.setattr(wordnet, "find_wordnet", nowhere)
     with pytest.raises(WordNetError, match="no WordNet at all"):
         study.classes.wordnet_pairs()
 
@@ -238,7 +238,7 @@ def test_concord_of_a_study(tmp_path: Path) -> None:
 
 
 def test_the_shipped_world_needs_no_wordnet(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classes_module, "find_wordnet", lambda: pytest.fail("looked for WordNet"))
+    monkeypatch.setattr(wordnet, "find_wordnet", lambda: pytest.fail("looked for WordNet"))
     study = glyph_study.using(target="layer4.0.conv2", lower="input:layer4.0.conv2")
     pairs = study.classes.wordnet_pairs()
     assert pairs[["wup", "path", "lch"]].notna().all().all()

@@ -430,7 +430,7 @@ def test_results_that_cannot_be_written(tmp_path: Path, command: str, monkeypatc
     """Told before the work, and not after hours."""
     (tmp_path / "small.toml").write_text(TOML)
     (tmp_path / "file").touch()
-    monkeypatch.setattr("pure_nb.cli.load_study", None)  # not even the study is loaded
+    monkeypatch.setattr("pure_nb.loading.load_study", None)  # not even the study is loaded
     suffix = {"neurons": ".csv", "pairs": ".csv", "arv": ".safetensors", "split": ".safetensors"}.get(command, "")
     needed = ["--channel", "0"] if command == "split" else []
     for out in (tmp_path / "file" / f"x{suffix}", Path("/proc/nothing") / f"x{suffix}"):

@@ -292,7 +292,7 @@ def test_synsets_need_a_wordnet_that_has_the_classes(tmp_path: Path, monkeypatch
     folder = picture_folder(tmp_path / "pictures", 12, classes=4)
     for old, new in zip(sorted(folder.iterdir()), ("anchor", "cat", "cow", "umbrella")):
         old.rename(folder / new)
-    monkeypatch.setattr("pure_nb.classes.find_wordnet", shipped_wordnet)
+    monkeypatch.setattr("pure_nb.methods.wordnet.find_wordnet", shipped_wordnet)
     assert lacked(mine(tmp_path, ImageFolder(folder, ToTensor()))) == GLYPHS
 
 

@@ -257,5 +257,5 @@ def test_hugging_face_really_offline(tmp_path: Path) -> None:
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     for table in ('split = "test"', 'root = "."'):
-        with pytest.raises(ImageError, match=r"need the library datasets: pip install 'pure-nb\[huggingface\]'"):
+        with pytest.raises(ImageError, match=r"need more packages: pip install 'pure-nb\[huggingface\]'"):
             study_of(tmp_path, f'source = "huggingface:my/pets"\n{table}')

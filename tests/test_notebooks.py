@@ -105,7 +105,7 @@ class TestBuilt:
 
     def test_installs_the_package_where_it_is_missing(self, book: Any) -> None:
         first = book.cells[0].source
-        assert "%pip install -q pure-nb" in first
+        assert '%pip install -q "pure-nb[chapters]"' in first
         assert 'find_spec("pure_nb") is None' in first
 
     def test_becomes_a_script(self, book: Any, chapter: str) -> None:

@@ -106,7 +106,10 @@ def test_a_chapter_runs_again_when_what_it_is_made_from_has_changed(
 def test_what_a_chapter_is_made_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, matters: bool
 ) -> None:
-    """Modules that it imports, at any remove and also within functions, and data; not those for types, nor others."""
+    """Modules that it imports, at any remove and also within functions, or has a name of by asking a package; and data.
+
+    Not those for types, nor others.
+    """
     package = tmp_path / "pure_nb"
     (package / "studies").mkdir(parents=True)
     (package / "e").mkdir()
@@ -120,12 +123,13 @@ def test_what_a_chapter_is_made_from(
     data.touch()
     (tmp_path / "constraints.txt").touch()
     monkeypatch.setattr(chapters, "ROOT", tmp_path)
-    before = chapters.inputs("from pure_nb.a import f")
+    code = "import pure_nb\nfrom pure_nb.a import f\nf(pure_nb.one)"
+    before = chapters.inputs(code)
     with (data if changed == "data" else package / f"{changed}.py").open("a", encoding="utf-8") as file:
         file.write("\n# changed")
     chapters._reached.cache_clear()
     chapters._digest.cache_clear()
-    assert (chapters.inputs("from pure_nb.a import f") != before) == matters
+    assert (chapters.inputs(code) != before) == matters
 
 
 @pytest.mark.slow

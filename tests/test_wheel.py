@@ -80,12 +80,8 @@ def test_readme_is_readable_on_pypi(metadata: Message) -> None:
 
 @pytest.mark.book
 def test_notebooks_need_nothing_beyond_it(metadata: Message) -> None:
-    """What the notebooks import comes with Python, the wheel, or what the wheel requires without any extra."""
-    required = {
-        Requirement(line).name.lower().replace("_", "-")
-        for line in metadata.get_all("Requires-Dist", [])
-        if "extra ==" not in line
-    }
+    """What the notebooks import comes with Python, the wheel, or what the wheel requires for them."""
+    required = required_by(metadata, "") | required_by(metadata, "chapters")
     providers = packages_distributions()
     beyond = {}
     for path in NOTEBOOKS.glob("*.ipynb"):
@@ -103,6 +99,20 @@ def test_notebooks_need_nothing_beyond_it(metadata: Message) -> None:
     assert not beyond
 
 
+def required_by(metadata: Message, extra: str) -> set[str]:
+    """What the wheel requires without extras, or what one of its extras and those that it is made of add."""
+    lines = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    asked = f'extra == "{extra}"'
+    lines = [one for one in lines if (asked in str(one.marker) if extra else "extra" not in str(one.marker))]
+    inner = [required_by(metadata, name) for one in lines if one.name == "pure-nb" for name in one.extras]
+    return {one.name.lower().replace("_", "-") for one in lines}.union(*inner)
+
+
+def test_extras_say_what_they_are_made_of(metadata: Message) -> None:
+    assert {"dask", "nltk", "open-clip-torch", "timm", "ipywidgets", "zennit-crp"} <= required_by(metadata, "chapters")
+    assert len(required_by(metadata, "")) <= 18
+
+
 def imported(code: str) -> set[str]:
     """The packages that code imports."""
     found = set()
@@ -117,13 +127,13 @@ def imported(code: str) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(not CLEAN, reason="installs 6 GB from the index; PURE_NB_CLEAN_INSTALL=1 asks for it")
 def test_alone_runs_a_notebook(wheel: Path, tmp_path: Path) -> None:
-    """In a new environment, outside of the repository, with the wheel and a kernel and nothing else."""
+    """In a new environment, outside of the repository, with the wheel, what its notebooks name, and a kernel."""
     notebook = NOTEBOOKS / "why.ipynb"
     assert notebook.is_file(), "make book writes the notebooks"
     environment = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     python = environment / "bin" / "python"
-    packages = [str(wheel), "ipykernel", "nbclient"]
+    packages = [f"{wheel}[chapters]", "ipykernel", "nbclient"]
     subprocess.run([sys.executable, "-m", "uv", "pip", "install", "-q", "--python", str(python), *packages], check=True)
     empty = tmp_path / "empty"
     empty.mkdir()

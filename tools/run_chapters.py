@@ -41,9 +41,12 @@ ROOT = Path(__file__).parents[1]
 IMPORTED = [
     "ipykernel.kernelapp",
     "jupyter_cache.executors",
+    "open_clip",
     "pure_nb.compute.cluster",
+    "pure_nb.methods.wordnet",
     "pure_nb.show.report",
     "pure_nb.show.widgets",
+    "sklearn.cluster",
 ]
 """What kernels have imported already. It must start no thread of Python's, which a fork would lose."""
 

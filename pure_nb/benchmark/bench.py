@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, roc_auc_score
 from sklearn.metrics.cluster import contingency_matrix
+from sklearn.utils.parallel import Parallel, delayed
 
 from pure_nb.benchmark.contestants import CEILING, PAPER, Contestant, Parts, by_means
 from pure_nb.benchmark.worlds import World

@@ -32,21 +32,24 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
-import dask
 import torch
-from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster, as_completed
-from distributed.client import Future
-from distributed.comm import CommClosedError
-from distributed.scheduler import KilledWorker
 from numpy.typing import NDArray
 
+from pure_nb._imports import needed
 from pure_nb.compute.blocks import Compute, kept_block
 from pure_nb.compute.store import Store, write_atomically
 from pure_nb.compute.sweep import Job, Part, branches, halved, kept_part, merged, save_part, span, stored_part, threaded
 from pure_nb.errors import ClusterError, PureError, StoreError
 from pure_nb.network.models import USER
+
+with needed("cluster", "clusters need", ClusterError):
+    import cloudpickle
+    import dask
+    from dask.system import CPU_COUNT as CPU_COUNT  # which the command line asks for
+    from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster, as_completed
+    from distributed.client import Future
+    from distributed.comm import CommClosedError
+    from distributed.scheduler import KilledWorker
 
 RETRIES = 2
 """How often a task is tried again whose failure may pass: on a cluster, connections and devices come and go."""
@@ -237,10 +240,8 @@ def _local(count: int, device: str) -> SpecCluster:
 
 
 def _slurm(count: int) -> SpecCluster:
-    try:
+    with needed("cluster", "SLURM needs", ClusterError):
         from dask_jobqueue import SLURMCluster
-    except ImportError as problem:
-        raise ClusterError("SLURM needs dask-jobqueue: pip install 'pure-nb[cluster]'") from problem
     prologue = dask.config.get("jobqueue.slurm.job-script-prologue", None) or []
     cluster = SLURMCluster(job_script_prologue=[*prologue, "export DASK_DISTRIBUTED__WORKER__DAEMON=False"])
     cluster.adapt(minimum_jobs=count, maximum_jobs=count)  # and not scale: jobs end, and others must take their place

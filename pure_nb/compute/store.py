@@ -23,10 +23,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from filelock import FileLock, Timeout
 from numpy.lib.format import open_memmap
 from numpy.typing import DTypeLike, NDArray
@@ -34,6 +33,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pure_nb.errors import StoreError, StoreWarning
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Arrays = dict[str, NDArray[Any]]
 Key = Mapping[str, object]
@@ -235,6 +237,8 @@ class Store:
 
     def load_table(self, name: str, key: Key) -> tuple[pd.DataFrame, Any] | None:
         """The table and the note kept under a name and key; None if there is none that can be trusted."""
+        import pandas as pd  # late, see pure_nb._imports
+
         path = self.path(name, key, ".parquet")
         manifest = self._verified(path, key)
         if manifest is None:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import binary_erosion, gaussian_filter
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -86,7 +86,7 @@ class View:
         left, top, right, bottom = self.box if crop else (0, 0, self.picture.shape[1], self.picture.shape[0])
         picture = resized(self.picture[top:bottom, left:right], size).astype(np.float32)
         seen = resized(255 * self.seen[top:bottom, left:right].astype(np.uint8), size) > 127
-        edge = seen & ~binary_erosion(seen, iterations=max(1, round(len(seen) / 100)), border_value=1)
+        edge = seen & ~scipy.ndimage.binary_erosion(seen, iterations=max(1, round(len(seen) / 100)), border_value=1)
         picture[~seen] = dim * picture[~seen] + (1 - dim) * 255
         picture[edge] = 0
         return picture.astype(np.uint8)
@@ -184,7 +184,9 @@ def seen(heatmap: Tensor, *, blur: float = BLUR, threshold: float = THRESHOLD) -
     smooth = heatmap.float().numpy()
     if radius > 0:
         # torchvision's standard deviation for a kernel of this size; its convolutions of one channel are far slower.
-        smooth = gaussian_filter(smooth, 0.3 * (radius - 1) + 0.8, radius=radius, axes=(-2, -1), mode="mirror")
+        smooth = scipy.ndimage.gaussian_filter(
+            smooth, 0.3 * (radius - 1) + 0.8, radius=radius, axes=(-2, -1), mode="mirror"
+        )
     largest = smooth.max(axis=(-2, -1), keepdims=True)
     return np.asarray((smooth > threshold * largest) | (largest <= 0))
 

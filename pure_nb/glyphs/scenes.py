@@ -21,10 +21,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from matplotlib import font_manager
-from matplotlib.font_manager import FontProperties
-from matplotlib.path import Path
-from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -198,6 +194,11 @@ def glyph(character: str, size: int = 3 * CELL) -> NDArray[np.float32]:
     ArgumentError
         If DejaVu Sans has no such character.
     """
+    from matplotlib import font_manager  # late: only for the first glyph that is drawn
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.path import Path
+    from matplotlib.textpath import TextPath
+
     file = font_manager.findfont("DejaVu Sans", fallback_to_default=False)
     font = FontProperties(fname=file)
     if not font_manager.get_font(file).get_char_index(ord(character)):

@@ -25,16 +25,16 @@ from threading import Lock, Thread
 from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.stats import binomtest
-from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import functional
 
+from pure_nb._imports import needed
 from pure_nb.errors import ArgumentError, ImageError, PureError, StudyWarning
 
 PATIENCE = 300.0
@@ -48,6 +48,9 @@ BEYOND = 0.01
 
 SEEN = 64
 """Pictures by which labels are compared with what a network says."""
+
+WNID = re.compile(r"n\d{8}")
+"""What WordNet calls a class of ImageNet's."""
 
 T = TypeVar("T")
 
@@ -507,20 +510,34 @@ def _candidates(dataset: Any) -> Iterator[Any]:
 def spoken(names: Sequence[str]) -> list[str]:
     """Names of classes as one says them: of ImageNet's WordNet ids the first English word, others as they are.
 
+    Without timm, which has the words, ids stay as they are, too.
+
     Parameters
     ----------
     names
         Such as ``n01440764`` or ``hop_clover``, all different.
     """
-    imagenet = ImageNetInfo()
-    known = set(imagenet.label_names())  # type: ignore[no-untyped-call]
+    known: dict[str, str] = {}
+    if any(map(WNID.fullmatch, names)):
+        with suppress(ImageError):
+            known = _imagenet()
     words: list[str] = []
     for name in names:
-        lemmas = imagenet.label_name_to_description(name) if name in known else name.replace("_", " ")
+        lemmas = known.get(name, name.replace("_", " "))
         # Two of ImageNet's classes are cranes: the second is called by what sets it apart, or by its number.
         options = [lemma.strip() for lemma in lemmas.split(",")] + [f"{lemmas.split(',')[0]} ({name})"]
         words.append(next(word for word in options if word not in words))
     return words
+
+
+def _imagenet(outputs: int = 1000) -> dict[str, str]:
+    """The words of the ImageNet of so many classes, by their WordNet ids, in the order of outputs; of none, if none."""
+    with needed("timm", "the words and the order of ImageNet's classes need", ImageError):
+        from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset  # late: timm takes a second to import
+    subset = infer_imagenet_subset({"num_classes": outputs})
+    info = ImageNetInfo(subset) if subset else None
+    names = info.label_names() if info else []  # type: ignore[no-untyped-call]
+    return {name: info.label_name_to_description(name) for name in names} if info else {}
 
 
 def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -554,8 +571,7 @@ def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple
             "classes, as torchvision's ImageFolder"
         )
     names = named or tuple(map(str, range(labels.max(initial=-1) + 1)))
-    subset = infer_imagenet_subset({"num_classes": outputs})
-    imagenet = ImageNetInfo(subset).label_names() if subset else []  # type: ignore[no-untyped-call]
+    imagenet = [*_imagenet(outputs)] if names and all(map(WNID.fullmatch, names)) else []
     known = {name: number for number, name in enumerate(imagenet)}
     fits = labels.max(initial=-1) < len(names)
     if fits and names and set(names) <= set(known):
@@ -607,8 +623,8 @@ def at_chance(labels: NDArray[np.int64], answers: NDArray[np.int64]) -> bool:
     able = chance + (1 - chance) / 4
     return bool(
         count
-        and binomtest(right, count, chance, alternative="greater").pvalue > 0.05
-        and binomtest(right, count, able, alternative="less").pvalue < 0.01
+        and scipy.stats.binomtest(right, count, chance, alternative="greater").pvalue > 0.05
+        and scipy.stats.binomtest(right, count, able, alternative="less").pvalue < 0.01
     )
 
 

@@ -29,19 +29,14 @@ from typing import Any, Literal, get_args
 from urllib.error import URLError
 
 import numpy as np
-import open_clip
-import timm
 import torch
-from huggingface_hub import constants
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
-from timm.data.config import resolve_data_config
-from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torchvision import transforms
 
+from pure_nb._imports import needed
 from pure_nb.errors import EmbedderError, ModelError, PureError
 from pure_nb.images.data import MEAN, STD
 from pure_nb.network import models
@@ -53,9 +48,6 @@ Features = Literal["tokens", "pooled"]
 
 PROMPTS = ("a photo of a {}.", "a cropped photo of a {}.", "a picture of a {}.")
 """What CLIP is asked; the vectors of the three are averaged, as in the paper of CLIP."""
-
-_UNREACHABLE = (URLError, ConnectionError, TimeoutError, socket.gaierror, LocalEntryNotFoundError, OfflineModeIsEnabled)
-"""Errors that mean that a hub can't be reached, and that its files are not in the cache either."""
 
 SPECS = (
     "mini-clip, mini-dino, pixels, clip, dinov2, open_clip:MODEL/TAG, timm:NAME, torchvision:NAME or FILE.py:FUNCTION, "
@@ -256,6 +248,7 @@ def clip(
         If the model is not known, or its weights can't be fetched or do not fit.
     """
     _check_features(features)
+    open_clip = _open_clip()
     own = model.startswith(("hf-hub:", "local-dir:"))
     with _explained(f"open_clip:{model}" if own else f"open_clip:{model}/{pretrained}", _clip_file(model, pretrained)):
         network, prepare = open_clip.create_model_from_pretrained(
@@ -318,6 +311,10 @@ def from_timm(
         If the model is not known, or its weights can't be fetched or do not fit.
     """
     _check_features(features)
+    with needed("timm", f"{name or model} needs", EmbedderError):  # late: timm takes a second to import
+        import timm
+        from timm.data.config import resolve_data_config
+        from timm.data.transforms_factory import create_transform
     if model.startswith("vit_base_patch14_dinov2") and "img_size" not in options:
         options["img_size"] = 224
     with _explained(f"timm:{model}", f"model.safetensors of timm/{model}"):
@@ -496,7 +493,7 @@ def load_embedder(spec: str, *, features: Features = "tokens", device: str = "cp
             return clip(name, None, features=features, device=device, name=name)
         model, _, tag = name.partition("/")
         if not tag and weights is None:
-            tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none known"
+            tags = ", ".join(_open_clip().list_pretrained_tags_by_model(model)) or "none known"
             raise EmbedderError(f"{spec!r} names no weights: add /TAG (there are: {tags}) or @FILE")
         return clip(model, weights or tag, features=features, device=device, name=name)
     if source == "timm" and name:
@@ -530,9 +527,16 @@ def _fingerprint(model: nn.Module, prepare: object, features: str) -> str:
     return f"{hashlib.sha256(made.encode()).hexdigest()[:16]}-{features}"
 
 
+def _open_clip() -> Any:
+    """The library, which takes a second to import, and which not everyone has."""
+    with needed("clip", "CLIP needs", EmbedderError):
+        import open_clip
+    return open_clip
+
+
 def _clip_file(model: str, pretrained: str | Path | None) -> str:
     """Where the weights of a tag are, for whoever has to fetch them by hand."""
-    known = open_clip.get_pretrained_cfg(model, str(pretrained)) if ":" not in model else {}
+    known = _open_clip().get_pretrained_cfg(model, str(pretrained)) if ":" not in model else {}
     repository = str(known.get("hf_hub") or model.partition(":")[2]).strip("/")
     # The hub's file, and not OpenAI's own, which is a program and would have to be run to be read.
     return f"open_clip_model.safetensors of {repository}"
@@ -541,13 +545,18 @@ def _clip_file(model: str, pretrained: str | Path | None) -> str:
 @contextmanager
 def _explained(spec: str, where: str) -> Iterator[None]:
     """Turn the many errors of libraries and hubs into one that helps."""
+    with needed("timm", f"{spec} needs", EmbedderError):  # through which open_clip and timm fetch; late as they are
+        from huggingface_hub import constants, errors
+
+    offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
+    unreachable = (URLError, ConnectionError, TimeoutError, socket.gaierror, *offline)
     try:
         with _silent():
             yield
     except ModelError as problem:
         raise EmbedderError(f"{spec}: {problem}") from problem
     except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError, UnpicklingError) as problem:
-        if any(isinstance(cause, _UNREACHABLE) for cause in _causes(problem)):
+        if any(isinstance(cause, unreachable) for cause in _causes(problem)):
             raise EmbedderError(
                 f"the weights of {spec!r} could not be fetched, and are not in the cache {constants.HF_HUB_CACHE} "
                 f"({problem}). Without a network, {_how_to_bring(spec, where)}"
@@ -558,10 +567,9 @@ def _explained(spec: str, where: str) -> Iterator[None]:
 @contextmanager
 def _silent() -> Iterator[None]:
     """Let the libraries log nothing: what goes wrong is raised as well, and said once is enough."""
-    own = Path(open_clip.__file__).parent  # which logs by the root logger, as others may
 
     def of_others(record: logging.LogRecord) -> bool:
-        return own not in Path(record.pathname).parents
+        return "open_clip" not in Path(record.pathname).parts  # which logs by the root logger, as others may
 
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm")]
     levels = [logger.level for logger in loggers]

@@ -17,17 +17,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import pdist
 from scipy.stats import norm, pearsonr, rankdata, spearmanr
-from threadpoolctl import threadpool_limits
+from sklearn.utils.parallel import Parallel, delayed
 
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import Store
 from pure_nb.errors import EvaluationError
 from pure_nb.judges.truth import corrected, signed_rank
-from pure_nb.methods.virtual import CHOICES, MANY, NEURONS, cluster
+from pure_nb.methods.virtual import CHOICES, MANY, NEURONS, cluster, on_one_thread
 
 Metric = str | Callable[[NDArray[Any], NDArray[Any]], float]
 """A metric of :func:`scipy.spatial.distance.pdist`, by name or as a function of two vectors."""
@@ -187,7 +186,7 @@ def distance_table(
     return pd.concat(blocks, ignore_index=True)
 
 
-@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
+@on_one_thread
 def _neuron_rows(
     channel: int,
     judge: NDArray[np.float32],

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from timm.data.imagenet_info import ImageNetInfo
 
+from pure_nb._imports import needed
 from pure_nb.errors import ArgumentError, EmbedderError
 
 UNSURE = "unsure"
@@ -169,6 +169,8 @@ def vocabulary_from(path: Path) -> list[str]:
 
 def nouns() -> list[str]:
     """What can be seen: the first word of each WordNet noun of ImageNet-22k, as timm has them; some 20,000."""
+    with needed("timm", "the nouns of WordNet need", EmbedderError):
+        from timm.data.imagenet_info import ImageNetInfo
     words = (description.split(",")[0] for description in ImageNetInfo("imagenet22k").label_descriptions())
     return list(dict.fromkeys(words))
 

@@ -9,23 +9,23 @@ description differs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control, wilcoxon
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from pure_nb.compute.blocks import grouped
 from pure_nb.errors import ArgumentError
 from pure_nb.images.data import Images, Truth, readable
 from pure_nb.methods.references import References
-from pure_nb.methods.virtual import cluster
+from pure_nb.methods.virtual import cluster, on_one_thread
 from pure_nb.network.layers import activations, by_position, resting
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COMMON = 0.05
 """An object counts as a meaning of a neuron if it is under the maximum in at least this share of its references."""
@@ -146,7 +146,7 @@ def _cells_under(grid: tuple[int, ...], lower: tuple[int, ...]) -> NDArray[Any]:
     return found
 
 
-@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
+@on_one_thread
 def agreement(
     descriptions: Mapping[str, NDArray[np.float32]],
     truth: NDArray[np.int64],
@@ -179,6 +179,9 @@ def agreement(
         One row for each neuron and description: ``channel, k, method, ami, ari`` (adjusted mutual information and
         adjusted Rand index, 1: the same parts, 0: as good as chance).
     """
+    import pandas as pd  # late, see pure_nb._imports
+    from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score  # late, see pure_nb._imports
+
     rows: list[dict[str, Any]] = []
     # A stream of its own: labels drawn elsewhere from the same seed must not agree with these.
     generator = np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
@@ -249,6 +252,8 @@ def summary(table: pd.DataFrame, baseline: str, measure: str = "ami", *, seed: i
         baseline itself); and ``p``: Wilcoxon's signed-rank test over neurons, corrected for the number of methods
         (Benjamini and Hochberg).
     """
+    import pandas as pd  # late, see pure_nb._imports
+
     wide = table.pivot(index="channel", columns="method", values=measure)
     if baseline not in wide:
         raise ArgumentError(f"there is no method {baseline!r} to compare with; there are {list(wide)}")
@@ -275,10 +280,12 @@ def summary(table: pd.DataFrame, baseline: str, measure: str = "ami", *, seed: i
 
 def signed_rank(difference: NDArray[np.float64]) -> float:
     """The p of Wilcoxon's signed-rank test of paired differences; NaN where all are zero."""
-    return float(wilcoxon(difference).pvalue) if np.any(difference) else float("nan")
+    return float(scipy.stats.wilcoxon(difference).pvalue) if np.any(difference) else float("nan")
 
 
 def corrected(p: pd.Series[float]) -> pd.Series[float]:
     """Values of p, corrected for their number by Benjamini and Hochberg; NaN stays and does not count."""
+    import pandas as pd  # late, see pure_nb._imports
+
     tested = p.dropna()
-    return p.where(p.isna(), pd.Series(false_discovery_control(tested), tested.index))
+    return p.where(p.isna(), pd.Series(scipy.stats.false_discovery_control(tested), tested.index))

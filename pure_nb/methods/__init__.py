@@ -1,1 +1,25 @@
 """The papers' methods: tensors and arrays in, arrays out."""
+
+from typing import TYPE_CHECKING
+
+from pure_nb._imports import lazily
+
+if TYPE_CHECKING:
+    from pure_nb.methods.optimise import feature_visualisation
+    from pure_nb.methods.references import TopReferences
+    from pure_nb.methods.relevance import class_pairs
+    from pure_nb.methods.virtual import VirtualNeurons, virtual_neurons
+    from pure_nb.methods.virtual_layer import VirtualLayer
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "optimise": "feature_visualisation",
+            "references": "TopReferences",
+            "relevance": "class_pairs",
+            "virtual": "VirtualNeurons virtual_neurons",
+            "virtual_layer": "VirtualLayer",
+        },
+    )
+
+__all__ = ["TopReferences", "VirtualLayer", "VirtualNeurons", "class_pairs", "feature_visualisation", "virtual_neurons"]

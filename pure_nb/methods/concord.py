@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from pure_nb.errors import ArgumentError
-from pure_nb.methods.wordnet import WordNet, similarities
-from pure_nb.methods.wordnet import synsets as synsets_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pure_nb.methods.wordnet import WordNet
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ def with_similarities(
         The pairs with ``synset_1`` and ``synset_2``, the meanings that were taken (None for a class without one), and
         a column for each measure, NaN where a class has no synset.
     """
+    import pandas as pd  # late, see pure_nb._imports
+
+    from pure_nb.methods.wordnet import similarities  # late: NLTK takes half a second, and not everyone has it
+    from pure_nb.methods.wordnet import synsets as synsets_of
+
     meant = synsets or {}
     first, second = ([meant.get(name, name) for name in pairs[column]] for column in ("class_1", "class_2"))
     found = similarities(wordnet, first, second, measures)[list(measures)]
@@ -145,6 +153,10 @@ def similarity_matrix(
     measure
         A measure of :func:`pure_nb.methods.wordnet.similarities`.
     """
+    import pandas as pd  # late, see pure_nb._imports
+
+    from pure_nb.methods.wordnet import similarities  # late: NLTK takes half a second, and not everyone has it
+
     meant = synsets or {}
     first, second = np.indices((len(classes), len(classes))).reshape(2, -1)
     words = [meant.get(name, name) for name in classes]
@@ -160,4 +172,4 @@ def _rank(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
         return float("nan")
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
-    return float(spearmanr(first, second).statistic)
+    return float(scipy.stats.spearmanr(first, second).statistic)

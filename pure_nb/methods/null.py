@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import skew
 
 Vectors = NDArray[np.floating]
 
@@ -104,7 +104,7 @@ def _principal(centred: Vectors) -> Vectors:
 
 def _heaps(axes: Vectors, count: int, generator: np.random.Generator) -> Vectors:
     """Scalar products, ``[count, n, n]``, of points from one heap of the shape of ``axes``, ``[n, axes]``."""
-    n, measured = len(axes), skew(axes.astype(np.float64), axis=0)
+    n, measured = len(axes), scipy.stats.skew(axes.astype(np.float64), axis=0)
     by_chance = np.sqrt(12 / (np.pi * n))  # mean absolute skewness of n normal numbers
     lean = np.copysign(np.maximum(np.abs(measured) - by_chance, STRAIGHT), measured)
     shape = (4 / lean**2).astype(np.float32)

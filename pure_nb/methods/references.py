@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,6 +22,9 @@ from torch import Tensor
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.network.layers import by_position, channel_axis
 from pure_nb.parameters import By
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +103,8 @@ class References:
 
     def table(self) -> pd.DataFrame:
         """One row for each channel and rank: ``channel, rank, sample, score, position``."""
+        import pandas as pd  # late, see pure_nb._imports
+
         channel, rank = np.asarray(np.indices(self.sample.shape))
         columns: dict[str, NDArray[Any]] = {
             "channel": channel,

@@ -16,10 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -38,6 +37,9 @@ from pure_nb.network.layers import (
     get_layer,
     resting,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 REPLICATES = 100
 """Bootstrap replicates that are kept beside each sum."""
@@ -581,6 +583,8 @@ def class_pairs(
         attribution that the channel carries. Negative cosines are the strongest cases and stay. The cosine is NaN where
         an ARV is zero, and the interval where a class has fewer than two images; these come last.
     """
+    import pandas as pd  # late, see pure_nb._imports
+
     rows: list[dict[str, Any]] = []
     for channel in range(statistics.channels):
         classes = statistics.relevant_classes(channel, p)

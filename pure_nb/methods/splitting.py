@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
@@ -38,6 +37,9 @@ from pure_nb.errors import ArgumentError, LayerError, ModelError, NonFiniteError
 from pure_nb.images.data import Images, readable
 from pure_nb.methods.relevance import Clamp, attributed, carried
 from pure_nb.network.layers import INPUT, OUTPUT, activations, channel_axis, computes_plainly, get_layer, resting
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RHOS = tuple(round(0.05 * step, 2) for step in range(1, 21))
 """Thresholds that the paper tries: 0.05, 0.10 ... 1.00."""
@@ -587,6 +589,8 @@ def choose_rho(activations: PartActivations, labels: ArrayLike, *, score: Score 
     ArgumentError
         If the labels do not fit, or a concept has no image.
     """
+    import pandas as pd  # late, see pure_nb._imports
+
     if score not in ("ratio", "bounded"):
         raise ArgumentError(f"score must be 'ratio' or 'bounded', got {score!r}")
     k = activations.k
@@ -679,6 +683,8 @@ class Split:
         StudyWarning
             If a concept has no image to compute a ratio from, so that it is NaN; it says why.
         """
+        import pandas as pd  # late, see pure_nb._imports
+
         measured, validation = self.activations, ~self.training
         chosen = validation & measured.relevant
         tables = []
@@ -739,6 +745,8 @@ def ratio_table(parts: ArrayLike, original: ArrayLike, labels: ArrayLike, names:
     ArgumentError
         If the shapes, labels or names do not fit.
     """
+    import pandas as pd  # late, see pure_nb._imports
+
     pooled, whole = np.asarray(parts, dtype=np.float64), np.asarray(original, dtype=np.float64)
     if pooled.ndim != 2 or whole.shape != pooled.shape[:1]:
         raise ArgumentError(

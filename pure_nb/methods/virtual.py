@@ -8,21 +8,16 @@ chosen, with one as a possible answer, and a score says into how many parts the 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from string import ascii_uppercase
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from sklearn import config_context
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import pairwise_distances, silhouette_score
-from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
 from pure_nb.errors import ArgumentError
@@ -30,6 +25,9 @@ from pure_nb.methods.null import DRAWS, one_heap
 
 Vectors = NDArray[np.floating[Any]]
 Layout = Literal["umap", "pca"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 CHOICES = (2, 3, 4, 5)
 """Numbers of virtual neurons the paper looks at."""
@@ -111,6 +109,21 @@ class VirtualNeurons:
         return np.where(vectors.any(axis=1), distance.argmin(axis=1), -1)
 
 
+def on_one_thread(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate what clusters: on a hundred vectors threads cost five times what they bring."""
+
+    @wraps(function)
+    def limited(*args: P.args, **kwargs: P.kwargs) -> T:
+        # scikit-learn takes half as long to import as torch, so it waits until something is clustered. But not until
+        # the threads are limited: that holds for the libraries that are loaded by then.
+        import sklearn.cluster  # noqa: F401
+
+        with threadpool_limits(limits=1):
+            return function(*args, **kwargs)
+
+    return limited
+
+
 def cluster(vectors: Vectors, k: int, *, n_init: int = 10, seed: int = 0) -> NDArray[np.int64]:
     """k-means with the paper's settings; the largest cluster is number 0, equally large ones in order of appearance.
 
@@ -130,6 +143,9 @@ def cluster(vectors: Vectors, k: int, *, n_init: int = 10, seed: int = 0) -> NDA
     ndarray
         int64 ``[n]``, from 0.
     """
+    from sklearn.cluster import KMeans  # late, see pure_nb._imports
+    from sklearn.exceptions import ConvergenceWarning
+
     vectors = _checked(vectors)
     if k < 1:
         raise ArgumentError(f"the number of clusters must be at least 1, got {k}")
@@ -194,7 +210,7 @@ def refitted(
         )
     shared = np.zeros((k, k), dtype=np.int64)
     np.add.at(shared, (own, parts[training]), 1)
-    number = linear_sum_assignment(shared, maximize=True)[1]
+    number = scipy.optimize.linear_sum_assignment(shared, maximize=True)[1]
     centroids = np.empty((k, vectors.shape[1]))
     for new, old in enumerate(number.tolist()):
         centroids[old] = vectors[training][own == new].mean(axis=0)
@@ -203,9 +219,7 @@ def refitted(
     return found
 
 
-# On a hundred vectors threads cost five times what they bring, and checking arguments as much as the rest.
-@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
-@config_context(assume_finite=True, skip_parameter_validation=True)  # type: ignore[untyped-decorator]
+@on_one_thread
 def virtual_neurons(
     vectors: Vectors,
     k: int | Literal["auto"] = "auto",
@@ -247,14 +261,19 @@ def virtual_neurons(
     ArgumentError
         If the vectors are not ``[n, d]``, or hold NaN.
     """
+    from sklearn import config_context  # late, see pure_nb._imports
+    from sklearn.metrics import pairwise_distances
+
     vectors = _checked(vectors)
     driven = vectors.any(axis=1)
     labels = np.where(driven, 0, -1)
     own = vectors[driven]
     numbers = [number for number in choices if number < len(own)] if k == "auto" else [min(k, len(own))]
-    found = {number: cluster(own, number, seed=seed) for number in numbers if number > 0}
-    distance = pairwise_distances(own) if found else np.empty((0, 0))
-    clarity = {number: _silhouette(distance, parts) for number, parts in found.items()}
+    # To check arguments would take as long as the rest.
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        found = {number: cluster(own, number, seed=seed) for number in numbers if number > 0}
+        distance = pairwise_distances(own) if found else np.empty((0, 0))
+        clarity = {number: _silhouette(distance, parts) for number, parts in found.items()}
     if not np.isfinite(list(clarity.values())).any():  # nothing to tell apart, or nothing asked for
         if k != "auto" and found:
             labels[driven] = next(iter(found.values()))
@@ -313,6 +332,8 @@ def embed(vectors: Vectors, layout: Layout = "umap", *, seed: int = 0) -> NDArra
     if len(vectors) == 1:
         return np.zeros((1, 2), dtype=np.float32)
     if layout == "pca" or len(vectors) < 8:
+        from sklearn.decomposition import PCA  # late, see pure_nb._imports
+
         parts = min(2, *vectors.shape)
         flat = PCA(parts, svd_solver="full").fit_transform(vectors)
         return np.pad(flat, ((0, 0), (0, 2 - parts))).astype(np.float32)
@@ -336,6 +357,8 @@ def _nearest(vectors: Vectors) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     UMAP would compile its own search first, for seven seconds. The tree takes differences, so that each vector is at
     distance 0 of itself, by which UMAP knows it; a matrix product would round.
     """
+    from sklearn.neighbors import NearestNeighbors  # late, see pure_nb._imports
+
     tree = NearestNeighbors(n_neighbors=UMAP_NEIGHBOURS, algorithm="ball_tree").fit(vectors)
     distance, neighbour = tree.kneighbors(vectors)
     return neighbour, distance.astype(np.float32)
@@ -359,6 +382,8 @@ def _centroids(vectors: Vectors, labels: NDArray[np.int64]) -> NDArray[np.float3
 
 def _silhouette(distance: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> float:
     """Mean silhouette by distances ``[n, n]``; NaN where it is not defined (one cluster, or as many as vectors)."""
+    from sklearn.metrics import silhouette_score  # late, see pure_nb._imports
+
     if not 1 < labels.max() + 1 < len(distance):
         return float("nan")
     return float(silhouette_score(distance, labels, metric="precomputed"))

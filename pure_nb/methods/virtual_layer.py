@@ -13,9 +13,9 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -177,5 +177,5 @@ def mixture(vector: NDArray[np.floating[Any]], centroids: NDArray[np.floating[An
     means = np.asarray(centroids, dtype=np.float64)
     # The last equation, that the shares sum to 1, weighs so much that it holds to the sixth digit.
     heavy = 1e3 * max(1.0, float(np.abs(means).max()))
-    found, _ = nnls(np.vstack([means.T, np.full(len(means), heavy)]), np.append(vector, heavy))
+    found, _ = scipy.optimize.nnls(np.vstack([means.T, np.full(len(means), heavy)]), np.append(vector, heavy))
     return np.asarray(found / found.sum())

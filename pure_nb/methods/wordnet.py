@@ -28,13 +28,16 @@ from importlib import resources
 from pathlib import Path
 from typing import IO, Any
 
-import nltk
 import pandas as pd
-from nltk.corpus.reader.wordnet import Synset, WordNetCorpusReader, WordNetICCorpusReader
-from nltk.corpus.reader.wordnet import WordNetError as NoSuchSynset
-from nltk.data import PathPointer, SeekableUnicodeStreamReader
 
+from pure_nb._imports import needed
 from pure_nb.errors import WordNetError
+
+with needed("wordnet", "WordNet needs", WordNetError):
+    import nltk
+    from nltk.corpus.reader.wordnet import Synset, WordNetCorpusReader, WordNetICCorpusReader
+    from nltk.corpus.reader.wordnet import WordNetError as NoSuchSynset
+    from nltk.data import PathPointer, SeekableUnicodeStreamReader
 
 MEASURES = ("wup", "path", "lch", "res", "lin", "jcn")
 """The similarities: Wu-Palmer, path, Leacock-Chodorow, Resnik, Lin and Jiang-Conrath; the last three need an

@@ -43,7 +43,6 @@ from unittest import mock
 
 import torch
 import torch.utils.checkpoint
-from timm.layers.norm import LayerNorm as TimmLayerNorm
 from torch import Tensor, nn
 
 from pure_nb.errors import LayerError, ModelError, PureError, StudyWarning
@@ -289,7 +288,8 @@ def channels_last(module: nn.Module) -> bool:
     Linear layers do, and norms over that axis alone, but for those made for ``[B, C, H, W]``, which are classes of
     their own.
     """
-    if type(module) in (nn.LayerNorm, TimmLayerNorm, nn.RMSNorm):
+    timm = sys.modules.get("timm.layers.norm")  # there is none of its norms where it is not loaded
+    if type(module) in (nn.LayerNorm, getattr(timm, "LayerNorm", None), nn.RMSNorm):
         return len(module.normalized_shape) == 1  # type: ignore[arg-type]
     return isinstance(module, nn.Linear)
 

@@ -12,6 +12,7 @@ computes its weights from something else, as with weight norm, so such layers be
 from __future__ import annotations
 
 import inspect
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import timm.models.resnet as timm_resnet
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -437,9 +437,10 @@ class TimmResNetCanonizer(AttributeCanonizer):  # type: ignore[misc]
 
     @classmethod
     def _attributes(cls, name: str, module: nn.Module) -> dict[str, Any] | None:
-        if isinstance(module, timm_resnet.BasicBlock):
+        timm: Any = sys.modules.get("timm.models.resnet")  # there is none of its blocks where it is not loaded
+        if timm and isinstance(module, timm.BasicBlock):
             return {"forward": _basic_forward.__get__(module), "canonizer_sum": Sum()}
-        if isinstance(module, timm_resnet.Bottleneck):
+        if timm and isinstance(module, timm.Bottleneck):
             return {"forward": _bottleneck_forward.__get__(module), "canonizer_sum": Sum()}
         return None
 
@@ -451,7 +452,7 @@ def _joined(block: Any, inputs: Tensor, out: Tensor) -> Tensor:
             out = optional(out)
     shortcut = inputs if block.downsample is None else block.downsample(inputs)
     joined: Tensor = block.canonizer_sum(torch.stack([shortcut, out], dim=-1))
-    return block.act2(joined) if isinstance(block, timm_resnet.BasicBlock) else block.act3(joined)
+    return block.act3(joined) if hasattr(block, "act3") else block.act2(joined)
 
 
 def _basic_forward(self: Any, x: Tensor) -> Tensor:

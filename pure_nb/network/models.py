@@ -16,7 +16,6 @@ from types import ModuleType
 from typing import Any
 from urllib.error import URLError
 
-import timm
 import torch
 import torchvision
 from safetensors import SafetensorError
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from pure_nb._imports import needed
 from pure_nb.errors import ModelError
 from pure_nb.network.digests import digest, installed, place_of
 
@@ -83,6 +83,8 @@ def load_model(
             source, lambda: torchvision.models.get_model(name, weights="DEFAULT" if hub else None, **options)
         )
     elif kind == "timm":
+        with needed("timm", f"{source!r} needs", ModelError):
+            import timm
         model = _fetched(source, lambda: timm.create_model(name, pretrained=hub, **options))
     elif kind.endswith(".py"):
         model = _from_file(folder / kind, name, options)

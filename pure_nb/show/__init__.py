@@ -1,1 +1,16 @@
 """Whole studies for the eye: reports, explorers, the atlas."""
+
+from typing import TYPE_CHECKING
+
+from pure_nb._imports import lazily
+
+if TYPE_CHECKING:
+    from pure_nb.show.atlas import write as write_atlas
+    from pure_nb.show.report import evaluate, part_names
+    from pure_nb.show.widgets import explore, explorer
+else:
+    __getattr__, __dir__ = lazily(
+        __name__, {"atlas": "write=write_atlas", "report": "evaluate part_names", "widgets": "explore explorer"}
+    )
+
+__all__ = ["evaluate", "explore", "explorer", "part_names", "write_atlas"]

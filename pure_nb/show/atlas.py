@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import adjusted_mutual_info_score
 
+from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import write_atomically
 from pure_nb.errors import EmbedderError, LayerError, StudyError
@@ -36,6 +36,9 @@ from pure_nb.figures.render import Picture
 from pure_nb.images.data import spoken
 from pure_nb.methods.virtual import CHOICES, Vectors, cluster_some, part_name
 from pure_nb.parameters import NEAREST
+
+with needed("show", "an atlas needs"):
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder

@@ -17,17 +17,20 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import ipywidgets
 import matplotlib.pyplot as plt
-from IPython.display import HTML
 from PIL import Image
 
+from pure_nb._imports import needed
 from pure_nb.compute.store import write_atomically
 from pure_nb.errors import ArgumentError, LayerError, PureError
 from pure_nb.figures.plots import neuron_figure, references_figure
 from pure_nb.methods.virtual import CHOICES
 from pure_nb.parameters import NEAREST, file_word
 from pure_nb.show import atlas
+
+with needed("show", "explorers need"):
+    import ipywidgets
+    from IPython.display import HTML
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

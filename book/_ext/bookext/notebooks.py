@@ -33,11 +33,11 @@ LANGUAGE = {"name": "python", "file_extension": ".py", "mimetype": "text/x-pytho
 
 INSTALL = """\
 # Only where it is missing, as in Colab. What is not released yet:
-# %pip install -q "pure-nb @ git+{repository}"
+# %pip install -q "pure-nb[chapters] @ git+{repository}"
 from importlib.util import find_spec
 
 if find_spec("pure_nb") is None:
-    %pip install -q pure-nb"""
+    %pip install -q "pure-nb[chapters]\""""
 
 
 def has_code(app: Sphinx, page: str) -> bool:

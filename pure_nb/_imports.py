@@ -1,0 +1,67 @@
+"""Imports that wait: names that a package hands out when they are asked for, and libraries that not everyone has.
+
+A study is loaded in little more time than torchvision. What is heavy and not needed until something is computed or
+shown is imported late, by the functions that use it: pandas, scikit-learn, matplotlib, parts of SciPy (which ``import
+scipy`` brings when they are used), and all that is optional. ``benchmarks/imports.py`` measures it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from pure_nb.errors import PureError
+
+
+def lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """A package's ``__getattr__`` and ``__dir__`` (PEP 562), so that whoever wants one name does not wait for all.
+
+    Parameters
+    ----------
+    package
+        Its name.
+    homes
+        For each module, relative to the package, the names to hand out, with spaces between; ``write=write_atlas`` for
+        one that is called otherwise there. Modules and packages within the package come by their own names.
+    """
+    found = {}
+    for module, names in homes.items():
+        for entry in names.split():
+            own, _, shown = entry.partition("=")
+            found[shown or own] = f"{package}.{module}", own
+
+    def get(name: str) -> Any:
+        if name in found:
+            module, own = found[name]
+            value = getattr(import_module(module), own)
+        elif not name.startswith("_") and find_spec(f"{package}.{name}"):
+            value = import_module(f"{package}.{name}")
+        else:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        setattr(sys.modules[package], name, value)  # and is not asked for again
+        return value
+
+    return get, lambda: [*vars(sys.modules[package])["__all__"]]
+
+
+@contextmanager
+def needed(extra: str, what: str, kind: type[PureError] = PureError) -> Iterator[None]:
+    """Around the imports of libraries that an extra of the package brings: say so where they are missing.
+
+    Parameters
+    ----------
+    extra
+        Its name in ``pyproject.toml``.
+    what
+        What needs them, as the first words of a sentence: ``"CLIP needs"``.
+    kind
+        Of the error to raise.
+    """
+    try:
+        yield
+    except ImportError as problem:
+        raise kind(f"{what} more packages: pip install 'pure-nb[{extra}]' ({problem})") from problem
