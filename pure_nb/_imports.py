@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from pkgutil import iter_modules
 from typing import Any
 
 from pure_nb.errors import PureError
@@ -26,7 +27,8 @@ def lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
         Its name.
     homes
         For each module, relative to the package, the names to hand out, with spaces between; ``write=write_atlas`` for
-        one that is called otherwise there. Modules and packages within the package come by their own names.
+        one that is called otherwise there. Modules and packages within the package, and modules in such packages, come
+        by their own names: ``pure_nb.sources`` is ``pure_nb.images.sources``.
     """
     found = {}
     for module, names in homes.items():
@@ -38,14 +40,21 @@ def lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
         if name in found:
             module, own = found[name]
             value = getattr(import_module(module), own)
-        elif not name.startswith("_") and find_spec(f"{package}.{name}"):
-            value = import_module(f"{package}.{name}")
+        elif not name.startswith("_") and (place := next(filter(find_spec, _places(package, name)), None)):
+            value = import_module(place)
         else:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         setattr(sys.modules[package], name, value)  # and is not asked for again
         return value
 
     return get, lambda: [*vars(sys.modules[package])["__all__"]]
+
+
+def _places(package: str, name: str) -> Iterator[str]:
+    """Where a module of this name may be."""
+    yield f"{package}.{name}"
+    folders = iter_modules(sys.modules[package].__path__)
+    yield from (f"{package}.{folder.name}.{name}" for folder in folders if folder.ispkg)
 
 
 @contextmanager

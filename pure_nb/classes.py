@@ -145,6 +145,11 @@ class Classes:
         """
         return self._classified[0]
 
+    @property
+    def relevant(self) -> NDArray[np.int64]:
+        """In how many images of each class each channel is relevant: see :class:`ClassStatistics`."""
+        return self.statistics.relevant
+
     @cached_property
     def _classified(self) -> tuple[ClassStatistics, list[Unreadable]]:
         """The class statistics, and the labelled images that could not be read."""

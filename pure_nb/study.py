@@ -215,6 +215,11 @@ class Study:
         """What the channels look at: boxes, pictures, embedders' vectors."""
         return Crops(self)
 
+    @property
+    def boxes(self) -> NDArray[np.int32]:
+        """The squares that each channel looks at in its references: see :attr:`pure_nb.crops.Crops.boxes`."""
+        return self.crops.boxes
+
     @cached_property
     def shapes(self) -> tuple[LayerShape, LayerShape]:
         """How the target and the lower layer look; raises if they can't be studied together."""
