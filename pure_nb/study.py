@@ -216,6 +216,10 @@ class Study:
         return Crops(self)
 
     @property
+    def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        return self.classes._labels
+
+    @property
     def boxes(self) -> NDArray[np.int32]:
         """The squares that each channel looks at in its references: see :attr:`pure_nb.crops.Crops.boxes`."""
         return self.crops.boxes
