@@ -13,6 +13,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     app.add_config_value("book_description", "", "html", str)
     app.connect("builder-inited", read_side_by_side)
+    app.connect("env-before-read-docs", site.with_late_imports)
     app.connect("source-read", site.with_commands)
     app.connect("env-get-outdated", site.with_changed_files)
     app.connect("html-page-context", notebooks.add_buttons, priority=600)  # the theme's own come at 501

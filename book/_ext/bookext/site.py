@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import inspect
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 from string import Template
 from typing import Any
 from urllib.parse import quote
@@ -41,6 +43,17 @@ def with_changed_files(app: Sphinx, *_: Any) -> list[str]:
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     stale = built.exists() and any(path.stat().st_mtime > built.stat().st_mtime for path in files)
     return [app.config.root_doc] if stale else []
+
+
+def with_late_imports(app: Sphinx, env: Any, pages: list[str]) -> None:
+    """Let the reference read the annotations of modules that import pandas late: it would take them for plain text."""
+    if any(page.startswith("book/api") for page in pages):  # only then, since it takes seconds
+        import pandas
+
+        import pure_nb
+
+        for module in walk_packages(pure_nb.__path__, "pure_nb."):
+            vars(import_module(module.name)).setdefault("pd", pandas)
 
 
 def forget_unread_modules(app: Sphinx) -> list[Any]:
