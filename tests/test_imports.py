@@ -226,9 +226,9 @@ def test_a_study_without_nltk(glyph_study: Study, monkeypatch: pytest.MonkeyPatc
     """Pairs can be had, and their similarities not."""
     without(monkeypatch, "nltk")
     study = glyph_study.using(target="layer4.0.conv2", lower="input:layer4.0.conv2")
-    assert len(study.pairs)
+    assert len(study.classes.pairs)
     with pytest.raises(WordNetError, match=re.escape("pip install 'pure-nb[wordnet]'")):
-        study.wordnet_pairs()
+        study.classes.wordnet_pairs()
 
 
 def test_what_needs_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
