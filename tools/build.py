@@ -97,8 +97,7 @@ def main() -> None:
             shutil.rmtree(store, ignore_errors=True)
             (build / "studied").write_text(inputs(STUDIED), encoding="utf-8")
         if not says(build / "drawn", drawn):
-            for earlier in extra.glob("neurons*"):
-                shutil.rmtree(earlier)
+            shutil.rmtree(extra / "neurons", ignore_errors=True)  # the chapters' own stay: they may not run again
             drawing = context.Process(target=draw_neurons, args=(extra / "neurons",))
             drawing.start()
 
