@@ -906,6 +906,7 @@ def test_a_data_set_is_read_by_one_at_a_time() -> None:
             assert torch.equal(tensor, noise(40)[sample])
 
 
+@pytest.mark.slow
 def test_scenes_drawn_at_once_are_those_drawn_alone() -> None:
     scenes = GlyphScenes(24)
     alone = [scenes[i][0].numpy().tobytes() for i in range(24)]

@@ -94,6 +94,7 @@ def test_missing_glyph() -> None:
         glyphs.glyph("漢")
 
 
+@pytest.mark.slow
 def test_synsets_are_wordnets() -> None:
     nltk = pytest.importorskip("nltk")
     nltk.data.path.insert(0, str(shared("nltk_data")))

@@ -29,6 +29,7 @@ def blobs(count: int, size: int = 25, apart: float = 8.0, seed: int = 0) -> NDAr
     return np.asarray(np.repeat(centres, size, axis=0) + generator.standard_normal((count * size, 12)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HEAPS)
 def test_false_alarms_are_as_rare_as_p_says(kind: str) -> None:
     """More than 10 of 80 below 0.05 come once in a hundred times if the rate is 0.05."""

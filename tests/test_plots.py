@@ -292,6 +292,7 @@ def nasty_figures(study: Study) -> dict[str, Figure]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tex", [False, True])
 def test_names_are_no_formulas(nasty_study: Study, tex: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:

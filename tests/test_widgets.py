@@ -189,6 +189,7 @@ def test_where_the_slider_starts() -> None:
         explorer(draw, [0.1, 0.5], name="starts", start=0.7)
 
 
+@pytest.mark.slow
 def test_explore_alive(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, neuron, count, method, shown, words, caption = explore(glyph_study, 22, caption="look").children
     alive = np.flatnonzero(glyph_study.references.alive)

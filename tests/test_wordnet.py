@@ -135,6 +135,7 @@ def test_the_shipped_one_names_all_its_synsets_as_the_whole_does(full: WordNet) 
         assert mine.lexname() == theirs.lexname()
 
 
+@pytest.mark.slow
 def test_no_id_is_mistaken_in_the_shipped_one(full: WordNet) -> None:
     tiny = shipped_wordnet()
     ids = {f"n{synset.offset():08d}" for synset in full.reader.all_synsets("n")}
@@ -434,6 +435,7 @@ def test_without_information_content() -> None:
             similarities(shipped_wordnet(), ["cat.n.01"], ["cow.n.01"], ["wup", measure])
 
 
+@pytest.mark.slow
 def test_a_file_of_information_content_that_is_not_there(full: WordNet) -> None:
     assert find_wordnet(content="ic-glorp.dat").content is None
     assert find_wordnet(content="ic-semcor.dat").content not in (None, full.content)
