@@ -28,14 +28,8 @@ help:  ## show this list
 
 env: $(STAMP)  ## create .venv with the tested versions
 
-# uv takes a fraction of pip's time; pip does it where uv can't, say behind an index that only pip is told of.
 $(STAMP): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 found. Name one: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot create virtual environments." \
-		"On Debian or Ubuntu its package python3-venv is missing; environment.yml is the way with conda." >&2; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(PIP) uv
-	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[book,test]" || $(PIP) -e ".[book,test]"
+	tools/make_env.sh $(PYTHON)
 	@touch $@
 
 book: $(STAMP)  ## build the book; prints where it is
@@ -83,9 +77,7 @@ distclean: clean  ## remove .venv too
 
 # The chapters come from the cache of `book`; none runs again.
 print: book  ## the book on one page and as PDF, in _build/print
-	$(BIN)/jupyter-book build . --builder singlehtml
-	@cp -R _build/extra/. _build/singlehtml
-	$(BIN)/python tools/print_book.py _build/singlehtml _build/print/book.pdf
+	$(BIN)/python tools/print_book.py
 
 wheel: $(STAMP)  ## the package as it is published, in dist
 	rm -rf dist

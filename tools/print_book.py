@@ -1,8 +1,8 @@
-"""Print the book on one page (``jupyter-book build --builder singlehtml``) as PDF.
+"""Make the book one page (``jupyter-book build --builder singlehtml``), and print that as PDF.
 
-    python tools/print_book.py _build/singlehtml _build/print/book.pdf
+    python tools/print_book.py [--pdf _build/print/book.pdf]
 
-Needs Chromium or Chrome on PATH, or Playwright's own.
+The book must be built: its chapters do not run again. Needs Chromium or Chrome on PATH, or Playwright's own.
 """
 
 from __future__ import annotations
@@ -10,9 +10,15 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "_build"
+BOOK = Path(sys.executable).with_name("jupyter-book")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--allow-file-access-from-files"]
@@ -76,15 +82,17 @@ def print_page(page: Page, source: Path, target: Path) -> None:
 def main() -> None:
     """Print the book."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("site", type=Path, help="the folder of the book on one page")
-    parser.add_argument("pdf", type=Path, help="the file to write")
+    parser.add_argument("--pdf", type=Path, default=BUILD / "print" / "book.pdf", help="the file to write")
     options = parser.parse_args()
+    site = BUILD / "singlehtml"
+    subprocess.run([BOOK, "build", ROOT, "--builder", "singlehtml"], check=True)
+    shutil.copytree(BUILD / "extra", site, dirs_exist_ok=True)
     executable = next((path for path in map(shutil.which, BROWSERS) if path), None)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=ARGS)
         page = browser.new_page(color_scheme="light")
         page.set_default_timeout(120_000)
-        print_page(page, at_the_root(options.site), options.pdf)
+        print_page(page, at_the_root(site), options.pdf)
         browser.close()
     print(f"The book for print: {options.pdf.resolve()}")
 
