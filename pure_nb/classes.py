@@ -132,9 +132,8 @@ class Classes:
     def take_long(self) -> bool:
         """Whether :attr:`statistics` are not there, and take a backward pass for each of many channels and batch."""
         p = self.study.parameters
-        many = (
-            self.study.shapes[0].channels > MANY_BACKWARD and closed_form(self.study.model, p.target, p.lower) is None
-        )
+        backward = closed_form(self.study.model, p.target, p.lower) is None
+        many = backward and self.study.shapes[0].channels > MANY_BACKWARD
         return many and not ("_classified" in self.__dict__ or self.study.results.has("classes", self._key()))
 
     @property
@@ -192,10 +191,8 @@ class Classes:
         See :func:`pure_nb.methods.relevance.class_pairs`; :func:`pure_nb.methods.relevance.gamma_polysemantic` picks
         from it. If there is none, a warning says what would find some.
         """
-        found, p = (
-            class_pairs(self.statistics, self.study.model, self.names, p=self.study.parameters.p),
-            self.study.parameters,
-        )
+        p = self.study.parameters
+        found = class_pairs(self.statistics, self.study.model, self.names, p=p.p)
         if found.empty:
             limit = f"mass={p.mass:g}" if p.mass else f"share={p.share:g}"
             answer = "a larger mass" if p.mass else "mass=0.8, which means the same in every width,"
@@ -469,9 +466,8 @@ class Classes:
         rows: list[tuple[Any, ...]] = []
         chosen = gamma_polysemantic(self.pairs, gamma)
         pairs = chosen[["channel", "class_1", "class_2", "cosine"]].itertuples(index=False, name=None)
-        for channel, *classes, value in progress_bar(
-            pairs, "splits", len(chosen), unit="pair", shown=self.study.run.progress
-        ):
+        bar = progress_bar(pairs, "splits", len(chosen), unit="pair", shown=self.study.run.progress)
+        for channel, *classes, value in bar:
             if min(self.statistics.images[self.names.index(name)] for name in classes) < 2:
                 rows.append((channel, *classes, value, *[np.nan] * 7))
                 continue

@@ -90,10 +90,8 @@ class Crops:
             return crop, ""
         if len(self.study.references.grid) == 2:
             return "activation", why
-        return (
-            None,
-            why or f"layer {self.study.parameters.target!r} has no grid of positions to scale up; use crop='peak'",
-        )
+        target = self.study.parameters.target
+        return None, why or f"layer {target!r} has no grid of positions to scale up; use crop='peak'"
 
     def views(self, channel: NDArray[np.int64], sample: NDArray[np.int64], crop: Crop | None = None) -> list[View]:
         """Pictures for pairs of a channel and an image, with the part that the channel looks at.
@@ -158,9 +156,8 @@ class Crops:
         """An embedder's vectors of words, float32 ``[words, d]``; kept, since a large vocabulary takes long."""
         asked = {"embedder": embedder.fingerprint, "prompts": list(embedder.prompts), "words": list(words)}
         key: dict[str, object] = {"step": "words", **asked}
-        return self.study.results.arrays("words", key, lambda _: ({"vectors": embedder.text(words)}, None))[0][
-            "vectors"
-        ]
+        found, _ = self.study.results.arrays("words", key, lambda _: ({"vectors": embedder.text(words)}, None))
+        return found["vectors"]
 
     def key(self) -> dict[str, object]:
         """What the boxes are found by."""

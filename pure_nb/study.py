@@ -30,26 +30,13 @@ from pure_nb.compute.results import FORMAT, Results
 from pure_nb.compute.store import Arrays, New, Store, store_folder
 from pure_nb.compute.sweep import sweep
 from pure_nb.crops import Crops
-from pure_nb.errors import (
-    ArgumentError,
-    ImageError,
-    LayerError,
-    PureError,
-)
+from pure_nb.errors import ArgumentError, ImageError, LayerError, PureError
 from pure_nb.images.data import Images, Unreadable, readable
 from pure_nb.images.sources import as_images
 from pure_nb.judges import truth
 from pure_nb.methods.circuits import circuits, propagate
 from pure_nb.methods.references import References, TopReferences
-from pure_nb.methods.virtual import (
-    MANY,
-    NEURONS,
-    VirtualNeurons,
-    embed,
-    packed,
-    unpacked,
-    virtual_neurons,
-)
+from pure_nb.methods.virtual import MANY, NEURONS, VirtualNeurons, embed, packed, unpacked, virtual_neurons
 from pure_nb.network import models
 from pure_nb.network.layers import (
     LayerShape,
@@ -166,7 +153,7 @@ class Study:
 
     def __repr__(self) -> str:
         p, known = self.parameters, "?"
-        if {"fingerprint"} <= vars(self.images).keys() and "_weights" in vars(self):  # it must take no time
+        if "fingerprint" in vars(self.images) and "_weights" in vars(self):  # it must take no time
             with suppress(PureError):
                 known = ", ".join(self.known()) or "nothing yet"
         parts = f"k = {p.k}" if p.k else "as many parts as are clear"
@@ -215,6 +202,8 @@ class Study:
         """What the channels look at: boxes, pictures, embedders' vectors."""
         return Crops(self)
 
+    # Two names from before classes and crops were objects of their own, as `relevant` of classes: what others have
+    # written to show faults asks for them.
     @property
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         return self.classes._labels

@@ -9,13 +9,14 @@ take a channel apart by them. The chapter *When it does not fit* shows by how mu
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import get_args
 
 import torch
 
 from pure_nb.errors import ArgumentError
 from pure_nb.parameters import Precision
 
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 def precisely(device: str, precision: Precision) -> AbstractContextManager[object]:
