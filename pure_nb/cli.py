@@ -68,6 +68,10 @@ ChannelsLast = Annotated[
 Skip = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out images that can't be read.")]
 Target = Annotated[str | None, typer.Option(help="The layer, if other than the study says.")]
 Lower = Annotated[str | None, typer.Option(help="The layer below: a name, input:LAYER, or nearest.")]
+Unsteady = Annotated[
+    bool,
+    typer.Option("--allow-nondeterministic", help="Go on though the layers depend on chance or on the batch."),
+]
 Share = Annotated[float | None, typer.Option(help="Share of the attribution that makes a channel relevant.")]
 Mass = Annotated[float | None, typer.Option(help="Instead: the strongest channels that carry this part together.")]
 Start = Annotated[
@@ -125,6 +129,7 @@ FORWARDED = (
     "skip_unreadable",
     "channels_last",
     "precision",
+    "allow_nondeterministic",
     "target",
     "lower",
     "n",
@@ -181,6 +186,7 @@ def run(
     store: Folder = None,
     device: Device = None,
     target: Target = None,
+    allow_nondeterministic: Unsteady = False,
     lower: Lower = None,
     rule: Rule = None,
     seed: Start = None,
@@ -212,7 +218,8 @@ def run(
         typer.echo(f"left out: image {lost.sample} ({lost.path}): {lost.reason}")
     table = found.neurons
     where = {"data": data, "weights": weights, "store": store, "target": target, "lower": lower}
-    same = _again(study, skip_unreadable, **where, rule=rule, start=seed, n=n)
+    flags = {"--skip-unreadable": skip_unreadable, "--allow-nondeterministic": allow_nondeterministic}
+    same = _again(study, flags, **where, rule=rule, start=seed, n=n)
     some = ",".join(str(channel) for channel in table["channel"].head(3))
     count = int((table["q"] <= 0.05).sum())
     typer.echo(f"{count} of {len(table)} neurons fall apart (false-discovery rate 5 %). Next:")
@@ -227,6 +234,7 @@ def neurons(
     weights: Weights = None,
     store: Folder = None,
     target: Target = None,
+    allow_nondeterministic: Unsteady = False,
     lower: Lower = None,
     rule: Rule = None,
     seed: Start = None,
@@ -253,6 +261,7 @@ def plot(
     store: Folder = None,
     device: Device = None,
     target: Target = None,
+    allow_nondeterministic: Unsteady = False,
     lower: Lower = None,
     rule: Rule = None,
     seed: Start = None,
@@ -300,6 +309,7 @@ def atlas(
     store: Folder = None,
     device: Device = None,
     target: Target = None,
+    allow_nondeterministic: Unsteady = False,
     lower: Lower = None,
     rule: Rule = None,
     seed: Start = None,
@@ -342,6 +352,7 @@ def arv(
     store: Folder = None,
     device: Device = None,
     target: Target = None,
+    allow_nondeterministic: Unsteady = False,
     lower: Lower = None,
     share: Share = None,
     mass: Mass = None,
@@ -390,6 +401,7 @@ def pairs(
     store: Folder = None,
     device: Device = None,
     target: Target = None,
+    allow_nondeterministic: Unsteady = False,
     lower: Lower = None,
     share: Share = None,
     mass: Mass = None,
@@ -442,6 +454,7 @@ def split(
     store: Folder = None,
     device: Device = None,
     target: Target = None,
+    allow_nondeterministic: Unsteady = False,
     lower: Lower = None,
     share: Share = None,
     mass: Mass = None,
@@ -566,6 +579,7 @@ def evaluate(
     store: Folder = None,
     device: Device = None,
     target: Target = None,
+    allow_nondeterministic: Unsteady = False,
     lower: Lower = None,
     rule: Rule = None,
     crop: Crop = None,
@@ -648,6 +662,7 @@ def bench(
     store: Folder = None,
     device: Device = None,
     target: Target = None,
+    allow_nondeterministic: Unsteady = False,
     lower: Lower = None,
     n: Count = None,
     batch_size: BatchSize = None,
@@ -796,12 +811,12 @@ def _asked() -> str:
     return printable(f"pure-nb {shlex.join(sys.argv[1:])}")
 
 
-def _again(study: str, skip_unreadable: bool, **options: object) -> str:
+def _again(study: str, flags: dict[str, bool], **options: object) -> str:
     """The study and its options as one types them, for the next command."""
     words = [study]
     for name, value in options.items():
         words += [f"--{name}", str(value)] if value is not None else []
-    return shlex.join([*words, *(["--skip-unreadable"] if skip_unreadable else [])])
+    return shlex.join([*words, *(flag for flag, given in flags.items() if given)])
 
 
 if __name__ == "__main__":

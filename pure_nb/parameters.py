@@ -57,6 +57,9 @@ class Parameters:
     precision
         What the network computes in during the passes over all images: ``"float32"``, ``"bfloat16"`` or ``"float16"``;
         see :mod:`pure_nb.compute.precision`. Circuits and heatmaps are always in float32.
+    allow_nondeterministic
+        Study layers that depend on chance or on which images are in a batch, such as below a dropout that is left on.
+        Results are then of one run and one batch size; a warning is kept with them.
     """
 
     target: str
@@ -72,6 +75,7 @@ class Parameters:
     mass: float = 0.0
     p: float = 0.75
     precision: Precision = "float32"
+    allow_nondeterministic: bool = False
 
     def __post_init__(self) -> None:
         for name in ("target", "lower"):
@@ -84,6 +88,8 @@ class Parameters:
         for name, options in OPTIONS.items():
             if getattr(self, name) not in options:
                 raise StudyError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
+        if not isinstance(self.allow_nondeterministic, bool):
+            raise StudyError(f"allow_nondeterministic must be true or false, got {self.allow_nondeterministic!r}")
         for name in ("share", "mass", "p"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
