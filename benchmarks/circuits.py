@@ -31,12 +31,13 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from pure_nb._resting import resting
 from pure_nb.compute.sweep import sweep
 from pure_nb.glyphs import glyph_images
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits, normalised
 from pure_nb.methods.references import TopReferences
-from pure_nb.network.layers import activations, cut, resting
+from pure_nb.network.layers import activations, cut
 
 TARGET, LOWER = "layer4", "layer3"
 

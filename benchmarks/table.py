@@ -48,6 +48,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from pure_nb._resting import resting
 from pure_nb.compute.sweep import SHARD, run_shard, sweep
 from pure_nb.figures.render import views
 from pure_nb.images.data import Images
@@ -55,7 +56,7 @@ from pure_nb.methods.circuits import circuits
 from pure_nb.methods.references import References, TopReferences
 from pure_nb.methods.relevance import ClassRelevance, ClassStatistics, carried, closed_form
 from pure_nb.methods.splitting import RHOS, PartActivations, Split, owners, part_activations, split_channel
-from pure_nb.network.layers import INPUT, OUTPUT, activations, get_layer, resting
+from pure_nb.network.layers import INPUT, OUTPUT, activations, get_layer
 
 CONVOLUTIONS = {
     "torchvision:resnet18": "layer4.1.conv2",
