@@ -20,7 +20,6 @@ from pure_nb.errors import ImageError, StudyError, StudyWarning
 from pure_nb.images.data import Images, Unreadable, at_chance, batches, class_labels, seen_labels
 from pure_nb.images.sources import as_images
 from pure_nb.methods.concord import Concord, concord, similarity_matrix, with_similarities
-from pure_nb.methods.references import TopReferences
 from pure_nb.methods.relevance import (
     Clamp,
     ClassRelevance,
@@ -110,7 +109,7 @@ class Classes:
             right = f"the network's largest output is the label of {(own == said).sum()} of {len(own)} images of "
             return found, f"{right}{self.labelled.name!r}" if at_chance(own, said) else ""
 
-        key = {"step": "labels", "format": FORMAT["labels"], **self.study.identity, "images": self.labelled.fingerprint}
+        key = self.study.key("labels") | {"images": self.labelled.fingerprint}
         return str(self.study.results.arrays("labels", key, compute)[1])
 
     @cached_property
@@ -163,26 +162,8 @@ class Classes:
             mass=p.mass or None,
             seed=p.random,
         )
-
-        references = self.study._references_key()
-        together = self.labelled is self.study.images and not self.study._is_there("references", references)
-
-        def compute(shards: Store | None) -> tuple[Arrays, list[list[Any]]]:
-            self.study.shapes  # noqa: B018  fail before the pass, not in it
-            top = TopReferences(p.target, p.n, p.by)
-            skipped = self.study._sweep([own, top] if together else [own], self.labelled, shards)
-            note = [[u.sample, u.path, u.reason] for u in skipped]
-            if together:
-                self.study.__dict__["_found"] = top.result(), note
-                if self.study.store:
-                    with self.study.store.claimed("references", references):
-                        self.study.store.save_arrays("references", references, top.state(), note)
-            return own.state(), note
-
-        # What is kept of an unfinished pass is of no use to a pass that looks for other references, or for none.
-        both = {"with": references} if together else {}
-        arrays, note = self.study.results.arrays("classes", self._key(), compute, self._key() | both)
-        return own.restored(arrays).result(), self.study._accepted(note)
+        own, lost = self.study.swept("classes", self._key(), own, self.labelled)
+        return own.result(), lost
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
@@ -479,5 +460,5 @@ class Classes:
         return [self.labelled.picture(sample) for sample in chosen.tolist()]
 
     def _key(self) -> dict[str, object]:
-        limit = "mass" if self.study.parameters.mass else "share"
-        return self.study._key("classes", "target", "lower", limit, "random") | {"images": self.labelled.fingerprint}
+        p, limit = self.study.parameters, "mass" if self.study.parameters.mass else "share"
+        return self.study.key("classes") | {limit: getattr(p, limit), "images": self.labelled.fingerprint}
