@@ -152,16 +152,9 @@ class Classes:
     def _classified(self) -> tuple[ClassStatistics, list[Unreadable]]:
         """The class statistics, and the labelled images that could not be read."""
         p, (labels, names) = self.study.parameters, self._labels
-        own = ClassRelevance(
-            p.target,
-            p.lower,
-            labels,
-            len(names),
-            module=closed_form(self.study.model, p.target, p.lower),
-            share=p.share,
-            mass=p.mass or None,
-            seed=p.random,
-        )
+        how: dict[str, Any] = {"share": p.share, "mass": p.mass or None, "seed": p.random}
+        module = closed_form(self.study.model, p.target, p.lower)
+        own = ClassRelevance(p.target, p.lower, labels, len(names), module=module, **how)
         own, lost = self.study.swept("classes", self._key(), own, self.labelled)
         return own.result(), lost
 
@@ -207,8 +200,7 @@ class Classes:
         WordNetError
             If there is no WordNet, or it lacks what a measure needs.
         """
-        meant = {**self.study.images.synsets, **(synsets or {})}
-        return with_similarities(self.pairs, wordnet or self._wordnet, meant, measures)
+        return with_similarities(self.pairs, wordnet or self._wordnet, self._meant(synsets), measures)
 
     def concord(
         self,
@@ -236,9 +228,11 @@ class Classes:
             If there are fewer than three pairs whose classes are in WordNet.
         """
         classes = sorted({*self.pairs["class_1"], *self.pairs["class_2"]})
-        meant = {**self.study.images.synsets, **(synsets or {})}
-        likeness = similarity_matrix(wordnet or self._wordnet, classes, meant, measure)
+        likeness = similarity_matrix(wordnet or self._wordnet, classes, self._meant(synsets), measure)
         return concord(self.pairs, likeness, **how)
+
+    def _meant(self, synsets: Mapping[str, str] | None) -> dict[str, str]:
+        return {**self.study.images.synsets, **(synsets or {})}
 
     @cached_property
     def _wordnet(self) -> WordNet:
@@ -298,8 +292,8 @@ class Classes:
         p = self.study.parameters
         module = closed_form(self.study.model, p.target, p.lower)
         if module is None:
-            parts = get_layer(self.study.model, p.target).named_modules(prefix=p.target)
-            inside = [repr(name) for name, part in parts if computes_plainly(part)]
+            modules = get_layer(self.study.model, p.target).named_modules(prefix=p.target)
+            inside = [repr(name) for name, part in modules if computes_plainly(part)]
             raise StudyError(
                 f"a channel is split by the inputs of its own layer, and target={p.target!r} with lower={p.lower!r} is "
                 f"no such pair. Choose a Conv2d or Linear as the target ({', '.join(inside[:6]) or 'none is inside'}) "
@@ -307,36 +301,26 @@ class Classes:
             )
         halved = held_out and validation is None
         if classes is None:
-            names, images, samples, concept, training, arvs = self._virtual_concepts(channel, halved)
+            found = self._virtual_concepts(channel, halved)
         else:
-            names, images, samples, concept, training, arvs = self._class_concepts(channel, classes, halved)
+            found = self._class_concepts(channel, classes, halved)
+        names, images, samples, concept, training, arvs = found
         arvs = arvs[:, channel_sources(module, channel)]
+        how: dict[str, Any] = {"layer": p.target, "channel": channel, "arvs": arvs, "ownership": ownership}
+        how |= {"share": p.share, "mass": p.mass or None, "clamp": clamp, "run": self.study.run}
 
         def measured(images: Images, samples: NDArray[np.int64], concept: NDArray[np.int64]) -> PartActivations:
             outputs = None if classes is None else np.array([self.names.index(name) for name in classes])[concept]
-            return part_activations(
-                self.study.model,
-                images,
-                samples,
-                layer=p.target,
-                channel=channel,
-                arvs=arvs,
-                ownership=ownership,
-                labels=outputs,
-                share=p.share,
-                mass=p.mass or None,
-                clamp=clamp,
-                run=self.study.run,
-            )
+            return part_activations(self.study.model, images, samples, labels=outputs, **how)
 
-        found = measured(images, samples, concept)
+        parts = measured(images, samples, concept)
         if validation is not None:
             images = as_images(validation, "validation")
             samples, more = self._validation_concepts(channel, classes, images)
-            found = found.followed_by(measured(images, samples, more))
+            parts = parts.followed_by(measured(images, samples, more))
             training = np.arange(len(concept) + len(more)) < len(concept)
             concept = np.concatenate([concept, more])
-        return Split.chosen(found, concept, names, arvs, score, training)
+        return Split.chosen(parts, concept, names, arvs, score, training)
 
     def _class_concepts(self, channel: int, classes: Sequence[str], halved: bool) -> _Concepts:
         labels, names = self._labels

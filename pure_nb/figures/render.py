@@ -266,8 +266,6 @@ def boxes(
     *,
     target: str,
     crop: Crop = "peak",
-    blur: float = CROP_BLUR,
-    threshold: float = THRESHOLD,
     store: Store | None = None,
     run: Run = Run(),
 ) -> NDArray[np.int32]:
@@ -279,8 +277,6 @@ def boxes(
     ----------
     model, images, channel, sample, target, crop, run
         As for :func:`heatmaps`; ``channel`` and ``sample`` may have any one shape.
-    blur, threshold
-        As for :func:`seen`; the blur is the paper's for crops that are fed to an embedder.
     store
         As for :func:`pure_nb.methods.circuits.circuits`.
 
@@ -297,7 +293,7 @@ def boxes(
         found = np.empty((len(block), 4), dtype=np.int32)
         with closing(flows):
             for rows, maps in flows:
-                found[rows] = [square_around(mask) for mask in seen(maps, blur=blur, threshold=threshold)]
+                found[rows] = [square_around(mask) for mask in seen(maps, blur=CROP_BLUR)]
                 done(len(rows))
         return found
 
