@@ -20,7 +20,6 @@ from pure_nb.errors import ImageError, StudyError, StudyWarning
 from pure_nb.images.data import Images, Unreadable, at_chance, batches, class_labels, seen_labels
 from pure_nb.images.sources import as_images
 from pure_nb.methods.concord import Concord, concord, similarity_matrix, with_similarities
-from pure_nb.methods.references import TopReferences
 from pure_nb.methods.relevance import (
     Clamp,
     ClassRelevance,
@@ -41,7 +40,7 @@ from pure_nb.methods.splitting import (
     part_activations,
 )
 from pure_nb.methods.virtual import part_name, refitted
-from pure_nb.network.layers import INPUT, as_weights, computes_plainly, get_layer, placed, require_output, resting
+from pure_nb.network.layers import INPUT, as_weights, computes_plainly, get_layer, require_output
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,8 +72,8 @@ class Classes:
     @cached_property
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """The true class of each labelled image, an index into the network's outputs; and all their names."""
-        with placed(self.study.model, self.study.run.here):
-            example = self.labelled.example[None].to(self.study.run.here)
+        with self.study.run.prepared(self.study.model):
+            example = self.labelled.example[None].to(self.study.run.local_device)
             logits = require_output(self.study.model, example, self.study.parameters.allow_nondeterministic)
         if logits.grid:
             raise StudyError(
@@ -100,10 +99,10 @@ class Classes:
         def compute(_: Store | None) -> tuple[Arrays, str]:
             seen: list[int] = []
             answers: list[NDArray[np.int64]] = []
-            with resting(self.study.model, self.study.run.here), torch.no_grad():
-                for batch in batches(self.labelled, seen_labels(labels).tolist(), batch_size=self.study.run.batch_size):
+            with self.study.run.prepared(self.study.model), torch.no_grad():
+                for batch in batches(self.labelled, seen_labels(labels).tolist(), run=self.study.run):
                     if len(batch.samples):
-                        images = as_weights(self.study.model, batch.images.to(self.study.run.here))
+                        images = as_weights(self.study.model, batch.images.to(self.study.run.local_device))
                         answers.append(self.study.model(images).argmax(dim=1).cpu().numpy())
                         seen += batch.samples.tolist()
             own, said = labels[seen], np.concatenate([np.empty(0, np.int64), *answers])
@@ -111,7 +110,7 @@ class Classes:
             right = f"the network's largest output is the label of {(own == said).sum()} of {len(own)} images of "
             return found, f"{right}{self.labelled.name!r}" if at_chance(own, said) else ""
 
-        key = {"step": "labels", "format": FORMAT["labels"], **self.study.identity, "images": self.labelled.fingerprint}
+        key = self.study.key("labels") | {"images": self.labelled.fingerprint}
         return str(self.study.results.arrays("labels", key, compute)[1])
 
     @cached_property
@@ -154,36 +153,11 @@ class Classes:
     def _classified(self) -> tuple[ClassStatistics, list[Unreadable]]:
         """The class statistics, and the labelled images that could not be read."""
         p, (labels, names) = self.study.parameters, self._labels
-        own = ClassRelevance(
-            p.target,
-            p.lower,
-            labels,
-            len(names),
-            module=closed_form(self.study.model, p.target, p.lower),
-            share=p.share,
-            mass=p.mass or None,
-            seed=p.random,
-        )
-
-        references = self.study._references_key()
-        together = self.labelled is self.study.images and not self.study._is_there("references", references)
-
-        def compute(shards: Store | None) -> tuple[Arrays, list[list[Any]]]:
-            self.study.shapes  # noqa: B018  fail before the pass, not in it
-            top = TopReferences(p.target, p.n, p.by)
-            skipped = self.study._sweep([own, top] if together else [own], self.labelled, shards)
-            note = [[u.sample, u.path, u.reason] for u in skipped]
-            if together:
-                self.study.__dict__["_found"] = top.result(), note
-                if self.study.store:
-                    with self.study.store.claimed("references", references):
-                        self.study.store.save_arrays("references", references, top.state(), note)
-            return own.state(), note
-
-        # What is kept of an unfinished pass is of no use to a pass that looks for other references, or for none.
-        both = {"with": references} if together else {}
-        arrays, note = self.study.results.arrays("classes", self._key(), compute, self._key() | both)
-        return own.restored(arrays).result(), self.study._accepted(note)
+        how: dict[str, Any] = {"share": p.share, "mass": p.mass or None, "seed": p.random}
+        module = closed_form(self.study.model, p.target, p.lower)
+        own = ClassRelevance(p.target, p.lower, labels, len(names), module=module, **how)
+        own, lost = self.study.swept("classes", self._key(), own, self.labelled)
+        return own.result(), lost
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
@@ -227,8 +201,7 @@ class Classes:
         WordNetError
             If there is no WordNet, or it lacks what a measure needs.
         """
-        meant = {**self.study.images.synsets, **(synsets or {})}
-        return with_similarities(self.pairs, wordnet or self._wordnet, meant, measures)
+        return with_similarities(self.pairs, wordnet or self._wordnet, self._meant(synsets), measures)
 
     def concord(
         self,
@@ -256,9 +229,11 @@ class Classes:
             If there are fewer than three pairs whose classes are in WordNet.
         """
         classes = sorted({*self.pairs["class_1"], *self.pairs["class_2"]})
-        meant = {**self.study.images.synsets, **(synsets or {})}
-        likeness = similarity_matrix(wordnet or self._wordnet, classes, meant, measure)
+        likeness = similarity_matrix(wordnet or self._wordnet, classes, self._meant(synsets), measure)
         return concord(self.pairs, likeness, **how)
+
+    def _meant(self, synsets: Mapping[str, str] | None) -> dict[str, str]:
+        return {**self.study.images.synsets, **(synsets or {})}
 
     @cached_property
     def _wordnet(self) -> WordNet:
@@ -318,8 +293,8 @@ class Classes:
         p = self.study.parameters
         module = closed_form(self.study.model, p.target, p.lower)
         if module is None:
-            parts = get_layer(self.study.model, p.target).named_modules(prefix=p.target)
-            inside = [repr(name) for name, part in parts if computes_plainly(part)]
+            modules = get_layer(self.study.model, p.target).named_modules(prefix=p.target)
+            inside = [repr(name) for name, part in modules if computes_plainly(part)]
             raise StudyError(
                 f"a channel is split by the inputs of its own layer, and target={p.target!r} with lower={p.lower!r} is "
                 f"no such pair. Choose a Conv2d or Linear as the target ({', '.join(inside[:6]) or 'none is inside'}) "
@@ -327,38 +302,26 @@ class Classes:
             )
         halved = held_out and validation is None
         if classes is None:
-            names, images, samples, concept, training, arvs = self._virtual_concepts(channel, halved)
+            found = self._virtual_concepts(channel, halved)
         else:
-            names, images, samples, concept, training, arvs = self._class_concepts(channel, classes, halved)
+            found = self._class_concepts(channel, classes, halved)
+        names, images, samples, concept, training, arvs = found
         arvs = arvs[:, channel_sources(module, channel)]
+        how: dict[str, Any] = {"layer": p.target, "channel": channel, "arvs": arvs, "ownership": ownership}
+        how |= {"share": p.share, "mass": p.mass or None, "clamp": clamp, "run": self.study.run}
 
         def measured(images: Images, samples: NDArray[np.int64], concept: NDArray[np.int64]) -> PartActivations:
             outputs = None if classes is None else np.array([self.names.index(name) for name in classes])[concept]
-            return part_activations(
-                self.study.model,
-                images,
-                samples,
-                layer=p.target,
-                channel=channel,
-                arvs=arvs,
-                ownership=ownership,
-                labels=outputs,
-                share=p.share,
-                mass=p.mass or None,
-                clamp=clamp,
-                batch_size=self.study.run.batch_size,
-                device=self.study.run.here,
-                workers=self.study.run.workers,
-            )
+            return part_activations(self.study.model, images, samples, labels=outputs, **how)
 
-        found = measured(images, samples, concept)
+        parts = measured(images, samples, concept)
         if validation is not None:
             images = as_images(validation, "validation")
             samples, more = self._validation_concepts(channel, classes, images)
-            found = found.followed_by(measured(images, samples, more))
+            parts = parts.followed_by(measured(images, samples, more))
             training = np.arange(len(concept) + len(more)) < len(concept)
             concept = np.concatenate([concept, more])
-        return Split.chosen(found, concept, names, arvs, score, training)
+        return Split.chosen(parts, concept, names, arvs, score, training)
 
     def _class_concepts(self, channel: int, classes: Sequence[str], halved: bool) -> _Concepts:
         labels, names = self._labels
@@ -376,12 +339,7 @@ class Classes:
             arvs = self.statistics.arv(self.study.model, channel, numbers)
             return tuple(classes), self.labelled, samples, concept, training, arvs
         p, chosen = self.study.parameters, samples[training]
-        how: dict[str, Any] = {
-            "batch_size": self.study.run.batch_size,
-            "device": self.study.run.here,
-            "workers": self.study.run.workers,
-        }
-        inputs = pooled_inputs(self.study.model, self.labelled, chosen, p.target, **how)
+        inputs = pooled_inputs(self.study.model, self.labelled, chosen, p.target, run=self.study.run)
         means = np.stack([inputs[concept[training] == number].mean(axis=0) for number in range(len(classes))])
         arvs = (means * dense_weight(get_layer(self.study.model, p.target), channel)).sum(axis=2)
         return tuple(classes), self.labelled, samples, concept, training, arvs
@@ -487,5 +445,5 @@ class Classes:
         return [self.labelled.picture(sample) for sample in chosen.tolist()]
 
     def _key(self) -> dict[str, object]:
-        limit = "mass" if self.study.parameters.mass else "share"
-        return self.study._key("classes", "target", "lower", limit, "random") | {"images": self.labelled.fingerprint}
+        p, limit = self.study.parameters, "mass" if self.study.parameters.mass else "share"
+        return self.study.key("classes") | {limit: getattr(p, limit), "images": self.labelled.fingerprint}

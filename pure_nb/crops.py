@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from pure_nb.compute.blocks import by_blocks
 from pure_nb.compute.results import FORMAT
 from pure_nb.compute.store import Arrays, New, Store
-from pure_nb.errors import EmbedderError, StudyWarning
+from pure_nb.errors import EmbedderError, LayerError, StudyWarning
 from pure_nb.figures.render import View, boxes, cropped, views
+from pure_nb.methods.circuits import propagate
 from pure_nb.parameters import Crop
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Crops:
 
     @cached_property
     def _without_crp(self) -> str:
-        return self.study._misfit(None)
+        return misfit(self.study, None)
 
     @property
     def boxes(self) -> NDArray[np.int32]:
@@ -70,15 +72,12 @@ class Crops:
                 sample,
                 target=self.study.parameters.target,
                 crop=crop,
-                batch_size=min(self.study.run.batch_size, 16),
-                device=self.study.run.device,
                 store=blocks,
-                progress=self.study.run.progress,
-                client=self.study.run.client,
+                run=self.study.run,
             )
             return {"box": found}, f"crops follow the activation map, since {why}" if why else ""
 
-        arrays, note = self.study.results.arrays("boxes", self.key(), compute)
+        arrays, note = self.study.results.arrays("boxes", self.study.key("boxes"), compute)
         if note:
             warnings.warn(note, StudyWarning, stacklevel=3)
         return arrays["box"], note
@@ -107,10 +106,8 @@ class Crops:
             return [View(n, p, np.ones(p.shape[:2], dtype=bool)) for n, p in zip(sample.tolist(), pictures)]
         if why:
             warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=2)
-        how: dict[str, Any] = {"batch_size": min(self.study.run.batch_size, 16), "device": self.study.run.here}
-        return views(
-            self.study.model, self.study.images, channel, sample, target=self.study.parameters.target, crop=found, **how
-        )
+        how: dict[str, Any] = {"target": self.study.parameters.target, "crop": found, "run": self.study.run}
+        return views(self.study.model, self.study.images, channel, sample, **how)
 
     def of(self, channel: int, ranks: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Crops of a channel's references of given ranks, as embedders see them: uint8 ``[side, side, 3]`` each."""
@@ -146,10 +143,15 @@ class Crops:
                 return np.concatenate(parts)
 
             name = f"crops to {embedder.name}"
-            how: dict[str, Any] = {"store": blocks, "new": new, "progress": self.study.run.progress}
-            return by_blocks(sample, of, batch_size=self.study.run.batch_size, name=name, unit="crop", **how)
+            # An embedder has its own device, and is not sent to a cluster.
+            run = replace(self.study.run, client=None, device=self.study.run.local_device)
+            return by_blocks(sample, of, name=name, unit="crop", store=blocks, new=new, run=run)
 
-        key = self.key() | {"step": "embeddings", "how": FORMAT["embeddings"], "embedder": embedder.fingerprint}
+        key = self.study.key("boxes") | {
+            "step": "embeddings",
+            "how": FORMAT["embeddings"],
+            "embedder": embedder.fingerprint,
+        }
         return self.study.results.mapped("embeddings", key, compute).reshape(*self.study.references.sample.shape, -1)
 
     def word_vectors(self, embedder: Embedder, words: Sequence[str]) -> NDArray[np.float32]:
@@ -159,6 +161,17 @@ class Crops:
         found, _ = self.study.results.arrays("words", key, lambda _: ({"vectors": embedder.text(words)}, None))
         return found["vectors"]
 
-    def key(self) -> dict[str, object]:
-        """What the boxes are found by."""
-        return self.study._key("boxes", "target", "n", "by", "crop")
+
+def misfit(study: Study, lower: str | None) -> str:
+    """Why the rules of LRP do not fit a study's network down to a layer, or to the images for None; "" if they do.
+
+    Tried on one reference image. Whatever fails later is another matter, and no reason to do without them.
+    """
+    sample = study.references.sample[0, :1]
+    how: dict[str, Any] = {"target": study.parameters.target, "lower": lower, "rule": "lrp", "run": study.run}
+    try:
+        with closing(propagate(study.model, study.images, np.zeros(1, np.int64), sample, **how)) as flows:
+            next(flows)
+    except LayerError as problem:
+        return str(problem)
+    return ""
