@@ -42,7 +42,7 @@ from pure_nb.benchmark.contestants import Contestant, Parts, by_mixture, circuit
 from pure_nb.benchmark.worlds import World, objects_world, planted_world
 from pure_nb.errors import ArgumentError, ImageError, StudyError, StudyWarning
 from pure_nb.images.data import Images
-from pure_nb.judges.truth import interval
+from pure_nb.methods.statistics import interval
 from pure_nb.methods.virtual import cluster, virtual_neurons
 from pure_nb.methods.virtual_layer import Assign, VirtualLayer
 from pure_nb.study import Study

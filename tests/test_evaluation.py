@@ -23,10 +23,10 @@ from pure_nb.judges.evaluation import (
     alignment,
     distance_table,
     intra_inter,
-    mean_and_error,
     pair_distances,
     summary,
 )
+from pure_nb.methods.statistics import mean_and_error
 from pure_nb.methods.virtual import cluster
 
 

@@ -28,9 +28,9 @@ from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, StudyError, StudyWarning
 from pure_nb.images.data import readable
-from pure_nb.judges import truth
 from pure_nb.methods.relevance import dense_weight, pooled_inputs
 from pure_nb.methods.splitting import SHARED, owners
+from pure_nb.methods.statistics import percentiles, resampled, summary
 from pure_nb.methods.virtual import VirtualNeurons, virtual_neurons
 from pure_nb.methods.virtual_layer import Assign, VirtualLayer
 from pure_nb.network.layers import activations, by_position, get_layer, resting
@@ -422,13 +422,9 @@ def detection(table: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
         if not 0 < several.sum() < len(several):
             found[str(method)] = (float("nan"),) * 3
             continue
-        generator, drawn = np.random.default_rng(0), []
-        groups = [np.flatnonzero(several), np.flatnonzero(~several)]
-        for _ in range(200):  # of each kind as many as there are
-            pick = np.concatenate([generator.choice(group, len(group)) for group in groups])
-            drawn.append(roc_auc_score(several[pick], clarity[pick]))
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        found[str(method)] = (float(roc_auc_score(several, clarity)), float(low), float(high))
+        picks = resampled(np.flatnonzero(several), np.flatnonzero(~several), draws=200)  # as many of each as there are
+        limits = percentiles([roc_auc_score(several[pick], clarity[pick]) for pick in picks])
+        found[str(method)] = (float(roc_auc_score(several, clarity)), *limits)
     return found
 
 
@@ -475,9 +471,9 @@ def leaderboard(table: pd.DataFrame, baseline: str = PAPER) -> pd.DataFrame:
     if scored.empty:
         raise ArgumentError("no neuron means more than one thing, so there is nothing to compare")
     bound = scored["method"].str.startswith(CEILING)
-    found = truth.summary(scored[~bound], baseline, "ari")
+    found = summary(scored[~bound], baseline, "ari")
     if bound.any():  # what was told the truth takes no part in the correction for many tests
-        told = truth.summary(scored[bound | (scored["method"] == baseline)], baseline, "ari")
+        told = summary(scored[bound | (scored["method"] == baseline)], baseline, "ari")
         told = told[told["method"] != baseline].assign(p=np.nan)
         found = pd.concat([found, told]).sort_values("mean", ascending=False, kind="stable", ignore_index=True)
     found = found.rename(columns={"mean": "ari"})
