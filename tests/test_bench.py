@@ -21,24 +21,18 @@ from small import Items, noise, plain
 from torch import nn
 
 from pure_nb.benchmark import bench
-from pure_nb.benchmark.bench import (
-    DRAWS,
+from pure_nb.benchmark.bench import DRAWS, calibration, detection, downstream, leaderboard, run, true_owners
+from pure_nb.benchmark.contestants import Contestant, Parts, by_mixture, circuits_of, random_parts
+from pure_nb.benchmark.scoring import (
     FEW,
     SCORES,
     accuracy,
     agreements,
-    calibration,
-    detection,
-    downstream,
-    leaderboard,
     matched,
     part_correlation,
     pearson,
-    run,
     source_f1,
-    true_owners,
 )
-from pure_nb.benchmark.contestants import Contestant, Parts, by_mixture, circuits_of, random_parts
 from pure_nb.benchmark.worlds import World, objects_world, planted_world
 from pure_nb.errors import ArgumentError, ImageError, StudyError, StudyWarning
 from pure_nb.images.data import Images

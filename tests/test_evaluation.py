@@ -18,7 +18,6 @@ from pure_nb.compute.store import Store
 from pure_nb.errors import EvaluationError
 from pure_nb.judges import evaluation
 from pure_nb.judges.evaluation import (
-    RANDOM,
     TRUE,
     alignment,
     distance_table,
@@ -26,6 +25,7 @@ from pure_nb.judges.evaluation import (
     pair_distances,
     summary,
 )
+from pure_nb.methods.descriptions import RANDOM
 from pure_nb.methods.statistics import mean_and_error
 from pure_nb.methods.virtual import cluster
 

@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pure_nb.benchmark.bench import matched
+from pure_nb.benchmark.scoring import matched
 from pure_nb.benchmark.worlds import World
 from pure_nb.figures.plots import PALETTE, literal, show, strip, tiles
 

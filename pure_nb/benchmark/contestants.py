@@ -18,6 +18,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from pure_nb.benchmark.worlds import World
 from pure_nb.errors import ModelError, PureError, StudyError, StudyWarning
+from pure_nb.methods.descriptions import GRADIENT, LRP, RANDOM, Description, fitting
 from pure_nb.methods.relevance import closed_form
 from pure_nb.methods.splitting import RHOS, SHARED, PartActivations, Split, channel_sources, part_activations
 from pure_nb.methods.virtual import cluster
@@ -44,8 +46,8 @@ if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
     from pure_nb.study import Study
 
-PAPER, LRP, PEAK, CLOSE, LAYERS = "PURE", "PURE LRP", "PURE at maximum", "PURE close", "PURE, several layers"
-RANDOM, CEILING, CLASSES = "random", "ceiling", "split by classes"
+PAPER, PEAK, CLOSE, LAYERS = "PURE", "PURE at maximum", "PURE close", "PURE, several layers"
+CEILING, CLASSES = "ceiling", "split by classes"
 
 ATOMS = 256
 """Most atoms of a dictionary of sparse codes."""
@@ -172,11 +174,6 @@ def several_layers(world: World) -> Vectors:
     before = stage_before(world.base.model, lower)
     names |= dict.fromkeys([before] if before else [])
     return np.concatenate([world.circuits(lower=name) for name in names], axis=2)
-
-
-def activations_of(name: str) -> Callable[[World], Vectors]:
-    """One of the descriptions of :meth:`pure_nb.benchmark.worlds.World.activations`."""
-    return lambda world: world.activations[name]
 
 
 def by_mixture(vectors: Vectors, k: int, seed: int) -> Labels:
@@ -338,50 +335,40 @@ def contestants(world: World, embedders: Sequence[Embedder] = (), only: Sequence
     only
         Names of those that are wanted; all by default.
     """
-    base = world.base
-    paper = {"rule": "gradient", "seed": "activation"}
+    answers = {name: partial(_described, one) for name, one in world.descriptions(embedders).items()}
+    pure, lower = answers[GRADIENT], answers["lower activation at maximum"]
     close = circuits_of(rule="gradient", seed="peak", lower=NEAREST)
-    lower = activations_of("lower activation at maximum")
-    found: list[tuple[Any, ...]] = [
-        (PAPER, circuits_of(**paper)),
-        (PEAK, circuits_of(rule="gradient", seed="peak")),
-        (CLOSE, close),
-        (LAYERS, several_layers),
-        ("PURE + Gaussian mixture", circuits_of(**paper), by_mixture),
-        ("PURE + spectral", circuits_of(**paper), by_spectrum),
-        ("PURE + HDBSCAN", circuits_of(**paper), by_density),
-        ("activation", activations_of("activation")),
-        ("lower activation", lower),
-        ("NMF", lower, by_factors),
-        ("sparse codes", sparse_codes),
-        (RANDOM, random_parts),
-        (f"{CEILING}: {PAPER}", ceiling_of(circuits_of(**paper))),
-        (f"{CEILING}: {CLOSE}", ceiling_of(close)),
-    ]
-    if base.references.grid:
-        found.append(("activation at maximum", activations_of("activation at maximum")))
-    if not only or LRP in only:
-        if why := base.without_lrp:
-            warnings.warn(f"{LRP} is left out: {why}", StudyWarning, stacklevel=2)
-        else:
-            found.append((LRP, circuits_of(rule="lrp", seed="activation")))
+    divide = {"PURE + Gaussian mixture": by_mixture, "PURE + spectral": by_spectrum, "PURE + HDBSCAN": by_density}
+    found: dict[str, Callable[[World], Any]] = {
+        PAPER: pure,
+        PEAK: circuits_of(rule="gradient", seed="peak"),
+        CLOSE: close,
+        LAYERS: several_layers,
+        **dict.fromkeys(divide, pure),
+        "activation": answers["activation"],
+        "lower activation": lower,
+        "NMF": lower,
+        "sparse codes": sparse_codes,
+        RANDOM: random_parts,
+        f"{CEILING}: {PAPER}": ceiling_of(pure),
+        f"{CEILING}: {CLOSE}": ceiling_of(close),
+        **{name: answers[name] for name in ("activation at maximum", LRP) if name in answers},
+    }
     own = world.study.parameters
     if closed_form(world.study.model, own.target, own.lower) is not None:
-        found.append(("split by PURE's parts", lambda it: split_by(it, "parts")))
-        if not only or CLASSES in only:
-            if why := world.study.classes.without_labels:
-                warnings.warn(f"the {CLASSES} is left out: {why}", StudyWarning, stacklevel=2)
-            else:
-                found.append((CLASSES, lambda it: split_by(it, "classes")))
-    made = [replace(Contestant(*entry), fingerprint=entry[0]) for entry in found]
-    for one in embedders:
-        made.append(Contestant(one.name, embedded_by(one), fingerprint=one.fingerprint))
+        found |= {"split by PURE's parts": partial(split_by, by="parts"), CLASSES: partial(split_by, by="classes")}
+    found = fitting({name: answer for name, answer in found.items() if not only or name in only}, world.base)
+    if CLASSES in found and (why := world.study.classes.without_labels):
+        warnings.warn(f"the {CLASSES} is left out: {why}", StudyWarning, stacklevel=2)
+        del found[CLASSES]
+    divide["NMF"] = by_factors
+    made = [Contestant(name, answer, divide.get(name, by_means), name) for name, answer in found.items()]
+    made += [Contestant(one.name, answers[one.name], fingerprint=one.fingerprint) for one in embedders]
     return [one for one in made if not only or one.name in only]
 
 
-def embedded_by(embedder: Embedder) -> Callable[[World], Vectors]:
-    """An embedder's vectors of the crops."""
-    return lambda world: world.study.crops.embeddings(embedder)
+def _described(description: Description, world: World) -> Vectors:
+    return description.vectors()
 
 
 def load_contestant(specification: str) -> Contestant:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from pure_nb.figures.plots import PALETTE, TILE, literal, show, strip
 from pure_nb.figures.render import resized
-from pure_nb.judges.evaluation import RANDOM, TRUE
+from pure_nb.judges.evaluation import TRUE
+from pure_nb.methods.descriptions import RANDOM
 from pure_nb.methods.virtual import part_name
 
 if TYPE_CHECKING:
@@ -137,12 +138,7 @@ def alignment_figure(alignment: pd.DataFrame, judge: str) -> Figure:
 
 @literal
 def named_parts_figure(
-    study: Study,
-    channel: int,
-    labels: NDArray[np.int64],
-    names: Namer,
-    vectors: NDArray[np.float32],
-    count: int = 6,
+    study: Study, channel: int, labels: NDArray[np.int64], names: Namer, vectors: NDArray[np.float32], count: int = 6
 ) -> Figure:
     """The crops of a neuron's parts as the judge sees them, and what it calls them.
 

@@ -25,6 +25,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import Store
 from pure_nb.errors import EvaluationError
+from pure_nb.methods.descriptions import parts_by
 from pure_nb.methods.statistics import (
     Measure,
     corrected,
@@ -35,13 +36,13 @@ from pure_nb.methods.statistics import (
     resampled,
     signed_rank,
 )
-from pure_nb.methods.virtual import CHOICES, MANY, NEURONS, cluster, on_one_thread
+from pure_nb.methods.virtual import CHOICES, MANY, NEURONS, on_one_thread
 
 Metric = str | Callable[[NDArray[Any], NDArray[Any]], float]
 """A metric of :func:`scipy.spatial.distance.pdist`, by name or as a function of two vectors."""
 
-RANDOM, TRUE = "random", "true objects"
-"""Names of labels drawn at random, and of the objects that are known."""
+TRUE = "true objects"
+"""Name of the objects that are known, among the methods."""
 
 COLUMNS = ["channel", "method", "k", "intra", "inter", "gap", "overall"]
 ALIGNMENT = ["method", "measure", "mean", "standard_error", "subsets", "pooled", "low", "high"]
@@ -214,8 +215,7 @@ def _neuron_rows(
     generator = np.random.default_rng([seed, channel])  # the same whatever other neurons are looked at
     rows = []
     for k in ks:
-        parts = {name: cluster(vectors, k, seed=seed) for name, vectors in methods.items()}
-        parts[RANDOM] = generator.integers(0, k, len(judge))
+        parts = parts_by(methods, k, len(judge), generator=generator, seed=seed)
         if truth is not None:
             parts[TRUE] = truth
         for name, labels in parts.items():
@@ -269,9 +269,9 @@ def summary(
         for method, own in every.groupby("method", sort=False):
             whole, difference = own.dropna(subset=["gap"]), apart[method].dropna()
             row: dict[str, Any] = {"k": k, "method": method, "neurons": len(whole)}
-            # All means are over the same neurons.
-            for name, values in (*whole[COLUMNS[3:]].items(), ("difference", difference)):
-                row[name], row[f"{name}_se"] = mean_and_error(values)
+            for name in COLUMNS[3:]:  # all means are over the same neurons
+                row[name], row[f"{name}_se"] = mean_and_error(whole[name])
+            row["difference"], row["difference_se"] = mean_and_error(difference)
             rows.append(row | {"p": signed_rank(difference)})
     found = pd.DataFrame(rows).sort_values(["k", "gap"], ascending=[True, False], kind="stable", ignore_index=True)
     return found.assign(p=corrected(found["p"]))
@@ -402,4 +402,5 @@ def _fisher(correlation: float, pairs: int, level: float) -> tuple[float, float]
 
 def _of_some(first: Distances, second: Distances, members: NDArray[np.int64], measure: Measure) -> float:
     """Correlation over the pairs of some neurons."""
-    return correlation(*(np.concatenate([side[i] for i in members]) for side in (first, second)), measure)
+    x, y = (np.concatenate([side[i] for i in members]) for side in (first, second))
+    return correlation(x, y, measure)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from pure_nb.compute.blocks import grouped
 from pure_nb.images.data import Images, Truth, readable
+from pure_nb.methods.descriptions import parts_by
 from pure_nb.methods.references import References
-from pure_nb.methods.virtual import cluster, on_one_thread
+from pure_nb.methods.virtual import on_one_thread
 from pure_nb.network.layers import activations, by_position, resting
 
 if TYPE_CHECKING:
@@ -144,6 +145,20 @@ def _cells_under(grid: tuple[int, ...], lower: tuple[int, ...]) -> NDArray[Any]:
     return found
 
 
+def scores(truth: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
+    """Adjusted Rand index ``ari`` and mutual information ``ami`` of the images whose truth is known (not -1).
+
+    Parameters
+    ----------
+    truth, labels
+        int64 ``[n]``; label -1 is a part like any other.
+    """
+    from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score  # late, see pure_nb._imports
+
+    pair = truth[truth >= 0], labels[truth >= 0]
+    return {"ari": float(adjusted_rand_score(*pair)), "ami": float(adjusted_mutual_info_score(*pair))}
+
+
 @on_one_thread
 def agreement(
     descriptions: Mapping[str, NDArray[np.float32]],
@@ -178,7 +193,6 @@ def agreement(
         adjusted Rand index, 1: the same parts, 0: as good as chance).
     """
     import pandas as pd  # late, see pure_nb._imports
-    from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score  # late, see pure_nb._imports
 
     rows: list[dict[str, Any]] = []
     # A stream of its own: labels drawn elsewhere from the same seed must not agree with these.
@@ -188,12 +202,7 @@ def agreement(
         k = len(shares(truth[channel][known], common)) if known.any() else 0
         if k < 2:
             continue
-        found: dict[str, NDArray[Any]] = {
-            name: cluster(vectors[channel], k, seed=seed) for name, vectors in descriptions.items()
-        }
-        found["random"] = np.asarray(generator.integers(0, k, truth.shape[1]))
-        for name, labels in found.items():
-            ami = adjusted_mutual_info_score(truth[channel][known], labels[known])
-            ari = adjusted_rand_score(truth[channel][known], labels[known])
-            rows.append({"channel": channel, "k": k, "method": name, "ami": ami, "ari": ari})
+        own = {name: vectors[channel] for name, vectors in descriptions.items()}
+        for name, labels in parts_by(own, k, truth.shape[1], generator=generator, seed=seed).items():
+            rows.append({"channel": channel, "k": k, "method": name, **scores(truth[channel], labels)})
     return pd.DataFrame(rows, columns=["channel", "k", "method", "ami", "ari"])

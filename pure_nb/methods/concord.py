@@ -111,13 +111,14 @@ def concord(
     """
     names = [name for name in similarity.index if not similarity[name].drop(name).isna().all()]
     matrix = similarity.loc[names, names].to_numpy(dtype=float)
-    place = similarity.loc[names].index.get_indexer
+    place = {name: i for i, name in enumerate(names)}
     known = pairs["cosine"].notna() & pairs["class_1"].isin(names) & pairs["class_2"].isin(names)
-    known[known] = ~np.isnan(matrix[place(pairs["class_1"][known]), place(pairs["class_2"][known])])
-    used = pairs[known]
+    first, second = (pairs.loc[known, column].map(place).to_numpy() for column in ("class_1", "class_2"))
+    there = ~np.isnan(matrix[first, second])
+    used, first, second = pairs[known][there], first[there], second[there]
     if len(used) < 3:
         raise ArgumentError(f"a correlation needs at least three pairs of classes with a similarity, got {len(used)}")
-    first, second, cosines = place(used["class_1"]), place(used["class_2"]), used["cosine"].to_numpy()
+    cosines = used["cosine"].to_numpy()
     rho = _rank(cosines, matrix[first, second])
     if np.isnan(rho):
         return Concord(rho, rho, rho, rho, len(used))

@@ -24,7 +24,7 @@ def mean_and_error(values: ArrayLike) -> tuple[float, float]:
     return mean, float(scipy.stats.sem(values)) if len(values) > 1 else float("nan")
 
 
-def resampled(*groups: ArrayLike, draws: int, seed: int | np.random.Generator = 0) -> NDArray[np.int64]:
+def resampled(*groups: NDArray[np.int64], draws: int, seed: int | np.random.Generator = 0) -> NDArray[np.int64]:
     """Bootstrap samples of units such as neurons.
 
     Parameters
@@ -48,20 +48,17 @@ def resampled(*groups: ArrayLike, draws: int, seed: int | np.random.Generator = 
 
 
 def percentiles(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """What a part of all values lies between; NaN does not count, and comes of nothing else."""
-    if not np.isfinite(values).any():
+    """The limits that this part of the values lies between, in their middle; NaN does not count."""
+    finite = np.asarray(values, dtype=np.float64)
+    finite = finite[np.isfinite(finite)]
+    if not len(finite):
         return float("nan"), float("nan")
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def interval(
-    values: ArrayLike,
-    statistic: Callable[..., Any] = np.mean,
-    *,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
+    values: ArrayLike, statistic: Callable[..., Any] = np.mean, *, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """Bootstrap interval of a statistic of independent values, by percentiles; NaN for fewer than two values.
 

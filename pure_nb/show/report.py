@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +18,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pure_nb.compute.store import Store, write_atomically
-from pure_nb.errors import StudyError, StudyWarning
+from pure_nb.errors import StudyError
 from pure_nb.images.data import spoken
 from pure_nb.judges import evaluation
-from pure_nb.judges.evaluation import RANDOM, TRUE, Metric
+from pure_nb.judges.evaluation import TRUE, Metric
 from pure_nb.judges.naming import Namer, nouns, vocabulary_from
+from pure_nb.methods.descriptions import GRADIENT, LRP, RANDOM, fitting
+from pure_nb.methods.descriptions import descriptions as descriptions_of
 from pure_nb.methods.virtual import CHOICES, cluster_some, part_name
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Part of what stored tables are found by; raised when this package computes them differently."""
 
-GRADIENT, LRP = "PURE gradient", "PURE LRP"
+METHODS = (GRADIENT, LRP, "activation", "activation at maximum")
+"""What is judged of every study, where it has it; see :func:`pure_nb.methods.descriptions.descriptions`."""
 
 CROPPED = {
     "peak": "cropped to where relevance flows from the maximum, as in the paper",
@@ -45,21 +47,18 @@ CROPPED = {
 WHOLE = "whole"
 """What a neuron that is not taken apart is called among its parts."""
 
+ALL = "one ResNet, all neurons"
 PUBLISHED = pd.DataFrame(
     [
-        ("correlation with CLIP (Pearson)", "ResNet-101", "DINOv2", 0.57),
-        ("correlation with CLIP (Pearson)", "ResNet-101", "PURE", 0.38),
-        ("correlation with CLIP (Pearson)", "ResNet-101", "activation", 0.17),
-        ("intra", "one ResNet, all neurons", "DINOv2", 5.79),
-        ("intra", "one ResNet, all neurons", "PURE", 5.85),
-        ("intra", "one ResNet, all neurons", "activation", 5.95),
-        ("inter", "one ResNet, all neurons", "DINOv2", 6.48),
-        ("inter", "one ResNet, all neurons", "PURE", 6.40),
-        ("inter", "one ResNet, all neurons", "activation", 6.26),
-        ("overall", "one ResNet, all neurons", "", 6.08),
-        ("gap", "187 of 1000 neurons with CLIP's gap > 1.5", "DINOv2", 1.65),
-        ("gap", "187 of 1000 neurons with CLIP's gap > 1.5", "PURE", 1.42),
-        ("gap", "187 of 1000 neurons with CLIP's gap > 1.5", "activation", 0.91),
+        (what, of, method, value)
+        for what, of, values in (
+            ("correlation with CLIP (Pearson)", "ResNet-101", {"DINOv2": 0.57, "PURE": 0.38, "activation": 0.17}),
+            ("intra", ALL, {"DINOv2": 5.79, "PURE": 5.85, "activation": 5.95}),
+            ("inter", ALL, {"DINOv2": 6.48, "PURE": 6.40, "activation": 6.26}),
+            ("overall", ALL, {"": 6.08}),
+            ("gap", "187 of 1000 neurons with CLIP's gap > 1.5", {"DINOv2": 1.65, "PURE": 1.42, "activation": 0.91}),
+        )
+        for method, value in values.items()
     ],
     columns=["what", "of", "method", "published"],
 )
@@ -110,14 +109,9 @@ def descriptions(study: Study, embedders: Sequence[Embedder] = ()) -> dict[str, 
     PURE by gradient and by LRP (left out with a warning where its rules do not fit the network), the activations of the
     paper, those at the position of the maximum, and the embedders' own vectors.
     """
-    found = {GRADIENT: study.using(rule="gradient").circuits}
-    if why := study.without_lrp:
-        warnings.warn(f"{LRP} is left out: {why}", StudyWarning, stacklevel=2)
-    else:
-        found[LRP] = study.using(rule="lrp").circuits
-    simple = ["activation", "activation at maximum"][: 1 if not study.references.grid else 2]  # without a grid the same
-    found |= {name: study.activation_vectors[name] for name in simple}
-    return found | {embedder.name: study.crops.embeddings(embedder) for embedder in embedders}
+    given = descriptions_of(study, embedders)
+    wanted = {name: given[name] for name in (*METHODS, *(embedder.name for embedder in embedders)) if name in given}
+    return {name: one.vectors() for name, one in fitting(wanted, study).items()}
 
 
 def evaluate(
@@ -159,7 +153,7 @@ def evaluate(
         If the metric can't be used, or no neuron is driven by two images.
     """
     names = [embedder.name for embedder in (judge, *others)]
-    taken = [GRADIENT, LRP, "activation", "activation at maximum", RANDOM, TRUE, *names]
+    taken = [*METHODS, RANDOM, TRUE, *names]
     if len(set(taken)) < len(taken):
         raise StudyError(f"two methods have the same name, among {', '.join(taken)}; name each embedder otherwise")
     evaluation.pair_distances(np.eye(2, dtype=np.float32), metric)  # a wrong metric fails now, and not after hours
@@ -262,7 +256,7 @@ def part_names(
     names, vectors = namer(study, embedder, words), study.crops.embeddings(embedder.joint)
     rows = []
     for channel in np.flatnonzero(study.references.alive).tolist():
-        driven = study.driven[channel]
+        neuron, driven = study.neuron(channel), study.driven[channel]
         if k is None:
             labels = np.where(driven, study.virtual[channel].labels, -1)
         else:
@@ -277,21 +271,16 @@ def part_names(
                 "said": name.said(),
                 **asdict(name),
             }
-            if study.objects is not None:
-                label, count = np.unique(study.objects[channel][members], return_counts=True)
-                classes = ["", *study.images.truth.classes]  # type: ignore[union-attr]  # or there would be no objects
-                row |= {"true": classes[label[count.argmax()] + 1], "share": count.max() / count.sum()}
+            if neuron.objects is not None:
+                label, count = np.unique(neuron.objects[members], return_counts=True)
+                one = np.argmax(neuron.objects == label[count.argmax()])  # among the references that show it
+                row |= {"true": neuron.names[one], "share": count.max() / count.sum()}
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def write(
-    found: Evaluation,
-    folder: Path,
-    *,
-    names: pd.DataFrame | None = None,
-    clear: float | None = None,
-    command: str = "",
+    found: Evaluation, folder: Path, *, names: pd.DataFrame | None = None, clear: float | None = None, command: str = ""
 ) -> list[Path]:
     """Write an evaluation as tidy tables, figures and a short report in Markdown.
 
@@ -378,26 +367,25 @@ def _markdown(found: Evaluation, tables: dict[str, pd.DataFrame], clear: float |
 
 
 def _distances_text(table: pd.DataFrame) -> str:
-    shown = pd.DataFrame({"k": table["k"], "method": table["method"], "neurons": table["neurons"]})
+    shown = table[["k", "method", "neurons"]].copy()
     for name in ("intra", "inter", "gap", "difference"):
-        shown[name] = [f"{value:.3f} ± {error:.3f}" for value, error in zip(table[name], table[f"{name}_se"])]
+        shown[name] = _with_error(table, name, f"{name}_se")
     shown["p"] = ["" if np.isnan(p) else f"{p:.2g}" for p in table["p"]]
     return _markdown_table(shown)
 
 
 def _alignment_text(table: pd.DataFrame) -> str:
     shown = table[["method", "measure"]].copy()
-    shown["subsets"] = [
-        f"{mean:.3f} ± {error:.3f} ({count})"
-        for mean, error, count in zip(table["mean"], table["standard_error"], table["subsets"])
-    ]
+    shown["subsets"] = _with_error(table, "mean", "standard_error") + table["subsets"].map(" ({})".format)
     for name, low, high in (("pooled", "low", "high"), ("naive interval", "naive_low", "naive_high")):
         value = table["pooled"].map("{:.3f} ".format) if name == "pooled" else ""
         shown[name] = value + table[low].map("({:.3f} to ".format) + table[high].map("{:.3f})".format)
-    shown["within a neuron"] = [
-        f"{value:.3f} ± {error:.3f}" for value, error in zip(table["within"], table["within_se"])
-    ]
+    shown["within a neuron"] = _with_error(table, "within", "within_se")
     return _markdown_table(shown)
+
+
+def _with_error(table: pd.DataFrame, name: str, error: str) -> pd.Series[str]:
+    return table[name].map("{:.3f} ± ".format) + table[error].map("{:.3f}".format)
 
 
 def _names_text(names: pd.DataFrame) -> str:
