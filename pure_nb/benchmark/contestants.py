@@ -35,7 +35,7 @@ from pure_nb.benchmark.worlds import World
 from pure_nb.errors import ModelError, PureError, StudyError, StudyWarning
 from pure_nb.methods.descriptions import GRADIENT, LRP, RANDOM, Description, fitting
 from pure_nb.methods.relevance import closed_form
-from pure_nb.methods.splitting import RHOS, SHARED, PartActivations, Split, channel_sources, part_activations
+from pure_nb.methods.splitting import SHARED, Split, channel_sources, part_activations
 from pure_nb.methods.virtual import cluster
 from pure_nb.network.digests import digest
 from pure_nb.network.layers import get_layer, stage_before
@@ -44,7 +44,6 @@ from pure_nb.parameters import NEAREST
 
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
-    from pure_nb.study import Study
 
 PAPER, PEAK, CLOSE, LAYERS = "PURE", "PURE at maximum", "PURE close", "PURE, several layers"
 CEILING, CLASSES = "ceiling", "split by classes"
@@ -283,10 +282,11 @@ def split_by(world: World, by: str) -> Parts:
     """
     study = world.study
     module = get_layer(study.model, study.parameters.target)
-    labels = np.zeros(world.truth.shape, dtype=np.int64)
-    owner = {}
+    how: dict[str, Any] = {"layer": study.parameters.target, "batch_size": study.run.batch_size}
+    measure: Any = partial(part_activations, study.model, study.images, device=study.run.here, **how)
+    labels, owner = np.zeros(world.truth.shape, dtype=np.int64), {}
     for channel in np.flatnonzero(world.k > 1).tolist():
-        k, sources = int(world.k[channel]), channel_sources(module, channel)
+        k, sources, sample = int(world.k[channel]), channel_sources(module, channel), study.references.sample[channel]
         owner[channel] = np.full(sources.stop - sources.start, SHARED, dtype=np.int64)  # of a channel that stays whole
         if by == "classes":
             often = np.nan_to_num(study.classes.statistics.frequency[:, channel], nan=-1.0)
@@ -295,32 +295,18 @@ def split_by(world: World, by: str) -> Parts:
                 continue
             # All labelled images make the vectors, since the truth is that of others.
             split = study.classes.split(channel, [study.classes.names[label] for label in chosen], held_out=False)
-            measured = _measured(study, channel, split.arvs, (split.rho,))
+            measured = measure(sample, channel=channel, arvs=split.arvs, rhos=(split.rho,))
         else:
             parts = cluster(study.circuits[channel], k, seed=study.parameters.random)
             if parts.max() + 1 < k:
                 continue
             circuits = study.circuits[channel].astype(np.float64)
             arvs = np.stack([circuits[parts == part].mean(axis=0) for part in range(k)])[:, sources]
-            measured = _measured(study, channel, arvs, RHOS)
+            measured = measure(sample, channel=channel, arvs=arvs)
             split = Split.chosen(measured, parts, tuple(map(str, range(k))), arvs)
         labels[channel] = measured.at(split.rho)[:, :-1].argmax(axis=1)
         owner[channel] = split.owner
     return Parts(labels, owner=owner)
-
-
-def _measured(study: Study, channel: int, arvs: NDArray[np.float64], rhos: Sequence[float]) -> PartActivations:
-    return part_activations(
-        study.model,
-        study.images,
-        study.references.sample[channel],
-        layer=study.parameters.target,
-        channel=channel,
-        arvs=arvs,
-        rhos=rhos,
-        batch_size=study.run.batch_size,
-        device=study.run.here,
-    )
 
 
 def contestants(world: World, embedders: Sequence[Embedder] = (), only: Sequence[str] = ()) -> list[Contestant]:

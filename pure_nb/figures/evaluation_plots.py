@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pure_nb.figures.plots import PALETTE, TILE, literal, show, strip
+from pure_nb.compute.store import write_atomically
+from pure_nb.figures.plots import PALETTE, TILE, literal, save, show, strip
 from pure_nb.figures.render import resized
 from pure_nb.judges.evaluation import TRUE
 from pure_nb.methods.descriptions import RANDOM
@@ -22,6 +26,29 @@ from pure_nb.methods.virtual import part_name
 if TYPE_CHECKING:
     from pure_nb.judges.naming import Namer
     from pure_nb.study import Study
+
+
+def write_all(folder: Path, files: Mapping[str, Any]) -> list[Path]:
+    """Write what was found to a folder, each file in one step.
+
+    Parameters
+    ----------
+    folder
+        Is made if it is not there; files in it are replaced.
+    files
+        By name: a figure (which is closed), a table as ``.parquet`` or ``.csv``, or a text.
+    """
+    for name, found in files.items():
+        path = folder / name
+        if isinstance(found, Figure):
+            save(found, path)
+        elif path.suffix == ".parquet":
+            write_atomically(path, partial(found.to_parquet, index=False))
+        elif path.suffix == ".csv":
+            write_atomically(path, partial(found.to_csv, index=False))
+        else:
+            write_atomically(path, partial(Path.write_text, data=found, encoding="utf-8"))
+    return [folder / name for name in files]
 
 
 def _panels(summary: pd.DataFrame) -> tuple[Figure, dict[int, Axes], list[str]]:

@@ -11,8 +11,7 @@ chapter *What CLIP says* builds both from scratch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -210,8 +209,7 @@ def _neuron_rows(
     metric: Metric,
     seed: int,
 ) -> list[tuple[Any, ...]]:
-    with _told(f"neuron {channel}"):
-        distances = pair_distances(judge, metric)
+    distances = _distances(judge, metric, f"neuron {channel}")
     generator = np.random.default_rng([seed, channel])  # the same whatever other neurons are looked at
     rows = []
     for k in ks:
@@ -338,11 +336,10 @@ def alignment(
     return pd.DataFrame(rows, columns=ALIGNMENT)
 
 
-@contextmanager
-def _told(whose: str) -> Iterator[None]:
-    """Say whose distances failed."""
+def _distances(vectors: NDArray[np.float32], metric: Metric, whose: str) -> NDArray[np.float32]:
+    """:func:`pair_distances`, which says whose failed."""
     try:
-        yield
+        return pair_distances(vectors, metric)
     except EvaluationError as problem:
         raise EvaluationError(f"{whose}: {problem}") from problem
 
@@ -362,11 +359,8 @@ Distances = list[NDArray[np.float32]]
 def _all_distances(
     vectors: NDArray[np.float32], used: NDArray[np.bool_], chosen: NDArray[np.int64], metric: Metric, name: str
 ) -> Distances:
-    found = []
-    for channel in chosen:
-        with _told(f"neuron {channel}, vectors of {name}"):
-            found.append(pair_distances(vectors[channel][used[channel]], metric))
-    return found
+    own = {channel: vectors[channel][used[channel]] for channel in chosen}
+    return [_distances(some, metric, f"neuron {channel}, vectors of {name}") for channel, some in own.items()]
 
 
 def _ranks(distances: Distances) -> Distances:

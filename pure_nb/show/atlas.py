@@ -26,7 +26,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.metrics import adjusted_mutual_info_score
 
 from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
@@ -34,6 +33,7 @@ from pure_nb.compute.store import write_atomically
 from pure_nb.errors import EmbedderError, LayerError, StudyError
 from pure_nb.figures.render import Picture
 from pure_nb.images.data import spoken
+from pure_nb.judges.truth import scores
 from pure_nb.methods.descriptions import LRP, OWN, Description, descriptions
 from pure_nb.methods.virtual import CHOICES, cluster_some, part_name
 from pure_nb.parameters import NEAREST
@@ -199,10 +199,8 @@ class Atlas:
             "whole": f"whole/{channel}.webp",
         }
         if neuron.objects is not None:
-            known = neuron.objects >= 0
             found["agreement"] = {
-                name: [round(float(adjusted_mutual_info_score(neuron.objects[known], own[known])), 4) for own in every]
-                for name, every in labels.items()
+                name: [round(scores(neuron.objects, own)["ami"], 4) for own in every] for name, every in labels.items()
             }
         return found
 

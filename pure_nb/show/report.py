@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pure_nb.compute.store import Store, write_atomically
+from pure_nb.compute.results import Results
+from pure_nb.compute.store import Store
 from pure_nb.errors import StudyError
 from pure_nb.images.data import spoken
 from pure_nb.judges import evaluation
@@ -182,11 +183,9 @@ def evaluate(
         followers = {name: array for name, array in vectors.items() if name != judge.name}
         return evaluation.alignment(own, followers, subsets=subsets, **how)
 
-    if isinstance(metric, str):
-        table = study.results.table("distances", key, measured)
-        found = study.results.table("alignment", key | {"subsets": subsets}, aligned)
-    else:  # a function may change and keep its name
-        table, found = measured(None), aligned(None)
+    results = study.results if isinstance(metric, str) else Results(None)  # a function may change and keep its name
+    table = results.table("distances", key, measured)
+    found = results.table("alignment", key | {"subsets": subsets}, aligned)
     crops = study.crops.note or CROPPED[study.parameters.crop]
     title = f"{study.name}: {study.parameters.target}"
     return Evaluation(title, crops, judge.name, table, found, named)
@@ -302,30 +301,20 @@ def write(
     list of Path
         What was written, the report first.
     """
-    from pure_nb.figures.evaluation_plots import alignment_figure, distances_figure, gaps_figure
-    from pure_nb.figures.plots import save
+    from pure_nb.figures.evaluation_plots import alignment_figure, distances_figure, gaps_figure, write_all
 
     tables = {"distances": found.distances, "summary": found.summary(), "alignment": found.alignment}
     if clear is not None:
         tables["summary-clear"] = found.summary(clear=clear)
     if names is not None:
         tables["names"] = names
-    paths = [folder / "report.md"]
-    for name, table in tables.items():
-        paths += [folder / f"{name}.parquet", folder / f"{name}.csv"]
-        write_atomically(paths[-2], lambda path, table=table: table.to_parquet(path, index=False))  # type: ignore[misc]
-        write_atomically(paths[-1], lambda path, table=table: table.to_csv(path, index=False))  # type: ignore[misc]
-    figures = {
-        "distances": distances_figure(tables["summary"], found.judge),
-        "gaps": gaps_figure(found.distances, tables["summary"], found.judge),
-        "alignment": alignment_figure(found.alignment, found.judge),
-    }
-    for name, figure in figures.items():
-        paths.append(folder / f"{name}.png")
-        save(figure, paths[-1])
-    text = _markdown(found, tables, clear, command)
-    write_atomically(paths[0], lambda path: path.write_text(text, encoding="utf-8"))
-    return paths
+    files: dict[str, Any] = {f"{name}.{kind}": own for name, own in tables.items() for kind in ("parquet", "csv")}
+    files["distances.png"] = distances_figure(tables["summary"], found.judge)
+    files["gaps.png"] = gaps_figure(found.distances, tables["summary"], found.judge)
+    files["alignment.png"] = alignment_figure(found.alignment, found.judge)
+    files["report.md"] = _markdown(found, tables, clear, command)
+    *others, report = write_all(folder, files)
+    return [report, *others]
 
 
 def _markdown(found: Evaluation, tables: dict[str, pd.DataFrame], clear: float | None, command: str) -> str:
