@@ -169,9 +169,7 @@ def circuits_of(**recipe: Any) -> Callable[[World], Vectors]:
 def several_layers(world: World) -> Vectors:
     """Circuits over several lower layers side by side: the study's, the nearest, and the stage before the study's."""
     lower = world.base.parameters.lower
-    names = dict.fromkeys([lower, world.nearest])
-    before = stage_before(world.base.model, lower)
-    names |= dict.fromkeys([before] if before else [])
+    names = dict.fromkeys(filter(None, (lower, world.nearest, stage_before(world.base.model, lower))))
     return np.concatenate([world.circuits(lower=name) for name in names], axis=2)
 
 
@@ -211,13 +209,8 @@ def sparse_codes(world: World) -> Vectors:
     vectors = world.activations["lower activation at maximum"].astype(np.float64)
     flat = vectors.reshape(-1, vectors.shape[-1])
     flat = flat / (flat.std() or 1.0)
-    model = MiniBatchDictionaryLearning(
-        min(2 * flat.shape[1], ATOMS),
-        transform_algorithm="lasso_lars",
-        transform_alpha=0.1,
-        max_iter=10,
-        random_state=world.study.parameters.random,
-    )
+    how = {"transform_algorithm": "lasso_lars", "transform_alpha": 0.1, "random_state": world.study.parameters.random}
+    model = MiniBatchDictionaryLearning(min(2 * flat.shape[1], ATOMS), max_iter=10, **how)
     distinct, place = np.unique(flat, axis=0, return_inverse=True)
     codes = _calm(model.fit(distinct).transform, distinct)[place.ravel()]
     return np.asarray(codes, dtype=np.float32).reshape(*vectors.shape[:2], -1)
@@ -257,12 +250,9 @@ def ceiling_of(describe: Callable[[World], Vectors]) -> Callable[[World], Parts]
                 continue
             scaled = (own - own.mean(axis=0)) / max(float(own.std()), float(np.finfo(np.float32).tiny))
             labels[channel, ~known] = -1
-            labels[channel, known] = cross_val_predict(
-                RidgeClassifierCV(np.logspace(-3, 4, 10)),
-                scaled[known],
-                truth[known],
-                cv=StratifiedKFold(5, shuffle=True, random_state=world.study.parameters.random),
-            )
+            ridge = RidgeClassifierCV(np.logspace(-3, 4, 10))
+            folds = StratifiedKFold(5, shuffle=True, random_state=world.study.parameters.random)
+            labels[channel, known] = cross_val_predict(ridge, scaled[known], truth[known], cv=folds)
         return Parts(labels)
 
     return answer

@@ -144,13 +144,9 @@ def write(made: Competition, out: Path, *, command: str = "") -> list[Path]:
 
     world = made.world
     stem = "objects" if world.planting is None else "planted"
-    note = {
-        "world": words(world),
-        "command": command,
-        "parameters": asdict(world.study.parameters),
-        "groups": None if world.planting is None else world.planting.groups,
-        "k": world.k.tolist(),
-    } | world.study.identity
+    groups = None if world.planting is None else world.planting.groups
+    note = {"world": words(world), "command": command, "parameters": asdict(world.study.parameters)}
+    note |= {"groups": groups, "k": world.k.tolist()} | world.study.identity
     files: dict[str, Any] = {f"{stem}.csv": made.board, f"{stem}-neurons.parquet": made.table}
     files[f"{stem}.png"] = leaderboard_figure(made.board, made.table)
     files[f"{stem}.json"] = json.dumps(note, indent=1)

@@ -111,20 +111,11 @@ def gaps_figure(table: pd.DataFrame, summary: pd.DataFrame, judge: str) -> Figur
     figure, panels, methods = _panels(summary)
     for k, axes in panels.items():
         own = table[table["k"] == k]
-        sns.stripplot(
-            data=own, x="gap", y="method", order=methods, ax=axes, color="0.65", size=3, jitter=0.22, alpha=0.6
-        )
+        how: dict[str, Any] = {"color": "0.65", "size": 3, "jitter": 0.22, "alpha": 0.6}
+        sns.stripplot(data=own, x="gap", y="method", order=methods, ax=axes, **how)
         means = summary[summary["k"] == k].set_index("method").reindex(methods)
-        axes.errorbar(
-            means["gap"],
-            np.arange(len(methods)),
-            xerr=2 * means["gap_se"].fillna(0),
-            fmt="o",
-            color=PALETTE[0],
-            markersize=6,
-            linewidth=2,
-            zorder=4,
-        )
+        dots: dict[str, Any] = {"fmt": "o", "color": PALETTE[0], "markersize": 6, "linewidth": 2, "zorder": 4}
+        axes.errorbar(means["gap"], np.arange(len(methods)), xerr=2 * means["gap_se"].fillna(0), **dots)
         axes.axvline(0, color="0.7", linewidth=1, zorder=0)
         axes.set(xlabel="", ylabel="")
     figure.supxlabel(f"inter minus intra, by {judge}; blue: mean and two standard errors over neurons", fontsize=9)

@@ -12,6 +12,7 @@ chapter *What CLIP says* builds both from scratch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, get_args
 
 import numpy as np
@@ -119,10 +120,9 @@ def intra_inter(distances: NDArray[np.floating[Any]], labels: NDArray[np.int64])
 
 def distance_table(
     judge: NDArray[np.float32],
-    methods: Mapping[str, NDArray[np.float32]],
+    methods: Mapping[str, NDArray[Any]],
     *,
     used: NDArray[np.bool_] | None = None,
-    truth: NDArray[np.int64] | None = None,
     ks: Sequence[int] = CHOICES,
     metric: Metric = "euclidean",
     seed: int = 0,
@@ -137,13 +137,12 @@ def distance_table(
         float ``[channels, n, d]``: the judge's vectors of the crops.
     methods
         Vectors ``[channels, n, d']`` by name; each is clustered by the same k-means
-        (:func:`pure_nb.methods.virtual.cluster`). Labels drawn at random are added as ``"random"``.
+        (:func:`pure_nb.methods.virtual.cluster`). Labels drawn at random are added as ``"random"``. Or labels
+        ``[channels, n]``, such as the true object of each image: they have their own number of parts, and are repeated
+        for every k.
     used
         bool ``[channels, n]``: which images count, such as those that drive the channel; all by default. Neurons with
         fewer than two are left out.
-    truth
-        int ``[channels, n]``: the true object of each image, added as ``"true objects"``. It has its own number of
-        parts, and is repeated for every k.
     ks
         Numbers of parts.
     metric
@@ -170,31 +169,24 @@ def distance_table(
                 "neurons and images"
             )
     used, chosen = _used(judge, used)
+
+    def measured(channel: int) -> Any:
+        own = used[channel]
+        some = {name: every[channel][own] for name, every in methods.items()}
+        return delayed(_neuron_rows)(channel, judge[channel][own], some, tuple(ks), metric, seed)
+
     blocks = []
     bar = progress_bar(desc="distances", total=len(chosen), unit="neuron", shown=progress)
     with bar, Parallel(n_jobs=-1 if len(chosen) >= MANY else 1) as parallel:
         for start in range(0, len(chosen), NEURONS):
-            some = chosen[start : start + NEURONS]
+            some = chosen[start : start + NEURONS].tolist()
             saved = store.load_table("distances", {"first": start}) if store else None
-            if saved is None:
-                found = parallel(
-                    delayed(_neuron_rows)(
-                        int(channel),
-                        judge[channel][used[channel]],
-                        {name: vectors[channel][used[channel]] for name, vectors in methods.items()},
-                        None if truth is None else truth[channel][used[channel]],
-                        tuple(ks),
-                        metric,
-                        seed,
-                    )
-                    for channel in some
-                )
-                block = pd.DataFrame([row for rows in found for row in rows], columns=COLUMNS)
-                if store:
-                    store.save_table("distances", {"first": start}, block)
+            if saved:
+                blocks.append(saved[0])
             else:
-                block = saved[0]
-            blocks.append(block)
+                blocks.append(pd.DataFrame(chain.from_iterable(parallel(map(measured, some))), columns=COLUMNS))
+                if store:
+                    store.save_table("distances", {"first": start}, blocks[-1])
             bar.update(len(some))
     return pd.concat(blocks, ignore_index=True)
 
@@ -203,20 +195,18 @@ def distance_table(
 def _neuron_rows(
     channel: int,
     judge: NDArray[np.float32],
-    methods: Mapping[str, NDArray[np.float32]],
-    truth: NDArray[np.int64] | None,
+    methods: Mapping[str, NDArray[Any]],
     ks: tuple[int, ...],
     metric: Metric,
     seed: int,
 ) -> list[tuple[Any, ...]]:
     distances = _distances(judge, metric, f"neuron {channel}")
+    vectors = {name: own for name, own in methods.items() if own.ndim > 1}
     generator = np.random.default_rng([seed, channel])  # the same whatever other neurons are looked at
     rows = []
     for k in ks:
-        parts = parts_by(methods, k, len(judge), generator=generator, seed=seed)
-        if truth is not None:
-            parts[TRUE] = truth
-        for name, labels in parts.items():
+        parts = parts_by(vectors, k, len(judge), generator=generator, seed=seed)
+        for name, labels in (parts | {name: own for name, own in methods.items() if name not in vectors}).items():
             intra, inter, overall = intra_inter(distances, labels)
             rows.append((channel, name, k, intra, inter, inter - intra, overall))
     return rows

@@ -153,8 +153,7 @@ def evaluate(
     EvaluationError
         If the metric can't be used, or no neuron is driven by two images.
     """
-    names = [embedder.name for embedder in (judge, *others)]
-    taken = [*METHODS, RANDOM, TRUE, *names]
+    taken = [*METHODS, RANDOM, TRUE, *(embedder.name for embedder in (judge, *others))]
     if len(set(taken)) < len(taken):
         raise StudyError(f"two methods have the same name, among {', '.join(taken)}; name each embedder otherwise")
     evaluation.pair_distances(np.eye(2, dtype=np.float32), metric)  # a wrong metric fails now, and not after hours
@@ -163,21 +162,17 @@ def evaluate(
     vectors = descriptions(study, (judge, *others))
     own = vectors[judge.name]
     named = metric if isinstance(metric, str) else f"{metric.__module__}.{metric.__qualname__}"
-    key: dict[str, object] = {
-        "format": FORMAT,
-        "methods": {name: _digest(array) for name, array in vectors.items()},
-        "judge": judge.name,
-        "ks": list(ks),
-        "metric": named,
-        "random": study.parameters.random,
-        "references": study.ranked,
+    key: dict[str, object] = {"format": FORMAT, "judge": judge.name, "ks": list(ks), "metric": named}
+    key |= {"random": study.parameters.random, "references": study.ranked}
+    key["methods"] = {
+        name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()[:16] for name, array in vectors.items()
     }
-    seed = study.parameters.random
-    how: dict[str, Any] = {"used": study.driven, "metric": metric, "seed": seed}
+    how: dict[str, Any] = {"used": study.driven, "metric": metric, "seed": study.parameters.random}
 
     def measured(blocks: Store | None) -> pd.DataFrame:
-        more: dict[str, Any] = {"truth": study.objects, "ks": ks, "store": blocks, "progress": study.run.progress}
-        return evaluation.distance_table(own, vectors, **how, **more)
+        more: dict[str, Any] = {"ks": ks, "store": blocks, "progress": study.run.progress}
+        known = {} if study.objects is None else {TRUE: study.objects}
+        return evaluation.distance_table(own, vectors | known, **how, **more)
 
     def aligned(_: Store | None) -> pd.DataFrame:
         followers = {name: array for name, array in vectors.items() if name != judge.name}
@@ -263,13 +258,9 @@ def part_names(
         for part in range(-1, labels.max() + 1):
             members = driven if part < 0 else labels == part
             name = names.name(vectors[channel][members], vectors[channel][driven])
-            row: dict[str, Any] = {
-                "channel": channel,
-                "part": WHOLE if part < 0 else part_name(part),
-                "size": int(members.sum()),
-                "said": name.said(),
-                **asdict(name),
-            }
+            part_of = WHOLE if part < 0 else part_name(part)
+            row: dict[str, Any] = {"channel": channel, "part": part_of, "size": int(members.sum()), "said": name.said()}
+            row |= asdict(name)
             if neuron.objects is not None:
                 label, count = np.unique(neuron.objects[members], return_counts=True)
                 one = np.argmax(neuron.objects == label[count.argmax()])  # among the references that show it
@@ -409,7 +400,3 @@ def _escaped(text: str) -> str:
 
 def _code(text: str) -> str:
     return f"`` {text} ``" if "`" in text else f"`{text}`"
-
-
-def _digest(array: NDArray[np.float32]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()[:16]
