@@ -271,9 +271,9 @@ def split_by(world: World, by: str) -> Parts:
         classes than parts, a class has fewer than two images, or a part none.
     """
     study = world.study
-    module = get_layer(study.model, study.parameters.target)
-    how: dict[str, Any] = {"layer": study.parameters.target, "batch_size": study.run.batch_size}
-    measure: Any = partial(part_activations, study.model, study.images, device=study.run.here, **how)
+    target = study.parameters.target
+    module = get_layer(study.model, target)
+    measure: Any = partial(part_activations, study.model, study.images, layer=target, run=study.run)
     labels, owner = np.zeros(world.truth.shape, dtype=np.int64), {}
     for channel in np.flatnonzero(world.k > 1).tolist():
         k, sources, sample = int(world.k[channel]), channel_sources(module, channel), study.references.sample[channel]

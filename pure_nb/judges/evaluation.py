@@ -37,6 +37,7 @@ from pure_nb.methods.statistics import (
     signed_rank,
 )
 from pure_nb.methods.virtual import CHOICES, MANY, NEURONS, on_one_thread
+from pure_nb.parameters import Run
 
 Metric = str | Callable[[NDArray[Any], NDArray[Any]], float]
 """A metric of :func:`scipy.spatial.distance.pdist`, by name or as a function of two vectors."""
@@ -127,7 +128,7 @@ def distance_table(
     metric: Metric = "euclidean",
     seed: int = 0,
     store: Store | None = None,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> pd.DataFrame:
     """Evaluation 1 of the paper: take every neuron apart by each method, and let the judge measure the parts.
 
@@ -151,8 +152,8 @@ def distance_table(
         Of k-means and of the random labels.
     store
         Where to keep finished blocks of neurons, a folder for this table alone.
-    progress
-        Show a progress bar.
+    run
+        Whether it shows how far it is.
 
     Returns
     -------
@@ -176,7 +177,7 @@ def distance_table(
         return delayed(_neuron_rows)(channel, judge[channel][own], some, tuple(ks), metric, seed)
 
     blocks = []
-    bar = progress_bar(desc="distances", total=len(chosen), unit="neuron", shown=progress)
+    bar = progress_bar(desc="distances", total=len(chosen), unit="neuron", shown=run.progress)
     with bar, Parallel(n_jobs=-1 if len(chosen) >= MANY else 1) as parallel:
         for start in range(0, len(chosen), NEURONS):
             some = chosen[start : start + NEURONS].tolist()

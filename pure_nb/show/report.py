@@ -170,7 +170,7 @@ def evaluate(
     how: dict[str, Any] = {"used": study.driven, "metric": metric, "seed": study.parameters.random}
 
     def measured(blocks: Store | None) -> pd.DataFrame:
-        more: dict[str, Any] = {"ks": ks, "store": blocks, "progress": study.run.progress}
+        more: dict[str, Any] = {"ks": ks, "store": blocks, "run": study.run}
         known = {} if study.objects is None else {TRUE: study.objects}
         return evaluation.distance_table(own, vectors | known, **how, **more)
 
