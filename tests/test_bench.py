@@ -21,28 +21,22 @@ from small import Items, noise, plain
 from torch import nn
 
 from pure_nb.benchmark import bench
-from pure_nb.benchmark.bench import (
-    DRAWS,
+from pure_nb.benchmark.bench import DRAWS, calibration, detection, downstream, leaderboard, run, true_owners
+from pure_nb.benchmark.contestants import Contestant, Parts, by_mixture, circuits_of, random_parts
+from pure_nb.benchmark.scoring import (
     FEW,
     SCORES,
     accuracy,
     agreements,
-    calibration,
-    detection,
-    downstream,
-    leaderboard,
     matched,
     part_correlation,
     pearson,
-    run,
     source_f1,
-    true_owners,
 )
-from pure_nb.benchmark.contestants import Contestant, Parts, by_mixture, circuits_of, random_parts
 from pure_nb.benchmark.worlds import World, objects_world, planted_world
 from pure_nb.errors import ArgumentError, ImageError, StudyError, StudyWarning
 from pure_nb.images.data import Images
-from pure_nb.judges.truth import interval
+from pure_nb.methods.statistics import interval
 from pure_nb.methods.virtual import cluster, virtual_neurons
 from pure_nb.methods.virtual_layer import Assign, VirtualLayer
 from pure_nb.study import Study

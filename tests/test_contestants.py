@@ -32,7 +32,6 @@ from pure_nb.benchmark.contestants import (
     RANDOM,
     Contestant,
     Parts,
-    activations_of,
     by_density,
     by_factors,
     by_means,
@@ -42,7 +41,6 @@ from pure_nb.benchmark.contestants import (
     circuits_of,
     contestants,
     divided,
-    embedded_by,
     load_contestant,
     random_parts,
     several_layers,
@@ -298,7 +296,7 @@ def test_descriptions_of_a_world(tmp_path: Path) -> None:
     np.testing.assert_array_equal(circuits_of(seed="peak")(world), world.study.using(seed="peak").circuits)
     assert circuits_of(lower="2")(world).shape == (4, 20, 7)
     for name, vectors in world.activations.items():
-        np.testing.assert_array_equal(activations_of(name)(world), vectors)
+        np.testing.assert_array_equal(world.descriptions()[name].vectors(), vectors)
     # The study's own lower layer, and the ReLU before it; right below a ReLU there is nothing to learn.
     joined = several_layers(world)
     parts = [world.study.using(lower=name).circuits for name in ("3", "1")]
@@ -522,7 +520,9 @@ def test_all_contestants_of_a_convolution(tmp_path: Path) -> None:
     assert by_name["NMF"].divide is by_factors
     assert by_name[PAPER].divide is by_means
     np.testing.assert_array_equal(by_name["brightness"].answer(world), world.study.crops.embeddings(embedder))
-    np.testing.assert_array_equal(embedded_by(embedder)(world), world.study.crops.embeddings(embedder))
+    described = world.descriptions([embedder])["brightness"]
+    np.testing.assert_array_equal(described.vectors(), world.study.crops.embeddings(embedder))
+    np.testing.assert_array_equal(described.of(2), world.study.crops.embeddings(embedder)[2])
     for one in found:
         parts = one.parts(world)
         assert parts.labels.shape == world.truth.shape

@@ -18,15 +18,15 @@ from pure_nb.compute.store import Store
 from pure_nb.errors import EvaluationError
 from pure_nb.judges import evaluation
 from pure_nb.judges.evaluation import (
-    RANDOM,
     TRUE,
     alignment,
     distance_table,
     intra_inter,
-    mean_and_error,
     pair_distances,
     summary,
 )
+from pure_nb.methods.descriptions import RANDOM
+from pure_nb.methods.statistics import mean_and_error
 from pure_nb.methods.virtual import cluster
 
 
@@ -136,7 +136,7 @@ def case(
 def test_table_against_a_loop() -> None:
     judge, methods, truth = case()
     alive = np.array([True, True, False, True, True])
-    table = distance_table(judge, methods, used=np.repeat(alive[:, None], 16, axis=1), truth=truth, ks=(2, 3))
+    table = distance_table(judge, methods | {TRUE: truth}, used=np.repeat(alive[:, None], 16, axis=1), ks=(2, 3))
     assert set(table["method"]) == {"good", "bad", "judge", RANDOM, TRUE}
     assert len(table) == 4 * 2 * 5
     assert table["channel"].unique().tolist() == [0, 1, 3, 4]
@@ -161,7 +161,7 @@ def test_random_labels_do_not_depend_on_the_other_neurons() -> None:
 def test_table_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     monkeypatch.setattr(evaluation, "NEURONS", 2)
     judge, methods, truth = case()
-    expected = distance_table(judge, methods, truth=truth, ks=(2,))
+    expected = distance_table(judge, methods | {TRUE: truth}, ks=(2,))
     calls: list[int] = []
     real = evaluation._neuron_rows
 
@@ -174,10 +174,10 @@ def test_table_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     store = Store(tmp_path)
     monkeypatch.setattr(evaluation, "_neuron_rows", stopping)
     with pytest.raises(KeyboardInterrupt):
-        distance_table(judge, methods, truth=truth, ks=(2,), store=store)
+        distance_table(judge, methods | {TRUE: truth}, ks=(2,), store=store)
     calls.clear()
     monkeypatch.setattr(evaluation, "_neuron_rows", lambda *rest: (calls.append(rest[0]), real(*rest))[1])
-    found = distance_table(judge, methods, truth=truth, ks=(2,), store=store)
+    found = distance_table(judge, methods | {TRUE: truth}, ks=(2,), store=store)
     assert calls == list(range(2 * stop, 5))
     pd.testing.assert_frame_equal(found, expected)
 
@@ -186,6 +186,8 @@ def test_table_errors() -> None:
     judge, methods, _ = case()
     with pytest.raises(EvaluationError, match=r"'short' has vectors \[4, 16, 6\] for a judge's \[5, 16, 6\]"):
         distance_table(judge, {"short": judge[:4]})
+    with pytest.raises(EvaluationError, match=r"'short' has vectors \[5, 15\] for a judge's"):
+        distance_table(judge, methods | {"short": np.zeros((5, 15), np.int64)})
     with pytest.raises(EvaluationError, match="1 or more, got"):
         distance_table(judge, methods, ks=(0,))
     with pytest.raises(EvaluationError, match="none is driven by two images"):
@@ -197,7 +199,7 @@ def test_table_errors() -> None:
 
 def test_summary() -> None:
     judge, methods, truth = case(neurons=12)
-    table = distance_table(judge, methods, truth=truth, ks=(2, 3))
+    table = distance_table(judge, methods | {TRUE: truth}, ks=(2, 3))
     found = summary(table, "bad")
     assert (found.groupby("k")["gap"].diff().dropna() <= 0).all()  # the largest gap first
     wide = table.pivot(index="channel", columns=["k", "method"], values="gap")
@@ -246,7 +248,7 @@ def test_images_that_do_not_count() -> None:
     used[3] = False
     used[3, 5] = True
     spoilt = {name: np.where(used[..., None], vectors, 1e6).astype(np.float32) for name, vectors in methods.items()}
-    table = distance_table(judge, spoilt, used=used, truth=truth, ks=(3,))
+    table = distance_table(judge, spoilt | {TRUE: truth}, used=used, ks=(3,))
     assert table["channel"].unique().tolist() == [0, 1, 2]
     for row in table[table["method"] != RANDOM].itertuples():
         own = used[row.channel]

@@ -36,8 +36,8 @@ from pure_nb.figures.plots import (
     strip,
     tiles,
 )
-from pure_nb.judges.truth import summary
 from pure_nb.methods.concord import Concord
+from pure_nb.methods.statistics import summary
 from pure_nb.study import Study
 from tests.small import noise
 

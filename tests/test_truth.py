@@ -22,12 +22,11 @@ from pure_nb.judges.truth import (
     _cells_under,
     activation_vectors,
     agreement,
-    interval,
     objects_at_maxima,
     shares,
-    summary,
 )
 from pure_nb.methods.references import References, TopReferences
+from pure_nb.methods.statistics import interval, summary
 from pure_nb.parameters import Run
 
 

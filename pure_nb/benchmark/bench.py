@@ -17,21 +17,20 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, roc_auc_score
-from sklearn.metrics.cluster import contingency_matrix
+from sklearn.metrics import roc_auc_score
 from sklearn.utils.parallel import Parallel, delayed
 
-from pure_nb.benchmark.contestants import CEILING, PAPER, Contestant, Parts, by_means
+from pure_nb.benchmark.contestants import CEILING, PAPER, Contestant, by_means
+from pure_nb.benchmark.scoring import FEW, SCORES, agreements, matched, part_correlation, pearson, source_f1
 from pure_nb.benchmark.worlds import World
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, StudyError, StudyWarning
 from pure_nb.images.data import readable
-from pure_nb.judges import truth
 from pure_nb.methods.relevance import dense_weight, pooled_inputs
-from pure_nb.methods.splitting import SHARED, owners
-from pure_nb.methods.virtual import VirtualNeurons, virtual_neurons
+from pure_nb.methods.splitting import owners
+from pure_nb.methods.statistics import percentiles, resampled, summary
+from pure_nb.methods.virtual import virtual_neurons
 from pure_nb.methods.virtual_layer import Assign, VirtualLayer
 from pure_nb.network.layers import activations, by_position, get_layer
 from pure_nb.study import Study
@@ -39,133 +38,11 @@ from pure_nb.study import Study
 FORMAT = 3
 """Part of what stored answers are found by; raised when this package computes them differently."""
 
-SCORES = ("ari", "ami", "accuracy", "ari_clear", "correlation", "f1")
-"""Columns that say how well a contestant did, neuron by neuron; the more the better."""
-
 DRAWS = 199
 """Draws at most by which a number of parts is chosen: enough for a neuron that is left whole unless p <= 0.05."""
 
 OWNED = 0.5
 """A source truly belongs to one concept if no other has more than this part of its average relevance."""
-
-FEW = 20
-"""Clear references that a neuron must have, to be scored by them alone."""
-
-
-def matched(truth: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[int, int]:
-    """The part that stands for each true thing, so that as many references as possible are right.
-
-    Parameters
-    ----------
-    truth, labels
-        int64 ``[n]`` each; -1 belongs to nothing.
-
-    Returns
-    -------
-    dict
-        From true things to parts; those without a part are left out. Ties go to the lowest numbers.
-    """
-    known = (truth >= 0) & (labels >= 0)
-    if not known.any():
-        return {}
-    things, parts = np.unique(truth[known]), np.unique(labels[known])
-    table = contingency_matrix(truth[known], labels[known])
-    rows, columns = linear_sum_assignment(table, maximize=True)
-    return {int(things[row]): int(parts[column]) for row, column in zip(rows, columns)}
-
-
-def accuracy(truth: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
-    """Share of the references with a known truth that are in the part that stands for it; see :func:`matched`."""
-    known = truth >= 0
-    right = sum(int(((truth == thing) & (labels == part)).sum()) for thing, part in matched(truth, labels).items())
-    return right / int(known.sum()) if known.any() else float("nan")
-
-
-def agreements(truth: NDArray[np.int64], labels: NDArray[np.int64], clear: NDArray[np.bool_]) -> dict[str, float]:
-    """How well the parts of one neuron agree with the truth.
-
-    Parameters
-    ----------
-    truth, labels
-        int64 ``[n]``. References without a truth (-1) are left out; label -1 is a part like any other.
-    clear
-        bool ``[n]``: the references that are driven by one thing for the most part.
-
-    Returns
-    -------
-    dict
-        ``ari``, ``ami``, ``accuracy``; and ``ari_clear``, the first of the clear references alone, NaN if there are
-        fewer than :data:`FEW` of them or they are all of one thing.
-    """
-    known = truth >= 0
-    plain = known & clear
-    enough = plain.sum() >= FEW and len(np.unique(truth[plain])) > 1
-    return {
-        "ari": float(adjusted_rand_score(truth[known], labels[known])),
-        "ami": float(adjusted_mutual_info_score(truth[known], labels[known])),
-        "accuracy": accuracy(truth, labels),
-        "ari_clear": float(adjusted_rand_score(truth[plain], labels[plain])) if enough else float("nan"),
-    }
-
-
-def part_correlation(brought: NDArray[np.floating[Any]], labels: NDArray[np.int64], sources: Sequence[int]) -> float:
-    """Correlation of each virtual neuron's activation with that of its source, averaged over the sources.
-
-    A virtual neuron is as active as the channel where an image belongs to its part, and silent elsewhere.
-
-    Parameters
-    ----------
-    brought
-        float ``[n, sources]``: what each source brought to each image; see
-        :func:`pure_nb.benchmark.planting.contributions`.
-    labels
-        int64 ``[n]``: the parts.
-    sources
-        Those that count, columns of ``brought``.
-
-    Returns
-    -------
-    float
-        A source without a part counts as 0, as does one whose part is constant.
-    """
-    whole = np.asarray(brought, dtype=np.float64).sum(axis=1)
-    driver = np.where(brought.max(axis=1) > 0, brought.argmax(axis=1), -1)
-    part_of = matched(np.where(np.isin(driver, sources), driver, -1), labels)
-    values = []
-    for source in sources:
-        own = np.where(labels == part_of[source], whole, 0) if source in part_of else np.zeros(len(whole))
-        values.append(pearson(own, np.asarray(brought[:, source], dtype=np.float64)))
-    return float(np.mean(values))
-
-
-def pearson(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Pearson's correlation; 0 where one of the two does not vary."""
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def source_f1(true: NDArray[np.int64], found: NDArray[np.int64], part_of: dict[int, int]) -> float:
-    """F1 of the recovered owners of a split's sources, averaged over the concepts.
-
-    Parameters
-    ----------
-    true, found
-        int64 ``[inputs]``: who owns each input, -1 for shared ones; see :func:`pure_nb.methods.splitting.owners`.
-    part_of
-        The part that stands for each concept.
-
-    Returns
-    -------
-    float
-        NaN if no concept truly owns an input.
-    """
-    values = []
-    for concept in np.unique(true[true != SHARED]).tolist():
-        own = true == concept
-        claimed = found == part_of[concept] if concept in part_of else np.zeros(len(found), dtype=np.bool_)
-        values.append(2 * (own & claimed).sum() / (own.sum() + claimed.sum()))
-    return float(np.mean(values)) if values else float("nan")
 
 
 def true_owners(world: World) -> dict[int, NDArray[np.int64]]:
@@ -269,41 +146,26 @@ def _kept(world: World, contestant: Contestant, choose: bool, seed: int, paralle
     def compute(_: Store | None) -> pd.DataFrame:
         start = perf_counter()
         parts = contestant.parts(world, seed)
-        seconds = perf_counter() - start
-        owned = pd.Series([parts.owner.get(channel) for channel in range(len(parts.labels))], dtype=object)
-        table = pd.DataFrame({"labels": list(parts.labels), "seconds": seconds, "owner": owned})
-        return table.assign(**_chosen(parts if choose else None, contestant, parallel, len(table), seed))
+        table = pd.DataFrame({"labels": list(parts.labels), "seconds": perf_counter() - start})
+        table["owner"] = pd.Series([parts.owner.get(channel) for channel in table.index], dtype=object)
+        table[["clarity", "chosen"]] = np.nan
+        if choose and parts.vectors is not None and contestant.divide is by_means:
+            alone = delayed(virtual_neurons)  # k-means is not told how many parts there are
+            found = parallel(alone(vectors, draws=DRAWS, seed=seed) for vectors in parts.vectors)
+            table["clarity"] = [one.silhouette_gain for one in found]
+            table["chosen"] = [float(one.k) for one in found]
+        return table
 
     if not contestant.fingerprint:
         return compute(None)
     divide: Any = contestant.divide
-    study, digest = world.study, hashlib.sha256(world.truth.tobytes()).hexdigest()
-    key: dict[str, object] = {
-        "step": "bench",
-        "format": FORMAT,
-        "study": study.identity,
-        "parameters": asdict(study.parameters),
-        "truth": digest,
-        "references": study.ranked,
-        "contestant": [
-            contestant.name,
-            contestant.fingerprint,
-            divide.__module__.rpartition(".")[2],
-            divide.__qualname__,
-        ],
-        "choose": choose,
-        "seed": seed,
-    }
+    study = world.study
+    key: dict[str, object] = {"step": "bench", "format": FORMAT, "choose": choose, "seed": seed}
+    key |= {"study": study.identity, "parameters": asdict(study.parameters), "references": study.ranked}
+    key["truth"] = hashlib.sha256(world.truth.tobytes()).hexdigest()
+    where = divide.__module__.rpartition(".")[2], divide.__qualname__
+    key["contestant"] = [contestant.name, contestant.fingerprint, *where]
     return study.results.table("bench", key, compute)
-
-
-def _chosen(parts: Parts | None, contestant: Contestant, parallel: Parallel, count: int, seed: int) -> dict[str, Any]:
-    """What k-means finds in a contestant's vectors if it is not told how many parts there are."""
-    if parts is None or parts.vectors is None or contestant.divide is not by_means:
-        return {"clarity": np.full(count, np.nan), "chosen": np.full(count, np.nan)}
-    how: dict[str, Any] = {"draws": DRAWS, "seed": seed}
-    found: list[VirtualNeurons] = parallel(delayed(virtual_neurons)(vectors, **how) for vectors in parts.vectors)
-    return {"clarity": [one.silhouette_gain for one in found], "chosen": [float(one.k) for one in found]}
 
 
 def _scored(world: World, name: str, answers: pd.DataFrame, owner: dict[int, NDArray[np.int64]]) -> pd.DataFrame:
@@ -367,8 +229,7 @@ def downstream(
         )
     layer = VirtualLayer.of(study, channels, assign)
     names = [planting.target, f"{planting.layer}.whole"]
-    most = max(map(len, planting.groups))
-    groups = [[*group, *[group[0]] * (most - len(group))] for group in (planting.groups[c] for c in channels)]
+    groups = planting.sources[list(channels)]
     owner = layer.channel.cpu().numpy()
     found: list[tuple[NDArray[np.float64], ...]] = []
     for batch in readable(study.images, [int(sample) for sample in samples], run=study.run):
@@ -390,10 +251,8 @@ def downstream(
         for place, source in enumerate(planting.groups[channel]):
             driven = brought[:, order, place]
             value = pearson(parts[:, members[part_of[place]]], driven) if place in part_of else 0.0
-            rows.append(
-                {"channel": channel, "source": source, "virtual": value, "whole": pearson(whole[:, channel], driven)}
-            )
-    return pd.DataFrame(rows)
+            rows.append((channel, source, value, pearson(whole[:, channel], driven)))
+    return pd.DataFrame(rows, columns=["channel", "source", "virtual", "whole"])
 
 
 def detection(table: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
@@ -418,13 +277,9 @@ def detection(table: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
         if not 0 < several.sum() < len(several):
             found[str(method)] = (float("nan"),) * 3
             continue
-        generator, drawn = np.random.default_rng(0), []
-        groups = [np.flatnonzero(several), np.flatnonzero(~several)]
-        for _ in range(200):  # of each kind as many as there are
-            pick = np.concatenate([generator.choice(group, len(group)) for group in groups])
-            drawn.append(roc_auc_score(several[pick], clarity[pick]))
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        found[str(method)] = (float(roc_auc_score(several, clarity)), float(low), float(high))
+        picks = resampled(np.flatnonzero(several), np.flatnonzero(~several), draws=200)  # as many of each as there are
+        limits = percentiles([roc_auc_score(several[pick], clarity[pick]) for pick in picks])
+        found[str(method)] = (float(roc_auc_score(several, clarity)), *limits)
     return found
 
 
@@ -471,21 +326,17 @@ def leaderboard(table: pd.DataFrame, baseline: str = PAPER) -> pd.DataFrame:
     if scored.empty:
         raise ArgumentError("no neuron means more than one thing, so there is nothing to compare")
     bound = scored["method"].str.startswith(CEILING)
-    found = truth.summary(scored[~bound], baseline, "ari")
+    found = summary(scored[~bound], baseline, "ari")
     if bound.any():  # what was told the truth takes no part in the correction for many tests
-        told = truth.summary(scored[bound | (scored["method"] == baseline)], baseline, "ari")
+        told = summary(scored[bound | (scored["method"] == baseline)], baseline, "ari")
         told = told[told["method"] != baseline].assign(p=np.nan)
         found = pd.concat([found, told]).sort_values("mean", ascending=False, kind="stable", ignore_index=True)
     found = found.rename(columns={"mean": "ari"})
-    by_method = scored.groupby("method")
+    wrong = scored["chosen"] - scored["k"]
+    by_method = scored.assign(k_right=(wrong == 0).astype(float).where(wrong.notna()), k_bias=wrong).groupby("method")
     means = by_method[list(SCORES[1:])].mean()
     means["clear_neurons"] = by_method["ari_clear"].count()
-    wrong = (scored["chosen"] - scored["k"]).where(scored["chosen"].notna())
-    known = wrong.notna().groupby(scored["method"]).any()
-    means["k_right"] = (wrong == 0).groupby(scored["method"]).mean().where(known)
-    means["k_bias"] = wrong.groupby(scored["method"]).mean()
-    areas = detection(table)
-    for place, name in enumerate(("auc", "auc_low", "auc_high")):
-        means[name] = [areas[method][place] for method in means.index]
+    means[["k_right", "k_bias"]] = by_method[["k_right", "k_bias"]].mean()
+    means[["auc", "auc_low", "auc_high"]] = pd.DataFrame(detection(table)).T
     means["seconds"] = by_method["seconds"].first()
     return found.join(means, on="method")

@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pure_nb.benchmark.bench import matched
+from pure_nb.benchmark.scoring import matched
 from pure_nb.benchmark.worlds import World
 from pure_nb.figures.plots import PALETTE, literal, show, strip, tiles
 
@@ -76,13 +76,8 @@ def parts_figure(world: World, table: pd.DataFrame, channel: int, methods: Seque
     things = [int(thing) for thing in np.unique(truth[truth >= 0])]
     colours = {thing: PALETTE[number % len(PALETTE)] for number, thing in enumerate(things)}
     own = table[table["channel"] == channel].set_index("method")
-    figure, axes = plt.subplots(
-        2 + len(methods),
-        1,
-        figsize=(9, 2.1 + 0.34 * len(methods)),
-        gridspec_kw={"height_ratios": [3, 1, *[0.6] * len(methods)]},
-        layout="constrained",
-    )
+    heights, size = [3, 1, *[0.6] * len(methods)], (9, 2.1 + 0.34 * len(methods))
+    figure, axes = plt.subplots(len(heights), figsize=size, height_ratios=heights, layout="constrained")
     picked = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
     show(axes[0], strip(tiles(world.study.neuron(channel).views(picked)), len(picked)))
     axes[0].set_title(_title(world, channel), fontsize=10, loc="left")

@@ -18,6 +18,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,9 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from pure_nb.benchmark.worlds import World
 from pure_nb.errors import ModelError, PureError, StudyError, StudyWarning
+from pure_nb.methods.descriptions import GRADIENT, LRP, RANDOM, Description, fitting
 from pure_nb.methods.relevance import closed_form
-from pure_nb.methods.splitting import RHOS, SHARED, PartActivations, Split, channel_sources, part_activations
+from pure_nb.methods.splitting import SHARED, Split, channel_sources, part_activations
 from pure_nb.methods.virtual import cluster
 from pure_nb.network.digests import digest
 from pure_nb.network.layers import get_layer, stage_before
@@ -42,10 +44,9 @@ from pure_nb.parameters import NEAREST
 
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
-    from pure_nb.study import Study
 
-PAPER, LRP, PEAK, CLOSE, LAYERS = "PURE", "PURE LRP", "PURE at maximum", "PURE close", "PURE, several layers"
-RANDOM, CEILING, CLASSES = "random", "ceiling", "split by classes"
+PAPER, PEAK, CLOSE, LAYERS = "PURE", "PURE at maximum", "PURE close", "PURE, several layers"
+CEILING, CLASSES = "ceiling", "split by classes"
 
 ATOMS = 256
 """Most atoms of a dictionary of sparse codes."""
@@ -168,15 +169,8 @@ def circuits_of(**recipe: Any) -> Callable[[World], Vectors]:
 def several_layers(world: World) -> Vectors:
     """Circuits over several lower layers side by side: the study's, the nearest, and the stage before the study's."""
     lower = world.base.parameters.lower
-    names = dict.fromkeys([lower, world.nearest])
-    before = stage_before(world.base.model, lower)
-    names |= dict.fromkeys([before] if before else [])
+    names = dict.fromkeys(filter(None, (lower, world.nearest, stage_before(world.base.model, lower))))
     return np.concatenate([world.circuits(lower=name) for name in names], axis=2)
-
-
-def activations_of(name: str) -> Callable[[World], Vectors]:
-    """One of the descriptions of :meth:`pure_nb.benchmark.worlds.World.activations`."""
-    return lambda world: world.activations[name]
 
 
 def by_mixture(vectors: Vectors, k: int, seed: int) -> Labels:
@@ -215,13 +209,8 @@ def sparse_codes(world: World) -> Vectors:
     vectors = world.activations["lower activation at maximum"].astype(np.float64)
     flat = vectors.reshape(-1, vectors.shape[-1])
     flat = flat / (flat.std() or 1.0)
-    model = MiniBatchDictionaryLearning(
-        min(2 * flat.shape[1], ATOMS),
-        transform_algorithm="lasso_lars",
-        transform_alpha=0.1,
-        max_iter=10,
-        random_state=world.study.parameters.random,
-    )
+    how = {"transform_algorithm": "lasso_lars", "transform_alpha": 0.1, "random_state": world.study.parameters.random}
+    model = MiniBatchDictionaryLearning(min(2 * flat.shape[1], ATOMS), max_iter=10, **how)
     distinct, place = np.unique(flat, axis=0, return_inverse=True)
     codes = _calm(model.fit(distinct).transform, distinct)[place.ravel()]
     return np.asarray(codes, dtype=np.float32).reshape(*vectors.shape[:2], -1)
@@ -261,12 +250,9 @@ def ceiling_of(describe: Callable[[World], Vectors]) -> Callable[[World], Parts]
                 continue
             scaled = (own - own.mean(axis=0)) / max(float(own.std()), float(np.finfo(np.float32).tiny))
             labels[channel, ~known] = -1
-            labels[channel, known] = cross_val_predict(
-                RidgeClassifierCV(np.logspace(-3, 4, 10)),
-                scaled[known],
-                truth[known],
-                cv=StratifiedKFold(5, shuffle=True, random_state=world.study.parameters.random),
-            )
+            ridge = RidgeClassifierCV(np.logspace(-3, 4, 10))
+            folds = StratifiedKFold(5, shuffle=True, random_state=world.study.parameters.random)
+            labels[channel, known] = cross_val_predict(ridge, scaled[known], truth[known], cv=folds)
         return Parts(labels)
 
     return answer
@@ -285,11 +271,12 @@ def split_by(world: World, by: str) -> Parts:
         classes than parts, a class has fewer than two images, or a part none.
     """
     study = world.study
-    module = get_layer(study.model, study.parameters.target)
-    labels = np.zeros(world.truth.shape, dtype=np.int64)
-    owner = {}
+    target = study.parameters.target
+    module = get_layer(study.model, target)
+    measure: Any = partial(part_activations, study.model, study.images, layer=target, run=study.run)
+    labels, owner = np.zeros(world.truth.shape, dtype=np.int64), {}
     for channel in np.flatnonzero(world.k > 1).tolist():
-        k, sources = int(world.k[channel]), channel_sources(module, channel)
+        k, sources, sample = int(world.k[channel]), channel_sources(module, channel), study.references.sample[channel]
         owner[channel] = np.full(sources.stop - sources.start, SHARED, dtype=np.int64)  # of a channel that stays whole
         if by == "classes":
             often = np.nan_to_num(study.classes.statistics.frequency[:, channel], nan=-1.0)
@@ -298,31 +285,18 @@ def split_by(world: World, by: str) -> Parts:
                 continue
             # All labelled images make the vectors, since the truth is that of others.
             split = study.classes.split(channel, [study.classes.names[label] for label in chosen], held_out=False)
-            measured = _measured(study, channel, split.arvs, (split.rho,))
+            measured = measure(sample, channel=channel, arvs=split.arvs, rhos=(split.rho,))
         else:
             parts = cluster(study.circuits[channel], k, seed=study.parameters.random)
             if parts.max() + 1 < k:
                 continue
             circuits = study.circuits[channel].astype(np.float64)
             arvs = np.stack([circuits[parts == part].mean(axis=0) for part in range(k)])[:, sources]
-            measured = _measured(study, channel, arvs, RHOS)
+            measured = measure(sample, channel=channel, arvs=arvs)
             split = Split.chosen(measured, parts, tuple(map(str, range(k))), arvs)
         labels[channel] = measured.at(split.rho)[:, :-1].argmax(axis=1)
         owner[channel] = split.owner
     return Parts(labels, owner=owner)
-
-
-def _measured(study: Study, channel: int, arvs: NDArray[np.float64], rhos: Sequence[float]) -> PartActivations:
-    return part_activations(
-        study.model,
-        study.images,
-        study.references.sample[channel],
-        layer=study.parameters.target,
-        channel=channel,
-        arvs=arvs,
-        rhos=rhos,
-        run=study.run,
-    )
 
 
 def contestants(world: World, embedders: Sequence[Embedder] = (), only: Sequence[str] = ()) -> list[Contestant]:
@@ -337,50 +311,40 @@ def contestants(world: World, embedders: Sequence[Embedder] = (), only: Sequence
     only
         Names of those that are wanted; all by default.
     """
-    base = world.base
-    paper = {"rule": "gradient", "seed": "activation"}
+    answers = {name: partial(_described, one) for name, one in world.descriptions(embedders).items()}
+    pure, lower = answers[GRADIENT], answers["lower activation at maximum"]
     close = circuits_of(rule="gradient", seed="peak", lower=NEAREST)
-    lower = activations_of("lower activation at maximum")
-    found: list[tuple[Any, ...]] = [
-        (PAPER, circuits_of(**paper)),
-        (PEAK, circuits_of(rule="gradient", seed="peak")),
-        (CLOSE, close),
-        (LAYERS, several_layers),
-        ("PURE + Gaussian mixture", circuits_of(**paper), by_mixture),
-        ("PURE + spectral", circuits_of(**paper), by_spectrum),
-        ("PURE + HDBSCAN", circuits_of(**paper), by_density),
-        ("activation", activations_of("activation")),
-        ("lower activation", lower),
-        ("NMF", lower, by_factors),
-        ("sparse codes", sparse_codes),
-        (RANDOM, random_parts),
-        (f"{CEILING}: {PAPER}", ceiling_of(circuits_of(**paper))),
-        (f"{CEILING}: {CLOSE}", ceiling_of(close)),
-    ]
-    if base.references.grid:
-        found.append(("activation at maximum", activations_of("activation at maximum")))
-    if not only or LRP in only:
-        if why := base.without_lrp:
-            warnings.warn(f"{LRP} is left out: {why}", StudyWarning, stacklevel=2)
-        else:
-            found.append((LRP, circuits_of(rule="lrp", seed="activation")))
+    divide = {"PURE + Gaussian mixture": by_mixture, "PURE + spectral": by_spectrum, "PURE + HDBSCAN": by_density}
+    found: dict[str, Callable[[World], Any]] = {
+        PAPER: pure,
+        PEAK: circuits_of(rule="gradient", seed="peak"),
+        CLOSE: close,
+        LAYERS: several_layers,
+        **dict.fromkeys(divide, pure),
+        "activation": answers["activation"],
+        "lower activation": lower,
+        "NMF": lower,
+        "sparse codes": sparse_codes,
+        RANDOM: random_parts,
+        f"{CEILING}: {PAPER}": ceiling_of(pure),
+        f"{CEILING}: {CLOSE}": ceiling_of(close),
+        **{name: answers[name] for name in ("activation at maximum", LRP) if name in answers},
+    }
     own = world.study.parameters
     if closed_form(world.study.model, own.target, own.lower) is not None:
-        found.append(("split by PURE's parts", lambda it: split_by(it, "parts")))
-        if not only or CLASSES in only:
-            if why := world.study.classes.without_labels:
-                warnings.warn(f"the {CLASSES} is left out: {why}", StudyWarning, stacklevel=2)
-            else:
-                found.append((CLASSES, lambda it: split_by(it, "classes")))
-    made = [replace(Contestant(*entry), fingerprint=entry[0]) for entry in found]
-    for one in embedders:
-        made.append(Contestant(one.name, embedded_by(one), fingerprint=one.fingerprint))
+        found |= {"split by PURE's parts": partial(split_by, by="parts"), CLASSES: partial(split_by, by="classes")}
+    found = fitting({name: answer for name, answer in found.items() if not only or name in only}, world.base)
+    if CLASSES in found and (why := world.study.classes.without_labels):
+        warnings.warn(f"the {CLASSES} is left out: {why}", StudyWarning, stacklevel=2)
+        del found[CLASSES]
+    divide["NMF"] = by_factors
+    made = [Contestant(name, answer, divide.get(name, by_means), name) for name, answer in found.items()]
+    made += [Contestant(one.name, answers[one.name], fingerprint=one.fingerprint) for one in embedders]
     return [one for one in made if not only or one.name in only]
 
 
-def embedded_by(embedder: Embedder) -> Callable[[World], Vectors]:
-    """An embedder's vectors of the crops."""
-    return lambda world: world.study.crops.embeddings(embedder)
+def _described(description: Description, world: World) -> Vectors:
+    return description.vectors()
 
 
 def load_contestant(specification: str) -> Contestant:

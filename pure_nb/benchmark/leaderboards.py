@@ -14,7 +14,6 @@ from pure_nb.benchmark import bench
 from pure_nb.benchmark.contestants import PAPER, Contestant, contestants
 from pure_nb.benchmark.planting import How
 from pure_nb.benchmark.worlds import World, objects_world, planted_world
-from pure_nb.compute.store import write_atomically
 from pure_nb.errors import PlantingError, StudyError
 
 if TYPE_CHECKING:
@@ -140,29 +139,17 @@ def write(made: Competition, out: Path, *, command: str = "") -> list[Path]:
         ``WORLD.csv`` (the leaderboard), ``WORLD-neurons.parquet`` (all scores and labels), ``WORLD-k.csv`` (the
         calibration, if anyone chose), ``WORLD.png`` and ``WORLD.json`` (the groups and parameters).
     """
-    import matplotlib.pyplot as plt
-
     from pure_nb.benchmark.bench_plots import leaderboard_figure  # plotting libraries take a second to import
+    from pure_nb.figures.evaluation_plots import write_all
 
     world = made.world
     stem = "objects" if world.planting is None else "planted"
-    note = {
-        "world": words(world),
-        "command": command,
-        "parameters": asdict(world.study.parameters),
-        "groups": None if world.planting is None else world.planting.groups,
-        "k": world.k.tolist(),
-    } | world.study.identity
-    figure = leaderboard_figure(made.board, made.table)
-    files: list[tuple[str, Any]] = [
-        (f"{stem}.csv", lambda path: made.board.to_csv(path, index=False)),
-        (f"{stem}-neurons.parquet", lambda path: made.table.to_parquet(path, index=False)),
-        (f"{stem}.png", lambda path: figure.savefig(path, dpi=120)),
-        (f"{stem}.json", lambda path: path.write_text(json.dumps(note, indent=1), encoding="utf-8")),
-    ]
+    groups = None if world.planting is None else world.planting.groups
+    note = {"world": words(world), "command": command, "parameters": asdict(world.study.parameters)}
+    note |= {"groups": groups, "k": world.k.tolist()} | world.study.identity
+    files: dict[str, Any] = {f"{stem}.csv": made.board, f"{stem}-neurons.parquet": made.table}
+    files[f"{stem}.png"] = leaderboard_figure(made.board, made.table)
+    files[f"{stem}.json"] = json.dumps(note, indent=1)
     if made.table["chosen"].notna().any():
-        files.append((f"{stem}-k.csv", bench.calibration(made.table).to_csv))
-    for name, writer in files:
-        write_atomically(out / name, writer)
-    plt.close(figure)
-    return [out / name for name, _ in files]
+        files[f"{stem}-k.csv"] = bench.calibration(made.table).reset_index()
+    return write_all(out, files)

@@ -90,6 +90,12 @@ class Planting:
         return name
 
     @property
+    def sources(self) -> NDArray[np.int64]:
+        """int64 ``[merged, most sources]``: the groups, those with fewer sources filled up with their first."""
+        most = max(map(len, self.groups))
+        return np.array([[*group, *[group[0]] * (most - len(group))] for group in self.groups])
+
+    @property
     def null(self) -> NDArray[np.bool_]:
         """Bool ``[merged]``: which of them have a single source."""
         return np.array([len(set(group)) == 1 for group in self.groups])
@@ -281,8 +287,8 @@ def contributions(
         group's own sources.
     """
     layer = f"{planting.layer}.whole"
-    most = max(map(len, planting.groups))
-    sources = np.array([[*group, *[group[0]] * (most - len(group))] for group in planting.groups])
+    sources = planting.sources
+    most = sources.shape[1]
     brought = np.stack([planting.weight[m, row] for m, row in enumerate(sources)])
     for m, group in enumerate(planting.groups):
         brought[m, len(group) :] = 0

@@ -10,8 +10,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,52 +24,26 @@ from pure_nb.benchmark.planting import Groups, How, Planting, contributions, dra
 from pure_nb.errors import LayerError, PlantingError, StudyError, StudyWarning
 from pure_nb.judges.truth import COMMON, activation_vectors
 from pure_nb.methods.circuits import seeded
+from pure_nb.methods.descriptions import Description, descriptions
 from pure_nb.methods.relevance import closed_form, dense_weight
 from pure_nb.network.layers import INPUT, activations, by_position, nearest_below
 from pure_nb.network.lrp import LINEAR
 from pure_nb.parameters import NEAREST
 from pure_nb.study import Study
 
-PRODUCTS = frozenset(
-    (
-        "__matmul__",
-        "addmm",
-        "baddbmm",
-        "bilinear",
-        "bmm",
-        "einsum",
-        "matmul",
-        "mm",
-        "multi_head_attention_forward",
-        "scaled_dot_product_attention",
-        "tensordot",
-    )
-)
+if TYPE_CHECKING:
+    from pure_nb.judges.embedders import Embedder
+
+PRODUCTS = frozenset((
+    "__matmul__", "addmm", "baddbmm", "bilinear", "bmm", "einsum", "matmul", "mm", "multi_head_attention_forward",
+    "scaled_dot_product_attention", "tensordot",
+))  # fmt: skip
 """Functions that mix channels, besides those of :data:`pure_nb.network.lrp.LINEAR`."""
 
-RECTIFIERS = frozenset(
-    (
-        "celu",
-        "clamp",
-        "elu",
-        "elu_",
-        "gelu",
-        "hardswish",
-        "hardtanh",
-        "hardtanh_",
-        "leaky_relu",
-        "leaky_relu_",
-        "mish",
-        "prelu",
-        "relu",
-        "relu6",
-        "relu_",
-        "selu",
-        "silu",
-        "softplus",
-        "threshold",
-    )
-)
+RECTIFIERS = frozenset((
+    "celu", "clamp", "elu", "elu_", "gelu", "hardswish", "hardtanh", "hardtanh_", "leaky_relu", "leaky_relu_", "mish",
+    "prelu", "relu", "relu6", "relu_", "selu", "silu", "softplus", "threshold",
+))  # fmt: skip
 """Functions of each number alone, that let large ones through."""
 
 CLEAR = 2 / 3
@@ -148,6 +122,11 @@ class World:
             changes["lower"] = self.inside(self.nearest if changes["lower"] == NEAREST else changes["lower"])
         return self.study.using(**changes)
 
+    def descriptions(self, embedders: Sequence[Embedder] = ()) -> dict[str, Description]:
+        """All that describes the reference images, without telling the answer; circuits start as the paper's do."""
+        how: dict[str, Any] = {"circuits": partial(self.circuits, seed="activation")}
+        return descriptions(self.study, embedders, activations=lambda: self.activations, **how)
+
     def circuits(self, **changes: Any) -> NDArray[np.float32]:
         """Circuits by some recipe, without telling the answer: see :meth:`using` and :meth:`hidden`."""
         study = self.using(**changes)
@@ -222,8 +201,7 @@ class World:
             run=study.run,
         )
         for name in ("lower activation", "lower activation at maximum"):
-            if name in found:
-                found[name] = self.hidden(found[name], study.parameters.lower)
+            found[name] = self.hidden(found[name], study.parameters.lower)
         for name in ("activation", "activation at maximum"):
             for channel, group in enumerate(planting.groups):
                 own, sources = found[name][channel], sorted(set(group))
@@ -361,10 +339,10 @@ def planted_world(
         if len(groups) < count:
             message = f"there are only {len(groups)} groups of {k} channels to plant, not {count}"
             warnings.warn(message, StudyWarning, stacklevel=2)
-    odd = next((group for group in groups if strengths is not None and len(group) != len(strengths)), None)
-    if odd is not None and strengths is not None:
-        raise PlantingError(f"strengths must be one number for each of {len(odd)} sources, got {list(strengths)}")
-    strong = None if strengths is None else [list(strengths)] * len(groups)
+    strong = [[1.0] * len(group) if strengths is None else list(strengths) for group in groups]
+    for group, own in zip(groups, strong):
+        if len(group) != len(own):
+            raise PlantingError(f"strengths must be one number for each of {len(group)} sources, got {own}")
     if null < 0:
         raise PlantingError(f"the number of channels merged with themselves must be at least 0, got {null}")
     if null:
@@ -374,17 +352,16 @@ def planted_world(
             null = len(alive)
         # A stream of its own, so that the groups stay the same however many are added.
         picks = np.random.default_rng([seed, 1]).choice(alive, null, replace=False)
-        groups = (*groups, *((int(channel), int(channel)) for channel in picks))
-        strong = None if strong is None else [*strong, *[[1.0, 1.0]] * null]
+        groups, strong = (*groups, *((int(channel),) * 2 for channel in picks)), strong + [[1.0, 1.0]] * null
     model, planting = plant(study.model, study.references, groups, strong)
-    own = study.using(model=model, target=planting.target, lower=planting.renamed(study.parameters.lower))
-    brought = contributions(model, own.images, own.references, planting, run=study.run)
+    planted = study.using(model=model, target=planting.target, lower=planting.renamed(study.parameters.lower))
+    brought = contributions(model, planted.images, planted.references, planting, run=study.run)
     truth = drivers(brought)
     part = shares(brought)
     part[planting.null, :, 0] = part[planting.null].sum(axis=-1)
     name = f"planted, k = {k}, {how}" if drawn else "planted, given groups"
     name += "" if strengths is None else f", strengths {', '.join(f'{value:g}' for value in strengths)}"
-    return World(name, own, truth, part.max(axis=-1), study, planting, brought)
+    return World(name, planted, truth, part.max(axis=-1), study, planting, brought)
 
 
 def likeness(study: Study) -> NDArray[np.float64]:

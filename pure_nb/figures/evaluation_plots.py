@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,14 +16,39 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pure_nb.figures.plots import PALETTE, TILE, literal, show, strip
+from pure_nb.compute.store import write_atomically
+from pure_nb.figures.plots import PALETTE, TILE, literal, save, show, strip
 from pure_nb.figures.render import resized
-from pure_nb.judges.evaluation import RANDOM, TRUE
+from pure_nb.judges.evaluation import TRUE
+from pure_nb.methods.descriptions import RANDOM
 from pure_nb.methods.virtual import part_name
 
 if TYPE_CHECKING:
     from pure_nb.judges.naming import Namer
     from pure_nb.study import Study
+
+
+def write_all(folder: Path, files: Mapping[str, Any]) -> list[Path]:
+    """Write what was found to a folder, each file in one step.
+
+    Parameters
+    ----------
+    folder
+        Is made if it is not there; files in it are replaced.
+    files
+        By name: a figure (which is closed), a table as ``.parquet`` or ``.csv``, or a text.
+    """
+    for name, found in files.items():
+        path = folder / name
+        if isinstance(found, Figure):
+            save(found, path)
+        elif path.suffix == ".parquet":
+            write_atomically(path, partial(found.to_parquet, index=False))
+        elif path.suffix == ".csv":
+            write_atomically(path, partial(found.to_csv, index=False))
+        else:
+            write_atomically(path, partial(Path.write_text, data=found, encoding="utf-8"))
+    return [folder / name for name in files]
 
 
 def _panels(summary: pd.DataFrame) -> tuple[Figure, dict[int, Axes], list[str]]:
@@ -83,20 +111,11 @@ def gaps_figure(table: pd.DataFrame, summary: pd.DataFrame, judge: str) -> Figur
     figure, panels, methods = _panels(summary)
     for k, axes in panels.items():
         own = table[table["k"] == k]
-        sns.stripplot(
-            data=own, x="gap", y="method", order=methods, ax=axes, color="0.65", size=3, jitter=0.22, alpha=0.6
-        )
+        how: dict[str, Any] = {"color": "0.65", "size": 3, "jitter": 0.22, "alpha": 0.6}
+        sns.stripplot(data=own, x="gap", y="method", order=methods, ax=axes, **how)
         means = summary[summary["k"] == k].set_index("method").reindex(methods)
-        axes.errorbar(
-            means["gap"],
-            np.arange(len(methods)),
-            xerr=2 * means["gap_se"].fillna(0),
-            fmt="o",
-            color=PALETTE[0],
-            markersize=6,
-            linewidth=2,
-            zorder=4,
-        )
+        dots: dict[str, Any] = {"fmt": "o", "color": PALETTE[0], "markersize": 6, "linewidth": 2, "zorder": 4}
+        axes.errorbar(means["gap"], np.arange(len(methods)), xerr=2 * means["gap_se"].fillna(0), **dots)
         axes.axvline(0, color="0.7", linewidth=1, zorder=0)
         axes.set(xlabel="", ylabel="")
     figure.supxlabel(f"inter minus intra, by {judge}; blue: mean and two standard errors over neurons", fontsize=9)
@@ -137,12 +156,7 @@ def alignment_figure(alignment: pd.DataFrame, judge: str) -> Figure:
 
 @literal
 def named_parts_figure(
-    study: Study,
-    channel: int,
-    labels: NDArray[np.int64],
-    names: Namer,
-    vectors: NDArray[np.float32],
-    count: int = 6,
+    study: Study, channel: int, labels: NDArray[np.int64], names: Namer, vectors: NDArray[np.float32], count: int = 6
 ) -> Figure:
     """The crops of a neuron's parts as the judge sees them, and what it calls them.
 

@@ -226,7 +226,7 @@ def agreement_figure(summary: pd.DataFrame, table: pd.DataFrame, measure: str = 
     Parameters
     ----------
     summary, table
-        From :func:`pure_nb.judges.truth.summary` and :func:`pure_nb.judges.truth.agreement`.
+        From :func:`pure_nb.methods.statistics.summary` and :func:`pure_nb.judges.truth.agreement`.
     measure
         ``"ami"`` or ``"ari"``.
     """

@@ -11,32 +11,43 @@ chapter *What CLIP says* builds both from scratch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import pdist
-from scipy.stats import norm, pearsonr, rankdata, spearmanr
+from scipy.stats import norm, rankdata
 from sklearn.utils.parallel import Parallel, delayed
 
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import Store
 from pure_nb.errors import EvaluationError
-from pure_nb.judges.truth import corrected, signed_rank
-from pure_nb.methods.virtual import CHOICES, MANY, NEURONS, cluster, on_one_thread
+from pure_nb.methods.descriptions import parts_by
+from pure_nb.methods.statistics import (
+    Measure,
+    corrected,
+    correlation,
+    differences,
+    mean_and_error,
+    percentiles,
+    resampled,
+    signed_rank,
+)
+from pure_nb.methods.virtual import CHOICES, MANY, NEURONS, on_one_thread
 from pure_nb.parameters import Run
 
 Metric = str | Callable[[NDArray[Any], NDArray[Any]], float]
 """A metric of :func:`scipy.spatial.distance.pdist`, by name or as a function of two vectors."""
 
-RANDOM, TRUE = "random", "true objects"
-"""Names of labels drawn at random, and of the objects that are known."""
-
+TRUE = "true objects"
+"""Name of the objects that are known, among the methods."""
 
 COLUMNS = ["channel", "method", "k", "intra", "inter", "gap", "overall"]
+ALIGNMENT = ["method", "measure", "mean", "standard_error", "subsets", "pooled", "low", "high"]
+ALIGNMENT += ["naive_low", "naive_high", "within", "within_se", "neurons"]
 
 
 def pair_distances(vectors: ArrayLike, metric: Metric = "euclidean") -> NDArray[np.float32]:
@@ -101,16 +112,18 @@ def intra_inter(distances: NDArray[np.floating[Any]], labels: NDArray[np.int64])
     first, second = np.triu_indices(count, 1)
     used = (labels[first] >= 0) & (labels[second] >= 0)
     same = labels[first] == labels[second]
-    intra, inter, overall = (_mean(distances[which]) for which in (used & same, used & ~same, used))
+    intra, inter, overall = (
+        float(distances[which].mean(dtype=np.float64)) if which.any() else float("nan")
+        for which in (used & same, used & ~same, used)
+    )
     return intra, inter, overall
 
 
 def distance_table(
     judge: NDArray[np.float32],
-    methods: Mapping[str, NDArray[np.float32]],
+    methods: Mapping[str, NDArray[Any]],
     *,
     used: NDArray[np.bool_] | None = None,
-    truth: NDArray[np.int64] | None = None,
     ks: Sequence[int] = CHOICES,
     metric: Metric = "euclidean",
     seed: int = 0,
@@ -125,13 +138,12 @@ def distance_table(
         float ``[channels, n, d]``: the judge's vectors of the crops.
     methods
         Vectors ``[channels, n, d']`` by name; each is clustered by the same k-means
-        (:func:`pure_nb.methods.virtual.cluster`). Labels drawn at random are added as ``"random"``.
+        (:func:`pure_nb.methods.virtual.cluster`). Labels drawn at random are added as ``"random"``. Or labels
+        ``[channels, n]``, such as the true object of each image: they have their own number of parts, and are repeated
+        for every k.
     used
         bool ``[channels, n]``: which images count, such as those that drive the channel; all by default. Neurons with
         fewer than two are left out.
-    truth
-        int ``[channels, n]``: the true object of each image, added as ``"true objects"``. It has its own number of
-        parts, and is repeated for every k.
     ks
         Numbers of parts.
     metric
@@ -158,31 +170,24 @@ def distance_table(
                 "neurons and images"
             )
     used, chosen = _used(judge, used)
+
+    def measured(channel: int) -> Any:
+        own = used[channel]
+        some = {name: every[channel][own] for name, every in methods.items()}
+        return delayed(_neuron_rows)(channel, judge[channel][own], some, tuple(ks), metric, seed)
+
     blocks = []
     bar = progress_bar(desc="distances", total=len(chosen), unit="neuron", shown=run.progress)
     with bar, Parallel(n_jobs=-1 if len(chosen) >= MANY else 1) as parallel:
         for start in range(0, len(chosen), NEURONS):
-            some = chosen[start : start + NEURONS]
+            some = chosen[start : start + NEURONS].tolist()
             saved = store.load_table("distances", {"first": start}) if store else None
-            if saved is None:
-                found = parallel(
-                    delayed(_neuron_rows)(
-                        int(channel),
-                        judge[channel][used[channel]],
-                        {name: vectors[channel][used[channel]] for name, vectors in methods.items()},
-                        None if truth is None else truth[channel][used[channel]],
-                        tuple(ks),
-                        metric,
-                        seed,
-                    )
-                    for channel in some
-                )
-                block = pd.DataFrame([row for rows in found for row in rows], columns=COLUMNS)
-                if store:
-                    store.save_table("distances", {"first": start}, block)
+            if saved:
+                blocks.append(saved[0])
             else:
-                block = saved[0]
-            blocks.append(block)
+                blocks.append(pd.DataFrame(chain.from_iterable(parallel(map(measured, some))), columns=COLUMNS))
+                if store:
+                    store.save_table("distances", {"first": start}, blocks[-1])
             bar.update(len(some))
     return pd.concat(blocks, ignore_index=True)
 
@@ -191,22 +196,18 @@ def distance_table(
 def _neuron_rows(
     channel: int,
     judge: NDArray[np.float32],
-    methods: Mapping[str, NDArray[np.float32]],
-    truth: NDArray[np.int64] | None,
+    methods: Mapping[str, NDArray[Any]],
     ks: tuple[int, ...],
     metric: Metric,
     seed: int,
 ) -> list[tuple[Any, ...]]:
-    with _told(f"neuron {channel}"):
-        distances = pair_distances(judge, metric)
+    distances = _distances(judge, metric, f"neuron {channel}")
+    vectors = {name: own for name, own in methods.items() if own.ndim > 1}
     generator = np.random.default_rng([seed, channel])  # the same whatever other neurons are looked at
     rows = []
     for k in ks:
-        parts = {name: cluster(vectors, k, seed=seed) for name, vectors in methods.items()}
-        parts[RANDOM] = generator.integers(0, k, len(judge))
-        if truth is not None:
-            parts[TRUE] = truth
-        for name, labels in parts.items():
+        parts = parts_by(vectors, k, len(judge), generator=generator, seed=seed)
+        for name, labels in (parts | {name: own for name, own in methods.items() if name not in vectors}).items():
             intra, inter, overall = intra_inter(distances, labels)
             rows.append((channel, name, k, intra, inter, inter - intra, overall))
     return rows
@@ -252,16 +253,15 @@ def summary(
             raise EvaluationError(f"no neuron has a gap above {clear}; the largest is {own['gap'].max():.2f}")
         table = table.merge(kept)
     rows = []
-    for (k, method), own in table.groupby(["k", "method"], sort=False):
-        base = table[(table["method"] == baseline) & (table["k"] == k)].set_index("channel")["gap"]
-        difference = (own.set_index("channel")["gap"] - base).dropna().to_numpy()
-        whole = own.dropna(subset=["gap"])  # all means are over the same neurons
-        row: dict[str, Any] = {"k": k, "method": method, "neurons": len(whole)}
-        for name in ("intra", "inter", "gap", "overall"):
-            row[name], row[f"{name}_se"] = mean_and_error(whole[name].to_numpy())
-        row["difference"], row["difference_se"] = mean_and_error(difference)
-        row["p"] = signed_rank(difference)
-        rows.append(row)
+    for k, every in table.groupby("k"):
+        _, apart = differences(every, baseline, "gap")
+        for method, own in every.groupby("method", sort=False):
+            whole, difference = own.dropna(subset=["gap"]), apart[method].dropna()
+            row: dict[str, Any] = {"k": k, "method": method, "neurons": len(whole)}
+            for name in COLUMNS[3:]:  # all means are over the same neurons
+                row[name], row[f"{name}_se"] = mean_and_error(whole[name])
+            row["difference"], row["difference_se"] = mean_and_error(difference)
+            rows.append(row | {"p": signed_rank(difference)})
     found = pd.DataFrame(rows).sort_values(["k", "gap"], ascending=[True, False], kind="stable", ignore_index=True)
     return found.assign(p=corrected(found["p"]))
 
@@ -306,60 +306,31 @@ def alignment(
     generator = np.random.default_rng(seed)
     count = max(1, min(subsets, len(chosen) // 2))
     groups = np.array_split(generator.permutation(len(chosen)), count)
-    picks = generator.integers(0, len(chosen), (draws if len(chosen) > 1 else 0, len(chosen)))
+    picks = resampled(np.arange(len(chosen)), draws=draws, seed=generator)
     judged = _all_distances(judge, used, chosen, metric, "the judge")
     ranked = _ranks(judged)
     rows = []
     for name, vectors in methods.items():
         own = _all_distances(vectors, used, chosen, metric, name)
-        for measure in ("pearson", "spearman"):
+        for measure in get_args(Measure):
             first, second = (judged, own) if measure == "pearson" else (ranked, _ranks(own))
             sums = _sums(first, second)
             pooled = float(_correlation(sums.sum(axis=0)))
-            spread = _correlation(sums[picks].sum(axis=1))
-            low, high = _quantiles(spread, level)
-            naive_low, naive_high = _fisher(pooled, sum(map(len, first)), level)
-            parts = np.array([_of_subset(judged, own, group, measure) for group in groups])
-            inside = np.array([_of_subset(judged, own, [i], measure) for i in range(len(chosen))])
-            mean, error = mean_and_error(parts[np.isfinite(parts)])
-            within, within_se = mean_and_error(inside[np.isfinite(inside)])
-            rows.append(
-                {
-                    "method": name,
-                    "measure": measure,
-                    "mean": mean,
-                    "standard_error": error,
-                    "subsets": count,
-                    "pooled": pooled,
-                    "low": low,
-                    "high": high,
-                    "naive_low": naive_low,
-                    "naive_high": naive_high,
-                    "within": within,
-                    "within_se": within_se,
-                    "neurons": len(chosen),
-                }
+            reach = percentiles(_correlation(sums[picks].sum(axis=1)), level)
+            naive = _fisher(pooled, sum(map(len, first)), level)
+            # Over the neurons of each subset, and of each neuron by itself.
+            mean, within = (
+                mean_and_error([value for some in sets if np.isfinite(value := _of_some(judged, own, some, measure))])
+                for sets in (groups, np.arange(len(chosen))[:, None])
             )
-    return pd.DataFrame(rows)
+            rows.append((name, measure, *mean, count, pooled, *reach, *naive, *within, len(chosen)))
+    return pd.DataFrame(rows, columns=ALIGNMENT)
 
 
-def mean_and_error(values: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """Mean and its standard error, ``std / sqrt(n)`` with n - 1 degrees of freedom; NaN for too few values."""
-    values = np.asarray(values, dtype=np.float64)
-    mean = float(values.mean()) if len(values) else float("nan")
-    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-    return mean, error
-
-
-def _mean(values: NDArray[np.floating[Any]]) -> float:
-    return float(values.mean(dtype=np.float64)) if len(values) else float("nan")
-
-
-@contextmanager
-def _told(whose: str) -> Iterator[None]:
-    """Say whose distances failed."""
+def _distances(vectors: NDArray[np.float32], metric: Metric, whose: str) -> NDArray[np.float32]:
+    """:func:`pair_distances`, which says whose failed."""
     try:
-        yield
+        return pair_distances(vectors, metric)
     except EvaluationError as problem:
         raise EvaluationError(f"{whose}: {problem}") from problem
 
@@ -379,11 +350,8 @@ Distances = list[NDArray[np.float32]]
 def _all_distances(
     vectors: NDArray[np.float32], used: NDArray[np.bool_], chosen: NDArray[np.int64], metric: Metric, name: str
 ) -> Distances:
-    found = []
-    for channel in chosen:
-        with _told(f"neuron {channel}, vectors of {name}"):
-            found.append(pair_distances(vectors[channel][used[channel]], metric))
-    return found
+    own = {channel: vectors[channel][used[channel]] for channel in chosen}
+    return [_distances(some, metric, f"neuron {channel}, vectors of {name}") for channel, some in own.items()]
 
 
 def _ranks(distances: Distances) -> Distances:
@@ -410,13 +378,6 @@ def _correlation(sums: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(spread > 1e-12 * (n * xx) * (n * yy), (n * xy - x * y) / np.sqrt(spread), np.nan)
 
 
-def _quantiles(values: NDArray[np.float64], level: float) -> tuple[float, float]:
-    if not np.isfinite(values).any():
-        return float("nan"), float("nan")
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def _fisher(correlation: float, pairs: int, level: float) -> tuple[float, float]:
     """The interval of a correlation of independent pairs, by Fisher's transformation."""
     reach = norm.ppf((1 + level) / 2) / np.sqrt(max(1, pairs - 3))
@@ -424,9 +385,7 @@ def _fisher(correlation: float, pairs: int, level: float) -> tuple[float, float]
     return float(np.tanh(middle - reach)), float(np.tanh(middle + reach))
 
 
-def _of_subset(first: Distances, second: Distances, members: Sequence[int] | NDArray[np.int64], measure: str) -> float:
-    """Correlation over the pairs of some neurons; NaN where a side does not vary."""
-    x, y = (np.concatenate([side[i] for i in members]).astype(np.float64) for side in (first, second))
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float("nan")
-    return float((pearsonr if measure == "pearson" else spearmanr)(x, y).statistic)
+def _of_some(first: Distances, second: Distances, members: NDArray[np.int64], measure: Measure) -> float:
+    """Correlation over the pairs of some neurons."""
+    x, y = (np.concatenate([side[i] for i in members]) for side in (first, second))
+    return correlation(x, y, measure)

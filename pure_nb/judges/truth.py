@@ -8,20 +8,19 @@ description differs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pure_nb.compute.blocks import grouped
-from pure_nb.errors import ArgumentError
 from pure_nb.images.data import Images, Truth, readable
+from pure_nb.methods.descriptions import parts_by
 from pure_nb.methods.references import References
-from pure_nb.methods.virtual import cluster, on_one_thread
+from pure_nb.methods.virtual import on_one_thread
 from pure_nb.network.layers import activations, by_position
 from pure_nb.parameters import Run
 
@@ -146,6 +145,20 @@ def _cells_under(grid: tuple[int, ...], lower: tuple[int, ...]) -> NDArray[Any]:
     return found
 
 
+def scores(truth: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
+    """Adjusted Rand index ``ari`` and mutual information ``ami`` of the images whose truth is known (not -1).
+
+    Parameters
+    ----------
+    truth, labels
+        int64 ``[n]``; label -1 is a part like any other.
+    """
+    from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score  # late, see pure_nb._imports
+
+    pair = truth[truth >= 0], labels[truth >= 0]
+    return {"ari": float(adjusted_rand_score(*pair)), "ami": float(adjusted_mutual_info_score(*pair))}
+
+
 @on_one_thread
 def agreement(
     descriptions: Mapping[str, NDArray[np.float32]],
@@ -180,7 +193,6 @@ def agreement(
         adjusted Rand index, 1: the same parts, 0: as good as chance).
     """
     import pandas as pd  # late, see pure_nb._imports
-    from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score  # late, see pure_nb._imports
 
     rows: list[dict[str, Any]] = []
     # A stream of its own: labels drawn elsewhere from the same seed must not agree with these.
@@ -190,102 +202,7 @@ def agreement(
         k = len(shares(truth[channel][known], common)) if known.any() else 0
         if k < 2:
             continue
-        found: dict[str, NDArray[Any]] = {
-            name: cluster(vectors[channel], k, seed=seed) for name, vectors in descriptions.items()
-        }
-        found["random"] = np.asarray(generator.integers(0, k, truth.shape[1]))
-        for name, labels in found.items():
-            ami = adjusted_mutual_info_score(truth[channel][known], labels[known])
-            ari = adjusted_rand_score(truth[channel][known], labels[known])
-            rows.append({"channel": channel, "k": k, "method": name, "ami": ami, "ari": ari})
+        own = {name: vectors[channel] for name, vectors in descriptions.items()}
+        for name, labels in parts_by(own, k, truth.shape[1], generator=generator, seed=seed).items():
+            rows.append({"channel": channel, "k": k, "method": name, **scores(truth[channel], labels)})
     return pd.DataFrame(rows, columns=["channel", "k", "method", "ami", "ari"])
-
-
-def interval(
-    values: NDArray[np.float64],
-    statistic: Callable[..., Any] = np.mean,
-    *,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Bootstrap interval of a statistic of independent values, by percentiles; NaN for fewer than two values.
-
-    Parameters
-    ----------
-    values
-        Float ``[n]``.
-    statistic
-        Takes values and ``axis``, as NumPy's do.
-    level
-        The part of the draws that lies within.
-    draws, seed
-        Number of bootstrap samples, and their seed.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-    low, high = np.quantile(statistic(values[picks], axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def summary(table: pd.DataFrame, baseline: str, measure: str = "ami", *, seed: int = 0) -> pd.DataFrame:
-    """Mean agreement of each method over the neurons, and how it differs from one of them, neuron by neuron.
-
-    Parameters
-    ----------
-    table
-        From :func:`agreement`.
-    baseline
-        The method that the others are compared with.
-    measure
-        ``"ami"`` or ``"ari"``.
-    seed
-        Of the bootstrap.
-
-    Returns
-    -------
-    DataFrame
-        Best method first: ``method, mean, low, high`` (95 % interval over neurons); ``difference`` from the
-        baseline, with ``difference_low`` and ``difference_high`` (95 % paired bootstrap over neurons, NaN for the
-        baseline itself); and ``p``: Wilcoxon's signed-rank test over neurons, corrected for the number of methods
-        (Benjamini and Hochberg).
-    """
-    import pandas as pd  # late, see pure_nb._imports
-
-    wide = table.pivot(index="channel", columns="method", values=measure)
-    if baseline not in wide:
-        raise ArgumentError(f"there is no method {baseline!r} to compare with; there are {list(wide)}")
-    rows = []
-    for method in wide:
-        values, difference = wide[method].to_numpy(), (wide[method] - wide[baseline]).to_numpy()
-        low, high = interval(values, seed=seed)
-        apart = interval(difference if method != baseline else difference[:0], seed=seed)
-        rows.append(
-            {
-                "method": method,
-                "mean": values.mean(),
-                "low": low,
-                "high": high,
-                "difference": difference.mean(),
-                "difference_low": apart[0],
-                "difference_high": apart[1],
-                "p": signed_rank(difference),
-            }
-        )
-    found = pd.DataFrame(rows).sort_values("mean", ascending=False, ignore_index=True)
-    return found.assign(p=corrected(found["p"]))
-
-
-def signed_rank(difference: NDArray[np.float64]) -> float:
-    """The p of Wilcoxon's signed-rank test of paired differences; NaN where all are zero."""
-    return float(scipy.stats.wilcoxon(difference).pvalue) if np.any(difference) else float("nan")
-
-
-def corrected(p: pd.Series[float]) -> pd.Series[float]:
-    """Values of p, corrected for their number by Benjamini and Hochberg; NaN stays and does not count."""
-    import pandas as pd  # late, see pure_nb._imports
-
-    tested = p.dropna()
-    return p.where(p.isna(), pd.Series(scipy.stats.false_discovery_control(tested), tested.index))

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 
 from pure_nb.errors import ArgumentError
+from pure_nb.methods.statistics import correlation, percentiles, resampled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,29 +112,25 @@ def concord(
     names = [name for name in similarity.index if not similarity[name].drop(name).isna().all()]
     matrix = similarity.loc[names, names].to_numpy(dtype=float)
     place = {name: i for i, name in enumerate(names)}
-    used = pairs[pairs["cosine"].notna() & pairs["class_1"].isin(names) & pairs["class_2"].isin(names)]
-    known = [not np.isnan(matrix[place[i], place[j]]) for i, j in zip(used["class_1"], used["class_2"])]
-    used = used[known]
+    known = pairs["cosine"].notna() & pairs["class_1"].isin(names) & pairs["class_2"].isin(names)
+    first, second = (pairs.loc[known, column].map(place).to_numpy() for column in ("class_1", "class_2"))
+    there = ~np.isnan(matrix[first, second])
+    used, first, second = pairs[known][there], first[there], second[there]
     if len(used) < 3:
         raise ArgumentError(f"a correlation needs at least three pairs of classes with a similarity, got {len(used)}")
-    first, second = (used[column].map(place).to_numpy() for column in ("class_1", "class_2"))
     cosines = used["cosine"].to_numpy()
     rho = _rank(cosines, matrix[first, second])
     if np.isnan(rho):
         return Concord(rho, rho, rho, rho, len(used))
     generator = np.random.default_rng(seed)
-    shuffled = []
-    for _ in range(permutations):
-        order = generator.permutation(len(names))
-        shuffled.append(_rank(cosines, matrix[order[first], order[second]]))
+    # Not scipy.stats.permutation_test: it tries every order of a few classes, which gives other numbers than ours.
+    orders = [generator.permutation(len(names)) for _ in range(permutations)]
+    below = [_rank(cosines, matrix[order[first], order[second]]) < rho for order in orders]  # a NaN speaks for chance
     rows = [np.flatnonzero(used["channel"] == channel) for channel in used["channel"].unique()]
-    spread: list[float] = []
-    for _ in range(replicates if len(rows) > 1 else 0):
-        chosen = np.concatenate([rows[i] for i in generator.integers(len(rows), size=len(rows))])
-        spread.append(_rank(cosines[chosen], matrix[first[chosen], second[chosen]]))
-    low, high = np.nanquantile(spread, [(1 - level) / 2, (1 + level) / 2]) if spread else (np.nan, np.nan)
-    p = (1 + sum(not value < rho for value in shuffled)) / (1 + permutations)  # a NaN speaks for chance
-    return Concord(rho, float(low), float(high), p, len(used))
+    picks = resampled(np.arange(len(rows)), draws=replicates, seed=generator)
+    chosen = [np.concatenate([rows[i] for i in pick]) for pick in picks]
+    spread = percentiles([_rank(cosines[some], matrix[first[some], second[some]]) for some in chosen], level)
+    return Concord(rho, *spread, (1 + permutations - sum(below)) / (1 + permutations), len(used))
 
 
 def similarity_matrix(
@@ -167,9 +163,4 @@ def similarity_matrix(
 def _rank(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     """Spearman's correlation over the points that have both values; NaN where one of the two does not vary."""
     both = ~(np.isnan(first) | np.isnan(second))
-    first, second = first[both], second[both]
-    if len(first) < 3:
-        return float("nan")
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return float("nan")
-    return float(scipy.stats.spearmanr(first, second).statistic)
+    return correlation(first[both], second[both]) if both.sum() > 2 else float("nan")

@@ -26,7 +26,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.metrics import adjusted_mutual_info_score
 
 from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
@@ -34,7 +33,9 @@ from pure_nb.compute.store import write_atomically
 from pure_nb.errors import EmbedderError, LayerError, StudyError
 from pure_nb.figures.render import Picture
 from pure_nb.images.data import spoken
-from pure_nb.methods.virtual import CHOICES, Vectors, cluster_some, part_name
+from pure_nb.judges.truth import scores
+from pure_nb.methods.descriptions import LRP, OWN, Description, descriptions
+from pure_nb.methods.virtual import CHOICES, cluster_some, part_name
 from pure_nb.parameters import NEAREST
 
 with needed("show", "an atlas needs"):
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
     from pure_nb.study import Study
 
-METHODS = ("circuits", "circuits (LRP)", "activations")
+SHOWN = {"circuits": OWN, "circuits (LRP)": LRP, "activations": "activation"}
+METHODS = tuple(SHOWN)
 """By what an explorer can take a neuron apart; the first is the study's own way."""
 
 FORMAT = 3
@@ -146,15 +148,10 @@ class Atlas:
         return f"{self.identity} {_digest([told, named])}"
 
     @cached_property
-    def described(self) -> dict[str, Callable[[int], Vectors]]:
-        """For each method, what gives the vectors ``[n, d]`` of one channel's references."""
-        study, other = self.study, self.study.using(rule="lrp")
-        found: dict[str, Callable[[int], Vectors]] = {
-            "circuits": study.circuits_of,
-            "circuits (LRP)": other.circuits_of,
-            "activations": lambda channel: study.activation_vectors["activation"][channel],
-        }
-        return {name: found[name] for name in self.methods}
+    def described(self) -> dict[str, Description]:
+        """What each method takes a neuron apart by."""
+        given = descriptions(self.study)
+        return {name: given[SHOWN[name]] for name in self.methods}
 
     @cached_property
     def names(self) -> pd.Series[str] | None:
@@ -176,8 +173,8 @@ class Atlas:
         """Which part each reference belongs to: by method, with the study's own number of parts, then each choice."""
         own, seed = self.study.virtual_of(channel).labels, self.study.parameters.random
         driven, found = own >= 0, {}
-        for name, vectors_of in self.described.items():
-            vectors = vectors_of(channel)
+        for name, description in self.described.items():
+            vectors = description.of(channel)
             first = own if name == METHODS[0] else cluster_some(vectors, driven, max(1, int(own.max()) + 1), seed=seed)
             found[name] = [first, *(cluster_some(vectors, driven, k, seed=seed) for k in CHOICES)]
         return found
@@ -202,10 +199,8 @@ class Atlas:
             "whole": f"whole/{channel}.webp",
         }
         if neuron.objects is not None:
-            known = neuron.objects >= 0
             found["agreement"] = {
-                name: [round(float(adjusted_mutual_info_score(neuron.objects[known], own[known])), 4) for own in every]
-                for name, every in labels.items()
+                name: [round(scores(neuron.objects, own)["ami"], 4) for own in every] for name, every in labels.items()
             }
         return found
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +17,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pure_nb.compute.store import Store, write_atomically
-from pure_nb.errors import StudyError, StudyWarning
+from pure_nb.compute.results import Results
+from pure_nb.compute.store import Store
+from pure_nb.errors import StudyError
 from pure_nb.images.data import spoken
 from pure_nb.judges import evaluation
-from pure_nb.judges.evaluation import RANDOM, TRUE, Metric
+from pure_nb.judges.evaluation import TRUE, Metric
 from pure_nb.judges.naming import Namer, nouns, vocabulary_from
+from pure_nb.methods.descriptions import GRADIENT, LRP, RANDOM, fitting
+from pure_nb.methods.descriptions import descriptions as descriptions_of
 from pure_nb.methods.virtual import CHOICES, cluster_some, part_name
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Part of what stored tables are found by; raised when this package computes them differently."""
 
-GRADIENT, LRP = "PURE gradient", "PURE LRP"
+METHODS = (GRADIENT, LRP, "activation", "activation at maximum")
+"""What is judged of every study, where it has it; see :func:`pure_nb.methods.descriptions.descriptions`."""
 
 CROPPED = {
     "peak": "cropped to where relevance flows from the maximum, as in the paper",
@@ -45,21 +48,18 @@ CROPPED = {
 WHOLE = "whole"
 """What a neuron that is not taken apart is called among its parts."""
 
+ALL = "one ResNet, all neurons"
 PUBLISHED = pd.DataFrame(
     [
-        ("correlation with CLIP (Pearson)", "ResNet-101", "DINOv2", 0.57),
-        ("correlation with CLIP (Pearson)", "ResNet-101", "PURE", 0.38),
-        ("correlation with CLIP (Pearson)", "ResNet-101", "activation", 0.17),
-        ("intra", "one ResNet, all neurons", "DINOv2", 5.79),
-        ("intra", "one ResNet, all neurons", "PURE", 5.85),
-        ("intra", "one ResNet, all neurons", "activation", 5.95),
-        ("inter", "one ResNet, all neurons", "DINOv2", 6.48),
-        ("inter", "one ResNet, all neurons", "PURE", 6.40),
-        ("inter", "one ResNet, all neurons", "activation", 6.26),
-        ("overall", "one ResNet, all neurons", "", 6.08),
-        ("gap", "187 of 1000 neurons with CLIP's gap > 1.5", "DINOv2", 1.65),
-        ("gap", "187 of 1000 neurons with CLIP's gap > 1.5", "PURE", 1.42),
-        ("gap", "187 of 1000 neurons with CLIP's gap > 1.5", "activation", 0.91),
+        (what, of, method, value)
+        for what, of, values in (
+            ("correlation with CLIP (Pearson)", "ResNet-101", {"DINOv2": 0.57, "PURE": 0.38, "activation": 0.17}),
+            ("intra", ALL, {"DINOv2": 5.79, "PURE": 5.85, "activation": 5.95}),
+            ("inter", ALL, {"DINOv2": 6.48, "PURE": 6.40, "activation": 6.26}),
+            ("overall", ALL, {"": 6.08}),
+            ("gap", "187 of 1000 neurons with CLIP's gap > 1.5", {"DINOv2": 1.65, "PURE": 1.42, "activation": 0.91}),
+        )
+        for method, value in values.items()
     ],
     columns=["what", "of", "method", "published"],
 )
@@ -110,14 +110,9 @@ def descriptions(study: Study, embedders: Sequence[Embedder] = ()) -> dict[str, 
     PURE by gradient and by LRP (left out with a warning where its rules do not fit the network), the activations of the
     paper, those at the position of the maximum, and the embedders' own vectors.
     """
-    found = {GRADIENT: study.using(rule="gradient").circuits}
-    if why := study.without_lrp:
-        warnings.warn(f"{LRP} is left out: {why}", StudyWarning, stacklevel=2)
-    else:
-        found[LRP] = study.using(rule="lrp").circuits
-    simple = ["activation", "activation at maximum"][: 1 if not study.references.grid else 2]  # without a grid the same
-    found |= {name: study.activation_vectors[name] for name in simple}
-    return found | {embedder.name: study.crops.embeddings(embedder) for embedder in embedders}
+    given = descriptions_of(study, embedders)
+    wanted = {name: given[name] for name in (*METHODS, *(embedder.name for embedder in embedders)) if name in given}
+    return {name: one.vectors() for name, one in fitting(wanted, study).items()}
 
 
 def evaluate(
@@ -158,8 +153,7 @@ def evaluate(
     EvaluationError
         If the metric can't be used, or no neuron is driven by two images.
     """
-    names = [embedder.name for embedder in (judge, *others)]
-    taken = [GRADIENT, LRP, "activation", "activation at maximum", RANDOM, TRUE, *names]
+    taken = [*METHODS, RANDOM, TRUE, *(embedder.name for embedder in (judge, *others))]
     if len(set(taken)) < len(taken):
         raise StudyError(f"two methods have the same name, among {', '.join(taken)}; name each embedder otherwise")
     evaluation.pair_distances(np.eye(2, dtype=np.float32), metric)  # a wrong metric fails now, and not after hours
@@ -168,31 +162,25 @@ def evaluate(
     vectors = descriptions(study, (judge, *others))
     own = vectors[judge.name]
     named = metric if isinstance(metric, str) else f"{metric.__module__}.{metric.__qualname__}"
-    key: dict[str, object] = {
-        "format": FORMAT,
-        "methods": {name: _digest(array) for name, array in vectors.items()},
-        "judge": judge.name,
-        "ks": list(ks),
-        "metric": named,
-        "random": study.parameters.random,
-        "references": study.ranked,
+    key: dict[str, object] = {"format": FORMAT, "judge": judge.name, "ks": list(ks), "metric": named}
+    key |= {"random": study.parameters.random, "references": study.ranked}
+    key["methods"] = {
+        name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()[:16] for name, array in vectors.items()
     }
-    seed = study.parameters.random
-    how: dict[str, Any] = {"used": study.driven, "metric": metric, "seed": seed}
+    how: dict[str, Any] = {"used": study.driven, "metric": metric, "seed": study.parameters.random}
 
     def measured(blocks: Store | None) -> pd.DataFrame:
-        more: dict[str, Any] = {"truth": study.objects, "ks": ks, "store": blocks, "run": study.run}
-        return evaluation.distance_table(own, vectors, **how, **more)
+        more: dict[str, Any] = {"ks": ks, "store": blocks, "run": study.run}
+        known = {} if study.objects is None else {TRUE: study.objects}
+        return evaluation.distance_table(own, vectors | known, **how, **more)
 
     def aligned(_: Store | None) -> pd.DataFrame:
         followers = {name: array for name, array in vectors.items() if name != judge.name}
         return evaluation.alignment(own, followers, subsets=subsets, **how)
 
-    if isinstance(metric, str):
-        table = study.results.table("distances", key, measured)
-        found = study.results.table("alignment", key | {"subsets": subsets}, aligned)
-    else:  # a function may change and keep its name
-        table, found = measured(None), aligned(None)
+    results = study.results if isinstance(metric, str) else Results(None)  # a function may change and keep its name
+    table = results.table("distances", key, measured)
+    found = results.table("alignment", key | {"subsets": subsets}, aligned)
     crops = study.crops.note or CROPPED[study.parameters.crop]
     title = f"{study.name}: {study.parameters.target}"
     return Evaluation(title, crops, judge.name, table, found, named)
@@ -262,7 +250,7 @@ def part_names(
     names, vectors = namer(study, embedder, words), study.crops.embeddings(embedder.joint)
     rows = []
     for channel in np.flatnonzero(study.references.alive).tolist():
-        driven = study.driven[channel]
+        neuron, driven = study.neuron(channel), study.driven[channel]
         if k is None:
             labels = np.where(driven, study.virtual[channel].labels, -1)
         else:
@@ -270,28 +258,19 @@ def part_names(
         for part in range(-1, labels.max() + 1):
             members = driven if part < 0 else labels == part
             name = names.name(vectors[channel][members], vectors[channel][driven])
-            row: dict[str, Any] = {
-                "channel": channel,
-                "part": WHOLE if part < 0 else part_name(part),
-                "size": int(members.sum()),
-                "said": name.said(),
-                **asdict(name),
-            }
-            if study.objects is not None:
-                label, count = np.unique(study.objects[channel][members], return_counts=True)
-                classes = ["", *study.images.truth.classes]  # type: ignore[union-attr]  # or there would be no objects
-                row |= {"true": classes[label[count.argmax()] + 1], "share": count.max() / count.sum()}
+            part_of = WHOLE if part < 0 else part_name(part)
+            row: dict[str, Any] = {"channel": channel, "part": part_of, "size": int(members.sum()), "said": name.said()}
+            row |= asdict(name)
+            if neuron.objects is not None:
+                label, count = np.unique(neuron.objects[members], return_counts=True)
+                one = np.argmax(neuron.objects == label[count.argmax()])  # among the references that show it
+                row |= {"true": neuron.names[one], "share": count.max() / count.sum()}
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def write(
-    found: Evaluation,
-    folder: Path,
-    *,
-    names: pd.DataFrame | None = None,
-    clear: float | None = None,
-    command: str = "",
+    found: Evaluation, folder: Path, *, names: pd.DataFrame | None = None, clear: float | None = None, command: str = ""
 ) -> list[Path]:
     """Write an evaluation as tidy tables, figures and a short report in Markdown.
 
@@ -313,30 +292,20 @@ def write(
     list of Path
         What was written, the report first.
     """
-    from pure_nb.figures.evaluation_plots import alignment_figure, distances_figure, gaps_figure
-    from pure_nb.figures.plots import save
+    from pure_nb.figures.evaluation_plots import alignment_figure, distances_figure, gaps_figure, write_all
 
     tables = {"distances": found.distances, "summary": found.summary(), "alignment": found.alignment}
     if clear is not None:
         tables["summary-clear"] = found.summary(clear=clear)
     if names is not None:
         tables["names"] = names
-    paths = [folder / "report.md"]
-    for name, table in tables.items():
-        paths += [folder / f"{name}.parquet", folder / f"{name}.csv"]
-        write_atomically(paths[-2], lambda path, table=table: table.to_parquet(path, index=False))  # type: ignore[misc]
-        write_atomically(paths[-1], lambda path, table=table: table.to_csv(path, index=False))  # type: ignore[misc]
-    figures = {
-        "distances": distances_figure(tables["summary"], found.judge),
-        "gaps": gaps_figure(found.distances, tables["summary"], found.judge),
-        "alignment": alignment_figure(found.alignment, found.judge),
-    }
-    for name, figure in figures.items():
-        paths.append(folder / f"{name}.png")
-        save(figure, paths[-1])
-    text = _markdown(found, tables, clear, command)
-    write_atomically(paths[0], lambda path: path.write_text(text, encoding="utf-8"))
-    return paths
+    files: dict[str, Any] = {f"{name}.{kind}": own for name, own in tables.items() for kind in ("parquet", "csv")}
+    files["distances.png"] = distances_figure(tables["summary"], found.judge)
+    files["gaps.png"] = gaps_figure(found.distances, tables["summary"], found.judge)
+    files["alignment.png"] = alignment_figure(found.alignment, found.judge)
+    files["report.md"] = _markdown(found, tables, clear, command)
+    *others, report = write_all(folder, files)
+    return [report, *others]
 
 
 def _markdown(found: Evaluation, tables: dict[str, pd.DataFrame], clear: float | None, command: str) -> str:
@@ -378,26 +347,25 @@ def _markdown(found: Evaluation, tables: dict[str, pd.DataFrame], clear: float |
 
 
 def _distances_text(table: pd.DataFrame) -> str:
-    shown = pd.DataFrame({"k": table["k"], "method": table["method"], "neurons": table["neurons"]})
+    shown = table[["k", "method", "neurons"]].copy()
     for name in ("intra", "inter", "gap", "difference"):
-        shown[name] = [f"{value:.3f} ± {error:.3f}" for value, error in zip(table[name], table[f"{name}_se"])]
+        shown[name] = _with_error(table, name, f"{name}_se")
     shown["p"] = ["" if np.isnan(p) else f"{p:.2g}" for p in table["p"]]
     return _markdown_table(shown)
 
 
 def _alignment_text(table: pd.DataFrame) -> str:
     shown = table[["method", "measure"]].copy()
-    shown["subsets"] = [
-        f"{mean:.3f} ± {error:.3f} ({count})"
-        for mean, error, count in zip(table["mean"], table["standard_error"], table["subsets"])
-    ]
+    shown["subsets"] = _with_error(table, "mean", "standard_error") + table["subsets"].map(" ({})".format)
     for name, low, high in (("pooled", "low", "high"), ("naive interval", "naive_low", "naive_high")):
         value = table["pooled"].map("{:.3f} ".format) if name == "pooled" else ""
         shown[name] = value + table[low].map("({:.3f} to ".format) + table[high].map("{:.3f})".format)
-    shown["within a neuron"] = [
-        f"{value:.3f} ± {error:.3f}" for value, error in zip(table["within"], table["within_se"])
-    ]
+    shown["within a neuron"] = _with_error(table, "within", "within_se")
     return _markdown_table(shown)
+
+
+def _with_error(table: pd.DataFrame, name: str, error: str) -> pd.Series[str]:
+    return table[name].map("{:.3f} ± ".format) + table[error].map("{:.3f}".format)
 
 
 def _names_text(names: pd.DataFrame) -> str:
@@ -432,7 +400,3 @@ def _escaped(text: str) -> str:
 
 def _code(text: str) -> str:
     return f"`` {text} ``" if "`" in text else f"`{text}`"
-
-
-def _digest(array: NDArray[np.float32]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()[:16]

@@ -233,7 +233,7 @@ def _live_neurons(study: Study, start: int, parts: bool, whole: bool, caption: s
         if not parts:
             return _picture(references_figure(one, 15 if whole else 24, 5 if whole else 8, whole=whole)), ""
         if k or by != atlas.METHODS[0]:
-            one = one.by(made.described[by](channel), k or one.virtual.k)
+            one = one.by(made.described[by].of(channel), k or one.virtual.k)
         sizes = ", ".join(f"{size} images {one.meanings(part)}".strip() for part, size in enumerate(one.virtual.sizes))
         return _picture(neuron_figure(one)), f"Neuron {channel} of {name} in {one.virtual.k} parts by {by}: {sizes}."
 

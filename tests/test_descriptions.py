@@ -1,0 +1,60 @@
+"""What describes reference images: all of it in one list, neuron by neuron or all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import Items, noise, plain
+
+from pure_nb.errors import StudyWarning
+from pure_nb.judges.embedders import pixels
+from pure_nb.methods.descriptions import GRADIENT, LRP, OWN, RANDOM, descriptions, fitting, parts_by
+from pure_nb.methods.virtual import cluster
+from pure_nb.study import Study
+
+
+def mine(folder: Path, target: str = "4", lower: str = "2", **how: str) -> Study:
+    return Study.of(plain(), Items(noise(15)), target, lower, n=6, k=2, store=folder, **how)
+
+
+def test_every_description_neuron_by_neuron(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = mine(tmp_path, seed="peak")
+    found = descriptions(study, [pixels(4)])
+    monkeypatch.setattr("pure_nb.study.SMALL", 0)  # a channel alone is not all of them
+    alone = {name: one.of(2) for name, one in found.items() if name in (OWN, GRADIENT, LRP)}
+    assert study.store is not None
+    assert not [entry for entry in study.store.results() if entry.name == "circuits"]
+    simple = ["activation", "activation at maximum", "lower activation", "lower activation at maximum"]
+    assert list(found) == [OWN, GRADIENT, LRP, *simple, "pixels"] == [one.name for one in found.values()]
+    expected = {OWN: study.circuits, GRADIENT: study.circuits, LRP: study.using(rule="lrp").circuits}
+    expected |= study.activation_vectors | {"pixels": study.crops.embeddings(pixels(4))}
+    for name, one in found.items():
+        np.testing.assert_array_equal(one.vectors(), expected[name])
+        np.testing.assert_array_equal(one.of(2), expected[name][2])
+    for name, vectors in alone.items():
+        np.testing.assert_allclose(vectors, expected[name][2], rtol=1e-5, atol=1e-8)
+
+
+def test_without_a_grid_there_is_no_maximum(tmp_path: Path) -> None:
+    assert "activation at maximum" not in descriptions(mine(tmp_path, "7", "5"))
+
+
+def test_what_does_not_fit_is_left_out_where_it_is_asked_for(tmp_path: Path) -> None:
+    study = mine(tmp_path)
+    study.__dict__["without_lrp"] = "of the weather"
+    with pytest.warns(StudyWarning, match="PURE LRP is left out: of the weather"):
+        assert fitting({GRADIENT: 1, LRP: 2}, study) == {GRADIENT: 1}
+    assert fitting({GRADIENT: 1}, study) == {GRADIENT: 1}  # and nothing is said
+    study.__dict__["without_lrp"] = ""
+    assert fitting({LRP: 2}, study) == {LRP: 2}
+
+
+def test_parts_by_each_description_and_at_random() -> None:
+    generator = np.random.default_rng(0)
+    vectors = {name: generator.standard_normal((30, 4)).astype(np.float32) for name in "ab"}
+    found = parts_by(vectors, 3, 30, generator=np.random.default_rng(5), seed=2)
+    assert list(found) == ["a", "b", RANDOM]
+    np.testing.assert_array_equal(found["b"], cluster(vectors["b"], 3, seed=2))
+    np.testing.assert_array_equal(found[RANDOM], np.random.default_rng(5).integers(0, 3, 30))
