@@ -15,7 +15,7 @@ from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.glyphs import MEAN, STD
 from pure_nb.methods import optimise as module
 from pure_nb.methods.optimise import feature_visualisation
-from pure_nb.methods.splitting import split_channel
+from pure_nb.methods.rewiring import split_channel
 from pure_nb.network.layers import activations, by_position
 
 

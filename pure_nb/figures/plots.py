@@ -22,7 +22,7 @@ from scipy.stats import gaussian_kde
 from pure_nb.compute.store import write_atomically
 from pure_nb.figures.render import Picture, View, resized
 from pure_nb.methods.concord import Concord
-from pure_nb.methods.relevance import cosine
+from pure_nb.methods.pairs import cosine
 from pure_nb.methods.splitting import Split
 from pure_nb.methods.virtual import part_name
 
@@ -418,7 +418,7 @@ def densities_figure(split: Split, rho: float | None = None) -> Figure:
         keys, split.concepts, title="images of", fontsize=9, title_fontsize=9, loc="upper left", frameon=False
     )
     all_axes[-1].set_xlabel("activation, positive part summed over positions")
-    figure.suptitle(f"{split.activations.layer} / {split.activations.channel}, rho = {rho:g}", fontsize=11)
+    figure.suptitle(f"{split.assignment.layer} / {split.assignment.channel}, rho = {rho:g}", fontsize=11)
     return figure
 
 

@@ -3,7 +3,7 @@
 Feature visualisation as in Olah, Mordvintsev and Schubert (2017), "Feature Visualization", Distill. A picture is not
 optimised pixel by pixel, which gives noise, but as the coefficients of its Fourier transform, each divided by its
 frequency, in colours that vary independently in natural images; and it is shifted at random before every step. The
-pictures of a channel before and after it is split (:mod:`pure_nb.methods.splitting`) say whether the parts mean one
+pictures of a channel before and after it is split (:mod:`pure_nb.methods.rewiring`) say whether the parts mean one
 thing each.
 """
 
