@@ -220,8 +220,7 @@ def views(
     *,
     target: str,
     crop: Crop = "peak",
-    blur: float = BLUR,
-    threshold: float = THRESHOLD,
+    mask: Callable[[Tensor], NDArray[np.bool_]] = seen,
     batch_size: int = 16,
     device: str = "cpu",
 ) -> list[View]:
@@ -231,25 +230,21 @@ def views(
     ----------
     model, images, channel, sample, target, crop, batch_size, device
         As for :func:`heatmaps`.
-    blur, threshold
-        As for :func:`seen`.
+    mask
+        What the channel looks at, by a heatmap; :func:`seen` with another blur and threshold, or a way of one's own.
 
     Returns
     -------
     list of View
         In the order of the pairs.
     """
-    found: dict[int, View] = {}
-    pictures: dict[int, Picture] = {}
+    masks: dict[int, NDArray[np.bool_]] = {}
     flows = heatmaps(model, images, channel, sample, target=target, crop=crop, batch_size=batch_size, device=device)
     with closing(flows):
         for rows, maps in flows:
-            for row, mask in zip(rows.tolist(), seen(maps, blur=blur, threshold=threshold)):
-                number = int(sample[row])
-                if number not in pictures:
-                    pictures[number] = images.picture(number)
-                found[row] = View(number, pictures[number], mask)
-    return [found[row] for row in range(len(sample))]
+            masks |= dict(zip(rows.tolist(), mask(maps)))
+    pictures = {number: images.picture(number) for number in np.unique(sample).tolist()}
+    return [View(number, pictures[number], masks[row]) for row, number in enumerate(sample.tolist())]
 
 
 def cropped(picture: Picture, box: Sequence[int] | NDArray[np.int32]) -> Picture:
@@ -266,8 +261,6 @@ def boxes(
     *,
     target: str,
     crop: Crop = "peak",
-    blur: float = CROP_BLUR,
-    threshold: float = THRESHOLD,
     batch_size: int = 16,
     device: str = "cpu",
     store: Store | None = None,
@@ -276,14 +269,14 @@ def boxes(
 ) -> NDArray[np.int32]:
     """Where each channel looks, as the square of :attr:`View.box`: all that is kept of the crops fed to embedders.
 
+    The blur is the paper's for these, :data:`CROP_BLUR`.
+
     A box is four numbers where a crop is tens of thousands, and cutting it again costs nothing beside a heatmap.
 
     Parameters
     ----------
     model, images, channel, sample, target, crop, batch_size, device
         As for :func:`heatmaps`; ``channel`` and ``sample`` may have any one shape.
-    blur, threshold
-        As for :func:`seen`; the blur is the paper's for crops that are fed to an embedder.
     store, progress, client
         As for :func:`pure_nb.methods.circuits.circuits`.
 
@@ -294,28 +287,21 @@ def boxes(
     """
     shape = np.shape(channel)
     channel, sample = np.ravel(channel), np.ravel(sample)
+    how: dict[str, Any] = {"target": target, "crop": crop, "batch_size": batch_size, "device": device}
+    kept: dict[str, Any] = {"store": store, "progress": progress, "client": client}
 
     def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.int32]:
-        flows = heatmaps(
-            model,
-            images,
-            channel[block],
-            sample[block],
-            target=target,
-            crop=crop,
-            batch_size=batch_size,
-            device=device,
-        )
+        flows = heatmaps(model, images, channel[block], sample[block], **how)
         found = np.empty((len(block), 4), dtype=np.int32)
         with closing(flows):
             for rows, maps in flows:
-                found[rows] = [square_around(mask) for mask in seen(maps, blur=blur, threshold=threshold)]
+                found[rows] = [square_around(mask) for mask in seen(maps, blur=CROP_BLUR)]
                 done(len(rows))
         return found
 
-    how: dict[str, Any] = {"store": store, "progress": progress, "client": client}
     with placed(model, "cpu" if client else device):  # a cluster may have a device that this process has not
-        return by_blocks(sample, compute, batch_size=batch_size, name="crops", unit="crop", **how).reshape(*shape, 4)
+        found = by_blocks(sample, compute, name="crops", unit="crop", batch_size=batch_size, **kept)
+    return found.reshape(*shape, 4)
 
 
 def resized(picture: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
