@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pure_nb.errors import ArgumentError
+from pure_nb.methods._shapes import Float, Int
 
 RHOS = tuple(round(0.05 * step, 2) for step in range(1, 21))
 """Thresholds that the paper tries: 0.05, 0.10 ... 1.00."""
@@ -26,7 +27,7 @@ SHARED = -1
 Ownership = Literal["symmetric", "published"]
 
 
-def owners(arvs: ArrayLike, rho: float, ownership: Ownership = "symmetric") -> NDArray[np.int64]:
+def owners(arvs: ArrayLike, rho: float, ownership: Ownership = "symmetric") -> Int[NDArray[np.int64], " sources"]:
     """Which concept each source belongs to (Hesse et al., their rule for rho where k = 2).
 
     Source i belongs to concept v if ``rho * ARV_v,i > max over the other concepts w of ARV_w,i``.
@@ -96,7 +97,7 @@ class Assignment:
 
     layer: str
     channel: int
-    arvs: NDArray[np.float64]
+    arvs: Float[NDArray[np.float64], "k sources"]
     rhos: Sequence[float] = RHOS
     ownership: Ownership = "symmetric"
 
@@ -108,6 +109,6 @@ class Assignment:
         """Number of concepts."""
         return len(self.arvs)
 
-    def owner(self, rho: float) -> NDArray[np.int64]:
+    def owner(self, rho: float) -> Int[NDArray[np.int64], " sources"]:
         """int64 ``[sources]``: see :func:`owners`."""
         return owners(self.arvs, rho, self.ownership)

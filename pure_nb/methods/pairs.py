@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from pure_nb.methods._shapes import Float
 from pure_nb.methods.relevance import ClassStatistics
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def cosine(first: NDArray[np.float64], second: NDArray[np.float64]) -> Any:
+def cosine(first: Float[NDArray[np.floating], "... d"], second: Float[NDArray[np.floating], "... d"]) -> Any:
     """Cosine of vectors over the last axis; NaN where one is zero."""
     with np.errstate(invalid="ignore", divide="ignore"):
         norm = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
+from pure_nb.methods._shapes import Bool, Float, Int
 from pure_nb.methods.windows import Taps, dense_weight, in_single
 from pure_nb.network.layers import INPUT, OUTPUT, by_position, channel_axis, get_layer
 
@@ -61,7 +62,9 @@ class Criterion:
             raise ArgumentError(f"clamp must be 'channels' or 'positions', got {self.clamp!r}")
 
 
-def carried(attribution: NDArray[np.float64], share: float = 0.03, mass: float | None = None) -> NDArray[np.bool_]:
+def carried(
+    attribution: Float[NDArray[np.float64], "b channels"], share: float = 0.03, mass: float | None = None
+) -> Bool[NDArray[np.bool_], "b channels"]:
     """Which channels an image's class stands on.
 
     Parameters
@@ -95,14 +98,14 @@ def carried(attribution: NDArray[np.float64], share: float = 0.03, mass: float |
 
 
 def attributed(
-    target: Tensor,
-    logits: Tensor,
-    rows: NDArray[np.int64],
-    labels: NDArray[np.int64],
+    target: Float[Tensor, "b ..."],
+    logits: Float[Tensor, "b classes"],
+    rows: Int[NDArray[np.int64], " rows"],
+    labels: Int[NDArray[np.int64], " rows"],
     *,
     clamp: Clamp = "channels",
     retain_graph: bool = False,
-) -> NDArray[np.float64]:
+) -> Float[NDArray[np.float64], "rows channels"]:
     """Attribution of each channel to the true class (Hesse et al. 2025, section 3.1): float64 ``[rows, C]``.
 
     ``attr_c = sum_uv A_c * d logit_t / d A_c``
@@ -186,7 +189,7 @@ class ClassRelevance:
         self.leaf: str | None = layer if self.taps else lower
         self._sums: dict[str, NDArray[Any]] = {}
 
-    def update(self, samples: NDArray[np.int64], outputs: Mapping[str, Tensor]) -> None:
+    def update(self, samples: Int[NDArray[np.int64], " b"], outputs: Mapping[str, Tensor]) -> None:
         """Take in a batch.
 
         Parameters
@@ -348,12 +351,12 @@ class ClassStatistics:
     layer: str
     lower: str
     closed: bool
-    images: NDArray[np.int64]
-    relevant: NDArray[np.int64]
-    share: NDArray[np.float64]
-    pooled: NDArray[np.float64]
-    weights: NDArray[np.float32]
-    replicas: NDArray[np.float32]
+    images: Int[NDArray[np.int64], " classes"]
+    relevant: Int[NDArray[np.int64], "classes channels"]
+    share: Float[NDArray[np.float64], "classes channels"]
+    pooled: Float[NDArray[np.float64], "classes width"]
+    weights: Float[NDArray[np.float32], "classes replicates"]
+    replicas: Float[NDArray[np.float32], "classes replicates width"]
 
     @property
     def channels(self) -> int:
@@ -366,23 +369,27 @@ class ClassStatistics:
         return sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
 
     @property
-    def frequency(self) -> NDArray[np.float64]:
+    def frequency(self) -> Float[NDArray[np.float64], "classes channels"]:
         """float64 ``[classes, channels]``: part of a class's images where the channel is relevant; NaN without any."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.relevant / np.where(self.images, self.images, np.nan)[:, None]
 
-    def relevant_classes(self, channel: int, p: float = 0.75) -> NDArray[np.int64]:
+    def relevant_classes(self, channel: int, p: float = 0.75) -> Int[NDArray[np.int64], " relevant"]:
         """The classes a channel is relevant to: in at least a part ``p`` of their images (the paper's 0.75)."""
         return np.flatnonzero(self.frequency[:, channel] >= p)
 
-    def strongest_classes(self, channel: int, p: float = 0.75) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def strongest_classes(
+        self, channel: int, p: float = 0.75
+    ) -> tuple[Int[NDArray[np.int64], " relevant"], Float[NDArray[np.float64], " relevant"]]:
         """:meth:`relevant_classes`, those in whose images the channel carries most first, and its mean share there."""
         relevant = self.relevant_classes(channel, p)
         share = self.share[relevant, channel] / self.images[relevant]
         order = np.argsort(-share, kind="stable")
         return relevant[order], share[order]
 
-    def arv(self, model: nn.Module, channel: int, classes: Sequence[int] | NDArray[np.int64] | None = None) -> Any:
+    def arv(
+        self, model: nn.Module, channel: int, classes: Sequence[int] | NDArray[np.int64] | None = None
+    ) -> Float[NDArray[Any], "classes sources"]:
         """Average relevance vectors of a channel.
 
         ``ARV(c, t)_i = mean over images of t of sum_uv a_i * d(sum_u'v' A_c)/da_i`` (Hesse et al. 2025, section 3.1).
@@ -405,7 +412,9 @@ class ClassStatistics:
         count = np.where(self.images[chosen], self.images[chosen], np.nan)
         return self._vectors(model, channel, self.pooled[chosen]) / count[:, None]
 
-    def arv_replicas(self, model: nn.Module, channel: int, classes: Sequence[int] | NDArray[np.int64]) -> Any:
+    def arv_replicas(
+        self, model: nn.Module, channel: int, classes: Sequence[int] | NDArray[np.int64]
+    ) -> Float[NDArray[Any], "classes replicates sources"]:
         """Bootstrap replicates of :meth:`arv`: float64 ``[classes, replicates, sources]``."""
         chosen = np.asarray(classes, dtype=np.int64)
         weights = self.weights[chosen]

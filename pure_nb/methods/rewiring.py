@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from pure_nb.compute.store import write_atomically
 from pure_nb.errors import ArgumentError, LayerError, ModelError
+from pure_nb.methods._shapes import Bool, Int
 from pure_nb.methods.ownership import SHARED
 from pure_nb.methods.windows import Weighted
 from pure_nb.network.layers import computes_plainly, get_layer
@@ -313,13 +314,13 @@ def splittable(model: nn.Module, layer: str, channel: int) -> Weighted:
     return module
 
 
-def part_masks(owner: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+def part_masks(owner: Int[NDArray[np.int64], " sources"], k: int) -> Bool[NDArray[np.bool_], "parts sources"]:
     """The sources of each part, bool ``[k + 1, sources]``: a concept's own and the shared ones; last the residual's."""
     concept = np.array([*range(k), SHARED])[:, None]
     return (owner == concept) | (owner == SHARED)
 
 
-def masked_copies(whole: Weighted, channel: int, taken: NDArray[np.bool_]) -> Weighted:
+def masked_copies(whole: Weighted, channel: int, taken: Bool[NDArray[np.bool_], "outputs sources"]) -> Weighted:
     """A layer with a copy of one channel for each row of ``taken [outputs, sources]``, with those sources only."""
     weight = whole.weight.detach()[channel]
     mask = torch.from_numpy(taken).to(weight.device).reshape(*taken.shape, *[1] * (weight.ndim - 1))

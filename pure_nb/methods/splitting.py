@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pure_nb.errors import ArgumentError, NonFiniteError, StudyWarning
 from pure_nb.images.data import Images, readable
+from pure_nb.methods._shapes import Bool, Float, Int
 from pure_nb.methods.ownership import Assignment
 from pure_nb.methods.relevance import Criterion, attributed, carried
 from pure_nb.methods.rewiring import channels_from_end, masked_copies, part_masks, split_channel, splittable
@@ -56,15 +57,15 @@ class PartActivations:
     """
 
     assignment: Assignment
-    sample: NDArray[np.int64]
-    parts: NDArray[np.float32]
-    original: NDArray[np.float32]
-    relevant: NDArray[np.bool_]
-    signed_parts: NDArray[np.float32]
-    signed_original: NDArray[np.float32]
+    sample: Int[NDArray[np.int64], " images"]
+    parts: Float[NDArray[np.float32], "images rhos parts"]
+    original: Float[NDArray[np.float32], " images"]
+    relevant: Bool[NDArray[np.bool_], " images"]
+    signed_parts: Float[NDArray[np.float32], "images rhos parts"]
+    signed_original: Float[NDArray[np.float32], " images"]
 
     @property
-    def rhos(self) -> NDArray[np.float64]:
+    def rhos(self) -> Float[NDArray[np.float64], " rhos"]:
         """float64 ``[rhos]``: the thresholds of :func:`pure_nb.methods.ownership.owners`."""
         return np.array(self.assignment.rhos, dtype=np.float64)
 
@@ -73,7 +74,7 @@ class PartActivations:
         """Number of concepts."""
         return self.parts.shape[2] - 1
 
-    def at(self, rho: float, *, signed: bool = False) -> NDArray[np.float32]:
+    def at(self, rho: float, *, signed: bool = False) -> Float[NDArray[np.float32], "images parts"]:
         """The parts at one threshold, positive or signed: float32 ``[images, k + 1]``.
 
         Raises
@@ -86,7 +87,7 @@ class PartActivations:
             raise ArgumentError(f"rho={rho} was not measured; measured are {self.rhos.tolist()}")
         return (self.signed_parts if signed else self.parts)[:, near[0]]
 
-    def only(self, chosen: NDArray[np.bool_]) -> PartActivations:
+    def only(self, chosen: Bool[NDArray[np.bool_], " images"]) -> PartActivations:
         """Those of some of the images, bool ``[images]``."""
         some: dict[str, Any] = {name: getattr(self, name)[chosen] for name in _BY_IMAGE}
         return replace(self, **some)
@@ -275,18 +276,18 @@ class Split:
 
     concepts: tuple[str, ...]
     activations: PartActivations
-    labels: NDArray[np.int64]
-    training: NDArray[np.bool_]
+    labels: Int[NDArray[np.int64], " images"]
+    training: Bool[NDArray[np.bool_], " images"]
     scores: pd.DataFrame
 
     @classmethod
     def chosen(
         cls,
         activations: PartActivations,
-        labels: NDArray[np.int64],
+        labels: Int[NDArray[np.int64], " images"],
         concepts: tuple[str, ...],
         score: Score = "bounded",
-        training: NDArray[np.bool_] | None = None,
+        training: Bool[NDArray[np.bool_], " images"] | None = None,
     ) -> Split:
         """Choose the threshold by a score of :func:`choose_rho`, by default on every second image of each concept."""
         if training is None:
@@ -300,7 +301,7 @@ class Split:
         return self.activations.assignment
 
     @property
-    def arvs(self) -> NDArray[np.float64]:
+    def arvs(self) -> Float[NDArray[np.float64], "k sources"]:
         """float64 ``[k, sources]``: the average relevance vectors of the concepts."""
         return self.assignment.arvs
 
@@ -310,7 +311,7 @@ class Split:
         return float(self.scores["rho"][self.scores["best"]].item())
 
     @property
-    def owner(self) -> NDArray[np.int64]:
+    def owner(self) -> Int[NDArray[np.int64], " sources"]:
         """int64 ``[sources]``: see :func:`pure_nb.methods.ownership.owners`."""
         return self.assignment.owner(self.rho)
 
@@ -356,7 +357,7 @@ class Split:
         return split_channel(model, self.assignment.layer, self.assignment.channel, self.owner, len(self.concepts))
 
 
-def every_second(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+def every_second(labels: Int[NDArray[np.int64], " images"]) -> Bool[NDArray[np.bool_], " images"]:
     """Bool ``[images]``: the first, third, fifth ... image of each concept."""
     rank = np.zeros(len(labels), dtype=np.int64)
     for concept in np.unique(labels):

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from pure_nb.errors import LayerError
 from pure_nb.images.data import Images, readable
+from pure_nb.methods._shapes import Float, Int
 from pure_nb.network.layers import FOLDED, INPUT, activations, by_position, computes_plainly, get_layer, resting
 
 Weighted = nn.Conv2d | nn.Linear
@@ -60,7 +61,7 @@ class Taps:
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         return cls(kernel, _two(module.stride), dilation, padding, mode)
 
-    def pooled(self, activation: Tensor) -> Tensor:
+    def pooled(self, activation: Float[Tensor, "b ..."]) -> Float[Tensor, "b inputs kernel"]:
         """Sum of what each weight sees over the positions of the output: ``[B, inputs, weights of the kernel]``."""
         if activation.ndim != 4:
             return by_position(activation).sum(dim=2, keepdim=True)
@@ -89,7 +90,7 @@ def channel_sources(module: nn.Module, channel: int) -> slice:
     return slice(first, first + sources)
 
 
-def dense_weight(module: nn.Module, channel: int) -> NDArray[np.float64]:
+def dense_weight(module: nn.Module, channel: int) -> Float[NDArray[np.float64], "inputs kernel"]:
     """The weights of one channel of a ``Conv2d`` or ``Linear`` over *all* inputs: float64 ``[inputs, kernel weights]``.
 
     Zero for the inputs that belong to other groups.
@@ -104,13 +105,13 @@ def dense_weight(module: nn.Module, channel: int) -> NDArray[np.float64]:
 def pooled_inputs(
     model: nn.Module,
     images: Images,
-    samples: Sequence[int] | NDArray[np.int64],
+    samples: Sequence[int] | Int[NDArray[np.int64], " images"],
     layer: str,
     *,
     batch_size: int = 32,
     device: str = "cpu",
     workers: int = 0,
-) -> NDArray[np.float64]:
+) -> Float[NDArray[np.float64], "images inputs kernel"]:
     """What each weight of a convolution or linear layer sees of each image, summed over the output's positions.
 
     Times the weights of a channel (:func:`dense_weight`) and summed over the kernel, it is the channel's relevance
@@ -151,6 +152,6 @@ def closed_form(model: nn.Module, layer: str, lower: str) -> nn.Module | None:
     return module if whole and lower == INPUT + layer and computes_plainly(module) else None
 
 
-def in_single(values: Tensor) -> Tensor:
+def in_single(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Values in float32 at least, to be multiplied and summed."""
     return values.float() if values.dtype.itemsize < 4 else values
