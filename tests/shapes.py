@@ -17,7 +17,7 @@ from pure_nb.methods import _shapes
 
 INSTALLED = find_spec("jaxtyping") is not None and find_spec("beartype") is not None
 KINDS = ("Bool", "Float", "Int")
-EXACT = {np.float32: "Float32", np.float64: "Float64", np.int64: "Int64", np.bool_: "Bool"}
+EXACT = {np.float32: "Float32", np.float64: "Float64", np.int64: "Int64", np.uint8: "UInt8", np.bool_: "Bool"}
 
 
 class Kind:

@@ -196,6 +196,7 @@ def test_not_finite() -> None:
     assert not any(m._forward_hooks for m in model.modules())
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pure_nb.compute.bars import progress_bar
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.images.data import MEAN, STD
+from pure_nb.methods._shapes import Int
 from pure_nb.network.layers import activations, by_position, get_layer, resting
 
 RATE = 0.05
@@ -42,7 +43,7 @@ first one's, is that of ImageNet as published in lucid, the library of Olah et a
 def feature_visualisation(
     model: nn.Module,
     layer: str,
-    channels: Sequence[int] | NDArray[np.int64],
+    channels: Sequence[int] | Int[NDArray[np.int64], " channels"],
     *,
     size: int | tuple[int, int],
     steps: int = 256,
@@ -52,7 +53,7 @@ def feature_visualisation(
     seed: int = 0,
     device: str = "cpu",
     progress: bool = False,
-) -> NDArray[np.uint8]:
+) -> Int[NDArray[np.uint8], "channels height width 3"]:
     """Pictures that drive channels strongly, one a channel, optimised together.
 
     Each maximises the mean of its channel over all positions. All start from the same noise and are shifted alike, so

@@ -167,7 +167,7 @@ class ClassRelevance:
         self,
         layer: str,
         lower: str,
-        labels: NDArray[np.int64],
+        labels: Int[NDArray[np.int64], " images"],
         classes: int,
         *,
         module: nn.Module | None = None,
@@ -388,7 +388,7 @@ class ClassStatistics:
         return relevant[order], share[order]
 
     def arv(
-        self, model: nn.Module, channel: int, classes: Sequence[int] | NDArray[np.int64] | None = None
+        self, model: nn.Module, channel: int, classes: Sequence[int] | Int[NDArray[np.int64], " classes"] | None = None
     ) -> Float[NDArray[Any], "classes sources"]:
         """Average relevance vectors of a channel.
 
@@ -413,7 +413,7 @@ class ClassStatistics:
         return self._vectors(model, channel, self.pooled[chosen]) / count[:, None]
 
     def arv_replicas(
-        self, model: nn.Module, channel: int, classes: Sequence[int] | NDArray[np.int64]
+        self, model: nn.Module, channel: int, classes: Sequence[int] | Int[NDArray[np.int64], " classes"]
     ) -> Float[NDArray[Any], "classes replicates sources"]:
         """Bootstrap replicates of :meth:`arv`: float64 ``[classes, replicates, sources]``."""
         chosen = np.asarray(classes, dtype=np.int64)
