@@ -27,7 +27,7 @@ from pure_nb.methods.relevance import Clamp, ClassRelevance, ClassStatistics, Cr
 from pure_nb.methods.splitting import PartActivations, Score, Split, every_second, part_activations
 from pure_nb.methods.virtual import part_name, refitted
 from pure_nb.methods.windows import channel_sources, closed_form, dense_weight, pooled_inputs
-from pure_nb.network.layers import INPUT, as_weights, computes_plainly, get_layer, placed, require_output, resting
+from pure_nb.network.layers import INPUT, as_weights, computes_plainly, get_layer, require_output
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,8 +59,8 @@ class Classes:
     @cached_property
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """The true class of each labelled image, an index into the network's outputs; and all their names."""
-        with placed(self.study.model, self.study.run.here):
-            logits = require_output(self.study.model, self.labelled.example[None].to(self.study.run.here))
+        with self.study.run.prepared(self.study.model):
+            logits = require_output(self.study.model, self.labelled.example[None].to(self.study.run.local_device))
         if logits.grid:
             raise StudyError(
                 "classes need a network that puts out one tensor [images, classes]; "
@@ -85,10 +85,10 @@ class Classes:
         def compute(_: Store | None) -> tuple[Arrays, str]:
             seen: list[int] = []
             answers: list[NDArray[np.int64]] = []
-            with resting(self.study.model, self.study.run.here), torch.no_grad():
-                for batch in batches(self.labelled, seen_labels(labels).tolist(), batch_size=self.study.run.batch_size):
+            with self.study.run.prepared(self.study.model), torch.no_grad():
+                for batch in batches(self.labelled, seen_labels(labels).tolist(), run=self.study.run):
                     if len(batch.samples):
-                        images = as_weights(self.study.model, batch.images.to(self.study.run.here))
+                        images = as_weights(self.study.model, batch.images.to(self.study.run.local_device))
                         answers.append(self.study.model(images).argmax(dim=1).cpu().numpy())
                         seen += batch.samples.tolist()
             own, said = labels[seen], np.concatenate([np.empty(0, np.int64), *answers])
@@ -325,9 +325,7 @@ class Classes:
                 assignment,
                 labels=outputs,
                 criterion=Criterion(p.share, p.mass or None, clamp),
-                batch_size=self.study.run.batch_size,
-                device=self.study.run.here,
-                workers=self.study.run.workers,
+                run=self.study.run,
             )
 
         found = measured(images, samples, concept)
@@ -355,12 +353,7 @@ class Classes:
             arvs = self.statistics.arv(self.study.model, channel, numbers)
             return tuple(classes), self.labelled, samples, concept, training, arvs
         p, chosen = self.study.parameters, samples[training]
-        how: dict[str, Any] = {
-            "batch_size": self.study.run.batch_size,
-            "device": self.study.run.here,
-            "workers": self.study.run.workers,
-        }
-        inputs = pooled_inputs(self.study.model, self.labelled, chosen, p.target, **how)
+        inputs = pooled_inputs(self.study.model, self.labelled, chosen, p.target, run=self.study.run)
         means = np.stack([inputs[concept[training] == number].mean(axis=0) for number in range(len(classes))])
         arvs = (means * dense_weight(get_layer(self.study.model, p.target), channel)).sum(axis=2)
         return tuple(classes), self.labelled, samples, concept, training, arvs

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from pure_nb._resting import placed, resting
 from pure_nb.errors import LayerError, ModelError, StudyWarning
 from pure_nb.network.layers import (
     OUTPUT,
@@ -21,10 +22,8 @@ from pure_nb.network.layers import (
     cut,
     get_layer,
     nearest_below,
-    placed,
     require,
     require_output,
-    resting,
     stage_before,
     survey,
 )

@@ -30,6 +30,7 @@ from pure_nb.methods.relevance import Criterion
 from pure_nb.methods.rewiring import SplitChannel, load_split, merge_back, save_split, split_channel
 from pure_nb.methods.splitting import PartActivations, Split, choose_rho, part_activations, ratio_table
 from pure_nb.network.layers import activations, get_layer, survey
+from pure_nb.parameters import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 
@@ -399,7 +400,8 @@ def test_part_activations_are_those_of_split_networks(layer: str, channel: int, 
     model, images = plain(), noise(5)
     arvs = np.random.default_rng(1).normal(1.5, 1, (k, model[int(layer)].weight.shape[1]))
     samples = [4, 0, 2, 0]
-    found = part_activations(model, Images(Items(images)), samples, Assignment(layer, channel, arvs), batch_size=3)
+    run = Run(batch_size=3)
+    found = part_activations(model, Images(Items(images)), samples, Assignment(layer, channel, arvs), run=run)
     assert found.rhos.tolist() == list(RHOS)
     assert found.k == k
     assert found.sample.tolist() == samples
@@ -447,7 +449,7 @@ def test_each_image_is_run_once_up_to_the_layer() -> None:
     model, items, runs = plain(), Items(noise(5)), []
     model[2].register_forward_hook(lambda *_: runs.append("below"))
     model[5].register_forward_hook(lambda *_: runs.append("layer"))
-    part_activations(model, Images(items), [3, 1, 4], Assignment("4", 0, np.eye(2, 7)), batch_size=2)
+    part_activations(model, Images(items), [3, 1, 4], Assignment("4", 0, np.eye(2, 7)), run=Run(batch_size=2))
     assert runs == ["below", "below"]
     assert items.loaded == [0, 3, 1, 4]  # the first for its shape
 

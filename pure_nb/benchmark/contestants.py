@@ -319,8 +319,7 @@ def _measured(study: Study, channel: int, arvs: NDArray[np.float64], rhos: Seque
         study.images,
         study.references.sample[channel],
         Assignment(study.parameters.target, channel, arvs, rhos),
-        batch_size=study.run.batch_size,
-        device=study.run.here,
+        run=study.run,
     )
 
 

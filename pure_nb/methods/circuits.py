@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +26,9 @@ from pure_nb.compute.store import New, Store
 from pure_nb.errors import ArgumentError, NonFiniteError
 from pure_nb.images.data import Images, readable
 from pure_nb.methods._shapes import Float, Int
-from pure_nb.network.layers import by_position, channel_axis, cut, get_layer, placed, resting
+from pure_nb.network.layers import by_position, channel_axis, cut, get_layer
 from pure_nb.network.lrp import default_composite, ruled
-from pure_nb.parameters import Rule, Seed
-
-if TYPE_CHECKING:
-    from pure_nb.compute.cluster import Cluster
+from pure_nb.parameters import Rule, Run, Seed
 
 
 def seeded(
@@ -80,9 +77,7 @@ def propagate(
     lower: str | None,
     rule: Rule | Composite = "gradient",
     seed: Seed = "activation",
-    batch_size: int = 32,
-    device: str = "cpu",
-    workers: int = 0,
+    run: Run = Run(),
 ) -> Generator[
     tuple[Int[NDArray[np.int64], " b"], Float[Tensor, "b ..."], Float[Tensor, "b ..."], Float[Tensor, "b ..."]],
     None,
@@ -103,8 +98,8 @@ def propagate(
         propagation with :func:`pure_nb.network.lrp.default_composite`; or a composite of zennit.
     seed
         See :func:`seeded`.
-    batch_size, device, workers
-        As for :func:`pure_nb.compute.sweep.sweep`.
+    run
+        How it is run.
 
     Yields
     ------
@@ -134,14 +129,14 @@ def propagate(
     order = np.argsort([-len(pairs) for pairs in pairs_of], kind="stable")
     context: Any = nullcontext()
     if composite is not None:
-        context = ruled(model, images.example[None].to(device), lower, target, composite, every=rule == "lrp")
+        context = ruled(model, images.example[None].to(run.local_device), lower, target, composite, every=rule == "lrp")
     # At rest within the rules, or what they put in would ask for gradients.
-    with placed(model, device), context, resting(model):
+    with run.prepared(model), context, run.prepared(model):
         start = 0
-        for batch in readable(images, unique[order].tolist(), batch_size=batch_size, workers=workers):
+        for batch in readable(images, unique[order].tolist(), run=run):
             members = [pairs_of[i] for i in order[start : start + len(batch.samples)]]
             start += len(members)
-            leaf, top = cut(model, batch.images.to(device), lower, target)
+            leaf, top = cut(model, batch.images.to(run.local_device), lower, target)
             if channel.max() >= top.shape[channel_axis(top)] or channel.min() < 0:
                 raise ArgumentError(
                     f"channel {channel.max()} (lowest {channel.min()}): layer {target!r} has channels 0 to "
@@ -150,7 +145,7 @@ def propagate(
             for turn in range(len(members[0])):
                 rows = np.array([pairs[turn] for pairs in members if len(pairs) > turn])
                 width = len(rows)
-                chosen = torch.from_numpy(channel[rows]).to(device)
+                chosen = torch.from_numpy(channel[rows]).to(run.local_device)
                 relevance = torch.zeros_like(top)
                 relevance[:width] = seeded(top[:width], chosen, seed)
                 last = turn == len(members[0]) - 1
@@ -179,13 +174,9 @@ def circuits(
     lower: str,
     rule: Rule | Composite = "gradient",
     seed: Seed = "activation",
-    batch_size: int = 32,
-    device: str = "cpu",
-    workers: int = 0,
     store: Store | None = None,
-    progress: bool = False,
-    client: Cluster | None = None,
     new: New = np.empty,
+    run: Run = Run(),
 ) -> Float[NDArray[np.float32], "*pairs lower"]:
     """Relevance vectors of pairs of a channel and an image: PURE's description of the circuit.
 
@@ -196,16 +187,14 @@ def circuits(
 
     Parameters
     ----------
-    model, images, channel, sample, target, lower, rule, seed, batch_size, device, workers
+    model, images, channel, sample, target, lower, rule, seed, run
         As for :func:`propagate`. ``channel`` and ``sample`` may have any one shape, such as the ``[C, n]`` of
         :class:`~pure_nb.methods.references.References`.
     store
         Where to keep finished blocks of images, a folder for these pairs alone. A run that finds blocks there goes on
         from them; clear it when the result is safe.
-    progress
-        Show a progress bar.
-    client, new
-        Where to compute, and what to put the result into: as for :func:`pure_nb.compute.blocks.by_blocks`.
+    new
+        What to put the result into: as for :func:`pure_nb.compute.blocks.by_blocks`.
 
     Returns
     -------
@@ -226,16 +215,13 @@ def circuits(
             lower=lower,
             rule=rule,
             seed=seed,
-            batch_size=batch_size,
-            device=device,
-            workers=workers,
+            run=run,
         )
         with closing(flows):  # whatever happens here, the model gets its state back at once
             return normalised(_pooled(flows, len(block), done))
 
-    how: dict[str, Any] = {"store": store, "progress": progress, "client": client, "new": new}
-    with placed(model, "cpu" if client else device):  # a cluster may have a device that this process has not
-        return by_blocks(sample, compute, batch_size=batch_size, name="circuits", **how).reshape(*shape, -1)
+    with run.prepared(model):
+        return by_blocks(sample, compute, name="circuits", store=store, new=new, run=run).reshape(*shape, -1)
 
 
 def _pooled(

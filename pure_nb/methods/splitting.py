@@ -25,7 +25,8 @@ from pure_nb.methods.ownership import Assignment
 from pure_nb.methods.relevance import Criterion, attributed, carried
 from pure_nb.methods.rewiring import channels_from_end, masked_copies, part_masks, split_channel, splittable
 from pure_nb.methods.windows import channel_sources
-from pure_nb.network.layers import INPUT, OUTPUT, activations, channel_axis, get_layer, resting
+from pure_nb.network.layers import INPUT, OUTPUT, activations, channel_axis, get_layer
+from pure_nb.parameters import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,9 +110,7 @@ def part_activations(
     *,
     labels: ArrayLike | None = None,
     criterion: Criterion = Criterion(),
-    batch_size: int = 32,
-    device: str = "cpu",
-    workers: int = 0,
+    run: Run = Run(),
 ) -> PartActivations:
     """Activations of a channel and of its parts at every threshold, in one pass over some images.
 
@@ -130,8 +129,8 @@ def part_activations(
         int ``[images]``: the network's output for the class of each image, to find out where the channel is relevant.
     criterion
         When it is.
-    batch_size, device, workers
-        As for :func:`pure_nb.compute.sweep.sweep`.
+    run
+        How it is run.
 
     Raises
     ------
@@ -157,9 +156,9 @@ def part_activations(
     entrance = INPUT + layer
     layers, leaf = ([entrance], None) if classes is None else ([entrance, layer, OUTPUT], layer)
     start = 0
-    with resting(model, device), torch.no_grad():
-        for batch in readable(images, samples.tolist(), batch_size=batch_size, workers=workers):
-            outputs = activations(model, batch.images.to(device), layers, leaf)
+    with run.prepared(model), torch.no_grad():
+        for batch in readable(images, samples.tolist(), run=run):
+            outputs = activations(model, batch.images.to(run.local_device), layers, leaf)
             pooled.append(_pooled(stacked, outputs[entrance], sources))
             for place in np.flatnonzero(~np.isfinite(pooled[-1]).all(axis=(0, 2))):
                 raise NonFiniteError(

@@ -25,7 +25,7 @@ from pure_nb.methods._shapes import Float, Int
 from pure_nb.methods.circuits import normalised, propagate
 from pure_nb.methods.virtual import VirtualNeurons, part_name
 from pure_nb.network.layers import by_position, channel_axis
-from pure_nb.parameters import Rule, Seed
+from pure_nb.parameters import Rule, Run, Seed
 
 if TYPE_CHECKING:
     from pure_nb.study import Study
@@ -130,8 +130,7 @@ class VirtualLayer(nn.Module):
             lower=self.lower,
             rule=self.rule,
             seed=self.seed,
-            batch_size=len(images),
-            device=str(images.device),
+            run=Run(batch_size=len(images), device=str(images.device)),
         )
         found, axis = images.new_empty(0), 1
         with closing(flows):  # whatever happens here, the network gets its state back at once

@@ -19,7 +19,8 @@ from torch.nn import functional
 from pure_nb.errors import LayerError
 from pure_nb.images.data import Images, readable
 from pure_nb.methods._shapes import Float, Int
-from pure_nb.network.layers import FOLDED, INPUT, activations, by_position, computes_plainly, get_layer, resting
+from pure_nb.network.layers import FOLDED, INPUT, activations, by_position, computes_plainly, get_layer
+from pure_nb.parameters import Run
 
 Weighted = nn.Conv2d | nn.Linear
 
@@ -108,9 +109,7 @@ def pooled_inputs(
     samples: Sequence[int] | Int[NDArray[np.int64], " images"],
     layer: str,
     *,
-    batch_size: int = 32,
-    device: str = "cpu",
-    workers: int = 0,
+    run: Run = Run(),
 ) -> Float[NDArray[np.float64], "images inputs kernel"]:
     """What each weight of a convolution or linear layer sees of each image, summed over the output's positions.
 
@@ -125,8 +124,8 @@ def pooled_inputs(
         int ``[images]``: numbers of the images wanted.
     layer
         Name of a ``Conv2d`` or ``Linear``.
-    batch_size, device, workers
-        As for :func:`pure_nb.compute.sweep.sweep`.
+    run
+        How it is run.
 
     Returns
     -------
@@ -135,9 +134,9 @@ def pooled_inputs(
     """
     taps, entrance = Taps.of(get_layer(model, layer)), INPUT + layer
     chosen, found = np.asarray(samples, dtype=np.int64).tolist(), []
-    with resting(model, device), torch.inference_mode():
-        for batch in readable(images, chosen, batch_size=batch_size, workers=workers):
-            entering = activations(model, batch.images.to(device), [entrance])[entrance]
+    with run.prepared(model), torch.inference_mode():
+        for batch in readable(images, chosen, run=run):
+            entering = activations(model, batch.images.to(run.local_device), [entrance])[entrance]
             found.append(taps.pooled(in_single(entering)).double().cpu().numpy())
     return np.concatenate(found)
 

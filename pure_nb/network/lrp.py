@@ -31,8 +31,9 @@ from zennit.rules import Pass
 from zennit.torchvision import ResNetCanonizer
 from zennit.types import BatchNorm, Linear
 
+from pure_nb._resting import placed, resting
 from pure_nb.errors import LayerError, ModelError
-from pure_nb.network.layers import activations, cut, placed, resting
+from pure_nb.network.layers import activations, cut
 
 ADVICE = "for circuits use rule='gradient', or bring a composite of zennit that is made for it as rule"
 
