@@ -1,7 +1,7 @@
 """Shapes in annotations: ``Float[NDArray[np.float64], "n d"]``, in jaxtyping's notation.
 
-Whoever looks at such an annotation, mypy, Sphinx or a reader's tool, gets the first part only. The tests put jaxtyping's
-own in their place, and check every call; see ``tests/shapes.py``.
+Whoever looks at such an annotation, mypy, Sphinx or a reader's tool, gets the first part only. The tests put
+jaxtyping's own in their place, and check every call; see ``tests/shapes.py``.
 """
 
 from typing import TYPE_CHECKING, Any
