@@ -22,7 +22,6 @@ from pure_nb.images.sources import as_images
 from pure_nb.methods.concord import Concord, concord, similarity_matrix, with_similarities
 from pure_nb.methods.ownership import Assignment, Ownership
 from pure_nb.methods.pairs import class_pairs, gamma_polysemantic
-from pure_nb.methods.references import TopReferences
 from pure_nb.methods.relevance import Clamp, ClassRelevance, ClassStatistics, Criterion
 from pure_nb.methods.splitting import PartActivations, Score, Split, every_second, part_activations
 from pure_nb.methods.virtual import part_name, refitted
@@ -96,7 +95,7 @@ class Classes:
             right = f"the network's largest output is the label of {(own == said).sum()} of {len(own)} images of "
             return found, f"{right}{self.labelled.name!r}" if at_chance(own, said) else ""
 
-        key = {"step": "labels", "format": FORMAT["labels"], **self.study.identity, "images": self.labelled.fingerprint}
+        key = self.study.key("labels") | {"images": self.labelled.fingerprint}
         return str(self.study.results.arrays("labels", key, compute)[1])
 
     @cached_property
@@ -139,35 +138,11 @@ class Classes:
     def _classified(self) -> tuple[ClassStatistics, list[Unreadable]]:
         """The class statistics, and the labelled images that could not be read."""
         p, (labels, names) = self.study.parameters, self._labels
-        own = ClassRelevance(
-            p.target,
-            p.lower,
-            labels,
-            len(names),
-            module=closed_form(self.study.model, p.target, p.lower),
-            criterion=Criterion(p.share, p.mass or None),
-            seed=p.random,
-        )
-
-        references = self.study._references_key()
-        together = self.labelled is self.study.images and not self.study._is_there("references", references)
-
-        def compute(shards: Store | None) -> tuple[Arrays, list[list[Any]]]:
-            self.study.shapes  # noqa: B018  fail before the pass, not in it
-            top = TopReferences(p.target, p.n, p.by)
-            skipped = self.study._sweep([own, top] if together else [own], self.labelled, shards)
-            note = [[u.sample, u.path, u.reason] for u in skipped]
-            if together:
-                self.study.__dict__["_found"] = top.result(), note
-                if self.study.store:
-                    with self.study.store.claimed("references", references):
-                        self.study.store.save_arrays("references", references, top.state(), note)
-            return own.state(), note
-
-        # What is kept of an unfinished pass is of no use to a pass that looks for other references, or for none.
-        both = {"with": references} if together else {}
-        arrays, note = self.study.results.arrays("classes", self._key(), compute, self._key() | both)
-        return own.restored(arrays).result(), self.study._accepted(note)
+        how: dict[str, Any] = {"criterion": Criterion(p.share, p.mass or None), "seed": p.random}
+        module = closed_form(self.study.model, p.target, p.lower)
+        own = ClassRelevance(p.target, p.lower, labels, len(names), module=module, **how)
+        own, lost = self.study.swept("classes", self._key(), own, self.labelled)
+        return own.result(), lost
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
@@ -211,8 +186,7 @@ class Classes:
         WordNetError
             If there is no WordNet, or it lacks what a measure needs.
         """
-        meant = {**self.study.images.synsets, **(synsets or {})}
-        return with_similarities(self.pairs, wordnet or self._wordnet, meant, measures)
+        return with_similarities(self.pairs, wordnet or self._wordnet, self._meant(synsets), measures)
 
     def concord(
         self,
@@ -240,9 +214,11 @@ class Classes:
             If there are fewer than three pairs whose classes are in WordNet.
         """
         classes = sorted({*self.pairs["class_1"], *self.pairs["class_2"]})
-        meant = {**self.study.images.synsets, **(synsets or {})}
-        likeness = similarity_matrix(wordnet or self._wordnet, classes, meant, measure)
+        likeness = similarity_matrix(wordnet or self._wordnet, classes, self._meant(synsets), measure)
         return concord(self.pairs, likeness, **how)
+
+    def _meant(self, synsets: Mapping[str, str] | None) -> dict[str, str]:
+        return {**self.study.images.synsets, **(synsets or {})}
 
     @cached_property
     def _wordnet(self) -> WordNet:
@@ -302,8 +278,8 @@ class Classes:
         p = self.study.parameters
         module = closed_form(self.study.model, p.target, p.lower)
         if module is None:
-            parts = get_layer(self.study.model, p.target).named_modules(prefix=p.target)
-            inside = [repr(name) for name, part in parts if computes_plainly(part)]
+            modules = get_layer(self.study.model, p.target).named_modules(prefix=p.target)
+            inside = [repr(name) for name, part in modules if computes_plainly(part)]
             raise StudyError(
                 f"a channel is split by the inputs of its own layer, and target={p.target!r} with lower={p.lower!r} is "
                 f"no such pair. Choose a Conv2d or Linear as the target ({', '.join(inside[:6]) or 'none is inside'}) "
@@ -311,31 +287,25 @@ class Classes:
             )
         halved = held_out and validation is None
         if classes is None:
-            names, images, samples, concept, training, arvs = self._virtual_concepts(channel, halved)
+            found = self._virtual_concepts(channel, halved)
         else:
-            names, images, samples, concept, training, arvs = self._class_concepts(channel, classes, halved)
+            found = self._class_concepts(channel, classes, halved)
+        names, images, samples, concept, training, arvs = found
         assignment = Assignment(p.target, channel, arvs[:, channel_sources(module, channel)], ownership=ownership)
+        how: dict[str, Any] = {"criterion": Criterion(p.share, p.mass or None, clamp), "run": self.study.run}
 
         def measured(images: Images, samples: NDArray[np.int64], concept: NDArray[np.int64]) -> PartActivations:
             outputs = None if classes is None else np.array([self.names.index(name) for name in classes])[concept]
-            return part_activations(
-                self.study.model,
-                images,
-                samples,
-                assignment,
-                labels=outputs,
-                criterion=Criterion(p.share, p.mass or None, clamp),
-                run=self.study.run,
-            )
+            return part_activations(self.study.model, images, samples, assignment, labels=outputs, **how)
 
-        found = measured(images, samples, concept)
+        parts = measured(images, samples, concept)
         if validation is not None:
             images = as_images(validation, "validation")
             samples, more = self._validation_concepts(channel, classes, images)
-            found = found.followed_by(measured(images, samples, more))
+            parts = parts.followed_by(measured(images, samples, more))
             training = np.arange(len(concept) + len(more)) < len(concept)
             concept = np.concatenate([concept, more])
-        return Split.chosen(found, concept, names, score, training)
+        return Split.chosen(parts, concept, names, score, training)
 
     def _class_concepts(self, channel: int, classes: Sequence[str], halved: bool) -> _Concepts:
         labels, names = self._labels
@@ -459,5 +429,5 @@ class Classes:
         return [self.labelled.picture(sample) for sample in chosen.tolist()]
 
     def _key(self) -> dict[str, object]:
-        limit = "mass" if self.study.parameters.mass else "share"
-        return self.study._key("classes", "target", "lower", limit, "random") | {"images": self.labelled.fingerprint}
+        p, limit = self.study.parameters, "mass" if self.study.parameters.mass else "share"
+        return self.study.key("classes") | {limit: getattr(p, limit), "images": self.labelled.fingerprint}

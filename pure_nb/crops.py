@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from pure_nb.compute.blocks import by_blocks
 from pure_nb.compute.results import FORMAT
 from pure_nb.compute.store import Arrays, New, Store
-from pure_nb.errors import EmbedderError, StudyWarning
+from pure_nb.errors import EmbedderError, LayerError, StudyWarning
 from pure_nb.figures.render import View, boxes, cropped, views
+from pure_nb.methods.circuits import propagate
 from pure_nb.parameters import Crop
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Crops:
 
     @cached_property
     def _without_crp(self) -> str:
-        return self.study._misfit(None)
+        return misfit(self.study, None)
 
     @property
     def boxes(self) -> NDArray[np.int32]:
@@ -75,7 +77,7 @@ class Crops:
             )
             return {"box": found}, f"crops follow the activation map, since {why}" if why else ""
 
-        arrays, note = self.study.results.arrays("boxes", self.key(), compute)
+        arrays, note = self.study.results.arrays("boxes", self.study.key("boxes"), compute)
         if note:
             warnings.warn(note, StudyWarning, stacklevel=3)
         return arrays["box"], note
@@ -145,7 +147,11 @@ class Crops:
             run = replace(self.study.run, client=None, device=self.study.run.local_device)
             return by_blocks(sample, of, name=name, unit="crop", store=blocks, new=new, run=run)
 
-        key = self.key() | {"step": "embeddings", "how": FORMAT["embeddings"], "embedder": embedder.fingerprint}
+        key = self.study.key("boxes") | {
+            "step": "embeddings",
+            "how": FORMAT["embeddings"],
+            "embedder": embedder.fingerprint,
+        }
         return self.study.results.mapped("embeddings", key, compute).reshape(*self.study.references.sample.shape, -1)
 
     def word_vectors(self, embedder: Embedder, words: Sequence[str]) -> NDArray[np.float32]:
@@ -155,6 +161,17 @@ class Crops:
         found, _ = self.study.results.arrays("words", key, lambda _: ({"vectors": embedder.text(words)}, None))
         return found["vectors"]
 
-    def key(self) -> dict[str, object]:
-        """What the boxes are found by."""
-        return self.study._key("boxes", "target", "n", "by", "crop")
+
+def misfit(study: Study, lower: str | None) -> str:
+    """Why the rules of LRP do not fit a study's network down to a layer, or to the images for None; "" if they do.
+
+    Tried on one reference image. Whatever fails later is another matter, and no reason to do without them.
+    """
+    sample = study.references.sample[0, :1]
+    how: dict[str, Any] = {"target": study.parameters.target, "lower": lower, "rule": "lrp", "run": study.run}
+    try:
+        with closing(propagate(study.model, study.images, np.zeros(1, np.int64), sample, **how)) as flows:
+            next(flows)
+    except LayerError as problem:
+        return str(problem)
+    return ""

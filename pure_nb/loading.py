@@ -41,11 +41,12 @@ from pure_nb.compute.store import Store, store_folder
 from pure_nb.errors import ArgumentError, ImageError, StudyError
 from pure_nb.glyphs import glyph_images
 from pure_nb.glyphs.network import GLYPHNET
+from pure_nb.images._fitting import repeated
 from pure_nb.images.data import Images
 from pure_nb.images.sources import Reader, as_images, folder_images, path_images, preprocessing
 from pure_nb.network import models
 from pure_nb.parameters import RUN, Run, checked, word
-from pure_nb.study import Study, repeated
+from pure_nb.study import Study
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -6,18 +6,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from pure_nb.compute.bars import progress_bar
+from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError
 from pure_nb.figures.render import View
+from pure_nb.images._fitting import repeated
+from pure_nb.images.data import readable
+from pure_nb.images.sources import as_images
 from pure_nb.judges import truth
-from pure_nb.methods.virtual import Layout, VirtualNeurons, embed, virtual_neurons
-from pure_nb.parameters import Crop
+from pure_nb.methods.virtual import (
+    MANY,
+    NEURONS,
+    Layout,
+    VirtualNeurons,
+    embed,
+    packed,
+    unpacked,
+    virtual_neurons,
+)
+from pure_nb.network.layers import activations, by_position
+from pure_nb.parameters import Crop, Parameters, Run
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from pure_nb.study import Study
@@ -113,8 +130,91 @@ class Neuron:
         named = truth.shares(names, max(truth.COMMON, two))
         return ", ".join(f"{name} {share:.0%}" for name, share in named if name)
 
+    def assign(self, images: Any, samples: Sequence[int] | None = None) -> NDArray[np.int64]:
+        """The virtual neurons that new images drive the channel through.
+
+        Parameters
+        ----------
+        images, samples
+            The new images, as for :func:`pure_nb.images.sources.as_images`, and which of them; all of them by default.
+
+        Returns
+        -------
+        ndarray
+            int64 ``[samples]``: labels as in :attr:`VirtualNeurons.labels`, with -1 for images that do not drive the
+            channel.
+        """
+        model, run, target = self.study.model, self.study.run, self.study.parameters.target
+        images = repeated(model, as_images(images))
+        every = np.arange(len(images)) if samples is None else np.asarray(samples, dtype=np.int64)
+        vectors = self.study._run_circuits(np.full_like(every, self.channel), every, images=images)
+        driven: list[bool] = []
+        with run.prepared(model), torch.inference_mode():
+            for batch in readable(images, every.tolist(), run=run):
+                maps = by_position(activations(model, batch.images.to(run.local_device), [target])[target])
+                driven += (maps[:, self.channel].amax(dim=1) > 0).tolist()
+        return np.where(driven, self.virtual.assign(vectors), -1)
+
     def plot(self, count: int = 6) -> Figure:
         """The neuron taken apart, as a picture: its circuits in the plane, and images of each part."""
         from pure_nb.figures.plots import neuron_figure  # plotting libraries take a second to import
 
         return neuron_figure(self, count)
+
+
+def taken_apart(
+    vectors: NDArray[np.float32],
+    driven: NDArray[np.bool_],
+    parameters: Parameters,
+    blocks: Store | None = None,
+    *,
+    run: Run = Run(progress=False),
+) -> list[VirtualNeurons]:
+    """Channels taken apart, each by the relevance vectors of the images that drive it; kept in blocks of channels."""
+    from sklearn.utils.parallel import Parallel, delayed  # late, see pure_nb._imports
+
+    how: dict[str, Any] = {"k": parameters.k or "auto", "seed": parameters.random}
+    found: list[VirtualNeurons] = []
+    bar = progress_bar(desc="virtual", total=len(vectors), unit="neuron", shown=run.progress)
+    with bar, Parallel(n_jobs=-1 if len(vectors) >= MANY else 1) as parallel:
+        for first in range(0, len(vectors), NEURONS):
+            some = slice(first, first + NEURONS)
+            if saved := blocks.load_arrays("block", {"first": first}) if blocks else None:
+                part = unpacked(*saved)
+            else:
+                # With seed="unit" those that do not drive it have relevance, too.
+                used = np.where(driven[some, :, None], vectors[some], 0)
+                part = list(parallel(delayed(virtual_neurons)(own, **how) for own in used))
+                if blocks:
+                    blocks.save_arrays("block", {"first": first}, *packed(part))
+            found += part
+            bar.update(len(part))
+    return found
+
+
+def neuron_table(study: Study) -> pd.DataFrame:
+    """One row for each channel of a study: :attr:`pure_nb.study.Study.neurons`."""
+    import pandas as pd  # late, see pure_nb._imports
+    from scipy.stats import false_discovery_control
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    references, rows = study.references, []
+    for channel, parts in enumerate(study.virtual):
+        row: dict[str, Any] = {
+            "channel": channel,
+            "k": parts.k,
+            "score": parts.score if references.alive[channel] else np.nan,
+            "p": parts.p,
+            "q": np.nan,
+            "sizes": " ".join(str(size) for size in parts.sizes),
+            "strongest": float(references.score[channel, 0]),
+            "meanings": study.neuron(channel).meanings(),
+        }
+        if study.objects is not None:
+            known = study.objects[channel] >= 0
+            row["ami"] = adjusted_mutual_info_score(study.objects[channel][known], parts.labels[known])
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    table.loc[references.alive, "q"] = false_discovery_control(table.loc[references.alive, "p"])
+    # Of those left whole, whose score is 0, the ones first that come nearest to falling apart.
+    return table.sort_values(["score", "p"], ascending=[False, True], kind="stable", ignore_index=True)

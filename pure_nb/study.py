@@ -12,66 +12,45 @@ from __future__ import annotations
 
 import hashlib
 import html
-from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pure_nb._resting import resting
 from pure_nb.classes import Classes
-from pure_nb.compute.bars import progress_bar
-from pure_nb.compute.results import FORMAT, Results
+from pure_nb.compute.results import ASKED, FORMAT, Results
 from pure_nb.compute.store import Arrays, New, Store, store_folder
 from pure_nb.compute.sweep import sweep
-from pure_nb.crops import Crops
-from pure_nb.errors import ArgumentError, ImageError, LayerError, PureError
-from pure_nb.images.data import Images, Unreadable, readable
+from pure_nb.crops import Crops, misfit
+from pure_nb.errors import ArgumentError, ImageError, PureError
+from pure_nb.images._fitting import repeated
+from pure_nb.images.data import Images, Unreadable
 from pure_nb.images.sources import as_images
 from pure_nb.judges import truth
-from pure_nb.methods.circuits import circuits, propagate
+from pure_nb.methods.circuits import circuits
 from pure_nb.methods.references import References, TopReferences
-from pure_nb.methods.virtual import MANY, NEURONS, VirtualNeurons, embed, packed, unpacked, virtual_neurons
+from pure_nb.methods.virtual import VirtualNeurons, embed, packed, unpacked
 from pure_nb.network import models
 from pure_nb.network.layers import (
     LayerShape,
-    activations,
-    as_weights,
-    by_position,
     nearest_below,
     require,
     survey,
 )
-from pure_nb.neuron import Neuron
+from pure_nb.neuron import Neuron, neuron_table, taken_apart
 from pure_nb.parameters import NEAREST, PARAMETERS, RUN, Parameters, Run, checked, word
 
 if TYPE_CHECKING:
     import pandas as pd
-    from sklearn.utils.parallel import Parallel
-
-TAKEN_APART = ("target", "lower", "n", "by", "rule", "seed", "k", "random")
-"""The parameters that virtual neurons depend on."""
 
 SMALL = 4_000
 """Pairs of a channel and a reference, up to which a study never computes a single channel alone."""
-
-
-def repeated(model: nn.Module, images: Images) -> Images:
-    """Images for a network: grey ones with their channel three times, if it takes them so only."""
-    model = models.unwrapped(model)  # one that can't be run is refused before it is
-    with suppress(ImageError), resting(model), torch.no_grad():  # what can't be read is said when it is needed
-        example = images.example[None].to(next((p.device for p in model.parameters()), "cpu"))
-        for channels in (None, 3) if example.shape[1] == 1 else ():
-            with suppress(Exception):  # whatever a network raises
-                model(as_weights(model, example.expand(-1, channels or 1, -1, -1)))
-                return replace(images, channels=channels) if channels else images
-    return images
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,12 +151,11 @@ class Study:
 
     def known(self) -> list[str]:
         """The steps that were computed before, here or in the store."""
-        if not self._is_there("references", self._references_key()):
+        if not self._is_there("references"):
             return []
-        keys = {"circuits": self._circuits_key(), "virtual": self._key("virtual", *TAKEN_APART)}
-        found = [step for step, key in (keys | {"layouts": self._layouts_key()}).items() if self._is_there(step, key)]
-        boxed = "_boxed" in vars(self.crops) or self.results.has("boxes", self.crops.key())
-        return ["references", *found, *(["boxes"] if boxed else [])]
+        steps = [step for step in ("circuits", "virtual", "layouts") if self._is_there(step)]
+        boxed = "_boxed" in vars(self.crops) or self.results.has("boxes", self.key("boxes"))
+        return ["references", *steps, *(["boxes"] if boxed else [])]
 
     def using(self, **changes: Any) -> Study:
         """The same study with other parameters, or run otherwise: ``study.using(rule="lrp", device="cuda")``."""
@@ -189,7 +167,7 @@ class Study:
     @property
     def results(self) -> Results:
         """Where what is found is kept."""
-        return Results(self.store, self.run.device, self.run.channels_last)
+        return Results(self.store, self.run)
 
     @cached_property
     def classes(self) -> Classes:
@@ -224,44 +202,52 @@ class Study:
         with self.run.prepared(self.model):
             return survey(self.model, self.images.example[None].to(self.run.local_device))
 
-    @cached_property
-    def _found(self) -> tuple[References, list[list[Any]]]:
-        """The reference images, and a note of the images that could not be read."""
-        p = self.parameters
+    def swept(self, step: str, key: dict[str, object], own: Any, images: Images) -> tuple[Any, list[Unreadable]]:
+        """What an accumulator has taken in from all of some images, and those that could not be read and were left out.
 
-        def compute(shards: Store | None) -> tuple[Arrays, list[list[Any]]]:
+        Found, or computed in one pass; if the study's references are of the same images and not known yet, the same
+        pass finds them too.
+        """
+        ranked, top = self.key("references"), self._top()
+        together = step != "references" and images is self.images and not self._is_there("references")
+
+        def compute(shards: Store | None) -> tuple[Arrays, Any]:
             self.shapes  # noqa: B018  fail before the pass, not in it
-            top = TopReferences(p.target, p.n, p.by)
-            skipped = self._sweep([top], self.images, shards)
-            return top.state(), [[u.sample, u.path, u.reason] for u in skipped]
+            wanted: list[Any] = [own, top] if together else [own]
+            lost = sweep(self.model, images, wanted, precision=self.parameters.precision, store=shards, run=self.run)
+            note = [astuple(one) for one in lost]
+            if together:
+                self.results.arrays("references", ranked, lambda _: (top.state(), note))
+                self.__dict__["_found"] = top.result(), lost
+            return own.state(), note
 
-        arrays, note = self.results.arrays("references", self._references_key(), compute)
-        return TopReferences(p.target, p.n, p.by).restored(arrays).result(), note
-
-    @cached_property
-    def _swept(self) -> tuple[References, list[Unreadable]]:
-        """The reference images, and the images that could not be read, if that is all right with the user."""
-        references, note = self._found
-        return references, self._accepted(note)
-
-    def _accepted(self, note: list[list[Any]]) -> list[Unreadable]:
-        """What was left out of stored results, if that is all right with the user."""
+        # What is kept of an unfinished pass is of no use to a pass that looks for other references, or for none.
+        arrays, note = self.results.arrays(step, key, compute, key | ({"with": ranked} if together else {}))
         if note and not self.run.skip_unreadable:
             raise ImageError(
                 f"{len(note)} images could not be read and were left out of these results, the first {note[0][1]}; "
                 "accept that with skip_unreadable=True, or --skip-unreadable"
             )
-        return [Unreadable(*entry) for entry in note]
+        return own.restored(arrays), [Unreadable(*entry) for entry in note]
+
+    @cached_property
+    def _found(self) -> tuple[References, list[Unreadable]]:
+        """The reference images, and the images that could not be read, if that is all right with the user."""
+        top, lost = self.swept("references", self.key("references"), self._top(), self.images)
+        return top.result(), lost
+
+    def _top(self) -> TopReferences:
+        return TopReferences(self.parameters.target, self.parameters.n, self.parameters.by)
 
     @property
     def references(self) -> References:
         """The reference images of every channel of the target layer; one pass over all images."""
-        return self._swept[0]
+        return self._found[0]
 
     @property
     def skipped(self) -> list[Unreadable]:
         """The images that could not be read, and were left out."""
-        return self._swept[1]
+        return self._found[1]
 
     @cached_property
     def circuits(self) -> NDArray[np.float32]:
@@ -270,14 +256,14 @@ class Study:
         def compute(blocks: Store | None, new: New) -> NDArray[np.float32]:
             sample = self.references.sample
             channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
-            return self._run_circuits(channel, sample, store=blocks, new=new)
+            return self._run_circuits(channel, sample, store=blocks, new=new, run=self.run)
 
-        return self.results.mapped("circuits", self._circuits_key(), compute).reshape(*self.references.sample.shape, -1)
+        return self.results.mapped("circuits", self.key("circuits"), compute).reshape(*self.references.sample.shape, -1)
 
     def circuits_of(self, channel: int) -> NDArray[np.float32]:
         """Relevance vectors of one channel's references, ``[n, lower channels]``, without the others'."""
         self._check(channel)
-        if self._whole("circuits", self._circuits_key()):
+        if self._whole("circuits"):
             return self.circuits[channel]
         sample = self.references.sample[channel]
         return self._run_circuits(np.full_like(sample, channel), sample)
@@ -285,99 +271,32 @@ class Study:
     def virtual_of(self, channel: int, vectors: NDArray[np.float32] | None = None) -> VirtualNeurons:
         """One channel taken apart; it alone where all would take long, by its ``vectors`` if they are at hand."""
         self._check(channel)
-        if self._whole("virtual", self._key("virtual", *TAKEN_APART)):
+        if self._whole("virtual"):
             return self.virtual[channel]
         own = self.circuits_of(channel) if vectors is None else vectors
-        return self._split(own[None], self.driven[[channel]])[0]
+        return taken_apart(own[None], self.driven[[channel]], self.parameters)[0]
 
-    def _whole(self, step: str, key: Mapping[str, object]) -> bool:
+    def _whole(self, step: str) -> bool:
         """Whether a step is there for all channels, or quickly computed for all."""
-        return self._is_there(step, key) or self.references.sample.size < SMALL
+        return self._is_there(step) or self.references.sample.size < SMALL
 
-    def _is_there(self, step: str, key: Mapping[str, object]) -> bool:
+    def _is_there(self, step: str) -> bool:
         """Whether a step was computed before."""
-        return {"references": "_found"}.get(step, step) in self.__dict__ or self.results.has(step, key)
-
-    def assign(self, channel: int, images: Any, samples: Sequence[int] | None = None) -> NDArray[np.int64]:
-        """The virtual neurons that new images drive a channel through.
-
-        Parameters
-        ----------
-        channel
-            Of the target layer.
-        images, samples
-            The new images, as for :func:`pure_nb.images.sources.as_images`, and which of them; all of them by default.
-
-        Returns
-        -------
-        ndarray
-            int64 ``[samples]``: labels as in :attr:`VirtualNeurons.labels`, with -1 for images that do not drive the
-            channel.
-        """
-        images = repeated(self.model, as_images(images))
-        every = np.arange(len(images)) if samples is None else np.asarray(samples, dtype=np.int64)
-        vectors = self._run_circuits(np.full_like(every, channel), every, images=images)
-        driven, target = [], self.parameters.target
-        with self.run.prepared(self.model), torch.inference_mode():
-            for batch in readable(images, every.tolist(), run=self.run):
-                maps = by_position(activations(self.model, batch.images.to(self.run.local_device), [target])[target])
-                driven += (maps[:, channel].amax(dim=1) > 0).tolist()
-        return np.where(driven, self.neuron(channel).virtual.assign(vectors), -1)
+        return {"references": "_found"}.get(step, step) in vars(self) or self.results.has(step, self.key(step))
 
     @cached_property
     def virtual(self) -> list[VirtualNeurons]:
         """Every channel taken apart."""
 
         def compute(blocks: Store | None) -> tuple[Arrays, Any]:
-            from sklearn.utils.parallel import Parallel  # late, see pure_nb._imports
+            return packed(taken_apart(self.circuits, self.driven, self.parameters, blocks, run=self.run))
 
-            vectors, found = self.circuits, []
-            bar = progress_bar(desc="virtual", total=len(vectors), unit="neuron", shown=self.run.progress)
-            with bar, Parallel(n_jobs=-1 if len(vectors) >= MANY else 1) as parallel:
-                for first in range(0, len(vectors), NEURONS):
-                    saved = blocks.load_arrays("block", {"first": first}) if blocks else None
-                    some = slice(first, first + NEURONS)
-                    part = unpacked(*saved) if saved else self._split(vectors[some], self.driven[some], parallel)
-                    if blocks and not saved:
-                        blocks.save_arrays("block", {"first": first}, *packed(part))
-                    found += part
-                    bar.update(len(part))
-            return packed(found)
-
-        return unpacked(*self.results.arrays("virtual", self._key("virtual", *TAKEN_APART), compute))
+        return unpacked(*self.results.arrays("virtual", self.key("virtual"), compute))
 
     @cached_property
     def without_lrp(self) -> str:
         """Why the rules of layer-wise relevance propagation do not fit between the two layers; "" if they do."""
-        return self._misfit(self.parameters.lower)
-
-    def _misfit(self, lower: str | None) -> str:
-        """Why these rules do not fit down to a layer, or to the images for None: tried on one reference image.
-
-        Whatever fails later is another matter, and no reason to do without them.
-        """
-        how: dict[str, Any] = {"target": self.parameters.target, "lower": lower, "rule": "lrp", "run": self.run}
-        sample = self.references.sample[0, :1]
-        try:
-            with closing(propagate(self.model, self.images, np.zeros(1, np.int64), sample, **how)) as flows:
-                next(flows)
-        except LayerError as problem:
-            return str(problem)
-        return ""
-
-    def _sweep(self, accumulators: list[Any], images: Images, shards: Store | None) -> list[Unreadable]:
-        how: dict[str, Any] = {"precision": self.parameters.precision, "store": shards, "run": self.run}
-        return sweep(self.model, images, accumulators, **how)
-
-    def _split(
-        self, vectors: NDArray[np.float32], driven: NDArray[np.bool_], parallel: Parallel | None = None
-    ) -> list[VirtualNeurons]:
-        """Take channels apart, each by the relevance vectors of the images that drive it, as the parameters say."""
-        from sklearn.utils.parallel import Parallel, delayed  # late, see pure_nb._imports
-
-        how = {"k": self.parameters.k or "auto", "seed": self.parameters.random}
-        used = np.where(driven[..., None], vectors, 0)  # with seed="unit" the others have relevance too
-        return list((parallel or Parallel(n_jobs=1))(delayed(virtual_neurons)(own, **how) for own in used))
+        return misfit(self, self.parameters.lower)
 
     @cached_property
     def objects(self) -> NDArray[np.int64] | None:
@@ -390,7 +309,7 @@ class Study:
         def compute(_: Store | None) -> tuple[Arrays, None]:
             return {"label": truth.objects_at_maxima(known, self.references, (height, width))}, None
 
-        return self.results.arrays("objects", self._key("objects", "target", "n", "by"), compute)[0]["label"]
+        return self.results.arrays("objects", self.key("objects"), compute)[0]["label"]
 
     @property
     def driven(self) -> NDArray[np.bool_]:
@@ -405,7 +324,7 @@ class Study:
             p = self.parameters
             return truth.activation_vectors(self.model, self.images, self.references, p.lower, run=self.run), None
 
-        return self.results.arrays("activations", self._key("activations", "target", "lower", "n", "by"), compute)[0]
+        return self.results.arrays("activations", self.key("activations"), compute)[0]
 
     @cached_property
     def layouts(self) -> NDArray[np.float32]:
@@ -414,12 +333,12 @@ class Study:
         def compute(_: Store | None) -> tuple[Arrays, None]:
             return {"points": np.stack([embed(own, seed=self.parameters.random) for own in self.circuits])}, None
 
-        return self.results.arrays("layouts", self._layouts_key(), compute)[0]["points"]
+        return self.results.arrays("layouts", self.key("layouts"), compute)[0]["points"]
 
     def layout_of(self, channel: int, vectors: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """One channel's circuits in the plane, ``[n, 2]``; it alone where all would take long."""
         self._check(channel)
-        if self._whole("layouts", self._layouts_key()):
+        if self._whole("layouts"):
             return self.layouts[channel]
         return embed(self.circuits_of(channel) if vectors is None else vectors, seed=self.parameters.random)
 
@@ -434,33 +353,7 @@ class Study:
         ``meanings`` as :meth:`pure_nb.neuron.Neuron.meanings` gives them; and where the objects are known, the
         agreement ``ami`` of the parts with them. Dead channels come last.
         """
-        return self.results.table("neurons", self._key("neurons", *TAKEN_APART), lambda _: self._neurons())
-
-    def _neurons(self) -> pd.DataFrame:
-        import pandas as pd  # late, see pure_nb._imports
-        from scipy.stats import false_discovery_control
-        from sklearn.metrics import adjusted_mutual_info_score
-
-        references, rows = self.references, []
-        for channel, parts in enumerate(self.virtual):
-            row: dict[str, Any] = {
-                "channel": channel,
-                "k": parts.k,
-                "score": parts.score if references.alive[channel] else np.nan,
-                "p": parts.p,
-                "q": np.nan,
-                "sizes": " ".join(str(size) for size in parts.sizes),
-                "strongest": float(references.score[channel, 0]),
-                "meanings": self.neuron(channel).meanings(),
-            }
-            if self.objects is not None:
-                known = self.objects[channel] >= 0
-                row["ami"] = adjusted_mutual_info_score(self.objects[channel][known], parts.labels[known])
-            rows.append(row)
-        table = pd.DataFrame(rows)
-        table.loc[references.alive, "q"] = false_discovery_control(table.loc[references.alive, "p"])
-        # Of those left whole, whose score is 0, the ones first that come nearest to falling apart.
-        return table.sort_values(["score", "p"], ascending=[False, True], kind="stable", ignore_index=True)
+        return self.results.table("neurons", self.key("neurons"), lambda _: neuron_table(self))
 
     def most_polysemantic(self, count: int = 32) -> list[int]:
         """The first channels of :attr:`neurons`, without the dead: what an explorer can show of any study.
@@ -471,13 +364,7 @@ class Study:
         return [int(channel) for channel in living[:count]]
 
     def neuron(self, channel: int) -> Neuron:
-        """One channel of the target layer, to look at.
-
-        Raises
-        ------
-        ArgumentError
-            If there is no such channel.
-        """
+        """One channel of the target layer, to look at; an :class:`ArgumentError` if there is none."""
         self._check(channel)
         return Neuron(self, int(channel))
 
@@ -490,19 +377,9 @@ class Study:
     def _run_circuits(
         self, channel: NDArray[np.int64], sample: NDArray[np.int64], images: Images | None = None, **how: Any
     ) -> NDArray[np.float32]:
-        p = self.parameters
-        images = self.images if images is None else images
-        how |= {"target": p.target, "lower": p.lower, "rule": p.rule, "seed": p.seed, "run": self.run}
-        return circuits(self.model, images, channel, sample, **how)
-
-    def _references_key(self) -> dict[str, object]:
-        return self._key("references", "target", "n", "by")
-
-    def _layouts_key(self) -> dict[str, object]:
-        return self._key("layouts", "target", "lower", "n", "by", "rule", "seed", "random")
-
-    def _circuits_key(self) -> dict[str, object]:
-        return self._key("circuits", "target", "lower", "n", "by", "rule", "seed")
+        p, quiet = self.parameters, replace(self.run, progress=False)
+        how = {"target": p.target, "lower": p.lower, "rule": p.rule, "seed": p.seed, "run": quiet, **how}
+        return circuits(self.model, self.images if images is None else images, channel, sample, **how)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -514,10 +391,10 @@ class Study:
     def _weights(self) -> str:
         return models.fingerprint(self.model)
 
-    def _key(self, step: str, *parameters: str) -> dict[str, object]:
-        """What a result depends on."""
-        found: dict[str, object] = {name: getattr(self.parameters, name) for name in parameters}
-        if "n" in parameters and step != "references":
+    def key(self, step: str) -> dict[str, object]:
+        """What a step's result depends on, by which it is found."""
+        found: dict[str, object] = {name: getattr(self.parameters, name) for name in ASKED[step]}
+        if "n" in found and step != "references":
             found["references"] = self.ranked
         return {"step": step, "format": FORMAT[step], **self.identity, **found}
 

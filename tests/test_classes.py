@@ -376,7 +376,7 @@ def test_validation_of_virtual_neurons_needs_no_labels(tmp_path: Path) -> None:
     split = study.classes.split(2, validation=own)
     assert split.training.tolist() == [True] * 20 + [False] * 6
     assert split.labels[:20].tolist() == study.neuron(2).virtual.labels.tolist()
-    assert split.labels[20:].tolist() == study.assign(2, own).tolist()
+    assert split.labels[20:].tolist() == study.neuron(2).assign(own).tolist()
     assert split.concepts == (part_name(0), part_name(1))
 
 

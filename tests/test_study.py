@@ -324,7 +324,7 @@ def test_results_go_to_the_cache_by_default(tmp_path: Path, monkeypatch: pytest.
 def test_assign(tmp_path: Path) -> None:
     study = mine(tmp_path)
     new = Images(Items(noise(15)))
-    found = study.assign(2, new)
+    found = study.neuron(2).assign(new)
     neuron = study.neuron(2)
     assert found.shape == (15,)
     # Its own references are where they were, unless k-means left one nearer to another's centre.
@@ -712,7 +712,7 @@ def test_images_that_do_not_drive_a_channel_belong_to_no_part(tmp_path: Path, se
     known = (model[:6](noise(60)).amax(dim=(2, 3)) > 0).numpy()
     channel = int(np.argmin(abs(active.mean(axis=0) - 0.5)))
     assert 0 < active[:, channel].sum() < 60
-    labels = study.assign(channel, images)
+    labels = study.neuron(channel).assign(images)
     np.testing.assert_array_equal(labels >= 0, active[:, channel])
     own = study.neuron(channel)
     np.testing.assert_array_equal(own.virtual.labels >= 0, known[own.sample, channel])
@@ -771,7 +771,7 @@ def test_a_device_that_only_the_workers_have(toml: Path, tmp_path: Path, monkeyp
     assert away.activations.keys() == world.activations.keys()
     assert {one.name for one in contestants(away)} == {one.name for one in contestants(world)}
     monkeypatch.setattr(study_module, "circuits", lambda *_, **how: how)
-    assert there._run_circuits(np.zeros(1), np.zeros(1))["run"] is there.run
+    assert there._run_circuits(np.zeros(1), np.zeros(1))["run"].client is there.run.client
 
 
 def test_a_layer_that_fails_later_is_no_reason_for_other_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

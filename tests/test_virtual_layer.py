@@ -72,7 +72,7 @@ def test_it_assigns_as_the_study_does(tmp_path: Path) -> None:
     with torch.no_grad():
         whole = activations(study.model, images, ["5"])["5"]
     for channel in range(6):
-        labels = study.assign(channel, Items(images))
+        labels = study.neuron(channel).assign(Items(images))
         for image, label in enumerate(labels):
             if whole[image, channel].max() > 0:
                 own = layer.names.index(f"{channel}{'AB'[label]}")
@@ -91,7 +91,8 @@ def test_by_lrp(glyph_study: Study) -> None:
     layer = VirtualLayer.of(study, [3])
     images = torch.stack([study.images.tensor(int(number)) for number in study.references.sample[3][:6]])
     active = layer(images).amax(dim=(2, 3)) > 0
-    assert active.int().argmax(dim=1).tolist() == study.assign(3, study.images, study.references.sample[3][:6]).tolist()
+    expected = study.neuron(3).assign(study.images, study.references.sample[3][:6])
+    assert active.int().argmax(dim=1).tolist() == expected.tolist()
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:

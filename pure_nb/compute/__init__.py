@@ -7,8 +7,8 @@ from pure_nb._imports import lazily
 if TYPE_CHECKING:
     from pure_nb.compute.cluster import connect
     from pure_nb.compute.store import Store
-    from pure_nb.compute.sweep import Job, shards
+    from pure_nb.compute.sweep import shards
 else:
-    __getattr__, __dir__ = lazily(__name__, {"cluster": "connect", "store": "Store", "sweep": "Job shards"})
+    __getattr__, __dir__ = lazily(__name__, {"cluster": "connect", "store": "Store", "sweep": "shards"})
 
-__all__ = ["Job", "Store", "connect", "shards"]
+__all__ = ["Store", "connect", "shards"]

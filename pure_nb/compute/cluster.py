@@ -25,12 +25,12 @@ import secrets
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import closing, contextmanager
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -50,6 +50,9 @@ with needed("cluster", "clusters need", ClusterError):
     from distributed.client import Future
     from distributed.comm import CommClosedError
     from distributed.scheduler import KilledWorker
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 RETRIES = 2
 """How often a task is tried again whose failure may pass: on a cluster, connections and devices come and go."""
@@ -77,52 +80,36 @@ class Cluster(Client):  # type: ignore[misc]
             Called with the number of images of each finished shard.
         """
         known: dict[range, Part] = {}
+        tree = branches(cut, BRANCH)
         with _failing(), _seen(self, store) as token:
             sent = _sent(self, job)
-            todo = iter(branches(cut, BRANCH))
-            leaves: dict[Future, range] = {}
-            roots: dict[Future, Sequence[range]] = {}
-            running = as_completed()
 
-            def future_of(cut: Sequence[range]) -> Future:
-                """A branch of the tree, on its way."""
+            def start(cut: Sequence[range], watched: dict[Future, tuple[Sequence[range], int]]) -> Future:
+                """A part of the tree, on its way; its shards, and how many images they have, are to be watched."""
                 stored = stored_part(job, cut, store)
                 if stored is not None:
-                    done(len(span(cut)))
-                    return self.submit(_given, stored, pure=False)
-                if len(cut) > 1:
-                    halves = [future_of(half) for half in halved(cut)]
+                    future = self.submit(lambda: stored, pure=False)
+                elif len(cut) > 1:
+                    halves = [start(half, watched) for half in halved(cut)]
                     return self.submit(_merged, sent, *halves, retries=RETRIES, pure=False)
-                future = self.submit(_part, sent, cut, store, token, retries=RETRIES, pure=False)
-                leaves[future] = span(cut)
-                running.add(future)
+                else:
+                    future = self.submit(_part, sent, cut, store, token, retries=RETRIES, pure=False)
+                watched[future] = cut, len(span(cut))
                 return future
 
-            def start() -> None:
-                """Hand out as many branches as keep the workers busy."""
-                while len(leaves) < AHEAD * _threads(self) and (branch := next(todo, None)) is not None:
-                    root = future_of(branch)
-                    roots[root] = branch
-                    if root not in leaves:
-                        running.add(root)
+            def begin(branch: Sequence[range]) -> dict[Future, tuple[Sequence[range], int]]:
+                watched: dict[Future, tuple[Sequence[range], int]] = {}
+                watched.setdefault(start(branch, watched), (branch, 0))
+                return watched
 
-            try:
-                start()
-                for future in running:
-                    samples, branch = leaves.pop(future, None), roots.pop(future, None)
-                    if samples is not None:
-                        done(len(samples))
-                        if store and not store.path("shard", job.key(samples)).exists():  # the worker does not see it
-                            save_part(job, [samples], store, _checked(future.result()))
-                    if branch is not None:
-                        part = _checked(future.result())
-                        if store:
-                            save_part(job, branch, store, part)
-                        else:
-                            known[span(branch)] = part
-                    start()
-            finally:
-                self.cancel([*leaves, *roots], force=True)
+            with closing(self._handed_out(tree, begin)) as finished:
+                for (own, images), future in finished:
+                    done(images)
+                    if store is None:
+                        if own in tree:
+                            known[span(own)] = _checked(future.result())
+                    elif not store.path("shard", job.key(span(own))).exists():  # the worker did not keep it there
+                        save_part(job, own, store, _checked(future.result()))
         return kept_part(job, cut, store, known=known)
 
     def blocks(
@@ -153,28 +140,41 @@ class Cluster(Client):  # type: ignore[misc]
                 yield number, saved[0]["values"]
         with _failing(), _seen(self, store) as token:
             sent = _sent(self, (compute, torch.get_num_threads()))
-            waiting = iter(todo)
-            numbers: dict[Future, int] = {}
-            running = as_completed()
 
-            def start() -> None:
-                """Hand out as many blocks as keep the workers busy."""
-                while len(numbers) < AHEAD * _threads(self) and (number := next(waiting, None)) is not None:
-                    future = self.submit(_block, sent, tasks[number], store, token, retries=RETRIES, pure=False)
-                    numbers[future] = number
-                    running.add(future)
+            def begin(number: int) -> dict[Future, int]:
+                return {self.submit(_block, sent, tasks[number], store, token, retries=RETRIES, pure=False): number}
 
-            try:
-                start()
-                for future in running:
-                    number, values = numbers.pop(future), _checked(future.result())
+            with closing(self._handed_out(todo, begin)) as finished:
+                for number, future in finished:
+                    values = _checked(future.result())
                     if store and not store.path("block", tasks[number][1]).exists():  # the worker does not see it
                         store.save_arrays("block", tasks[number][1], {"values": values})
                     done(len(values))
-                    start()
                     yield number, values
-            finally:
-                self.cancel(list(numbers), force=True)
+
+    def _handed_out(
+        self, tasks: Iterable[S], begin: Callable[[S], dict[Future, T]]
+    ) -> Generator[tuple[T, Future], None, None]:
+        """Futures as they finish, with what each is of; only as many tasks are begun as keep the workers busy."""
+        todo, waiting = iter(tasks), as_completed()
+        running: dict[Future, T] = {}
+
+        def more() -> None:
+            # Threads of all workers that are there now; more may come, as a queue lets them.
+            while (
+                len(running) < AHEAD * max(1, sum(self.nthreads().values())) and (task := next(todo, None)) is not None
+            ):
+                begun = begin(task)
+                running.update(begun)
+                waiting.update(begun)
+
+        try:
+            more()
+            for future in waiting:
+                yield running.pop(future), future
+                more()
+        finally:
+            self.cancel(list(running), force=True)
 
     def close(self, *arguments: Any, **options: Any) -> Any:
         """Leave the cluster, and end it if it was made for this client."""
@@ -248,11 +248,6 @@ def _slurm(count: int) -> SpecCluster:
     return cluster
 
 
-def _threads(client: Client) -> int:
-    """Threads of all workers that are there now; more may come, as a queue lets them."""
-    return max(1, sum(client.nthreads().values()))
-
-
 def _sent(client: Client, thing: object) -> Future:
     """A thing on its way to the workers, once and for all tasks; kept by the scheduler, so no lost worker takes it."""
     for name, module in list(sys.modules.items()):
@@ -306,43 +301,48 @@ def _visible(store: Store | None, token: Path | None) -> Store | None:
     return Store(token.parent) if store and token and token.exists() else None
 
 
-def _given(part: Part) -> Part:
-    return part
+def _on_a_worker(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Work of a task, alone in its process, on what was sent.
+
+    What is wrong with the images or the network stays so: such errors are results, and not a reason to try again.
+    """
+
+    @wraps(work)
+    def task(sent: bytes, *given: Any) -> Any:
+        for one in given:
+            if isinstance(one, PureError):
+                return one
+        with _ALONE:
+            try:
+                return work(_received(sent), *given)
+            except StoreError:
+                raise  # another worker, or another try, may write it
+            except PureError as problem:
+                return problem
+
+    return task
 
 
-# What is wrong with the images or the network stays so: such errors are results, and not a reason to try again.
+@_on_a_worker
+def _part(job: Job, cut: Sequence[range], store: Store | None, token: Path | None) -> Part:
+    return kept_part(job, cut, _visible(store, token))
 
 
-def _part(sent: bytes, cut: Sequence[range], store: Store | None, token: Path | None) -> Part | PureError:
-    with _ALONE:
-        try:
-            return kept_part(_received(sent), cut, _visible(store, token))
-        except StoreError:
-            raise  # another worker, or another try, may write it
-        except PureError as problem:
-            return problem
+@_on_a_worker
+def _merged(job: Job, first: Part, second: Part) -> Part:
+    return merged(job, first, second)
 
 
-def _merged(sent: bytes, first: Part | PureError, second: Part | PureError) -> Part | PureError:
-    for part in (first, second):
-        if isinstance(part, PureError):
-            return part
-    with _ALONE:
-        return merged(_received(sent), _checked(first), _checked(second))
-
-
+@_on_a_worker
 def _block(
-    sent: bytes, task: tuple[NDArray[Any], dict[str, object]], store: Store | None, token: Path | None
-) -> NDArray[Any] | PureError:
-    with _ALONE:
-        compute, threads = _received(sent)
-        try:
-            with threaded(threads):
-                return kept_block(compute, task, _visible(store, token))
-        except StoreError:
-            raise  # another worker, or another try, may write it
-        except PureError as problem:
-            return problem
+    sent: tuple[Compute, int],
+    task: tuple[NDArray[Any], dict[str, object]],
+    store: Store | None,
+    token: Path | None,
+) -> NDArray[Any]:
+    compute, threads = sent
+    with threaded(threads):
+        return kept_block(compute, task, _visible(store, token))
 
 
 def _checked(found: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pure_nb.compute.store import Arrays, New, Store
+from pure_nb.parameters import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +35,21 @@ FORMAT = {
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
 
 
+ASKED: dict[str, tuple[str, ...]] = {
+    "references": ("target", "n", "by"),
+    "circuits": ("target", "lower", "n", "by", "rule", "seed"),
+    "virtual": ("target", "lower", "n", "by", "rule", "seed", "k", "random"),
+    "layouts": ("target", "lower", "n", "by", "rule", "seed", "random"),
+    "neurons": ("target", "lower", "n", "by", "rule", "seed", "k", "random"),
+    "labels": (),
+    "classes": ("target", "lower", "random"),
+    "boxes": ("target", "n", "by", "crop"),
+    "activations": ("target", "lower", "n", "by"),
+    "objects": ("target", "n", "by"),
+}
+"""The parameters that a step depends on."""
+
+
 def outdated(key: Mapping[str, object]) -> bool:
     """Whether a stored result is computed differently now, so that no study finds it any more."""
     step = str(key.get("step"))
@@ -49,13 +65,12 @@ class Results:
     ----------
     store
         Where they are kept; None keeps none.
-    device, channels_last
+    run
         How networks run: the last digits of unfinished parts may depend on it, so parts are kept apart.
     """
 
     store: Store | None
-    device: str = "cpu"
-    channels_last: bool = False
+    run: Run = Run()
 
     def arrays(
         self,
@@ -69,16 +84,13 @@ class Results:
         ``compute`` gets a store for the parts of its result, for whoever has to go on after a stop; it is cleared
         when the whole is safe. The parts may depend on more than the result: ``parts_key``.
         """
-        if self.store is None:
-            return compute(None)
-        store, parts = self.store, self._parts(step, parts_key or key)
 
-        def keep() -> tuple[Arrays, Any]:
+        def keep(store: Store, parts: Store) -> tuple[Arrays, Any]:
             arrays, note = compute(parts)
             store.save_arrays(step, key, arrays, note)
             return arrays, note
 
-        return self._once(step, key, lambda: store.load_arrays(step, key), keep, parts)
+        return self._once(step, key, parts_key or key, Store.load_arrays, keep) or compute(None)
 
     def mapped(
         self, step: str, key: dict[str, object], compute: Callable[[Store | None, New], NDArray[Any]]
@@ -87,53 +99,53 @@ class Results:
 
         ``compute`` also gets a function that makes the array.
         """
-        if self.store is None:
-            return compute(None, np.empty)
-        store, parts = self.store, self._parts(step, key)
 
-        def keep() -> NDArray[Any]:
-            store.save_mapped(step, key, lambda new: compute(parts, new))
-            return np.load(store.path(step, key, ".npy"), mmap_mode="r", allow_pickle=False)
+        def keep(store: Store, parts: Store) -> NDArray[Any]:
+            path = store.save_mapped(step, key, lambda new: compute(parts, new))
+            return np.load(path, mmap_mode="r", allow_pickle=False)
 
-        return self._once(step, key, lambda: store.load_mapped(step, key), keep, parts)
+        found = self._once(step, key, key, Store.load_mapped, keep)
+        return compute(None, np.empty) if found is None else found
+
+    def table(self, step: str, key: dict[str, object], compute: Callable[[Store | None], pd.DataFrame]) -> pd.DataFrame:
+        """A table: from the store, or computed now and kept there. ``compute`` gets a store as in :meth:`arrays`."""
+
+        def keep(store: Store, parts: Store) -> tuple[pd.DataFrame, None]:
+            table = compute(parts)
+            store.save_table(step, key, table)
+            return table, None
+
+        found = self._once(step, key, key, Store.load_table, keep)
+        return compute(None) if found is None else found[0]
 
     def _once(
-        self, step: str, key: dict[str, object], load: Callable[[], T | None], keep: Callable[[], T], parts: Store
-    ) -> T:
-        """What can be loaded; or else computed and kept, by one process at a time, and its parts cleared."""
-        assert self.store is not None
-        saved = load()
-        if saved is not None and not parts.folder.parent.exists():
+        self,
+        step: str,
+        key: dict[str, object],
+        parts_key: dict[str, object],
+        load: Callable[[Store, str, dict[str, object]], T | None],
+        keep: Callable[[Store, Store], T],
+    ) -> T | None:
+        """What can be loaded, or else is kept now, by one process at a time, and its parts cleared; None: no store."""
+        if self.store is None:
+            return None
+        saved = load(self.store, step, key)
+        # Apart for all on which the last digits of parts may depend.
+        how = {
+            "device": self.run.device,
+            "threads": torch.get_num_threads(),
+            "channels_last": self.run.channels_last,
+        }
+        every = self.store.part(step, parts_key)
+        if saved is not None and not every.folder.exists():
             return saved
         with self.store.claimed(step, key):
-            saved = load()  # another process may have been at it, or was killed before it cleared the parts
+            # Another process may have been at it, or was killed before it cleared the parts.
+            saved = load(self.store, step, key)
             if saved is None:
-                saved = keep()
-            Store(parts.folder.parent).clear()  # and with them those that were made under other settings
+                saved = keep(self.store, every.part("run", how))
+            every.clear()  # and with them those that were made under other settings
         return saved
-
-    def _parts(self, step: str, key: dict[str, object]) -> Store:
-        """Where the parts of a step are kept, apart for all on which their last digits may depend."""
-        assert self.store is not None
-        how = {"device": self.device, "threads": torch.get_num_threads(), "channels_last": self.channels_last}
-        return self.store.part(step, key).part("run", how)
-
-    def table(self, name: str, key: dict[str, object], compute: Callable[[Store | None], pd.DataFrame]) -> pd.DataFrame:
-        """A table: from the store, or computed now and kept there. ``compute`` gets a store as in :meth:`arrays`."""
-        if self.store is None:
-            return compute(None)
-        store, parts = self.store, self._parts(name, key)
-
-        def load() -> pd.DataFrame | None:
-            saved = store.load_table(name, key)
-            return saved[0] if saved else None
-
-        def keep() -> pd.DataFrame:
-            table = compute(parts)
-            store.save_table(name, key, table)
-            return table
-
-        return self._once(name, key, load, keep, parts)
 
     def has(self, step: str, key: Mapping[str, object]) -> bool:
         """Whether a step is in the store."""

@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,18 +177,17 @@ class Store:
 
     def save_arrays(self, name: str, key: Key, arrays: Arrays, note: object = None) -> Path:
         """Keep arrays, and a note (any JSON value) beside them."""
-        path = self.path(name, key)
         solid = {label: np.asarray(array, order="C") for label, array in arrays.items()}
-        write_atomically(path, lambda temporary: save_file(solid, temporary))
-        self._sign(path, key, note)
-        return path
+        return self._save(self.path(name, key), key, note, lambda temporary: save_file(solid, temporary))
 
     def save_table(self, name: str, key: Key, table: pd.DataFrame, note: object = None) -> Path:
         """Keep a table, and a note (any JSON value) beside it."""
         path = self.path(name, key, ".parquet")
-        write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
-        self._sign(path, key, note)
-        return path
+        return self._save(path, key, note, lambda temporary: table.to_parquet(temporary, index=False))
+
+    def _save(self, path: Path, key: Key, note: object, write: Callable[[Path], object]) -> Path:
+        write_atomically(path, write)
+        return self._sign(path, key, note)
 
     def save_mapped(self, name: str, key: Key, fill: Callable[[New], object]) -> Path:
         """Keep one array that need not fit into memory.
@@ -208,55 +208,45 @@ class Store:
             with _writing(path):
                 made[0].flush()
                 os.replace(temporary, path)
-        self._sign(path, key, None)
-        return path
+        return self._sign(path, key, None)
 
     def load_mapped(self, name: str, key: Key) -> NDArray[Any] | None:
         """An array of :meth:`save_mapped`, read from its file as it is looked at; None if it can't be trusted."""
-        path = self.path(name, key, ".npy")
-        if self._verified(path, key) is None:
-            return None
-        try:
-            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError) as problem:
-            _distrust(path, str(problem))
-            return None
-        return array
+        saved = self._load(self.path(name, key, ".npy"), key, partial(np.load, mmap_mode="r", allow_pickle=False))
+        return saved and saved[0]
 
     def load_arrays(self, name: str, key: Key) -> tuple[Arrays, Any] | None:
         """The arrays and the note kept under a name and key; None if there are none that can be trusted."""
-        path = self.path(name, key)
-        manifest = self._verified(path, key)
-        if manifest is None:
-            return None
-        try:
-            return load_file(path), manifest["note"]
-        except (SafetensorError, OSError) as problem:
-            _distrust(path, str(problem))
-            return None
+        return self._load(self.path(name, key), key, load_file)
 
     def load_table(self, name: str, key: Key) -> tuple[pd.DataFrame, Any] | None:
         """The table and the note kept under a name and key; None if there is none that can be trusted."""
         import pandas as pd  # late, see pure_nb._imports
 
-        path = self.path(name, key, ".parquet")
-        manifest = self._verified(path, key)
-        if manifest is None:
+        return self._load(self.path(name, key, ".parquet"), key, pd.read_parquet)
+
+    def _load(self, path: Path, key: Key, read: Callable[[Path], Any]) -> tuple[Any, Any] | None:
+        """What is in an artifact and the note beside it, if both are whole and made from this very key."""
+        if not path.exists() or not _manifest_of(path).exists():
             return None
         try:
-            return pd.read_parquet(path), manifest["note"]
-        except (ValueError, OSError) as problem:
-            _distrust(path, str(problem))
+            manifest = _read_manifest(path)
+            if fingerprint(manifest["key"]) != fingerprint(key):
+                raise ValueError("its manifest belongs to another result")
+            if _checksum(path) != manifest["sha256"]:
+                raise ValueError("its bytes do not match the checksum in its manifest")
+            return read(path), manifest["note"]
+        except (SafetensorError, ValueError, OSError) as problem:  # also of another user, who keeps it to themselves
+            reason = f"{path} is not used and will be computed again: {problem}"
+            warnings.warn(reason, StoreWarning, stacklevel=3)
             return None
 
     def manifests(self) -> list[dict[str, Any]]:
         """What the folder holds: each artifact's file, key and checksum."""
         found = []
         for path in sorted(self.folder.glob("*.json")):
-            try:
+            with suppress(json.JSONDecodeError, UnicodeDecodeError):
                 found.append(json.loads(path.read_text(encoding="utf-8")))
-            except (json.JSONDecodeError, UnicodeDecodeError):
-                continue
         return found
 
     def results(self) -> list[Result]:
@@ -268,14 +258,18 @@ class Store:
         for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
             if not _OURS.fullmatch(path.name):
                 continue
-            manifest = _manifest_of(path)
             if path.is_dir():
                 if all(_OURS.fullmatch(inner.name) for inner in path.iterdir()):
                     found.append(Result.of(path, None, path.rglob("*")))
-            elif (key := _key_in(manifest, path.name)) is not None:
-                found.append(Result.of(path, key, (path, manifest)))
-            elif (self.folder / f".{path.stem}.lock").exists():  # nothing else is made under a lock of its name
-                found.append(Result.of(path, {}, (path, manifest)))
+                continue
+            manifest: dict[str, Any] = {}
+            with suppress(ValueError):
+                manifest = _read_manifest(path)
+            ours = manifest.get("file") == path.name
+            # Where the manifest does not say so, the lock does: nothing else is made under one of its name.
+            if ours or (self.folder / f".{path.stem}.lock").exists():
+                key = dict(manifest["key"]) if ours else {}
+                found.append(Result.of(path, key, (path, _manifest_of(path))))
         return found
 
     def prune(self, chosen: Callable[[Result], bool]) -> list[Result]:
@@ -312,36 +306,11 @@ class Store:
             self.folder.rmdir()  # if nothing is left in it
         return gone
 
-    def _sign(self, path: Path, key: Key, note: object) -> None:
+    def _sign(self, path: Path, key: Key, note: object) -> Path:
         manifest = {"file": path.name, "sha256": _checksum(path), "key": key, "note": note}
         text = json.dumps(manifest | {"seal": _seal(manifest)}, indent=1, sort_keys=True)
         write_atomically(_manifest_of(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-    def _verified(self, path: Path, key: Key) -> dict[str, Any] | None:
-        """The manifest of an artifact, if that and the artifact are whole and made from this very key."""
-        if not path.exists() or not _manifest_of(path).exists():
-            return None
-        try:
-            manifest: dict[str, Any] = json.loads(_manifest_of(path).read_text(encoding="utf-8"))
-            expected, made_from, seal = manifest["sha256"], manifest["key"], manifest.pop("seal")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            _distrust(path, "its manifest is damaged")
-            return None
-        if _seal(manifest) != seal:
-            _distrust(path, "its manifest does not match its own checksum")
-            return None
-        if fingerprint(made_from) != fingerprint(key):
-            _distrust(path, "its manifest belongs to another result")
-            return None
-        try:
-            whole = _checksum(path) == expected
-        except OSError as problem:  # say of another user, who keeps it to themselves
-            _distrust(path, str(problem))
-            return None
-        if not whole:
-            _distrust(path, "its bytes do not match the checksum in its manifest")
-            return None
-        return manifest
+        return path
 
 
 @dataclass(frozen=True)
@@ -386,14 +355,17 @@ def _stem(path: Path) -> str:
     return path.name.partition(".")[0]
 
 
-def _key_in(manifest: Path, name: str) -> dict[str, Any] | None:
-    """The key in a manifest of ours that belongs to a file; None where it is none."""
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """What the manifest of an artifact says, but for its seal; a ValueError where it is not as it was written."""
     try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-        own = found["file"] == name and _seal({k: v for k, v in found.items() if k != "seal"}) == found["seal"]
-        return dict(found["key"]) if own else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
+        manifest: dict[str, Any] = json.loads(_manifest_of(path).read_text(encoding="utf-8"))
+        seal = manifest.pop("seal")
+        manifest["sha256"], manifest["key"], manifest["note"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        raise ValueError("its manifest is damaged") from problem
+    if _seal(manifest) != seal:
+        raise ValueError("its manifest does not match its own checksum")
+    return manifest
 
 
 def _remove(path: Path) -> None:
@@ -412,10 +384,6 @@ def _read(path: Path) -> str:
     with suppress(OSError, UnicodeDecodeError):
         return path.read_text(encoding="utf-8")
     return ""
-
-
-def _distrust(path: Path, reason: str) -> None:
-    warnings.warn(f"{path} is not used and will be computed again: {reason}", StoreWarning, stacklevel=4)
 
 
 def _manifest_of(path: Path) -> Path:
