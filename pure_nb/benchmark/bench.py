@@ -27,11 +27,11 @@ from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, StudyError, StudyWarning
 from pure_nb.images.data import readable
-from pure_nb.methods.relevance import dense_weight, pooled_inputs
-from pure_nb.methods.splitting import owners
+from pure_nb.methods.ownership import owners
 from pure_nb.methods.statistics import percentiles, resampled, summary
 from pure_nb.methods.virtual import virtual_neurons
 from pure_nb.methods.virtual_layer import Assign, VirtualLayer
+from pure_nb.methods.windows import dense_weight, pooled_inputs
 from pure_nb.network.layers import activations, by_position, get_layer
 from pure_nb.study import Study
 
@@ -54,7 +54,7 @@ def true_owners(world: World) -> dict[int, NDArray[np.int64]]:
     Returns
     -------
     dict
-        From channels to int64 ``[inputs]``, as :func:`pure_nb.methods.splitting.owners`; empty for a world where the
+        From channels to int64 ``[inputs]``, as :func:`pure_nb.methods.ownership.owners`; empty for a world where the
         merged channels do not read the layer's input.
     """
     planting, study = world.planting, world.study

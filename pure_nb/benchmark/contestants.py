@@ -34,9 +34,10 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from pure_nb.benchmark.worlds import World
 from pure_nb.errors import ModelError, PureError, StudyError, StudyWarning
 from pure_nb.methods.descriptions import GRADIENT, LRP, RANDOM, Description, fitting
-from pure_nb.methods.relevance import closed_form
-from pure_nb.methods.splitting import SHARED, Split, channel_sources, part_activations
+from pure_nb.methods.ownership import RHOS, SHARED, Assignment
+from pure_nb.methods.splitting import Split, part_activations
 from pure_nb.methods.virtual import cluster
+from pure_nb.methods.windows import channel_sources, closed_form
 from pure_nb.network.digests import digest
 from pure_nb.network.layers import get_layer, stage_before
 from pure_nb.network.models import function_in
@@ -74,7 +75,7 @@ class Parts:
         float ``[channels, n, d]``: the descriptions that were clustered; None where nothing was.
     owner
         For a split, who owns which source of each channel it split: int64 ``[sources]``, as
-        :func:`pure_nb.methods.splitting.owners`.
+        :func:`pure_nb.methods.ownership.owners`.
     """
 
     labels: Labels
@@ -273,7 +274,7 @@ def split_by(world: World, by: str) -> Parts:
     study = world.study
     target = study.parameters.target
     module = get_layer(study.model, target)
-    measure: Any = partial(part_activations, study.model, study.images, layer=target, run=study.run)
+    measure: Any = partial(part_activations, study.model, study.images, run=study.run)
     labels, owner = np.zeros(world.truth.shape, dtype=np.int64), {}
     for channel in np.flatnonzero(world.k > 1).tolist():
         k, sources, sample = int(world.k[channel]), channel_sources(module, channel), study.references.sample[channel]
@@ -285,15 +286,15 @@ def split_by(world: World, by: str) -> Parts:
                 continue
             # All labelled images make the vectors, since the truth is that of others.
             split = study.classes.split(channel, [study.classes.names[label] for label in chosen], held_out=False)
-            measured = measure(sample, channel=channel, arvs=split.arvs, rhos=(split.rho,))
+            measured = measure(sample, Assignment(target, channel, split.arvs, (split.rho,)))
         else:
             parts = cluster(study.circuits[channel], k, seed=study.parameters.random)
             if parts.max() + 1 < k:
                 continue
             circuits = study.circuits[channel].astype(np.float64)
             arvs = np.stack([circuits[parts == part].mean(axis=0) for part in range(k)])[:, sources]
-            measured = measure(sample, channel=channel, arvs=arvs)
-            split = Split.chosen(measured, parts, tuple(map(str, range(k))), arvs)
+            measured = measure(sample, Assignment(target, channel, arvs, RHOS))
+            split = Split.chosen(measured, parts, tuple(map(str, range(k))))
         labels[channel] = measured.at(split.rho)[:, :-1].argmax(axis=1)
         owner[channel] = split.owner
     return Parts(labels, owner=owner)

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics.cluster import contingency_matrix
 
 from pure_nb.judges.truth import scores
-from pure_nb.methods.splitting import SHARED
+from pure_nb.methods.ownership import SHARED
 
 SCORES = ("ari", "ami", "accuracy", "ari_clear", "correlation", "f1")
 """Columns that say how well a contestant did, neuron by neuron; the more the better."""

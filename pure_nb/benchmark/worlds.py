@@ -25,7 +25,7 @@ from pure_nb.errors import LayerError, PlantingError, StudyError, StudyWarning
 from pure_nb.judges.truth import COMMON, activation_vectors
 from pure_nb.methods.circuits import seeded
 from pure_nb.methods.descriptions import Description, descriptions
-from pure_nb.methods.relevance import closed_form, dense_weight
+from pure_nb.methods.windows import closed_form, dense_weight
 from pure_nb.network.layers import INPUT, activations, by_position, nearest_below
 from pure_nb.network.lrp import LINEAR
 from pure_nb.parameters import NEAREST

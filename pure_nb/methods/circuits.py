@@ -25,12 +25,15 @@ from pure_nb.compute.blocks import by_blocks, grouped
 from pure_nb.compute.store import New, Store
 from pure_nb.errors import ArgumentError, NonFiniteError
 from pure_nb.images.data import Images, readable
+from pure_nb.methods._shapes import Float, Int
 from pure_nb.network.layers import by_position, channel_axis, cut, get_layer
 from pure_nb.network.lrp import default_composite, ruled
 from pure_nb.parameters import Rule, Run, Seed
 
 
-def seeded(activation: Tensor, channel: Tensor, seed: Seed = "activation") -> Tensor:
+def seeded(
+    activation: Float[Tensor, "*shape"], channel: Int[Tensor, " b"], seed: Seed = "activation"
+) -> Float[Tensor, "*shape"]:
     """The relevance at the target layer to start from.
 
     Parameters
@@ -67,15 +70,19 @@ def seeded(activation: Tensor, channel: Tensor, seed: Seed = "activation") -> Te
 def propagate(
     model: nn.Module,
     images: Images,
-    channel: NDArray[np.int64],
-    sample: NDArray[np.int64],
+    channel: Int[NDArray[np.int64], " pairs"],
+    sample: Int[NDArray[np.int64], " pairs"],
     *,
     target: str,
     lower: str | None,
     rule: Rule | Composite = "gradient",
     seed: Seed = "activation",
     run: Run = Run(),
-) -> Generator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor], None, None]:
+) -> Generator[
+    tuple[Int[NDArray[np.int64], " b"], Float[Tensor, "b ..."], Float[Tensor, "b ..."], Float[Tensor, "b ..."]],
+    None,
+    None,
+]:
     """Relevance of single channels at a lower layer, for many pairs of a channel and an image.
 
     Parameters
@@ -152,7 +159,7 @@ def propagate(
                 yield rows, found[:width], leaf.detach()[:width], top.detach()[:width]
 
 
-def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def normalised(vectors: Float[NDArray[np.float32], "*shape"]) -> Float[NDArray[np.float32], "*shape"]:
     """Divide relevance vectors by their L1 norm over the last axis, plus 1e-10 (PURE's reference implementation)."""
     return vectors / (np.abs(vectors).sum(axis=-1, keepdims=True) + np.float32(1e-10))
 
@@ -160,8 +167,8 @@ def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 def circuits(
     model: nn.Module,
     images: Images,
-    channel: NDArray[np.int64],
-    sample: NDArray[np.int64],
+    channel: Int[NDArray[np.int64], "*pairs"],
+    sample: Int[NDArray[np.int64], "*pairs"],
     *,
     target: str,
     lower: str,
@@ -170,7 +177,7 @@ def circuits(
     store: Store | None = None,
     new: New = np.empty,
     run: Run = Run(),
-) -> NDArray[np.float32]:
+) -> Float[NDArray[np.float32], "*pairs lower"]:
     """Relevance vectors of pairs of a channel and an image: PURE's description of the circuit.
 
     The chapter :doc:`Circuits </book/circuits>` builds it from scratch.

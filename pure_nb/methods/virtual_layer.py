@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import scipy
@@ -21,6 +21,7 @@ from torch.utils.data import TensorDataset
 
 from pure_nb.errors import ArgumentError
 from pure_nb.images.data import Images
+from pure_nb.methods._shapes import Float, Int
 from pure_nb.methods.circuits import normalised, propagate
 from pure_nb.methods.virtual import VirtualNeurons, part_name
 from pure_nb.network.layers import by_position, channel_axis
@@ -64,9 +65,9 @@ class VirtualLayer(nn.Module):
         If there are no virtual neurons, or their circuits are of different lengths.
     """
 
-    channel: Tensor
-    part: Tensor
-    centroids: Tensor
+    channel: Int[Tensor, " v"]
+    part: Int[Tensor, " v"]
+    centroids: Float[Tensor, "v lower"]
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class VirtualLayer(nn.Module):
         parts = {int(channel): study.virtual_of(int(channel)) for channel in wanted}
         return cls(study.model, p.target, p.lower, parts, p.rule, p.seed, assign)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """Activations of the virtual neurons.
 
         Parameters
@@ -156,7 +157,9 @@ class VirtualLayer(nn.Module):
         return share
 
 
-def mixture(vector: NDArray[np.floating[Any]], centroids: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def mixture(
+    vector: Float[NDArray[np.floating], " d"], centroids: Float[NDArray[np.floating], "k d"]
+) -> Float[NDArray[np.float64], " k"]:
     """The shares of some mean circuits that together come nearest to a circuit: not negative, and 1 in sum.
 
     Relevance adds up, so the circuit of an image that drove a channel in two ways lies between the two.
