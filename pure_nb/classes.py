@@ -41,7 +41,8 @@ from pure_nb.methods.splitting import (
     part_activations,
 )
 from pure_nb.methods.virtual import part_name, refitted
-from pure_nb.network.layers import INPUT, as_weights, computes_plainly, get_layer, placed, require_output, resting
+from pure_nb.network.layers import INPUT, as_weights, computes_plainly, get_layer, placed, resting
+from pure_nb.network.shapes import require_output
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -39,17 +39,8 @@ from pure_nb.methods.circuits import circuits, propagate
 from pure_nb.methods.references import References, TopReferences
 from pure_nb.methods.virtual import MANY, NEURONS, VirtualNeurons, embed, packed, unpacked, virtual_neurons
 from pure_nb.network import models
-from pure_nb.network.layers import (
-    LayerShape,
-    activations,
-    as_weights,
-    by_position,
-    nearest_below,
-    placed,
-    require,
-    resting,
-    survey,
-)
+from pure_nb.network.layers import activations, as_weights, by_position, nearest_below, placed, resting
+from pure_nb.network.shapes import LayerShape, require, survey
 from pure_nb.neuron import Neuron
 from pure_nb.parameters import NEAREST, PARAMETERS, RUN, Parameters, Run, checked, word
 
@@ -230,7 +221,7 @@ class Study:
         return found
 
     def survey(self) -> list[LayerShape]:
-        """All layers that can be studied: see :func:`pure_nb.network.layers.survey`."""
+        """All layers that can be studied: see :func:`pure_nb.network.shapes.survey`."""
         with placed(self.model, self.run.here):
             example = self.images.example[None].to(self.run.here)
             return survey(self.model, example, self.parameters.allow_nondeterministic)

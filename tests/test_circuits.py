@@ -21,7 +21,8 @@ from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, ImageError, LayerError, NonFiniteError, StoreWarning
 from pure_nb.glyphs import GlyphScenes
 from pure_nb.images.data import Images
-from pure_nb.methods.circuits import circuits, normalised, propagate, seeded
+from pure_nb.methods.circuits import circuits, normalised, propagate
+from pure_nb.network.cut import seeded
 from pure_nb.network.layers import activations
 from pure_nb.parameters import Seed
 

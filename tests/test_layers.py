@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from small import Attention, Tokens, noise, plain, stirred
+from small import Attention, Tokens, cut, noise, plain, stirred
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -20,16 +20,13 @@ from pure_nb.network.layers import (
     activations,
     by_position,
     channel_axis,
-    cut,
     get_layer,
     nearest_below,
     placed,
-    require,
-    require_output,
     resting,
     stage_before,
-    survey,
 )
+from pure_nb.network.shapes import require, require_output, survey
 
 
 class Two(nn.Module):
@@ -549,7 +546,7 @@ def test_cut_wants_layers_that_exist(two: nn.Module, lower: str, target: str, na
 
 
 def test_cut_wants_a_target_that_runs(two: nn.Module) -> None:
-    with pytest.raises(LayerError, match="layer 'unused' did not run in the forward pass of Two"):
+    with pytest.raises(LayerError, match=r"layers \['unused'\] did not run in the forward pass of Two"):
         cut(two, noise(1), "stem", "unused")
 
 

@@ -38,7 +38,8 @@ from pure_nb.methods.splitting import (
     save_split,
     split_channel,
 )
-from pure_nb.network.layers import activations, get_layer, survey
+from pure_nb.network.layers import activations, get_layer
+from pure_nb.network.shapes import survey
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 

@@ -22,10 +22,11 @@ from torch.overrides import TorchFunctionMode
 from pure_nb.benchmark.planting import Groups, How, Planting, contributions, draw, drivers, likeness_of, plant, shares
 from pure_nb.errors import LayerError, PlantingError, StudyError, StudyWarning
 from pure_nb.judges.truth import COMMON, activation_vectors
-from pure_nb.methods.circuits import seeded
 from pure_nb.methods.relevance import closed_form, dense_weight
+from pure_nb.network.coverage import LINEAR
+from pure_nb.network.cut import seeded
 from pure_nb.network.layers import INPUT, activations, by_position, nearest_below, resting
-from pure_nb.network.lrp import LINEAR
+from pure_nb.network.targets import Target
 from pure_nb.parameters import NEAREST
 from pure_nb.study import Study
 
@@ -44,7 +45,7 @@ PRODUCTS = frozenset(
         "tensordot",
     )
 )
-"""Functions that mix channels, besides those of :data:`pure_nb.network.lrp.LINEAR`."""
+"""Functions that mix channels, besides those of :data:`pure_nb.network.coverage.LINEAR`."""
 
 RECTIFIERS = frozenset(
     (
@@ -188,8 +189,8 @@ class World:
         if lower in self._known:
             return self._known[lower]
         base, whole, name = self.base, f"{self.planting.layer}.whole", lower
-        if lower == f"{INPUT}{self.planting.target}":  # both read the same
-            lower = INPUT + whole
+        if Target.parse(lower) == Target(self.planting.target, INPUT):  # both read the same
+            lower = str(Target(whole, INPUT))
         sources = np.unique(np.concatenate(self.planting.groups))
         example = base.images.example[None].to(base.run.here)
         rows = straight(self.study.model, example, sources, target=whole, lower=lower)

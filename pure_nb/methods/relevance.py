@@ -14,7 +14,7 @@ images stream by. For any other part of a network it takes one vector-Jacobian p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,7 +27,6 @@ from torch.nn import functional
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.images.data import Images, readable
 from pure_nb.network.layers import (
-    FOLDED,
     INPUT,
     OUTPUT,
     activations,
@@ -37,6 +36,7 @@ from pure_nb.network.layers import (
     get_layer,
     resting,
 )
+from pure_nb.network.targets import FOLDED, Target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -547,9 +547,10 @@ def closed_form(model: nn.Module, layer: str, lower: str) -> nn.Module | None:
 
     Others may compute something else with their weights, so they are left to vector-Jacobian products.
     """
-    module = get_layer(model, layer)
-    whole = FOLDED not in layer  # what each weight sees in a window can't be told from the tokens of all
-    return module if whole and lower == INPUT + layer and computes_plainly(module) else None
+    module, target = get_layer(model, layer), Target.parse(layer)
+    # Not of a part of it, and not of windows: what each weight sees in one can't be told from the tokens of all.
+    whole = not target.part and target.batch != FOLDED and Target.parse(lower) == replace(target, part=INPUT)
+    return module if whole and computes_plainly(module) else None
 
 
 def cosine(first: NDArray[np.float64], second: NDArray[np.float64]) -> Any:
