@@ -38,8 +38,7 @@ from pure_nb.network.layers import (
     get_layer,
     resting,
 )
-from pure_nb.network.targets import INPUT, Target
-from pure_nb.network.views import channels_last, channels_second
+from pure_nb.network.targets import INPUT, Target, channels_last, channels_second
 
 Groups = tuple[tuple[int, ...], ...]
 How = Literal["random", "similar", "dissimilar", "overlapping"]

@@ -21,8 +21,22 @@ from pure_nb.errors import LayerError, StudyWarning
 from pure_nb.network.cut import Cut
 from pure_nb.network.layers import as_weights, forward_pass, get_layer, near, resting, without_checkpoints
 from pure_nb.network.models import require_weights
-from pure_nb.network.targets import FIRST, FOLDED, INPUT, LAST, OUTPUT, TOKENS, Target
-from pure_nb.network.views import PREFIX_TOKENS, Pass, channel_axis, channels_last, channels_second, is_last, view
+from pure_nb.network.targets import (
+    FIRST,
+    FOLDED,
+    INPUT,
+    LAST,
+    OUTPUT,
+    PREFIX_TOKENS,
+    TOKENS,
+    Pass,
+    Target,
+    channel_axis,
+    channels_last,
+    channels_second,
+    is_last,
+    view,
+)
 
 SAMPLE = 4096
 """Values of an activation, about, by which it is compared with that of another pass."""
