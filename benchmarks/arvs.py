@@ -30,6 +30,7 @@ from pure_nb.compute.sweep import sweep
 from pure_nb.images.data import Images
 from pure_nb.methods.relevance import ClassRelevance, ClassStatistics, closed_form
 from pure_nb.network.layers import INPUT, get_layer
+from pure_nb.parameters import Run
 
 LAYERS = {
     "glyphnet": "layer4.0.conv2",
@@ -51,7 +52,7 @@ def ours(model: nn.Module, images: Images, layer: str, outputs: int, batch_size:
     lower, labels = INPUT + layer, np.array(images.dataset.targets)  # type: ignore[attr-defined]
     module = closed_form(model, layer, lower)
     found = ClassRelevance(layer, lower, labels, outputs, module=module)
-    sweep(model, images, [found], batch_size=batch_size, progress=False)
+    sweep(model, images, [found], run=Run(batch_size=batch_size, progress=False))
     return found.result()
 
 

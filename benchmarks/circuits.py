@@ -31,13 +31,15 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from pure_nb._resting import resting
 from pure_nb.compute.sweep import sweep
 from pure_nb.glyphs import glyph_images
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits, normalised
 from pure_nb.methods.references import TopReferences
 from pure_nb.network.cut import Cut
-from pure_nb.network.layers import activations, resting
+from pure_nb.network.layers import activations
+from pure_nb.parameters import Run
 
 TARGET, LOWER = "layer4", "layer3"
 
@@ -99,7 +101,7 @@ def pairs_of(source: str, model: nn.Module, args: argparse.Namespace) -> tuple[T
     if source == "glyphnet":
         scenes = glyph_images(args.population_glyphs)
         top = TopReferences(TARGET, args.n)
-        sweep(model, scenes, [top], progress=False)
+        sweep(model, scenes, [top], run=Run(progress=False))
         channel, sample, density, chosen = take_slice(top.result().sample, args.images, args.batch_size)
         return torch.stack([scenes.tensor(i) for i in chosen]), channel, sample, density
     images = Noise(args.images, args.size).images
@@ -113,9 +115,8 @@ def compare(source: str, rule: Any, args: argparse.Namespace) -> dict[str, Any]:
     wrapped = Images(TensorDataset(images))
 
     def ours() -> NDArray[np.float32]:
-        return circuits(
-            model, wrapped, channel, sample, target=TARGET, lower=LOWER, rule=rule, batch_size=args.batch_size
-        )
+        run = Run(batch_size=args.batch_size, progress=False)
+        return circuits(model, wrapped, channel, sample, target=TARGET, lower=LOWER, rule=rule, run=run)
 
     few = np.random.default_rng(0).choice(len(channel), min(args.peer_pairs, len(channel)), replace=False)
 

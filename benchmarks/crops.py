@@ -31,6 +31,7 @@ from torch import nn
 from pure_nb.figures.render import heatmaps, views
 from pure_nb.images.data import Images
 from pure_nb.network.layers import activations
+from pure_nb.parameters import Run
 
 TARGET = "layer4"
 
@@ -97,7 +98,7 @@ def compare(source: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     )
 
     def ours(channel: NDArray[np.int64], sample: NDArray[np.int64]) -> list[Any]:
-        found = views(model, images, channel, sample, target=TARGET, batch_size=args.batch_size)
+        found = views(model, images, channel, sample, target=TARGET, run=Run(batch_size=args.batch_size))
         return [view.highlighted() for view in found]
 
     def bare() -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from common import arguments, report, start
 from sklearn.metrics import adjusted_rand_score
 from torch.utils.data import Subset
@@ -31,6 +30,7 @@ from pure_nb.loading import load_model
 from pure_nb.methods.circuits import circuits
 from pure_nb.methods.references import TopReferences
 from pure_nb.methods.virtual import cluster
+from pure_nb.parameters import Run
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -59,18 +59,17 @@ def main() -> None:
     else:
         images = glyph_images(args.images)
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
-    sweep(model, images, [TopReferences("layer4", args.n)], progress=False)  # warms up
+    sweep(model, images, [TopReferences("layer4", args.n)], run=Run(progress=False))  # warms up
     rows: list[dict[str, Any]] = []
     exact: dict[str, Any] = {}
     faster = {"float16": {"precision": "float16"}} if args.device != "cpu" else {}  # CPUs emulate it, at a quarter
     for name, settings in (VARIANTS | faster).items():
-        how: dict[str, Any] = {"batch_size": 32, "device": args.device, **settings}
+        how: dict[str, Any] = {"device": args.device, "progress": False, **settings}
         precision = how.pop("precision", "float32")
-        layout = torch.channels_last if how.pop("channels_last", False) else torch.contiguous_format
-        model.to(device=args.device, memory_format=layout)
+        run = Run(**how)
         top = TopReferences("layer4", args.n)
         begin = clock()
-        sweep(model, images, [top], progress=False, precision=precision, **how)
+        sweep(model, images, [top], precision=precision, run=run)
         swept = clock() - begin
         found = top.result()
         if not exact:
@@ -79,7 +78,9 @@ def main() -> None:
             exact = {"references": found, "channel": channel, "sample": found.sample[best]}
         begin = clock()
         with precisely(args.device, precision):  # what a study does not do, for what is seen here
-            vectors = circuits(model, images, exact["channel"], exact["sample"], target="layer4", lower="layer3", **how)
+            vectors = circuits(
+                model, images, exact["channel"], exact["sample"], target="layer4", lower="layer3", run=run
+            )
         taken = clock() - begin
         labels = [cluster(own, 2) for own in vectors]
         if "vectors" not in exact:

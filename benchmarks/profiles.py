@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from pure_nb.figures.render import views
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
+from pure_nb.parameters import Run
 
 CONVOLUTIONS = ("aten::mkldnn_convolution", "aten::convolution_backward", "aten::cudnn_convolution")
 
@@ -57,7 +58,7 @@ def main() -> None:
             sample = np.arange(args.images).repeat(pairs)
             channel = np.random.default_rng(0).integers(0, 512, len(sample))
             what = (model, images, channel, sample)
-            how: dict[str, Any] = {"target": TARGET, "batch_size": args.images}
+            how: dict[str, Any] = {"target": TARGET, "run": Run(batch_size=args.images, progress=False)}
             steps: dict[str, Callable[[], Any]] = {
                 "circuits, gradient": lambda: circuits(*what, lower="layer3", **how),  # noqa: B023
                 "circuits, LRP": lambda: circuits(*what, lower="layer3", rule="lrp", **how),  # noqa: B023

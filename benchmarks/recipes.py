@@ -75,7 +75,7 @@ def absolute(world: World, recipe: dict[str, Any]) -> Vectors:
         lower=p.lower,
         rule=p.rule,
         seed=p.seed,
-        batch_size=study.run.batch_size,
+        run=study.run,
     )
     for rows, relevance, _, _ in flows:
         values = by_position(relevance).abs().sum(dim=2).numpy()
@@ -162,7 +162,7 @@ def main() -> None:
     args = start(parser)
     rows: dict[str, dict[str, float]] = {}
     for name, world in worlds(args.shared, args.count).items():
-        table = bench.run(world, recipes(), choose=False, progress=True)
+        table = bench.run(world, recipes(), choose=False)
         means = table[table["k"] > 1].groupby("method", sort=False)["ari"].mean()
         for method, value in means.items():
             rows.setdefault(str(method), {})[name] = float(value)

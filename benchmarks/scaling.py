@@ -33,6 +33,7 @@ from pure_nb.figures.render import boxes
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
 from pure_nb.methods.references import TopReferences
+from pure_nb.parameters import Run
 
 SOURCE, TARGET, LOWER = "torchvision:resnet18", "layer4", "layer3"
 VARIED = ("images", "channels", "references")
@@ -49,7 +50,7 @@ def drawn(images: int, channels: int, references: int) -> tuple[NDArray[np.int64
 
 def swept(images: int, channels: int, references: int, size: int) -> None:
     top = TopReferences(TARGET, references)
-    sweep(network(SOURCE), Images(Made(images, size)), [top], progress=False)
+    sweep(network(SOURCE), Images(Made(images, size)), [top], run=Run(progress=False))
     top.result()
 
 

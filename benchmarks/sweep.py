@@ -31,6 +31,7 @@ from pure_nb.compute.sweep import sweep
 from pure_nb.images.data import Images
 from pure_nb.images.sources import folder_images
 from pure_nb.methods.references import References, TopReferences
+from pure_nb.parameters import Run
 
 LAYER = "layer4"
 
@@ -50,7 +51,7 @@ class Made(Noise):
 
 def ours(model: nn.Module, images: Images, n: int, batch_size: int) -> References:
     top = TopReferences(LAYER, n=n)
-    sweep(model, images, [top], batch_size=batch_size, progress=False)
+    sweep(model, images, [top], run=Run(batch_size=batch_size, progress=False))
     return top.result()
 
 

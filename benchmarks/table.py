@@ -48,6 +48,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from pure_nb._resting import resting
 from pure_nb.compute.sweep import SHARD, run_shard, sweep
 from pure_nb.figures.render import views
 from pure_nb.images.data import Images
@@ -55,7 +56,8 @@ from pure_nb.methods.circuits import circuits
 from pure_nb.methods.references import References, TopReferences
 from pure_nb.methods.relevance import ClassRelevance, ClassStatistics, carried, closed_form
 from pure_nb.methods.splitting import RHOS, PartActivations, Split, owners, part_activations, split_channel
-from pure_nb.network.layers import INPUT, OUTPUT, activations, get_layer, resting
+from pure_nb.network.layers import INPUT, OUTPUT, activations, get_layer
+from pure_nb.parameters import Run
 
 CONVOLUTIONS = {
     "torchvision:resnet18": "layer4.1.conv2",
@@ -174,7 +176,7 @@ def circuit_step(world: World, population: int) -> Step:
     channel, sample, shared = draw_references(world.channels, args.n, population, args.pair_images, args.pair_batch)
     images = Noise(args.pair_images, args.size).images
     few = np.random.default_rng(0).choice(len(channel), min(args.peer_pairs, len(channel)), replace=False)
-    how: dict[str, Any] = {"target": TARGET, "lower": BELOW, "batch_size": args.pair_batch}
+    how: dict[str, Any] = {"target": TARGET, "lower": BELOW, "run": Run(batch_size=args.pair_batch, progress=False)}
     limit = work(model, images[: args.pair_batch])
     return Step(
         f"circuits, {population:,} images",
@@ -201,7 +203,7 @@ def crop_step(world: World, population: int | None) -> Step:
     limit = work(model, dataset.images[: args.pair_batch], None)
 
     def ours() -> list[Any]:
-        found = views(model, images, channel, sample, target=TARGET, batch_size=args.pair_batch)
+        found = views(model, images, channel, sample, target=TARGET, run=Run(batch_size=args.pair_batch))
         return [view.highlighted() for view in found]
 
     def theirs() -> list[Any]:
@@ -234,7 +236,7 @@ def class_accumulators(world: World) -> tuple[TopReferences, ClassRelevance]:
 
 def class_pass(world: World) -> tuple[References, ClassStatistics]:
     top, relevance = class_accumulators(world)
-    sweep(world.model, world.images, [top, relevance], batch_size=world.args.batch_size, progress=False)
+    sweep(world.model, world.images, [top, relevance], run=Run(batch_size=world.args.batch_size, progress=False))
     return top.result(), relevance.result()
 
 
@@ -263,8 +265,8 @@ def class_step(world: World) -> Step:
     filled = class_accumulators(world)
 
     def take_in() -> None:
-        batch_size = world.args.batch_size
-        for _ in run_shard(world.model, world.images, filled, range(len(world.dataset)), batch_size=batch_size):
+        run = Run(batch_size=world.args.batch_size)
+        for _ in run_shard(world.model, world.images, filled, range(len(world.dataset)), run=run):
             pass
 
     def merge() -> None:
@@ -318,7 +320,8 @@ def split_step(world: World) -> Step:
 
     def ours() -> PartActivations:
         how: dict[str, Any] = {"layer": layer, "channel": channel, "arvs": vectors, "labels": labels}
-        found = part_activations(model, world.images, range(len(labels)), batch_size=world.args.batch_size, **how)
+        run = Run(batch_size=world.args.batch_size)
+        found = part_activations(model, world.images, range(len(labels)), run=run, **how)
         Split.chosen(found, concept, ("even", "odd"), vectors)
         return found
 

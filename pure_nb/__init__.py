@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pure_nb.images.sources import as_images
     from pure_nb.judges.embedders import Embedder, load_embedder
     from pure_nb.loading import load_model, load_study, shipped_studies
-    from pure_nb.parameters import Parameters
+    from pure_nb.parameters import Parameters, Run
     from pure_nb.show.atlas import write as write_atlas
     from pure_nb.show.widgets import explore, explorer
     from pure_nb.study import Study
@@ -34,7 +34,7 @@ else:
             "images.sources": "as_images",
             "judges.embedders": "Embedder load_embedder",
             "loading": "load_model load_study shipped_studies",
-            "parameters": "Parameters",
+            "parameters": "Parameters Run",
             "show.atlas": "write=write_atlas",
             "show.widgets": "explore explorer",
             "study": "Study",
@@ -48,6 +48,7 @@ __all__ = [
     "Images",
     "Parameters",
     "PureError",
+    "Run",
     "Study",
     "__version__",
     "as_images",

@@ -41,7 +41,7 @@ from pure_nb.methods.splitting import (
     part_activations,
 )
 from pure_nb.methods.virtual import part_name, refitted
-from pure_nb.network.layers import INPUT, as_weights, computes_plainly, get_layer, placed, resting
+from pure_nb.network.layers import INPUT, as_weights, computes_plainly, get_layer
 from pure_nb.network.shapes import require_output
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ class Classes:
     @cached_property
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """The true class of each labelled image, an index into the network's outputs; and all their names."""
-        with placed(self.study.model, self.study.run.here):
-            example = self.labelled.example[None].to(self.study.run.here)
+        with self.study.run.prepared(self.study.model):
+            example = self.labelled.example[None].to(self.study.run.local_device)
             logits = require_output(self.study.model, example, self.study.parameters.allow_nondeterministic)
         if logits.grid:
             raise StudyError(
@@ -101,10 +101,10 @@ class Classes:
         def compute(_: Store | None) -> tuple[Arrays, str]:
             seen: list[int] = []
             answers: list[NDArray[np.int64]] = []
-            with resting(self.study.model, self.study.run.here), torch.no_grad():
-                for batch in batches(self.labelled, seen_labels(labels).tolist(), batch_size=self.study.run.batch_size):
+            with self.study.run.prepared(self.study.model), torch.no_grad():
+                for batch in batches(self.labelled, seen_labels(labels).tolist(), run=self.study.run):
                     if len(batch.samples):
-                        images = as_weights(self.study.model, batch.images.to(self.study.run.here))
+                        images = as_weights(self.study.model, batch.images.to(self.study.run.local_device))
                         answers.append(self.study.model(images).argmax(dim=1).cpu().numpy())
                         seen += batch.samples.tolist()
             own, said = labels[seen], np.concatenate([np.empty(0, np.int64), *answers])
@@ -347,9 +347,7 @@ class Classes:
                 share=p.share,
                 mass=p.mass or None,
                 clamp=clamp,
-                batch_size=self.study.run.batch_size,
-                device=self.study.run.here,
-                workers=self.study.run.workers,
+                run=self.study.run,
             )
 
         found = measured(images, samples, concept)
@@ -377,12 +375,7 @@ class Classes:
             arvs = self.statistics.arv(self.study.model, channel, numbers)
             return tuple(classes), self.labelled, samples, concept, training, arvs
         p, chosen = self.study.parameters, samples[training]
-        how: dict[str, Any] = {
-            "batch_size": self.study.run.batch_size,
-            "device": self.study.run.here,
-            "workers": self.study.run.workers,
-        }
-        inputs = pooled_inputs(self.study.model, self.labelled, chosen, p.target, **how)
+        inputs = pooled_inputs(self.study.model, self.labelled, chosen, p.target, run=self.study.run)
         means = np.stack([inputs[concept[training] == number].mean(axis=0) for number in range(len(classes))])
         arvs = (means * dense_weight(get_layer(self.study.model, p.target), channel)).sum(axis=2)
         return tuple(classes), self.labelled, samples, concept, training, arvs

@@ -328,7 +328,7 @@ def atlas(
     if embedder is not None:
         from pure_nb.judges.embedders import load_embedder
 
-        judge = load_embedder(embedder, device=found.run.here)
+        judge = load_embedder(embedder, run=found.run)
     index = site.write(
         found,
         out,
@@ -607,7 +607,7 @@ def evaluate(
     _place(out)
     found = _study(locals())
     specs = embedder or (["mini-clip", "mini-dino", "pixels"] if found.images.drawn else ["clip", "dinov2"])
-    how: dict[str, Any] = {"features": features, "device": found.run.here}
+    how: dict[str, Any] = {"features": features, "run": found.run}
     judge, *others = [load_embedder(spec, **how) for spec in specs]
     vocabulary = None
     if judge.encode_text is None and words not in (None, "none"):
@@ -681,7 +681,7 @@ def bench(
     _place(out)
     own = [load_contestant(specification) for specification in add or ()]
     found = _study(locals()).using(random=number)
-    judges = [load_embedder(specification, device=found.run.here) for specification in embedder or ()]
+    judges = [load_embedder(specification, run=found.run) for specification in embedder or ()]
     weighed = None if strengths is None else _decimals(strengths, "--strengths")
     planting: dict[str, Any] = {"count": count, "k": k, "how": how, "null": null, "strengths": weighed, "seed": number}
     for world in leaderboards.worlds_of(found, truth, **planting):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -70,11 +70,8 @@ class Crops:
                 sample,
                 target=self.study.parameters.target,
                 crop=crop,
-                batch_size=min(self.study.run.batch_size, 16),
-                device=self.study.run.device,
                 store=blocks,
-                progress=self.study.run.progress,
-                client=self.study.run.client,
+                run=self.study.run,
             )
             return {"box": found}, f"crops follow the activation map, since {why}" if why else ""
 
@@ -107,10 +104,8 @@ class Crops:
             return [View(n, p, np.ones(p.shape[:2], dtype=bool)) for n, p in zip(sample.tolist(), pictures)]
         if why:
             warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=2)
-        how: dict[str, Any] = {"batch_size": min(self.study.run.batch_size, 16), "device": self.study.run.here}
-        return views(
-            self.study.model, self.study.images, channel, sample, target=self.study.parameters.target, crop=found, **how
-        )
+        how: dict[str, Any] = {"target": self.study.parameters.target, "crop": found, "run": self.study.run}
+        return views(self.study.model, self.study.images, channel, sample, **how)
 
     def of(self, channel: int, ranks: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Crops of a channel's references of given ranks, as embedders see them: uint8 ``[side, side, 3]`` each."""
@@ -146,8 +141,9 @@ class Crops:
                 return np.concatenate(parts)
 
             name = f"crops to {embedder.name}"
-            how: dict[str, Any] = {"store": blocks, "new": new, "progress": self.study.run.progress}
-            return by_blocks(sample, of, batch_size=self.study.run.batch_size, name=name, unit="crop", **how)
+            # An embedder has its own device, and is not sent to a cluster.
+            run = replace(self.study.run, client=None, device=self.study.run.local_device)
+            return by_blocks(sample, of, name=name, unit="crop", store=blocks, new=new, run=run)
 
         key = self.key() | {"step": "embeddings", "how": FORMAT["embeddings"], "embedder": embedder.fingerprint}
         return self.study.results.mapped("embeddings", key, compute).reshape(*self.study.references.sample.shape, -1)

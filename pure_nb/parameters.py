@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pure_nb.errors import StudyError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pure_nb.compute.cluster import Cluster
 
 Rule = Literal["gradient", "lrp"]
@@ -158,9 +161,20 @@ class Run:
         return {**self.__dict__, "client": None}  # which belongs to the process that made it
 
     @property
-    def here(self) -> str:
+    def local_device(self) -> str:
         """Where this process itself runs networks: the device, or the CPU where that is one of a cluster's workers."""
         return self.device if self.client is None else "cpu"
+
+    def prepared(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """Within it, a network is on the local device, laid out as asked for and at rest; all is put back afterwards.
+
+        In evaluation mode and with frozen weights, that is: see :func:`pure_nb._resting.resting`.
+        """
+        import torch  # here, as in _require_device
+
+        from pure_nb._resting import resting
+
+        return resting(model, self.local_device, torch.channels_last if self.channels_last else None)
 
 
 def _require_device(device: str) -> None:

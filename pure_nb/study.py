@@ -14,7 +14,7 @@ import hashlib
 import html
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pure_nb._resting import resting
 from pure_nb.classes import Classes
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.results import FORMAT, Results
@@ -39,7 +40,7 @@ from pure_nb.methods.circuits import circuits, propagate
 from pure_nb.methods.references import References, TopReferences
 from pure_nb.methods.virtual import MANY, NEURONS, VirtualNeurons, embed, packed, unpacked, virtual_neurons
 from pure_nb.network import models
-from pure_nb.network.layers import activations, as_weights, by_position, nearest_below, placed, resting
+from pure_nb.network.layers import activations, as_weights, by_position, nearest_below
 from pure_nb.network.shapes import LayerShape, require, survey
 from pure_nb.neuron import Neuron
 from pure_nb.parameters import NEAREST, PARAMETERS, RUN, Parameters, Run, checked, word
@@ -209,8 +210,8 @@ class Study:
     @cached_property
     def shapes(self) -> tuple[LayerShape, LayerShape]:
         """How the target and the lower layer look; raises if they can't be studied together."""
-        with placed(self.model, self.run.here):
-            example, p = self.images.example[None].to(self.run.here), self.parameters
+        with self.run.prepared(self.model):
+            example, p = self.images.example[None].to(self.run.local_device), self.parameters
             found = require(self.model, example, p.target, p.lower, p.allow_nondeterministic)
         if found[0].unsteady:
             warnings.warn(
@@ -222,13 +223,9 @@ class Study:
 
     def survey(self) -> list[LayerShape]:
         """All layers that can be studied: see :func:`pure_nb.network.shapes.survey`."""
-        with placed(self.model, self.run.here):
-            example = self.images.example[None].to(self.run.here)
+        with self.run.prepared(self.model):
+            example = self.images.example[None].to(self.run.local_device)
             return survey(self.model, example, self.parameters.allow_nondeterministic)
-
-    def _laid_out(self) -> AbstractContextManager[nn.Module]:
-        """Within it, the network's weights lie in memory as asked for."""
-        return placed(self.model, layout=torch.channels_last if self.run.channels_last else None)
 
     @cached_property
     def _found(self) -> tuple[References, list[list[Any]]]:
@@ -276,7 +273,7 @@ class Study:
         def compute(blocks: Store | None, new: New) -> NDArray[np.float32]:
             sample = self.references.sample
             channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
-            return self._run_circuits(channel, sample, store=blocks, new=new, progress=self.run.progress)
+            return self._run_circuits(channel, sample, store=blocks, new=new)
 
         return self.results.mapped("circuits", self._circuits_key(), compute).reshape(*self.references.sample.shape, -1)
 
@@ -324,9 +321,9 @@ class Study:
         every = np.arange(len(images)) if samples is None else np.asarray(samples, dtype=np.int64)
         vectors = self._run_circuits(np.full_like(every, channel), every, images=images)
         driven, target = [], self.parameters.target
-        with resting(self.model, self.run.here), torch.inference_mode():
-            for batch in readable(images, every.tolist(), batch_size=self.run.batch_size, workers=self.run.workers):
-                maps = by_position(activations(self.model, batch.images.to(self.run.here), [target])[target])
+        with self.run.prepared(self.model), torch.inference_mode():
+            for batch in readable(images, every.tolist(), run=self.run):
+                maps = by_position(activations(self.model, batch.images.to(self.run.local_device), [target])[target])
                 driven += (maps[:, channel].amax(dim=1) > 0).tolist()
         return np.where(driven, self.neuron(channel).virtual.assign(vectors), -1)
 
@@ -362,7 +359,7 @@ class Study:
 
         Whatever fails later is another matter, and no reason to do without them.
         """
-        how: dict[str, Any] = {"target": self.parameters.target, "lower": lower, "rule": "lrp", "device": self.run.here}
+        how: dict[str, Any] = {"target": self.parameters.target, "lower": lower, "rule": "lrp", "run": self.run}
         sample = self.references.sample[0, :1]
         try:
             with closing(propagate(self.model, self.images, np.zeros(1, np.int64), sample, **how)) as flows:
@@ -372,20 +369,8 @@ class Study:
         return ""
 
     def _sweep(self, accumulators: list[Any], images: Images, shards: Store | None) -> list[Unreadable]:
-        with self._laid_out():
-            return sweep(
-                self.model,
-                images,
-                accumulators,
-                batch_size=self.run.batch_size,
-                device=self.run.device,
-                workers=self.run.workers,
-                skip_unreadable=self.run.skip_unreadable,
-                precision=self.parameters.precision,
-                store=shards,
-                client=self.run.client,
-                progress=self.run.progress,
-            )
+        how: dict[str, Any] = {"precision": self.parameters.precision, "store": shards, "run": self.run}
+        return sweep(self.model, images, accumulators, **how)
 
     def _split(
         self, vectors: NDArray[np.float32], driven: NDArray[np.bool_], parallel: Parallel | None = None
@@ -421,8 +406,7 @@ class Study:
 
         def compute(_: Store | None) -> tuple[Arrays, None]:
             p = self.parameters
-            how: dict[str, Any] = {"batch_size": self.run.batch_size, "device": self.run.here}
-            return truth.activation_vectors(self.model, self.images, self.references, p.lower, **how), None
+            return truth.activation_vectors(self.model, self.images, self.references, p.lower, run=self.run), None
 
         return self.results.arrays("activations", self._key("activations", "target", "lower", "n", "by"), compute)[0]
 
@@ -510,22 +494,9 @@ class Study:
         self, channel: NDArray[np.int64], sample: NDArray[np.int64], images: Images | None = None, **how: Any
     ) -> NDArray[np.float32]:
         p = self.parameters
-        with self._laid_out():
-            return circuits(
-                self.model,
-                self.images if images is None else images,
-                channel,
-                sample,
-                target=p.target,
-                lower=p.lower,
-                rule=p.rule,
-                seed=p.seed,
-                batch_size=self.run.batch_size,
-                device=self.run.device,
-                workers=self.run.workers,
-                client=self.run.client,
-                **how,
-            )
+        images = self.images if images is None else images
+        how |= {"target": p.target, "lower": p.lower, "rule": p.rule, "seed": p.seed, "run": self.run}
+        return circuits(self.model, images, channel, sample, **how)
 
     def _references_key(self) -> dict[str, object]:
         return self._key("references", "target", "n", "by")

@@ -16,6 +16,7 @@ from pure_nb.compute import bars, blocks
 from pure_nb.compute.blocks import by_blocks, kept_block
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError
+from pure_nb.parameters import Run
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 20))
@@ -29,7 +30,7 @@ def test_every_pair_once_and_images_together(sample: list[int], batch_size: int,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK", size)
-        found = by_blocks(numbers, compute, batch_size=batch_size, name="test")
+        found = by_blocks(numbers, compute, run=Run(batch_size=batch_size), name="test")
     np.testing.assert_array_equal(found[:, 0], np.arange(len(numbers)))
     np.testing.assert_array_equal(found[:, 1], 2 * numbers)
     assert sorted(np.concatenate(asked).tolist()) == list(range(len(numbers)))
@@ -49,7 +50,7 @@ def test_goes_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         calls.append(block)
         return sample[block].astype(np.float32)
 
-    how = {"batch_size": 2, "name": "test", "store": store}
+    how = {"run": Run(batch_size=2), "name": "test", "store": store}
     with pytest.raises(KeyboardInterrupt):
         by_blocks(sample, lambda block, done: compute(block, done, limit=2), **how)
     found = by_blocks(sample, compute, **how)
@@ -68,7 +69,11 @@ def test_memory_is_that_of_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return np.repeat(pairs[:, None].astype(np.float64), width, axis=1)
 
     def peak(count: int) -> int:
-        how = {"batch_size": 64, "name": "test", "store": store.part("parts", {"pairs": count}) if kept else None}
+        how = {
+            "run": Run(batch_size=64),
+            "name": "test",
+            "store": store.part("parts", {"pairs": count}) if kept else None,
+        }
         tracemalloc.start()
         store.save_mapped("test", {"pairs": count}, lambda new: by_blocks(np.arange(count), compute, new=new, **how))
         found = tracemalloc.get_traced_memory()[1]
@@ -85,12 +90,12 @@ def test_memory_is_that_of_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_nothing_to_do() -> None:
     with pytest.raises(ArgumentError, match="no pairs"):
-        by_blocks(np.array([], dtype=int), lambda block, done: block, batch_size=2, name="test")
+        by_blocks(np.array([], dtype=int), lambda block, done: block, run=Run(batch_size=2), name="test")
 
 
 def test_bars_are_shown_unless_the_environment_forbids_them(capsys: pytest.CaptureFixture[str]) -> None:
     def run(**how: bool) -> str:
-        by_blocks(np.arange(3), lambda block, _: block, batch_size=2, name="test", **how)
+        by_blocks(np.arange(3), lambda block, _: block, name="test", run=Run(batch_size=2, **how))
         return capsys.readouterr().err
 
     assert os.environ["TQDM_DISABLE"] == "1"  # by conftest, before tqdm is imported

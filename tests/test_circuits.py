@@ -24,7 +24,7 @@ from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits, normalised, propagate
 from pure_nb.network.cut import seeded
 from pure_nb.network.layers import activations
-from pure_nb.parameters import Seed
+from pure_nb.parameters import Run, Seed
 
 RULES = ["gradient", "lrp"]
 
@@ -75,7 +75,9 @@ def test_element_by_element_as_zennit_crp(network: tuple[nn.Module, Tensor], rul
     assert len(alive) == 2
     pairs = [(c, s) for c in alive for s in range(3)]
     channel, sample = zip(*pairs)
-    found = pairwise(model, Images(Items(images)), channel, sample, target=target, lower=lower, rule=rule, batch_size=2)
+    found = pairwise(
+        model, Images(Items(images)), channel, sample, target=target, lower=lower, rule=rule, run=Run(batch_size=2)
+    )
     theirs = {c: relevance_by_crp(model, images, c, target, lower, rule) for c in alive}
     for (c, s), own in zip(pairs, found):
         expected = theirs[c][s]
@@ -192,7 +194,7 @@ def test_pairs_are_independent_of_each_other(glyphnet: nn.Module, rule: str) -> 
     channel, sample = generator.integers(0, 32, 14), generator.integers(0, 6, 14) ** 2 // 6
     assert len(np.unique(np.bincount(sample))) > 2  # images with few pairs and with many
     how: dict[str, Any] = {"target": "layer4", "lower": "layer3", "rule": rule}
-    together = circuits(glyphnet, images, channel, sample, batch_size=3, **how)
+    together = circuits(glyphnet, images, channel, sample, run=Run(batch_size=3), **how)
     alone = np.concatenate([circuits(glyphnet, images, channel[[i]], sample[[i]], **how) for i in range(14)])
     np.testing.assert_allclose(together, alone, atol=2e-5)
     assert np.abs(alone).sum() > 7
@@ -280,7 +282,7 @@ def test_a_dead_channel_has_no_circuit(rule: str) -> None:
 def test_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 12)  # of three pairs an image
     channel, sample = np.tile(np.arange(5), 6), np.repeat(np.arange(10), 3)
-    how: dict[str, Any] = {"target": "4", "lower": "2", "batch_size": 2}
+    how: dict[str, Any] = {"target": "4", "lower": "2", "run": Run(batch_size=2)}
     expected = circuits(plain(), Images(Items(noise(10))), channel, sample, **how)
     store = Store(tmp_path / "blocks")
     with pytest.raises(KeyboardInterrupt):
@@ -294,7 +296,7 @@ def test_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, st
 
 def test_a_damaged_block_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 4)
-    how: dict[str, Any] = {"target": "4", "lower": "2", "batch_size": 2, "store": Store(tmp_path)}
+    how: dict[str, Any] = {"target": "4", "lower": "2", "run": Run(batch_size=2), "store": Store(tmp_path)}
     channel, sample = np.arange(6) % 5, np.arange(6)
     expected = circuits(plain(), Images(Items(noise(6))), channel, sample, **how)
     path = Store(tmp_path).path("block", {"of": "circuits", "block": 1, "pairs": 2, "batch_size": 2})

@@ -41,6 +41,7 @@ from pure_nb.methods.splitting import SplitChannel, owners, split_channel
 from pure_nb.methods.virtual import cluster, part_name, refitted
 from pure_nb.methods.wordnet import shipped_wordnet
 from pure_nb.network.layers import get_layer
+from pure_nb.parameters import Run
 from pure_nb.study import Study
 
 CLASSES = ["cat", "cow", "hammer", "urn"]
@@ -75,7 +76,7 @@ def test_classes_are_those_of_a_sweep(tmp_path: Path, lower: str) -> None:
     study = mine(tmp_path, lower=lower)
     module = get_layer(study.model, "4") if lower == "input:4" else None
     own = ClassRelevance("4", lower, np.array(study.images.dataset.targets), 4, module=module)  # type: ignore[attr-defined]
-    sweep(study.model, study.images, [own], batch_size=7, progress=False)
+    sweep(study.model, study.images, [own], run=Run(batch_size=7, progress=False))
     expected = own.result()
     assert study.classes.names == tuple(CLASSES)
     assert (study.classes.statistics.relevant == expected.relevant).all()

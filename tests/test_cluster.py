@@ -33,6 +33,7 @@ from pure_nb.loading import load_model
 from pure_nb.methods.circuits import circuits
 from pure_nb.methods.references import TopReferences
 from pure_nb.methods.relevance import ClassRelevance
+from pure_nb.parameters import Run
 from pure_nb.study import Study
 
 dask = pytest.importorskip("dask")
@@ -89,17 +90,18 @@ def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job(images: Any = None, **how: Any) -> Job:
-    return Job(plain(), Images(images or Items(noise(COUNT))), accumulators(), batch_size=4, **how)
+    return Job(plain(), Images(images or Items(noise(COUNT))), accumulators(), run=Run(batch_size=4, **how))
 
 
 def bits(part: Part) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in part.arrays.items()}
 
 
-def swept(images: Any = None, **how: Any) -> tuple[dict[str, bytes], list[int]]:
+def swept(images: Any = None, store: Store | None = None, **how: Any) -> tuple[dict[str, bytes], list[int]]:
     found = accumulators()
     # The graph is kept from one layer in a pass, and ARVs through another layer need it from there.
-    lost = sweep.sweep(plain(), Images(images or Items(noise(COUNT))), found, batch_size=4, progress=False, **how)
+    run = Run(batch_size=4, progress=False, **how)
+    lost = sweep.sweep(plain(), Images(images or Items(noise(COUNT))), found, store=store, run=run)
     return bits(Part.of(found, [])), [u.sample for u in lost]
 
 
@@ -238,15 +240,16 @@ def test_circuits(tmp_path: Path, client: Any, seen: bool, monkeypatch: pytest.M
         hidden(monkeypatch)
     images = Images(Items(noise(20)))
     channel, sample = np.arange(60) % 6, np.random.default_rng(0).integers(20, size=60)
-    how: dict[str, Any] = {"target": "4", "lower": "2", "batch_size": 4}
-    expected = circuits(plain(), images, channel, sample, **how)
+    how: dict[str, Any] = {"target": "4", "lower": "2"}
+    here, there = Run(batch_size=4), Run(batch_size=4, client=client)
+    expected = circuits(plain(), images, channel, sample, run=here, **how)
     store = Store(tmp_path)
-    found = circuits(plain(), images, channel, sample, client=client, store=store, **how)
+    found = circuits(plain(), images, channel, sample, store=store, run=there, **how)
     assert found.tobytes() == expected.tobytes()
     silent = Images(Items(noise(20)))
     silent.example  # noqa: B018, the one that is read for its shape
     silent.dataset.loaded.clear()  # type: ignore[attr-defined]
-    again = circuits(plain(), silent, channel, sample, store=store, **how)
+    again = circuits(plain(), silent, channel, sample, store=store, run=here, **how)
     assert again.tobytes() == expected.tobytes()
     assert silent.dataset.loaded == []  # type: ignore[attr-defined]
 
@@ -280,7 +283,7 @@ def test_a_network_in_a_users_file(tmp_path: Path, client: Any) -> None:
     found = []
     for where in (None, client):
         top = TopReferences("3", 5)
-        sweep.sweep(model, Images(Items(noise(12))), [top], client=where, progress=False)
+        sweep.sweep(model, Images(Items(noise(12))), [top], run=Run(client=where, progress=False))
         found.append(top.result().score.tobytes())
     assert found[0] == found[1]
 
@@ -331,7 +334,12 @@ def test_what_is_kept_is_used_there(tmp_path: Path, client: Any, monkeypatch: py
     hidden(monkeypatch)
     images = Images(Items(noise(20)))
     channel, sample = np.arange(60) % 6, np.random.default_rng(0).integers(20, size=60)
-    how: dict[str, Any] = {"target": "4", "lower": "2", "batch_size": 4, "client": client, "store": Store(tmp_path)}
+    how: dict[str, Any] = {
+        "target": "4",
+        "lower": "2",
+        "run": Run(batch_size=4, client=client),
+        "store": Store(tmp_path),
+    }
     found = circuits(plain(), images, channel, sample, **how)
 
     def fail(*_: Any) -> None:

@@ -29,12 +29,13 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from pure_nb.errors import ArgumentError, ImageError, StudyWarning
+from pure_nb.errors import ImageError, StudyError, StudyWarning
 from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene, glyph_images
 from pure_nb.glyphs import scenes as glyphs
 from pure_nb.images import data
 from pure_nb.images.data import Images, at_chance, batches, class_labels, readable, seen_labels, spoken
 from pure_nb.images.sources import Reader, as_images, folder_images, path_images, preprocessing
+from pure_nb.parameters import Run
 
 PLAIN = transforms.ToTensor()
 
@@ -212,7 +213,7 @@ def test_fingerprint_of_a_folder_moves_with_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches(workers: int) -> None:
     images = Images(Items(noise(9), {4: OSError("gone")}))
-    found = list(batches(images, [8, 3, 4, 0, 5], batch_size=2, workers=workers))
+    found = list(batches(images, [8, 3, 4, 0, 5], run=Run(batch_size=2, workers=workers)))
     assert [batch.samples.tolist() for batch in found] == [[8, 3], [0], [5]]
     assert [[u.sample for u in batch.unreadable] for batch in found] == [[], [4], []]
     assert "OSError: gone" in found[1].unreadable[0].reason
@@ -708,7 +709,7 @@ def test_batches_are_those_of_a_plain_loop(batch_size: int, workers: int) -> Non
     tensors = [*noise(8), *noise(1, size=5), *noise(4, seed=1)]
     images = Images(Items(tensors, {6: OSError("gone")}))
     order = np.random.default_rng(batch_size).permutation(13).tolist()
-    found = list(batches(images, order, batch_size=batch_size, workers=workers))
+    found = list(batches(images, order, run=Run(batch_size=batch_size, workers=workers)))
     parts = [order[start : start + batch_size] for start in range(0, 13, batch_size)]
     assert len(found) == len(parts)
     for batch, part in zip(found, parts):
@@ -722,13 +723,13 @@ def test_batches_are_those_of_a_plain_loop(batch_size: int, workers: int) -> Non
 def test_no_samples_and_no_batch_size() -> None:
     images = Images(Items(noise(2)))
     assert list(batches(images, [])) == []
-    with pytest.raises(ArgumentError, match="batch_size must be at least 1, got 0"):
-        next(batches(images, [0], batch_size=0))
+    with pytest.raises(StudyError, match="batch_size must be a whole number and at least 1, got 0"):
+        next(batches(images, [0], run=Run(batch_size=0)))
 
 
 def test_one_batch_is_loaded_ahead_and_no_more() -> None:
     items = Items(noise(12))
-    found = batches(Images(items), range(12), batch_size=3)
+    found = batches(Images(items), range(12), run=Run(batch_size=3))
     next(found)
     assert soon(lambda: items.loaded == [0, *range(6)])  # the first twice: for its shape
     time.sleep(0.05)
@@ -743,13 +744,13 @@ def test_what_is_drawn_or_in_memory_is_not_loaded_ahead(monkeypatch: pytest.Monk
     drawn = []
     draw = GlyphScenes._seen
     monkeypatch.setattr(GlyphScenes, "_seen", lambda self, index: drawn.append(index) or draw(self, index))
-    found = batches(glyph_images(6), range(6), batch_size=2)
+    found = batches(glyph_images(6), range(6), run=Run(batch_size=2))
     assert next(found).samples.tolist() == [0, 1]
     assert not readers()
     assert drawn == [0, 0, 1]
     assert [batch.samples.tolist() for batch in found] == [[2, 3], [4, 5]]
     for images in (as_images(noise(4)), Images(Subset(GlyphScenes(6), range(4)))):
-        found = batches(images, range(4), batch_size=2)
+        found = batches(images, range(4), run=Run(batch_size=2))
         assert torch.equal(next(found).images, torch.stack([images.tensor(0), images.tensor(1)]))
         assert not readers()
         assert next(found).samples.tolist() == [2, 3]
@@ -758,7 +759,7 @@ def test_what_is_drawn_or_in_memory_is_not_loaded_ahead(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("drop", [False, True])
 def test_who_stops_early_leaves_no_thread_behind(drop: bool) -> None:
     items = Blocked(12, late=5)
-    found = batches(Images(items), range(12), batch_size=4)
+    found = batches(Images(items), range(12), run=Run(batch_size=4))
     next(found)
     assert soon(lambda: items.loaded[-1] == 5)
     threading.Timer(0.05, items.allowed.set).start()
@@ -773,7 +774,7 @@ def test_who_stops_early_leaves_no_thread_behind(drop: bool) -> None:
 
 def test_an_error_in_the_loop_leaves_no_thread_behind() -> None:
     def fails() -> None:
-        for batch in batches(Images(Items(noise(12))), range(12), batch_size=4):
+        for batch in batches(Images(Items(noise(12))), range(12), run=Run(batch_size=4)):
             raise ValueError(len(batch.samples))
 
     with pytest.raises(ValueError, match="4"):
@@ -784,7 +785,7 @@ def test_an_error_in_the_loop_leaves_no_thread_behind() -> None:
 
 @pytest.mark.parametrize("problem", [KeyboardInterrupt(), SystemExit(3)])
 def test_what_stops_the_reader_stops_the_caller(problem: BaseException) -> None:
-    found = batches(Images(Items(noise(12), {5: problem})), range(12), batch_size=4)
+    found = batches(Images(Items(noise(12), {5: problem})), range(12), run=Run(batch_size=4))
     assert next(found).samples.tolist() == [0, 1, 2, 3]
     with pytest.raises(type(problem)):
         next(found)
@@ -795,7 +796,7 @@ def test_an_interrupt_while_waiting() -> None:
     """It ends the wait at once, whatever is being read."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background does not have
     items = Blocked(8, late=5)
-    found = batches(Images(items), range(8), batch_size=4)
+    found = batches(Images(items), range(8), run=Run(batch_size=4))
     next(found)
     main = threading.main_thread().ident
     threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT]).start()
@@ -813,7 +814,7 @@ def test_an_interrupt_while_waiting() -> None:
 
 def test_an_image_that_never_arrives() -> None:
     items = Blocked(8, late=5)
-    found = batches(Images(items, "slow"), range(8), batch_size=4, patience=0.1)
+    found = batches(Images(items, "slow"), range(8), run=Run(batch_size=4), patience=0.1)
     next(found)
     with pytest.raises(ImageError, match=r"image 5 \(item 5 of slow\): nothing arrived for 0.1 s. Check the disk"):
         next(found)
@@ -855,7 +856,7 @@ def test_slow_images_are_not_late() -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_never_delivers() -> None:
-    found = batches(Images(Endless(noise(6)), "slow"), range(6), batch_size=2, workers=1, patience=2.0)
+    found = batches(Images(Endless(noise(6)), "slow"), range(6), run=Run(batch_size=2, workers=1), patience=2.0)
     with pytest.raises(
         ImageError, match=r"images \d \(item \d of slow\), .* DataLoader timed out after 2.0 s.* memory"
     ):
@@ -863,7 +864,7 @@ def test_a_worker_that_never_delivers() -> None:
 
 
 def test_a_worker_that_is_killed() -> None:
-    found = batches(Images(Deadly(noise(6)), "deadly"), range(6), batch_size=2, workers=1)
+    found = batches(Images(Deadly(noise(6)), "deadly"), range(6), run=Run(batch_size=2, workers=1))
     with pytest.raises(ImageError, match=r"waited for images \d \(item .* DataLoader worker \(pid.*memory"):
         list(found)
 
@@ -874,14 +875,14 @@ def test_what_a_worker_raises_is_not_taken_for_late(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ZeroDivisionError):
         list(batches(images, [0, 1]))
     with pytest.raises(ZeroDivisionError, match="DataLoader worker process"):
-        list(batches(images, [0, 1], workers=1))
+        list(batches(images, [0, 1], run=Run(workers=1)))
 
 
 def test_readable() -> None:
     images = Images(Items(noise(9), {5: OSError("gone")}))
-    found = list(readable(images, [8, 0, 4], batch_size=2))
+    found = list(readable(images, [8, 0, 4], run=Run(batch_size=2)))
     assert [batch.samples.tolist() for batch in found] == [[8, 0], [4]]
-    found_ahead = readable(images, range(9), batch_size=2)
+    found_ahead = readable(images, range(9), run=Run(batch_size=2))
     assert [next(found_ahead).samples.tolist() for _ in range(2)] == [[0, 1], [2, 3]]
     with pytest.raises(ImageError, match=r"image 5 \(item 5 of images\) can't be read: OSError: gone"):
         next(found_ahead)
@@ -900,7 +901,7 @@ def test_a_data_set_is_read_by_one_at_a_time() -> None:
             return self.images[self.place], 0
 
     images = Images(Cursor(noise(40)))
-    for batch in batches(images, range(40), batch_size=8):
+    for batch in batches(images, range(40), run=Run(batch_size=8)):
         for sample, tensor in zip(batch.samples.tolist(), batch.images):
             assert torch.equal(images.tensor(sample), tensor)  # while the next batch is loading
             assert torch.equal(tensor, noise(40)[sample])

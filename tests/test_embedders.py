@@ -35,6 +35,7 @@ from pure_nb.judges.embedders import (
     mini_dino,
     pixels,
 )
+from pure_nb.parameters import Run
 
 TINY = {
     "embed_dim": 12,
@@ -248,7 +249,7 @@ def test_your_own() -> None:
 
     found = Embedder.of("mean colour", mean)
     expected = [item.mean(axis=(0, 1)) for item in pictures(7)]
-    np.testing.assert_allclose(found.images(pictures(7), batch_size=3), expected, rtol=1e-6)
+    np.testing.assert_allclose(found.images(pictures(7), run=Run(batch_size=3)), expected, rtol=1e-6)
     assert found.fingerprint == Embedder.of("another name", mean).fingerprint
     scale = 1.0
 
@@ -279,7 +280,7 @@ def test_lengths_that_change() -> None:
     sizes = iter([3, 4])
     odd = Embedder("odd", "", lambda items: np.ones((len(items), next(sizes))))
     with pytest.raises(EmbedderError, match=r"odd returned vectors of several lengths, \[3, 4\]"):
-        odd.images(pictures(4), batch_size=2)
+        odd.images(pictures(4), run=Run(batch_size=2))
     with pytest.raises(EmbedderError, match="no pictures to embed with odd"):
         odd.images([])
 
@@ -301,7 +302,7 @@ def test_no_words() -> None:
 def test_one_batch_or_many() -> None:
     for embedder in (mini_clip(), mini_dino(), pixels()):
         every = embedder.images(pictures(5))
-        np.testing.assert_allclose(embedder.images(pictures(5), batch_size=2), every, atol=1e-4)
+        np.testing.assert_allclose(embedder.images(pictures(5), run=Run(batch_size=2)), every, atol=1e-4)
         assert (
             embedder.fingerprint
             == {"mini-CLIP": mini_clip, "mini-DINO": mini_dino, "pixels": pixels}[embedder.name]().fingerprint

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from pure_nb._resting import placed, resting
 from pure_nb.errors import LayerError, ModelError, StudyWarning
 from pure_nb.network.layers import (
     OUTPUT,
@@ -22,8 +23,6 @@ from pure_nb.network.layers import (
     channel_axis,
     get_layer,
     nearest_below,
-    placed,
-    resting,
     stage_before,
 )
 from pure_nb.network.shapes import require, require_output, survey

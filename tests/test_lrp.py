@@ -24,11 +24,11 @@ from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus, 
 from zennit.core import Composite
 from zennit.torchvision import ResNetCanonizer
 
+from pure_nb._resting import resting
 from pure_nb.errors import LayerError
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
 from pure_nb.network.coverage import require_rules
-from pure_nb.network.layers import resting
 from pure_nb.network.lrp import TimmResNetCanonizer, default_composite, reusing, ruled
 from pure_nb.network.models import fingerprint
 

@@ -36,6 +36,7 @@ from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
 from pure_nb.methods.references import References, TopReferences
 from pure_nb.network.layers import OUTPUT, activations
+from pure_nb.parameters import Run
 from pure_nb.study import Study
 
 # Two channels a and b over two positions. Kept apart by a 1x1 convolution with the weights [[1, 0], [0, 1]], their
@@ -68,7 +69,7 @@ def by_hand() -> nn.Sequential:
 
 def references(model: nn.Module, images: Images, layer: str, n: int = 6, by: Any = "max") -> References:
     top = TopReferences(layer, n, by)
-    sweep(model, images, [top], progress=False)
+    sweep(model, images, [top], run=Run(progress=False))
     return top.result()
 
 
@@ -132,7 +133,7 @@ def test_contributions_on_paper(layer: str, by: Any) -> None:
     model, images = by_hand(), Images(Items(HAND))
     planted, planting = plant(model, references(model, images, layer, by=by), [(0, 1)])
     found = references(planted, images, planting.target, by=by)
-    brought = contributions(planted, images, found, planting, batch_size=4)
+    brought = contributions(planted, images, found, planting, run=Run(batch_size=4))
     assert found.sample.tolist() == [ORDER]
     # The means over two positions are half the maxima here, and so are the scales: nothing changes.
     assert found.score.tolist() == [SCORE]
@@ -257,7 +258,7 @@ def test_weights_and_contributions_are_those_of_a_slow_loop(name: str) -> None:
     merged = np.einsum("mc,bcp->bmp", weight, values)
     np.testing.assert_allclose(outputs_at(planted, planting.target, noise(15)), merged, rtol=1e-3, atol=1e-4)
     found = references(planted, images, planting.target, 7, by)
-    brought = contributions(planted, images, found, planting, batch_size=4)
+    brought = contributions(planted, images, found, planting, run=Run(batch_size=4))
     assert brought.shape == (4, 7, 3)
     for number, group in enumerate(planting.groups):
         scores = [own.max() if by == "max" else own.mean() for own in merged[:, number]]

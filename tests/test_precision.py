@@ -16,7 +16,7 @@ from pure_nb.errors import ArgumentError, StudyError
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
 from pure_nb.methods.references import TopReferences
-from pure_nb.parameters import checked
+from pure_nb.parameters import Run, checked
 from pure_nb.study import Study
 
 HOW: dict[str, Any] = {"target": "4", "lower": "2"}
@@ -24,7 +24,7 @@ HOW: dict[str, Any] = {"target": "4", "lower": "2"}
 
 def scores(images: Images, **how: Any) -> Any:
     top = TopReferences("4", 20)
-    sweep(plain(), images, [top], progress=False, **how)
+    sweep(plain(), images, [top], run=Run(progress=False), **how)
     return top.result()
 
 
@@ -49,7 +49,7 @@ def test_circuits_stay_exact(tmp_path: Path) -> None:
     study = study.using(progress=False)
     sample = study.references.sample
     channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
-    expected = circuits(plain(), Images(Items(noise(20))), channel, sample, batch_size=4, **HOW)
+    expected = circuits(plain(), Images(Items(noise(20))), channel, sample, run=Run(batch_size=4), **HOW)
     np.testing.assert_array_equal(study.circuits, expected)
 
 
@@ -97,5 +97,5 @@ def test_channels_last_changes_the_layout_and_little_else(tmp_path: Path) -> Non
     np.testing.assert_array_equal(other.references.sample, exact.references.sample)
     np.testing.assert_allclose(other.circuits, exact.circuits, atol=1e-5)
     assert len(layouts) > 3 + 5
-    assert layouts == [False] * 3 + [True] * (len(layouts) - 3)  # a look at the layers, the sweep, the circuits
+    assert all(layouts)  # a look at the layers, the sweep, the circuits
     assert (weight.data_ptr(), weight.stride()) == before

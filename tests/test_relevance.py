@@ -37,6 +37,7 @@ from pure_nb.methods.relevance import (
     gamma_polysemantic,
 )
 from pure_nb.methods.splitting import part_activations
+from pure_nb.parameters import Run
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -45,7 +46,7 @@ def run(
     model: nn.Module, images: Tensor, layer: str, lower: str, labels: NDArray[np.int64], **how: Any
 ) -> ClassStatistics:
     found = ClassRelevance(layer, lower, labels, 4, module=closed_form(model, layer, lower), **how)
-    sweep(model, Images(Items(images)), [found], batch_size=4, progress=False)
+    sweep(model, Images(Items(images)), [found], run=Run(batch_size=4, progress=False))
     return found.result()
 
 
@@ -175,11 +176,11 @@ def test_tokens() -> None:
 def test_in_the_same_pass_as_the_reference_images() -> None:
     model, images = plain(), Images(Items(noise(11)))
     alone_top, alone = TopReferences("4", 3), ClassRelevance("4", "2", LABELS, 4)
-    sweep(model, images, [alone_top], batch_size=4, progress=False)
-    sweep(model, images, [alone], batch_size=4, progress=False)
+    sweep(model, images, [alone_top], run=Run(batch_size=4, progress=False))
+    sweep(model, images, [alone], run=Run(batch_size=4, progress=False))
     items = Items(noise(11))
     top, both = TopReferences("4", 3), ClassRelevance("4", "2", LABELS, 4)
-    sweep(model, Images(items), [top, both], batch_size=4, progress=False)
+    sweep(model, Images(items), [top, both], run=Run(batch_size=4, progress=False))
     assert items.loaded == [0, *range(11)]  # once each, and the first for its shape
     np.testing.assert_array_equal(top.result().sample, alone_top.result().sample)
     np.testing.assert_array_equal(top.result().score, alone_top.result().score)
@@ -190,7 +191,7 @@ def test_in_the_same_pass_as_the_reference_images() -> None:
 def test_one_pass_keeps_one_graph() -> None:
     pair = [ClassRelevance("4", lower, LABELS, 4) for lower in ("1", "2")]
     with pytest.raises(ArgumentError, match=r"one layer, not from each of \['1', '2'\]"):
-        sweep(plain(), Images(Items(noise(11))), pair, progress=False)
+        sweep(plain(), Images(Items(noise(11))), pair, run=Run(progress=False))
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -212,7 +213,7 @@ def test_shards_in_any_cut_and_order(cuts: list[int], seed: int) -> None:
     merged = ClassRelevance("4", "input:4", LABELS, 4, module=model[4])
     for shard in shards:
         part = merged.restored({})
-        for _ in run_shard(model, images, [part], shard, batch_size=3):
+        for _ in run_shard(model, images, [part], shard, run=Run(batch_size=3)):
             pass
         merged.merge(part)
     whole = run(model, noise(11), "4", "input:4", LABELS)
@@ -230,7 +231,7 @@ def test_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def go(images: Items, store: Store | None = None) -> dict[str, NDArray[Any]]:
         found = ClassRelevance("4", "2", LABELS, 4)
-        sweep(plain(), Images(images), [found], batch_size=2, store=store, progress=False)
+        sweep(plain(), Images(images), [found], store=store, run=Run(batch_size=2, progress=False))
         return found.state()
 
     expected, store = go(Items(noise(11))), Store(tmp_path)
@@ -341,7 +342,7 @@ def test_a_class_without_images_and_images_without_class() -> None:
     assert np.isnan(found.frequency[1]).all()
     assert 1 not in found.relevant_classes(0, p=0)
     empty = ClassRelevance("4", "2", np.full(3, -1), 4)
-    sweep(model, Images(Items(noise(3))), [empty], progress=False)
+    sweep(model, Images(Items(noise(3))), [empty], run=Run(progress=False))
     with pytest.raises(ArgumentError, match="no labelled image was seen"):
         empty.result()
 
@@ -397,7 +398,7 @@ def test_cosine() -> None:
 def test_errors() -> None:
     model = plain()
     with pytest.raises(LayerError, match=r"puts out \[images, 9\]"):
-        sweep(model, Images(Items(noise(3))), [ClassRelevance("4", "2", np.zeros(3, int), 9)], progress=False)
+        sweep(model, Images(Items(noise(3))), [ClassRelevance("4", "2", np.zeros(3, int), 9)], run=Run(progress=False))
     with pytest.raises(ArgumentError, match="numbers below 2"):
         ClassRelevance("4", "2", np.array([0, 2]), 2)
     with pytest.raises(ArgumentError, match="share must be from 0 to 1, got 3"):
@@ -444,7 +445,7 @@ def test_relevant_images_add_up_to_the_counts(mass: float | None) -> None:
     statistics = run(model, images[samples], "4", "input:4", labels[samples], share=0.2, mass=mass)
     slow = carried(slow_attribution(model, images[samples], "4", labels[samples]), 0.2, mass)
     for channel in range(6):
-        how: dict[str, Any] = {"layer": "4", "channel": channel, "share": 0.2, "mass": mass, "batch_size": 3}
+        how: dict[str, Any] = {"layer": "4", "channel": channel, "share": 0.2, "mass": mass, "run": Run(batch_size=3)}
         measured = part_activations(model, data, samples, arvs=np.eye(2, 7), labels=labels[samples], **how)
         found = measured.relevant
         without = part_activations(model, data, samples, arvs=np.eye(2, 7), **how)
@@ -462,7 +463,7 @@ def test_a_state_holds_the_classes_that_were_seen() -> None:
     """A shard of a thousand classes' data set has a few of them: its file must not hold all."""
     model, labels = plain(), np.array([2, 2, 0, 2])
     found = ClassRelevance("4", "input:4", labels, 4, module=model[4])
-    sweep(model, Images(Items(noise(4))), [found], progress=False)
+    sweep(model, Images(Items(noise(4))), [found], run=Run(progress=False))
     state = found.state()
     assert state["seen"].tolist() == [0, 2]
     assert {len(value) for value in state.values()} == {2}
@@ -517,7 +518,7 @@ def test_sums_that_would_not_fit() -> None:
     model = plain()
     found = ClassRelevance("4", "2", LABELS, 4, replicates=10**9)
     with pytest.raises(LayerError, match=r"layer '4' through '2' would take \d+ GB. With lower='input:4'"):
-        sweep(model, Images(Items(noise(11))), [found], progress=False)
+        sweep(model, Images(Items(noise(11))), [found], run=Run(progress=False))
 
 
 def test_half_precision_is_summed_in_single() -> None:

@@ -27,6 +27,7 @@ from pure_nb.figures.render import View, heatmaps, seen, square_around, views
 from pure_nb.glyphs import GlyphScenes
 from pure_nb.images.data import Images
 from pure_nb.network.layers import activations
+from pure_nb.parameters import Run
 
 
 def in_order(model: nn.Module, images: Images, channel: Any, sample: Any, **how: Any) -> list[Tensor]:
@@ -80,7 +81,7 @@ def test_heatmaps_are_those_that_zennit_crp_keeps_at_the_maximum(
 @pytest.mark.parametrize("network", ["glyphnet", "resnet18"])
 def test_heatmaps_from_all_positions_are_zennit_crps(network: str, glyphnet: nn.Module) -> None:
     model, images, alive = network_and_images(network, glyphnet, 2)
-    how: dict[str, Any] = {"target": "layer4", "crop": "crp", "batch_size": 2}
+    how: dict[str, Any] = {"target": "layer4", "crop": "crp", "run": Run(batch_size=2)}
     found = in_order(model, Images(Items(images)), np.repeat(alive, 2), [1, 0, 1, 0], **how)
     for number, channel in enumerate(alive):
         expected = CondAttribution(model)(
@@ -102,7 +103,9 @@ def test_crops_that_do_not_exist() -> None:
 
 def test_activation_maps_are_scaled_up_bilinearly() -> None:
     images, channel, sample = noise(3), [4, 0, 2, 0], [2, 2, 0, 1]
-    found = in_order(plain(), Images(Items(images)), channel, sample, target="4", crop="activation", batch_size=2)
+    found = in_order(
+        plain(), Images(Items(images)), channel, sample, target="4", crop="activation", run=Run(batch_size=2)
+    )
     with torch.no_grad():
         maps = plain()[:5](images).clamp(min=0).double().numpy()
     for own, c, s in zip(found, channel, sample):
@@ -246,7 +249,7 @@ def test_a_picture_that_is_not_square_is_centred_on_white() -> None:
 def test_views_are_in_the_order_of_the_pairs(crop: Any, glyphnet: nn.Module) -> None:
     images = Images(GlyphScenes(5))
     channel, sample = np.array([3, 1, 3, 0, 2]), np.array([4, 0, 0, 4, 2])
-    found = views(glyphnet, images, channel, sample, target="layer4", crop=crop, batch_size=2)
+    found = views(glyphnet, images, channel, sample, target="layer4", crop=crop, run=Run(batch_size=2))
     assert [one.sample for one in found] == sample.tolist()
     maps = in_order(glyphnet, images, channel, sample, target="layer4", crop=crop)
     for one, heatmap, s in zip(found, maps, sample):

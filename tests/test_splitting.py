@@ -40,6 +40,7 @@ from pure_nb.methods.splitting import (
 )
 from pure_nb.network.layers import activations, get_layer
 from pure_nb.network.shapes import survey
+from pure_nb.parameters import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 
@@ -408,7 +409,7 @@ def test_part_activations_are_those_of_split_networks(layer: str, channel: int, 
     arvs = np.random.default_rng(1).normal(1.5, 1, (k, model[int(layer)].weight.shape[1]))
     samples = [4, 0, 2, 0]
     found = part_activations(
-        model, Images(Items(images)), samples, layer=layer, channel=channel, arvs=arvs, batch_size=3
+        model, Images(Items(images)), samples, layer=layer, channel=channel, arvs=arvs, run=Run(batch_size=3)
     )
     assert found.rhos.tolist() == list(RHOS)
     assert found.k == k
@@ -461,7 +462,7 @@ def test_each_image_is_run_once_up_to_the_layer() -> None:
     model, items, runs = plain(), Items(noise(5)), []
     model[2].register_forward_hook(lambda *_: runs.append("below"))
     model[5].register_forward_hook(lambda *_: runs.append("layer"))
-    part_activations(model, Images(items), [3, 1, 4], layer="4", channel=0, arvs=np.eye(2, 7), batch_size=2)
+    part_activations(model, Images(items), [3, 1, 4], layer="4", channel=0, arvs=np.eye(2, 7), run=Run(batch_size=2))
     assert runs == ["below", "below"]
     assert items.loaded == [0, 3, 1, 4]  # the first for its shape
 

@@ -24,6 +24,7 @@ from pure_nb.images.data import Images, Unreadable
 from pure_nb.images.sources import folder_images
 from pure_nb.methods.references import TopReferences
 from pure_nb.methods.relevance import ClassRelevance
+from pure_nb.parameters import Run
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +38,11 @@ def bytes_of(accumulators: list[TopReferences]) -> list[bytes]:
     ]
 
 
-def run(images: Images, n: int = 5, **how: Any) -> tuple[list[TopReferences], list[Unreadable]]:
+def run(
+    images: Images, n: int = 5, store: Store | None = None, **how: Any
+) -> tuple[list[TopReferences], list[Unreadable]]:
     accumulators = [TopReferences("4", n), TopReferences("2", n, "mean")]
-    lost = sweep(plain(), images, accumulators, batch_size=4, progress=False, **how)
+    lost = sweep(plain(), images, accumulators, store=store, run=Run(batch_size=4, progress=False, **how))
     return accumulators, lost
 
 
@@ -82,7 +85,7 @@ def test_the_size_of_a_shard_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_model_is_left_as_it_was() -> None:
     model = plain().train()
-    sweep(model, Images(Items(noise(5))), [TopReferences("4")], progress=False)
+    sweep(model, Images(Items(noise(5))), [TopReferences("4")], run=Run(progress=False))
     assert all(m.training for m in model.modules())
     assert all(p.requires_grad for p in model.parameters())
 
@@ -126,7 +129,7 @@ def within_a_shard(folder: Path, deadly: int | None = None) -> tuple[list[bytes]
         patch.setattr(module, "SAVE", 0.0)
         patch.setattr(module, "SPARE", 0.0)
         patch.setattr(TopReferences, "update", killed)
-        sweep(model, Images(items), both, batch_size=8, store=Store(folder), progress=False)
+        sweep(model, Images(items), both, store=Store(folder), run=Run(batch_size=8, progress=False))
     return [value.tobytes() for one in both for value in one.state().values()], len(items.loaded)
 
 
@@ -301,7 +304,7 @@ def test_batches_of_different_shapes() -> None:
 
 def test_missing_layer() -> None:
     with pytest.raises(LayerError, match="has no layer 'layer4'"):
-        sweep(plain(), Images(Items(noise(2))), [TopReferences("layer4")], progress=False)
+        sweep(plain(), Images(Items(noise(2))), [TopReferences("layer4")], run=Run(progress=False))
 
 
 def test_not_finite() -> None:

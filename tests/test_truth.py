@@ -28,6 +28,7 @@ from pure_nb.judges.truth import (
     summary,
 )
 from pure_nb.methods.references import References, TopReferences
+from pure_nb.parameters import Run
 
 
 def references(sample: Any, position: Any, grid: tuple[int, ...] = (12, 12)) -> References:
@@ -95,8 +96,8 @@ def test_cells_under_a_coarser_grid() -> None:
 def test_activation_vectors(target: str, lower: str, model: nn.Module) -> None:
     images = Images(Items(noise(9)))
     top = TopReferences(target, 3)
-    sweep(model, images, [top], progress=False)
-    found = activation_vectors(model, images, top.result(), lower, batch_size=4)
+    sweep(model, images, [top], run=Run(progress=False))
+    found = activation_vectors(model, images, top.result(), lower, run=Run(batch_size=4))
     assert len(found) == 4
     chosen = top.result()
     for channel, rank in np.ndindex(*chosen.sample.shape):

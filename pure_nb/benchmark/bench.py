@@ -33,7 +33,7 @@ from pure_nb.methods.relevance import dense_weight, pooled_inputs
 from pure_nb.methods.splitting import SHARED, owners
 from pure_nb.methods.virtual import VirtualNeurons, virtual_neurons
 from pure_nb.methods.virtual_layer import Assign, VirtualLayer
-from pure_nb.network.layers import activations, by_position, get_layer, resting
+from pure_nb.network.layers import activations, by_position, get_layer
 from pure_nb.study import Study
 
 FORMAT = 3
@@ -186,8 +186,7 @@ def true_owners(world: World) -> dict[int, NDArray[np.int64]]:
     layer = f"{planting.layer}.whole"
     module, sample = get_layer(study.model, layer), study.references.sample
     unique, place = np.unique(sample, return_inverse=True)
-    how: dict[str, Any] = {"batch_size": study.run.batch_size, "device": study.run.here}
-    inputs = pooled_inputs(study.model, study.images, unique, layer, **how)
+    inputs = pooled_inputs(study.model, study.images, unique, layer, run=study.run)
     place, found = place.reshape(sample.shape), {}
     for channel in np.flatnonzero(world.k > 1).tolist():
         arvs = []
@@ -205,7 +204,6 @@ def run(
     *,
     choose: bool = True,
     seed: int | None = None,
-    progress: bool | None = None,
 ) -> pd.DataFrame:
     """Let all contestants take all neurons of a world apart. Finished ones are kept in the study's store.
 
@@ -220,8 +218,6 @@ def run(
         calibration. It takes longer than all the rest.
     seed
         Of the clustering; by default the study's.
-    progress
-        Show a bar; by default as the study says.
 
     Returns
     -------
@@ -249,9 +245,9 @@ def run(
         raise StudyError(f"two contestants are called {double[0]!r}; name one of them otherwise")
     if not names:
         raise StudyError("nobody takes part: name at least one contestant")
-    shown = world.study.run.progress if progress is None else progress
     owner, tables = true_owners(world), []
-    with Parallel(n_jobs=-1) as parallel, progress_bar(contestants, world.name, unit="method", shown=shown) as bar:
+    shown = progress_bar(contestants, world.name, unit="method", shown=world.study.run.progress)
+    with Parallel(n_jobs=-1) as parallel, shown as bar:
         for contestant in bar:
             bar.set_postfix_str(contestant.name)
             answers = _kept(world, contestant, choose, seed, parallel)
@@ -375,9 +371,9 @@ def downstream(
     groups = [[*group, *[group[0]] * (most - len(group))] for group in (planting.groups[c] for c in channels)]
     owner = layer.channel.cpu().numpy()
     found: list[tuple[NDArray[np.float64], ...]] = []
-    for batch in readable(study.images, [int(sample) for sample in samples], batch_size=study.run.batch_size):
-        images = batch.images.to(study.run.here)
-        with resting(study.model), torch.no_grad():
+    for batch in readable(study.images, [int(sample) for sample in samples], run=study.run):
+        images = batch.images.to(study.run.local_device)
+        with study.run.prepared(study.model), torch.no_grad():
             outputs = activations(study.model, images, names)
         maps = [by_position(tensor).double().cpu().numpy() for tensor in (*map(outputs.get, names), layer(images))]
         merged, sources, parts = maps  # [images, channels, positions] each

@@ -321,8 +321,7 @@ def _measured(study: Study, channel: int, arvs: NDArray[np.float64], rhos: Seque
         channel=channel,
         arvs=arvs,
         rhos=rhos,
-        batch_size=study.run.batch_size,
-        device=study.run.here,
+        run=study.run,
     )
 
 

@@ -36,9 +36,9 @@ from pure_nb.network.layers import (
     by_position,
     computes_plainly,
     get_layer,
-    resting,
 )
 from pure_nb.network.targets import INPUT, Target, channels_last, channels_second
+from pure_nb.parameters import Run
 
 Groups = tuple[tuple[int, ...], ...]
 How = Literal["random", "similar", "dissimilar", "overlapping"]
@@ -257,8 +257,7 @@ def contributions(
     references: References,
     planting: Planting,
     *,
-    batch_size: int = 32,
-    device: str = "cpu",
+    run: Run = Run(),
 ) -> NDArray[np.float32]:
     """What each source brought to each reference image of each merged channel.
 
@@ -270,8 +269,8 @@ def contributions(
         The reference images of the merged channels.
     planting
         What was planted.
-    batch_size, device
-        As for :func:`pure_nb.compute.sweep.sweep`.
+    run
+        How it is run.
 
     Returns
     -------
@@ -292,9 +291,10 @@ def contributions(
     found = np.empty((*references.sample.shape, most), dtype=np.float32)
     unique, pairs_of = grouped(references.sample)
     seen = 0
-    with resting(model, device), torch.inference_mode():
-        for batch in readable(images, unique.tolist(), batch_size=batch_size):
-            outputs = by_position(activations(model, batch.images.to(device), [layer])[layer]).float().cpu().numpy()
+    with run.prepared(model), torch.inference_mode():
+        for batch in readable(images, unique.tolist(), run=run):
+            whole = activations(model, batch.images.to(run.local_device), [layer])[layer]
+            outputs = by_position(whole).float().cpu().numpy()
             for output in outputs:
                 row, rank = np.unravel_index(pairs_of[seen], references.sample.shape)
                 if references.by == "mean":

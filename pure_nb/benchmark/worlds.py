@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pure_nb._resting import resting
 from pure_nb.benchmark.planting import Groups, How, Planting, contributions, draw, drivers, likeness_of, plant, shares
 from pure_nb.errors import LayerError, PlantingError, StudyError, StudyWarning
 from pure_nb.judges.truth import COMMON, activation_vectors
 from pure_nb.methods.relevance import closed_form, dense_weight
 from pure_nb.network.coverage import LINEAR
 from pure_nb.network.cut import seeded
-from pure_nb.network.layers import INPUT, activations, by_position, nearest_below, resting
+from pure_nb.network.layers import INPUT, activations, by_position, nearest_below
 from pure_nb.network.targets import Target
 from pure_nb.parameters import NEAREST
 from pure_nb.study import Study
@@ -138,8 +139,8 @@ class World:
             return lower
         if nearest == lower:
             return lower
-        with resting(base.model, base.run.here), torch.inference_mode():
-            found = activations(base.model, base.images.example[None].to(base.run.here), [lower, nearest])
+        with base.run.prepared(base.model), torch.inference_mode():
+            found = activations(base.model, base.images.example[None].to(base.run.local_device), [lower, nearest])
         return lower if torch.equal(found[lower], found[nearest]) else nearest
 
     def using(self, **changes: Any) -> Study:
@@ -192,7 +193,7 @@ class World:
         if Target.parse(lower) == Target(self.planting.target, INPUT):  # both read the same
             lower = str(Target(whole, INPUT))
         sources = np.unique(np.concatenate(self.planting.groups))
-        example = base.images.example[None].to(base.run.here)
+        example = base.images.example[None].to(base.run.local_device)
         rows = straight(self.study.model, example, sources, target=whole, lower=lower)
         self._known[name] = np.zeros((base.references.channels, rows.shape[1]), dtype=np.bool_)
         self._known[name][sources] = rows
@@ -219,8 +220,7 @@ class World:
             study.references,
             study.parameters.lower,
             layer=f"{planting.layer}.whole",
-            batch_size=study.run.batch_size,
-            device=study.run.here,
+            run=study.run,
         )
         for name in ("lower activation", "lower activation at maximum"):
             if name in found:
@@ -379,8 +379,7 @@ def planted_world(
         strong = None if strong is None else [*strong, *[[1.0, 1.0]] * null]
     model, planting = plant(study.model, study.references, groups, strong)
     own = study.using(model=model, target=planting.target, lower=planting.renamed(study.parameters.lower))
-    how_run: dict[str, Any] = {"batch_size": study.run.batch_size, "device": study.run.here}
-    brought = contributions(model, own.images, own.references, planting, **how_run)
+    brought = contributions(model, own.images, own.references, planting, run=study.run)
     truth = drivers(brought)
     part = shares(brought)
     part[planting.null, :, 0] = part[planting.null].sum(axis=-1)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +11,7 @@ from numpy.typing import NDArray
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import New, Store
 from pure_nb.errors import ArgumentError
-
-if TYPE_CHECKING:
-    from pure_nb.compute.cluster import Cluster
+from pure_nb.parameters import Run
 
 Compute = Callable[[NDArray[np.int64], Callable[[int], Any]], NDArray[Any]]
 BLOCK = 2048
@@ -42,13 +39,11 @@ def by_blocks(
     sample: NDArray[np.int64],
     compute: Compute,
     *,
-    batch_size: int,
     name: str,
     unit: str = "pair",
     store: Store | None = None,
-    progress: bool = False,
-    client: Cluster | None = None,
     new: New = np.empty,
+    run: Run = Run(),
 ) -> NDArray[Any]:
     """Compute something for each pair of a channel and an image; pairs of one image are computed together.
 
@@ -59,19 +54,14 @@ def by_blocks(
     compute
         From some of the pairs (int64 ``[b]``, places in ``sample``) and a function to call with the number of pairs
         done, to an array ``[b, ...]``.
-    batch_size
-        Images in a batch; blocks are made of whole batches.
     name, unit
         What to write beside the progress bar.
     store
         Where to keep finished blocks, a folder for these pairs alone. Blocks found there are not computed again.
-    progress
-        Show a progress bar.
-    client
-        A Dask cluster that computes the blocks, see :mod:`pure_nb.compute.cluster`; None computes them here, one by
-        one.
     new
         Makes the array that is returned, say in a file. No more than one block at a time is in memory besides.
+    run
+        Blocks are made of whole batches; its ``client`` computes them, or else this process, one by one.
 
     Returns
     -------
@@ -82,19 +72,18 @@ def by_blocks(
         raise ArgumentError("no pairs of a channel and an image were given")
     _, pairs_of = grouped(sample)
     pairs_of.sort(key=len, reverse=True)
-    blocks = list(_blocks(pairs_of, batch_size))
+    blocks = list(_blocks(pairs_of, run.batch_size))
     keys = [
-        {"of": name, "block": number, "pairs": len(block), "batch_size": batch_size}
+        {"of": name, "block": number, "pairs": len(block), "batch_size": run.batch_size}
         for number, block in enumerate(blocks)
     ]
     found: NDArray[Any] | None = None
-    with progress_bar(desc=name, total=len(sample), unit=unit, shown=progress) as bar:
-        run = partial(kept_block, compute, store=store, done=bar.update)
-        results: Iterator[tuple[int, NDArray[Any]]] = (
-            (number, run(task)) for number, task in enumerate(zip(blocks, keys))
-        )
-        if client is not None:
-            results = client.blocks(compute, list(zip(blocks, keys)), store, bar.update)
+    with progress_bar(desc=name, total=len(sample), unit=unit, shown=run.progress) as bar:
+        tasks = list(zip(blocks, keys))
+        if run.client is not None:
+            results = run.client.blocks(compute, tasks, store, bar.update)
+        else:
+            results = ((number, kept_block(compute, task, store, bar.update)) for number, task in enumerate(tasks))
         for number, values in results:
             if found is None:
                 found = new((len(sample), *values.shape[1:]), values.dtype)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,11 +27,8 @@ from pure_nb.compute.precision import precisely
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError
 from pure_nb.images.data import Images, Unreadable, batches
-from pure_nb.network.layers import activations, placed, resting
-from pure_nb.parameters import Precision
-
-if TYPE_CHECKING:
-    from pure_nb.compute.cluster import Cluster
+from pure_nb.network.layers import activations
+from pure_nb.parameters import Precision, Run
 
 Self = TypeVar("Self", bound="Accumulator")
 
@@ -86,16 +83,13 @@ class Job:
     model: nn.Module
     images: Images
     accumulators: Sequence[Accumulator]
-    batch_size: int = 32
-    device: str = "cpu"
-    workers: int = 0
-    skip_unreadable: bool = False
+    run: Run = Run()
     precision: Precision = "float32"
     threads: int = field(default_factory=torch.get_num_threads)
 
     def key(self, samples: range) -> dict[str, object]:
         """What the part for some images is found by in the store of a sweep."""
-        return {"images": [samples.start, samples.stop], "batch_size": self.batch_size}
+        return {"images": [samples.start, samples.stop], "batch_size": self.run.batch_size}
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,16 +155,14 @@ def run_shard(
     accumulators: Sequence[Accumulator],
     samples: range,
     *,
-    batch_size: int = 32,
-    device: str = "cpu",
-    workers: int = 0,
     precision: Precision = "float32",
+    run: Run = Run(),
 ) -> Generator[int | Unreadable, None, None]:
     """Feed one shard to the accumulators; yields the number of images of each batch, and what was unreadable.
 
     Parameters
     ----------
-    model, images, accumulators, batch_size, device, workers, precision
+    model, images, accumulators, precision, run
         As for :func:`sweep`.
     samples
         Numbers of the shard's images.
@@ -180,14 +172,14 @@ def run_shard(
     if len(leaves) > 1:
         raise ArgumentError(f"one pass can keep the graph from one layer, not from each of {sorted(map(str, leaves))}")
     leaf = next(iter(leaves), None)
-    with resting(model, device):
-        for batch in batches(images, samples, batch_size=batch_size, workers=workers):
+    with run.prepared(model):
+        for batch in batches(images, samples, run=run):
             yield from batch.unreadable
             if not len(batch.samples):
                 continue
             with torch.no_grad() if leaf else torch.inference_mode():
-                with precisely(device, precision):
-                    outputs = activations(model, batch.images.to(device), layers, leaf)
+                with precisely(run.local_device, precision):
+                    outputs = activations(model, batch.images.to(run.local_device), layers, leaf)
                 for accumulator in accumulators:
                     accumulator.update(batch.samples, outputs)
             yield len(batch.samples)
@@ -222,20 +214,11 @@ def shard_part(
     del begun, saved  # which may be large
     done(seen)
     saving, last = 0.0, perf_counter()
-    events = run_shard(
-        job.model,
-        job.images,
-        running,
-        samples[seen:],
-        batch_size=job.batch_size,
-        device=job.device,
-        workers=job.workers,
-        precision=job.precision,
-    )
+    events = run_shard(job.model, job.images, running, samples[seen:], precision=job.precision, run=job.run)
     with threaded(job.threads), closing(events):  # whatever happens here, the model gets its state back at once
         for event in events:
             if isinstance(event, Unreadable):
-                if not job.skip_unreadable:
+                if not job.run.skip_unreadable:
                     raise event.error()
                 lost.append(event)
             count = 1 if isinstance(event, Unreadable) else event
@@ -271,7 +254,7 @@ def _loaded(name: str, job: Job, samples: range, store: Store | None) -> Part | 
     if saved is None:
         return None
     lost = [Unreadable(*entry) for entry in saved[1]]
-    if lost and not job.skip_unreadable:
+    if lost and not job.run.skip_unreadable:
         raise lost[0].error()
     return Part(saved[0], lost)
 
@@ -355,14 +338,9 @@ def sweep(
     images: Images,
     accumulators: Sequence[Accumulator],
     *,
-    batch_size: int = 32,
-    device: str = "cpu",
-    workers: int = 0,
-    skip_unreadable: bool = False,
     precision: Precision = "float32",
     store: Store | None = None,
-    client: Cluster | None = None,
-    progress: bool = True,
+    run: Run = Run(),
 ) -> list[Unreadable]:
     """Run the network once over all images, no further than the last layer asked for.
 
@@ -372,20 +350,13 @@ def sweep(
         What to run over what.
     accumulators
         What to feed; they hold the result afterwards.
-    batch_size, device, workers
-        Images in a batch; where the network runs; processes that load images (0: a thread of this one).
-    skip_unreadable
-        Leave out images that can't be read, instead of stopping at the first.
     precision
         What the network computes in; see :mod:`pure_nb.compute.precision`.
     store
         Where to keep what is known so far, a folder for this sweep alone. A sweep that finds something there goes on
         from it; clear it when the result is safe.
-    client
-        A Dask cluster that computes the shards, see :mod:`pure_nb.compute.cluster`; None computes them here, one by
-        one.
-    progress
-        Show a progress bar with images per second.
+    run
+        How: its ``client`` computes the shards, or else this process, one by one.
 
     Returns
     -------
@@ -399,11 +370,11 @@ def sweep(
     LayerError, NonFiniteError
         From the layers and the accumulators.
     """
-    job = Job(model, images, accumulators, batch_size, device, workers, skip_unreadable, precision)
-    cut = shards(len(images), batch_size)
-    bar = progress_bar(desc="sweep", total=len(images), unit="img", shown=progress)
-    with bar, placed(model, "cpu" if client else device):  # a cluster may have a device that this process has not
-        part = (client.swept if client else kept_part)(job, cut, store, bar.update)
+    job = Job(model, images, accumulators, run, precision)
+    cut = shards(len(images), run.batch_size)
+    bar = progress_bar(desc="sweep", total=len(images), unit="img", shown=run.progress)
+    with bar, run.prepared(model):
+        part = (run.client.swept if run.client else kept_part)(job, cut, store, bar.update)
     if len(part.lost) == len(images):
         raise part.lost[0].error()
     for accumulator, found in zip(accumulators, part.accumulators(accumulators)):

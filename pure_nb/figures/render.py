@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import numpy as np
 import scipy
@@ -26,11 +26,8 @@ from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, LayerError
 from pure_nb.images.data import Images, readable
 from pure_nb.methods.circuits import propagate
-from pure_nb.network.layers import activations, placed, resting
-from pure_nb.parameters import Crop
-
-if TYPE_CHECKING:
-    from pure_nb.compute.cluster import Cluster
+from pure_nb.network.layers import activations
+from pure_nb.parameters import Crop, Run
 
 Picture = NDArray[np.uint8]
 
@@ -39,6 +36,9 @@ BLUR = 51 / 224
 
 CROP_BLUR = 5 / 224
 """The same for crops that are fed to an embedder (the paper: 5 of 224 pixels)."""
+
+MOST = 16
+"""Images that go through the network at once at most: all of it is propagated back through."""
 
 THRESHOLD = 0.02
 """What is seen: where the smoothed heatmap exceeds this share of its maximum."""
@@ -100,14 +100,13 @@ def heatmaps(
     *,
     target: str,
     crop: Crop = "peak",
-    batch_size: int = 16,
-    device: str = "cpu",
+    run: Run = Run(),
 ) -> Generator[tuple[NDArray[np.int64], Tensor], None, None]:
     """Heatmaps of single channels in the pictures, for many pairs of a channel and an image.
 
     Parameters
     ----------
-    model, images, channel, sample, target, batch_size, device
+    model, images, channel, sample, target
         As for :func:`pure_nb.methods.circuits.propagate`.
     crop
         ``"peak"``: relevance propagated to the pixels from the position of the channel's maximum alone, summed over the
@@ -115,6 +114,8 @@ def heatmaps(
         ``"crp"``: the same from all positions, each with its positive activation, as PURE's circuits start: all that
         drives the channel. ``"activation"``: the positive part of the activation map, scaled up bilinearly, which needs
         no backward pass, and a layer with a grid.
+    run
+        How it is run, with no more than :data:`MOST` images at once.
 
     Yields
     ------
@@ -130,6 +131,7 @@ def heatmaps(
     """
     if crop not in get_args(Crop):
         raise ArgumentError(f"crop must be one of {get_args(Crop)}, got {crop!r}")
+    run = replace(run, batch_size=min(run.batch_size, MOST))
     if crop != "activation":
         flows = propagate(
             model,
@@ -140,8 +142,7 @@ def heatmaps(
             lower=None,
             rule="lrp",
             seed="peak" if crop == "peak" else "activation",
-            batch_size=batch_size,
-            device=device,
+            run=run,
         )
         with closing(flows):
             for rows, relevance, _, _ in flows:
@@ -149,15 +150,15 @@ def heatmaps(
         return
     unique, pairs_of = grouped(sample)
     image = 0
-    with resting(model, device):
-        for batch in readable(images, unique.tolist(), batch_size=batch_size):
+    with run.prepared(model):
+        for batch in readable(images, unique.tolist(), run=run):
             with torch.no_grad():  # never across a yield, where it would reach the caller
-                output = activations(model, batch.images.to(device), [target])[target]
+                output = activations(model, batch.images.to(run.local_device), [target])[target]
             if output.ndim != 4:
                 raise LayerError(f"layer {target!r} has no grid of positions to scale up; use crop='peak'")
             for maps in output:
                 rows = pairs_of[image]
-                small = maps[torch.from_numpy(channel[rows]).to(device)].clamp(min=0)
+                small = maps[torch.from_numpy(channel[rows]).to(run.local_device)].clamp(min=0)
                 large = interpolate(small[:, None], size=batch.images.shape[-2:], mode="bilinear")[:, 0]
                 yield rows, large.float().cpu()
                 image += 1
@@ -222,14 +223,13 @@ def views(
     crop: Crop = "peak",
     blur: float = BLUR,
     threshold: float = THRESHOLD,
-    batch_size: int = 16,
-    device: str = "cpu",
+    run: Run = Run(),
 ) -> list[View]:
     """Reference images with the part each channel looks at.
 
     Parameters
     ----------
-    model, images, channel, sample, target, crop, batch_size, device
+    model, images, channel, sample, target, crop, run
         As for :func:`heatmaps`.
     blur, threshold
         As for :func:`seen`.
@@ -241,7 +241,7 @@ def views(
     """
     found: dict[int, View] = {}
     pictures: dict[int, Picture] = {}
-    flows = heatmaps(model, images, channel, sample, target=target, crop=crop, batch_size=batch_size, device=device)
+    flows = heatmaps(model, images, channel, sample, target=target, crop=crop, run=run)
     with closing(flows):
         for rows, maps in flows:
             for row, mask in zip(rows.tolist(), seen(maps, blur=blur, threshold=threshold)):
@@ -268,11 +268,8 @@ def boxes(
     crop: Crop = "peak",
     blur: float = CROP_BLUR,
     threshold: float = THRESHOLD,
-    batch_size: int = 16,
-    device: str = "cpu",
     store: Store | None = None,
-    progress: bool = False,
-    client: Cluster | None = None,
+    run: Run = Run(),
 ) -> NDArray[np.int32]:
     """Where each channel looks, as the square of :attr:`View.box`: all that is kept of the crops fed to embedders.
 
@@ -280,11 +277,11 @@ def boxes(
 
     Parameters
     ----------
-    model, images, channel, sample, target, crop, batch_size, device
+    model, images, channel, sample, target, crop, run
         As for :func:`heatmaps`; ``channel`` and ``sample`` may have any one shape.
     blur, threshold
         As for :func:`seen`; the blur is the paper's for crops that are fed to an embedder.
-    store, progress, client
+    store
         As for :func:`pure_nb.methods.circuits.circuits`.
 
     Returns
@@ -296,16 +293,7 @@ def boxes(
     channel, sample = np.ravel(channel), np.ravel(sample)
 
     def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.int32]:
-        flows = heatmaps(
-            model,
-            images,
-            channel[block],
-            sample[block],
-            target=target,
-            crop=crop,
-            batch_size=batch_size,
-            device=device,
-        )
+        flows = heatmaps(model, images, channel[block], sample[block], target=target, crop=crop, run=run)
         found = np.empty((len(block), 4), dtype=np.int32)
         with closing(flows):
             for rows, maps in flows:
@@ -313,9 +301,9 @@ def boxes(
                 done(len(rows))
         return found
 
-    how: dict[str, Any] = {"store": store, "progress": progress, "client": client}
-    with placed(model, "cpu" if client else device):  # a cluster may have a device that this process has not
-        return by_blocks(sample, compute, batch_size=batch_size, name="crops", unit="crop", **how).reshape(*shape, 4)
+    run = replace(run, batch_size=min(run.batch_size, MOST))
+    with run.prepared(model):
+        return by_blocks(sample, compute, name="crops", unit="crop", store=store, run=run).reshape(*shape, 4)
 
 
 def resized(picture: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:

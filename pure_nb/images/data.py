@@ -35,7 +35,8 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import functional
 
 from pure_nb._imports import needed
-from pure_nb.errors import ArgumentError, ImageError, PureError, StudyWarning
+from pure_nb.errors import ImageError, PureError, StudyWarning
+from pure_nb.parameters import Run
 
 PATIENCE = 300.0
 """Seconds that an image, or a batch of worker processes, is waited for."""
@@ -768,9 +769,8 @@ def batches(
     images: Images,
     samples: Sequence[int],
     *,
-    batch_size: int = 32,
-    workers: int = 0,
     patience: float = PATIENCE,
+    run: Run = Run(),
 ) -> Generator[Batch, None, None]:
     """The given images, in the given order, in batches.
 
@@ -781,28 +781,23 @@ def batches(
     ----------
     images, samples
         The data set, and the numbers of the images wanted.
-    batch_size
-        Images in a batch; the last may have fewer.
-    workers
-        Processes that load ahead, two batches each; 0 loads in a thread of this process, one batch ahead, and so does a
-        process that can't have children.
     patience
         Seconds to wait for the next image, or, with workers, for the next batch.
+    run
+        Its ``batch_size``, of which the last batch may fall short; and its ``workers``, processes that load ahead, two
+        batches each: 0 loads in a thread of this process, one batch ahead, and so does a process that can't have
+        children.
 
     Raises
     ------
     ImageError
         If no image of the data set can be read; if none arrives for ``patience`` seconds; or if a worker dies. Where
         that happens while the caller computes, torch may raise its own ``RuntimeError`` there.
-    ArgumentError
-        If ``batch_size`` or ``workers`` make no sense.
     """
-    if batch_size < 1:
-        raise ArgumentError(f"batch_size must be at least 1, got {batch_size}")
-    if workers and current_process().daemon:  # a worker of someone's cluster; there it may have no children
-        workers = 0
+    # A worker of someone's cluster may be a daemon, which may have no children.
+    workers = 0 if current_process().daemon else run.workers
     collate = partial(_collate, images, images.example.shape)
-    parts = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+    parts = [samples[start : start + run.batch_size] for start in range(0, len(samples), run.batch_size)]
     load = partial(_by_workers, workers=workers) if workers else _ahead
     yield from load(images, parts, collate, patience=patience)
 
@@ -856,15 +851,14 @@ def readable(
     images: Images,
     samples: Sequence[int],
     *,
-    batch_size: int = 32,
-    workers: int = 0,
     patience: float = PATIENCE,
+    run: Run = Run(),
 ) -> Generator[Batch, None, None]:
     """As :func:`batches`, of images that can all be read.
 
     Parameters
     ----------
-    images, samples, batch_size, workers, patience
+    images, samples, patience, run
         As for :func:`batches`.
 
     Raises
@@ -872,7 +866,7 @@ def readable(
     ImageError
         As there, and at the first batch with an image that can't be read.
     """
-    found = batches(images, samples, batch_size=batch_size, workers=workers, patience=patience)
+    found = batches(images, samples, patience=patience, run=run)
     with closing(found):
         for batch in found:
             for lost in batch.unreadable:

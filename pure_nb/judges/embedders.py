@@ -40,7 +40,8 @@ from pure_nb._imports import needed
 from pure_nb.errors import EmbedderError, ModelError, PureError
 from pure_nb.images.data import MEAN, STD
 from pure_nb.network import models
-from pure_nb.network.layers import INPUT, activations, by_position, resting
+from pure_nb.network.layers import INPUT, activations, by_position
+from pure_nb.parameters import Run
 
 Picture = NDArray[np.uint8]
 Encode = Callable[[Sequence[Picture]], Any]
@@ -107,15 +108,15 @@ class Embedder:
             digest.update(inspect.getsource(function).encode())
         return cls(name, digest.hexdigest()[:16], function)
 
-    def images(self, pictures: Sequence[Picture], *, batch_size: int = 64) -> NDArray[np.float32]:
+    def images(self, pictures: Sequence[Picture], *, run: Run = Run(batch_size=64)) -> NDArray[np.float32]:
         """Vectors of pictures.
 
         Parameters
         ----------
         pictures
             uint8 ``[H, W, 3]`` each, of any sizes.
-        batch_size
-            Pictures encoded at once.
+        run
+            Its ``batch_size`` pictures are encoded at once.
 
         Returns
         -------
@@ -127,17 +128,17 @@ class Embedder:
         EmbedderError
             If a vector is missing, or NaN or infinite.
         """
-        return self._checked(self.encode, pictures, "pictures", batch_size)
+        return self._checked(self.encode, pictures, "pictures", run.batch_size)
 
-    def text(self, words: Sequence[str], *, batch_size: int = 256) -> NDArray[np.float32]:
+    def text(self, words: Sequence[str], *, run: Run = Run(batch_size=256)) -> NDArray[np.float32]:
         """Vectors of words: the mean over the prompts of vectors of length 1, scaled to length 1 again.
 
         Parameters
         ----------
         words
             Nouns, as they fit into the prompts.
-        batch_size
-            Texts encoded at once.
+        run
+            Its ``batch_size`` texts are encoded at once.
 
         Returns
         -------
@@ -154,7 +155,7 @@ class Embedder:
         total = 0.0
         for prompt in self.prompts:
             texts = [prompt.format(word) for word in words]
-            vectors = self._checked(self.encode_text, texts, "texts", batch_size)
+            vectors = self._checked(self.encode_text, texts, "texts", run.batch_size)
             total = total + vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         found = np.asarray(total / np.linalg.norm(total, axis=1, keepdims=True), dtype=np.float32)
         return found
@@ -218,7 +219,7 @@ def clip(
     pretrained: str | Path | None = "openai",
     *,
     features: Features = "tokens",
-    device: str = "cpu",
+    run: Run = Run(),
     name: str = "CLIP",
     prompts: tuple[str, ...] = PROMPTS,
     tokenizer: Callable[[list[str]], Tensor] | None = None,
@@ -235,8 +236,8 @@ def clip(
     features
         ``"tokens"``: mean over all tokens of the last hidden state, as the paper; ``"pooled"``: the vector that CLIP
         compares with text.
-    device
-        Where it runs.
+    run
+        Where it runs: on its local device.
     name, prompts
         See :class:`Embedder`.
     tokenizer
@@ -252,7 +253,7 @@ def clip(
     own = model.startswith(("hf-hub:", "local-dir:"))
     with _explained(f"open_clip:{model}" if own else f"open_clip:{model}/{pretrained}", _clip_file(model, pretrained)):
         network, prepare = open_clip.create_model_from_pretrained(
-            model, pretrained=None if own else str(pretrained), device=device, weights_only=True
+            model, pretrained=None if own else str(pretrained), device=run.local_device, weights_only=True
         )
         read = tokenizer or open_clip.get_tokenizer(model)
     network.eval()
@@ -268,11 +269,11 @@ def clip(
 
     @torch.inference_mode()
     def encode_text(texts: list[str]) -> Tensor:
-        found: Tensor = network.encode_text(read(texts).to(device))
+        found: Tensor = network.encode_text(read(texts).to(run.local_device))
         return found
 
-    joint = _encoder(network.encode_image, prepare, device)
-    encode = joint if features == "pooled" else _encoder(tokens, prepare, device)
+    joint = _encoder(network.encode_image, prepare, run)
+    encode = joint if features == "pooled" else _encoder(tokens, prepare, run)
     fingerprint = _fingerprint(network, prepare, features)
     shown = name if features == "tokens" else f"{name} pooled"
     return Embedder(shown, fingerprint, encode, encode_text, joint, prompts)
@@ -283,7 +284,7 @@ def from_timm(
     weights: str | Path | None = None,
     *,
     features: Features = "tokens",
-    device: str = "cpu",
+    run: Run = Run(),
     name: str | None = None,
     **options: Any,
 ) -> Embedder:
@@ -298,8 +299,8 @@ def from_timm(
     features
         ``"tokens"``: mean over all tokens of the last hidden state, as the paper; of a network without tokens its
         pooled features. ``"pooled"``: what the network itself would hand to a classifier.
-    device
-        Where it runs.
+    run
+        Where it runs: on its local device.
     name
         What to call it; the model's name by default.
     options
@@ -327,7 +328,7 @@ def from_timm(
             options |= {"pretrained_cfg_overlay": overlay} | ({"num_classes": 0} if headless else {})
         network: Any = timm.create_model(model, pretrained=True, **options)
         network.reset_classifier(0)
-    network.to(device).eval()
+    network.to(run.local_device).eval()
     size = {"img_size": options["img_size"]} if "img_size" in options else {}
     config = resolve_data_config(size, model=network)  # type: ignore[no-untyped-call]
     # A crop is square and shows what it should: all of it is used.
@@ -340,7 +341,7 @@ def from_timm(
         found: Tensor = network.forward_head(hidden, pre_logits=True)
         return found
 
-    encode = _encoder(forward, prepare, device)
+    encode = _encoder(forward, prepare, run)
     shown = (name or model) + ("" if features == "tokens" else " pooled")
     return Embedder(shown, _fingerprint(network, prepare, features), encode)
 
@@ -353,7 +354,7 @@ def from_network(
     size: int = 224,
     mean: tuple[float, ...] = MEAN,
     std: tuple[float, ...] = STD,
-    device: str = "cpu",
+    run: Run = Run(),
 ) -> Embedder:
     """Any torch network, up to a layer: a stand-in for CLIP where none is at hand.
 
@@ -370,8 +371,8 @@ def from_network(
         What to call it.
     size, mean, std
         What its pictures are scaled to and normalised by.
-    device
-        Where it runs.
+    run
+        Where it runs: on its local device.
 
     Raises
     ------
@@ -387,11 +388,11 @@ def from_network(
     prepare = transforms.Compose(steps)
 
     def forward(images: Tensor) -> Tensor:
-        with resting(model, device):
+        with run.prepared(model):
             found = activations(model, images, [layer])[layer]
         return found if found.ndim == 2 else by_position(found).mean(dim=2)
 
-    return Embedder(name, _fingerprint(model, prepare, layer), _encoder(forward, prepare, device))
+    return Embedder(name, _fingerprint(model, prepare, layer), _encoder(forward, prepare, run))
 
 
 class WordTokenizer:
@@ -435,21 +436,21 @@ class WordTokenizer:
         return rows
 
 
-def mini_clip(features: Features = "tokens", device: str = "cpu") -> Embedder:
+def mini_clip(features: Features = "tokens", run: Run = Run()) -> Embedder:
     """The small CLIP that ships, trained on the glyph world and its captions; see its model card beside the weights."""
     folder = _asset("mini-clip")
     config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
     tokenizer = WordTokenizer(config["words"], config["model_cfg"]["text_cfg"]["context_length"])
     how: dict[str, Any] = {"name": "mini-CLIP", "prompts": ("a {}",), "tokenizer": tokenizer}
-    return clip(f"local-dir:{folder}", None, features=features, device=device, **how)
+    return clip(f"local-dir:{folder}", None, features=features, run=run, **how)
 
 
-def mini_dino(features: Features = "tokens", device: str = "cpu") -> Embedder:
+def mini_dino(features: Features = "tokens", run: Run = Run()) -> Embedder:
     """The small vision transformer that ships, trained on the glyph world without labels; see its model card."""
-    return from_timm(f"local-dir:{_asset('mini-dino')}", features=features, device=device, name="mini-DINO")
+    return from_timm(f"local-dir:{_asset('mini-dino')}", features=features, run=run, name="mini-DINO")
 
 
-def load_embedder(spec: str, *, features: Features = "tokens", device: str = "cpu", folder: Path = Path()) -> Embedder:
+def load_embedder(spec: str, *, features: Features = "tokens", run: Run = Run(), folder: Path = Path()) -> Embedder:
     """An embedder by its name, as the command line has it.
 
     Parameters
@@ -460,8 +461,8 @@ def load_embedder(spec: str, *, features: Features = "tokens", device: str = "cp
         the last layer; or ``"my_file.py:my_function"``, see :meth:`Embedder.of`. ``@FILE`` takes weights from a file.
     features
         Of CLIP and of timm's; see :func:`clip` and :func:`from_timm`.
-    device
-        Where it runs.
+    run
+        Where it runs: on its local device.
     folder
         What relative paths start from.
 
@@ -478,32 +479,32 @@ def load_embedder(spec: str, *, features: Features = "tokens", device: str = "cp
     if weights is not None and name.startswith(("hf-hub:", "local-dir:")):
         raise EmbedderError(f"{spec!r} names weights twice: {name!r} has its own; leave out @{file}")
     shipped: dict[str, Callable[[], Embedder]] = {
-        "mini-clip": partial(mini_clip, features, device),
-        "mini-dino": partial(mini_dino, features, device),
+        "mini-clip": partial(mini_clip, features, run),
+        "mini-dino": partial(mini_dino, features, run),
         "pixels": pixels,
     }
     if kind in shipped and weights is None:
         return shipped[kind]()
     if kind == "clip":
-        return clip(pretrained=weights or "openai", features=features, device=device)
+        return clip(pretrained=weights or "openai", features=features, run=run)
     if kind == "dinov2":
-        return from_timm(weights=weights, features=features, device=device, name="DINOv2")
+        return from_timm(weights=weights, features=features, run=run, name="DINOv2")
     if source == "open_clip" and name:
         if name.startswith(("hf-hub:", "local-dir:")):
-            return clip(name, None, features=features, device=device, name=name)
+            return clip(name, None, features=features, run=run, name=name)
         model, _, tag = name.partition("/")
         if not tag and weights is None:
             tags = ", ".join(_open_clip().list_pretrained_tags_by_model(model)) or "none known"
             raise EmbedderError(f"{spec!r} names no weights: add /TAG (there are: {tags}) or @FILE")
-        return clip(model, weights or tag, features=features, device=device, name=name)
+        return clip(model, weights or tag, features=features, run=run, name=name)
     if source == "timm" and name:
-        return from_timm(name, weights, features=features, device=device)
+        return from_timm(name, weights, features=features, run=run)
     if source == "torchvision" and name:
         try:
             network = models.load_model(kind, weights)
         except ModelError as problem:
             raise EmbedderError(str(problem)) from problem
-        return from_network(network, name=f"features of {name}", device=device)
+        return from_network(network, name=f"features of {name}", run=run)
     if source.endswith(".py") and name:
         try:
             return Embedder.of(name, models.function_in(folder / source, name))
@@ -512,12 +513,12 @@ def load_embedder(spec: str, *, features: Features = "tokens", device: str = "cp
     raise EmbedderError(f"can't tell what embedder {spec!r} is; expected {SPECS}")
 
 
-def _encoder(forward: Callable[[Tensor], Tensor], prepare: Callable[[Any], Any], device: str) -> Encode:
+def _encoder(forward: Callable[[Tensor], Tensor], prepare: Callable[[Any], Any], run: Run) -> Encode:
     """Pictures through a network's own preparation, and through the network."""
 
     @torch.inference_mode()
     def encode(pictures: Sequence[Picture]) -> Tensor:
-        return forward(torch.stack([prepare(Image.fromarray(picture)) for picture in pictures]).to(device))
+        return forward(torch.stack([prepare(Image.fromarray(picture)) for picture in pictures]).to(run.local_device))
 
     return encode
 

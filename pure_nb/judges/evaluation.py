@@ -27,6 +27,7 @@ from pure_nb.compute.store import Store
 from pure_nb.errors import EvaluationError
 from pure_nb.judges.truth import corrected, signed_rank
 from pure_nb.methods.virtual import CHOICES, MANY, NEURONS, cluster, on_one_thread
+from pure_nb.parameters import Run
 
 Metric = str | Callable[[NDArray[Any], NDArray[Any]], float]
 """A metric of :func:`scipy.spatial.distance.pdist`, by name or as a function of two vectors."""
@@ -114,7 +115,7 @@ def distance_table(
     metric: Metric = "euclidean",
     seed: int = 0,
     store: Store | None = None,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> pd.DataFrame:
     """Evaluation 1 of the paper: take every neuron apart by each method, and let the judge measure the parts.
 
@@ -139,8 +140,8 @@ def distance_table(
         Of k-means and of the random labels.
     store
         Where to keep finished blocks of neurons, a folder for this table alone.
-    progress
-        Show a progress bar.
+    run
+        Whether it shows how far it is.
 
     Returns
     -------
@@ -158,7 +159,7 @@ def distance_table(
             )
     used, chosen = _used(judge, used)
     blocks = []
-    bar = progress_bar(desc="distances", total=len(chosen), unit="neuron", shown=progress)
+    bar = progress_bar(desc="distances", total=len(chosen), unit="neuron", shown=run.progress)
     with bar, Parallel(n_jobs=-1 if len(chosen) >= MANY else 1) as parallel:
         for start in range(0, len(chosen), NEURONS):
             some = chosen[start : start + NEURONS]

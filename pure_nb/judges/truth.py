@@ -22,7 +22,8 @@ from pure_nb.errors import ArgumentError
 from pure_nb.images.data import Images, Truth, readable
 from pure_nb.methods.references import References
 from pure_nb.methods.virtual import cluster, on_one_thread
-from pure_nb.network.layers import activations, by_position, resting
+from pure_nb.network.layers import activations, by_position
+from pure_nb.parameters import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,8 +79,7 @@ def activation_vectors(
     lower: str,
     *,
     layer: str | None = None,
-    batch_size: int = 32,
-    device: str = "cpu",
+    run: Run = Run(),
 ) -> dict[str, NDArray[np.float32]]:
     """Simpler descriptions of the reference images than circuits, to compare with.
 
@@ -91,8 +91,8 @@ def activation_vectors(
         The lower layer.
     layer
         The layer that describes, if other than the references' own. It needs the same grid.
-    batch_size, device
-        As for :func:`pure_nb.compute.sweep.sweep`.
+    run
+        How it is run.
 
     Returns
     -------
@@ -113,9 +113,9 @@ def activation_vectors(
         found[name][channel[pairs], rank[pairs]] = values.float().cpu().numpy()
 
     image = 0
-    with resting(model, device), torch.inference_mode():
-        for batch in readable(images, unique.tolist(), batch_size=batch_size):
-            outputs = activations(model, batch.images.to(device), [lower, described])
+    with run.prepared(model), torch.inference_mode():
+        for batch in readable(images, unique.tolist(), run=run):
+            outputs = activations(model, batch.images.to(run.local_device), [lower, described])
             under = _cells_under(references.grid, tuple(outputs[lower].shape[2:]) if outputs[lower].ndim == 4 else ())
             for top, below in zip(by_position(outputs[described]), by_position(outputs[lower])):
                 pairs = pairs_of[image]

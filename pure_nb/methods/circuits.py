@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,17 +21,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from zennit.core import Composite
 
+from pure_nb._resting import resting
 from pure_nb.compute.blocks import by_blocks, grouped
 from pure_nb.compute.store import New, Store
 from pure_nb.errors import ArgumentError
 from pure_nb.images.data import Images, readable
 from pure_nb.network.cut import Cut
-from pure_nb.network.layers import by_position, get_layer, placed, resting
+from pure_nb.network.layers import by_position, get_layer
 from pure_nb.network.lrp import default_composite, ruled
-from pure_nb.parameters import Rule, Seed
-
-if TYPE_CHECKING:
-    from pure_nb.compute.cluster import Cluster
+from pure_nb.parameters import Rule, Run, Seed
 
 
 @contextmanager
@@ -59,7 +57,7 @@ def cuts(
     if composite is not None:
         context = ruled(model, example, lower, target, composite, every=rule == "lrp")
     # At rest within the rules, or what they put in would ask for gradients.
-    with placed(model, example.device), context, resting(model):
+    with resting(model, example.device), context, resting(model):
         yield lambda images: Cut.at(model, images, lower, target, times_input=composite is None)
 
 
@@ -73,9 +71,7 @@ def propagate(
     lower: str | None,
     rule: Rule | Composite = "gradient",
     seed: Seed = "activation",
-    batch_size: int = 32,
-    device: str = "cpu",
-    workers: int = 0,
+    run: Run = Run(),
 ) -> Generator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor], None, None]:
     """Relevance of single channels at a lower layer, for many pairs of a channel and an image.
 
@@ -92,8 +88,8 @@ def propagate(
         propagation with :func:`pure_nb.network.lrp.default_composite`; or a composite of zennit.
     seed
         Where relevance starts, see :func:`pure_nb.network.cut.seeded`.
-    batch_size, device, workers
-        As for :func:`pure_nb.compute.sweep.sweep`.
+    run
+        How it is run.
 
     Yields
     ------
@@ -118,15 +114,16 @@ def propagate(
     # Images with similarly many pairs share a batch, so that few rows of a round are idle.
     unique, pairs_of = grouped(sample)
     order = np.argsort([-len(pairs) for pairs in pairs_of], kind="stable")
-    with cuts(model, images.example[None].to(device), target, lower, rule) as cut_at:
+    example = images.example[None].to(run.local_device)
+    with run.prepared(model), cuts(model, example, target, lower, rule) as cut_at:
         start = 0
-        for batch in readable(images, unique[order].tolist(), batch_size=batch_size, workers=workers):
+        for batch in readable(images, unique[order].tolist(), run=run):
             members = [pairs_of[i] for i in order[start : start + len(batch.samples)]]
             start += len(members)
-            cut = cut_at(batch.images.to(device))
+            cut = cut_at(batch.images.to(example.device))
             for turn in range(len(members[0])):
                 rows = np.array([pairs[turn] for pairs in members if len(pairs) > turn])
-                chosen, last = torch.from_numpy(channel[rows]).to(device), turn == len(members[0]) - 1
+                chosen, last = torch.from_numpy(channel[rows]).to(example.device), turn == len(members[0]) - 1
                 relevance = cut.relevance(chosen, seed, last=last, index=sample[rows].tolist())
                 yield rows, relevance, cut.leaf.detach()[: len(rows)], cut.top.detach()[: len(rows)]
 
@@ -151,13 +148,9 @@ def circuits(
     lower: str,
     rule: Rule | Composite = "gradient",
     seed: Seed = "activation",
-    batch_size: int = 32,
-    device: str = "cpu",
-    workers: int = 0,
     store: Store | None = None,
-    progress: bool = False,
-    client: Cluster | None = None,
     new: New = np.empty,
+    run: Run = Run(),
 ) -> NDArray[np.float32]:
     """Relevance vectors of pairs of a channel and an image: PURE's description of the circuit.
 
@@ -168,16 +161,14 @@ def circuits(
 
     Parameters
     ----------
-    model, images, channel, sample, target, lower, rule, seed, batch_size, device, workers
+    model, images, channel, sample, target, lower, rule, seed, run
         As for :func:`propagate`. ``channel`` and ``sample`` may have any one shape, such as the ``[C, n]`` of
         :class:`~pure_nb.methods.references.References`.
     store
         Where to keep finished blocks of images, a folder for these pairs alone. A run that finds blocks there goes on
         from them; clear it when the result is safe.
-    progress
-        Show a progress bar.
-    client, new
-        Where to compute, and what to put the result into: as for :func:`pure_nb.compute.blocks.by_blocks`.
+    new
+        What to put the result into: as for :func:`pure_nb.compute.blocks.by_blocks`.
 
     Returns
     -------
@@ -198,9 +189,7 @@ def circuits(
             lower=lower,
             rule=rule,
             seed=seed,
-            batch_size=batch_size,
-            device=device,
-            workers=workers,
+            run=run,
         )
         vectors: Any = None
         with closing(flows):  # whatever happens here, the model gets its state back at once
@@ -211,6 +200,5 @@ def circuits(
                 done(len(rows))
         return normalised(vectors)
 
-    how: dict[str, Any] = {"store": store, "progress": progress, "client": client, "new": new}
-    with placed(model, "cpu" if client else device):  # a cluster may have a device that this process has not
-        return by_blocks(sample, compute, batch_size=batch_size, name="circuits", **how).reshape(*shape, -1)
+    with run.prepared(model):
+        return by_blocks(sample, compute, name="circuits", store=store, new=new, run=run).reshape(*shape, -1)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from pure_nb.compute.bars import progress_bar
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.images.data import MEAN, STD
-from pure_nb.network.layers import activations, by_position, get_layer, resting
+from pure_nb.network.layers import activations, by_position, get_layer
+from pure_nb.parameters import Run
 
 RATE = 0.05
 """Step size of Adam, the one of Olah et al.'s library lucid."""
@@ -50,8 +51,7 @@ def feature_visualisation(
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
     seed: int = 0,
-    device: str = "cpu",
-    progress: bool = False,
+    run: Run = Run(),
 ) -> NDArray[np.uint8]:
     """Pictures that drive channels strongly, one a channel, optimised together.
 
@@ -77,10 +77,8 @@ def feature_visualisation(
     seed
         Of the noise and the shifts. The same seed gives the same pictures on the same machine; random numbers drawn
         elsewhere are not affected.
-    device
-        Where the network runs.
-    progress
-        Show a progress bar.
+    run
+        How it is run.
 
     Returns
     -------
@@ -98,6 +96,7 @@ def feature_visualisation(
     NonFiniteError
         If the activation is NaN or infinite.
     """
+    device = run.local_device
     chosen = torch.as_tensor(np.asarray(channels), device=device)
     height, width = (size, size) if isinstance(size, int) else size
     reach = min(height, width) // 16 if jitter is None else jitter
@@ -115,8 +114,8 @@ def feature_visualisation(
     asleep = torch.ones(len(chosen), dtype=torch.bool, device=device)  # no gradient so far
     centre, spread = (torch.tensor(values, dtype=torch.float32, device=device)[:, None, None] for values in (mean, std))
     optimiser = torch.optim.Adam([waves], lr=RATE)
-    with resting(model, device), torch.enable_grad():
-        for step in progress_bar(range(steps), "visualise", unit="step", shown=progress):
+    with run.prepared(model), torch.enable_grad():
+        for step in progress_bar(range(steps), "visualise", unit="step", shown=run.progress):
             # Drawn in every step, needed or not, lest a picture depend on the others.
             noise = torch.randn(waves.shape[1:], generator=generator).to(device)
             shifts = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()

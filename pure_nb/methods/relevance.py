@@ -34,9 +34,9 @@ from pure_nb.network.layers import (
     channel_axis,
     computes_plainly,
     get_layer,
-    resting,
 )
 from pure_nb.network.targets import FOLDED, Target
+from pure_nb.parameters import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,9 +130,7 @@ def pooled_inputs(
     samples: Sequence[int] | NDArray[np.int64],
     layer: str,
     *,
-    batch_size: int = 32,
-    device: str = "cpu",
-    workers: int = 0,
+    run: Run = Run(),
 ) -> NDArray[np.float64]:
     """What each weight of a convolution or linear layer sees of each image, summed over the output's positions.
 
@@ -147,8 +145,8 @@ def pooled_inputs(
         int ``[images]``: numbers of the images wanted.
     layer
         Name of a ``Conv2d`` or ``Linear``.
-    batch_size, device, workers
-        As for :func:`pure_nb.compute.sweep.sweep`.
+    run
+        How it is run.
 
     Returns
     -------
@@ -157,9 +155,9 @@ def pooled_inputs(
     """
     taps, entrance = Taps.of(get_layer(model, layer)), INPUT + layer
     chosen, found = np.asarray(samples, dtype=np.int64).tolist(), []
-    with resting(model, device), torch.inference_mode():
-        for batch in readable(images, chosen, batch_size=batch_size, workers=workers):
-            entering = activations(model, batch.images.to(device), [entrance])[entrance]
+    with run.prepared(model), torch.inference_mode():
+        for batch in readable(images, chosen, run=run):
+            entering = activations(model, batch.images.to(run.local_device), [entrance])[entrance]
             found.append(taps.pooled(_full(entering)).double().cpu().numpy())
     return np.concatenate(found)
 

@@ -36,7 +36,8 @@ from pure_nb.compute.store import write_atomically
 from pure_nb.errors import ArgumentError, LayerError, ModelError, NonFiniteError, StudyWarning
 from pure_nb.images.data import Images, readable
 from pure_nb.methods.relevance import Clamp, attributed, carried
-from pure_nb.network.layers import INPUT, OUTPUT, activations, channel_axis, computes_plainly, get_layer, resting
+from pure_nb.network.layers import INPUT, OUTPUT, activations, channel_axis, computes_plainly, get_layer
+from pure_nb.parameters import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -462,9 +463,7 @@ def part_activations(
     share: float = 0.03,
     mass: float | None = None,
     clamp: Clamp = "channels",
-    batch_size: int = 32,
-    device: str = "cpu",
-    workers: int = 0,
+    run: Run = Run(),
 ) -> PartActivations:
     """Activations of a channel and of its parts at every threshold, in one pass over some images.
 
@@ -490,8 +489,8 @@ def part_activations(
     clamp
         What of the attribution is set to 0 where it is negative: the sums of whole ``"channels"``, or each of the
         ``"positions"``, as for the paper's table; see :func:`pure_nb.methods.relevance.attributed`.
-    batch_size, device, workers
-        As for :func:`pure_nb.compute.sweep.sweep`.
+    run
+        How it is run.
 
     Raises
     ------
@@ -528,9 +527,9 @@ def part_activations(
     entrance = INPUT + layer
     layers, leaf = ([entrance], None) if classes is None else ([entrance, layer, OUTPUT], layer)
     start = 0
-    with resting(model, device), torch.no_grad():
-        for batch in readable(images, samples.tolist(), batch_size=batch_size, workers=workers):
-            outputs = activations(model, batch.images.to(device), layers, leaf)
+    with run.prepared(model), torch.no_grad():
+        for batch in readable(images, samples.tolist(), run=run):
+            outputs = activations(model, batch.images.to(run.local_device), layers, leaf)
             entering = outputs[entrance]  # [B, C, H, W] also where the layer wants the channels last
             entering = entering.movedim(channel_axis(entering), axis)
             entering = entering.movedim(axis, 0)[channel_sources(module, channel)].movedim(0, axis)

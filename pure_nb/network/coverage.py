@@ -23,9 +23,9 @@ from torch.utils._pytree import tree_leaves
 from zennit.core import Composite
 from zennit.types import BatchNorm, Linear
 
+from pure_nb._resting import resting
 from pure_nb.errors import LayerError
 from pure_nb.network.cut import Cut
-from pure_nb.network.layers import resting
 
 ADVICE = "for circuits use rule='gradient', or bring a composite of zennit that is made for it as rule"
 

@@ -60,7 +60,7 @@ class Cut:
         Parameters
         ----------
         model
-            Any network, best within :func:`pure_nb.network.layers.resting`.
+            Any network, best within :func:`pure_nb._resting.resting`.
         images
             A batch of its inputs; they are brought to the precision of its weights.
         lower

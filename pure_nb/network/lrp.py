@@ -23,10 +23,11 @@ from zennit.layer import Sum
 from zennit.rules import Pass
 from zennit.torchvision import ResNetCanonizer
 
+from pure_nb._resting import placed, resting
 from pure_nb.errors import LayerError, ModelError
 from pure_nb.network.coverage import ADVICE, Weights, become, require_rules
 from pure_nb.network.cut import Cut
-from pure_nb.network.layers import activations, placed, resting
+from pure_nb.network.layers import activations
 
 
 def default_composite(model: nn.Module) -> Composite:

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pure_nb._resting import resting
 from pure_nb.errors import LayerError, StudyWarning
 from pure_nb.network.cut import Cut
-from pure_nb.network.layers import as_weights, forward_pass, get_layer, near, resting, without_checkpoints
+from pure_nb.network.layers import as_weights, forward_pass, get_layer, near, without_checkpoints
 from pure_nb.network.models import require_weights
 from pure_nb.network.targets import (
     FIRST,

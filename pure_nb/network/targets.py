@@ -16,8 +16,8 @@ Before a name may stand
   norms and pooling need none.
 
 Prefixes may follow each other: one of the first three, one of the next two, one of the last two, such as
-``"patches:tokens:NAME"``. :func:`pure_nb.network.shapes.survey` finds out which a layer needs. :func:`view` does what they
-say; what replaces a view is put back in its place: among the other tokens, with the channels last.
+``"patches:tokens:NAME"``. :func:`pure_nb.network.shapes.survey` finds out which a layer needs. :func:`view` does what
+they say; what replaces a view is put back in its place: among the other tokens, with the channels last.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ def evaluate(
     how: dict[str, Any] = {"used": study.driven, "metric": metric, "seed": seed}
 
     def measured(blocks: Store | None) -> pd.DataFrame:
-        more: dict[str, Any] = {"truth": study.objects, "ks": ks, "store": blocks, "progress": study.run.progress}
+        more: dict[str, Any] = {"truth": study.objects, "ks": ks, "store": blocks, "run": study.run}
         return evaluation.distance_table(own, vectors, **how, **more)
 
     def aligned(_: Store | None) -> pd.DataFrame:
