@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from zennit.canonizers import AttributeCanonizer, CompositeCanonizer
 from zennit.composites import EpsilonPlusFlat
 from zennit.core import BasicHook, Composite, Hook, mod_params
@@ -130,32 +131,28 @@ class TimmResNetCanonizer(AttributeCanonizer):  # type: ignore[misc]
     @classmethod
     def _attributes(cls, name: str, module: nn.Module) -> dict[str, Any] | None:
         timm: Any = sys.modules.get("timm.models.resnet")  # there is none of its blocks where it is not loaded
-        if timm and isinstance(module, timm.BasicBlock):
-            return {"forward": _basic_forward.__get__(module), "canonizer_sum": Sum()}
-        if timm and isinstance(module, timm.Bottleneck):
-            return {"forward": _bottleneck_forward.__get__(module), "canonizer_sum": Sum()}
-        return None
+        if not timm or not isinstance(module, (timm.BasicBlock, timm.Bottleneck)):
+            return None
+        return {"forward": partial(_summed, module), "canonizer_sum": Sum()}
 
 
-def _joined(block: Any, inputs: Tensor, out: Tensor) -> Tensor:
-    """The end of a residual block of timm: attention, drop path, shortcut, sum, activation."""
-    for optional in (block.se, block.drop_path):
-        if optional is not None:
-            out = optional(out)
-    shortcut = inputs if block.downsample is None else block.downsample(inputs)
-    joined: Tensor = block.canonizer_sum(torch.stack([shortcut, out], dim=-1))
-    return block.act3(joined) if hasattr(block, "act3") else block.act2(joined)
+def _summed(block: Any, inputs: Tensor) -> Any:
+    """A residual block's own forward, whose only sum, ``out += shortcut``, is the module that a rule is for."""
+    with _Summed(block.canonizer_sum):
+        return type(block).forward(block, inputs)
 
 
-def _basic_forward(self: Any, x: Tensor) -> Tensor:
-    out = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
-    return _joined(self, x, self.bn2(self.conv2(out)))
+class _Summed(TorchFunctionMode):
+    """Has sums in place computed by a module."""
 
+    def __init__(self, total: nn.Module) -> None:
+        super().__init__()
+        self.total = total
 
-def _bottleneck_forward(self: Any, x: Tensor) -> Tensor:
-    out = self.act1(self.bn1(self.conv1(x)))
-    out = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(out)))))
-    return _joined(self, x, self.bn3(self.conv3(out)))
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is Tensor.add_:
+            return self.total(torch.stack([args[1], args[0]], dim=-1))
+        return function(*args, **(kwargs or {}))
 
 
 def reusing(composite: Composite) -> Composite:
