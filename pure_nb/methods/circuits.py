@@ -128,7 +128,7 @@ def propagate(
                 yield rows, relevance, cut.leaf.detach()[: len(rows)], cut.top.detach()[: len(rows)]
 
 
-def pooled(relevance: Tensor) -> NDArray[np.float32]:
+def summed(relevance: Tensor) -> NDArray[np.float32]:
     """Relevance vectors out of the relevance of every position: float32 ``[b, channels]``, summed over positions."""
     return by_position(relevance).float().sum(dim=2).cpu().numpy()
 
@@ -176,25 +176,15 @@ def circuits(
         float32 ``[*channel.shape, lower channels]``; the absolute values of each vector sum to 1, or to 0 where no
         relevance flows (a dead channel).
     """
-    shape = np.shape(channel)
-    channel, sample = np.ravel(channel), np.ravel(sample)
+    shape, channel, sample = np.shape(channel), np.ravel(channel), np.ravel(sample)
+    how: dict[str, Any] = {"target": target, "lower": lower, "rule": rule, "seed": seed, "run": run}
 
     def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.float32]:
-        flows = propagate(
-            model,
-            images,
-            channel[block],
-            sample[block],
-            target=target,
-            lower=lower,
-            rule=rule,
-            seed=seed,
-            run=run,
-        )
+        flows = propagate(model, images, channel[block], sample[block], **how)
         vectors: Any = None
         with closing(flows):  # whatever happens here, the model gets its state back at once
             for rows, relevance, _, _ in flows:
-                own = pooled(relevance)
+                own = summed(relevance)
                 vectors = np.empty((len(block), own.shape[1]), dtype=np.float32) if vectors is None else vectors
                 vectors[rows] = own
                 done(len(rows))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pure_nb.errors import ArgumentError
-from pure_nb.methods.circuits import cuts, normalised, pooled
+from pure_nb.methods.circuits import cuts, normalised, summed
 from pure_nb.methods.virtual import VirtualNeurons, part_name
 from pure_nb.network.layers import channel_axis
 from pure_nb.parameters import Rule, Seed
@@ -123,7 +123,7 @@ class VirtualLayer(nn.Module):
                 chosen = torch.full((len(images),), int(channel), device=images.device)
                 relevance = cut.relevance(chosen, self.seed, last=channel == wanted[-1])
                 members = np.flatnonzero(owner == channel)
-                share[:, members] = self._shares(normalised(pooled(relevance)), centroids[members])
+                share[:, members] = self._shares(normalised(summed(relevance)), centroids[members])
         axis = channel_axis(cut.top)
         values = cut.top.detach().movedim(axis, 1).index_select(1, self.channel.to(images.device))
         shares = torch.from_numpy(share).to(values)

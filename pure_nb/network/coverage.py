@@ -120,16 +120,12 @@ def _plain(module: nn.Module, weight: Tensor, bias: Tensor | None) -> Any:
     torchs = next(kind for kind in own.__mro__ if kind.__module__.startswith("torch.nn.modules."))
     plain: Any = object.__new__(type(own.__name__, (own,), dict(inspect.getmembers(torchs, inspect.isfunction))))
     plain.__dict__ = {name: value for name, value in vars(module).items() if name not in ("weight", "bias", "forward")}
-    kept = {"weight": weight, "bias": bias}
-    plain.__dict__ |= {
-        "_parameters": {
-            name: None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
-            for name, value in kept.items()
-        },
-        "_modules": {},
-        "_forward_hooks": OrderedDict(),
-        "_forward_pre_hooks": OrderedDict(),
+    kept = {
+        name: None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
+        for name, value in (("weight", weight), ("bias", bias))
     }
+    nothing: dict[str, Any] = {"_modules": {}, "_forward_hooks": OrderedDict(), "_forward_pre_hooks": OrderedDict()}
+    plain.__dict__ |= {"_parameters": kept, **nothing}
     return plain
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -82,11 +82,13 @@ class _Event:
     kind
         Type of what was given or put out, if it was no tensor.
     tensor, values
-        The tensor, the first of several; and some of its values as they were then.
+        The tensor, the first of several, or an empty one; and some of its values as they were then.
     drawn
         Whether random numbers had been drawn before.
-    grids
-        The grids of feature maps that were seen before.
+    run
+        The pass up to there.
+    source
+        What went into the module, if this came out of it.
     batch
         Which of its axes the images are on, as a prefix; None if there is none, or it can't be used.
     steady
@@ -100,23 +102,34 @@ class _Event:
     entering: bool
     maker: str
     kind: str
-    tensor: Tensor | None
+    tensor: Tensor
     drawn: bool
-    grids: list[tuple[int, int]]
-    values: Tensor | None = None
+    run: Pass
+    source: _Event | None = None
+    values: Tensor = field(init=False)
     batch: str | None = None
     steady: bool = True
     last: bool | None = None
 
     @property
-    def unsteady(self) -> bool:
-        """Whether it depends on chance or on the batch."""
-        return self.drawn or not self.steady
+    def unsteady(self) -> str:
+        """Why it depends on chance or on the batch; "" if it does not."""
+        if self.drawn:
+            return (
+                f"it depends on chance, as {self.maker} draws random numbers in evaluation too; switch that off, such "
+                "as dropout by training=self.training, and take train() out of forward()"
+            )
+        if not self.steady:
+            return (
+                f"it depends on which images are in a batch, or on chance, as {self.maker} makes other numbers of an "
+                "image alone than of the same beside another one; let norms use running statistics, and take train() "
+                "out of forward()"
+            )
+        return ""
 
     @property
     def rest(self) -> tuple[int, ...]:
         """The axes of one image, or of one of its windows."""
-        assert self.tensor is not None
         shape = tuple(self.tensor.shape)
         return (shape[0], *shape[2:]) if self.batch == TOKENS else shape[1:]
 
@@ -134,8 +147,6 @@ class _Event:
             self.steady = False  # another way through the network
             return
         self.drawn |= both.drawn
-        if self.tensor is None or both.tensor is None or self.values is None:
-            return
         one, two = self.tensor.shape, both.tensor.shape
         changed = [axis for axis, (size, large) in enumerate(zip(one, two)) if size != large]
         if len(one) != len(two) or len(changed) != 1 or two[changed[0]] != 2 * one[changed[0]]:
@@ -174,103 +185,88 @@ class _Recorder:
     In the second pass, with the first's events, these are told of what became of the first image.
     """
 
-    def __init__(self, images: Tensor, alone: Iterator[_Event] | None = None) -> None:
+    def __init__(self, model: nn.Module, images: Tensor, alone: Iterator[_Event] | None = None) -> None:
         self.run, self.alone, self.before = Pass(images), alone, _random(images.device)
         self.events: list[_Event] = []
-        self.inside: list[str] = []
-
-    def over(self, model: nn.Module) -> list[_Event]:
-        """Run a network."""
-        self.inside.append(f"the network's own forward() ({type(model).__name__})")
+        self.inside: list[tuple[str, _Event | None]] = [(f"the network's own forward() ({type(model).__name__})", None)]
         with ExitStack() as stack:
             stack.enter_context(without_checkpoints(model))
             for name, module in model.named_modules():
                 if name != OUTPUT:
                     stack.enter_context(module.register_forward_pre_hook(partial(self.enter, name)))
                 stack.enter_context(module.register_forward_hook(partial(self.leave, name)))
-            forward_pass(model, self.run.images)
-        return self.events
+            forward_pass(model, images)
 
     def enter(self, name: str, module: nn.Module, inputs: Any) -> None:
         """A module starts."""
-        self.note(name, module, inputs[0] if inputs else None, entering=True)
-        self.inside.append(_words(name, module))
+        event = self.note(name, module, inputs[0] if inputs else None, entering=True)
+        self.inside.append((_words(name, module), event))
 
     def leave(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         """A module ends."""
         if name != OUTPUT and module.training:
-            self.inside[-1] = _words(name, module)
+            self.inside[-1] = _words(name, module), self.inside[-1][1]
         self.note(name, module, output, entering=False)
         if isinstance(module, nn.Conv2d):
             self.run.note(module, inputs, output)
         if name != OUTPUT:
             self.inside.pop()
 
-    def note(self, name: str, module: nn.Module, value: Any, *, entering: bool) -> None:
+    def note(self, name: str, module: nn.Module, value: Any, *, entering: bool) -> _Event:
         """Something goes into a module, or comes out of it."""
+        maker, source = self.inside[-1]
         first = value[0] if isinstance(value, (tuple, list)) and value else value
-        tensor = first if isinstance(first, Tensor) else None
+        tensor = first if isinstance(first, Tensor) else torch.empty(0)
         kind = "" if isinstance(value, Tensor) else type(value).__name__
         drawn = not all(map(torch.equal, self.before, _random(self.run.images.device)))
-        grids = list(dict.fromkeys(self.run.grids))
-        event = _Event(name, module, entering, self.inside[-1], kind, tensor, drawn, grids)
+        run = replace(self.run, maps=[*self.run.maps])
+        event = _Event(name, module, entering, maker, kind, tensor, drawn, run, None if entering else source)
         if self.alone is None:
-            event.values = None if tensor is None else _values(tensor)
+            event.values = _values(tensor)
             self.events.append(event)
         elif known := next(self.alone, None):
             known.compare(event)
+        return event
 
 
 def _words(name: str, module: nn.Module) -> str:
     return f"{name!r} ({type(module).__name__}{', in training mode' if module.training else ''})"
 
 
-def _find_channels(events: Sequence[_Event], images: Tensor) -> None:
-    """Find where the channels are: by the module, by its input, by what takes it in, or by the last feature map.
+def _find_channels(events: Sequence[_Event]) -> None:
+    """Find where the channels are.
 
-    An output is known by what made it or goes on with it, if that is the very same tensor.
+    An output is known by what made it or goes on with it, if that is the very same tensor: so what is known of a tensor
+    by what takes it in, is known of what came out below in the second round.
     """
     known: dict[int, bool] = {}
-    for _ in range(2):  # what is known of a tensor by what takes it in, is known of what came out below in the second
-        feature_map: tuple[int, ...] = ()
-        given: list[_Event] = []
-        for event in events:
-            source = None if event.entering or event.name == OUTPUT else given.pop()
-            if event.entering:
-                given.append(event)
-            if event.tensor is None or event.kind or event.batch is None or not 2 <= len(event.rest) <= 3:
-                continue
-            found = _by_kind(event, images)
-            found = known.get(id(event.tensor)) if found is None else found
-            if found is None and source is not None and source.tensor is not None and not source.kind:
-                same = event.tensor.shape == source.tensor.shape
-                if same and (_elementwise(event.module) or event.rest[0] != event.rest[-1]):
-                    found = known.get(id(source.tensor))
-            if found is None and len(event.rest) == 2 and feature_map:
-                fits = [_is_map(shape, feature_map) for shape in (event.rest, event.rest[::-1])]
-                found = fits[0] if fits[0] != fits[1] else None
-            if found is not None:
-                known.setdefault(id(event.tensor), found)
-                event.last = found
-            if isinstance(event.module, nn.Conv2d) and not event.entering and len(event.rest) == 3:
-                feature_map = event.rest
+    for event in [*events, *events]:
+        if not event.kind and event.batch is not None and 2 <= len(event.rest) <= 3:
+            event.last = next((last for last in _told(event, known) if last is not None), event.last)
+            if event.last is not None:
+                known.setdefault(id(event.tensor), event.last)
 
 
-def _by_kind(event: _Event, images: Tensor) -> bool | None:
-    """Whether the channels are last, as the module and the pictures' proportions tell."""
-    if channels_last(event.module):
-        return True
-    if channels_second(event.module) and not (isinstance(event.module, nn.Unfold) and event.entering):
-        return False
-    if len(event.rest) == 2 or images.ndim != 4 or event.batch:
-        return None
-    height, width = images.shape[2:]
-
-    def fits(rows: int, columns: int) -> bool:
-        return abs(rows * width - columns * height) <= max(height, width)  # up to one row or column, from rounding
-
-    last, first = fits(*event.rest[:2]), fits(*event.rest[1:])
-    return last if last != first else None
+def _told(event: _Event, known: Mapping[int, bool]) -> Iterator[bool | None]:
+    """Whether the channels are last, by one sign after the other; None where it does not tell."""
+    module, rest, images, source = event.module, event.rest, event.run.images, event.source
+    if channels_last(module):
+        yield True
+    elif channels_second(module) and not (isinstance(module, nn.Unfold) and event.entering):
+        yield False
+    elif len(rest) == 3 and images.ndim == 4 and not event.batch:  # the pictures' proportions
+        height, width = images.shape[2:]
+        # Up to one row or column, from rounding.
+        fits = [abs(r * width - c * height) <= max(height, width) for r, c in (rest[:2], rest[1:])]
+        yield fits[0] if fits[0] != fits[1] else None
+    yield known.get(id(event.tensor))
+    like = source is not None and not source.kind and source.tensor.shape == event.tensor.shape
+    if source and like and (_elementwise(module) or rest[0] != rest[-1]):
+        yield known.get(id(source.tensor))
+    if len(rest) == 2 and event.run.maps:  # the positions and channels of the last feature map
+        channels, *grid = event.run.maps[-1]
+        fits = [c == channels and 0 <= t - math.prod(grid) <= PREFIX_TOKENS for t, c in (rest, rest[::-1])]
+        yield fits[0] if fits[0] != fits[1] else None
 
 
 def _elementwise(module: nn.Module) -> bool:
@@ -279,33 +275,20 @@ def _elementwise(module: nn.Module) -> bool:
     return home in ("torch.nn.modules.activation", "torch.nn.modules.dropout") or isinstance(module, nn.Identity)
 
 
-def _is_map(tokens: Sequence[int], feature_map: Sequence[int]) -> bool:
-    """Whether ``(T, C)`` are the positions and channels of a feature map ``(C, h, w)``."""
-    channels, *grid = feature_map
-    return tokens[1] == channels and 0 <= tokens[0] - math.prod(grid) <= PREFIX_TOKENS
-
-
-@dataclass(frozen=True, eq=False)
 class _Looks:
-    """What goes into and comes out of all modules, for one image.
+    """What goes into and comes out of all modules, for the first of some images.
 
     Attributes
     ----------
-    run
-        A pass of that image.
-    events
-        In the order of the pass.
     allowed
         Whether what depends on chance or on the batch can be studied.
+    by_layer
+        The events by the module's name, and whether they go in; in the order of the pass.
+    unsteady
+        What makes results depend on chance or on the batch, in words; "" if nothing does.
     """
 
-    run: Pass
-    events: list[_Event]
-    allowed: bool = False
-
-    @classmethod
-    def at(cls, model: nn.Module, images: Tensor, allowed: bool = False) -> _Looks:
-        """From running the first image alone, and beside another one."""
+    def __init__(self, model: nn.Module, images: Tensor, allowed: bool = False) -> None:
         require_weights(model)
         image = as_weights(model, images[:1])
         low, high = image.aminmax()
@@ -315,23 +298,13 @@ class _Looks:
             image = (low + noise[:1] * spread).to(image.dtype)
         other = (low + noise[1:] * spread / 4).to(image.dtype)  # darker and of less contrast, or of another class
         with torch.random.fork_rng([image.device] if image.is_cuda else []), resting(model), torch.no_grad():
-            events = _Recorder(image).over(model)
-            _Recorder(torch.cat([image, other]), iter(events)).over(model)
-        _find_channels(events, image)
-        return cls(Pass(image), events, allowed)
-
-    @cached_property
-    def by_layer(self) -> dict[tuple[str, bool], list[_Event]]:
-        """The events by the module's name, and whether they go in; in the order of the pass."""
-        found: dict[tuple[str, bool], list[_Event]] = {}
-        for event in self.events:
-            found.setdefault((event.name, event.entering), []).append(event)
-        return found
-
-    @cached_property
-    def first_unsteady(self) -> _Event | None:
-        """The first tensor that depends on chance or on the batch."""
-        return next((event for event in self.events if event.unsteady), None)
+            events = _Recorder(model, image).events
+            _Recorder(model, torch.cat([image, other]), iter(events))
+        _find_channels(events)
+        self.allowed, self.unsteady = allowed, next(filter(None, (event.unsteady for event in events)), "")
+        self.by_layer: dict[tuple[str, bool], list[_Event]] = {}
+        for event in events:
+            self.by_layer.setdefault((event.name, event.entering), []).append(event)
 
     @cached_property
     def shapes(self) -> list[LayerShape]:
@@ -346,9 +319,8 @@ class _Looks:
 
     def shape(self, target: Target, event: _Event) -> LayerShape:
         """How a tensor looks as a target."""
-        assert event.tensor is not None
         empty = torch.empty(event.tensor.shape, device="meta")
-        shown = view(target, event.module, empty, replace(self.run, grids=event.grids))[0]
+        shown = view(target, event.module, empty, event.run)[0]
         axis = channel_axis(shown)
         grid = tuple(size for i, size in enumerate(shown.shape) if i not in (0, axis))
         kind = target.part.removesuffix(":") or type(event.module).__name__
@@ -365,7 +337,7 @@ class _Looks:
                 "times, as many ReLUs are, is no one layer: take the block that it is in"
             )
         event = own[0]
-        if event.tensor is None or event.kind:
+        if event.kind:
             return f"it is a {event.kind}, not one tensor; take the block that it is in, or a layer inside it"
         if event.unsteady and not self.allowed:
             return f"{self.unsteady}; or go on all the same with allow_nondeterministic"
@@ -379,23 +351,6 @@ class _Looks:
             return f"it is {shape} for one image, and should be [B, C], [B, T, C], [B, C, L] or [B, C, H, W]"
         return ""
 
-    @property
-    def unsteady(self) -> str:
-        """What makes results depend on chance or on the batch, in words; "" if nothing does."""
-        first = self.first_unsteady
-        if first is None:
-            return ""
-        if first.drawn:
-            return (
-                f"it depends on chance, as {first.maker} draws random numbers in evaluation too; switch that off, such "
-                "as dropout by training=self.training, and take train() out of forward()"
-            )
-        return (
-            f"it depends on which images are in a batch, or on chance, as {first.maker} makes other numbers of an "
-            "image alone than of the same beside another one; let norms use running statistics, and take train() out "
-            "of forward()"
-        )
-
     def usable(self, layer: str) -> LayerShape:
         """How a layer looks; raises if it can't be studied, or not under that name."""
         target = Target.parse(layer)
@@ -406,7 +361,6 @@ class _Looks:
                 f"layer {layer!r} can't be studied: {reason}. {len(names)} layers can; near it: {near(layer, names)}"
             )
         event = self.by_layer[own][0]
-        assert event.tensor is not None
         what = f"layer {layer!r} {'is' if event.entering else 'puts out'}"
         needed = replace(target, batch=event.batch or "", axis=event.axis or "")
         if event.axis is None and not target.axis:
@@ -442,8 +396,8 @@ def survey(model: nn.Module, images: Tensor, allow_nondeterministic: bool = Fals
     allow_nondeterministic
         List layers that depend on chance or on the batch, too.
     """
-    looks = _Looks.at(model, images, allow_nondeterministic)
-    if looks.first_unsteady is not None and not allow_nondeterministic:
+    looks = _Looks(model, images, allow_nondeterministic)
+    if looks.unsteady and not allow_nondeterministic:
         warnings.warn(f"layers are left out: from {looks.unsteady}", StudyWarning, stacklevel=2)
     return looks.shapes
 
@@ -472,7 +426,7 @@ def require(
     """
     for name in (target, lower):
         get_layer(model, name)
-    looks = _Looks.at(model, images, allow_nondeterministic)
+    looks = _Looks(model, images, allow_nondeterministic)
     found = looks.usable(target), looks.usable(lower)
     with resting(model):
         Cut.at(model, images, lower, target)
@@ -481,7 +435,7 @@ def require(
 
 def require_output(model: nn.Module, images: Tensor, allow_nondeterministic: bool = False) -> LayerShape:
     """Check that a network puts out one steady tensor, and say how it looks; raises as :func:`require`."""
-    looks = _Looks.at(model, images, allow_nondeterministic)
+    looks = _Looks(model, images, allow_nondeterministic)
     if reason := looks.trouble(OUTPUT):
         raise LayerError(f"what {type(model).__name__} puts out can't be used: {reason}")
     return looks.shape(Target(OUTPUT), looks.by_layer[OUTPUT, False][0])

@@ -164,25 +164,25 @@ def is_last(module: nn.Module, axes: int) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What a forward pass is given, and the grids of the feature maps that were seen in it so far."""
+    """What a forward pass is given, and the feature maps ``(C, h, w)`` that were seen in it so far."""
 
     images: Tensor
-    grids: list[tuple[int, int]] = field(default_factory=list)
+    maps: list[tuple[int, ...]] = field(default_factory=list)
 
     def note(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        """A convolution has run."""
-        self.grids.append((output.shape[-2], output.shape[-1]))
+        """Remember what a convolution puts out."""
+        self.maps.append(tuple(output.shape[-3:]))
 
     def grid(self, target: Target, tokens: Tensor) -> tuple[int, int]:
         """The grid of patches of tokens ``[B, T, C]``: that of a feature map, or of the pictures' proportions."""
         if tokens.ndim != 3:
             raise _no_tokens(target, tokens)
-        count, size = tokens.shape[1], tuple(self.images.shape[2:])
+        count, size = tokens.shape[1], self.images.shape[2:]
 
         def fitting(grids: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
             return [grid for grid in grids if min(grid) > 1 and 0 <= count - math.prod(grid) <= PREFIX_TOKENS]
 
-        found = fitting(dict.fromkeys(self.grids))
+        found = fitting(dict.fromkeys((height, width) for _, height, width in self.maps))
         if not found and len(size) == 2:  # cut without a convolution: squares that fill the picture, the smallest first
             sides = (side for side in range(1, min(size) + 1) if not any(length % side for length in size))
             found = fitting((size[0] // side, size[1] // side) for side in sides)[:1]
@@ -190,13 +190,10 @@ class Pass:
             found = fitting((side, side) for side in range(math.isqrt(count), 0, -1))[:1]
         if len(found) == 1:
             return found[0]
-        told = " or ".join(f"{height} x {width}" for height, width in found)
-        raise LayerError(
-            f"layer {str(target)!r}: {count} tokens are "
-            + (f"a grid of {told} patches, which can't be told; " if told else "")
-            + ("" if told else f"no grid of patches with at most {PREFIX_TOKENS} tokens before it; ")
-            + f"name the layer without {PATCHES!r}"
-        )
+        told = f"no grid of patches with at most {PREFIX_TOKENS} tokens before it"
+        if found:
+            told = f"a grid of {' or '.join(f'{h} x {w}' for h, w in found)} patches, which can't be told"
+        raise LayerError(f"layer {str(target)!r}: {count} tokens are {told}; name the layer without {PATCHES!r}")
 
 
 def view(target: Target, module: nn.Module, whole: Tensor, run: Pass) -> View:
