@@ -2,7 +2,7 @@
 
 A rule sees a layer's parameters, and runs the layer again with others in their place. That is wrong where the layer
 computes its weights from something else, as with weight norm, so such layers become plain ones first
-(:func:`plain_layers`). Whatever a network does outside of modules with rules is left to the gradient, so all that it
+(:class:`Weights`). Whatever a network does outside of modules with rules is left to the gradient, so all that it
 calls is looked at (:func:`require_rules`).
 """
 

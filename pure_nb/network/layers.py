@@ -149,14 +149,14 @@ def without_checkpoints(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Hook:
-    """A function to call on the activation at a target; what it returns, if anything, replaces it.
+    """A function to call on the activation at a target; what it returns replaces it.
 
     At the leaf the graph ends, also that of the tokens which are not shown; and it starts there even where the network
     itself runs that layer without gradients.
     """
 
     target: Target
-    function: Callable[[Tensor], Tensor | None]
+    function: Callable[[Tensor], Tensor]
     run: Pass
     leaf: bool
     gradients: bool
@@ -169,16 +169,15 @@ class _Hook:
             return module.register_forward_pre_hook(self.before, prepend=True)
         return module.register_forward_hook(self.after)
 
-    def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """The module is given something."""
         if not inputs or not isinstance(inputs[0], Tensor):
             raise LayerError(
                 f"{str(self.target)!r}: {type(module).__name__} is not called with a tensor as its first argument"
             )
-        found = self.replaced(module, inputs[0])
-        return None if found is None else (found, *inputs[1:])
+        return self.replaced(module, inputs[0]), *inputs[1:]
 
-    def after(self, module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+    def after(self, module: nn.Module, inputs: Any, output: Any) -> Tensor:
         """The module puts something out."""
         if not isinstance(output, Tensor):
             raise LayerError(
@@ -187,7 +186,7 @@ class _Hook:
             )
         return self.replaced(module, output)
 
-    def replaced(self, module: nn.Module, whole: Tensor) -> Tensor | None:
+    def replaced(self, module: nn.Module, whole: Tensor) -> Tensor:
         """The activation with what the function returns in its place."""
         if self.leaf and whole.is_inference() and self.gradients:
             raise LayerError(
@@ -196,8 +195,7 @@ class _Hook:
             )
         with torch.set_grad_enabled(self.gradients and (self.leaf or torch.is_grad_enabled())):
             shown, put_back = view(self.target, module, whole.detach() if self.leaf else whole, self.run)
-            found = self.function(shown)
-            return None if found is None else put_back(found)
+            return put_back(self.function(shown))
 
 
 def as_weights(model: nn.Module, images: Tensor) -> Tensor:
