@@ -37,7 +37,8 @@ from pure_nb.glyphs import glyph_images
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits, normalised
 from pure_nb.methods.references import TopReferences
-from pure_nb.network.layers import activations, cut
+from pure_nb.network.cut import Cut
+from pure_nb.network.layers import activations
 from pure_nb.parameters import Run
 
 TARGET, LOWER = "layer4", "layer3"
@@ -79,14 +80,14 @@ def difference(
 def work(model: nn.Module, images: Tensor, lower: str | None = LOWER) -> dict[str, Callable[[], Any]]:
     """What the limit is made of: the forward pass to the target, and the backward pass of the part between."""
     with resting(model):
-        leaf, top = cut(model, images, lower, TARGET)
+        cut = Cut.at(model, images, lower, TARGET)
 
     def forward() -> None:
         with torch.inference_mode():
             activations(model, images, [TARGET])
 
-    ones = torch.ones_like(top)
-    return {"forward": forward, "part": lambda: torch.autograd.grad(top, leaf, ones, retain_graph=True)}
+    ones = torch.ones_like(cut.top)
+    return {"forward": forward, "part": lambda: torch.autograd.grad(cut.top, cut.leaf, ones, retain_graph=True)}
 
 
 def gigaflops(run: Callable[[], Any]) -> float:

@@ -25,7 +25,8 @@ def placed(
     """
     modules = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
-    tensors = [(tensor, tensor.data) for tensor in (*gradients, *gradients.values()) if tensor is not None]
+    kept = (*gradients, *gradients.values(), *model.buffers())
+    tensors = [(tensor, tensor.data) for tensor in kept if tensor is not None]
     try:
         if device is not None or layout is not None:
             model.to(device=device, memory_format=layout)  # type: ignore[call-overload]

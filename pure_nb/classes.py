@@ -26,7 +26,8 @@ from pure_nb.methods.relevance import Clamp, ClassRelevance, ClassStatistics, Cr
 from pure_nb.methods.splitting import PartActivations, Score, Split, every_second, part_activations
 from pure_nb.methods.virtual import part_name, refitted
 from pure_nb.methods.windows import channel_sources, closed_form, dense_weight, pooled_inputs
-from pure_nb.network.layers import INPUT, as_weights, computes_plainly, get_layer, require_output
+from pure_nb.network.layers import INPUT, as_weights, computes_plainly, get_layer
+from pure_nb.network.shapes import require_output
 
 if TYPE_CHECKING:
     import pandas as pd

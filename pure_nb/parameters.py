@@ -42,7 +42,7 @@ class Parameters:
     rule
         How relevance is propagated: ``"gradient"`` or ``"lrp"``.
     seed
-        Where it starts: ``"activation"``, ``"peak"`` or ``"unit"``; see :func:`pure_nb.methods.circuits.seeded`.
+        Where it starts: ``"activation"``, ``"peak"`` or ``"unit"``; see :func:`pure_nb.network.cut.seeded`.
     crop
         How reference images are cropped, for pictures and for embedders: ``"peak"``, by relevance from the maximum
         alone, as the paper; ``"crp"``, by relevance from all positions; or ``"activation"``, by the activation map,

@@ -38,12 +38,8 @@ from pure_nb.methods.circuits import circuits
 from pure_nb.methods.references import References, TopReferences
 from pure_nb.methods.virtual import VirtualNeurons, embed, packed, unpacked
 from pure_nb.network import models
-from pure_nb.network.layers import (
-    LayerShape,
-    nearest_below,
-    require,
-    survey,
-)
+from pure_nb.network.layers import nearest_below
+from pure_nb.network.shapes import LayerShape, require, survey
 from pure_nb.neuron import Neuron, neuron_table, taken_apart
 from pure_nb.parameters import NEAREST, PARAMETERS, RUN, Parameters, Run, checked, word
 
@@ -207,11 +203,10 @@ class Study:
         return found
 
     def survey(self) -> list[LayerShape]:
-        """All layers that can be studied: see :func:`pure_nb.network.layers.survey`."""
+        """All layers that can be studied: see :func:`pure_nb.network.shapes.survey`."""
         with self.run.prepared(self.model):
             example = self.images.example[None].to(self.run.local_device)
             return survey(self.model, example, self.parameters.allow_nondeterministic)
-
 
     def swept(self, step: str, key: dict[str, object], own: Any, images: Images) -> tuple[Any, list[Unreadable]]:
         """What an accumulator has taken in from all of some images, and those that could not be read and were left out.

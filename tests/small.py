@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from pure_nb.network.cut import Cut
+
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("PURE_NB_SHARED") or ROOT.parent / "shared")
 
@@ -91,6 +93,12 @@ def stirred(model: nn.Module, seed: int = 0) -> nn.Module:
 def noise(count: int, size: int = 12, seed: int = 0, channels: int = 3) -> Tensor:
     """Random images [count, channels, size, size]."""
     return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def cut(model: nn.Module, images: Tensor, lower: str | None, target: str) -> tuple[Tensor, Tensor]:
+    """The lower activations, and the target's as a function of them."""
+    found = Cut.at(model, images, lower, target)
+    return found.leaf, found.top
 
 
 class Items(Dataset[Any]):

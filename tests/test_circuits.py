@@ -21,7 +21,8 @@ from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, ImageError, LayerError, NonFiniteError, StoreWarning
 from pure_nb.glyphs import GlyphScenes
 from pure_nb.images.data import Images
-from pure_nb.methods.circuits import circuits, normalised, propagate, seeded
+from pure_nb.methods.circuits import circuits, cuts, normalised, propagate, summed
+from pure_nb.network.cut import Cut, seeded
 from pure_nb.network.layers import activations
 from pure_nb.parameters import Run, Seed
 
@@ -258,6 +259,37 @@ def test_seeds_leave_the_activation_alone() -> None:
     before = activation.detach().clone()
     assert not seeded(activation, torch.tensor([1])).requires_grad
     assert torch.equal(activation.detach(), before)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_cut_is_asked_as_often_as_one_likes(rule: str) -> None:
+    """Tensors in, tensors out: the same as for pairs of a data set, and for fewer images than were run."""
+    model, images = plain(), noise(4)
+    channel, sample = np.tile(np.arange(6), 3), np.repeat(np.arange(3), 6)
+    expected = circuits(model, Images(Items(images)), channel, sample, target="5", lower="2", rule=rule)
+    with cuts(model, images[:1], "5", "2", rule) as cut_at:
+        cut = cut_at(images)
+        asked = [cut.relevance(torch.full((3,), c), last=c == 5) for c in range(6)]
+        if rule == "gradient":  # of rules, nothing is freed
+            with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+                cut.relevance(torch.tensor([0]))
+    assert {tuple(one.shape) for one in asked} == {(3, 7, 6, 6)}
+    found = np.stack([normalised(summed(one)) for one in asked], axis=1)
+    np.testing.assert_allclose(found.reshape(18, 7), expected, atol=1e-6)
+    assert np.abs(expected).sum() > 3
+
+
+def test_a_cut_says_what_it_can_t_answer() -> None:
+    model = plain()
+    cut = Cut.at(model, noise(2), "2", "4")
+    for channel in (6, -1):
+        with pytest.raises(ArgumentError, match=f"channel .*{channel}.*layer '4' has channels 0 to 5"):
+            cut.relevance(torch.tensor([0, channel]))
+    model[4].weight.data[1] = float("inf")
+    with pytest.raises(
+        NonFiniteError, match=r"of layer '8' at 'the input' is NaN or infinite .*\[\(3, 0\), \(2, 1\)\]"
+    ):
+        Cut.at(model, noise(2), None, "8").relevance(torch.tensor([3, 2]))
 
 
 def test_normalised() -> None:

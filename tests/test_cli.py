@@ -28,9 +28,9 @@ from pure_nb import load_study
 from pure_nb.classes import Classes
 from pure_nb.cli import _numbers, app
 from pure_nb.errors import StudyError, WordNetError
-from pure_nb.methods import circuits as circuits_module
 from pure_nb.methods.references import TopReferences
 from pure_nb.methods.rewiring import load_split
+from pure_nb.network import cut as cut_module
 from pure_nb.study import Study
 
 TOML = """\
@@ -616,7 +616,7 @@ def test_stopped_by_ctrl_c_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(circuits_module, "seeded", stop)
+        patch.setattr(cut_module, "seeded", stop)
         message = failed(on(tmp_path, "run"), 130)
     assert "Stopped. What is finished is kept; the same command goes on from there." in message
     assert list((tmp_path / "small").glob("references-*.safetensors"))

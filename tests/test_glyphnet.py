@@ -13,7 +13,8 @@ from torchvision.models.resnet import BasicBlock
 
 from pure_nb.glyphs import CLASSES, SIZE, GlyphObjects, GlyphScenes
 from pure_nb.glyphs.network import CHANNELS, GlyphNet
-from pure_nb.network.layers import activations, survey
+from pure_nb.network.layers import activations
+from pure_nb.network.shapes import survey
 
 SHIPPED = ROOT / "pure_nb" / "glyphs"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from small import Attention, Tokens, noise, plain, stirred
+from small import Attention, Tokens, cut, noise, plain, stirred
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -21,14 +21,11 @@ from pure_nb.network.layers import (
     activations,
     by_position,
     channel_axis,
-    cut,
     get_layer,
     nearest_below,
-    require,
-    require_output,
     stage_before,
-    survey,
 )
+from pure_nb.network.shapes import require, require_output, survey
 
 
 class Two(nn.Module):
@@ -548,7 +545,7 @@ def test_cut_wants_layers_that_exist(two: nn.Module, lower: str, target: str, na
 
 
 def test_cut_wants_a_target_that_runs(two: nn.Module) -> None:
-    with pytest.raises(LayerError, match="layer 'unused' did not run in the forward pass of Two"):
+    with pytest.raises(LayerError, match=r"layers \['unused'\] did not run in the forward pass of Two"):
         cut(two, noise(1), "stem", "unused")
 
 

@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from small import Tokens, noise, plain, stirred
+from small import Tokens, cut, noise, plain, stirred
 from timm.layers import Conv2dSame, StdConv2d
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,8 +28,8 @@ from pure_nb._resting import resting
 from pure_nb.errors import LayerError
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
-from pure_nb.network.layers import cut
-from pure_nb.network.lrp import TimmResNetCanonizer, default_composite, require_rules, reusing, ruled
+from pure_nb.network.coverage import require_rules
+from pure_nb.network.lrp import TimmResNetCanonizer, default_composite, reusing, ruled
 from pure_nb.network.models import fingerprint
 
 

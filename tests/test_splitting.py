@@ -29,7 +29,8 @@ from pure_nb.methods.ownership import RHOS, Assignment, owners
 from pure_nb.methods.relevance import Criterion
 from pure_nb.methods.rewiring import SplitChannel, load_split, merge_back, save_split, split_channel
 from pure_nb.methods.splitting import PartActivations, Split, choose_rho, part_activations, ratio_table
-from pure_nb.network.layers import activations, get_layer, survey
+from pure_nb.network.layers import activations, get_layer
+from pure_nb.network.shapes import survey
 from pure_nb.parameters import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,18 @@ def test_one_image_at_a_time_is_the_same(tmp_path: Path) -> None:
     images = noise(4, seed=2)
     single = torch.cat([layer(image[None]) for image in images])
     torch.testing.assert_close(layer(images), single)
+
+
+def test_no_thread_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors go in as they are, and through no data set."""
+    layer, images = VirtualLayer.of(mine(tmp_path, plain(), "5", "3")), noise(3)
+    expected = layer(images)
+
+    def start(thread: threading.Thread) -> None:
+        raise AssertionError(f"{thread.name} is started")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert torch.equal(layer(images), expected)
 
 
 def test_by_lrp(glyph_study: Study) -> None:

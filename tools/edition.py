@@ -30,8 +30,9 @@ from torch import nn
 from pure_nb import load_study, shipped_studies
 from pure_nb.errors import LayerError, PureError, WordNetError
 from pure_nb.glyphs.network import GlyphNet
-from pure_nb.network.layers import INPUT, get_layer, parsed
+from pure_nb.network.layers import INPUT, get_layer
 from pure_nb.network.models import USER
+from pure_nb.network.targets import Target
 from pure_nb.show import atlas
 from pure_nb.study import Study
 
@@ -98,7 +99,7 @@ def lacking(study: Study, layer: str | None) -> dict[str, str]:
         found["judge"] = "has no judge: those that ship, mini-CLIP and mini-DINO, know glyphs only"
     if not study.images.drawn or not isinstance(study.model, GlyphNet):
         found["glyphs"] = "is not of the glyph world"
-    prepared = [name for name in (p.target, p.lower) if parsed(name)[0] not in ("", INPUT)]
+    prepared = [name for name in (p.target, p.lower) if Target.parse(name).prefix not in ("", INPUT)]
     if prepared:
         found["grid"] = f"has `{prepared[0]}`, which no module puts out as it is"
     if len(study.references.grid) != 2:

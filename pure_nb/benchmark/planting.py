@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,15 +32,12 @@ from pure_nb.methods.references import References
 from pure_nb.methods.rewiring import empty_like
 from pure_nb.methods.windows import Weighted, dense_weight
 from pure_nb.network.layers import (
-    INPUT,
     activations,
     by_position,
-    channels_last,
-    channels_second,
     computes_plainly,
     get_layer,
-    parsed,
 )
+from pure_nb.network.targets import INPUT, Target, channels_last, channels_second
 from pure_nb.parameters import Run
 
 Groups = tuple[tuple[int, ...], ...]
@@ -82,11 +79,11 @@ class Planting:
         Modules inside the planted layer move into its ``whole``. The input of a convolution or linear layer is also
         that of its merged channels, and is named so, for :meth:`pure_nb.classes.Classes.split`.
         """
-        prefix, inner = parsed(name)
-        if prefix == INPUT and inner == self.layer and self.early:
-            return INPUT + self.target
-        if inner.startswith(f"{self.layer}."):
-            return f"{prefix}{self.layer}.whole{inner.removeprefix(self.layer)}"
+        target = Target.parse(name)
+        if target == Target(self.layer, INPUT) and self.early:
+            return str(replace(target, name=self.target))
+        if target.name.startswith(f"{self.layer}."):
+            return str(replace(target, name=f"{self.layer}.whole{target.name.removeprefix(self.layer)}"))
         return name
 
     @property
@@ -177,9 +174,11 @@ def plant(
         If the layer is missing.
     """
     layer = references.layer
-    prefix, name = parsed(layer)
-    if prefix:
-        raise PlantingError(f"channels are merged in all that a module puts out: name {name!r} without {prefix!r}")
+    target = Target.parse(layer)
+    if target.prefix:
+        raise PlantingError(
+            f"channels are merged in all that a module puts out: name {target.name!r} without {target.prefix!r}"
+        )
     weight = _weights(references, groups, strengths)
     planted = copy.deepcopy(model)
     whole = get_layer(planted, layer)

@@ -23,11 +23,12 @@ from pure_nb._resting import resting
 from pure_nb.benchmark.planting import Groups, How, Planting, contributions, draw, drivers, likeness_of, plant, shares
 from pure_nb.errors import LayerError, PlantingError, StudyError, StudyWarning
 from pure_nb.judges.truth import COMMON, activation_vectors
-from pure_nb.methods.circuits import seeded
 from pure_nb.methods.descriptions import Description, descriptions
 from pure_nb.methods.windows import closed_form, dense_weight
+from pure_nb.network.coverage import LINEAR
+from pure_nb.network.cut import seeded
 from pure_nb.network.layers import INPUT, activations, by_position, nearest_below
-from pure_nb.network.lrp import LINEAR
+from pure_nb.network.targets import Target
 from pure_nb.parameters import NEAREST
 from pure_nb.study import Study
 
@@ -38,7 +39,7 @@ PRODUCTS = frozenset((
     "__matmul__", "addmm", "baddbmm", "bilinear", "bmm", "einsum", "matmul", "mm", "multi_head_attention_forward",
     "scaled_dot_product_attention", "tensordot",
 ))  # fmt: skip
-"""Functions that mix channels, besides those of :data:`pure_nb.network.lrp.LINEAR`."""
+"""Functions that mix channels, besides those of :data:`pure_nb.network.coverage.LINEAR`."""
 
 RECTIFIERS = frozenset((
     "celu", "clamp", "elu", "elu_", "gelu", "hardswish", "hardtanh", "hardtanh_", "leaky_relu", "leaky_relu_", "mish",
@@ -168,8 +169,8 @@ class World:
         if lower in self._known:
             return self._known[lower]
         base, whole, name = self.base, f"{self.planting.layer}.whole", lower
-        if lower == f"{INPUT}{self.planting.target}":  # both read the same
-            lower = INPUT + whole
+        if Target.parse(lower) == Target(self.planting.target, INPUT):  # both read the same
+            lower = str(Target(whole, INPUT))
         sources = np.unique(np.concatenate(self.planting.groups))
         example = base.images.example[None].to(base.run.local_device)
         rows = straight(self.study.model, example, sources, target=whole, lower=lower)

@@ -11,8 +11,8 @@ takes one pair of every image of a batch through the same graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,50 +21,45 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from zennit.core import Composite
 
+from pure_nb._resting import resting
 from pure_nb.compute.blocks import by_blocks, grouped
 from pure_nb.compute.store import New, Store
-from pure_nb.errors import ArgumentError, NonFiniteError
+from pure_nb.errors import ArgumentError
 from pure_nb.images.data import Images, readable
 from pure_nb.methods._shapes import Float, Int
-from pure_nb.network.layers import by_position, channel_axis, cut, get_layer
+from pure_nb.network.cut import Cut
+from pure_nb.network.layers import by_position, get_layer
 from pure_nb.network.lrp import default_composite, ruled
 from pure_nb.parameters import Rule, Run, Seed
 
 
-def seeded(
-    activation: Float[Tensor, "*shape"], channel: Int[Tensor, " b"], seed: Seed = "activation"
-) -> Float[Tensor, "*shape"]:
-    """The relevance at the target layer to start from.
+@contextmanager
+def cuts(
+    model: nn.Module, example: Tensor, target: str, lower: str | None, rule: Rule | Composite
+) -> Iterator[Callable[[Tensor], Cut]]:
+    """A network made ready for relevance: on the device, at rest, with the rules in place where there are any.
 
     Parameters
     ----------
-    activation
-        Output of the target layer for b images, channels on any axis.
-    channel
-        int64 ``[b]``: the channel to start from in each image.
-    seed
-        ``"activation"``: max(A, 0) at every position (the paper's); ``"peak"``: the same at the position of the
-        maximum only; ``"unit"``: 1 at every position.
+    model, target, lower, rule
+        As for :func:`propagate`.
+    example
+        ``[1, ...]``: one image, on the device to compute on, to try the rules on.
 
-    Returns
-    -------
-    Tensor
-        Of the activation's shape; zero outside the channels.
+    Yields
+    ------
+    callable
+        From a batch of images to its :class:`~pure_nb.network.cut.Cut`.
     """
-    axis = channel_axis(activation)
-    start = torch.zeros_like(activation, memory_format=torch.preserve_format)
-    rows = torch.arange(len(channel), device=activation.device)
-    first = activation.detach().movedim(axis, 1)[rows, channel]
-    if seed == "unit":
-        value = torch.ones_like(first)
-    else:
-        value = first.clamp(min=0)
-        if seed == "peak":
-            flat = value.reshape(len(value), -1)
-            at = flat.argmax(dim=1, keepdim=True)
-            value = torch.zeros_like(flat).scatter(1, at, flat.gather(1, at)).view_as(value)
-    start.movedim(axis, 1)[rows, channel] = value
-    return start
+    composite = None if rule == "gradient" else default_composite(model) if rule == "lrp" else rule
+    for name in filter(None, (lower, target)):
+        get_layer(model, name)
+    context: Any = nullcontext()
+    if composite is not None:
+        context = ruled(model, example, lower, target, composite, every=rule == "lrp")
+    # At rest within the rules, or what they put in would ask for gradients.
+    with resting(model, example.device), context, resting(model):
+        yield lambda images: Cut.at(model, images, lower, target, times_input=composite is None)
 
 
 def propagate(
@@ -97,7 +92,7 @@ def propagate(
         ``"gradient"``: input times gradient, as PURE's reference implementation; ``"lrp"``: layer-wise relevance
         propagation with :func:`pure_nb.network.lrp.default_composite`; or a composite of zennit.
     seed
-        See :func:`seeded`.
+        Where relevance starts, see :func:`pure_nb.network.cut.seeded`.
     run
         How it is run.
 
@@ -121,42 +116,26 @@ def propagate(
         raise ArgumentError(f"channel and sample must be vectors of one length, got {channel.shape} and {sample.shape}")
     if len(sample) and not 0 <= sample.min() <= sample.max() < len(images):
         raise ArgumentError(f"image {sample.max()} (lowest {sample.min()}) of {len(images)} images of {images.name!r}")
-    composite = None if rule == "gradient" else default_composite(model) if rule == "lrp" else rule
-    for name in filter(None, (lower, target)):
-        get_layer(model, name)
     # Images with similarly many pairs share a batch, so that few rows of a round are idle.
     unique, pairs_of = grouped(sample)
     order = np.argsort([-len(pairs) for pairs in pairs_of], kind="stable")
-    context: Any = nullcontext()
-    if composite is not None:
-        context = ruled(model, images.example[None].to(run.local_device), lower, target, composite, every=rule == "lrp")
-    # At rest within the rules, or what they put in would ask for gradients.
-    with run.prepared(model), context, run.prepared(model):
+    example = images.example[None].to(run.local_device)
+    with run.prepared(model), cuts(model, example, target, lower, rule) as cut_at:
         start = 0
         for batch in readable(images, unique[order].tolist(), run=run):
             members = [pairs_of[i] for i in order[start : start + len(batch.samples)]]
             start += len(members)
-            leaf, top = cut(model, batch.images.to(run.local_device), lower, target)
-            if channel.max() >= top.shape[channel_axis(top)] or channel.min() < 0:
-                raise ArgumentError(
-                    f"channel {channel.max()} (lowest {channel.min()}): layer {target!r} has channels 0 to "
-                    f"{top.shape[channel_axis(top)] - 1}"
-                )
+            cut = cut_at(batch.images.to(example.device))
             for turn in range(len(members[0])):
                 rows = np.array([pairs[turn] for pairs in members if len(pairs) > turn])
-                width = len(rows)
-                chosen = torch.from_numpy(channel[rows]).to(run.local_device)
-                relevance = torch.zeros_like(top)
-                relevance[:width] = seeded(top[:width], chosen, seed)
-                last = turn == len(members[0]) - 1
-                (flow,) = torch.autograd.grad(top, leaf, relevance, retain_graph=not last)
-                found = flow if composite is not None else leaf.detach() * flow
-                if not torch.isfinite(found[:width].float().sum()):
-                    raise NonFiniteError(
-                        f"the relevance of layer {target!r} at {lower or 'the input'!r} is NaN or infinite for one of "
-                        f"the pairs (channel, image) {list(zip(channel[rows].tolist(), sample[rows].tolist()))[:5]} ..."
-                    )
-                yield rows, found[:width], leaf.detach()[:width], top.detach()[:width]
+                chosen, last = torch.from_numpy(channel[rows]).to(example.device), turn == len(members[0]) - 1
+                relevance = cut.relevance(chosen, seed, last=last, index=sample[rows].tolist())
+                yield rows, relevance, cut.leaf.detach()[: len(rows)], cut.top.detach()[: len(rows)]
+
+
+def summed(relevance: Tensor) -> NDArray[np.float32]:
+    """Relevance vectors out of the relevance of every position: float32 ``[b, channels]``, summed over positions."""
+    return by_position(relevance).float().sum(dim=2).cpu().numpy()
 
 
 def normalised(vectors: Float[NDArray[np.float32], "*shape"]) -> Float[NDArray[np.float32], "*shape"]:
@@ -202,37 +181,19 @@ def circuits(
         float32 ``[*channel.shape, lower channels]``; the absolute values of each vector sum to 1, or to 0 where no
         relevance flows (a dead channel).
     """
-    shape = np.shape(channel)
-    channel, sample = np.ravel(channel), np.ravel(sample)
+    shape, channel, sample = np.shape(channel), np.ravel(channel), np.ravel(sample)
+    how: dict[str, Any] = {"target": target, "lower": lower, "rule": rule, "seed": seed, "run": run}
 
     def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.float32]:
-        flows = propagate(
-            model,
-            images,
-            channel[block],
-            sample[block],
-            target=target,
-            lower=lower,
-            rule=rule,
-            seed=seed,
-            run=run,
-        )
+        flows = propagate(model, images, channel[block], sample[block], **how)
+        vectors: Any = None
         with closing(flows):  # whatever happens here, the model gets its state back at once
-            return normalised(_pooled(flows, len(block), done))
+            for rows, relevance, _, _ in flows:
+                own = summed(relevance)
+                vectors = np.empty((len(block), own.shape[1]), dtype=np.float32) if vectors is None else vectors
+                vectors[rows] = own
+                done(len(rows))
+        return normalised(vectors)
 
     with run.prepared(model):
         return by_blocks(sample, compute, name="circuits", store=store, new=new, run=run).reshape(*shape, -1)
-
-
-def _pooled(
-    flows: Iterable[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]], count: int, done: Callable[[int], Any]
-) -> Any:
-    """Sum the relevance of each pair over the positions: float32 ``[count, lower channels]``."""
-    vectors: Any = None
-    for rows, relevance, _, _ in flows:
-        pooled = by_position(relevance).float().sum(dim=2).cpu().numpy()
-        if vectors is None:
-            vectors = np.empty((count, pooled.shape[1]), dtype=np.float32)
-        vectors[rows] = pooled
-        done(len(rows))
-    return vectors

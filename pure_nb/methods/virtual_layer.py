@@ -9,7 +9,6 @@ circuit is a mixture of theirs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -17,15 +16,13 @@ import scipy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 from pure_nb.errors import ArgumentError
-from pure_nb.images.data import Images
 from pure_nb.methods._shapes import Float, Int
-from pure_nb.methods.circuits import normalised, propagate
+from pure_nb.methods.circuits import cuts, normalised, summed
 from pure_nb.methods.virtual import VirtualNeurons, part_name
-from pure_nb.network.layers import by_position, channel_axis
-from pure_nb.parameters import Rule, Run, Seed
+from pure_nb.network.layers import channel_axis
+from pure_nb.parameters import Rule, Seed
 
 if TYPE_CHECKING:
     from pure_nb.study import Study
@@ -119,42 +116,26 @@ class VirtualLayer(nn.Module):
             The target layer's shape, with the virtual neurons for its channels: ``[B, V, H, W]``, ``[B, T, V]`` or
             ``[B, V]``. For each image the virtual neurons of a channel add up to its activation.
         """
-        wanted = torch.unique(self.channel).cpu().numpy()
-        sample, channel = np.repeat(np.arange(len(images)), len(wanted)), np.tile(wanted, len(images))
-        flows = propagate(
-            self.model,
-            Images(TensorDataset(images.detach())),
-            channel,
-            sample,
-            target=self.target,
-            lower=self.lower,
-            rule=self.rule,
-            seed=self.seed,
-            run=Run(batch_size=len(images), device=str(images.device)),
-        )
-        found, axis = images.new_empty(0), 1
-        with closing(flows):  # whatever happens here, the network gets its state back at once
-            for rows, relevance, _, top in flows:
-                vectors = normalised(by_position(relevance).sum(dim=2).float().cpu().numpy())
-                share = torch.from_numpy(self._shares(vectors, channel[rows])).to(top)
-                axis = channel_axis(top)
-                values = top.movedim(axis, 1)[torch.arange(len(rows)), channel[rows]]
-                if not len(found):
-                    found = values.new_zeros((len(images), len(self.channel), *values.shape[1:]))
-                found[sample[rows]] += share.reshape(*share.shape, *[1] * (values.ndim - 1)) * values[:, None]
-        return found.movedim(1, axis)
-
-    def _shares(self, vectors: NDArray[np.float32], channel: NDArray[np.int64]) -> NDArray[np.float64]:
-        """What each virtual neuron gets of its channel's activation, ``[b, V]``; 0 for those of other channels."""
         owner, centroids = self.channel.cpu().numpy(), self.centroids.cpu().numpy()
-        share = np.zeros((len(vectors), len(owner)))
-        for row, (vector, own) in enumerate(zip(vectors, channel)):
-            members = np.flatnonzero(owner == own)
-            if self.assign == "mixture":
-                share[row, members] = mixture(vector, centroids[members])
-            else:
-                share[row, members[((vector - centroids[members]) ** 2).sum(axis=1).argmin()]] = 1
-        return share
+        share, wanted = np.zeros((len(images), len(owner))), np.unique(owner)
+        with cuts(self.model, images[:1].detach(), self.target, self.lower, self.rule) as cut_at:
+            cut = cut_at(images.detach())
+            for channel in wanted:
+                chosen = torch.full((len(images),), int(channel), device=images.device)
+                relevance = cut.relevance(chosen, self.seed, last=channel == wanted[-1])
+                members = np.flatnonzero(owner == channel)
+                share[:, members] = self._shares(normalised(summed(relevance)), centroids[members])
+        axis = channel_axis(cut.top)
+        values = cut.top.detach().movedim(axis, 1).index_select(1, self.channel.to(images.device))
+        shares = torch.from_numpy(share).to(values)
+        return (shares.reshape(*share.shape, *[1] * (values.ndim - 2)) * values).movedim(1, axis)
+
+    def _shares(self, vectors: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.float64]:
+        """What each virtual neuron of a channel gets of its activation, ``[b, k]``, given the circuits."""
+        if self.assign == "mixture":
+            return np.stack([mixture(vector, centroids) for vector in vectors])
+        nearest = ((vectors[:, None] - centroids) ** 2).sum(axis=2).argmin(axis=1)
+        return np.eye(len(centroids))[nearest]
 
 
 def mixture(

@@ -7,7 +7,7 @@ Summed over the positions of the output, what a weight sees is all that has to b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from torch.nn import functional
 from pure_nb.errors import LayerError
 from pure_nb.images.data import Images, readable
 from pure_nb.methods._shapes import Float, Int
-from pure_nb.network.layers import FOLDED, INPUT, activations, by_position, computes_plainly, get_layer
+from pure_nb.network.layers import INPUT, activations, by_position, computes_plainly, get_layer
+from pure_nb.network.targets import FOLDED, Target
 from pure_nb.parameters import Run
 
 Weighted = nn.Conv2d | nn.Linear
@@ -146,9 +147,10 @@ def closed_form(model: nn.Module, layer: str, lower: str) -> nn.Module | None:
 
     Others may compute something else with their weights, so they are left to vector-Jacobian products.
     """
-    module = get_layer(model, layer)
-    whole = FOLDED not in layer  # what each weight sees in a window can't be told from the tokens of all
-    return module if whole and lower == INPUT + layer and computes_plainly(module) else None
+    module, target = get_layer(model, layer), Target.parse(layer)
+    # Not of a part of it, and not of windows: what each weight sees in one can't be told from the tokens of all.
+    whole = not target.part and target.batch != FOLDED and Target.parse(lower) == replace(target, part=INPUT)
+    return module if whole and computes_plainly(module) else None
 
 
 def in_single(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -5,9 +5,13 @@ from typing import TYPE_CHECKING
 from pure_nb._imports import lazily
 
 if TYPE_CHECKING:
-    from pure_nb.network.layers import activations, cut, survey
+    from pure_nb.network.cut import Cut
+    from pure_nb.network.layers import activations
     from pure_nb.network.lrp import default_composite
+    from pure_nb.network.shapes import survey
 else:
-    __getattr__, __dir__ = lazily(__name__, {"layers": "activations cut survey", "lrp": "default_composite"})
+    __getattr__, __dir__ = lazily(
+        __name__, {"cut": "Cut", "layers": "activations", "lrp": "default_composite", "shapes": "survey"}
+    )
 
-__all__ = ["activations", "cut", "default_composite", "survey"]
+__all__ = ["Cut", "activations", "default_composite", "survey"]

@@ -4,19 +4,13 @@ The rules are zennit's and unchanged. What is added is bookkeeping: zennit's hoo
 modified weights in *every* backward pass, although the outcome depends on the layer's input alone. Here it is
 kept until the next forward pass, so that the second and every further channel of an image costs a backward pass
 and nothing else. Nor is the unmodified layer run backward, as zennit's hooks do before they put in the relevance.
-
-A rule sees a layer's parameters, and runs the layer again with others in their place. That is wrong where the layer
-computes its weights from something else, as with weight norm, so such layers become plain ones first (:func:`ruled`).
 """
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -29,31 +23,12 @@ from zennit.core import BasicHook, Composite, Hook, mod_params
 from zennit.layer import Sum
 from zennit.rules import Pass
 from zennit.torchvision import ResNetCanonizer
-from zennit.types import BatchNorm, Linear
 
 from pure_nb._resting import placed, resting
 from pure_nb.errors import LayerError, ModelError
-from pure_nb.network.layers import activations, cut
-
-ADVICE = "for circuits use rule='gradient', or bring a composite of zennit that is made for it as rule"
-
-# fmt: off
-MOVES = frozenset((
-    "cat", "chunk", "clone", "concat", "concatenate", "contiguous", "expand", "flatten", "flip", "movedim",
-    "moveaxis", "narrow", "pad", "permute", "ravel", "requires_grad_", "reshape", "roll", "select", "split",
-    "squeeze", "stack", "swapaxes", "tensor_split", "tile", "to", "transpose", "type_as", "unbind",
-    "unflatten", "unsqueeze", "view", "view_as", "__get__", "__getitem__",
-))
-# fmt: on
-"""Functions that only move numbers about, so that a gradient takes relevance to where it belongs."""
-
-SHARES = frozenset(
-    ("adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "dropout", "max_pool2d", "mean", "relu", "relu_")
-)
-"""Functions whose gradient hands relevance on without adding to it: to the largest, to all alike, or as it is."""
-
-LINEAR = frozenset(("linear", *(f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3))))
-"""Functions that rules cover where they are called with the very parameters of the module."""
+from pure_nb.network.coverage import ADVICE, Weights, become, require_rules
+from pure_nb.network.cut import Cut
+from pure_nb.network.layers import activations
 
 
 def default_composite(model: nn.Module) -> Composite:
@@ -93,17 +68,18 @@ def ruled(
     composite
         The rules and canonizers.
     every
-        Whether all that lies between the two layers must be covered; see :func:`require_rules`. A composite that was
-        made for a network is best taken at its word.
+        Whether all that lies between the two layers must be covered; see
+        :func:`pure_nb.network.coverage.require_rules`. A composite that was made for a network is best taken at its
+        word.
 
     Raises
     ------
     LayerError
-        See :func:`require_fit` and :func:`require_rules`.
+        See :func:`require_fit` and :func:`pure_nb.network.coverage.require_rules`.
     """
-    with resting(model, images.device), _Weights.over(model) as weights, weights:
-        expected = cut(model, images, lower, target)[1].detach()
-    with placed(model, images.device), _become(weights.plain):
+    with resting(model, images.device), Weights.over(model) as weights, weights:
+        expected = Cut.at(model, images, lower, target).top.detach()
+    with placed(model, images.device), become(weights.plain):
         require_fit(model, images, target, composite, expected)
         if every:
             require_rules(model, images, lower, target, composite)
@@ -132,7 +108,7 @@ def require_fit(model: nn.Module, images: Tensor, target: str, composite: Compos
     """
     with resting(model, images.device), torch.no_grad():
         try:
-            with _put_back(model), reusing(composite).context(model):
+            with reusing(composite).context(model):
                 found = activations(model, images, [target])[target]
         except (RuntimeError, TypeError, AttributeError, LayerError, ModelError) as problem:
             raise LayerError(
@@ -146,290 +122,6 @@ def require_fit(model: nn.Module, images: Tensor, target: str, composite: Compos
         )
 
 
-def _weights(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The weight and the bias among the arguments of one of :data:`LINEAR`."""
-    weight, bias = (*args[1:3], None, None)[:2]
-    return kwargs.get("weight", weight), kwargs.get("bias", bias)
-
-
-def _own(module: nn.Module, weight: Any, bias: Any) -> bool:
-    """Whether these are the module's parameters, which is what a rule changes."""
-    return all(value is module._parameters.get(name) for name, value in (("weight", weight), ("bias", bias)))
-
-
-class _Weights(TorchFunctionMode):
-    """Sees with which weights convolutions and linear layers really run.
-
-    Attributes
-    ----------
-    plain
-        For each layer that runs with others than its parameters, one that does the same with its own. Layers that do
-        more than that, or whose weights depend on the image, are left out.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.plain: dict[nn.Module, nn.Module] = {}
-        self._inside: list[tuple[Any, list[tuple[Any, Any]]]] = []
-
-    @classmethod
-    @contextmanager
-    def over(cls, model: nn.Module) -> Iterator[_Weights]:
-        """One that is told by each layer of a network when it runs."""
-        weights = cls()
-        with ExitStack() as stack:
-            for module in model.modules():
-                if isinstance(module, Linear):
-                    stack.callback(module.register_forward_pre_hook(weights.enter, prepend=True).remove)
-                    stack.callback(module.register_forward_hook(weights.leave).remove)
-            yield weights
-
-    def enter(self, module: nn.Module, inputs: Any) -> None:
-        """A layer starts, before any hook of its own."""
-        self._inside.append((inputs, []))
-
-    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """A layer ends, after any hook of its own."""
-        inputs, called = self._inside[-1]
-        weight, bias = called[0] if len(called) == 1 else (None, None)
-        if weight is not None and not weight.requires_grad and not _own(module, weight, bias):
-            plain = _plain(module, weight, bias)
-            try:
-                found = plain.forward(*inputs)
-            except (RuntimeError, TypeError):
-                found = None
-            if found is not None and found.shape == output.shape and torch.allclose(found, output, rtol=1e-3):
-                self.plain[module] = plain
-        self._inside.pop()
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a function, and keep the weights."""
-        if self._inside and getattr(function, "__name__", "") in LINEAR:
-            self._inside[-1][1].append(_weights(args, kwargs or {}))
-        return function(*args, **(kwargs or {}))
-
-
-def _plain(module: nn.Module, weight: Tensor, bias: Tensor | None) -> Any:
-    """A layer that does with these weights what torch's own class of it does, and has no hooks and no parts.
-
-    It is still an instance of the module's class, for composites that have a rule for that.
-    """
-    own = next(kind for kind in type(module).__mro__ if not hasattr(kind, "weight"))  # not torch.nn.utils.parametrize's
-    torchs = next(kind for kind in own.__mro__ if kind.__module__.startswith("torch.nn.modules."))
-    plain: Any = object.__new__(type(own.__name__, (own,), dict(inspect.getmembers(torchs, inspect.isfunction))))
-    plain.__dict__ = {name: value for name, value in vars(module).items() if name not in ("weight", "bias", "forward")}
-    kept = {"weight": weight, "bias": bias}
-    plain.__dict__ |= {
-        "_parameters": {
-            name: None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
-            for name, value in kept.items()
-        },
-        "_modules": {},
-        "_forward_hooks": OrderedDict(),
-        "_forward_pre_hooks": OrderedDict(),
-    }
-    return plain
-
-
-@contextmanager
-def _become(others: Mapping[nn.Module, nn.Module]) -> Iterator[None]:
-    """Modules that are others for a while; in place, as their names and all that refers to them must stay."""
-    before = {module: (type(module), vars(module)) for module in others}
-
-    def put(module: nn.Module, kind: type, state: dict[str, Any]) -> None:
-        object.__setattr__(module, "__class__", kind)
-        object.__setattr__(module, "__dict__", state)
-
-    for module, other in others.items():
-        put(module, type(other), vars(other))
-    try:
-        yield
-    finally:
-        for module, (kind, state) in before.items():
-            put(module, kind, state)
-
-
-@contextmanager
-def _put_back(model: nn.Module) -> Iterator[None]:
-    """Undo what canonizers did to the weights if they fail half-way, which they then do not themselves."""
-    modules = [(module, dict(module._parameters)) for module in model.modules()]
-    tensors = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
-    try:
-        yield
-    except Exception:
-        for module, parameters in modules:
-            module._parameters.update(parameters)
-        for tensor, data in tensors:
-            tensor.data = data
-        raise
-
-
-def require_rules(model: nn.Module, images: Tensor, lower: str | None, target: str, composite: Composite) -> None:
-    """Check that all that a network does between two layers is covered by rules, or needs none.
-
-    A composite has rules for modules. Whatever a network does besides is left to the gradient, which is right for
-    moving numbers about (:data:`MOVES`) and passable for a few other functions (:data:`SHARES`). It is wrong for the
-    sum at the end of a residual block, which would count all relevance twice, for a product (squeeze and excitation,
-    attention, layer scale), for layer norms, and for a batch norm that could not be merged.
-
-    Parameters
-    ----------
-    model
-        The network.
-    images
-        A batch of its inputs; one is enough.
-    lower, target
-        The layers L' and L; ``lower=None`` for the images themselves.
-    composite
-        The rules and canonizers.
-
-    Raises
-    ------
-    LayerError
-        If there is an operation without a rule; the message names it and its module.
-    """
-    canonized = Composite(canonizers=composite.canonizers)
-    # At rest within the context, as canonizers bring weights of their own.
-    with canonized.context(model), resting(model), _Watch.over(model, composite) as watch, watch:
-        cut(model, images, lower, target)
-
-
-@dataclass
-class _Place:
-    """A module that runs at the moment, or its hooks.
-
-    Attributes
-    ----------
-    name, kind
-        Of the module.
-    module
-        The module, if there is a rule for it.
-    called
-        Whether its rule has been used up: one stands for a single function of :data:`LINEAR`.
-    """
-
-    name: str
-    kind: str
-    module: nn.Module | None = None
-    called: bool = False
-
-    @property
-    def whole(self) -> bool:
-        """Whether the rule stands for all that the module does."""
-        return self.module is not None and not isinstance(self.module, (Linear, BatchNorm))
-
-    def covers(self, function: str, args: Any, kwargs: Any) -> bool:
-        """Whether the module's rule stands for a function that it calls."""
-        if isinstance(self.module, BatchNorm):
-            return function == "batch_norm"
-        if self.module is None or self.called or function not in LINEAR:
-            return False
-        self.called = _own(self.module, *_weights(args, kwargs))
-        return self.called
-
-
-class _Watch(TorchFunctionMode):
-    """Looks at every function that a network calls on what depends on the lower layer, outside of modules with rules.
-
-    What it does not see (an ``autograd.Function``, a function of TorchScript or of an extension) it knows by its
-    result: a tensor of which it has not seen where it came from.
-
-    Attributes
-    ----------
-    inside
-        The modules that run at the moment, the innermost last.
-    seen
-        The nodes of the graph that it has seen made.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.inside = [_Place("", type(model).__name__)]
-        self.seen: set[Any] = set()
-
-    @classmethod
-    @contextmanager
-    def over(cls, model: nn.Module, composite: Composite) -> Iterator[_Watch]:
-        """One that is told by each module of a network when it runs."""
-        watch, context = cls(model), dict[str, Any]()
-        with ExitStack() as stack:
-            for name, module in model.named_modules():
-                covered = composite.module_map(context, name, module) is not None
-                if isinstance(module, BatchNorm):  # merged into the layer before it, or not
-                    covered = _is_identity(module)
-                kind = type(module).__name__
-                # What the module's own hooks do is not what its rule is for, so there are two places.
-                for first, place in enumerate(((name, kind, module if covered else None), (name, f"hooks of {kind}"))):
-                    enter = partial(watch.enter, place)
-                    stack.callback(module.register_forward_pre_hook(enter, prepend=bool(first)).remove)
-                    stack.callback(module.register_forward_hook(watch.leave, prepend=not first).remove)
-            yield watch
-
-    def enter(self, place: tuple[Any, ...], module: nn.Module, inputs: Any) -> None:
-        """A module starts."""
-        self.check(inputs)
-        self.inside.append(_Place(*place))
-
-    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """A module ends."""
-        if not self.inside[-1].whole:
-            self.check(output)
-        self.inside.pop()
-        self.see(output)
-
-    def check(self, values: Any) -> None:
-        """Raise if a tensor comes from what was not seen."""
-        for tensor in _tensors(values):
-            if tensor.grad_fn is not None and tensor.grad_fn not in self.seen:
-                self.refuse(tensor.grad_fn.name())
-
-    def see(self, values: Any) -> None:
-        """Remember where tensors come from."""
-        self.seen |= {tensor.grad_fn for tensor in _tensors(values) if tensor.grad_fn is not None}
-
-    def refuse(self, operation: str) -> None:
-        """Say that there is no rule for an operation."""
-        layer, kind = self.inside[-1].name, self.inside[-1].kind
-        raise LayerError(
-            f"layer-wise relevance propagation has no rule for the operation {operation!r} in {layer!r} ({kind}), so "
-            f"relevance would be wrong below it; {ADVICE}"
-        )
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a function, and raise if it has no rule where it needs one."""
-        kwargs, name = kwargs or {}, getattr(function, "__name__", str(function))
-        whole = any(place.whole for place in self.inside)
-        if not whole and name != "__get__":
-            self.check((args, kwargs))
-        covered = whole or name in MOVES | SHARES or any(place.covers(name, args, kwargs) for place in self.inside)
-        found = function(*args, **kwargs)
-        if not covered and any(tensor.requires_grad for tensor in _tensors(found)):
-            self.refuse(name)
-        self.see(found)
-        return found
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    """All tensors among the arguments of a function, or in what it returned."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (tuple, list)):
-        for value in values:
-            yield from _tensors(value)
-    elif isinstance(values, dict):
-        yield from _tensors([*values.values()])
-
-
-def _is_identity(norm: Any) -> bool:
-    """Whether a batch norm changes nothing in evaluation, as one does that was merged into the layer before it."""
-    if norm.running_var is None:
-        return False
-    scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
-    shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
-    ones = torch.ones_like(scale)
-    return torch.allclose(scale, ones, atol=1e-2) and torch.allclose(shift, ones - 1, atol=1e-2)
-
-
 class TimmResNetCanonizer(AttributeCanonizer):  # type: ignore[misc]
     """Makes the sum at the end of timm's residual blocks a module, as zennit does for torchvision's."""
 
@@ -439,32 +131,28 @@ class TimmResNetCanonizer(AttributeCanonizer):  # type: ignore[misc]
     @classmethod
     def _attributes(cls, name: str, module: nn.Module) -> dict[str, Any] | None:
         timm: Any = sys.modules.get("timm.models.resnet")  # there is none of its blocks where it is not loaded
-        if timm and isinstance(module, timm.BasicBlock):
-            return {"forward": _basic_forward.__get__(module), "canonizer_sum": Sum()}
-        if timm and isinstance(module, timm.Bottleneck):
-            return {"forward": _bottleneck_forward.__get__(module), "canonizer_sum": Sum()}
-        return None
+        if not timm or not isinstance(module, (timm.BasicBlock, timm.Bottleneck)):
+            return None
+        return {"forward": partial(_summed, module), "canonizer_sum": Sum()}
 
 
-def _joined(block: Any, inputs: Tensor, out: Tensor) -> Tensor:
-    """The end of a residual block of timm: attention, drop path, shortcut, sum, activation."""
-    for optional in (block.se, block.drop_path):
-        if optional is not None:
-            out = optional(out)
-    shortcut = inputs if block.downsample is None else block.downsample(inputs)
-    joined: Tensor = block.canonizer_sum(torch.stack([shortcut, out], dim=-1))
-    return block.act3(joined) if hasattr(block, "act3") else block.act2(joined)
+def _summed(block: Any, inputs: Tensor) -> Any:
+    """A residual block's own forward, whose only sum, ``out += shortcut``, is the module that a rule is for."""
+    with _Summed(block.canonizer_sum):
+        return type(block).forward(block, inputs)
 
 
-def _basic_forward(self: Any, x: Tensor) -> Tensor:
-    out = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
-    return _joined(self, x, self.bn2(self.conv2(out)))
+class _Summed(TorchFunctionMode):
+    """Has sums in place computed by a module."""
 
+    def __init__(self, total: nn.Module) -> None:
+        super().__init__()
+        self.total = total
 
-def _bottleneck_forward(self: Any, x: Tensor) -> Tensor:
-    out = self.act1(self.bn1(self.conv1(x)))
-    out = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(out)))))
-    return _joined(self, x, self.bn3(self.conv3(out)))
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is Tensor.add_:
+            return self.total(torch.stack([args[1], args[0]], dim=-1))
+        return function(*args, **(kwargs or {}))
 
 
 def reusing(composite: Composite) -> Composite:
@@ -542,16 +230,8 @@ class _Reusing(_Passing, BasicHook):  # type: ignore[misc]
     """
 
     def __init__(self, rule: BasicHook) -> None:
-        BasicHook.__init__(
-            self,
-            input_modifiers=rule.input_modifiers,
-            param_modifiers=rule.param_modifiers,
-            output_modifiers=rule.output_modifiers,
-            gradient_mapper=rule.gradient_mapper,
-            reducer=rule.reducer,
-            param_keys=rule.param_keys,
-            require_params=rule.require_params,
-        )
+        super().__init__()
+        self.__dict__ |= vars(rule) | {"stored_tensors": {}}
 
     def copy(self) -> _Reusing:
         return _Reusing(self)

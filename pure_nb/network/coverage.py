@@ -1,0 +1,307 @@
+"""What of a network the rules of layer-wise relevance propagation stand for.
+
+A rule sees a layer's parameters, and runs the layer again with others in their place. That is wrong where the layer
+computes its weights from something else, as with weight norm, so such layers become plain ones first
+(:class:`Weights`). Whatever a network does outside of modules with rules is left to the gradient, so all that it
+calls is looked at (:func:`require_rules`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from zennit.core import Composite
+from zennit.types import BatchNorm, Linear
+
+from pure_nb._resting import resting
+from pure_nb.errors import LayerError
+from pure_nb.network.cut import Cut
+
+ADVICE = "for circuits use rule='gradient', or bring a composite of zennit that is made for it as rule"
+
+# fmt: off
+MOVES = frozenset((
+    "cat", "chunk", "clone", "concat", "concatenate", "contiguous", "expand", "flatten", "flip", "movedim",
+    "moveaxis", "narrow", "pad", "permute", "ravel", "requires_grad_", "reshape", "roll", "select", "split",
+    "squeeze", "stack", "swapaxes", "tensor_split", "tile", "to", "transpose", "type_as", "unbind",
+    "unflatten", "unsqueeze", "view", "view_as", "__get__", "__getitem__",
+))
+# fmt: on
+"""Functions that only move numbers about, so that a gradient takes relevance to where it belongs."""
+
+SHARES = frozenset(
+    ("adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "dropout", "max_pool2d", "mean", "relu", "relu_")
+)
+"""Functions whose gradient hands relevance on without adding to it: to the largest, to all alike, or as it is."""
+
+LINEAR = frozenset(("linear", *(f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3))))
+"""Functions that rules cover where they are called with the very parameters of the module."""
+
+
+def _weights(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The weight and the bias among the arguments of one of :data:`LINEAR`."""
+    weight, bias = (*args[1:3], None, None)[:2]
+    return kwargs.get("weight", weight), kwargs.get("bias", bias)
+
+
+def _own(module: nn.Module, weight: Any, bias: Any) -> bool:
+    """Whether these are the module's parameters, which is what a rule changes."""
+    return all(value is module._parameters.get(name) for name, value in (("weight", weight), ("bias", bias)))
+
+
+class Weights(TorchFunctionMode):
+    """Sees with which weights convolutions and linear layers really run.
+
+    Attributes
+    ----------
+    plain
+        For each layer that runs with others than its parameters, one that does the same with its own. Layers that do
+        more than that, or whose weights depend on the image, are left out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain: dict[nn.Module, nn.Module] = {}
+        self._inside: list[tuple[Any, list[tuple[Any, Any]]]] = []
+
+    @classmethod
+    @contextmanager
+    def over(cls, model: nn.Module) -> Iterator[Weights]:
+        """One that is told by each layer of a network when it runs."""
+        weights = cls()
+        with ExitStack() as stack:
+            for module in model.modules():
+                if isinstance(module, Linear):
+                    stack.enter_context(module.register_forward_pre_hook(weights.enter, prepend=True))
+                    stack.enter_context(module.register_forward_hook(weights.leave))
+            yield weights
+
+    def enter(self, module: nn.Module, inputs: Any) -> None:
+        """A layer starts, before any hook of its own."""
+        self._inside.append((inputs, []))
+
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """A layer ends, after any hook of its own."""
+        inputs, called = self._inside[-1]
+        weight, bias = called[0] if len(called) == 1 else (None, None)
+        if weight is not None and not weight.requires_grad and not _own(module, weight, bias):
+            plain = _plain(module, weight, bias)
+            try:
+                found = plain.forward(*inputs)
+            except (RuntimeError, TypeError):
+                found = None
+            if found is not None and found.shape == output.shape and torch.allclose(found, output, rtol=1e-3):
+                self.plain[module] = plain
+        self._inside.pop()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function, and keep the weights."""
+        if self._inside and getattr(function, "__name__", "") in LINEAR:
+            self._inside[-1][1].append(_weights(args, kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _plain(module: nn.Module, weight: Tensor, bias: Tensor | None) -> Any:
+    """A layer that does with these weights what torch's own class of it does, and has no hooks and no parts.
+
+    It is still an instance of the module's class, for composites that have a rule for that.
+    """
+    own = next(kind for kind in type(module).__mro__ if not hasattr(kind, "weight"))  # not torch.nn.utils.parametrize's
+    torchs = next(kind for kind in own.__mro__ if kind.__module__.startswith("torch.nn.modules."))
+    plain: Any = object.__new__(type(own.__name__, (own,), dict(inspect.getmembers(torchs, inspect.isfunction))))
+    plain.__dict__ = {name: value for name, value in vars(module).items() if name not in ("weight", "bias", "forward")}
+    kept = {
+        name: None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
+        for name, value in (("weight", weight), ("bias", bias))
+    }
+    nothing: dict[str, Any] = {"_modules": {}, "_forward_hooks": OrderedDict(), "_forward_pre_hooks": OrderedDict()}
+    plain.__dict__ |= {"_parameters": kept, **nothing}
+    return plain
+
+
+@contextmanager
+def become(others: Mapping[nn.Module, nn.Module]) -> Iterator[None]:
+    """Modules that are others for a while; in place, as their names and all that refers to them must stay."""
+    before = {module: (type(module), vars(module)) for module in others}
+
+    def put(module: nn.Module, kind: type, state: dict[str, Any]) -> None:
+        object.__setattr__(module, "__class__", kind)
+        object.__setattr__(module, "__dict__", state)
+
+    for module, other in others.items():
+        put(module, type(other), vars(other))
+    try:
+        yield
+    finally:
+        for module, (kind, state) in before.items():
+            put(module, kind, state)
+
+
+def require_rules(model: nn.Module, images: Tensor, lower: str | None, target: str, composite: Composite) -> None:
+    """Check that all that a network does between two layers is covered by rules, or needs none.
+
+    A composite has rules for modules. Whatever a network does besides is left to the gradient, which is right for
+    moving numbers about (:data:`MOVES`) and passable for a few other functions (:data:`SHARES`). It is wrong for the
+    sum at the end of a residual block, which would count all relevance twice, for a product (squeeze and excitation,
+    attention, layer scale), for layer norms, and for a batch norm that could not be merged.
+
+    Parameters
+    ----------
+    model
+        The network.
+    images
+        A batch of its inputs; one is enough.
+    lower, target
+        The layers L' and L; ``lower=None`` for the images themselves.
+    composite
+        The rules and canonizers.
+
+    Raises
+    ------
+    LayerError
+        If there is an operation without a rule; the message names it and its module.
+    """
+    canonized = Composite(canonizers=composite.canonizers)
+    # At rest within the context, as canonizers bring weights of their own.
+    with canonized.context(model), resting(model), _Watch.over(model, composite) as watch, watch:
+        Cut.at(model, images, lower, target)
+
+
+@dataclass
+class _Place:
+    """A module that runs at the moment, or its hooks.
+
+    Attributes
+    ----------
+    name, kind
+        Of the module.
+    module
+        The module, if there is a rule for it.
+    called
+        Whether its rule has been used up: one stands for a single function of :data:`LINEAR`.
+    """
+
+    name: str
+    kind: str
+    module: nn.Module | None = None
+    called: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the rule stands for all that the module does."""
+        return self.module is not None and not isinstance(self.module, (Linear, BatchNorm))
+
+    def covers(self, function: str, args: Any, kwargs: Any) -> bool:
+        """Whether the module's rule stands for a function that it calls."""
+        if isinstance(self.module, BatchNorm):
+            return function == "batch_norm"
+        if self.module is None or self.called or function not in LINEAR:
+            return False
+        self.called = _own(self.module, *_weights(args, kwargs))
+        return self.called
+
+
+class _Watch(TorchFunctionMode):
+    """Looks at every function that a network calls on what depends on the lower layer, outside of modules with rules.
+
+    What it does not see (an ``autograd.Function``, a function of TorchScript or of an extension) it knows by its
+    result: a tensor of which it has not seen where it came from.
+
+    Attributes
+    ----------
+    inside
+        The modules that run at the moment, the innermost last.
+    seen
+        The nodes of the graph that it has seen made.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.inside = [_Place("", type(model).__name__)]
+        self.seen: set[Any] = set()
+
+    @classmethod
+    @contextmanager
+    def over(cls, model: nn.Module, composite: Composite) -> Iterator[_Watch]:
+        """One that is told by each module of a network when it runs."""
+        watch, context = cls(model), dict[str, Any]()
+        with ExitStack() as stack:
+            for name, module in model.named_modules():
+                covered = composite.module_map(context, name, module) is not None
+                if isinstance(module, BatchNorm):  # merged into the layer before it, or not
+                    covered = _is_identity(module)
+                kind = type(module).__name__
+                # What the module's own hooks do is not what its rule is for, so there are two places.
+                for first, place in enumerate(((name, kind, module if covered else None), (name, f"hooks of {kind}"))):
+                    enter = partial(watch.enter, place)
+                    stack.enter_context(module.register_forward_pre_hook(enter, prepend=bool(first)))
+                    stack.enter_context(module.register_forward_hook(watch.leave, prepend=not first))
+            yield watch
+
+    def enter(self, place: tuple[Any, ...], module: nn.Module, inputs: Any) -> None:
+        """A module starts."""
+        self.check(inputs)
+        self.inside.append(_Place(*place))
+
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """A module ends."""
+        if not self.inside[-1].whole:
+            self.check(output)
+        self.inside.pop()
+        self.see(output)
+
+    def check(self, values: Any) -> None:
+        """Raise if a tensor comes from what was not seen."""
+        for tensor in _tensors(values):
+            if tensor.grad_fn is not None and tensor.grad_fn not in self.seen:
+                self.refuse(tensor.grad_fn.name())
+
+    def see(self, values: Any) -> None:
+        """Remember where tensors come from."""
+        self.seen |= {tensor.grad_fn for tensor in _tensors(values) if tensor.grad_fn is not None}
+
+    def refuse(self, operation: str) -> None:
+        """Say that there is no rule for an operation."""
+        layer, kind = self.inside[-1].name, self.inside[-1].kind
+        raise LayerError(
+            f"layer-wise relevance propagation has no rule for the operation {operation!r} in {layer!r} ({kind}), so "
+            f"relevance would be wrong below it; {ADVICE}"
+        )
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function, and raise if it has no rule where it needs one."""
+        kwargs, name = kwargs or {}, getattr(function, "__name__", str(function))
+        whole = any(place.whole for place in self.inside)
+        if not whole and name != "__get__":
+            self.check((args, kwargs))
+        covered = whole or name in MOVES | SHARES or any(place.covers(name, args, kwargs) for place in self.inside)
+        found = function(*args, **kwargs)
+        if not covered and any(tensor.requires_grad for tensor in _tensors(found)):
+            self.refuse(name)
+        self.see(found)
+        return found
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """All tensors among the arguments of a function, or in what it returned."""
+    return (value for value in tree_leaves(values) if isinstance(value, Tensor))
+
+
+def _is_identity(norm: Any) -> bool:
+    """Whether a batch norm changes nothing in evaluation, as one does that was merged into the layer before it."""
+    if norm.running_var is None:
+        return False
+    scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+    shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
+    ones = torch.ones_like(scale)
+    return torch.allclose(scale, ones, atol=1e-2) and torch.allclose(shift, ones - 1, atol=1e-2)

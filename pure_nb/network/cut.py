@@ -1,0 +1,190 @@
+"""The network cut at two layers: what drives everything that asks which lower channels a channel came from.
+
+The output of a lower layer becomes the start of a new computational graph, so what the upper layer puts out is a
+function of the lower activations *only*, and a backward pass runs through the part between the two and through nothing
+else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
+from pure_nb.network.layers import activations, as_weights, channel_axis, forward_pass
+from pure_nb.network.targets import INPUT, Target
+from pure_nb.parameters import Seed
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """The part of a network between two layers, after one forward pass of a batch of images.
+
+    Each further question costs a backward pass through that part and nothing else.
+
+    Attributes
+    ----------
+    leaf
+        The lower activations, a leaf that requires gradients.
+    top
+        The target's activations, as a function of them.
+    lower, target
+        Names of the two layers.
+    times_input
+        Whether relevance is input times gradient, as it is without rules for the gradient.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3))
+    >>> cut = Cut.at(model, torch.rand(2, 3, 12, 12), lower="1", target="2")
+    >>> cut.relevance(torch.tensor([3, 0])).shape
+    torch.Size([2, 5, 10, 10])
+    """
+
+    leaf: Tensor
+    top: Tensor
+    lower: str
+    target: str
+    times_input: bool = True
+
+    @classmethod
+    def at(cls, model: nn.Module, images: Tensor, lower: str | None, target: str, *, times_input: bool = True) -> Cut:
+        """Run the network to two layers, and keep the graph between them only.
+
+        Parameters
+        ----------
+        model
+            Any network, best within :func:`pure_nb._resting.resting`.
+        images
+            A batch of its inputs; they are brought to the precision of its weights.
+        lower
+            The lower layer L'; None for the images themselves.
+        target
+            The target layer L, above it.
+        times_input
+            See :class:`Cut`.
+
+        Raises
+        ------
+        LayerError
+            If a layer is missing, or the target does not depend on the lower layer.
+        """
+        below = INPUT if lower is None else lower  # what goes into the network as a whole
+        if below == target:
+            raise LayerError(f"the lower layer must be below the target layer; both are {target!r}")
+        found = activations(model, images, [target, below], leaf=below)
+        if next(iter(found)) != below or not found[target].requires_grad:
+            start = lower or "the images"
+            if blocked := _without_gradients(model, images, lower, target):
+                raise LayerError(
+                    f"layer {target!r} can't be traced back to {start!r}: gradients are switched off where {blocked} "
+                    "runs, by no_grad() or inference_mode() in the network's own code; take that out of forward()"
+                )
+            raise LayerError(
+                f"layer {target!r} does not depend on {start!r}: the lower layer must run before it and feed it, with "
+                "no detach() between them"
+            )
+        return cls(found[below], found[target], lower or "the input", target, times_input)
+
+    def relevance(
+        self, channel: Tensor, start: Seed = "activation", *, last: bool = False, index: Sequence[int] | None = None
+    ) -> Tensor:
+        """What each value of the lower layer contributed to a channel, image by image.
+
+        Parameters
+        ----------
+        channel
+            int64 ``[b]``: the channel to start from in each of the first b images.
+        start
+            Where relevance starts, see :func:`seeded`.
+        last
+            Whether the graph may be freed on the way, as nothing more will be asked of it.
+        index
+            int ``[b]``: what to call the images in an error, if not by their place in the batch.
+
+        Returns
+        -------
+        Tensor
+            Of the lower layer's shape, with b rows.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such channel.
+        NonFiniteError
+            If the relevance is NaN or infinite.
+        """
+        width, channels = len(channel), self.top.shape[channel_axis(self.top)]
+        if not 0 <= channel.min() <= channel.max() < channels:
+            raise ArgumentError(
+                f"channel {channel.max()} (lowest {channel.min()}): layer {self.target!r} has channels 0 to "
+                f"{channels - 1}"
+            )
+        above = torch.zeros_like(self.top)
+        above[:width] = seeded(self.top[:width], channel, start)
+        (flow,) = torch.autograd.grad(self.top, self.leaf, above, retain_graph=not last)
+        found = (self.leaf.detach() * flow if self.times_input else flow)[:width]
+        if not torch.isfinite(found.float().sum()):
+            pairs = list(zip(channel.tolist(), range(width) if index is None else index))
+            raise NonFiniteError(
+                f"the relevance of layer {self.target!r} at {self.lower!r} is NaN or infinite for one of the pairs "
+                f"(channel, image) {pairs[:5]} ..."
+            )
+        return found
+
+
+def seeded(activation: Tensor, channel: Tensor, seed: Seed = "activation") -> Tensor:
+    """The relevance at the target layer to start from.
+
+    Parameters
+    ----------
+    activation
+        Output of the target layer for b images, channels on any axis.
+    channel
+        int64 ``[b]``: the channel to start from in each image.
+    seed
+        ``"activation"``: max(A, 0) at every position (the paper's); ``"peak"``: the same at the position of the
+        maximum only; ``"unit"``: 1 at every position.
+
+    Returns
+    -------
+    Tensor
+        Of the activation's shape; zero outside the channels.
+    """
+    axis = channel_axis(activation)
+    start = torch.zeros_like(activation, memory_format=torch.preserve_format)
+    rows = torch.arange(len(channel), device=activation.device)
+    first = activation.detach().movedim(axis, 1)[rows, channel]
+    if seed == "unit":
+        value = torch.ones_like(first)
+    else:
+        value = first.clamp(min=0)
+        if seed == "peak":
+            flat = value.reshape(len(value), -1)
+            at = flat.argmax(dim=1, keepdim=True)
+            value = torch.zeros_like(flat).scatter(1, at, flat.gather(1, at)).view_as(value)
+    start.movedim(axis, 1)[rows, channel] = value
+    return start
+
+
+def _without_gradients(model: nn.Module, images: Tensor, lower: str | None, target: str) -> str:
+    """The first module from the lower layer to the target that runs without gradients; "" if none does."""
+    order: list[tuple[str, str]] = []  # of the modules as they end, and what to say of those without gradients
+
+    def note(name: str, module: nn.Module, *_: Any) -> None:
+        order.append((name, "" if torch.is_grad_enabled() else f"{name!r} ({type(module).__name__})"))
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            stack.enter_context(module.register_forward_hook(partial(note, name)))
+        with torch.enable_grad():
+            forward_pass(model, as_weights(model, images))
+    names = [name for name, _ in order]
+    first = 0 if lower is None else names.index(Target.parse(lower).name)
+    return next((told for _, told in order[first : names.index(Target.parse(target).name) + 1] if told), "")

@@ -1,0 +1,288 @@
+"""The grammar of targets: the name of a layer, and before it which view of its activation is meant.
+
+A bare name out of ``model.named_modules()`` is what that module puts out, and :data:`OUTPUT` what the network does.
+Before a name may stand
+
+- ``"input:NAME"``, the (first) input of a module;
+- ``"patches:NAME"``, tokens as the grid of patches that they stand for: from ``[B, T, C]`` to ``[B, C, h, w]``, without
+  the class token and registers before them, in rows from the top;
+- ``"class:NAME"``, the first of the tokens alone, ``[B, C]``;
+- ``"tokens:NAME"``, tokens before images: from ``[T, B, C]`` to ``[B, T, C]``;
+- ``"folded:NAME"``, windows, tiles or frames of an image that are folded into the first axis: from ``[B * w, ...]`` to
+  ``[B, T, C]`` with the positions of all w for tokens;
+- ``"last:NAME"``, an output with the channels last as any other: from ``[B, H, W, C]`` to ``[B, C, H, W]``. Linear
+  layers and layer norms need no prefix for that, as they tell by themselves where their channels are;
+- ``"first:NAME"``, channels before positions: from ``[B, C, L]`` to ``[B, L, C]``. One-dimensional convolutions, batch
+  norms and pooling need none.
+
+Prefixes may follow each other: one of the first three, one of the next two, one of the last two, such as
+``"patches:tokens:NAME"``. :func:`pure_nb.network.shapes.survey` finds out which a layer needs. :func:`view` does what
+they say; what replaces a view is put back in its place: among the other tokens, with the channels last.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pure_nb.errors import LayerError
+
+OUTPUT = ""
+"""Name of the network's own output among the layers: the one that ``named_modules`` gives to the network."""
+
+INPUT, PATCHES, CLASS = "input:", "patches:", "class:"
+TOKENS, FOLDED = "tokens:", "folded:"
+FIRST, LAST = "first:", "last:"
+
+KINDS = {"part": (INPUT, PATCHES, CLASS), "batch": (TOKENS, FOLDED), "axis": (FIRST, LAST)}
+"""All that may stand before a name, by the attribute of :class:`Target` that holds it: one of each, in this order."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer by name, and which view of its activation is meant.
+
+    Attributes
+    ----------
+    name
+        Of the module; :data:`OUTPUT` for the network itself.
+    part
+        What of it: a prefix, or "" for all that the module puts out.
+    batch
+        Where the images are: a prefix, or "" for the first axis.
+    axis
+        Where the channels are: a prefix, or "" for where such a module has them.
+
+    Examples
+    --------
+    >>> Target.parse("patches:tokens:encoder.1")
+    Target(name='encoder.1', part='patches:', batch='tokens:', axis='')
+    >>> str(Target("layer4", INPUT))
+    'input:layer4'
+    """
+
+    name: str
+    part: str = ""
+    batch: str = ""
+    axis: str = ""
+
+    @classmethod
+    def parse(cls, layer: str) -> Target:
+        """Read a name with its prefixes.
+
+        Raises
+        ------
+        LayerError
+            If two prefixes of a kind stand there, or in another order.
+        """
+        found, name = dict[str, str](), layer
+        for kind, prefixes in KINDS.items():
+            found[kind] = next(filter(name.startswith, prefixes), "")
+            name = name.removeprefix(found[kind])
+        if name.startswith(sum(KINDS.values(), ())):
+            raise misspelt(layer)
+        return cls(name, **found)
+
+    @property
+    def prefix(self) -> str:
+        """All that stands before the name."""
+        return self.part + self.batch + self.axis
+
+    def __str__(self) -> str:
+        return self.prefix + self.name
+
+
+def misspelt(layer: str) -> LayerError:
+    """The error that says what may stand before the name of a layer."""
+    told = ", then ".join(f"one of {', '.join(map(repr, prefixes))}" for prefixes in KINDS.values())
+    return LayerError(f"layer {layer!r}: before a name may stand {told}, and no others")
+
+
+PREFIX_TOKENS = 16
+"""Tokens that may stand before those of the patches: a class token, a distillation token, registers."""
+
+SECOND = ("batchnorm", "conv", "fold", "instancenorm", "padding", "pooling", "upsampling")
+"""Where torch defines modules that have their channels on the second axis, in ``torch.nn.modules``."""
+
+View = tuple[Tensor, Callable[[Tensor], Tensor]]
+"""What a target means of an activation, and how what replaces that is put back in its place."""
+
+
+def channel_axis(activation: Tensor) -> int:
+    """Axis of the channels: 1 in ``[B, C]`` and ``[B, C, H, W]``, 2 in ``[B, T, C]`` (tokens).
+
+    Raises
+    ------
+    LayerError
+        For any other number of axes.
+    """
+    if activation.ndim in (2, 4):
+        return 1
+    if activation.ndim == 3:
+        return 2
+    raise LayerError(
+        f"expected an output of shape [B, C], [B, T, C] or [B, C, H, W], got {list(activation.shape)}; choose a layer "
+        "whose output is one of these"
+    )
+
+
+def by_position(activation: Tensor) -> Tensor:
+    """An activation of any supported shape as ``[B, C, P]``: P positions (H x W, tokens, or one)."""
+    if channel_axis(activation) == 2:
+        return activation.transpose(1, 2)
+    return activation.flatten(2) if activation.ndim == 4 else activation[..., None]
+
+
+def channels_last(module: nn.Module) -> bool:
+    """Whether a module is known to have its channels on the last axis, of its input and of its output alike.
+
+    Linear layers do, and norms over that axis alone, but for those made for ``[B, C, H, W]``, which are classes of
+    their own.
+    """
+    timm = sys.modules.get("timm.layers.norm")  # there is none of its norms where it is not loaded
+    if type(module) in (nn.LayerNorm, getattr(timm, "LayerNorm", None), nn.RMSNorm):
+        return len(module.normalized_shape) == 1  # type: ignore[arg-type]
+    return isinstance(module, nn.Linear)
+
+
+def channels_second(module: nn.Module) -> bool:
+    """Whether a module is known to have its channels on the second axis: ``[B, C, L]`` where there are three."""
+    homes = {one.__module__ for one in type(module).__mro__}
+    return isinstance(module, nn.GroupNorm) or any(f"torch.nn.modules.{home}" in homes for home in SECOND)
+
+
+def is_last(module: nn.Module, axes: int) -> bool:
+    """Whether the channels are on the last axis where no prefix says so."""
+    return channels_last(module) if axes == 4 else not channels_second(module)
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What a forward pass is given, and the feature maps ``(C, h, w)`` that were seen in it so far."""
+
+    images: Tensor
+    maps: list[tuple[int, ...]] = field(default_factory=list)
+
+    def note(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """Remember what a convolution puts out."""
+        self.maps.append(tuple(output.shape[-3:]))
+
+    def grid(self, target: Target, tokens: Tensor) -> tuple[int, int]:
+        """The grid of patches of tokens ``[B, T, C]``: that of a feature map, or of the pictures' proportions."""
+        if tokens.ndim != 3:
+            raise _no_tokens(target, tokens)
+        count, size = tokens.shape[1], self.images.shape[2:]
+
+        def fitting(grids: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+            return [grid for grid in grids if min(grid) > 1 and 0 <= count - math.prod(grid) <= PREFIX_TOKENS]
+
+        found = fitting(dict.fromkeys((height, width) for _, height, width in self.maps))
+        if not found and len(size) == 2:  # cut without a convolution: squares that fill the picture, the smallest first
+            sides = (side for side in range(1, min(size) + 1) if not any(length % side for length in size))
+            found = fitting((size[0] // side, size[1] // side) for side in sides)[:1]
+        elif not found:
+            found = fitting((side, side) for side in range(math.isqrt(count), 0, -1))[:1]
+        if len(found) == 1:
+            return found[0]
+        told = f"no grid of patches with at most {PREFIX_TOKENS} tokens before it"
+        if found:
+            told = f"a grid of {' or '.join(f'{h} x {w}' for h, w in found)} patches, which can't be told"
+        raise LayerError(f"layer {str(target)!r}: {count} tokens are {told}; name the layer without {PATCHES!r}")
+
+
+def view(target: Target, module: nn.Module, whole: Tensor, run: Pass) -> View:
+    """What a target means of an activation, and how what replaces that is put back in its place.
+
+    Parameters
+    ----------
+    target
+        The layer, with its prefixes.
+    module
+        Its module, which may tell where the channels are.
+    whole
+        What goes into the module or comes out of it.
+    run
+        The forward pass.
+
+    Raises
+    ------
+    LayerError
+        If the activation's shape does not fit the prefixes.
+    """
+    images, images_back = _images_first(target, whole, len(run.images))
+    channels, channels_back = _channels_in_place(target, module, images)
+    part, part_back = _part(target, channels, run)
+    return part, lambda new: images_back(channels_back(part_back(new)))
+
+
+def _moved(whole: Tensor, source: int, destination: int) -> View:
+    return whole.movedim(source, destination), lambda new: new.movedim(destination, source)
+
+
+def _images_first(target: Target, whole: Tensor, count: int) -> View:
+    """The images' axis, or that of their windows, moved to the front."""
+    if target.batch == TOKENS:
+        if whole.ndim != 3 or whole.shape[1] != count:
+            raise LayerError(
+                f"layer {str(target)!r}: {list(whole.shape)} is not [T, B, C], for a batch of {count} images"
+            )
+        return _moved(whole, 1, 0)
+    if not whole.ndim or (len(whole) % count if target.batch == FOLDED else len(whole) != count):
+        raise LayerError(
+            f"layer {str(target)!r}: the first axis of {list(whole.shape)} is not that of the {count} images; before "
+            f"its name may stand {TOKENS!r} for [T, B, C], and {FOLDED!r} for windows of each image in that axis"
+        )
+    return whole, lambda new: new
+
+
+def _channels_in_place(target: Target, module: nn.Module, whole: Tensor) -> View:
+    """The channels' axis moved to where it is in ``[B, C, H, W]`` and ``[B, T, C]``."""
+    if target.axis and whole.ndim not in (3, 4):
+        form = {LAST: "[B, H, W, C]", FIRST: "[B, C, L]"}[target.axis]
+        raise LayerError(f"layer {str(target)!r}: {list(whole.shape)} is not {form}; name it without {target.axis!r}")
+    last = target.axis == LAST if target.axis else is_last(module, whole.ndim)
+    if whole.ndim == 4 and last:
+        return _moved(whole, 3, 1)
+    if whole.ndim == 3 and not last:
+        return _moved(whole, 1, 2)
+    return whole, lambda new: new
+
+
+def _part(target: Target, whole: Tensor, run: Pass) -> View:
+    """The patches or the class token alone; the positions of all windows of an image."""
+    if target.batch == FOLDED:
+        if target.part in (PATCHES, CLASS):
+            raise LayerError(
+                f"layer {str(target)!r}: the tokens of windows are in no order; name it without {target.prefix!r}"
+            )
+        each = by_position(whole)  # [B * w, C, P]
+        split = each.reshape(len(run.images), -1, *each.shape[1:]).transpose(2, 3)
+
+        def folded(new: Tensor) -> Tensor:
+            back = new.reshape(-1, each.shape[2], each.shape[1])
+            return (back if channel_axis(whole) == 2 else back.transpose(1, 2)).reshape(whole.shape)
+
+        return split.flatten(1, 2), folded
+    if target.part == PATCHES:
+        height, width = run.grid(target, whole)
+        before = whole.shape[1] - height * width
+        grid = whole[:, before:].transpose(1, 2).reshape(len(whole), -1, height, width)
+        return grid, lambda new: torch.cat([whole[:, :before], new.flatten(2).transpose(1, 2)], dim=1)
+    if target.part == CLASS:
+        if whole.ndim != 3:
+            raise _no_tokens(target, whole)
+        return whole[:, 0], lambda new: torch.cat([new[:, None], whole[:, 1:]], dim=1)
+    return whole, lambda new: new
+
+
+def _no_tokens(target: Target, whole: Tensor) -> LayerError:
+    return LayerError(
+        f"layer {str(target)!r}: {list(whole.shape)} are no tokens [B, T, C]; name it without {target.part!r}, or "
+        "choose another"
+    )
