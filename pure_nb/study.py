@@ -15,7 +15,7 @@ import html
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from torch import nn
 from pure_nb.classes import Classes
 from pure_nb.compute.results import ASKED, FORMAT, Results
 from pure_nb.compute.store import Arrays, New, Store, store_folder
-from pure_nb.compute.sweep import sweep
+from pure_nb.compute.sweep import noted, sweep
 from pure_nb.crops import Crops, misfit
 from pure_nb.errors import ArgumentError, ImageError, PureError, StudyWarning
 from pure_nb.images._fitting import repeated
@@ -221,11 +221,10 @@ class Study:
             self.shapes  # noqa: B018  fail before the pass, not in it
             wanted: list[Any] = [own, top] if together else [own]
             lost = sweep(self.model, images, wanted, precision=self.parameters.precision, store=shards, run=self.run)
-            note = [astuple(one) for one in lost]
             if together:
-                self.results.arrays("references", ranked, lambda _: (top.state(), note))
+                self.results.arrays("references", ranked, lambda _: (top.state(), noted(lost)))
                 self.__dict__["_found"] = top.result(), lost
-            return own.state(), note
+            return own.state(), noted(lost)
 
         # What is kept of an unfinished pass is of no use to a pass that looks for other references, or for none.
         arrays, note = self.results.arrays(step, key, compute, key | ({"with": ranked} if together else {}))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
@@ -259,8 +259,13 @@ def _loaded(name: str, job: Job, samples: range, store: Store | None) -> Part | 
     return Part(saved[0], lost)
 
 
+def noted(lost: Sequence[Unreadable]) -> list[tuple[Any, ...]]:
+    """What could not be read, as a note beside a result: the arguments of each :class:`Unreadable`."""
+    return [astuple(one) for one in lost]
+
+
 def _save(name: str, job: Job, samples: range, store: Store, part: Part) -> None:
-    store.save_arrays(name, job.key(samples), part.arrays, [[u.sample, u.path, u.reason] for u in part.lost])
+    store.save_arrays(name, job.key(samples), part.arrays, noted(part.lost))
 
 
 def save_part(job: Job, cut: Sequence[range], store: Store, part: Part) -> None:

@@ -141,11 +141,8 @@ class TopReferences:
         self.layers: tuple[str, ...] = (layer,)
         self.leaf: str | None = None
         self.grid: tuple[int, ...] = ()
-        # [rank, channel]; the ranks come first because batches are stacked on that axis.
-        self._score: Tensor | None = None
-        self._sample = torch.empty(0, 0, dtype=torch.int64)
-        self._position = torch.empty(0, 0, dtype=torch.int64)
-        self._peak = torch.empty(0, 0)
+        # Score, sample, position and peak as [rank, channel]; the ranks come first since batches are stacked on them.
+        self._best: dict[str, Tensor] = {}
 
     def update(self, samples: Int[NDArray[np.int64], " b"], outputs: Mapping[str, Tensor]) -> None:
         """Take in a batch.
@@ -177,12 +174,12 @@ class TopReferences:
         score = top if self.by == "max" else values.mean(dim=2)
         axis = channel_axis(activation)
         self._shaped(score.shape[1], tuple(size for i, size in enumerate(activation.shape) if i not in (0, axis)))
-        full = self._score is not None and self._score.shape[0] >= self.n
-        later = full and int(samples.min()) > int(self._sample.max())  # so a tie with the last one does not enter
-        if later and self._score is not None and not (score > self._score[-1].to(score)).any():
+        best, full = self._best, bool(self._best) and len(self._best["score"]) >= self.n
+        later = full and int(samples.min()) > int(best["sample"].max())  # so a tie with the last one does not enter
+        if later and not (score > best["score"][-1].to(score)).any():
             return
         sample = torch.from_numpy(samples)[:, None].expand(-1, score.shape[1])
-        self._take(score.cpu(), sample, position.cpu(), top.cpu())
+        self._take({"score": score.cpu(), "sample": sample, "position": position.cpu(), "peak": top.cpu()})
 
     def merge(self, other: TopReferences) -> None:
         """Take in what another accumulator of the same layer has taken in."""
@@ -190,30 +187,24 @@ class TopReferences:
             raise ArgumentError(
                 f"can't merge references of {other.layer!r} ({other.n}, {other.by}) into {self.layer!r}"
             )
-        if other._score is not None:
-            self._shaped(other._score.shape[1], other.grid)
-            self._take(other._score, other._sample, other._position, other._peak)
+        if other._best:
+            self._shaped(other._best["score"].shape[1], other.grid)
+            self._take(other._best)
 
     def _shaped(self, channels: int, grid: tuple[int, ...]) -> None:
-        if self._score is not None and (self._score.shape[1], self.grid) != (channels, grid):
+        if self._best and (before := self._best["score"].shape[1], self.grid) != (channels, grid):
             raise LayerError(
-                f"layer {self.layer!r} had {self._score.shape[1]} channels on the grid {self.grid} and now has "
+                f"layer {self.layer!r} had {before} channels on the grid {self.grid} and now has "
                 f"{channels} on {grid}; resize and crop all images to one size in the transform"
             )
         self.grid = grid
 
-    def _take(self, score: Tensor, sample: Tensor, position: Tensor, peak: Tensor) -> None:
-        if self._score is not None:
-            score = torch.cat([self._score, score])
-            sample = torch.cat([self._sample, sample])
-            position = torch.cat([self._position, position])
-            peak = torch.cat([self._peak, peak])
+    def _take(self, new: Mapping[str, Tensor]) -> None:
+        every = {name: torch.cat([self._best[name], values]) if self._best else values for name, values in new.items()}
         # Two stable sorts: by number, then by score. The second keeps the order of the first among equals.
-        order = sample.argsort(dim=0, stable=True)
-        order = order.gather(0, score.gather(0, order).argsort(dim=0, descending=True, stable=True))[: self.n]
-        self._score, self._sample, self._position, self._peak = (
-            values.gather(0, order) for values in (score, sample, position, peak)
-        )
+        order = every["sample"].argsort(dim=0, stable=True)
+        order = order.gather(0, every["score"].gather(0, order).argsort(dim=0, descending=True, stable=True))[: self.n]
+        self._best = {name: values.gather(0, order) for name, values in every.items()}
 
     def result(self) -> References:
         """The reference images found so far.
@@ -223,31 +214,21 @@ class TopReferences:
         ArgumentError
             If nothing was taken in.
         """
-        if self._score is None:
+        if not self._best:
             raise ArgumentError(f"no image was seen, so layer {self.layer!r} has no reference images")
-        sample, score, position, peak = (
-            values.T.contiguous().numpy() for values in (self._sample, self._score, self._position, self._peak)
-        )
-        return References(self.layer, self.by, sample, score, position, self.grid, peak)
+        found: dict[str, Any] = {name: values.T.contiguous().numpy() for name, values in self._best.items()}
+        return References(self.layer, self.by, grid=self.grid, **found)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All that was taken in, as arrays; see :meth:`restored`."""
-        if self._score is None:
-            return {}
-        return {
-            "score": self._score.numpy(),
-            "sample": self._sample.numpy(),
-            "position": self._position.numpy(),
-            "peak": self._peak.numpy(),
-            "grid": np.array(self.grid, dtype=np.int64),
-        }
+        grid = {"grid": np.array(self.grid, dtype=np.int64)} if self._best else {}
+        return {name: values.numpy() for name, values in self._best.items()} | grid
 
     def restored(self, state: Mapping[str, NDArray[Any]]) -> TopReferences:
         """A new accumulator of the same settings, holding a saved state; empty if the state is."""
         other = TopReferences(self.layer, self.n, self.by)
         if state:
-            other._score, other._sample, other._position, other._peak = (
-                torch.from_numpy(np.array(state[name])) for name in ("score", "sample", "position", "peak")
-            )
+            names = ("score", "sample", "position", "peak")
+            other._best = {name: torch.from_numpy(np.array(state[name])) for name in names}
             other.grid = tuple(int(size) for size in state["grid"])
         return other
