@@ -31,7 +31,8 @@ from pure_nb.compute.store import Arrays, New, Store, store_folder
 from pure_nb.compute.sweep import sweep
 from pure_nb.crops import Crops
 from pure_nb.errors import ArgumentError, ImageError, LayerError, PureError
-from pure_nb.images.data import Images, Unreadable, readable
+from pure_nb.images.data import Images
+from pure_nb.images.reading import Unreadable, readable
 from pure_nb.images.sources import as_images
 from pure_nb.judges import truth
 from pure_nb.methods.circuits import circuits, propagate

@@ -32,8 +32,10 @@ from torchvision.transforms import v2
 from pure_nb.errors import ArgumentError, ImageError, StudyWarning
 from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene, glyph_images
 from pure_nb.glyphs import scenes as glyphs
-from pure_nb.images import data
-from pure_nb.images.data import Images, at_chance, batches, class_labels, readable, seen_labels, spoken
+from pure_nb.images import reading
+from pure_nb.images.data import Images
+from pure_nb.images.labels import at_chance, class_labels, seen_labels, spoken
+from pure_nb.images.reading import batches, readable
 from pure_nb.images.sources import Reader, as_images, folder_images, path_images, preprocessing
 
 PLAIN = transforms.ToTensor()
@@ -822,7 +824,7 @@ def test_an_image_that_never_arrives() -> None:
 
 
 def test_an_image_that_never_arrives_outside_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "PATIENCE", 0.1)
+    monkeypatch.setattr(reading, "PATIENCE", 0.1)
     items = Blocked(4, late=0)
     images = Images(items)
     for look in (
@@ -870,7 +872,7 @@ def test_a_worker_that_is_killed() -> None:
 
 def test_what_a_worker_raises_is_not_taken_for_late(monkeypatch: pytest.MonkeyPatch) -> None:
     images = Images(Items([*noise(1), *noise(1).double()]))
-    monkeypatch.setattr(data.torch, "stack", lambda *_: 1 / 0)
+    monkeypatch.setattr(reading.torch, "stack", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(batches(images, [0, 1]))
     with pytest.raises(ZeroDivisionError, match="DataLoader worker process"):

@@ -27,7 +27,7 @@ from pure_nb.benchmark.worlds import World
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, StudyError, StudyWarning
-from pure_nb.images.data import readable
+from pure_nb.images.reading import readable
 from pure_nb.judges import truth
 from pure_nb.methods.relevance import dense_weight, pooled_inputs
 from pure_nb.methods.splitting import SHARED, owners

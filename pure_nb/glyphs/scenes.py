@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pure_nb.errors import ArgumentError
-from pure_nb.images.data import MEAN, STD, Images
+from pure_nb.images.data import Images
+from pure_nb.images.pictures import MEAN, STD
 
 Split = Literal["train", "val"]
 

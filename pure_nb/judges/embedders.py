@@ -15,30 +15,25 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import logging
 import re
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import resources
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal, get_args
-from urllib.error import URLError
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchvision import transforms
 
 from pure_nb._imports import needed
 from pure_nb.errors import EmbedderError, ModelError, PureError
-from pure_nb.images.data import MEAN, STD
+from pure_nb.images.pictures import MEAN, STD
+from pure_nb.judges import fetching
 from pure_nb.network import models
 from pure_nb.network.layers import INPUT, activations, by_position, resting
 
@@ -53,6 +48,10 @@ SPECS = (
     "mini-clip, mini-dino, pixels, clip, dinov2, open_clip:MODEL/TAG, timm:NAME, torchvision:NAME or FILE.py:FUNCTION, "
     "each but the first three with @FILE for local weights"
 )
+
+
+BUNDLED = ("hf-hub:", "local-dir:")
+"""How the names begin of models that have their weights with them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +155,7 @@ class Embedder:
             texts = [prompt.format(word) for word in words]
             vectors = self._checked(self.encode_text, texts, "texts", batch_size)
             total = total + vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        found = np.asarray(total / np.linalg.norm(total, axis=1, keepdims=True), dtype=np.float32)
-        return found
+        return np.asarray(total / np.linalg.norm(total, axis=1, keepdims=True), dtype=np.float32)
 
     @property
     def joint(self) -> Embedder:
@@ -248,13 +246,15 @@ def clip(
         If the model is not known, or its weights can't be fetched or do not fit.
     """
     _check_features(features)
-    open_clip = _open_clip()
-    own = model.startswith(("hf-hub:", "local-dir:"))
-    with _explained(f"open_clip:{model}" if own else f"open_clip:{model}/{pretrained}", _clip_file(model, pretrained)):
-        network, prepare = open_clip.create_model_from_pretrained(
+    library = fetching.open_clip()
+    own = model.startswith(BUNDLED)
+    with fetching.explained(
+        f"open_clip:{model}" if own else f"open_clip:{model}/{pretrained}", fetching.clip_file(model, pretrained)
+    ):
+        network, prepare = library.create_model_from_pretrained(
             model, pretrained=None if own else str(pretrained), device=device, weights_only=True
         )
-        read = tokenizer or open_clip.get_tokenizer(model)
+        read = tokenizer or library.get_tokenizer(model)
     network.eval()
 
     def tokens(images: Tensor) -> Tensor:
@@ -317,7 +317,7 @@ def from_timm(
         from timm.data.transforms_factory import create_transform
     if model.startswith("vit_base_patch14_dinov2") and "img_size" not in options:
         options["img_size"] = 224
-    with _explained(f"timm:{model}", f"model.safetensors of timm/{model}"):
+    with fetching.explained(f"timm:{model}", f"model.safetensors of timm/{model}"):
         if weights is not None:  # timm knows how to read others' names, and gets the tensors from a safe reader
             state = models.read_weights(weights)
             own = timm.get_pretrained_cfg(model)
@@ -471,45 +471,43 @@ def load_embedder(spec: str, *, features: Features = "tokens", device: str = "cp
         If the spec is not of these forms, or the embedder can't be had.
     """
     kind, _, file = spec.partition("@")
+    source, _, name = kind.partition(":")
     weights = folder / file if file else None
     if weights is not None and not weights.is_file():
         raise EmbedderError(f"there is no file of weights {str(weights)!r}, named in {spec!r}")
-    source, _, name = kind.partition(":")
-    if weights is not None and name.startswith(("hf-hub:", "local-dir:")):
+    if weights is not None and name.startswith(BUNDLED):
         raise EmbedderError(f"{spec!r} names weights twice: {name!r} has its own; leave out @{file}")
-    shipped: dict[str, Callable[[], Embedder]] = {
-        "mini-clip": partial(mini_clip, features, device),
-        "mini-dino": partial(mini_dino, features, device),
-        "pixels": pixels,
+    how: dict[str, Any] = {"features": features, "device": device}
+    known: dict[str, Callable[[], Embedder]] = {
+        "clip": lambda: clip(pretrained=weights or "openai", **how),
+        "dinov2": lambda: from_timm(weights=weights, name="DINOv2", **how),
+        "open_clip:NAME": lambda: _of_open_clip(name, weights, **how),
+        "timm:NAME": lambda: from_timm(name, weights, **how),
+        "torchvision:NAME": lambda: from_network(
+            models.load_model(kind, weights), name=f"features of {name}", device=device
+        ),
+        ".py:NAME": lambda: Embedder.of(name, models.function_in(folder / source, name)),
     }
-    if kind in shipped and weights is None:
-        return shipped[kind]()
-    if kind == "clip":
-        return clip(pretrained=weights or "openai", features=features, device=device)
-    if kind == "dinov2":
-        return from_timm(weights=weights, features=features, device=device, name="DINOv2")
-    if source == "open_clip" and name:
-        if name.startswith(("hf-hub:", "local-dir:")):
-            return clip(name, None, features=features, device=device, name=name)
-        model, _, tag = name.partition("/")
-        if not tag and weights is None:
-            tags = ", ".join(_open_clip().list_pretrained_tags_by_model(model)) or "none known"
-            raise EmbedderError(f"{spec!r} names no weights: add /TAG (there are: {tags}) or @FILE")
-        return clip(model, weights or tag, features=features, device=device, name=name)
-    if source == "timm" and name:
-        return from_timm(name, weights, features=features, device=device)
-    if source == "torchvision" and name:
-        try:
-            network = models.load_model(kind, weights)
-        except ModelError as problem:
-            raise EmbedderError(str(problem)) from problem
-        return from_network(network, name=f"features of {name}", device=device)
-    if source.endswith(".py") and name:
-        try:
-            return Embedder.of(name, models.function_in(folder / source, name))
-        except ModelError as problem:
-            raise EmbedderError(str(problem)) from problem
-    raise EmbedderError(f"can't tell what embedder {spec!r} is; expected {SPECS}")
+    if weights is None:
+        known |= {"mini-clip": lambda: mini_clip(**how), "mini-dino": lambda: mini_dino(**how), "pixels": pixels}
+    make = known.get(f"{'.py' if source.endswith('.py') else source}:NAME" if name else kind)
+    if make is None:
+        raise EmbedderError(f"can't tell what embedder {spec!r} is; expected {SPECS}")
+    try:
+        return make()
+    except ModelError as problem:
+        raise EmbedderError(str(problem)) from problem
+
+
+def _of_open_clip(name: str, weights: Path | None, **how: Any) -> Embedder:
+    """A model of open_clip as ``MODEL/TAG``, or ``MODEL`` where there is a file of weights."""
+    if name.startswith(BUNDLED):
+        return clip(name, None, name=name, **how)
+    model, _, tag = name.partition("/")
+    if not tag and weights is None:
+        tags = ", ".join(fetching.open_clip().list_pretrained_tags_by_model(model)) or "none known"
+        raise EmbedderError(f"'open_clip:{name}' names no weights: add /TAG (there are: {tags}) or @FILE")
+    return clip(model, weights or tag, name=name, **how)
 
 
 def _encoder(forward: Callable[[Tensor], Tensor], prepare: Callable[[Any], Any], device: str) -> Encode:
@@ -527,83 +525,9 @@ def _fingerprint(model: nn.Module, prepare: object, features: str) -> str:
     return f"{hashlib.sha256(made.encode()).hexdigest()[:16]}-{features}"
 
 
-def _open_clip() -> Any:
-    """The library, which takes a second to import, and which not everyone has."""
-    with needed("clip", "CLIP needs", EmbedderError):
-        import open_clip
-    return open_clip
-
-
-def _clip_file(model: str, pretrained: str | Path | None) -> str:
-    """Where the weights of a tag are, for whoever has to fetch them by hand."""
-    known = _open_clip().get_pretrained_cfg(model, str(pretrained)) if ":" not in model else {}
-    repository = str(known.get("hf_hub") or model.partition(":")[2]).strip("/")
-    # The hub's file, and not OpenAI's own, which is a program and would have to be run to be read.
-    return f"open_clip_model.safetensors of {repository}"
-
-
-@contextmanager
-def _explained(spec: str, where: str) -> Iterator[None]:
-    """Turn the many errors of libraries and hubs into one that helps."""
-    with needed("timm", f"{spec} needs", EmbedderError):  # through which open_clip and timm fetch; late as they are
-        from huggingface_hub import constants, errors
-
-    offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
-    unreachable = (URLError, ConnectionError, TimeoutError, socket.gaierror, *offline)
-    try:
-        with _silent():
-            yield
-    except ModelError as problem:
-        raise EmbedderError(f"{spec}: {problem}") from problem
-    except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError, UnpicklingError) as problem:
-        if any(isinstance(cause, unreachable) for cause in _causes(problem)):
-            raise EmbedderError(
-                f"the weights of {spec!r} could not be fetched, and are not in the cache {constants.HF_HUB_CACHE} "
-                f"({problem}). Without a network, {_how_to_bring(spec, where)}"
-            ) from problem
-        raise EmbedderError(f"{spec!r} can't be made: {type(problem).__name__}: {problem}") from problem
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Let the libraries log nothing: what goes wrong is raised as well, and said once is enough."""
-
-    def of_others(record: logging.LogRecord) -> bool:
-        return "open_clip" not in Path(record.pathname).parts  # which logs by the root logger, as others may
-
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm")]
-    levels = [logger.level for logger in loggers]
-    logging.root.addFilter(of_others)
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.root.removeFilter(of_others)
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
-
-
-def _how_to_bring(spec: str, where: str) -> str:
-    source, _, name = spec.partition(":")
-    if name.startswith("hf-hub:"):
-        repository = name.removeprefix("hf-hub:")
-        return f"bring the files of {repository} on the Hugging Face hub in a folder: {source}:local-dir:FOLDER"
-    return f"bring the file ({where} on the Hugging Face hub) and name it: {spec.partition('/')[0]}@FILE"
-
-
 def _check_features(features: str) -> None:
     if features not in get_args(Features):
         raise EmbedderError(f"features must be one of {', '.join(get_args(Features))}, got {features!r}")
-
-
-def _causes(problem: BaseException | None) -> list[BaseException]:
-    """An error and all that led to it."""
-    found: list[BaseException] = []
-    while problem is not None and problem not in found:
-        found.append(problem)
-        problem = problem.__cause__ or problem.__context__
-    return found
 
 
 def _asset(name: str) -> Path:

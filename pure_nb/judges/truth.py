@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from pure_nb.compute.blocks import grouped
 from pure_nb.errors import ArgumentError
-from pure_nb.images.data import Images, Truth, readable
+from pure_nb.images.data import Images, Truth
+from pure_nb.images.reading import readable
 from pure_nb.methods.references import References
 from pure_nb.methods.virtual import cluster, on_one_thread
 from pure_nb.network.layers import activations, by_position, resting

@@ -24,7 +24,8 @@ from zennit.core import Composite
 from pure_nb.compute.blocks import by_blocks, grouped
 from pure_nb.compute.store import New, Store
 from pure_nb.errors import ArgumentError, NonFiniteError
-from pure_nb.images.data import Images, readable
+from pure_nb.images.data import Images
+from pure_nb.images.reading import readable
 from pure_nb.network.layers import by_position, channel_axis, cut, get_layer, placed, resting
 from pure_nb.network.lrp import default_composite, ruled
 from pure_nb.parameters import Rule, Seed

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
-from pure_nb.images.data import Images, readable
+from pure_nb.images.data import Images
+from pure_nb.images.reading import readable
 from pure_nb.network.layers import (
     FOLDED,
     INPUT,

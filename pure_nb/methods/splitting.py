@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 from pure_nb.compute.store import write_atomically
 from pure_nb.errors import ArgumentError, LayerError, ModelError, NonFiniteError, StudyWarning
-from pure_nb.images.data import Images, readable
+from pure_nb.images.data import Images
+from pure_nb.images.reading import readable
 from pure_nb.methods.relevance import Clamp, attributed, carried
 from pure_nb.network.layers import INPUT, OUTPUT, activations, channel_axis, computes_plainly, get_layer, resting
 

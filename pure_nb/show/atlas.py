@@ -33,7 +33,7 @@ from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import write_atomically
 from pure_nb.errors import EmbedderError, LayerError, StudyError
 from pure_nb.figures.render import Picture
-from pure_nb.images.data import spoken
+from pure_nb.images.labels import spoken
 from pure_nb.methods.virtual import CHOICES, Vectors, cluster_some, part_name
 from pure_nb.parameters import NEAREST
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pure_nb.compute.store import Store, write_atomically
 from pure_nb.errors import StudyError, StudyWarning
-from pure_nb.images.data import spoken
+from pure_nb.images.labels import spoken
 from pure_nb.judges import evaluation
 from pure_nb.judges.evaluation import RANDOM, TRUE, Metric
 from pure_nb.judges.naming import Namer, nouns, vocabulary_from
