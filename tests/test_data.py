@@ -31,7 +31,7 @@ from torchvision.transforms import v2
 
 from pure_nb.errors import ArgumentError, ImageError, StudyWarning
 from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene, glyph_images
-from pure_nb.glyphs import scenes as glyphs
+from pure_nb.glyphs.font import glyph
 from pure_nb.images import reading
 from pure_nb.images.data import Images
 from pure_nb.images.labels import at_chance, class_labels, seen_labels, spoken
@@ -912,7 +912,7 @@ def test_a_data_set_is_read_by_one_at_a_time() -> None:
 def test_scenes_drawn_at_once_are_those_drawn_alone() -> None:
     scenes = GlyphScenes(24)
     alone = [scenes[i][0].numpy().tobytes() for i in range(24)]
-    glyphs.glyph.cache_clear()  # the glyphs too are drawn at once, from one font
+    glyph.cache_clear()  # the glyphs too are drawn at once, from one font
     with ThreadPoolExecutor(4) as pool:
         for _ in range(2):
             assert list(pool.map(lambda i: scenes[i][0].numpy().tobytes(), range(24))) == alone
