@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import multiprocessing
 import os
 import pickle
 import re
@@ -841,6 +842,22 @@ def test_an_image_that_never_arrives_outside_of_batches(monkeypatch: pytest.Monk
     items.allowed.set()
     assert soon(lambda: not readers())
     assert images.tensor(0).equal(noise(4)[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that begin with what this one has")
+def test_an_image_that_never_arrives_does_not_keep_a_process_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "PATIENCE", 0.1)
+
+    def look() -> None:
+        with pytest.raises(ImageError, match="nothing arrived"):
+            Images(Blocked(1, late=0)).tensor(0)
+
+    process = multiprocessing.get_context("fork").Process(target=look)
+    process.start()
+    process.join(15)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 0
 
 
 def test_slow_images_are_not_late() -> None:

@@ -145,11 +145,12 @@ def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple
     names = named or tuple(map(str, range(labels.max(initial=-1) + 1)))
     imagenet = [*_imagenet(outputs)] if names and all(map(WNID.fullmatch, names)) else []
     known = {name: number for number, name in enumerate(imagenet)}
+    numbers = [int(name) for name in names if name.isdecimal()]
     fits = labels.max(initial=-1) < len(names)
     if fits and names and set(names) <= set(known):
         place, all_names = [known[name] for name in names], imagenet
-    elif fits and _are_outputs(names, outputs):
-        place, all_names = [int(name) for name in names], [str(number) for number in range(outputs)]
+    elif fits and len(set(numbers)) == len(names) > 0 and max(numbers) < outputs:
+        place, all_names = numbers, [str(number) for number in range(outputs)]
         for number, name in zip(place, names):
             all_names[number] = name  # with the zeros before it, if that is how the folder is called
     elif len(names) == outputs:
@@ -161,12 +162,6 @@ def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple
             "the numbers of the outputs, from 0"
         )
     return np.where(labels < 0, -1, np.array(place, dtype=np.int64)[labels]), tuple(all_names)
-
-
-def _are_outputs(names: Sequence[str], outputs: int) -> bool:
-    """Whether names are numbers of outputs."""
-    numbers = {int(name) for name in names if name.isdecimal()}
-    return len(numbers) == len(names) > 0 and max(numbers) < outputs
 
 
 def seen_labels(labels: NDArray[np.int64]) -> NDArray[np.int64]:
