@@ -26,6 +26,7 @@ from pure_nb.glyphs import CLASSES, GlyphObjects
 from pure_nb.judges.embedders import (
     Embedder,
     WordTokenizer,
+    _explained,
     clip,
     from_network,
     from_timm,
@@ -34,7 +35,6 @@ from pure_nb.judges.embedders import (
     mini_dino,
     pixels,
 )
-from pure_nb.judges.fetching import explained
 
 TINY = {
     "embed_dim": 12,
@@ -427,7 +427,7 @@ def test_others_may_log_while_an_embedder_is_made(tmp_path: Path, caplog: pytest
         raise RuntimeError("no such network")
 
     before = logging.root.manager.disable, list(logging.root.filters), logging.getLogger("timm").level
-    with pytest.raises(EmbedderError, match="no such network"), explained("odd", "a file"):
+    with pytest.raises(EmbedderError, match="no such network"), _explained("odd", "a file"):
         function("odd")
     assert caplog.messages == ["something else", "by the root logger"]
     assert (logging.root.manager.disable, list(logging.root.filters), logging.getLogger("timm").level) == before

@@ -16,7 +16,7 @@ from pure_nb.glyphs.scenes import (
     glyph_images,
     normalise,
 )
-from pure_nb.images.pictures import MEAN, STD
+from pure_nb.images.data import MEAN, STD
 
 __all__ = [
     "CELL",

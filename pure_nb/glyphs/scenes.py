@@ -28,8 +28,7 @@ from torch.utils.data import Dataset
 
 from pure_nb.errors import ArgumentError
 from pure_nb.glyphs.font import CLASSES, inked
-from pure_nb.images.data import Images
-from pure_nb.images.pictures import MEAN, STD
+from pure_nb.images.data import MEAN, STD, Images
 
 Split = Literal["train", "val"]
 

@@ -30,8 +30,14 @@ from torchvision.transforms import functional
 
 from pure_nb.errors import ImageError, PureError, StudyWarning
 from pure_nb.images.labels import Labels, labels_of, spoken
-from pure_nb.images.pictures import as_tensor, scaled
 from pure_nb.images.reading import Unreadable, printable, read
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""The normalisation of ImageNet's colours, which most networks expect, the shipped one too."""
+
+WHITE: dict[torch.dtype, float] = {torch.bool: 1, torch.uint8: 255, torch.uint16: 65535, torch.float32: 1}
+"""The value that is white in a picture of numbers of a type; of other types it is not known."""
 
 BEYOND = 0.01
 """Part of a picture's numbers that may lie outside of 0..1, as where a resized one overshoots."""
@@ -59,7 +65,7 @@ class Images:
     ----------
     dataset
         Its items are tensors ``[3, H, W]``, all of one shape, or tuples that start with one. Arrays are taken for
-        tensors, see :func:`~pure_nb.images.pictures.as_tensor`. Files, labels, names of classes and the normalisation
+        tensors, see :func:`as_tensor`. Files, labels, names of classes and the normalisation
         are found in the data sets of torchvision, in those that have its attributes (``targets``, ``classes``,
         ``samples``, ``transform``), and in the ``Subset`` or ``ConcatDataset`` of such.
     name
@@ -72,7 +78,7 @@ class Images:
         What WordNet calls some classes, where their names would be misunderstood: ``{"king": "king.n.10"}``; also those
         that are an attribute of the data set.
     white
-        The value of whole numbers that is white, as for :func:`~pure_nb.images.pictures.scaled`.
+        The value of whole numbers that is white, as for :func:`scaled`.
     channels
         How often grey images are repeated, for a network that expects colours.
     """
@@ -285,6 +291,66 @@ class Images:
     def drawn(self) -> bool:
         """Whether the images are drawn by the package itself, which then has judges and a WordNet for them."""
         return getattr(self.dataset, "drawn", False) is True
+
+
+def as_tensor(array: NDArray[Any]) -> Tensor:
+    """A tensor of an array, with the channels first: ``[H, W, 3]`` as pictures have them becomes ``[3, H, W]``.
+
+    Parameters
+    ----------
+    array
+        Of two axes, a grey picture; or of more, of which the last may be the channels if it is 1, 3 or 4 long and the
+        third from the end is not. ``[H, W]`` becomes ``[1, H, W]``.
+
+    Raises
+    ------
+    ImageError
+        If torch has no numbers of its type.
+    """
+    sizes = (1, 3, 4)
+    if array.ndim == 2:
+        array = array[None]
+    elif array.ndim > 2 and array.shape[-1] in sizes and array.shape[-3] not in sizes:
+        array = np.moveaxis(array, -1, -3)
+    try:
+        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    except TypeError as problem:
+        raise ImageError(f"expected an array of numbers, got one of {array.dtype}") from problem
+
+
+def scaled(values: Tensor, white: float | None = None, what: str = "a picture") -> Tensor:
+    """The numbers of a picture as float32 from 0, black, to 1, white.
+
+    Parameters
+    ----------
+    values
+        As a picture's file or a data set has them.
+    white
+        Which value is white. If None, it is the largest of the type for bits, bytes and 16 bits without sign, and 1 for
+        float32.
+    what
+        What to call it in messages.
+
+    Raises
+    ------
+    ImageError
+        If a value is below 0 or beyond white; if the type does not tell what is white; or if 16 bits hold no value in
+        the upper three quarters, as pictures of 10, 12 or 14 bits do, and dark ones.
+    """
+    low, high = float(values.double().min()), float(values.double().max())
+    known = WHITE.get(values.dtype) if white is None else white
+    span = f"{what} has values from {low:g} to {high:g}"
+    if known is None or not 0 <= low <= high <= known:
+        expected = "it is not known which is white" if known is None else f"expected some from 0 to {known:g}, white"
+        raise ImageError(f"{span}, and {expected}: say which value is white (white=...), or scale it to 0..1")
+    if white is None and values.dtype == torch.uint16 and 0 < high < 2**14:
+        bits = f"{2 ** int(high).bit_length() - 1}"
+        raise ImageError(
+            f"{span} of 65535, so it is very dark or of fewer than 16 bits: say which value is white, white={bits} or "
+            "white=65535"
+        )
+    return (values.double() / known).float()
 
 
 def _require_bytes(file: Path | None) -> None:

@@ -24,8 +24,7 @@ from torchvision import transforms
 from torchvision.datasets.folder import is_image_file
 
 from pure_nb.errors import ImageError
-from pure_nb.images.data import Images
-from pure_nb.images.pictures import MEAN, STD, as_tensor, scaled
+from pure_nb.images.data import MEAN, STD, Images, as_tensor, scaled
 
 LEFTOVERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found")
 """Folders that programs leave behind and that are nobody's pictures, as is whatever begins with a dot."""
@@ -44,7 +43,7 @@ class Reader:
         Whether to turn photographs upright as their EXIF data ask for. torchvision does not, so networks trained with
         it saw them as they lie.
     white
-        The value that is white in grey pictures with more than 8 bits, as for :func:`~pure_nb.images.pictures.scaled`.
+        The value that is white in grey pictures with more than 8 bits, as for :func:`~pure_nb.images.data.scaled`.
         If None, 16 bits end at 65535, floats at 1, and a TIFF of 12 bits or a PGM at what they say; other whole numbers
         are refused.
     """

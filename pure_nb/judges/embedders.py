@@ -13,18 +13,23 @@ well. Two small ones ship with the package, trained on the glyph world, so that 
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Callable, Sequence
-from importlib import resources
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib import import_module, resources
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, get_args
+from urllib.error import URLError
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pure_nb._imports import needed
 from pure_nb.errors import EmbedderError, ModelError
-from pure_nb.judges import fetching
 from pure_nb.judges.vectors import Embedder as Embedder
 from pure_nb.judges.vectors import encoder, fingerprint, from_network, pixels
 from pure_nb.network import models
@@ -79,11 +84,9 @@ def clip(
         If the model is not known, or its weights can't be fetched or do not fit.
     """
     _check_features(features)
-    library = fetching.open_clip()
+    library = _open_clip()
     own = model.startswith(BUNDLED)
-    with fetching.explained(
-        f"open_clip:{model}" if own else f"open_clip:{model}/{pretrained}", fetching.clip_file(model, pretrained)
-    ):
+    with _explained(f"open_clip:{model}" if own else f"open_clip:{model}/{pretrained}", _clip_file(model, pretrained)):
         network, prepare = library.create_model_from_pretrained(
             model, pretrained=None if own else str(pretrained), device=device, weights_only=True
         )
@@ -149,7 +152,7 @@ def from_timm(
         from timm.data.transforms_factory import create_transform
     if model.startswith("vit_base_patch14_dinov2") and "img_size" not in options:
         options["img_size"] = 224
-    with fetching.explained(f"timm:{model}", f"model.safetensors of timm/{model}"):
+    with _explained(f"timm:{model}", f"model.safetensors of timm/{model}"):
         if weights is not None:  # timm knows how to read others' names, and gets the tensors from a safe reader
             state = models.read_weights(weights)
             own = timm.get_pretrained_cfg(model)
@@ -288,9 +291,78 @@ def _of_open_clip(name: str, weights: Path | None, **how: Any) -> Embedder:
         return clip(name, None, name=name, **how)
     model, _, tag = name.partition("/")
     if not tag and weights is None:
-        tags = ", ".join(fetching.open_clip().list_pretrained_tags_by_model(model)) or "none known"
+        tags = ", ".join(_open_clip().list_pretrained_tags_by_model(model)) or "none known"
         raise EmbedderError(f"'open_clip:{name}' names no weights: add /TAG (there are: {tags}) or @FILE")
     return clip(model, weights or tag, name=name, **how)
+
+
+def _open_clip() -> Any:
+    """The library, which takes a second to import, and which not everyone has."""
+    with needed("clip", "CLIP needs", EmbedderError):
+        return import_module("open_clip")
+
+
+def _clip_file(model: str, pretrained: str | Path | None) -> str:
+    """Where the weights of a tag are, for whoever has to fetch them by hand."""
+    known = _open_clip().get_pretrained_cfg(model, str(pretrained)) if ":" not in model else {}
+    repository = str(known.get("hf_hub") or model.partition(":")[2]).strip("/")
+    # The hub's file, and not OpenAI's own, which is a program and would have to be run to be read.
+    return f"open_clip_model.safetensors of {repository}"
+
+
+@contextmanager
+def _explained(spec: str, where: str) -> Iterator[None]:
+    """Turn the many errors of libraries and hubs into one that helps."""
+    with needed("timm", f"{spec} needs", EmbedderError):  # through which open_clip and timm fetch; late as they are
+        from huggingface_hub import constants, errors
+
+    offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
+    unreachable = (URLError, ConnectionError, TimeoutError, socket.gaierror, *offline)
+    try:
+        with _silent():
+            yield
+    except ModelError as problem:
+        raise EmbedderError(f"{spec}: {problem}") from problem
+    except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError, UnpicklingError) as problem:
+        if any(isinstance(cause, unreachable) for cause in _causes(problem)):
+            raise EmbedderError(
+                f"the weights of {spec!r} could not be fetched, and are not in the cache {constants.HF_HUB_CACHE} "
+                f"({problem}). Without a network, {_how_to_bring(spec, where)}"
+            ) from problem
+        raise EmbedderError(f"{spec!r} can't be made: {type(problem).__name__}: {problem}") from problem
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Let the libraries log nothing: what goes wrong is raised as well, and said once is enough."""
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return "open_clip" not in Path(record.pathname).parts  # which logs by the root logger, as others may
+
+    with ExitStack() as after:
+        logging.root.addFilter(of_others)
+        after.callback(logging.root.removeFilter, of_others)
+        for logger in map(logging.getLogger, ("huggingface_hub", "timm")):
+            after.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
+        yield
+
+
+def _how_to_bring(spec: str, where: str) -> str:
+    source, _, name = spec.partition(":")
+    if name.startswith("hf-hub:"):
+        repository = name.removeprefix("hf-hub:")
+        return f"bring the files of {repository} on the Hugging Face hub in a folder: {source}:local-dir:FOLDER"
+    return f"bring the file ({where} on the Hugging Face hub) and name it: {spec.partition('/')[0]}@FILE"
+
+
+def _causes(problem: BaseException | None) -> list[BaseException]:
+    """An error and all that led to it."""
+    found: list[BaseException] = []
+    while problem is not None and problem not in found:
+        found.append(problem)
+        problem = problem.__cause__ or problem.__context__
+    return found
 
 
 def _check_features(features: str) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from pure_nb.errors import EmbedderError, PureError
-from pure_nb.images.pictures import MEAN, STD
+from pure_nb.images.data import MEAN, STD
 from pure_nb.network import models
 from pure_nb.network.layers import INPUT, activations, by_position, resting
 

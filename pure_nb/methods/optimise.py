@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pure_nb.compute.bars import progress_bar
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
-from pure_nb.images.pictures import MEAN, STD
+from pure_nb.images.data import MEAN, STD
 from pure_nb.network.layers import activations, by_position, get_layer, resting
 
 RATE = 0.05
