@@ -17,7 +17,9 @@ from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.results import FORMAT
 from pure_nb.compute.store import Arrays, Store
 from pure_nb.errors import ImageError, StudyError, StudyWarning
-from pure_nb.images.data import Images, Unreadable, at_chance, batches, class_labels, seen_labels
+from pure_nb.images.data import Images
+from pure_nb.images.labels import at_chance, class_labels, seen_labels
+from pure_nb.images.reading import Unreadable, batches
 from pure_nb.images.sources import as_images
 from pure_nb.methods.concord import Concord, concord, similarity_matrix, with_similarities
 from pure_nb.methods.ownership import Assignment, Ownership

@@ -808,7 +808,7 @@ def _decimals(text: str, flag: str) -> list[float]:
 
 def _asked() -> str:
     """The command that is running."""
-    from pure_nb.images.data import printable
+    from pure_nb.images.reading import printable
 
     return printable(f"pure-nb {shlex.join(sys.argv[1:])}")
 

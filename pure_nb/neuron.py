@@ -17,7 +17,7 @@ from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError
 from pure_nb.figures.render import View
 from pure_nb.images._fitting import repeated
-from pure_nb.images.data import readable
+from pure_nb.images.reading import readable
 from pure_nb.images.sources import as_images
 from pure_nb.judges import truth
 from pure_nb.methods.virtual import (

@@ -31,7 +31,8 @@ from pure_nb.compute.sweep import noted, sweep
 from pure_nb.crops import Crops, misfit
 from pure_nb.errors import ArgumentError, ImageError, PureError, StudyWarning
 from pure_nb.images._fitting import repeated
-from pure_nb.images.data import Images, Unreadable
+from pure_nb.images.data import Images
+from pure_nb.images.reading import Unreadable
 from pure_nb.images.sources import as_images
 from pure_nb.judges import truth
 from pure_nb.methods.circuits import circuits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import multiprocessing
 import os
 import pickle
 import re
@@ -31,9 +32,11 @@ from torchvision.transforms import v2
 
 from pure_nb.errors import ImageError, StudyError, StudyWarning
 from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene, glyph_images
-from pure_nb.glyphs import scenes as glyphs
-from pure_nb.images import data
-from pure_nb.images.data import Images, at_chance, batches, class_labels, readable, seen_labels, spoken
+from pure_nb.glyphs.font import glyph
+from pure_nb.images import reading
+from pure_nb.images.data import Images
+from pure_nb.images.labels import at_chance, class_labels, seen_labels, spoken
+from pure_nb.images.reading import batches, readable
 from pure_nb.images.sources import Reader, as_images, folder_images, path_images, preprocessing
 from pure_nb.parameters import Run
 
@@ -823,7 +826,7 @@ def test_an_image_that_never_arrives() -> None:
 
 
 def test_an_image_that_never_arrives_outside_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "PATIENCE", 0.1)
+    monkeypatch.setattr(reading, "PATIENCE", 0.1)
     items = Blocked(4, late=0)
     images = Images(items)
     for look in (
@@ -840,6 +843,22 @@ def test_an_image_that_never_arrives_outside_of_batches(monkeypatch: pytest.Monk
     items.allowed.set()
     assert soon(lambda: not readers())
     assert images.tensor(0).equal(noise(4)[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that begin with what this one has")
+def test_an_image_that_never_arrives_does_not_keep_a_process_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "PATIENCE", 0.1)
+
+    def look() -> None:
+        with pytest.raises(ImageError, match="nothing arrived"):
+            Images(Blocked(1, late=0)).tensor(0)
+
+    process = multiprocessing.get_context("fork").Process(target=look)
+    process.start()
+    process.join(15)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 0
 
 
 def test_slow_images_are_not_late() -> None:
@@ -871,7 +890,7 @@ def test_a_worker_that_is_killed() -> None:
 
 def test_what_a_worker_raises_is_not_taken_for_late(monkeypatch: pytest.MonkeyPatch) -> None:
     images = Images(Items([*noise(1), *noise(1).double()]))
-    monkeypatch.setattr(data.torch, "stack", lambda *_: 1 / 0)
+    monkeypatch.setattr(reading.torch, "stack", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(batches(images, [0, 1]))
     with pytest.raises(ZeroDivisionError, match="DataLoader worker process"):
@@ -911,7 +930,7 @@ def test_a_data_set_is_read_by_one_at_a_time() -> None:
 def test_scenes_drawn_at_once_are_those_drawn_alone() -> None:
     scenes = GlyphScenes(24)
     alone = [scenes[i][0].numpy().tobytes() for i in range(24)]
-    glyphs.glyph.cache_clear()  # the glyphs too are drawn at once, from one font
+    glyph.cache_clear()  # the glyphs too are drawn at once, from one font
     with ThreadPoolExecutor(4) as pool:
         for _ in range(2):
             assert list(pool.map(lambda i: scenes[i][0].numpy().tobytes(), range(24))) == alone

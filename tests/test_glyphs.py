@@ -14,7 +14,18 @@ from small import shared
 from torch.utils.data import DataLoader
 
 from pure_nb.errors import ArgumentError
-from pure_nb.glyphs import CELL, CLASSES, SIZE, GlyphObjects, GlyphScenes, Scene, SceneObject, colour_name, draw_scene
+from pure_nb.glyphs import (
+    CELL,
+    CLASSES,
+    SIZE,
+    GlyphObjects,
+    GlyphScenes,
+    Scene,
+    SceneObject,
+    colour_name,
+    draw_scene,
+    font,
+)
 from pure_nb.glyphs import scenes as glyphs
 
 PINNED = "93ea700ad6bde8c4e42baabe7be42d47829f60bf2d3c88f812a2334537a1d2ae"
@@ -76,7 +87,7 @@ def test_classes_are_distinct() -> None:
 
 
 def test_glyphs_are_distinct_and_not_empty() -> None:
-    drawn = [glyphs.glyph(c.character, 32) for c in CLASSES]
+    drawn = [font.glyph(c.character, 32) for c in CLASSES]
     assert len({picture.tobytes() for picture in drawn}) == 48
     for picture in drawn:
         assert picture.shape == (32, 32)
@@ -91,7 +102,7 @@ def test_glyphs_are_distinct_and_not_empty() -> None:
 
 def test_missing_glyph() -> None:
     with pytest.raises(ArgumentError, match=r"has no glyph for '漢' \(U\+6F22\); choose another"):
-        glyphs.glyph("漢")
+        font.glyph("漢")
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from small import noise
 
 import pure_nb
 from pure_nb.errors import ClusterError, EmbedderError, ImageError, ModelError, PureError, WordNetError
-from pure_nb.images.data import class_labels, spoken
+from pure_nb.images.labels import class_labels, spoken
 from pure_nb.images.sources import as_images
 from pure_nb.judges.embedders import load_embedder
 from pure_nb.judges.naming import nouns

@@ -20,7 +20,8 @@ from pure_nb.compute import sweep as module
 from pure_nb.compute.store import Store
 from pure_nb.compute.sweep import shards, sweep
 from pure_nb.errors import ImageError, LayerError, NonFiniteError, StoreWarning
-from pure_nb.images.data import Images, Unreadable
+from pure_nb.images.data import Images
+from pure_nb.images.reading import Unreadable
 from pure_nb.images.sources import folder_images
 from pure_nb.methods.references import TopReferences
 from pure_nb.methods.relevance import ClassRelevance

@@ -26,7 +26,7 @@ from pure_nb.benchmark.worlds import World
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, StudyError, StudyWarning
-from pure_nb.images.data import readable
+from pure_nb.images.reading import readable
 from pure_nb.methods.ownership import owners
 from pure_nb.methods.statistics import percentiles, resampled, summary
 from pure_nb.methods.virtual import virtual_neurons

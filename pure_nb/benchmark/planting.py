@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from pure_nb.compute.blocks import grouped
 from pure_nb.errors import PlantingError
-from pure_nb.images.data import Images, readable
+from pure_nb.images.data import Images
+from pure_nb.images.reading import readable
 from pure_nb.methods.references import References
 from pure_nb.methods.rewiring import empty_like
 from pure_nb.methods.windows import Weighted, dense_weight

@@ -26,7 +26,8 @@ from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.precision import precisely
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError
-from pure_nb.images.data import Images, Unreadable, batches
+from pure_nb.images.data import Images
+from pure_nb.images.reading import Unreadable, batches
 from pure_nb.network.layers import activations
 from pure_nb.parameters import Precision, Run
 

@@ -24,7 +24,8 @@ from torch.nn.functional import interpolate
 from pure_nb.compute.blocks import by_blocks, grouped
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, LayerError
-from pure_nb.images.data import Images, readable
+from pure_nb.images.data import Images
+from pure_nb.images.reading import readable
 from pure_nb.methods.circuits import propagate
 from pure_nb.network.layers import activations
 from pure_nb.parameters import Crop, Run

@@ -1,8 +1,8 @@
 """The small world that ships: scenes of glyphs whose every object is known, and a network trained on them."""
 
+from pure_nb.glyphs.font import CLASSES
 from pure_nb.glyphs.scenes import (
     CELL,
-    CLASSES,
     COLOURS,
     GROUNDS,
     SIZE,

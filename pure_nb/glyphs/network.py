@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from pure_nb.glyphs.scenes import CLASSES
+from pure_nb.glyphs.font import CLASSES
 
 CHANNELS = (16, 32, 64, 32)
 """Output channels of ``layer1`` to ``layer4``."""

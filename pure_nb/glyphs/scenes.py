@@ -8,7 +8,7 @@ says.
 
 Nothing is downloaded and nothing is stored. A scene is a pure function of ``(seed, split, index)``: its
 random numbers are uniform doubles of a PCG64 generator seeded by the three, and the glyphs are rasterised
-here from the font's outlines, so neither hinting nor a system font enters.
+from the font's outlines (:mod:`pure_nb.glyphs.font`), so neither hinting nor a system font enters.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pure_nb.errors import ArgumentError
+from pure_nb.glyphs.font import CLASSES, inked
 from pure_nb.images.data import MEAN, STD, Images
 
 Split = Literal["train", "val"]
@@ -36,70 +37,6 @@ SIZE = 96
 
 CELL = SIZE // 2
 """Side in pixels of one of the four cells of a scene; each object lives in one of them."""
-
-
-@dataclass(frozen=True)
-class GlyphClass:
-    """A class of the glyph world: its name, its character in DejaVu Sans, and its WordNet 3.0 synset."""
-
-    name: str
-    character: str
-    synset: str
-
-
-CLASSES: tuple[GlyphClass, ...] = tuple(
-    GlyphClass(*row.split())
-    for row in """\
-sun ☀ sun.n.01
-cloud ☁ cloud.n.02
-umbrella ☂ umbrella.n.01
-snowman ☃ snowman.n.01
-comet ☄ comet.n.01
-star ★ star.n.05
-moon ☾ moon.n.01
-lightning ⚡ lightning.n.02
-snowflake ❄ snowflake.n.01
-telephone ☎ telephone.n.01
-cup ☕ cup.n.01
-shamrock ☘ hop_clover.n.02
-flower ⚘ flower.n.01
-hand ☛ hand.n.01
-skull ☠ skull.n.01
-king ♚ king.n.10
-queen ♛ queen.n.08
-rook ♜ castle.n.03
-bishop ♝ bishop.n.03
-knight ♞ knight.n.02
-pawn ♟ pawn.n.03
-spade ♠ spade.n.01
-heart ♥ heart.n.10
-diamond ♦ diamond.n.04
-club ♣ club.n.06
-note ♫ note.n.03
-wheelchair ♿ wheelchair.n.01
-die ⚄ die.n.01
-flag ⚑ flag.n.01
-hammer ⚒ hammer.n.02
-anchor ⚓ anchor.n.01
-sword ⚔ sword.n.01
-scale ⚖ scale.n.07
-alembic ⚗ alembic.n.01
-gear ⚙ gear.n.01
-atom ⚛ atom.n.01
-coffin ⚰ coffin.n.01
-urn ⚱ urn.n.01
-scissors ✂ scissors.n.01
-airplane ✈ airplane.n.01
-envelope ✉ envelope.n.01
-pencil ✎ pencil.n.01
-pen ✒ pen.n.01
-house ⌂ house.n.01
-mouse 🐭 mouse.n.01
-cow 🐮 cow.n.01
-cat 🐱 cat.n.01
-monkey 🐵 monkey.n.01""".splitlines()
-)
-"""The 48 classes of the glyph world, in the order of the shipped network's outputs."""
 
 GROUNDS = ("plain", "gradient", "stripes", "checks", "dots", "grain")
 """The patterns a scene's ground can have."""
@@ -173,57 +110,6 @@ def colour_name(colour: tuple[int, int, int]) -> str:
     return COLOURS[int(np.searchsorted(edges, hue)) % len(COLOURS)]
 
 
-@cache
-def glyph(character: str, size: int = 3 * CELL) -> NDArray[np.float32]:
-    """Rasterise a glyph of DejaVu Sans from its outline.
-
-    Parameters
-    ----------
-    character
-        One character that DejaVu Sans has.
-    size
-        Side of the square result in pixels.
-
-    Returns
-    -------
-    ndarray
-        Coverage in 0..1, ``[size, size]``; the ink is centred and its longer side spans the square.
-
-    Raises
-    ------
-    ArgumentError
-        If DejaVu Sans has no such character.
-    """
-    from matplotlib import font_manager  # late: only for the first glyph that is drawn
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.path import Path
-    from matplotlib.textpath import TextPath
-
-    file = font_manager.findfont("DejaVu Sans", fallback_to_default=False)
-    font = FontProperties(fname=file)
-    if not font_manager.get_font(file).get_char_index(ord(character)):
-        raise ArgumentError(
-            f"DejaVu Sans has no glyph for {character!r} (U+{ord(character):04X}); choose another character"
-        )
-    outline = TextPath((0, 0), character, size=100, prop=font)
-    (left, bottom), (right, top) = outline.get_extents().get_points()
-    extent = max(right - left, top - bottom)
-    oversampled = 2 * size
-    steps = (np.arange(oversampled) + 0.5) / oversampled - 0.5
-    xs = (left + right) / 2 + steps * extent
-    ys = (bottom + top) / 2 - steps * extent
-    points = np.stack(np.meshgrid(xs, ys), axis=-1)
-    winding = np.zeros(points.shape[:2], dtype=int)  # holes run the other way round, and cancel
-    for contour in outline.to_polygons(closed_only=True):
-        (ax, ay), (bx, by) = np.transpose(contour), np.transpose(np.roll(contour, -1, axis=0))
-        turn = int(np.sign((ax * by - bx * ay).sum()))
-        around = np.ix_((min(ay) <= ys) & (ys <= max(ay)), (min(ax) <= xs) & (xs <= max(ax)))
-        near = points[around]
-        winding[around] += turn * Path(np.asarray(contour)).contains_points(near.reshape(-1, 2)).reshape(near.shape[:2])
-    inside = (winding != 0).reshape(size, 2, size, 2)
-    return inside.mean(axis=(1, 3), dtype=np.float32)
-
-
 class Dice:
     """Uniform doubles of one seeded generator: the one kind of draw whose stream NumPy has never changed."""
 
@@ -263,12 +149,6 @@ def _positions() -> NDArray[np.float64]:
     return np.mgrid[0:SIZE, 0:SIZE] / SIZE
 
 
-@cache
-def _inked(label: int) -> Image.Image:
-    """A class's glyph as a picture in 0..255."""
-    return Image.fromarray(np.uint8(255 * glyph(CLASSES[label].character)))
-
-
 def _ground(dice: Dice, kind: str, dark: bool) -> NDArray[np.float64]:
     """A patterned ground, ``[SIZE, SIZE, 3]`` in 0..1."""
     low, high = (0.05, 0.35) if dark else (0.65, 0.95)
@@ -295,7 +175,7 @@ def _ground(dice: Dice, kind: str, dark: bool) -> NDArray[np.float64]:
 
 def _coverage(dice: Dice, label: int) -> NDArray[np.float64]:
     """An object's glyph, turned and scaled at random: coverage in 0..1, ``[CELL, CELL]``."""
-    source = _inked(label)
+    source = inked(label)
     drawn = 2 * CELL  # twice the final size, so that thin strokes survive the last halving
     scale = source.width / (drawn * dice.between(0.68, 0.92))
     angle = dice.between(-0.35, 0.35)

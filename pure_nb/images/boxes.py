@@ -45,9 +45,8 @@ class BoxedPictures(_Pictures):
         resize: int | None,
         crop: int | None,
     ) -> None:
-        super().__init__(files, reader, transform)
-        self.boxes, self.labels, self.classes = boxes, labels, classes
-        self.resize, self.crop = resize, crop
+        super().__init__(files, reader, transform, classes=classes)
+        self.boxes, self.labels, self.resize, self.crop = boxes, labels, resize, crop
 
     @property
     def fingerprint(self) -> str:

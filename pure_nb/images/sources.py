@@ -43,8 +43,8 @@ class Reader:
         Whether to turn photographs upright as their EXIF data ask for. torchvision does not, so networks trained with
         it saw them as they lie.
     white
-        The value that is white in grey pictures with more than 8 bits, as for :func:`pure_nb.images.data.scaled`. If
-        None, 16 bits end at 65535, floats at 1, and a TIFF of 12 bits or a PGM at what they say; other whole numbers
+        The value that is white in grey pictures with more than 8 bits, as for :func:`~pure_nb.images.data.scaled`.
+        If None, 16 bits end at 65535, floats at 1, and a TIFF of 12 bits or a PGM at what they say; other whole numbers
         are refused.
     """
 
@@ -294,8 +294,7 @@ def _pictures(source: Any, name: str, loader: Reader, transform: Callable[[Any],
         return Images(_hub(source, name, loader, transform), name)
     if isinstance(source, (str, os.PathLike)) and not os.path.isfile(source):
         return Images(_folder(Path(source), loader, transform), name)
-    files = _paths_in(Path(source)) if isinstance(source, (str, os.PathLike)) else source
-    return Images(_Pictures(files, loader, transform), name)
+    return Images(_Pictures(_listed(source), loader, transform), name)
 
 
 def _hub(source: Any, name: str, loader: Reader, transform: Callable[[Any], Tensor]) -> _Rows:
@@ -320,8 +319,11 @@ def _hub(source: Any, name: str, loader: Reader, transform: Callable[[Any], Tens
     return _Rows(rows, picture, next(iter(columns["ClassLabel"]), None), loader, transform)
 
 
-def _paths_in(file: Path) -> list[Path]:
-    """The paths in a text file, one a line; they start from its folder."""
+def _listed(source: Any) -> Sequence[Any]:
+    """Paths, or those in a text file, one a line; they start from its folder."""
+    if not isinstance(source, (str, os.PathLike)):
+        return source
+    file = Path(source)
     if file.suffix not in (".txt", ".list"):
         raise ImageError(f"expected a folder of pictures, or a .txt or .list file with a path in each line, got {file}")
     wrong = f"{str(file)!r} can't be read as a list of pictures, a text file with a path in each line: "
@@ -341,7 +343,7 @@ def _folder(root: Path, loader: Reader, transform: Callable[[Any], Tensor]) -> _
         )
     # A link to the folder itself, or to one that it lies in, is no class.
     outer = {os.path.realpath(root), *map(str, Path(os.path.realpath(root)).parents)}
-    shown = sorted(name for name in os.listdir(root) if _is_shown(name))
+    shown = sorted(filter(_is_shown, os.listdir(root)))
     loose = [name for name in shown if is_image_file(name) and (root / name).is_file()]
     classes = [name for name in shown if (root / name).is_dir() and os.path.realpath(root / name) not in outer]
     inside = {name: _pictures_in(root / name, outer) for name in classes}
@@ -360,15 +362,9 @@ def _folder(root: Path, loader: Reader, transform: Callable[[Any], Tensor]) -> _
             f"{str(root)!r} holds no pictures: expected a subfolder for each class with .jpg, .png ... files in it, or "
             f"such files without classes{empty}"
         )
-    files = [(file, number) for number, name in enumerate(classes) for file in inside[name]]
-    return _Pictures(
-        [file for file, _ in files],
-        loader,
-        transform,
-        root=os.path.abspath(root),
-        targets=[number for _, number in files],
-        classes=classes,
-    )
+    files = [file for name in classes for file in inside[name]]
+    targets = [number for number, name in enumerate(classes) for _ in inside[name]]
+    return _Pictures(files, loader, transform, os.path.abspath(root), targets, classes)
 
 
 def _is_shown(name: str) -> bool:
@@ -415,7 +411,7 @@ def folder_images(root: Path | str, *, turned: bool = False, white: float | None
 def path_images(
     paths: Path | str | Sequence[Path | str], *, turned: bool = False, white: float | None = None, **how: Any
 ) -> Images:
-    """_Pictures by their paths, without labels. One that is missing counts as one that can't be read.
+    """Pictures by their paths, without labels. One that is missing counts as one that can't be read.
 
     Parameters
     ----------
@@ -429,7 +425,5 @@ def path_images(
     ImageError
         If the file is missing or is no such list, or if there are no paths.
     """
-    listed = isinstance(paths, (str, os.PathLike))
-    files = _paths_in(Path(paths)) if listed else paths  # type: ignore[arg-type]
-    name = Path(paths).stem if listed else "pictures"  # type: ignore[arg-type]
-    return Images(_Pictures(files, Reader(turned, white), preprocessing(**how)), name)  # type: ignore[arg-type]
+    name = Path(paths).stem if isinstance(paths, (str, os.PathLike)) else "pictures"
+    return Images(_Pictures(_listed(paths), Reader(turned, white), preprocessing(**how)), name)

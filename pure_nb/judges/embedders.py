@@ -12,39 +12,30 @@ well. Two small ones ship with the package, trained on the glyph world, so that 
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 import logging
 import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import partial
-from importlib import resources
+from contextlib import ExitStack, contextmanager
+from importlib import import_module, resources
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal, get_args
 from urllib.error import URLError
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from torchvision import transforms
+from torch import Tensor
 
 from pure_nb._imports import needed
-from pure_nb.errors import EmbedderError, ModelError, PureError
-from pure_nb.images.data import MEAN, STD
+from pure_nb.errors import EmbedderError, ModelError
+from pure_nb.judges.vectors import Embedder as Embedder
+from pure_nb.judges.vectors import encoder, fingerprint, from_network, pixels
 from pure_nb.network import models
-from pure_nb.network.layers import INPUT, activations, by_position
+from pure_nb.network.layers import by_position
 from pure_nb.parameters import Run
 
-Picture = NDArray[np.uint8]
-Encode = Callable[[Sequence[Picture]], Any]
 Features = Literal["tokens", "pooled"]
 
 PROMPTS = ("a photo of a {}.", "a cropped photo of a {}.", "a picture of a {}.")
@@ -55,163 +46,8 @@ SPECS = (
     "each but the first three with @FILE for local weights"
 )
 
-
-@dataclass(frozen=True, eq=False)
-class Embedder:
-    """Pictures to vectors, and perhaps words to vectors.
-
-    Attributes
-    ----------
-    name
-        What to call it in tables and figures.
-    fingerprint
-        Changes when the vectors change; stored results are found by it.
-    encode
-        From a list of pictures, uint8 ``[H, W, 3]`` of any sizes, to a tensor or array ``[pictures, d]``. What the
-        network needs done to a picture first is done here.
-    encode_text
-        From a list of texts to ``[texts, d']``; None where there is no text tower.
-    encode_joint
-        From pictures to vectors that can be compared with those of texts. CLIP's are other ones than the mean of its
-        tokens, by which the paper measures distances.
-    prompts
-        Sentences around a word, with ``{}`` in its place.
-    """
-
-    name: str
-    fingerprint: str
-    encode: Encode
-    encode_text: Callable[[list[str]], Any] | None = None
-    encode_joint: Encode | None = None
-    prompts: tuple[str, ...] = ("{}",)
-
-    @classmethod
-    def of(cls, name: str, function: Encode) -> Embedder:
-        """An embedder of your own.
-
-        Parameters
-        ----------
-        name
-            What to call it.
-        function
-            From a list of pictures, uint8 ``[H, W, 3]``, to a tensor or array ``[pictures, d]``. It is tried on three
-            pictures now; what it makes of them is part of the fingerprint.
-
-        Raises
-        ------
-        EmbedderError
-            If it does not return a finite vector for each picture.
-        """
-        probe = [np.random.default_rng(size).integers(0, 256, (size, size, 3), dtype=np.uint8) for size in (24, 40, 64)]
-        digest = hashlib.sha256(cls(name, "", function).images(probe).tobytes())
-        with suppress(OSError, TypeError):
-            digest.update(inspect.getsource(function).encode())
-        return cls(name, digest.hexdigest()[:16], function)
-
-    def images(self, pictures: Sequence[Picture], *, run: Run = Run(batch_size=64)) -> NDArray[np.float32]:
-        """Vectors of pictures.
-
-        Parameters
-        ----------
-        pictures
-            uint8 ``[H, W, 3]`` each, of any sizes.
-        run
-            Its ``batch_size`` pictures are encoded at once.
-
-        Returns
-        -------
-        ndarray
-            float32 ``[pictures, d]``.
-
-        Raises
-        ------
-        EmbedderError
-            If a vector is missing, or NaN or infinite.
-        """
-        return self._checked(self.encode, pictures, "pictures", run.batch_size)
-
-    def text(self, words: Sequence[str], *, run: Run = Run(batch_size=256)) -> NDArray[np.float32]:
-        """Vectors of words: the mean over the prompts of vectors of length 1, scaled to length 1 again.
-
-        Parameters
-        ----------
-        words
-            Nouns, as they fit into the prompts.
-        run
-            Its ``batch_size`` texts are encoded at once.
-
-        Returns
-        -------
-        ndarray
-            float32 ``[words, d']``, to be compared with the images of :attr:`joint`.
-
-        Raises
-        ------
-        EmbedderError
-            If there is no text tower, no word, or a word that it can't read.
-        """
-        if self.encode_text is None:
-            raise EmbedderError(f"{self.name} has no text tower and can't name anything; take CLIP or mini-CLIP")
-        total = 0.0
-        for prompt in self.prompts:
-            texts = [prompt.format(word) for word in words]
-            vectors = self._checked(self.encode_text, texts, "texts", run.batch_size)
-            total = total + vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        found = np.asarray(total / np.linalg.norm(total, axis=1, keepdims=True), dtype=np.float32)
-        return found
-
-    @property
-    def joint(self) -> Embedder:
-        """The same network, giving the vectors of pictures that can be compared with those of words."""
-        if self.encode_text is None or self.encode_joint is None:
-            raise EmbedderError(f"{self.name} has no text tower and can't name anything; take CLIP or mini-CLIP")
-        network, _, _ = self.fingerprint.rpartition("-")
-        return replace(self, encode=self.encode_joint, fingerprint=f"{network}-pooled")
-
-    def _checked(
-        self, encode: Callable[[Any], Any], items: Sequence[Any], what: str, batch_size: int
-    ) -> NDArray[np.float32]:
-        if not len(items):
-            raise EmbedderError(f"there are no {what} to embed with {self.name}")
-        parts = []
-        for start in range(0, len(items), batch_size):
-            some = list(items[start : start + batch_size])
-            try:
-                found = encode(some)
-                array = found.detach().float().cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
-                with np.errstate(over="ignore"):  # too large for float32 is infinite, and reported below
-                    array = array.astype(np.float32)
-            except PureError:
-                raise
-            except Exception as problem:  # anyone's function
-                raise EmbedderError(
-                    f"{self.name} gave no vectors of {len(some)} {what} ({type(problem).__name__}: {problem})"
-                ) from problem
-            if array.ndim != 2 or len(array) != len(some):
-                raise EmbedderError(
-                    f"{self.name} returned an array {list(array.shape)} for {len(some)} {what}; expected "
-                    f"[{len(some)}, d], a vector for each"
-                )
-            finite = np.isfinite(array).all(axis=1)
-            if not finite.all():
-                raise EmbedderError(
-                    f"{self.name} returned NaN or infinity for number {start + int(np.argmin(finite))} of the {what}; "
-                    "check its weights, and whether half precision overflows"
-                )
-            parts.append(array)
-        if len({part.shape[1] for part in parts}) > 1:
-            raise EmbedderError(f"{self.name} returned vectors of several lengths, {[p.shape[1] for p in parts][:5]}")
-        return np.concatenate(parts)
-
-
-def pixels(size: int = 16) -> Embedder:
-    """The null: the picture scaled to ``size`` x ``size`` pixels, and nothing else."""
-
-    def encode(pictures: Sequence[Picture]) -> NDArray[np.float32]:
-        small = [Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR) for picture in pictures]
-        return np.stack([np.asarray(picture, dtype=np.float32).ravel() / 255 for picture in small])
-
-    return Embedder("pixels", f"pixels {size}", encode)
+BUNDLED = ("hf-hub:", "local-dir:")
+"""How the names begin of models that have their weights with them."""
 
 
 def clip(
@@ -249,13 +85,13 @@ def clip(
         If the model is not known, or its weights can't be fetched or do not fit.
     """
     _check_features(features)
-    open_clip = _open_clip()
-    own = model.startswith(("hf-hub:", "local-dir:"))
+    library = _open_clip()
+    own = model.startswith(BUNDLED)
     with _explained(f"open_clip:{model}" if own else f"open_clip:{model}/{pretrained}", _clip_file(model, pretrained)):
-        network, prepare = open_clip.create_model_from_pretrained(
+        network, prepare = library.create_model_from_pretrained(
             model, pretrained=None if own else str(pretrained), device=run.local_device, weights_only=True
         )
-        read = tokenizer or open_clip.get_tokenizer(model)
+        read = tokenizer or library.get_tokenizer(model)
     network.eval()
 
     def tokens(images: Tensor) -> Tensor:
@@ -272,11 +108,10 @@ def clip(
         found: Tensor = network.encode_text(read(texts).to(run.local_device))
         return found
 
-    joint = _encoder(network.encode_image, prepare, run)
-    encode = joint if features == "pooled" else _encoder(tokens, prepare, run)
-    fingerprint = _fingerprint(network, prepare, features)
+    joint = encoder(network.encode_image, prepare, run)
+    encode = joint if features == "pooled" else encoder(tokens, prepare, run)
     shown = name if features == "tokens" else f"{name} pooled"
-    return Embedder(shown, fingerprint, encode, encode_text, joint, prompts)
+    return Embedder(shown, fingerprint(network, prepare, features), encode, encode_text, joint, prompts)
 
 
 def from_timm(
@@ -324,8 +159,8 @@ def from_timm(
             own = timm.get_pretrained_cfg(model)
             headless = not any(name.startswith(f"{own.classifier}.") for name in state) if own else True
             # As many classes as the file has, or timm would not mind what else is missing in it.
-            overlay = {"state_dict": state} | ({"num_classes": 0} if headless else {})
-            options |= {"pretrained_cfg_overlay": overlay} | ({"num_classes": 0} if headless else {})
+            classes = {"num_classes": 0} if headless else {}
+            options |= {"pretrained_cfg_overlay": {"state_dict": state, **classes}, **classes}
         network: Any = timm.create_model(model, pretrained=True, **options)
         network.reset_classifier(0)
     network.to(run.local_device).eval()
@@ -341,58 +176,9 @@ def from_timm(
         found: Tensor = network.forward_head(hidden, pre_logits=True)
         return found
 
-    encode = _encoder(forward, prepare, run)
+    encode = encoder(forward, prepare, run)
     shown = (name or model) + ("" if features == "tokens" else " pooled")
-    return Embedder(shown, _fingerprint(network, prepare, features), encode)
-
-
-def from_network(
-    model: nn.Module,
-    layer: str | None = None,
-    *,
-    name: str = "network",
-    size: int = 224,
-    mean: tuple[float, ...] = MEAN,
-    std: tuple[float, ...] = STD,
-    run: Run = Run(),
-) -> Embedder:
-    """Any torch network, up to a layer: a stand-in for CLIP where none is at hand.
-
-    To judge a network by its own features says nothing: take another one than that which is studied.
-
-    Parameters
-    ----------
-    model
-        Takes images ``[B, 3, size, size]``.
-    layer
-        Whose output is taken, averaged over its positions; ``input:LAYER`` takes what enters it. What enters the last
-        linear layer by default.
-    name
-        What to call it.
-    size, mean, std
-        What its pictures are scaled to and normalised by.
-    run
-        Where it runs: on its local device.
-
-    Raises
-    ------
-    EmbedderError
-        If no layer is named and there is no linear one.
-    """
-    if layer is None:
-        linear = [label for label, module in model.named_modules() if isinstance(module, nn.Linear)]
-        if not linear:
-            raise EmbedderError(f"{type(model).__name__} has no linear layer; name the layer whose output to take")
-        layer = INPUT + linear[-1]
-    steps = [transforms.Resize((size, size)), transforms.ToTensor(), transforms.Normalize(list(mean), list(std))]
-    prepare = transforms.Compose(steps)
-
-    def forward(images: Tensor) -> Tensor:
-        with run.prepared(model):
-            found = activations(model, images, [layer])[layer]
-        return found if found.ndim == 2 else by_position(found).mean(dim=2)
-
-    return Embedder(name, _fingerprint(model, prepare, layer), _encoder(forward, prepare, run))
+    return Embedder(shown, fingerprint(network, prepare, features), encode)
 
 
 class WordTokenizer:
@@ -472,67 +258,47 @@ def load_embedder(spec: str, *, features: Features = "tokens", run: Run = Run(),
         If the spec is not of these forms, or the embedder can't be had.
     """
     kind, _, file = spec.partition("@")
+    source, _, name = kind.partition(":")
     weights = folder / file if file else None
     if weights is not None and not weights.is_file():
         raise EmbedderError(f"there is no file of weights {str(weights)!r}, named in {spec!r}")
-    source, _, name = kind.partition(":")
-    if weights is not None and name.startswith(("hf-hub:", "local-dir:")):
+    if weights is not None and name.startswith(BUNDLED):
         raise EmbedderError(f"{spec!r} names weights twice: {name!r} has its own; leave out @{file}")
-    shipped: dict[str, Callable[[], Embedder]] = {
-        "mini-clip": partial(mini_clip, features, run),
-        "mini-dino": partial(mini_dino, features, run),
-        "pixels": pixels,
+    how: dict[str, Any] = {"features": features, "run": run}
+    known: dict[str, Callable[[], Embedder]] = {
+        "clip": lambda: clip(pretrained=weights or "openai", **how),
+        "dinov2": lambda: from_timm(weights=weights, name="DINOv2", **how),
+        "open_clip:NAME": lambda: _of_open_clip(name, weights, **how),
+        "timm:NAME": lambda: from_timm(name, weights, **how),
+        "torchvision:NAME": lambda: from_network(models.load_model(kind, weights), name=f"features of {name}", run=run),
+        ".py:NAME": lambda: Embedder.of(name, models.function_in(folder / source, name)),
     }
-    if kind in shipped and weights is None:
-        return shipped[kind]()
-    if kind == "clip":
-        return clip(pretrained=weights or "openai", features=features, run=run)
-    if kind == "dinov2":
-        return from_timm(weights=weights, features=features, run=run, name="DINOv2")
-    if source == "open_clip" and name:
-        if name.startswith(("hf-hub:", "local-dir:")):
-            return clip(name, None, features=features, run=run, name=name)
-        model, _, tag = name.partition("/")
-        if not tag and weights is None:
-            tags = ", ".join(_open_clip().list_pretrained_tags_by_model(model)) or "none known"
-            raise EmbedderError(f"{spec!r} names no weights: add /TAG (there are: {tags}) or @FILE")
-        return clip(model, weights or tag, features=features, run=run, name=name)
-    if source == "timm" and name:
-        return from_timm(name, weights, features=features, run=run)
-    if source == "torchvision" and name:
-        try:
-            network = models.load_model(kind, weights)
-        except ModelError as problem:
-            raise EmbedderError(str(problem)) from problem
-        return from_network(network, name=f"features of {name}", run=run)
-    if source.endswith(".py") and name:
-        try:
-            return Embedder.of(name, models.function_in(folder / source, name))
-        except ModelError as problem:
-            raise EmbedderError(str(problem)) from problem
-    raise EmbedderError(f"can't tell what embedder {spec!r} is; expected {SPECS}")
+    if weights is None:
+        known |= {"mini-clip": lambda: mini_clip(**how), "mini-dino": lambda: mini_dino(**how), "pixels": pixels}
+    make = known.get(f"{'.py' if source.endswith('.py') else source}:NAME" if name else kind)
+    if make is None:
+        raise EmbedderError(f"can't tell what embedder {spec!r} is; expected {SPECS}")
+    try:
+        return make()
+    except ModelError as problem:
+        raise EmbedderError(str(problem)) from problem
 
 
-def _encoder(forward: Callable[[Tensor], Tensor], prepare: Callable[[Any], Any], run: Run) -> Encode:
-    """Pictures through a network's own preparation, and through the network."""
-
-    @torch.inference_mode()
-    def encode(pictures: Sequence[Picture]) -> Tensor:
-        return forward(torch.stack([prepare(Image.fromarray(picture)) for picture in pictures]).to(run.local_device))
-
-    return encode
-
-
-def _fingerprint(model: nn.Module, prepare: object, features: str) -> str:
-    made = re.sub(r" at 0x[0-9a-f]+", "", f"{models.fingerprint(model)} {prepare!r}")
-    return f"{hashlib.sha256(made.encode()).hexdigest()[:16]}-{features}"
+def _of_open_clip(name: str, weights: Path | None, **how: Any) -> Embedder:
+    """A model of open_clip as ``MODEL/TAG``, or ``MODEL`` where there is a file of weights."""
+    if name.startswith(BUNDLED):
+        return clip(name, None, name=name, **how)
+    model, _, tag = name.partition("/")
+    if not tag and weights is None:
+        tags = ", ".join(_open_clip().list_pretrained_tags_by_model(model)) or "none known"
+        raise EmbedderError(f"'open_clip:{name}' names no weights: add /TAG (there are: {tags}) or @FILE")
+    return clip(model, weights or tag, name=name, **how)
 
 
 def _open_clip() -> Any:
     """The library, which takes a second to import, and which not everyone has."""
     with needed("clip", "CLIP needs", EmbedderError):
-        import open_clip
-    return open_clip
+        return import_module("open_clip")
 
 
 def _clip_file(model: str, pretrained: str | Path | None) -> str:
@@ -572,17 +338,13 @@ def _silent() -> Iterator[None]:
     def of_others(record: logging.LogRecord) -> bool:
         return "open_clip" not in Path(record.pathname).parts  # which logs by the root logger, as others may
 
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm")]
-    levels = [logger.level for logger in loggers]
-    logging.root.addFilter(of_others)
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
+    with ExitStack() as after:
+        logging.root.addFilter(of_others)
+        after.callback(logging.root.removeFilter, of_others)
+        for logger in map(logging.getLogger, ("huggingface_hub", "timm")):
+            after.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
         yield
-    finally:
-        logging.root.removeFilter(of_others)
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
 
 
 def _how_to_bring(spec: str, where: str) -> str:
@@ -593,11 +355,6 @@ def _how_to_bring(spec: str, where: str) -> str:
     return f"bring the file ({where} on the Hugging Face hub) and name it: {spec.partition('/')[0]}@FILE"
 
 
-def _check_features(features: str) -> None:
-    if features not in get_args(Features):
-        raise EmbedderError(f"features must be one of {', '.join(get_args(Features))}, got {features!r}")
-
-
 def _causes(problem: BaseException | None) -> list[BaseException]:
     """An error and all that led to it."""
     found: list[BaseException] = []
@@ -605,6 +362,11 @@ def _causes(problem: BaseException | None) -> list[BaseException]:
         found.append(problem)
         problem = problem.__cause__ or problem.__context__
     return found
+
+
+def _check_features(features: str) -> None:
+    if features not in get_args(Features):
+        raise EmbedderError(f"features must be one of {', '.join(get_args(Features))}, got {features!r}")
 
 
 def _asset(name: str) -> Path:

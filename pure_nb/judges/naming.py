@@ -61,11 +61,11 @@ class Namer:
     Parameters
     ----------
     crops
-        float ``[m, d]``: vectors of all crops of all neurons, of :attr:`pure_nb.judges.embedders.Embedder.joint`. What
+        float ``[m, d]``: vectors of all crops of all neurons, of :attr:`pure_nb.judges.vectors.Embedder.joint`. What
         they have in common says nothing about any part, and random sets of them are the null: with the crops of a
         single neuron alone, that neuron as a whole can't be named.
     words, vectors
-        The vocabulary, and its vectors ``[words, d]`` from :meth:`pure_nb.judges.embedders.Embedder.text`.
+        The vocabulary, and its vectors ``[words, d]`` from :meth:`pure_nb.judges.vectors.Embedder.text`.
     draws
         Random sets for each size, and bootstrap draws for each part.
     seed

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pure_nb.compute.blocks import grouped
-from pure_nb.images.data import Images, Truth, readable
+from pure_nb.images.data import Images, Truth
+from pure_nb.images.reading import readable
 from pure_nb.methods.descriptions import parts_by
 from pure_nb.methods.references import References
 from pure_nb.methods.virtual import on_one_thread

@@ -25,7 +25,8 @@ from pure_nb._resting import resting
 from pure_nb.compute.blocks import by_blocks, grouped
 from pure_nb.compute.store import New, Store
 from pure_nb.errors import ArgumentError
-from pure_nb.images.data import Images, readable
+from pure_nb.images.data import Images
+from pure_nb.images.reading import readable
 from pure_nb.methods._shapes import Float, Int
 from pure_nb.network.cut import Cut
 from pure_nb.network.layers import by_position, get_layer

@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from pure_nb.errors import ArgumentError, NonFiniteError, StudyWarning
-from pure_nb.images.data import Images, readable
+from pure_nb.images.data import Images
+from pure_nb.images.reading import readable
 from pure_nb.methods._shapes import Bool, Float, Int
 from pure_nb.methods.ownership import Assignment
 from pure_nb.methods.relevance import Criterion, attributed, carried

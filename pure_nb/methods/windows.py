@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pure_nb.errors import LayerError
-from pure_nb.images.data import Images, readable
+from pure_nb.images.data import Images
+from pure_nb.images.reading import readable
 from pure_nb.methods._shapes import Float, Int
 from pure_nb.network.layers import INPUT, activations, by_position, computes_plainly, get_layer
 from pure_nb.network.targets import FOLDED, Target

@@ -16,7 +16,7 @@ import inspect
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from itertools import count
 from pathlib import Path, PurePath
@@ -173,31 +173,17 @@ class _Digest:
             self.add(value)
 
     def _thing(self, value: Any) -> None:
-        if isinstance(value, type):
-            self._class(value)
-        elif isinstance(value, ModuleType):
-            self.text(value.__name__)
-        elif isinstance(value, CodeType):
-            self._code(value)
-        elif isinstance(value, FunctionType):
-            self._function(value)
-        elif isinstance(value, MethodType):
-            self.add(value.__func__)
-            self.add(value.__self__)
-        elif isinstance(value, (staticmethod, classmethod, functools._lru_cache_wrapper)):
-            self.add(value.__wrapped__)
-        elif isinstance(value, property):
-            self.add((value.fget, value.fset))
-        elif isinstance(value, functools.partial):
-            self.add((value.func, value.args, value.keywords))
-        elif isinstance(value, BuiltinFunctionType):
-            self.text(value.__module__, value.__qualname__)
-        elif isinstance(value, torch.jit.ScriptFunction):
-            self.text(value.code)
-        elif isinstance(value, nn.Module):
-            self._module(value)
+        for kinds, inside in KINDS.items():
+            if isinstance(value, kinds):
+                inside(self, value)
+                return
+        self.add(type(value))
+        slots = {name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())}
+        state = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
+        if state:
+            self.add(dict(sorted(state.items())))
         else:
-            self._object(value)
+            self.text(re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value)))
 
     def _module(self, module: nn.Module) -> None:
         if isinstance(inner := vars(module)["_modules"].get("_orig_mod"), nn.Module):  # what torch.compile returns
@@ -247,19 +233,30 @@ class _Digest:
                 self.text(name)
                 self.add(value)
 
+    def _method(self, method: MethodType) -> None:
+        self.add(method.__func__)
+        self.add(method.__self__)
+
     def _code(self, code: CodeType) -> None:
         self.text(code.co_argcount, code.co_kwonlyargcount, code.co_flags, *code.co_names, *code.co_freevars)
         self.sum.update(code.co_code)
         self.add(code.co_consts)
 
-    def _object(self, value: Any) -> None:
-        self.add(type(value))
-        slots = {name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())}
-        state = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
-        if state:
-            self.add(dict(sorted(state.items())))
-        else:
-            self.text(re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value)))
+
+KINDS: dict[Any, Callable[[_Digest, Any], None]] = {
+    type: _Digest._class,
+    ModuleType: lambda digest, module: digest.text(module.__name__),
+    CodeType: _Digest._code,
+    FunctionType: _Digest._function,
+    MethodType: _Digest._method,
+    (staticmethod, classmethod, functools._lru_cache_wrapper): lambda digest, own: digest.add(own.__wrapped__),
+    property: lambda digest, own: digest.add((own.fget, own.fset)),
+    functools.partial: lambda digest, own: digest.add((own.func, own.args, own.keywords)),
+    BuiltinFunctionType: lambda digest, own: digest.text(own.__module__, own.__qualname__),
+    torch.jit.ScriptFunction: lambda digest, own: digest.text(own.code),
+    nn.Module: _Digest._module,
+}
+"""How things are told, by what they are; the first that fits counts."""
 
 
 def _referred(

@@ -79,9 +79,8 @@ def load_model(
         model: nn.Module = make(**options)
         weights = own if hub else weights
     elif kind == "torchvision":
-        model = _fetched(
-            source, lambda: torchvision.models.get_model(name, weights="DEFAULT" if hub else None, **options)
-        )
+        published = "DEFAULT" if hub else None
+        model = _fetched(source, lambda: torchvision.models.get_model(name, weights=published, **options))
     elif kind == "timm":
         with needed("timm", f"{source!r} needs", ModelError):
             import timm
@@ -98,13 +97,13 @@ def load_model(
     return model.float().eval()
 
 
-def _fetched(source: str, make: Any) -> nn.Module:
+def _fetched(source: str, make: Callable[[], nn.Module]) -> nn.Module:
     """Make a model of a library, and turn the many errors of an unreachable hub into one that helps."""
     kind, _, name = source.rpartition(":")
     hub = f"model.safetensors of timm/{name} on the Hugging Face hub"
     where = hub if kind == "timm" else f"the state_dict that torchvision names in its weights of {name}"
     try:
-        model: nn.Module = make()
+        return make()
     except (URLError, OSError) as problem:  # huggingface_hub's and requests' errors are OSErrors
         raise ModelError(
             f"the weights of {source!r} could not be fetched from their hub ({type(problem).__name__}: {problem}). "
@@ -113,7 +112,6 @@ def _fetched(source: str, make: Any) -> nn.Module:
         ) from problem
     except (ValueError, RuntimeError) as problem:
         raise ModelError(f"{source!r} can't be made: {problem}") from problem
-    return model
 
 
 def function_in(path: Path, name: str) -> Any:
@@ -133,9 +131,7 @@ def _run(path: Path, name: str) -> Any:
     if not path.is_file():
         raise ModelError(f"there is no file {str(path)!r} with a function {name!r}")
     place = hashlib.sha256(str(path.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    specification = importlib.util.spec_from_file_location(f"{USER}{path.stem}_{place}", path)
-    assert specification is not None
-    assert specification.loader is not None
+    specification: Any = importlib.util.spec_from_file_location(f"{USER}{path.stem}_{place}", path)
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module  # dataclasses look their module up there
     try:
@@ -215,11 +211,8 @@ def read_weights(path: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(f"there is no file of weights {str(path)!r}")
     try:
-        state: dict[str, Any]
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        safe = path.suffix == ".safetensors"
+        state: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as problem:
         raise ModelError(f"{str(path)!r} can't be read as weights: {problem}") from problem
     except Exception as problem:  # torch raises pickle's own error for a file that holds more than tensors

@@ -32,7 +32,7 @@ from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import write_atomically
 from pure_nb.errors import EmbedderError, LayerError, StudyError
 from pure_nb.figures.render import Picture
-from pure_nb.images.data import spoken
+from pure_nb.images.labels import spoken
 from pure_nb.judges.truth import scores
 from pure_nb.methods.descriptions import LRP, OWN, Description, descriptions
 from pure_nb.methods.virtual import CHOICES, cluster_some, part_name

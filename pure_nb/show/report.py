@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pure_nb.compute.results import Results
 from pure_nb.compute.store import Store
 from pure_nb.errors import StudyError
-from pure_nb.images.data import spoken
+from pure_nb.images.labels import spoken
 from pure_nb.judges import evaluation
 from pure_nb.judges.evaluation import TRUE, Metric
 from pure_nb.judges.naming import Namer, nouns, vocabulary_from

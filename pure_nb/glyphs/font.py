@@ -1,0 +1,85 @@
+"""The classes of the glyph world, and their glyphs, drawn from the outlines of a font that ships inside matplotlib."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pure_nb.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class GlyphClass:
+    """A class of the glyph world: its name, its character in DejaVu Sans, and its WordNet 3.0 synset."""
+
+    name: str
+    character: str
+    synset: str
+
+
+CLASSES = tuple(
+    GlyphClass(*row.split()) for row in Path(__file__).with_name("classes.txt").read_text(encoding="utf-8").splitlines()
+)
+"""The 48 classes of the glyph world, in the order of the shipped network's outputs."""
+
+
+@cache
+def glyph(character: str, size: int = 144) -> NDArray[np.float32]:
+    """Rasterise a glyph of DejaVu Sans from its outline.
+
+    Parameters
+    ----------
+    character
+        One character that DejaVu Sans has.
+    size
+        Side of the square result in pixels; three times that of an object's cell by default.
+
+    Returns
+    -------
+    ndarray
+        Coverage in 0..1, ``[size, size]``; the ink is centred and its longer side spans the square.
+
+    Raises
+    ------
+    ArgumentError
+        If DejaVu Sans has no such character.
+    """
+    from matplotlib import font_manager  # late: only for the first glyph that is drawn
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.path import Path as Contour
+    from matplotlib.textpath import TextPath
+
+    file = font_manager.findfont("DejaVu Sans", fallback_to_default=False)
+    font = FontProperties(fname=file)
+    if not font_manager.get_font(file).get_char_index(ord(character)):
+        raise ArgumentError(
+            f"DejaVu Sans has no glyph for {character!r} (U+{ord(character):04X}); choose another character"
+        )
+    outline = TextPath((0, 0), character, size=100, prop=font)
+    (left, bottom), (right, top) = outline.get_extents().get_points()
+    extent = max(right - left, top - bottom)
+    oversampled = 2 * size
+    steps = (np.arange(oversampled) + 0.5) / oversampled - 0.5
+    xs = (left + right) / 2 + steps * extent
+    ys = (bottom + top) / 2 - steps * extent
+    points = np.stack(np.meshgrid(xs, ys), axis=-1)
+    winding = np.zeros(points.shape[:2], dtype=int)  # holes run the other way round, and cancel
+    for contour in outline.to_polygons(closed_only=True):
+        (ax, ay), (bx, by) = np.transpose(contour), np.transpose(np.roll(contour, -1, axis=0))
+        turn = int(np.sign((ax * by - bx * ay).sum()))
+        around = np.ix_((min(ay) <= ys) & (ys <= max(ay)), (min(ax) <= xs) & (xs <= max(ax)))
+        near = points[around]
+        inside = Contour(np.asarray(contour)).contains_points(near.reshape(-1, 2))
+        winding[around] += turn * inside.reshape(near.shape[:2])
+    return (winding != 0).reshape(size, 2, size, 2).mean(axis=(1, 3), dtype=np.float32)
+
+
+@cache
+def inked(label: int) -> Image.Image:
+    """A class's glyph as a picture in 0..255."""
+    return Image.fromarray(np.uint8(255 * glyph(CLASSES[label].character)))
