@@ -1,12 +1,15 @@
-"""What a study asks of a network, how that is run, and whether it makes sense."""
+"""What a study asks of a network, how that is run, and whether it makes sense.
+
+Each parameter is declared once, for Python, for the files of studies and for the commands.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from pure_nb.errors import StudyError
 
@@ -21,6 +24,15 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 NEAREST = "nearest"
 """As the lower layer: the one right below the target, see :func:`pure_nb.network.layers.nearest_below`."""
+
+
+def _told(help: str, **more: Any) -> dict[str, Any]:
+    """What a field is declared to be beside its type and default.
+
+    ``help``, what commands say of it; ``flag``, their option, if it is not called as the field; ``least``, of whole
+    numbers; ``of``, the results that depend on it, if not all of them do. Fields without this are no options.
+    """
+    return {"help": help, **more}
 
 
 @dataclass(frozen=True)
@@ -59,36 +71,42 @@ class Parameters:
         see :mod:`pure_nb.compute.precision`. Circuits and heatmaps are always in float32.
     """
 
-    target: str
-    lower: str
-    n: int = 100
-    by: By = "max"
-    rule: Rule = "gradient"
-    seed: Seed = "activation"
-    crop: Crop = "peak"
-    k: int = 0
-    random: int = 0
-    share: float = 0.03
-    mass: float = 0.0
-    p: float = 0.75
-    precision: Precision = "float32"
+    target: str = field(metadata=_told("The layer, if other than the study says."))
+    lower: str = field(metadata=_told("The layer below: a name, input:LAYER, or nearest."))
+    n: int = field(default=100, metadata=_told("Reference images of each neuron.", least=2, of="neurons"))
+    by: By = field(default="max", metadata=_told("What makes an image a reference: max or mean.", of="neurons"))
+    rule: Rule = field(
+        default="gradient", metadata=_told("How relevance is propagated: gradient or lrp.", of="neurons")
+    )
+    seed: Seed = field(
+        default="activation",
+        metadata=_told("Where relevance starts: activation (everywhere), peak, or unit.", flag="--start", of="neurons"),
+    )
+    crop: Crop = field(
+        default="peak",
+        metadata=_told(
+            "What crops follow: peak (relevance from the maximum), crp (from all), activation (cheap).", of="crops"
+        ),
+    )
+    k: int = field(default=0, metadata=_told("Virtual neurons of each neuron; 0 chooses.", least=0, of="neurons"))
+    random: int = field(default=0, metadata=_told("Of all that is random.", flag="--seed", least=0, of="neurons"))
+    share: float = field(
+        default=0.03, metadata=_told("Share of the attribution that makes a channel relevant.", of="classes")
+    )
+    mass: float = field(
+        default=0.0, metadata=_told("Instead: the strongest channels that carry this part together.", of="classes")
+    )
+    p: float = field(
+        default=0.75, metadata=_told("Part of a class's images in which a relevant channel is so.", of="classes")
+    )
+    precision: Precision = field(
+        default="float32", metadata=_told("What the network computes in: float32, bfloat16, float16.")
+    )
 
     def __post_init__(self) -> None:
-        for name in ("target", "lower"):
-            if not isinstance(getattr(self, name), str):
-                raise StudyError(f"{name} must be the name of a layer, got {getattr(self, name)!r}")
-        for name, least in (("n", 2), ("k", 0), ("random", 0)):
-            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        _check(self)
         if self.random >= 2**32:  # more than NumPy takes
             raise StudyError(f"random must be below 2**32, got {self.random}")
-        for name, options in OPTIONS.items():
-            if getattr(self, name) not in options:
-                raise StudyError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
-        for name in ("share", "mass", "p"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
-                raise StudyError(f"{name} must be a number from 0 to 1, got {value!r}")
-            object.__setattr__(self, name, float(value))  # 1 and 1.0 are one study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,21 +136,22 @@ class Run:
         If one makes no sense, or the device can't be used.
     """
 
-    batch_size: int = 32
-    device: str = "cpu"
-    workers: int = 0
-    skip_unreadable: bool = False
-    channels_last: bool = False
+    batch_size: int = field(default=32, metadata=_told("Images in a batch.", least=1))
+    device: str = field(default="cpu", metadata=_told("Where the network runs: cpu, cuda, mps."))
+    workers: int = field(default=0, metadata=_told("Processes that load images.", least=0))
+    skip_unreadable: bool = field(default=False, metadata=_told("Leave out images that can't be read."))
+    channels_last: bool = field(default=False, metadata=_told("Lay the weights out in memory as many GPUs like them."))
     progress: bool = True
-    client: Cluster | None = None
+    client: Cluster | None = field(
+        default=None,
+        metadata=_told(
+            "Run on processes: local, local:4, slurm:8, or the address of a Dask scheduler.", flag="--cluster"
+        ),
+    )
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("workers", 0)):
-            object.__setattr__(self, name, whole(name, getattr(self, name), least))
-        for name in ("skip_unreadable", "channels_last", "progress"):
-            if not isinstance(getattr(self, name), bool):
-                raise StudyError(f"{name} must be true or false, got {getattr(self, name)!r}")
         object.__setattr__(self, "device", str(self.device))  # a torch.device, too
+        _check(self)
         if self.client is not None and not hasattr(self.client, "swept"):
             raise StudyError(
                 f"client must come from pure_nb.compute.cluster.connect, got a {type(self.client).__name__}; "
@@ -164,17 +183,11 @@ def _require_device(device: str) -> None:
     torch.zeros(1, device=device).item()
 
 
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "by": get_args(By),
-    "rule": get_args(Rule),
-    "seed": get_args(Seed),
-    "crop": get_args(Crop),
-    "precision": get_args(Precision),
-}
-"""What some parameters may be."""
-
 PARAMETERS = tuple(f.name for f in fields(Parameters))
 RUN = tuple(f.name for f in fields(Run))
+
+KINDS = get_type_hints(Parameters) | get_type_hints(Run, localns={"Cluster": object})
+"""The types of the fields of both."""
 
 
 def checked(values: Mapping[str, Any]) -> Parameters:
@@ -187,11 +200,35 @@ def checked(values: Mapping[str, Any]) -> Parameters:
     return Parameters(**values)
 
 
-def whole(name: str, value: Any, least: int) -> int:
+def _check(asked: Parameters | Run) -> None:
+    """Raise if a value is not what its field is declared to be; numbers become Python's own."""
+    for one in fields(asked):
+        name, kind, value = one.name, KINDS[one.name], getattr(asked, one.name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise StudyError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+        if kind is str and not isinstance(value, str):
+            raise StudyError(f"{name} must be the name of a layer, got {value!r}")
+        if kind is bool and not isinstance(value, bool):
+            raise StudyError(f"{name} must be true or false, got {value!r}")
+        if kind is int:
+            value = _whole(name, value, one.metadata["least"])
+        elif kind is float:
+            value = _part(name, value)
+        object.__setattr__(asked, name, value)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
     """A whole number, of Python or NumPy, that is large enough."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise StudyError(f"{name} must be a whole number and at least {least}, got {value!r}")
     return int(value)
+
+
+def _part(name: str, value: Any) -> float:
+    """A number from 0 to 1; 1 and 1.0 are one study."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise StudyError(f"{name} must be a number from 0 to 1, got {value!r}")
+    return float(value)
 
 
 def file_word(name: object) -> str:
