@@ -74,7 +74,8 @@ class Classes:
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """The true class of each labelled image, an index into the network's outputs; and all their names."""
         with placed(self.study.model, self.study.run.here):
-            logits = require_output(self.study.model, self.labelled.example[None].to(self.study.run.here))
+            example = self.labelled.example[None].to(self.study.run.here)
+            logits = require_output(self.study.model, example, self.study.parameters.allow_nondeterministic)
         if logits.grid:
             raise StudyError(
                 "classes need a network that puts out one tensor [images, classes]; "

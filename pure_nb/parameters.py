@@ -69,6 +69,9 @@ class Parameters:
     precision
         What the network computes in during the passes over all images: ``"float32"``, ``"bfloat16"`` or ``"float16"``;
         see :mod:`pure_nb.compute.precision`. Circuits and heatmaps are always in float32.
+    allow_nondeterministic
+        Study layers that depend on chance or on which images are in a batch, such as below a dropout that is left on.
+        Results are then of one run and one batch size; a warning is kept with them.
     """
 
     target: str = field(metadata=_told("The layer, if other than the study says."))
@@ -101,6 +104,9 @@ class Parameters:
     )
     precision: Precision = field(
         default="float32", metadata=_told("What the network computes in: float32, bfloat16, float16.")
+    )
+    allow_nondeterministic: bool = field(
+        default=False, metadata=_told("Go on though the layers depend on chance or on the batch.")
     )
 
     def __post_init__(self) -> None:

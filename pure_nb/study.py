@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -30,7 +31,7 @@ from pure_nb.compute.results import FORMAT, Results
 from pure_nb.compute.store import Arrays, New, Store, store_folder
 from pure_nb.compute.sweep import sweep
 from pure_nb.crops import Crops
-from pure_nb.errors import ArgumentError, ImageError, LayerError, PureError
+from pure_nb.errors import ArgumentError, ImageError, LayerError, PureError, StudyWarning
 from pure_nb.images.data import Images, Unreadable, readable
 from pure_nb.images.sources import as_images
 from pure_nb.judges import truth
@@ -165,6 +166,7 @@ class Study:
                 f"asked: {p.n} references by {p.by}, circuits from {p.lower!r} by {p.rule}, {parts}",
                 f"known: {known}; {kept}",
                 f"runs: on {self.run.device}, {self.run.batch_size} images at a time",
+                *([f"of one run: {self.unsteady}"] if "shapes" in vars(self) and self.unsteady else []),
             ]
         )
 
@@ -217,13 +219,21 @@ class Study:
     def shapes(self) -> tuple[LayerShape, LayerShape]:
         """How the target and the lower layer look; raises if they can't be studied together."""
         with placed(self.model, self.run.here):
-            example = self.images.example[None].to(self.run.here)
-            return require(self.model, example, self.parameters.target, self.parameters.lower)
+            example, p = self.images.example[None].to(self.run.here), self.parameters
+            found = require(self.model, example, p.target, p.lower, p.allow_nondeterministic)
+        if found[0].unsteady:
+            warnings.warn(
+                f"results are of one run, in batches of {self.run.batch_size}: of {p.target!r}, {found[0].unsteady}",
+                StudyWarning,
+                stacklevel=3,
+            )
+        return found
 
     def survey(self) -> list[LayerShape]:
         """All layers that can be studied: see :func:`pure_nb.network.layers.survey`."""
         with placed(self.model, self.run.here):
-            return survey(self.model, self.images.example[None].to(self.run.here))
+            example = self.images.example[None].to(self.run.here)
+            return survey(self.model, example, self.parameters.allow_nondeterministic)
 
     def _laid_out(self) -> AbstractContextManager[nn.Module]:
         """Within it, the network's weights lie in memory as asked for."""
@@ -538,8 +548,17 @@ class Study:
     @property
     def identity(self) -> dict[str, str]:
         """What stands for the network and the images in keys of results."""
-        lowered = {} if self.parameters.precision == "float32" else {"precision": self.parameters.precision}
-        return {"weights": self._weights, "images": self.images.fingerprint, **lowered}
+        found = {"weights": self._weights, "images": self.images.fingerprint}
+        if self.parameters.precision != "float32":
+            found["precision"] = self.parameters.precision
+        if self.unsteady:
+            found |= {"unsteady": self.unsteady, "batch_size": str(self.run.batch_size)}
+        return found
+
+    @property
+    def unsteady(self) -> str:
+        """Why results depend on chance or on the batch, where this is allowed; "" if they do not."""
+        return self.shapes[0].unsteady if self.parameters.allow_nondeterministic else ""
 
     @cached_property
     def _weights(self) -> str:

@@ -570,6 +570,25 @@ def test_a_network_that_can_not_take_the_images(tmp_path: Path) -> None:
         assert "grey=True" in said
 
 
+def test_a_network_that_draws_random_numbers(tmp_path: Path) -> None:
+    (tmp_path / "left_on.py").write_text(
+        "from torch import nn\nfrom torch.nn import functional\n"
+        "class Drop(nn.Module):\n    def forward(self, x):\n        return functional.dropout(x, 0.5)\n"
+        "def left_on():\n    return nn.Sequential(nn.Conv2d(3, 4, 8, 8), Drop(), nn.Conv2d(4, 3, 3), nn.ReLU())"
+    )
+    text = TOML.replace('source = "glyphnet"', 'source = "left_on.py:left_on"')
+    (tmp_path / "small.toml").write_text(text.replace('"layer4"', '"3"').replace('"layer3"', '"0"'))
+    assert "as '1' (Drop) draws random numbers" in failed(on(tmp_path, "run"))
+    result = on(tmp_path, "run", "--allow-nondeterministic")
+    assert result.exit_code == 0, result.output
+    assert "Mind: results are of one run" in plainly(result)
+    (following,) = re.findall(r"pure-nb neurons (.*)", result.stdout)
+    assert "--allow-nondeterministic" in following
+    asked = text.replace('"layer4"', '"3"').replace('"layer3"', '"0"\nallow_nondeterministic = true')
+    (tmp_path / "small.toml").write_text(asked)
+    assert on(tmp_path, "neurons").exit_code == 0
+
+
 def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     """Through all that is printed and written."""
     root = picture_folder(tmp_path / "a", 24, size=96)

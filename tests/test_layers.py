@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from typing import Any
 
 import pytest
@@ -971,3 +973,16 @@ def test_a_network_that_fails_on_a_batch_is_named() -> None:
         ModelError, match=r"Unsteady can't be run on a batch of 2 images .*RuntimeError: .*of any number"
     ):
         require(model, noise(1), "high", "low")
+
+
+@pytest.mark.parametrize("kind", UNSTEADY)
+def test_what_depends_on_chance_or_on_the_batch_can_be_asked_for(kind: str) -> None:
+    between, message = UNSTEADY[kind]
+    model, images = Unsteady(between), noise(1)
+    target, lower = require(model, images, "high", "low", allow_nondeterministic=True)
+    assert re.search(message, target.unsteady)
+    assert lower.unsteady == ""
+    assert require_output(model, images, allow_nondeterministic=True).unsteady == target.unsteady
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert {shape.name for shape in survey(model, images, allow_nondeterministic=True)} >= {"low", "high"}

@@ -864,3 +864,37 @@ def test_a_neuron_says_what_it_is(glyph_study: Study) -> None:
     neuron = glyph_study.neuron(17)
     assert repr(neuron) == "<Neuron layer4 / 17 of 'glyphs'>"
     assert neuron._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_network_that_depends_on_the_batch_only_if_that_is_asked_for(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    unsteady = nn.BatchNorm2d(4, track_running_stats=False)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), unsteady, nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU())
+    images = torch.rand(12, 3, 8, 8) * torch.linspace(0.2, 1, 12)[:, None, None, None]
+    how: dict[str, Any] = {"target": "4", "lower": "0", "n": 4, "progress": False, "store": tmp_path}
+    with pytest.raises(LayerError, match=r"'1' \(BatchNorm2d\) .*; or go on all the same with allow_nondeterministic"):
+        Study.of(model, images, **how)
+
+    def asked(batch_size: int) -> Study:
+        with pytest.warns(StudyWarning, match=f"of one run, in batches of {batch_size}: of '4', it depends on which"):
+            return Study.of(model, images, **how, batch_size=batch_size, allow_nondeterministic=True)
+
+    small, large = asked(3), asked(12)
+    assert not np.array_equal(small.references.sample, large.references.sample)  # none is handed the other's results
+    assert small.store is not None
+    assert "depends on which images" in repr(small)
+    assert all("depends on which images" in entry["key"]["unsteady"] for entry in small.store.manifests())
+    again = asked(3)  # and is told again
+    assert again.known() == ["references"]
+    np.testing.assert_array_equal(again.references.sample, small.references.sample)
+    # Right values, batch by batch.
+    with torch.no_grad():
+        maxima = torch.cat([model.eval()(images[first : first + 3]).amax(dim=(2, 3)) for first in range(0, 12, 3)])
+    np.testing.assert_allclose(small.references.score, maxima.T.sort(descending=True).values[:, :4], rtol=1e-5)
+    np.testing.assert_array_equal(small.circuits, again.circuits)
+
+
+def test_what_is_steady_is_found_again_though_more_is_allowed(tmp_path: Path) -> None:
+    known = mine(tmp_path)
+    known.references  # noqa: B018
+    assert known.using(allow_nondeterministic=True).known() == ["references"]

@@ -665,12 +665,16 @@ def _without_gradients(model: nn.Module, images: Tensor, lower: str | None, targ
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What a layer puts out for one image: its channels, and its grid of positions (() if it has none)."""
+    """What a layer puts out for one image: its channels, and its grid of positions (() if it has none).
+
+    ``unsteady`` says why that depends on chance or on the batch, where this is allowed; it is "" where it does not.
+    """
 
     name: str
     kind: str
     channels: int
     grid: tuple[int, ...]
+    unsteady: str = ""
 
 
 def _shape(name: str, kind: str, output: Tensor) -> LayerShape:
@@ -718,6 +722,11 @@ class _Event:
     batch: str | None = None
     steady: bool = True
     last: bool | None = None
+
+    @property
+    def unsteady(self) -> bool:
+        """Whether it depends on chance or on the batch."""
+        return self.drawn or not self.steady
 
     @property
     def rest(self) -> tuple[int, ...]:
@@ -883,13 +892,16 @@ class _Looks:
         A pass of that image.
     events
         In the order of the pass.
+    allowed
+        Whether what depends on chance or on the batch can be studied.
     """
 
     run: _Run
     events: list[_Event]
+    allowed: bool = False
 
     @classmethod
-    def at(cls, model: nn.Module, images: Tensor) -> _Looks:
+    def at(cls, model: nn.Module, images: Tensor, allowed: bool = False) -> _Looks:
         """From running the first image alone, and beside another one."""
         require_weights(model)
         image = as_weights(model, images[:1])
@@ -903,7 +915,7 @@ class _Looks:
             events = _pass(model, image)
             _pass(model, torch.cat([image, other]), events)
         _find_channels(events, image)
-        return cls(_Run(image), events)
+        return cls(_Run(image), events, allowed)
 
     @cached_property
     def by_layer(self) -> dict[str, list[_Event]]:
@@ -916,7 +928,7 @@ class _Looks:
     @cached_property
     def first_unsteady(self) -> _Event | None:
         """The first tensor that depends on chance or on the batch."""
-        return next((event for event in self.events if event.drawn or not event.steady), None)
+        return next((event for event in self.events if event.unsteady), None)
 
     @cached_property
     def shapes(self) -> list[LayerShape]:
@@ -931,7 +943,8 @@ class _Looks:
         assert event.tensor is not None
         empty = torch.empty(event.tensor.shape, device="meta")
         shown = _shown(layer, event.module, empty, replace(self.run, grids=event.grids))[0]
-        return _shape(layer, kind or type(event.module).__name__, shown)
+        found = _shape(layer, kind or type(event.module).__name__, shown)
+        return replace(found, unsteady=self.unsteady if event.unsteady else "")
 
     def trouble(self, layer: str) -> str:
         """Why what a layer puts out, or is given, can't be studied; "" if it can."""
@@ -946,8 +959,8 @@ class _Looks:
         event = own[0]
         if event.tensor is None or event.kind:
             return f"it is a {event.kind}, not one tensor; take the block that it is in, or a layer inside it"
-        if event.drawn or not event.steady:
-            return self.unsteady
+        if event.unsteady and not self.allowed:
+            return f"{self.unsteady}; or go on all the same with allow_nondeterministic"
         shape = list(event.tensor.shape)
         if event.batch is None:
             return (
@@ -1023,11 +1036,12 @@ def _prefix(event: _Event) -> str | None:
     return (event.batch or "") + ((LAST if event.last else FIRST) if misread else "")
 
 
-def survey(model: nn.Module, images: Tensor) -> list[LayerShape]:
+def survey(model: nn.Module, images: Tensor, allow_nondeterministic: bool = False) -> list[LayerShape]:
     """All layers of a network that can be studied, in the order in which they run.
 
     Layers that run more than once in a forward pass (a shared ReLU) are left out, as are those whose output is not one
-    tensor of a supported shape, has no axis for the images, or depends on chance or on the batch (with a warning).
+    tensor of a supported shape, has no axis for the images, or, unless that is allowed, depends on chance or on the
+    batch (with a warning).
     Where a layer's shape has to be told by a prefix, it stands before the name: where the images are, as running one
     image alone and beside another tells; and where the channels are. The latter is known by the module, by what goes
     into it or takes in what it puts out, and by the pictures' proportions; where none of these tells, a layer
@@ -1037,14 +1051,18 @@ def survey(model: nn.Module, images: Tensor) -> list[LayerShape]:
     ----------
     model, images
         Any network, and a batch of its inputs; one image is enough.
+    allow_nondeterministic
+        List layers that depend on chance or on the batch, too.
     """
-    looks = _Looks.at(model, images)
-    if looks.first_unsteady is not None:
+    looks = _Looks.at(model, images, allow_nondeterministic)
+    if looks.first_unsteady is not None and not allow_nondeterministic:
         warnings.warn(f"layers are left out: from {looks.unsteady}", StudyWarning, stacklevel=2)
     return looks.shapes
 
 
-def require(model: nn.Module, images: Tensor, target: str, lower: str) -> tuple[LayerShape, LayerShape]:
+def require(
+    model: nn.Module, images: Tensor, target: str, lower: str, allow_nondeterministic: bool = False
+) -> tuple[LayerShape, LayerShape]:
     """Check that two layers can be studied together, and say how they look.
 
     Parameters
@@ -1053,27 +1071,29 @@ def require(model: nn.Module, images: Tensor, target: str, lower: str) -> tuple[
         Any network, and a batch of its inputs; one image is enough.
     target, lower
         Names of the two layers.
+    allow_nondeterministic
+        Let them depend on chance or on the batch; their :attr:`LayerShape.unsteady` says why they do.
 
     Raises
     ------
     LayerError
-        If one is missing, runs more than once, puts out something unsupported, depends on chance or on the batch, or
-        wants another prefix; or if they are in the wrong order.
+        If one is missing, runs more than once, puts out something unsupported, depends on chance or on the batch
+        (unless that is allowed), or wants another prefix; or if they are in the wrong order.
     ModelError
         If the network can't be run on the images.
     """
     for name in (target, lower):
         get_layer(model, name)
-    looks = _Looks.at(model, images)
+    looks = _Looks.at(model, images, allow_nondeterministic)
     found = looks.usable(target), looks.usable(lower)
     with resting(model):
         cut(model, images, lower, target)
     return found
 
 
-def require_output(model: nn.Module, images: Tensor) -> LayerShape:
+def require_output(model: nn.Module, images: Tensor, allow_nondeterministic: bool = False) -> LayerShape:
     """Check that a network puts out one steady tensor, and say how it looks; raises as :func:`require`."""
-    looks = _Looks.at(model, images)
+    looks = _Looks.at(model, images, allow_nondeterministic)
     if reason := looks.trouble(OUTPUT):
         raise LayerError(f"what {type(model).__name__} puts out can't be used: {reason}")
     return looks.shape(OUTPUT, looks.by_layer[OUTPUT][0])

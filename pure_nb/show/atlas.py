@@ -400,7 +400,7 @@ def _write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) 
     for lower, users in carried.items():
         text = page("lower.html", root="../", channel=lower, users=users, pictured=pictured)
         _write_text(folder / f"lower/{lower}.html", text)
-    text = page("index.html", root="", rows=rows, alive=set(parts), parts=parts)
+    text = page("index.html", root="", rows=rows, alive=set(parts), parts=parts, unsteady=study.unsteady)
     for name in ("explorer/explorer.js", "explorer/explorer.css", "atlas/atlas.js", "atlas/atlas.css"):
         asset = resources.files("pure_nb.show") / "static" / name
         _write_text(folder / Path(name).name, asset.read_text(encoding="utf-8"))
