@@ -18,7 +18,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,17 +31,21 @@ from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import write_atomically
 from pure_nb.errors import EmbedderError, LayerError, StudyError
-from pure_nb.figures.render import Picture
+from pure_nb.figures.plots import strip
+from pure_nb.figures.render import Picture, View
 from pure_nb.images.data import spoken
 from pure_nb.methods.virtual import CHOICES, Vectors, cluster_some, part_name
 from pure_nb.parameters import NEAREST
 
 with needed("show", "an atlas needs"):
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
     from pure_nb.study import Study
+
+STATIC = Path(__file__).with_name("static")
+"""The templates, styles and scripts of the pages."""
 
 METHODS = ("circuits", "circuits (LRP)", "activations")
 """By what an explorer can take a neuron apart; the first is the study's own way."""
@@ -144,6 +147,11 @@ class Atlas:
         told = {"format": FORMAT, "methods": self.methods, "count": self.count}
         named = self.embedder.fingerprint if self.embedder else None
         return f"{self.identity} {_digest([told, named])}"
+
+    @property
+    def slug(self) -> str:
+        """The key as part of a file's name."""
+        return self.key.replace(" ", "-")
 
     @cached_property
     def described(self) -> dict[str, Callable[[int], Vectors]]:
@@ -330,24 +338,28 @@ def write(
 
 def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
     """Write what explorers show of some neurons: data and pictures, without pages; finished ones are left alone."""
-    study = made.study
-    alive = [channel for channel in channels if study.references.alive[channel]]
+    alive = [channel for channel in channels if made.study.references.alive[channel]]
     missing = [channel for channel in alive if not _is_drawn(made, folder, channel)]
-    count = min(made.count, study.references.n)
-    done = len(alive) - len(missing)
-    with progress_bar(desc="atlas", total=len(alive), initial=done, unit="neuron", shown=study.run.progress) as bar:
-        for block in _blocks(missing, max(1, PAIRS // count)):
-            samples = study.references.sample[block, :count]
-            found = study.crops.views(np.repeat(block, count), samples.ravel())
-            for place, channel in enumerate(block):
-                own = found[place * count : (place + 1) * count]
-                _save(folder / f"crops/{channel}.webp", _sprite([view.highlighted(CROP) for view in own]))
-                _save(folder / f"whole/{channel}.webp", _sprite([view.highlighted(WHOLE, crop=False) for view in own]))
-                _save(folder / f"thumbs/{channel}.webp", _sprite([view.highlighted(THUMB) for view in own[:6]], 6))
-                # Last, since it says that the neuron is finished.
-                text = f"// {made.key}\npureNb.neuron({json.dumps(made.data(channel), separators=(',', ':'))});\n"
-                _write_text(folder / f"data/{channel}.js", text)
-                bar.update()
+    count = min(made.count, made.study.references.n)
+    with _bar(made, "atlas", len(alive), len(alive) - len(missing)) as bar:
+        for channel, own in _pictured(made.study, missing, count, max(1, PAIRS // count)):
+            _save(folder / f"crops/{channel}.webp", [view.highlighted(CROP) for view in own])
+            _save(folder / f"whole/{channel}.webp", [view.highlighted(WHOLE, crop=False) for view in own])
+            _save(folder / f"thumbs/{channel}.webp", [view.highlighted(THUMB) for view in own[:6]], 6)
+            # Last, since it says that the neuron is finished.
+            text = f"// {made.key}\npureNb.neuron({json.dumps(made.data(channel), separators=(',', ':'))});\n"
+            _write_text(folder / f"data/{channel}.js", text)
+            bar.update()
+
+
+def _pictured(study: Study, channels: Sequence[int], count: int, together: int) -> Iterator[tuple[int, list[View]]]:
+    """Each of some channels with its strongest reference images; they are drawn for some channels together."""
+    for first in range(0, len(channels), together):
+        block = list(channels[first : first + together])
+        samples = study.references.sample[block, :count]
+        found = study.crops.views(np.repeat(block, samples.shape[1]), samples.ravel())
+        for place, channel in enumerate(block):
+            yield channel, found[place * samples.shape[1] : (place + 1) * samples.shape[1]]
 
 
 def identity_of(folder: Path) -> str:
@@ -372,19 +384,15 @@ def _is_drawn(made: Atlas, folder: Path, channel: int) -> bool:
 
 def _write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) -> None:
     study = made.study
-    table = study.neurons.set_index("channel").loc[lambda rows: rows.index.isin(channels)]
+    table = study.neurons[study.neurons["channel"].isin(channels)]
+    rows = {int(row["channel"]): row for row in table.to_dict("records")}
     parts = {channel: made.parts(channel) for channel in channels if study.references.alive[channel]}
     carried = _carried(parts)
     pictured = _write_lower_pictures(made, folder, sorted(carried))
-    page = _templates(made, home)
-    order = [int(channel) for channel in table.index]
-    rows = {int(channel): row for channel, row in zip(table.index, table.to_dict("records"))}
+    templates, order, known = _templates(made, home), list(rows), not made.without_classes
+    neuron, lower = templates.get_template("neuron.html"), templates.get_template("lower.html")
     for place, channel in enumerate(progress_bar(order, "pages", unit="page", shown=study.run.progress)):
-        more: dict[str, Any] = {"classes": [], "pairs": []}
-        if not made.without_classes:
-            more = {"classes": made.classes(channel), "pairs": made.pairs(channel)}
-        text = page(
-            "neuron.html",
+        text = neuron.render(
             root="",
             channel=channel,
             row=rows[channel],
@@ -394,16 +402,16 @@ def _write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) 
             after=order[place + 1] if place + 1 < len(order) else None,
             pictured=pictured,
             without_classes=made.without_classes,
-            **more,
+            classes=made.classes(channel) if known else [],
+            pairs=made.pairs(channel) if known else [],
         )
         _write_text(folder / f"{channel}.html", text)
-    for lower, users in carried.items():
-        text = page("lower.html", root="../", channel=lower, users=users, pictured=pictured)
-        _write_text(folder / f"lower/{lower}.html", text)
-    text = page("index.html", root="", rows=rows, alive=set(parts), parts=parts, unsteady=study.unsteady)
-    for name in ("explorer/explorer.js", "explorer/explorer.css", "atlas/atlas.js", "atlas/atlas.css"):
-        asset = resources.files("pure_nb.show") / "static" / name
-        _write_text(folder / Path(name).name, asset.read_text(encoding="utf-8"))
+    for channel, users in carried.items():
+        text = lower.render(root="../", channel=channel, users=users, pictured=pictured)
+        _write_text(folder / f"lower/{channel}.html", text)
+    text = templates.get_template("index.html").render(root="", rows=rows, alive=set(parts), parts=parts)
+    for asset in ("explorer/explorer.js", "explorer/explorer.css", "atlas/atlas.js", "atlas/atlas.css"):
+        _write_text(folder / Path(asset).name, (STATIC / asset).read_text(encoding="utf-8"))
     _write_text(folder / "index.html", text)
 
 
@@ -422,35 +430,29 @@ def _write_lower_pictures(made: Atlas, folder: Path, lower: Sequence[int]) -> se
     below = made.below
     if below is None or not lower:
         return set()
-    key = made.key.replace(" ", "-")
     alive = [channel for channel in lower if below.references.alive[channel]]
-    bar = progress_bar(desc="lower channels", total=len(alive), unit="channel", shown=made.study.run.progress)
-    for block in _blocks(alive, TOGETHER):
-        missing = [channel for channel in block if not (folder / f"lower/{channel}-{key}.webp").is_file()]
-        if not missing:
-            bar.update(len(block))
-            continue
-        samples = below.references.sample[missing, :LOWER]
-        found = below.crops.views(np.repeat(missing, samples.shape[1]), samples.ravel())
-        for place, channel in enumerate(missing):
-            own = found[place * samples.shape[1] : (place + 1) * samples.shape[1]]
-            # The key in the name tells whether the picture is of these images and this network.
+    # The key in the name tells whether the picture is of these images and this network.
+    paths = {channel: folder / f"lower/{channel}-{made.slug}.webp" for channel in alive}
+    missing = [channel for channel, path in paths.items() if not path.is_file()]
+    with _bar(made, "lower channels", len(alive), len(alive) - len(missing)) as bar:
+        for channel, own in _pictured(below, missing, LOWER, TOGETHER):
             for old in (folder / "lower").glob(f"{channel}-*.webp"):
                 old.unlink()
-            _save(folder / f"lower/{channel}-{key}.webp", _sprite([view.highlighted(CROP) for view in own], LOWER))
-        bar.update(len(block))
-    bar.close()
+            _save(paths[channel], [view.highlighted(CROP) for view in own], LOWER)
+            bar.update()
     return set(alive)
 
 
-def _templates(made: Atlas, home: str) -> Callable[..., str]:
-    """What fills in the templates of an atlas's pages."""
-    loader = PackageLoader("pure_nb.show", "static/atlas")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+def _bar(made: Atlas, what: str, total: int, done: int) -> Any:
+    return progress_bar(desc=what, total=total, initial=done, unit="channel", shown=made.study.run.progress)
+
+
+def _templates(made: Atlas, home: str) -> Environment:
+    """The templates of an atlas's pages, with what they all tell."""
+    loader = FileSystemLoader(STATIC / "atlas")
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     study = made.study
-    shared = {
+    pages.globals |= {
         "study": study.name,
         "network": type(study.model).__name__,
         "p": study.parameters,
@@ -459,14 +461,10 @@ def _templates(made: Atlas, home: str) -> Callable[..., str]:
         "source": study.images.name,
         "home": home,
         "absolute": home.startswith("/") or ":" in home,
-        "key": made.key.replace(" ", "-"),
+        "key": made.slug,
         "said": made.embedder.name if made.embedder else "",
     }
-
-    def filled(name: str, **values: Any) -> str:
-        return environment.get_template(name).render(**shared, **values)
-
-    return filled
+    return pages
 
 
 def _require_own(folder: Path) -> None:
@@ -478,24 +476,9 @@ def _require_own(folder: Path) -> None:
         raise StudyError(f"{str(index)!r} is another site's page; an atlas goes to an empty folder, or to its own")
 
 
-def _blocks(channels: Sequence[int], size: int) -> Iterator[list[int]]:
-    for first in range(0, len(channels), size):
-        yield list(channels[first : first + size])
-
-
-def _sprite(pictures: Sequence[Picture], columns: int = COLUMNS) -> Picture:
-    """Pictures of one size in rows, without gaps; what is left over is white."""
-    size = pictures[0].shape[0]
-    rows = -(-len(pictures) // columns)
-    sheet = np.full((rows * size, columns * size, 3), 255, dtype=np.uint8)
-    for number, picture in enumerate(pictures):
-        top, left = size * (number // columns), size * (number % columns)
-        sheet[top : top + size, left : left + size] = picture
-    return sheet
-
-
-def _save(path: Path, picture: Picture) -> None:
-    image = Image.fromarray(picture)
+def _save(path: Path, pictures: Sequence[Picture], columns: int = COLUMNS) -> None:
+    """Write pictures of one size as one, without gaps."""
+    image = Image.fromarray(strip(pictures, columns, gap=0))
     write_atomically(path, lambda temporary: image.save(temporary, format="webp", **WEBP))
 
 
