@@ -18,8 +18,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -56,43 +57,28 @@ FORMAT = 3
 WEBP = {"quality": 82, "method": 2}
 """How pictures are saved; Pillow's own method, 4, makes them 4 % smaller in twice the time."""
 
-COLUMNS = 10
-"""Reference images in a row of a sprite, the file that holds all of a neuron."""
-
 CROP, WHOLE, THUMB = 72, 96, 48
 """Sides in pixels of a reference image: cropped, whole, and in the index."""
 
-LOWER = 8
-"""Reference images that are shown of a lower channel."""
+COLUMNS, LOWER, CARRIERS = 10, 8, 6
+"""Reference images in a row of a neuron's file, those that are shown of a lower channel, and the lower channels that a
+page names: those that carry most of the relevance, on average."""
 
-CARRIERS = 6
-"""Lower channels that a page names: those that carry most of the relevance, on average."""
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz-"
+"""Stand for the parts in the data of an explorer, the last for the part -1."""
 
-TOGETHER = 16
-"""Lower channels that are drawn at once: few, so that the progress bar moves."""
-
-PAIRS = 1024
-"""Reference images that are drawn at once."""
+PAIRS, TOGETHER = 1024, 16
+"""Reference images that are drawn at once, and lower channels: few, so that the progress bar moves."""
 
 
-@dataclass(frozen=True)
-class Carrier:
-    """A lower channel that carries relevance to a neuron.
-
-    Attributes
-    ----------
-    channel
-        Of the lower layer.
-    share
-        Of the neuron's relevance, on average over the reference images of the part.
-    """
+class Carrier(NamedTuple):
+    """A lower channel, and the share of a part's relevance that it carries, on average over the part's images."""
 
     channel: int
     share: float
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A virtual neuron, or the whole neuron (``name`` "all"), as a page shows it."""
 
     name: str
@@ -104,19 +90,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Atlas:
-    """What an atlas is made of; :func:`write` writes it.
-
-    Attributes
-    ----------
-    study
-        Any study.
-    methods
-        Some of :data:`METHODS`.
-    count
-        The strongest reference images that get a picture.
-    embedder
-        Names the virtual neurons, if given; see :func:`pure_nb.show.report.part_names`.
-    """
+    """What an atlas is made of: :func:`write` writes it, and says what is what."""
 
     study: Study
     methods: tuple[str, ...] = METHODS[:1]
@@ -131,10 +105,9 @@ class Atlas:
             )
         if self.count < 1:
             raise StudyError(f"at least one reference image is shown of each neuron, got count={self.count}")
-        if self.embedder is not None and self.embedder.encode_text is None:
-            raise EmbedderError(
-                f"{self.embedder.name} has no text tower and can't name anything; take CLIP or mini-CLIP"
-            )
+        judge = self.embedder
+        if judge is not None and judge.encode_text is None:
+            raise EmbedderError(f"{judge.name} has no text tower and can't name anything; take CLIP or mini-CLIP")
 
     @cached_property
     def identity(self) -> str:
@@ -147,11 +120,6 @@ class Atlas:
         told = {"format": FORMAT, "methods": self.methods, "count": self.count}
         named = self.embedder.fingerprint if self.embedder else None
         return f"{self.identity} {_digest([told, named])}"
-
-    @property
-    def slug(self) -> str:
-        """The key as part of a file's name."""
-        return self.key.replace(" ", "-")
 
     @cached_property
     def described(self) -> dict[str, Callable[[int], Vectors]]:
@@ -194,14 +162,14 @@ class Atlas:
         """What an explorer needs to know of a neuron."""
         study, neuron, labels = self.study, self.study.neuron(channel), self.labels(channel)
         k = int(labels[METHODS[0]][0].max()) + 1
-        names, label = self._labelled(channel)
+        names = sorted({name for name in neuron.names if name})
         found: dict[str, Any] = {
             "channel": channel,
             "points": _unit(study.layout_of(channel)).tolist(),
             "counts": ["as chosen", *map(str, CHOICES)],
-            "parts": {name: ["".join(map(_digit, own.tolist())) for own in every] for name, every in labels.items()},
+            "parts": {name: ["".join(DIGITS[part] for part in own) for own in every] for name, every in labels.items()},
             "names": names,
-            "label": label,
+            "label": [names.index(name) if name else -1 for name in neuron.names],
             "known": neuron.objects is not None,
             "said": [self.said(channel, part_name(part)) for part in range(k)],
             "tiles": min(self.count, len(neuron.sample)),
@@ -216,12 +184,6 @@ class Atlas:
                 for name, every in labels.items()
             }
         return found
-
-    def _labelled(self, channel: int) -> tuple[list[str], list[int]]:
-        """Names of objects or classes, and which of them each reference shows; below 0 where that is not known."""
-        every = self.study.neuron(channel).names
-        names = sorted({name for name in every if name})
-        return names, [names.index(name) if name else -1 for name in every]
 
     def parts(self, channel: int) -> list[Part]:
         """The whole neuron and its virtual neurons."""
@@ -322,7 +284,7 @@ def write(
     ------
     StudyError
         If a method is not known, or the folder holds another site.
-    IndexError
+    ArgumentError
         If there is no such channel.
     """
     folder = Path(folder)
@@ -332,64 +294,60 @@ def write(
     chosen = [study.neuron(channel).channel for channel in every]
     _write_text(folder / "study.txt", made.identity)  # first: the book's chapters run while their atlas is drawn
     draw(made, folder, chosen)
-    _write_pages(made, folder, chosen, home)
+    _write_pages(made, folder, chosen, _templates(made, home))
     return folder / "index.html"
 
 
 def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
-    """Write what explorers show of some neurons: data and pictures, without pages; finished ones are left alone."""
+    """Write data and pictures of some neurons, without pages; finished ones are left alone."""
     alive = [channel for channel in channels if made.study.references.alive[channel]]
     missing = [channel for channel in alive if not _is_drawn(made, folder, channel)]
     count = min(made.count, made.study.references.n)
-    with _bar(made, "atlas", len(alive), len(alive) - len(missing)) as bar:
-        for channel, own in _pictured(made.study, missing, count, max(1, PAIRS // count)):
-            _save(folder / f"crops/{channel}.webp", [view.highlighted(CROP) for view in own])
-            _save(folder / f"whole/{channel}.webp", [view.highlighted(WHOLE, crop=False) for view in own])
-            _save(folder / f"thumbs/{channel}.webp", [view.highlighted(THUMB) for view in own[:6]], 6)
-            # Last, since it says that the neuron is finished.
-            text = f"// {made.key}\npureNb.neuron({json.dumps(made.data(channel), separators=(',', ':'))});\n"
-            _write_text(folder / f"data/{channel}.js", text)
-            bar.update()
+    done = len(alive) - len(missing)
+    for channel, own in _pictured(made.study, missing, count, max(1, PAIRS // count), "atlas", done):
+        _save(folder / f"crops/{channel}.webp", [view.highlighted(CROP) for view in own])
+        _save(folder / f"whole/{channel}.webp", [view.highlighted(WHOLE, crop=False) for view in own])
+        _save(folder / f"thumbs/{channel}.webp", [view.highlighted(THUMB) for view in own[:6]], 6)
+        # Last, since it says that the neuron is finished.
+        text = f"// {made.key}\npureNb.neuron({json.dumps(made.data(channel), separators=(',', ':'))});\n"
+        _write_text(folder / f"data/{channel}.js", text)
 
 
-def _pictured(study: Study, channels: Sequence[int], count: int, together: int) -> Iterator[tuple[int, list[View]]]:
+def _pictured(
+    study: Study, channels: Sequence[int], count: int, together: int, what: str, done: int
+) -> Iterator[tuple[int, list[View]]]:
     """Each of some channels with its strongest reference images; they are drawn for some channels together."""
-    for first in range(0, len(channels), together):
-        block = list(channels[first : first + together])
-        samples = study.references.sample[block, :count]
-        found = study.crops.views(np.repeat(block, samples.shape[1]), samples.ravel())
-        for place, channel in enumerate(block):
-            yield channel, found[place * samples.shape[1] : (place + 1) * samples.shape[1]]
+    with progress_bar(None, what, done + len(channels), initial=done, unit="channel", shown=study.run.progress) as bar:
+        for first in range(0, len(channels), together):
+            block = list(channels[first : first + together])
+            samples = study.references.sample[block, :count]
+            found = iter(study.crops.views(np.repeat(block, samples.shape[1]), samples.ravel()))
+            for channel in block:
+                yield channel, list(islice(found, samples.shape[1]))
+                bar.update()
 
 
 def identity_of(folder: Path) -> str:
     """:attr:`Atlas.identity` of an atlas that is written to a folder; "" if there is none."""
-    try:
-        return (folder / "study.txt").read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
+    path = folder / "study.txt"
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def _is_drawn(made: Atlas, folder: Path, channel: int) -> bool:
     """Whether a neuron's data and pictures are there, and of this atlas."""
-    try:
-        with (folder / f"data/{channel}.js").open(encoding="utf-8") as file:
-            key = file.readline().removeprefix("// ").strip()
-    except OSError:
-        return False
-    return key == made.key and all(
-        (folder / f"{kind}/{channel}.webp").is_file() for kind in ("crops", "whole", "thumbs")
-    )
+    data = folder / f"data/{channel}.js"
+    files = [data, *(folder / f"{kind}/{channel}.webp" for kind in ("crops", "whole", "thumbs"))]
+    return all(file.is_file() for file in files) and data.read_text(encoding="utf-8").startswith(f"// {made.key}\n")
 
 
-def _write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) -> None:
+def _write_pages(made: Atlas, folder: Path, channels: Sequence[int], templates: Environment) -> None:
     study = made.study
     table = study.neurons[study.neurons["channel"].isin(channels)]
     rows = {int(row["channel"]): row for row in table.to_dict("records")}
     parts = {channel: made.parts(channel) for channel in channels if study.references.alive[channel]}
     carried = _carried(parts)
     pictured = _write_lower_pictures(made, folder, sorted(carried))
-    templates, order, known = _templates(made, home), list(rows), not made.without_classes
+    order, known = list(rows), not made.without_classes
     neuron, lower = templates.get_template("neuron.html"), templates.get_template("lower.html")
     for place, channel in enumerate(progress_bar(order, "pages", unit="page", shown=study.run.progress)):
         text = neuron.render(
@@ -419,9 +377,9 @@ def _carried(parts: Mapping[int, Sequence[Part]]) -> dict[int, list[tuple[int, f
     """For each lower channel that a page names: the neurons it carries and its share in each, the largest first."""
     found: dict[int, dict[int, float]] = {}
     for channel, every in parts.items():
-        for carrier in (carrier for part in every for carrier in part.carriers):
-            own = found.setdefault(carrier.channel, {})
-            own[channel] = max(own.get(channel, 0.0), carrier.share)
+        for lower, share in (carrier for part in every for carrier in part.carriers):
+            own = found.setdefault(lower, {})
+            own[channel] = max(own.get(channel, 0.0), share)
     return {lower: sorted(own.items(), key=lambda entry: (-entry[1], entry[0])) for lower, own in sorted(found.items())}
 
 
@@ -432,19 +390,14 @@ def _write_lower_pictures(made: Atlas, folder: Path, lower: Sequence[int]) -> se
         return set()
     alive = [channel for channel in lower if below.references.alive[channel]]
     # The key in the name tells whether the picture is of these images and this network.
-    paths = {channel: folder / f"lower/{channel}-{made.slug}.webp" for channel in alive}
+    paths = {channel: folder / f"lower/{channel}-{made.key}.webp".replace(" ", "-") for channel in alive}
     missing = [channel for channel, path in paths.items() if not path.is_file()]
-    with _bar(made, "lower channels", len(alive), len(alive) - len(missing)) as bar:
-        for channel, own in _pictured(below, missing, LOWER, TOGETHER):
-            for old in (folder / "lower").glob(f"{channel}-*.webp"):
-                old.unlink()
-            _save(paths[channel], [view.highlighted(CROP) for view in own], LOWER)
-            bar.update()
+    done = len(alive) - len(missing)
+    for channel, own in _pictured(below, missing, LOWER, TOGETHER, "lower channels", done):
+        for old in (folder / "lower").glob(f"{channel}-*.webp"):
+            old.unlink()
+        _save(paths[channel], [view.highlighted(CROP) for view in own], LOWER)
     return set(alive)
-
-
-def _bar(made: Atlas, what: str, total: int, done: int) -> Any:
-    return progress_bar(desc=what, total=total, initial=done, unit="channel", shown=made.study.run.progress)
 
 
 def _templates(made: Atlas, home: str) -> Environment:
@@ -460,9 +413,9 @@ def _templates(made: Atlas, home: str) -> Environment:
         "images": len(study.images),
         "source": study.images.name,
         "home": home,
-        "absolute": home.startswith("/") or ":" in home,
-        "key": made.slug,
+        "key": made.key.replace(" ", "-"),
         "said": made.embedder.name if made.embedder else "",
+        "unsteady": study.unsteady,
     }
     return pages
 
@@ -495,7 +448,3 @@ def _unit(points: NDArray[np.float32]) -> NDArray[np.int64]:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _digit(part: int) -> str:
-    return "-" if part < 0 else np.base_repr(part, 36).lower()
