@@ -7,13 +7,14 @@ torch and whatever needs it, is imported by the functions that use it, so that h
 from __future__ import annotations
 
 import atexit
+import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, Signature, getdoc, signature
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
@@ -55,15 +56,22 @@ Threads = Annotated[
 
 
 def _flag(one: Field[Any]) -> str:
+    """The option that sets a field of :class:`Parameters` or :class:`Run`; "" if there is none."""
     flag: str = one.metadata.get("flag", f"--{one.name.replace('_', '-')}")
     return flag
 
 
-def _option(one: Field[Any], panel: str) -> Parameter:
-    """A field of :class:`Parameters` or :class:`Run` as an option; what is not given stays as the study says."""
-    kind = KINDS[one.name] if KINDS[one.name] in (int, float, bool) else str
-    told = Option(_flag(one), help=one.metadata["help"], rich_help_panel=panel)
-    return Parameter(one.name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, told])
+def _declared(thing: type[Parameters] | type[Run], wanted: Collection[str], panel: str) -> dict[str, Parameter]:
+    """Those fields as options of which some results are; what is not given stays as the study says."""
+    entries = re.findall(r"^(\w+)\n((?:    .+\n?)+)", getdoc(thing) or "", re.MULTILINE)
+    words = {name: re.sub(r'``"?(.*?)"?``', r"\1", " ".join(text.split())) for name, text in entries}
+    found = {}
+    for one in fields(thing):
+        if _flag(one) and (one.metadata.get("of") in (None, *wanted) or one.name in wanted):
+            kind: Any = KINDS[one.name] if KINDS[one.name] in (int, float, bool) else str
+            told = Annotated[kind | None, Option(_flag(one), help=words.get(one.name), rich_help_panel=panel)]
+            found[one.name] = Parameter(one.name, Parameter.KEYWORD_ONLY, default=None, annotation=told)
+    return found
 
 
 @dataclass(frozen=True)
@@ -207,10 +215,7 @@ def command(*wanted: str, name: str | None = None) -> Callable[[Callable[..., No
     """
     declared: dict[str, Parameter] = {}
     if wanted:
-        of = (None, *wanted)
-        asked = [one for one in fields(Parameters) if one.metadata.get("of") in of or one.name in of]
-        declared = {one.name: _option(one, STUDY) for one in asked}
-        declared |= {one.name: _option(one, RUN) for one in fields(Run) if one.metadata}
+        declared = _declared(Parameters, wanted, STUDY) | _declared(Run, wanted, RUN)
         declared["threads"] = Parameter("threads", Parameter.KEYWORD_ONLY, default=None, annotation=Threads)
 
     def made(function: Callable[..., None]) -> Callable[..., None]:

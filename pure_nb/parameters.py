@@ -1,6 +1,9 @@
 """What a study asks of a network, how that is run, and whether it makes sense.
 
-Each parameter is declared once, for Python, for the files of studies and for the commands.
+Each parameter is declared once, for Python, for the files of studies and for the commands: what a command says of it is
+the first paragraph of what the docstring says. Its metadata are ``least``, the smallest of whole numbers; ``flag``, the
+option of commands, if it is not called as the parameter, empty if there is none; and ``of``, the results that depend
+on it, if not all do.
 """
 
 from __future__ import annotations
@@ -26,88 +29,72 @@ NEAREST = "nearest"
 """As the lower layer: the one right below the target, see :func:`pure_nb.network.layers.nearest_below`."""
 
 
-def _told(help: str, **more: Any) -> dict[str, Any]:
-    """What a field is declared to be beside its type and default.
-
-    ``help``, what commands say of it; ``flag``, their option, if it is not called as the field; ``least``, of whole
-    numbers; ``of``, the results that depend on it, if not all of them do. Fields without this are no options.
-    """
-    return {"help": help, **more}
-
-
 @dataclass(frozen=True)
 class Parameters:
     """What is asked of the network.
 
     Attributes
     ----------
-    target, lower
-        Names of the layers L, whose channels are studied, and L' below it, whose channels make up the circuits. The
-        lower may be ``"nearest"``: the input of the target's last block.
+    target
+        The layer L, whose channels are studied.
+    lower
+        The layer L' below, whose channels make up the circuits: a name, input:LAYER, or nearest.
+
+        The nearest is the input of the target's last block.
     n
-        Reference images of each channel.
+        Reference images of each neuron.
     by
-        What makes an image a reference: ``"max"`` or ``"mean"`` activation.
+        What makes an image a reference: its ``"max"`` or ``"mean"`` activation.
     rule
         How relevance is propagated: ``"gradient"`` or ``"lrp"``.
     seed
-        Where it starts: ``"activation"``, ``"peak"`` or ``"unit"``; see :func:`pure_nb.methods.circuits.seeded`.
+        Where relevance starts: ``"activation"`` (everywhere), ``"peak"``, or ``"unit"``.
+
+        See :func:`pure_nb.methods.circuits.seeded`.
     crop
-        How reference images are cropped, for pictures and for embedders: ``"peak"``, by relevance from the maximum
-        alone, as the paper; ``"crp"``, by relevance from all positions; or ``"activation"``, by the activation map,
-        which is far cheaper. See :func:`pure_nb.figures.render.heatmaps`.
+        What crops follow: ``"peak"`` (relevance from the maximum), ``"crp"`` (from all), ``"activation"`` (cheap).
+
+        For pictures and for embedders. The first is the paper's; see :func:`pure_nb.figures.render.heatmaps`.
     k
         Virtual neurons of each neuron; 0 chooses, neuron by neuron.
     random
         Seed of all that is random.
-    share, mass
-        When a channel is relevant in an image to its class: by its share of the positive attribution, or, if ``mass``
-        is above 0, among the strongest that carry this part of it together; see
-        :func:`pure_nb.methods.relevance.carried`.
+    share
+        Share of the attribution that makes a channel relevant.
+
+        In an image to its class, of the positive attribution.
+    mass
+        Instead: the strongest channels that carry this part together.
+
+        With 0, it is the share; see :func:`pure_nb.methods.relevance.carried`.
     p
-        A channel is relevant to a class if it is so in at least this part of the class's images.
+        Part of a class's images in which a relevant channel is so.
     precision
-        What the network computes in during the passes over all images: ``"float32"``, ``"bfloat16"`` or ``"float16"``;
-        see :mod:`pure_nb.compute.precision`. Circuits and heatmaps are always in float32.
+        What the network computes in: ``"float32"``, ``"bfloat16"``, ``"float16"``.
+
+        During the passes over all images, see :mod:`pure_nb.compute.precision`; circuits and heatmaps are always in
+        float32.
     allow_nondeterministic
-        Study layers that depend on chance or on which images are in a batch, such as below a dropout that is left on.
-        Results are then of one run and one batch size; a warning is kept with them.
+        Go on though the layers depend on chance or on the batch.
+
+        Such as below a dropout that is left on. Results are then of one run and one batch size; a warning is kept with
+        them.
     """
 
-    target: str = field(metadata=_told("The layer, if other than the study says."))
-    lower: str = field(metadata=_told("The layer below: a name, input:LAYER, or nearest."))
-    n: int = field(default=100, metadata=_told("Reference images of each neuron.", least=2, of="neurons"))
-    by: By = field(default="max", metadata=_told("What makes an image a reference: max or mean.", of="neurons"))
-    rule: Rule = field(
-        default="gradient", metadata=_told("How relevance is propagated: gradient or lrp.", of="neurons")
-    )
-    seed: Seed = field(
-        default="activation",
-        metadata=_told("Where relevance starts: activation (everywhere), peak, or unit.", flag="--start", of="neurons"),
-    )
-    crop: Crop = field(
-        default="peak",
-        metadata=_told(
-            "What crops follow: peak (relevance from the maximum), crp (from all), activation (cheap).", of="crops"
-        ),
-    )
-    k: int = field(default=0, metadata=_told("Virtual neurons of each neuron; 0 chooses.", least=0, of="neurons"))
-    random: int = field(default=0, metadata=_told("Of all that is random.", flag="--seed", least=0, of="neurons"))
-    share: float = field(
-        default=0.03, metadata=_told("Share of the attribution that makes a channel relevant.", of="classes")
-    )
-    mass: float = field(
-        default=0.0, metadata=_told("Instead: the strongest channels that carry this part together.", of="classes")
-    )
-    p: float = field(
-        default=0.75, metadata=_told("Part of a class's images in which a relevant channel is so.", of="classes")
-    )
-    precision: Precision = field(
-        default="float32", metadata=_told("What the network computes in: float32, bfloat16, float16.")
-    )
-    allow_nondeterministic: bool = field(
-        default=False, metadata=_told("Go on though the layers depend on chance or on the batch.")
-    )
+    target: str
+    lower: str
+    n: int = field(default=100, metadata={"least": 2, "of": "neurons"})
+    by: By = field(default="max", metadata={"of": "neurons"})
+    rule: Rule = field(default="gradient", metadata={"of": "neurons"})
+    seed: Seed = field(default="activation", metadata={"flag": "--start", "of": "neurons"})
+    crop: Crop = field(default="peak", metadata={"of": "crops"})
+    k: int = field(default=0, metadata={"least": 0, "of": "neurons"})
+    random: int = field(default=0, metadata={"flag": "--seed", "least": 0, "of": "neurons"})
+    share: float = field(default=0.03, metadata={"of": "classes"})
+    mass: float = field(default=0.0, metadata={"of": "classes"})
+    p: float = field(default=0.75, metadata={"of": "classes"})
+    precision: Precision = "float32"
+    allow_nondeterministic: bool = False
 
     def __post_init__(self) -> None:
         _check(self)
@@ -122,19 +109,30 @@ class Run:
     Attributes
     ----------
     batch_size
-        Images that go through the network at once.
+        Images in a batch.
     device
-        Where it runs: ``"cpu"``, ``"cuda"``, ``"mps"``; on a cluster, of each worker.
+        Where the network runs: cpu, cuda, mps.
+
+        On a cluster, of each worker.
     workers
-        Processes that load images; 0 loads in a thread of this one.
+        Processes that load images.
+
+        With 0, a thread of this one does.
     skip_unreadable
-        Leave out images that can't be read, instead of stopping at the first.
+        Leave out images that can't be read.
+
+        Instead of stopping at the first.
     channels_last
-        Lay the network's weights out in memory as many GPUs like them, while it runs.
+        Lay the weights out in memory as many GPUs like them.
+
+        While it runs.
     progress
         Show how far long work is.
     client
-        A cluster to run on, from :func:`pure_nb.compute.cluster.connect`; None runs here. It is not pickled.
+        Run on processes: local, local:4, slurm:8, or the address of a Dask scheduler.
+
+        Here it is a cluster from :func:`pure_nb.compute.cluster.connect`, which takes these words; None runs here. It
+        is not pickled.
 
     Raises
     ------
@@ -142,18 +140,13 @@ class Run:
         If one makes no sense, or the device can't be used.
     """
 
-    batch_size: int = field(default=32, metadata=_told("Images in a batch.", least=1))
-    device: str = field(default="cpu", metadata=_told("Where the network runs: cpu, cuda, mps."))
-    workers: int = field(default=0, metadata=_told("Processes that load images.", least=0))
-    skip_unreadable: bool = field(default=False, metadata=_told("Leave out images that can't be read."))
-    channels_last: bool = field(default=False, metadata=_told("Lay the weights out in memory as many GPUs like them."))
-    progress: bool = True
-    client: Cluster | None = field(
-        default=None,
-        metadata=_told(
-            "Run on processes: local, local:4, slurm:8, or the address of a Dask scheduler.", flag="--cluster"
-        ),
-    )
+    batch_size: int = field(default=32, metadata={"least": 1})
+    device: str = "cpu"
+    workers: int = field(default=0, metadata={"least": 0})
+    skip_unreadable: bool = False
+    channels_last: bool = False
+    progress: bool = field(default=True, metadata={"flag": ""})
+    client: Cluster | None = field(default=None, metadata={"flag": "--cluster"})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device", str(self.device))  # a torch.device, too

@@ -125,14 +125,18 @@ def test_commands_take_what_is_declared() -> None:
     for name, command in commands.items():
         options = {option.name: option for option in command.params}
         for field in (*fields(Parameters), *fields(Run)):
-            taking = TAKEN.get(field.metadata.get("of", ""), (WHOLE | SOME) if field.metadata else set())
+            taking = TAKEN.get(field.metadata.get("of", ""), WHOLE | SOME) if field.name != "progress" else set()
             if (name, field.name) in OWN:
                 continue
             assert (field.name in options) == (name in taking or (name, field.name) == ("bench", "n")), (name, field)
             if field.name in options:
-                assert options[field.name].help == field.metadata["help"]
                 assert options[field.name].default is None  # what is not given stays as the study says
+                assert options[field.name].help[-1] == "."
+                assert "`" not in options[field.name].help
     flags = {option.name: option.opts for option in commands["run"].params}
     assert [flags[name] for name in ("n", "seed", "random", "client", "batch_size", "skip_unreadable")] == [
         ["--n"], ["--start"], ["--seed"], ["--cluster"], ["--batch-size"], ["--skip-unreadable"]
     ]  # fmt: skip
+    told = {option.name: option.help for option in commands["run"].params}
+    assert told["rule"] == "How relevance is propagated: gradient or lrp."  # as the docstring says
+    assert told["client"] == "Run on processes: local, local:4, slurm:8, or the address of a Dask scheduler."
