@@ -26,8 +26,10 @@ import inspect
 import os
 import re
 import sys
-from dataclasses import replace
-from importlib import import_module, resources
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,29 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+STUDIES = Path(__file__).with_name("studies")
+"""The files of those that ship."""
+
+NETWORKS = {"glyphnet": GLYPHNET}
+"""Networks that ship, by name: what makes each, and its weights."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a study's file says of its images: the rest of its source's name, the other entries, and their place."""
+
+    name: str
+    options: dict[str, Any]
+    data: Path | None
+    folder: Path
+
+    def root(self) -> Path:
+        """Where they lie: what the user has named, or else the entry ``root``."""
+        if self.data is None:
+            return self.folder / _expanded(self.options.pop("root"), "--data")
+        self.options.pop("root", None)
+        return self.data
+
 
 def load_model(source: str, weights: str | Path | None = None, **options: Any) -> nn.Module:
     """Make a network and fill in its weights: ``"glyphnet"``, the one that ships, or any other.
@@ -62,7 +87,7 @@ def load_model(source: str, weights: str | Path | None = None, **options: Any) -
     source, weights, options
         As for :func:`pure_nb.network.models.load_model`, which it calls.
     """
-    return models.load_model(source, weights, shipped={"glyphnet": GLYPHNET}, **options)
+    return models.load_model(source, weights, shipped=NETWORKS, **options)
 
 
 def load_study(
@@ -100,104 +125,84 @@ def load_study(
     ModelError, ImageError, LayerError
         If its network, images or layers can't be had.
     """
-    path = _study_path(source)
+    path = Path(source) if Path(source).suffix == ".toml" else STUDIES / f"{source}.toml"
+    if not path.is_file():
+        what = "study file" if path == Path(source) else "study"
+        known = ", ".join(shipped_studies())
+        raise StudyError(f"there is no {what} {str(source)!r}; name a .toml file, or one that ships: {known}")
+    tables = _tables(path)
+    network, run, folder = tables["model"], tables["run"], path.parent
+    if weights is not None:
+        network["weights"] = Path(weights).absolute()
+    elif "weights" in network:
+        network["weights"] = _expanded(network["weights"], "--weights")
     try:
-        text = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise StudyError(f"{str(path)!r} is not valid TOML: {problem}") from problem
-    unknown = set(text) - {"name", "model", "images", "parameters", "run"}
-    if unknown or not {"model", "images", "parameters"} <= set(text):
-        raise StudyError(
-            f"{str(path)!r}: expected the tables [model], [images] and [parameters], and optionally a name and [run]; "
-            f"found {sorted(text)}"
-        )
-    tables = {table: text.get(table, {}) for table in ("model", "images", "parameters", "run")}
-    for table, entries in tables.items():
-        if not isinstance(entries, dict):
-            raise StudyError(f"{str(path)!r}: expected the table [{table}], got {table} = {entries!r}")
-        for entry in {"source", "root", "weights"} & set(entries):
-            if not isinstance(entries[entry], str):
-                raise StudyError(f"{str(path)!r}: {entry} of [{table}] must be a text, got {entries[entry]!r}")
-    folder = path.parent
-    model_options, image_options = dict(text["model"]), dict(text["images"])
-    try:
-        if weights is not None:
-            model_options["weights"] = Path(weights).absolute()
-        elif "weights" in model_options:
-            model_options["weights"] = _expanded(model_options["weights"], "--weights")
-        model = load_model(model_options.pop("source"), folder=folder, **model_options)
-        images = repeated(model, _images(image_options, data, folder))
+        model = load_model(network.pop("source"), folder=folder, **network)
+        images = repeated(model, _images(tables["images"], data, folder))
     except KeyError as problem:
         raise StudyError(f"{str(path)!r} lacks the entry {problem}") from problem
     except TypeError as problem:
         raise StudyError(f"{str(path)!r} has an entry that is not known: {problem}") from problem
-    name = word(text.get("name", path.stem))
-    run = tables["run"]
+    name = word(tables["name"])
     if unknown := set(run) - (set(RUN) - {"client"}):
         raise StudyError(f"{str(path)!r} has an entry in [run] that is not known: {sorted(unknown)[0]!r}")
     # A device that this process lacks may be one that a cluster has.
     run |= {option: changes.pop(option) for option in RUN if option in changes}
-    study = Study(name, model, images, checked(text["parameters"]), Store(store_folder(store) / name), Run(**run))
+    study = Study(name, model, images, checked(tables["parameters"]), Store(store_folder(store) / name), Run(**run))
     return study.using(**changes)
 
 
 def shipped_studies() -> list[str]:
     """Names of the studies in the package."""
-    return sorted(entry.name[:-5] for entry in _shipped().iterdir() if entry.name.endswith(".toml"))
+    return sorted(path.stem for path in STUDIES.glob("*.toml"))
 
 
-def _shipped() -> Path:
-    return Path(str(resources.files("pure_nb") / "studies"))
-
-
-def _study_path(source: str | Path) -> Path:
-    path = Path(source)
-    if path.suffix == ".toml":
-        if not path.is_file():
-            raise StudyError(f"there is no study file {str(path)!r}")
-        return path
-    shipped = _shipped() / f"{source}.toml"
-    if not shipped.is_file():
+def _tables(path: Path) -> dict[str, Any]:
+    """The name and the tables of a study's file, all of them there."""
+    try:
+        text = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise StudyError(f"{str(path)!r} is not valid TOML: {problem}") from problem
+    if not {"model", "images", "parameters"} <= set(text) <= {"name", "model", "images", "parameters", "run"}:
         raise StudyError(
-            f"there is no study {str(source)!r}; name a .toml file, or one that ships: {', '.join(shipped_studies())}"
+            f"{str(path)!r}: expected the tables [model], [images] and [parameters], and optionally a name and [run]; "
+            f"found {sorted(text)}"
         )
-    return shipped
+    text.setdefault("run", {})
+    for table, entries in text.items():
+        if table == "name":
+            continue
+        if not isinstance(entries, dict):
+            raise StudyError(f"{str(path)!r}: expected the table [{table}], got {table} = {entries!r}")
+        for entry in {"source", "root", "weights"} & set(entries):
+            if not isinstance(entries[entry], str):
+                raise StudyError(f"{str(path)!r}: {entry} of [{table}] must be a text, got {entries[entry]!r}")
+    return {"name": path.stem, **text}
 
 
 def _images(options: dict[str, Any], data: str | Path | None, folder: Path) -> Images:
+    """The images that the table of a study asks for."""
     synsets = options.pop("synsets", {})
     if not isinstance(synsets, dict) or not all(isinstance(name, str) for name in synsets.values()):
         raise StudyError(f'[images]: expected synsets as in {{king = "king.n.10"}}, got {synsets!r}')
-    images = _sourced(options.pop("source"), options, data, folder)
+    source = options.pop("source")
+    kind, _, name = source.partition(":")
+    read = SOURCES.get(f"{kind}:NAME" if name else kind)
+    if read is None or (kind == "torchvision" and not _of_torchvision(name)):
+        *most, last = map(repr, SOURCES)
+        raise StudyError(f"images from {source!r} are not known; expected {', '.join(most)} or {last}")
+    images = read(Table(name, options, None if data is None else Path(data), folder))
     return replace(images, synsets={**images.synsets, **synsets}) if synsets else images
 
 
-def _sourced(source: str, options: dict[str, Any], data: str | Path | None, folder: Path) -> Images:
-    """Images of the source that a study names."""
-    if source == "glyphs":
-        if data is not None:
-            raise StudyError(f"the glyph scenes are drawn and not read, so there is no use for --data {str(data)!r}")
-        try:
-            return glyph_images(**options)
-        except ArgumentError as problem:
-            raise StudyError(f"[images]: {problem}") from problem
-    kind, _, name = source.partition(":")
-    known = {"folder": not name, "paths": not name, "huggingface": bool(name), "torchvision": _of_torchvision(name)}
-    if not known.get(kind):
-        raise StudyError(
-            f"images from {source!r} are not known; expected 'glyphs', 'folder', 'paths', 'torchvision:NAME' or "
-            "'huggingface:NAME'"
-        )
-    if kind == "huggingface" and data is None and "root" not in options:
-        return _fetched(name, options)
-    root = Path(data) if data is not None else folder / _expanded(options["root"], "--data")
-    options.pop("root", None)
-    if kind == "huggingface":
-        return _kept(name, root, options)
-    if kind == "torchvision":
-        mine = data is not None or root.resolve().is_relative_to(folder.resolve())
-        return _torchvision_images(name, root, options, mine)
-    return folder_images(root, **options) if kind == "folder" else path_images(root, **options)
+def _drawn(draw: Callable[..., Images], table: Table) -> Images:
+    """Images of a world that ships."""
+    if table.data is not None:
+        raise StudyError(f"the glyph scenes are drawn and not read, so there is no use for --data {str(table.data)!r}")
+    try:
+        return draw(**table.options)
+    except ArgumentError as problem:
+        raise StudyError(f"[images]: {problem}") from problem
 
 
 def _of_torchvision(name: str) -> bool:
@@ -206,8 +211,10 @@ def _of_torchvision(name: str) -> bool:
     return isinstance(found, type) and issubclass(found, Dataset)
 
 
-def _torchvision_images(name: str, root: Path, options: dict[str, Any], mine: bool) -> Images:
-    """A data set of torchvision; ``mine`` says that it may be fetched into its folder, or unpacked there."""
+def _torchvision_images(table: Table) -> Images:
+    """A data set of torchvision; it may be fetched into the study's folder or the user's, or unpacked there."""
+    name, options, root = table.name, table.options, table.root()
+    mine = table.data is not None or root.resolve().is_relative_to(table.folder.resolve())
     made, reading = getattr(datasets, name), _reading(options)
     how: dict[str, Any] = {"transform": _preprocessing(options)}
     if "download" in inspect.signature(made).parameters:
@@ -246,41 +253,13 @@ def _preprocessing(options: dict[str, Any]) -> Any:
     return preprocessing(**sizes, mean=options.pop("mean"), std=options.pop("std"), grey=options.pop("grey", False))
 
 
-def _fetched(name: str, options: dict[str, Any]) -> Images:
-    """A data set of Hugging Face's hub, or of the user's cache of it."""
-    load = _hub().load_dataset
-    split, config = options.pop("split"), options.pop("config", None)
-    try:
-        rows = load(name, config, split=split)
-    except Exception as problem:  # its libraries raise a dozen kinds
-        raise ImageError(
-            f"Hugging Face's {name} (split {split!r}, config {config!r}) can't be fetched: {type(problem).__name__}: "
-            f'{problem}. Without network, bring a folder that its save_to_disk made: root = "...", or --data PATH'
-        ) from problem
-    return _hub_images(name, rows, options)
-
-
-def _kept(name: str, root: Path, options: dict[str, Any]) -> Images:
-    """A data set of Hugging Face that was saved to a folder."""
-    load = _hub().load_from_disk
-    split = options.pop("split", None)
-    options.pop("config", None)
-    try:
-        rows = load(str(root))
-    except Exception as problem:
-        raise ImageError(
-            f"{str(root)!r} is no folder that save_to_disk of Hugging Face's datasets made: {problem}"
-        ) from problem
-    if isinstance(rows, dict):
-        if split not in rows:
-            raise ImageError(
-                f"{str(root)!r} has the splits {', '.join(map(repr, rows))}, not {split!r}: name one of them"
-            )
-        rows = rows[split]
-    return _hub_images(name, rows, options)
-
-
-def _hub_images(name: str, rows: Any, options: dict[str, Any]) -> Images:
+def _hub_images(table: Table) -> Images:
+    """A data set of Hugging Face: in a folder, or of its hub or the user's cache of that."""
+    with needed("huggingface", "data sets of Hugging Face need", ImageError):
+        library = import_module("datasets")
+    name, options = table.name, table.options
+    fetched = table.data is None and "root" not in options
+    rows = _fetched(library, name, options) if fetched else _kept(library, table.root(), options)
     columns = options.pop("columns", None)
     if columns is not None:
         if not isinstance(columns, list) or not set(columns) <= set(rows.column_names):
@@ -290,9 +269,28 @@ def _hub_images(name: str, rows: Any, options: dict[str, Any]) -> Images:
     return as_images(rows, name, transform=preprocessing(**options), **reading)
 
 
-def _hub() -> Any:
-    with needed("huggingface", "data sets of Hugging Face need", ImageError):
-        return import_module("datasets")
+def _fetched(library: Any, name: str, options: dict[str, Any]) -> Any:
+    split, config = options.pop("split"), options.pop("config", None)
+    try:
+        return library.load_dataset(name, config, split=split)
+    except Exception as problem:  # its libraries raise a dozen kinds
+        raise ImageError(
+            f"Hugging Face's {name} (split {split!r}, config {config!r}) can't be fetched: {type(problem).__name__}: "
+            f'{problem}. Without network, bring a folder that its save_to_disk made: root = "...", or --data PATH'
+        ) from problem
+
+
+def _kept(library: Any, root: Path, options: dict[str, Any]) -> Any:
+    split, _ = options.pop("split", None), options.pop("config", None)
+    try:
+        rows = library.load_from_disk(str(root))
+    except Exception as problem:
+        raise ImageError(
+            f"{str(root)!r} is no folder that save_to_disk of Hugging Face's datasets made: {problem}"
+        ) from problem
+    if isinstance(rows, dict) and split not in rows:
+        raise ImageError(f"{str(root)!r} has the splits {', '.join(map(repr, rows))}, not {split!r}: name one of them")
+    return rows[split] if isinstance(rows, dict) else rows
 
 
 def _expanded(text: str, flag: str) -> str:
@@ -301,3 +299,13 @@ def _expanded(text: str, flag: str) -> str:
         if variable not in os.environ:
             raise StudyError(f"the study needs {text!r}: set the environment variable {variable}, or give {flag} PATH")
     return os.path.expandvars(text)
+
+
+SOURCES: dict[str, Callable[[Table], Images]] = {
+    "glyphs": partial(_drawn, glyph_images),
+    "folder": lambda table: folder_images(table.root(), **table.options),
+    "paths": lambda table: path_images(table.root(), **table.options),
+    "torchvision:NAME": _torchvision_images,
+    "huggingface:NAME": _hub_images,
+}
+"""What draws or reads the images of each kind of source."""

@@ -1,13 +1,19 @@
-"""What a study asks of a network, how that is run, and whether it makes sense."""
+"""What a study asks of a network, how that is run, and whether it makes sense.
+
+Each parameter is declared once, for Python, for the files of studies and for the commands: what a command says of it is
+the first paragraph of what the docstring says. Its metadata are ``least``, the smallest of whole numbers; ``flag``, the
+option of commands, if it is not called as the parameter, empty if there is none; and ``of``, the results that depend
+on it, if not all do.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from pure_nb.errors import StudyError
 
@@ -32,72 +38,71 @@ class Parameters:
 
     Attributes
     ----------
-    target, lower
-        Names of the layers L, whose channels are studied, and L' below it, whose channels make up the circuits. The
-        lower may be ``"nearest"``: the input of the target's last block.
+    target
+        The layer L, whose channels are studied.
+    lower
+        The layer L' below, whose channels make up the circuits: a name, input:LAYER, or nearest.
+
+        The nearest is the input of the target's last block.
     n
-        Reference images of each channel.
+        Reference images of each neuron.
     by
-        What makes an image a reference: ``"max"`` or ``"mean"`` activation.
+        What makes an image a reference: its ``"max"`` or ``"mean"`` activation.
     rule
         How relevance is propagated: ``"gradient"`` or ``"lrp"``.
     seed
-        Where it starts: ``"activation"``, ``"peak"`` or ``"unit"``; see :func:`pure_nb.network.cut.seeded`.
+        Where relevance starts: ``"activation"`` (everywhere), ``"peak"``, or ``"unit"``.
+
+        See :func:`pure_nb.network.cut.seeded`.
     crop
-        How reference images are cropped, for pictures and for embedders: ``"peak"``, by relevance from the maximum
-        alone, as the paper; ``"crp"``, by relevance from all positions; or ``"activation"``, by the activation map,
-        which is far cheaper. See :func:`pure_nb.figures.render.heatmaps`.
+        What crops follow: ``"peak"`` (relevance from the maximum), ``"crp"`` (from all), ``"activation"`` (cheap).
+
+        For pictures and for embedders. The first is the paper's; see :func:`pure_nb.figures.render.heatmaps`.
     k
         Virtual neurons of each neuron; 0 chooses, neuron by neuron.
     random
         Seed of all that is random.
-    share, mass
-        When a channel is relevant in an image to its class: by its share of the positive attribution, or, if ``mass``
-        is above 0, among the strongest that carry this part of it together; see
-        :func:`pure_nb.methods.relevance.carried`.
+    share
+        Share of the attribution that makes a channel relevant.
+
+        In an image to its class, of the positive attribution.
+    mass
+        Instead: the strongest channels that carry this part together.
+
+        With 0, it is the share; see :func:`pure_nb.methods.relevance.carried`.
     p
-        A channel is relevant to a class if it is so in at least this part of the class's images.
+        Part of a class's images in which a relevant channel is so.
     precision
-        What the network computes in during the passes over all images: ``"float32"``, ``"bfloat16"`` or ``"float16"``;
-        see :mod:`pure_nb.compute.precision`. Circuits and heatmaps are always in float32.
+        What the network computes in: ``"float32"``, ``"bfloat16"``, ``"float16"``.
+
+        During the passes over all images, see :mod:`pure_nb.compute.precision`; circuits and heatmaps are always in
+        float32.
     allow_nondeterministic
-        Study layers that depend on chance or on which images are in a batch, such as below a dropout that is left on.
-        Results are then of one run and one batch size; a warning is kept with them.
+        Go on though the layers depend on chance or on the batch.
+
+        Such as below a dropout that is left on. Results are then of one run and one batch size; a warning is kept with
+        them.
     """
 
     target: str
     lower: str
-    n: int = 100
-    by: By = "max"
-    rule: Rule = "gradient"
-    seed: Seed = "activation"
-    crop: Crop = "peak"
-    k: int = 0
-    random: int = 0
-    share: float = 0.03
-    mass: float = 0.0
-    p: float = 0.75
+    n: int = field(default=100, metadata={"least": 2, "of": "neurons"})
+    by: By = field(default="max", metadata={"of": "neurons"})
+    rule: Rule = field(default="gradient", metadata={"of": "neurons"})
+    seed: Seed = field(default="activation", metadata={"flag": "--start", "of": "neurons"})
+    crop: Crop = field(default="peak", metadata={"of": "crops"})
+    k: int = field(default=0, metadata={"least": 0, "of": "neurons"})
+    random: int = field(default=0, metadata={"flag": "--seed", "least": 0, "of": "neurons"})
+    share: float = field(default=0.03, metadata={"of": "classes"})
+    mass: float = field(default=0.0, metadata={"of": "classes"})
+    p: float = field(default=0.75, metadata={"of": "classes"})
     precision: Precision = "float32"
     allow_nondeterministic: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("target", "lower"):
-            if not isinstance(getattr(self, name), str):
-                raise StudyError(f"{name} must be the name of a layer, got {getattr(self, name)!r}")
-        for name, least in (("n", 2), ("k", 0), ("random", 0)):
-            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        _check(self)
         if self.random >= 2**32:  # more than NumPy takes
             raise StudyError(f"random must be below 2**32, got {self.random}")
-        for name, options in OPTIONS.items():
-            if getattr(self, name) not in options:
-                raise StudyError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
-        if not isinstance(self.allow_nondeterministic, bool):
-            raise StudyError(f"allow_nondeterministic must be true or false, got {self.allow_nondeterministic!r}")
-        for name in ("share", "mass", "p"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
-                raise StudyError(f"{name} must be a number from 0 to 1, got {value!r}")
-            object.__setattr__(self, name, float(value))  # 1 and 1.0 are one study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,19 +112,30 @@ class Run:
     Attributes
     ----------
     batch_size
-        Images that go through the network at once.
+        Images in a batch.
     device
-        Where it runs: ``"cpu"``, ``"cuda"``, ``"mps"``; on a cluster, of each worker.
+        Where the network runs: cpu, cuda, mps.
+
+        On a cluster, of each worker.
     workers
-        Processes that load images; 0 loads in a thread of this one.
+        Processes that load images.
+
+        With 0, a thread of this one does.
     skip_unreadable
-        Leave out images that can't be read, instead of stopping at the first.
+        Leave out images that can't be read.
+
+        Instead of stopping at the first.
     channels_last
-        Lay the network's weights out in memory as many GPUs like them, while it runs.
+        Lay the weights out in memory as many GPUs like them.
+
+        While it runs.
     progress
         Show how far long work is.
     client
-        A cluster to run on, from :func:`pure_nb.compute.cluster.connect`; None runs here. It is not pickled.
+        Run on processes: local, local:4, slurm:8, or the address of a Dask scheduler.
+
+        Here it is a cluster from :func:`pure_nb.compute.cluster.connect`, which takes these words; None runs here. It
+        is not pickled.
 
     Raises
     ------
@@ -127,21 +143,17 @@ class Run:
         If one makes no sense, or the device can't be used.
     """
 
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata={"least": 1})
     device: str = "cpu"
-    workers: int = 0
+    workers: int = field(default=0, metadata={"least": 0})
     skip_unreadable: bool = False
     channels_last: bool = False
-    progress: bool = True
-    client: Cluster | None = None
+    progress: bool = field(default=True, metadata={"flag": ""})
+    client: Cluster | None = field(default=None, metadata={"flag": "--cluster"})
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("workers", 0)):
-            object.__setattr__(self, name, whole(name, getattr(self, name), least))
-        for name in ("skip_unreadable", "channels_last", "progress"):
-            if not isinstance(getattr(self, name), bool):
-                raise StudyError(f"{name} must be true or false, got {getattr(self, name)!r}")
         object.__setattr__(self, "device", str(self.device))  # a torch.device, too
+        _check(self)
         if self.client is not None and not hasattr(self.client, "swept"):
             raise StudyError(
                 f"client must come from pure_nb.compute.cluster.connect, got a {type(self.client).__name__}; "
@@ -184,17 +196,11 @@ def _require_device(device: str) -> None:
     torch.zeros(1, device=device).item()
 
 
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "by": get_args(By),
-    "rule": get_args(Rule),
-    "seed": get_args(Seed),
-    "crop": get_args(Crop),
-    "precision": get_args(Precision),
-}
-"""What some parameters may be."""
-
 PARAMETERS = tuple(f.name for f in fields(Parameters))
 RUN = tuple(f.name for f in fields(Run))
+
+KINDS = get_type_hints(Parameters) | get_type_hints(Run, localns={"Cluster": object})
+"""The types of the fields of both."""
 
 
 def checked(values: Mapping[str, Any]) -> Parameters:
@@ -207,11 +213,35 @@ def checked(values: Mapping[str, Any]) -> Parameters:
     return Parameters(**values)
 
 
-def whole(name: str, value: Any, least: int) -> int:
+def _check(asked: Parameters | Run) -> None:
+    """Raise if a value is not what its field is declared to be; numbers become Python's own."""
+    for one in fields(asked):
+        name, kind, value = one.name, KINDS[one.name], getattr(asked, one.name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise StudyError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+        if kind is str and not isinstance(value, str):
+            raise StudyError(f"{name} must be the name of a layer, got {value!r}")
+        if kind is bool and not isinstance(value, bool):
+            raise StudyError(f"{name} must be true or false, got {value!r}")
+        if kind is int:
+            value = _whole(name, value, one.metadata["least"])
+        elif kind is float:
+            value = _part(name, value)
+        object.__setattr__(asked, name, value)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
     """A whole number, of Python or NumPy, that is large enough."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise StudyError(f"{name} must be a whole number and at least {least}, got {value!r}")
     return int(value)
+
+
+def _part(name: str, value: Any) -> float:
+    """A number from 0 to 1; 1 and 1.0 are one study."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise StudyError(f"{name} must be a number from 0 to 1, got {value!r}")
+    return float(value)
 
 
 def file_word(name: object) -> str:

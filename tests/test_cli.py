@@ -25,8 +25,9 @@ from small import picture_folder
 from typer.testing import CliRunner, Result
 
 from pure_nb import load_study
+from pure_nb._options import numbers
 from pure_nb.classes import Classes
-from pure_nb.cli import _numbers, app
+from pure_nb.cli import app
 from pure_nb.errors import StudyError, WordNetError
 from pure_nb.methods.references import TopReferences
 from pure_nb.methods.rewiring import load_split
@@ -125,6 +126,20 @@ def test_the_next_commands_work_as_they_are_printed(finished: Path, monkeypatch:
         assert call(*command).exit_code == 0
     new = {path.name.split("-")[0] for path in (finished / "small").glob("[!.]*") if path.name not in made}
     assert new == {"layouts"}  # nothing else was computed anew
+
+
+def test_what_is_given_is_heard_though_it_is_nothing(tmp_path: Path) -> None:
+    """0 is not the same as no answer."""
+    (tmp_path / "small.toml").write_text(TOML)
+    said = on(tmp_path, "run", "--k", 0, "--workers", 0, "--threads", 1)
+    assert said.exit_code == 0, said.output
+    assert f"--store {tmp_path} --k 0 --workers 0\n" in said.stdout
+    chosen = load_study(tmp_path / "small.toml", store=tmp_path, k=0).neurons
+    assert f" --neurons {','.join(map(str, chosen['channel'].head(3)))}\n" in said.stdout
+    printed = on(tmp_path, "neurons", "--k", 3, "--seed", 1, "--rows", 1, "--workers", 0)
+    assert printed.exit_code == 0, printed.output
+    expected = load_study(tmp_path / "small.toml", store=tmp_path, k=3, random=1).neurons
+    assert str(expected["sizes"].iloc[0]) in printed.stdout
 
 
 def test_neurons(finished: Path, tmp_path: Path) -> None:
@@ -679,13 +694,13 @@ def test_wrong_ways_to_run(finished: Path) -> None:
     ("text", "expected"), [("3", [3]), ("3,17", [3, 17]), ("0-3", [0, 1, 2, 3]), (" 5 , 7-8 ", [5, 7, 8])]
 )
 def test_numbers(text: str, expected: list[int]) -> None:
-    assert _numbers(text) == expected
+    assert numbers(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "a", "3,", "1-", "-1", "1.5", "1-2-3"])
 def test_wrong_numbers(text: str) -> None:
     with pytest.raises(StudyError, match="expected numbers such as 3,17,20-23"):
-        _numbers(text)
+        numbers(text)
 
 
 def test_evaluate(finished: Path, tmp_path: Path) -> None:

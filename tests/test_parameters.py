@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from small import Items, noise, plain
+from typer.main import get_command
 
+from pure_nb.cli import app
 from pure_nb.compute.store import fingerprint
 from pure_nb.errors import StudyError
 from pure_nb.images.data import Images
@@ -105,3 +107,36 @@ def test_numbers_of_numpy_are_numbers() -> None:
     run = Run(batch_size=np.int32(3), device=torch.device("cpu"))
     study = Study("own", plain(), images, Parameters("4", "2", n=2), run=run)  # type: ignore[arg-type]
     assert (study.run.batch_size, study.run.device) == (3, "cpu")
+
+
+WHOLE = {"run", "neurons", "plot", "atlas", "evaluate"}
+SOME = {"arv", "pairs", "split", "bench"}
+TAKEN = {"neurons": WHOLE | {"split"}, "crops": {"plot", "atlas", "evaluate"}, "classes": {"arv", "pairs", "split"}}
+"""The commands that take the parameters of some results."""
+
+OWN = {("evaluate", "k"), ("bench", "k"), ("bench", "seed")}
+"""Where a command's own option has the name of a parameter."""
+
+
+def test_commands_take_what_is_declared() -> None:
+    """Each parameter is an option of each command whose results depend on it, and of no other."""
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    assert {*commands} == WHOLE | SOME | {"info", "store"}
+    for name, command in commands.items():
+        options = {option.name: option for option in command.params}
+        for field in (*fields(Parameters), *fields(Run)):
+            taking = TAKEN.get(field.metadata.get("of", ""), WHOLE | SOME) if field.name != "progress" else set()
+            if (name, field.name) in OWN:
+                continue
+            assert (field.name in options) == (name in taking or (name, field.name) == ("bench", "n")), (name, field)
+            if field.name in options:
+                assert options[field.name].default is None  # what is not given stays as the study says
+                assert options[field.name].help[-1] == "."
+                assert "`" not in options[field.name].help
+    flags = {option.name: option.opts for option in commands["run"].params}
+    assert [flags[name] for name in ("n", "seed", "random", "client", "batch_size", "skip_unreadable")] == [
+        ["--n"], ["--start"], ["--seed"], ["--cluster"], ["--batch-size"], ["--skip-unreadable"]
+    ]  # fmt: skip
+    told = {option.name: option.help for option in commands["run"].params}
+    assert told["rule"] == "How relevance is propagated: gradient or lrp."  # as the docstring says
+    assert told["client"] == "Run on processes: local, local:4, slurm:8, or the address of a Dask scheduler."

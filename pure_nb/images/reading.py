@@ -188,9 +188,7 @@ def batches(
     """
     expected, batch_size = images.example.shape, run.batch_size
     parts = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
-    if (
-        run.workers and not current_process().daemon
-    ):  # as a worker of someone's cluster is; there it may have no children
+    if run.workers and not current_process().daemon:
         yield from _by_workers(images, expected, parts, run.workers, patience)
         return
     allowed = Semaphore(batch_size)

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib import resources
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,8 @@ from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import write_atomically
 from pure_nb.errors import EmbedderError, LayerError, StudyError
-from pure_nb.figures.render import Picture
+from pure_nb.figures.plots import strip
+from pure_nb.figures.render import Picture, View
 from pure_nb.images.labels import spoken
 from pure_nb.judges.truth import scores
 from pure_nb.methods.descriptions import LRP, OWN, Description, descriptions
@@ -39,11 +40,14 @@ from pure_nb.methods.virtual import CHOICES, cluster_some, part_name
 from pure_nb.parameters import NEAREST
 
 with needed("show", "an atlas needs"):
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
     from pure_nb.study import Study
+
+STATIC = Path(__file__).with_name("static")
+"""The templates, styles and scripts of the pages."""
 
 SHOWN = {"circuits": OWN, "circuits (LRP)": LRP, "activations": "activation"}
 METHODS = tuple(SHOWN)
@@ -55,43 +59,28 @@ FORMAT = 3
 WEBP = {"quality": 82, "method": 2}
 """How pictures are saved; Pillow's own method, 4, makes them 4 % smaller in twice the time."""
 
-COLUMNS = 10
-"""Reference images in a row of a sprite, the file that holds all of a neuron."""
-
 CROP, WHOLE, THUMB = 72, 96, 48
 """Sides in pixels of a reference image: cropped, whole, and in the index."""
 
-LOWER = 8
-"""Reference images that are shown of a lower channel."""
+COLUMNS, LOWER, CARRIERS = 10, 8, 6
+"""Reference images in a row of a neuron's file, those that are shown of a lower channel, and the lower channels that a
+page names: those that carry most of the relevance, on average."""
 
-CARRIERS = 6
-"""Lower channels that a page names: those that carry most of the relevance, on average."""
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz-"
+"""Stand for the parts in the data of an explorer, the last for the part -1."""
 
-TOGETHER = 16
-"""Lower channels that are drawn at once: few, so that the progress bar moves."""
-
-PAIRS = 1024
-"""Reference images that are drawn at once."""
+PAIRS, TOGETHER = 1024, 16
+"""Reference images that are drawn at once, and lower channels: few, so that the progress bar moves."""
 
 
-@dataclass(frozen=True)
-class Carrier:
-    """A lower channel that carries relevance to a neuron.
-
-    Attributes
-    ----------
-    channel
-        Of the lower layer.
-    share
-        Of the neuron's relevance, on average over the reference images of the part.
-    """
+class Carrier(NamedTuple):
+    """A lower channel, and the share of a part's relevance that it carries, on average over the part's images."""
 
     channel: int
     share: float
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A virtual neuron, or the whole neuron (``name`` "all"), as a page shows it."""
 
     name: str
@@ -103,19 +92,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Atlas:
-    """What an atlas is made of; :func:`write` writes it.
-
-    Attributes
-    ----------
-    study
-        Any study.
-    methods
-        Some of :data:`METHODS`.
-    count
-        The strongest reference images that get a picture.
-    embedder
-        Names the virtual neurons, if given; see :func:`pure_nb.show.report.part_names`.
-    """
+    """What an atlas is made of: :func:`write` writes it, and says what is what."""
 
     study: Study
     methods: tuple[str, ...] = METHODS[:1]
@@ -130,10 +107,9 @@ class Atlas:
             )
         if self.count < 1:
             raise StudyError(f"at least one reference image is shown of each neuron, got count={self.count}")
-        if self.embedder is not None and self.embedder.encode_text is None:
-            raise EmbedderError(
-                f"{self.embedder.name} has no text tower and can't name anything; take CLIP or mini-CLIP"
-            )
+        judge = self.embedder
+        if judge is not None and judge.encode_text is None:
+            raise EmbedderError(f"{judge.name} has no text tower and can't name anything; take CLIP or mini-CLIP")
 
     @cached_property
     def identity(self) -> str:
@@ -183,14 +159,14 @@ class Atlas:
         """What an explorer needs to know of a neuron."""
         study, neuron, labels = self.study, self.study.neuron(channel), self.labels(channel)
         k = int(labels[METHODS[0]][0].max()) + 1
-        names, label = self._labelled(channel)
+        names = sorted({name for name in neuron.names if name})
         found: dict[str, Any] = {
             "channel": channel,
             "points": _unit(study.layout_of(channel)).tolist(),
             "counts": ["as chosen", *map(str, CHOICES)],
-            "parts": {name: ["".join(map(_digit, own.tolist())) for own in every] for name, every in labels.items()},
+            "parts": {name: ["".join(DIGITS[part] for part in own) for own in every] for name, every in labels.items()},
             "names": names,
-            "label": label,
+            "label": [names.index(name) if name else -1 for name in neuron.names],
             "known": neuron.objects is not None,
             "said": [self.said(channel, part_name(part)) for part in range(k)],
             "tiles": min(self.count, len(neuron.sample)),
@@ -203,12 +179,6 @@ class Atlas:
                 name: [round(scores(neuron.objects, own)["ami"], 4) for own in every] for name, every in labels.items()
             }
         return found
-
-    def _labelled(self, channel: int) -> tuple[list[str], list[int]]:
-        """Names of objects or classes, and which of them each reference shows; below 0 where that is not known."""
-        every = self.study.neuron(channel).names
-        names = sorted({name for name in every if name})
-        return names, [names.index(name) if name else -1 for name in every]
 
     def parts(self, channel: int) -> list[Part]:
         """The whole neuron and its virtual neurons."""
@@ -309,7 +279,7 @@ def write(
     ------
     StudyError
         If a method is not known, or the folder holds another site.
-    IndexError
+    ArgumentError
         If there is no such channel.
     """
     folder = Path(folder)
@@ -319,67 +289,63 @@ def write(
     chosen = [study.neuron(channel).channel for channel in every]
     _write_text(folder / "study.txt", made.identity)  # first: the book's chapters run while their atlas is drawn
     draw(made, folder, chosen)
-    _write_pages(made, folder, chosen, home)
+    _write_pages(made, folder, chosen, _templates(made, home))
     return folder / "index.html"
 
 
 def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
-    """Write what explorers show of some neurons: data and pictures, without pages; finished ones are left alone."""
-    study = made.study
-    alive = [channel for channel in channels if study.references.alive[channel]]
+    """Write data and pictures of some neurons, without pages; finished ones are left alone."""
+    alive = [channel for channel in channels if made.study.references.alive[channel]]
     missing = [channel for channel in alive if not _is_drawn(made, folder, channel)]
-    count = min(made.count, study.references.n)
+    count = min(made.count, made.study.references.n)
     done = len(alive) - len(missing)
-    with progress_bar(desc="atlas", total=len(alive), initial=done, unit="neuron", shown=study.run.progress) as bar:
-        for block in _blocks(missing, max(1, PAIRS // count)):
+    for channel, own in _pictured(made.study, missing, count, max(1, PAIRS // count), "atlas", done):
+        _save(folder / f"crops/{channel}.webp", [view.highlighted(CROP) for view in own])
+        _save(folder / f"whole/{channel}.webp", [view.highlighted(WHOLE, crop=False) for view in own])
+        _save(folder / f"thumbs/{channel}.webp", [view.highlighted(THUMB) for view in own[:6]], 6)
+        # Last, since it says that the neuron is finished.
+        text = f"// {made.key}\npureNb.neuron({json.dumps(made.data(channel), separators=(',', ':'))});\n"
+        _write_text(folder / f"data/{channel}.js", text)
+
+
+def _pictured(
+    study: Study, channels: Sequence[int], count: int, together: int, what: str, done: int
+) -> Iterator[tuple[int, list[View]]]:
+    """Each of some channels with its strongest reference images; they are drawn for some channels together."""
+    with progress_bar(None, what, done + len(channels), initial=done, unit="channel", shown=study.run.progress) as bar:
+        for first in range(0, len(channels), together):
+            block = list(channels[first : first + together])
             samples = study.references.sample[block, :count]
-            found = study.crops.views(np.repeat(block, count), samples.ravel())
-            for place, channel in enumerate(block):
-                own = found[place * count : (place + 1) * count]
-                _save(folder / f"crops/{channel}.webp", _sprite([view.highlighted(CROP) for view in own]))
-                _save(folder / f"whole/{channel}.webp", _sprite([view.highlighted(WHOLE, crop=False) for view in own]))
-                _save(folder / f"thumbs/{channel}.webp", _sprite([view.highlighted(THUMB) for view in own[:6]], 6))
-                # Last, since it says that the neuron is finished.
-                text = f"// {made.key}\npureNb.neuron({json.dumps(made.data(channel), separators=(',', ':'))});\n"
-                _write_text(folder / f"data/{channel}.js", text)
+            found = iter(study.crops.views(np.repeat(block, samples.shape[1]), samples.ravel()))
+            for channel in block:
+                yield channel, list(islice(found, samples.shape[1]))
                 bar.update()
 
 
 def identity_of(folder: Path) -> str:
     """:attr:`Atlas.identity` of an atlas that is written to a folder; "" if there is none."""
-    try:
-        return (folder / "study.txt").read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
+    path = folder / "study.txt"
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def _is_drawn(made: Atlas, folder: Path, channel: int) -> bool:
     """Whether a neuron's data and pictures are there, and of this atlas."""
-    try:
-        with (folder / f"data/{channel}.js").open(encoding="utf-8") as file:
-            key = file.readline().removeprefix("// ").strip()
-    except OSError:
-        return False
-    return key == made.key and all(
-        (folder / f"{kind}/{channel}.webp").is_file() for kind in ("crops", "whole", "thumbs")
-    )
+    data = folder / f"data/{channel}.js"
+    files = [data, *(folder / f"{kind}/{channel}.webp" for kind in ("crops", "whole", "thumbs"))]
+    return all(file.is_file() for file in files) and data.read_text(encoding="utf-8").startswith(f"// {made.key}\n")
 
 
-def _write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) -> None:
+def _write_pages(made: Atlas, folder: Path, channels: Sequence[int], templates: Environment) -> None:
     study = made.study
-    table = study.neurons.set_index("channel").loc[lambda rows: rows.index.isin(channels)]
+    table = study.neurons[study.neurons["channel"].isin(channels)]
+    rows = {int(row["channel"]): row for row in table.to_dict("records")}
     parts = {channel: made.parts(channel) for channel in channels if study.references.alive[channel]}
     carried = _carried(parts)
     pictured = _write_lower_pictures(made, folder, sorted(carried))
-    page = _templates(made, home)
-    order = [int(channel) for channel in table.index]
-    rows = {int(channel): row for channel, row in zip(table.index, table.to_dict("records"))}
+    order, known = list(rows), not made.without_classes
+    neuron, lower = templates.get_template("neuron.html"), templates.get_template("lower.html")
     for place, channel in enumerate(progress_bar(order, "pages", unit="page", shown=study.run.progress)):
-        more: dict[str, Any] = {"classes": [], "pairs": []}
-        if not made.without_classes:
-            more = {"classes": made.classes(channel), "pairs": made.pairs(channel)}
-        text = page(
-            "neuron.html",
+        text = neuron.render(
             root="",
             channel=channel,
             row=rows[channel],
@@ -389,16 +355,16 @@ def _write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) 
             after=order[place + 1] if place + 1 < len(order) else None,
             pictured=pictured,
             without_classes=made.without_classes,
-            **more,
+            classes=made.classes(channel) if known else [],
+            pairs=made.pairs(channel) if known else [],
         )
         _write_text(folder / f"{channel}.html", text)
-    for lower, users in carried.items():
-        text = page("lower.html", root="../", channel=lower, users=users, pictured=pictured)
-        _write_text(folder / f"lower/{lower}.html", text)
-    text = page("index.html", root="", rows=rows, alive=set(parts), parts=parts, unsteady=study.unsteady)
-    for name in ("explorer/explorer.js", "explorer/explorer.css", "atlas/atlas.js", "atlas/atlas.css"):
-        asset = resources.files("pure_nb.show") / "static" / name
-        _write_text(folder / Path(name).name, asset.read_text(encoding="utf-8"))
+    for channel, users in carried.items():
+        text = lower.render(root="../", channel=channel, users=users, pictured=pictured)
+        _write_text(folder / f"lower/{channel}.html", text)
+    text = templates.get_template("index.html").render(root="", rows=rows, alive=set(parts), parts=parts)
+    for asset in ("explorer/explorer.js", "explorer/explorer.css", "atlas/atlas.js", "atlas/atlas.css"):
+        _write_text(folder / Path(asset).name, (STATIC / asset).read_text(encoding="utf-8"))
     _write_text(folder / "index.html", text)
 
 
@@ -406,9 +372,9 @@ def _carried(parts: Mapping[int, Sequence[Part]]) -> dict[int, list[tuple[int, f
     """For each lower channel that a page names: the neurons it carries and its share in each, the largest first."""
     found: dict[int, dict[int, float]] = {}
     for channel, every in parts.items():
-        for carrier in (carrier for part in every for carrier in part.carriers):
-            own = found.setdefault(carrier.channel, {})
-            own[channel] = max(own.get(channel, 0.0), carrier.share)
+        for lower, share in (carrier for part in every for carrier in part.carriers):
+            own = found.setdefault(lower, {})
+            own[channel] = max(own.get(channel, 0.0), share)
     return {lower: sorted(own.items(), key=lambda entry: (-entry[1], entry[0])) for lower, own in sorted(found.items())}
 
 
@@ -417,35 +383,24 @@ def _write_lower_pictures(made: Atlas, folder: Path, lower: Sequence[int]) -> se
     below = made.below
     if below is None or not lower:
         return set()
-    key = made.key.replace(" ", "-")
     alive = [channel for channel in lower if below.references.alive[channel]]
-    bar = progress_bar(desc="lower channels", total=len(alive), unit="channel", shown=made.study.run.progress)
-    for block in _blocks(alive, TOGETHER):
-        missing = [channel for channel in block if not (folder / f"lower/{channel}-{key}.webp").is_file()]
-        if not missing:
-            bar.update(len(block))
-            continue
-        samples = below.references.sample[missing, :LOWER]
-        found = below.crops.views(np.repeat(missing, samples.shape[1]), samples.ravel())
-        for place, channel in enumerate(missing):
-            own = found[place * samples.shape[1] : (place + 1) * samples.shape[1]]
-            # The key in the name tells whether the picture is of these images and this network.
-            for old in (folder / "lower").glob(f"{channel}-*.webp"):
-                old.unlink()
-            _save(folder / f"lower/{channel}-{key}.webp", _sprite([view.highlighted(CROP) for view in own], LOWER))
-        bar.update(len(block))
-    bar.close()
+    # The key in the name tells whether the picture is of these images and this network.
+    paths = {channel: folder / f"lower/{channel}-{made.key}.webp".replace(" ", "-") for channel in alive}
+    missing = [channel for channel, path in paths.items() if not path.is_file()]
+    done = len(alive) - len(missing)
+    for channel, own in _pictured(below, missing, LOWER, TOGETHER, "lower channels", done):
+        for old in (folder / "lower").glob(f"{channel}-*.webp"):
+            old.unlink()
+        _save(paths[channel], [view.highlighted(CROP) for view in own], LOWER)
     return set(alive)
 
 
-def _templates(made: Atlas, home: str) -> Callable[..., str]:
-    """What fills in the templates of an atlas's pages."""
-    loader = PackageLoader("pure_nb.show", "static/atlas")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+def _templates(made: Atlas, home: str) -> Environment:
+    """The templates of an atlas's pages, with what they all tell."""
+    loader = FileSystemLoader(STATIC / "atlas")
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     study = made.study
-    shared = {
+    pages.globals |= {
         "study": study.name,
         "network": type(study.model).__name__,
         "p": study.parameters,
@@ -453,15 +408,11 @@ def _templates(made: Atlas, home: str) -> Callable[..., str]:
         "images": len(study.images),
         "source": study.images.name,
         "home": home,
-        "absolute": home.startswith("/") or ":" in home,
         "key": made.key.replace(" ", "-"),
         "said": made.embedder.name if made.embedder else "",
+        "unsteady": study.unsteady,
     }
-
-    def filled(name: str, **values: Any) -> str:
-        return environment.get_template(name).render(**shared, **values)
-
-    return filled
+    return pages
 
 
 def _require_own(folder: Path) -> None:
@@ -473,24 +424,9 @@ def _require_own(folder: Path) -> None:
         raise StudyError(f"{str(index)!r} is another site's page; an atlas goes to an empty folder, or to its own")
 
 
-def _blocks(channels: Sequence[int], size: int) -> Iterator[list[int]]:
-    for first in range(0, len(channels), size):
-        yield list(channels[first : first + size])
-
-
-def _sprite(pictures: Sequence[Picture], columns: int = COLUMNS) -> Picture:
-    """Pictures of one size in rows, without gaps; what is left over is white."""
-    size = pictures[0].shape[0]
-    rows = -(-len(pictures) // columns)
-    sheet = np.full((rows * size, columns * size, 3), 255, dtype=np.uint8)
-    for number, picture in enumerate(pictures):
-        top, left = size * (number // columns), size * (number % columns)
-        sheet[top : top + size, left : left + size] = picture
-    return sheet
-
-
-def _save(path: Path, picture: Picture) -> None:
-    image = Image.fromarray(picture)
+def _save(path: Path, pictures: Sequence[Picture], columns: int = COLUMNS) -> None:
+    """Write pictures of one size as one, without gaps."""
+    image = Image.fromarray(strip(pictures, columns, gap=0))
     write_atomically(path, lambda temporary: image.save(temporary, format="webp", **WEBP))
 
 
@@ -507,7 +443,3 @@ def _unit(points: NDArray[np.float32]) -> NDArray[np.int64]:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _digit(part: int) -> str:
-    return "-" if part < 0 else np.base_repr(part, 36).lower()

@@ -11,13 +11,14 @@ import html
 import json
 import os
 from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import matplotlib.pyplot as plt
+import numpy as np
 from PIL import Image
 
 from pure_nb._imports import needed
@@ -44,6 +45,14 @@ BOOK = "PURE_NB_BOOK"
 
 SITE = ".."
 """Where that folder is found from a page of the book."""
+
+
+class _Axis(NamedTuple):
+    """What is written beside a slider, what it runs over, and the place where it starts."""
+
+    label: str
+    values: list[Any]
+    start: int = 0
 
 
 def explorer(
@@ -89,9 +98,9 @@ def explorer(
         raise ArgumentError("an explorer needs at least one value to show")
     if start is not None and start not in values:
         raise ArgumentError(f"an explorer starts at one of its values, and {start!r} is not among {_few(values)}")
-    axes = [(label, list(values), 0 if start is None else list(values).index(start))]
+    axes = [_Axis(label, list(values), 0 if start is None else list(values).index(start))]
     if others is not None:
-        axes.append((other, list(others), 0))
+        axes.append(_Axis(other, list(others)))
     folder = os.environ.get(BOOK)
     if folder:
         return _static(draw, axes, Path(folder), name, describe, caption)
@@ -132,8 +141,8 @@ def explore(
     """
     first = int(study.neurons["channel"].iloc[0]) if start is None else study.neuron(start).channel
     if not study.references.alive[first]:
-        living = [channel for channel, alive in enumerate(study.references.alive.tolist()) if alive]
-        raise ArgumentError(f"no image drives channel {first}, so there is nothing to show; start at {_few(living)}")
+        some = _few(_living(study))
+        raise ArgumentError(f"no image drives channel {first}, so there is nothing to show; start at {some}")
     folder = os.environ.get(BOOK)
     if folder:
         return _static_neurons(study, first, Path(folder), parts, whole, caption)
@@ -150,7 +159,7 @@ def _picture(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _slider(values: Sequence[object], label: str, index: int = 0) -> ipywidgets.SelectionSlider:
+def _slider(label: str, values: Sequence[object], index: int = 0) -> ipywidgets.SelectionSlider:
     return ipywidgets.SelectionSlider(
         options=[str(value) for value in values],
         index=index,
@@ -165,61 +174,62 @@ def _few(values: Sequence[object]) -> str:
     return ", ".join([*map(str, values[:8]), *(["..."] if len(values) > 8 else [])]) or "none"
 
 
-def _telling(words: ipywidgets.HTML, shown: ipywidgets.Image, act: Callable[[], None]) -> Callable[[object], None]:
-    """``act`` as a callback of a control: what goes wrong is said beside it, not only in a hidden log."""
-
-    def called(_: object = None) -> None:
-        try:
-            act()
-        except Exception as problem:
-            shown.value = b""  # rather than the picture of something else
-            if isinstance(problem, PureError):
-                words.value = _small(str(problem))
-            else:
-                words.value = _small(f"{type(problem).__name__}: {problem}")
-                raise
-
-    return called
-
-
 def _small(text: str) -> str:
     return f"<small>{html.escape(text)}</small>" if text else ""
 
 
-def _live(
-    draw: Callable[..., Figure], axes: list[tuple[str, list[Any], int]], describe: Callable[..., str], caption: str
+def _box(
+    controls: Sequence[Any], drawn: Callable[[Callable[[str], None]], tuple[bytes, str]], caption: str
 ) -> ipywidgets.Widget:
-    sliders = [_slider(values, label, index) for label, values, index in axes]
+    """Controls, and below them the picture and the words that they ask for; ``drawn`` can say what takes it so long.
 
-    @lru_cache(maxsize=64)
-    def picture(*chosen: int) -> bytes:
-        return _picture(draw(*(values[index] for (_, values, _), index in zip(axes, chosen))))
-
+    What goes wrong is said there, too, and not only in a hidden log.
+    """
     shown = ipywidgets.Image(format="webp", layout=ipywidgets.Layout(max_width="100%"))
     words = ipywidgets.HTML()
 
-    def draw_it() -> None:
-        chosen = [slider.index for slider in sliders]
-        shown.value = picture(*chosen)
-        words.value = _small(describe(*(values[index] for (_, values, _), index in zip(axes, chosen))))
+    def say(text: str) -> None:
+        words.value = _small(text)
 
-    show = _telling(words, shown, draw_it)
-    for slider in sliders:
-        slider.observe(show, names="index")
-    show(None)
-    return ipywidgets.VBox([*sliders, shown, words, ipywidgets.HTML(_small(caption))])
+    def show(_: object = None) -> None:
+        say("computing ...")
+        try:
+            shown.value, text = drawn(say)
+            say(text)
+        except Exception as problem:
+            shown.value = b""  # rather than the picture of something else
+            expected = isinstance(problem, PureError)
+            say(str(problem) if expected else f"{type(problem).__name__}: {problem}")
+            if not expected:
+                raise
+
+    for control in controls:
+        control.observe(show, names="index")
+    show()
+    return ipywidgets.VBox([*controls, shown, words, ipywidgets.HTML(_small(caption))])
+
+
+def _live(
+    draw: Callable[..., Figure], axes: Sequence[_Axis], describe: Callable[..., str], caption: str
+) -> ipywidgets.Widget:
+    sliders = [_slider(*axis) for axis in axes]
+
+    @lru_cache(maxsize=64)
+    def drawn(*chosen: int) -> tuple[bytes, str]:
+        values = [axis.values[index] for axis, index in zip(axes, chosen)]
+        return _picture(draw(*values)), describe(*values)
+
+    return _box(sliders, lambda _: drawn(*(slider.index for slider in sliders)), caption)
 
 
 def _live_neurons(study: Study, start: int, parts: bool, whole: bool, caption: str) -> ipywidgets.Widget:
-    own = study.parameters.target
+    own = current = study.parameters.target
     names = [shape.name for shape in study.survey()]
     layer = ipywidgets.Dropdown(options=list(dict.fromkeys([own, *names])), value=own, description="layer")
-    channels = [int(channel) for channel, alive in enumerate(study.references.alive) if alive]
-    neuron = _slider(channels, "neuron", channels.index(start))
-    count = _slider(["as chosen", *CHOICES], "parts")
+    channels = _living(study)
+    neuron = _slider("neuron", channels, channels.index(start))
+    count = _slider("parts", ["as chosen", *CHOICES])
     method = ipywidgets.Dropdown(options=list(atlas.METHODS), description="method")
-    shown = ipywidgets.Image(format="webp", layout=ipywidgets.Layout(max_width="100%"))
-    words = ipywidgets.HTML()
 
     @lru_cache(maxsize=8)
     def of_layer(name: str) -> atlas.Atlas:
@@ -237,65 +247,53 @@ def _live_neurons(study: Study, start: int, parts: bool, whole: bool, caption: s
         sizes = ", ".join(f"{size} images {one.meanings(part)}".strip() for part, size in enumerate(one.virtual.sizes))
         return _picture(neuron_figure(one)), f"Neuron {channel} of {name} in {one.virtual.k} parts by {by}: {sizes}."
 
-    def draw_it() -> None:
-        words.value = _small("computing ...")
+    def drawn(say: Callable[[str], None]) -> tuple[bytes, str]:
+        nonlocal current
+        if layer.value != current:
+            say("a pass over all images ...")
+            living = _living(of_layer(layer.value).study)
+            if not living:
+                raise LayerError(f"no image drives any channel of {layer.value!r}")
+            current, neuron.options = layer.value, [str(channel) for channel in living]  # moves it to the first
         k = int(CHOICES[count.index - 1]) if count.index else 0
-        shown.value, text = picture(layer.value, int(neuron.value), k, method.value)
-        words.value = _small(text)
+        return picture(layer.value, int(neuron.value), k, method.value)
 
-    def change_layer() -> None:
-        words.value = _small("a pass over all images ...")
-        living = [str(c) for c, alive in enumerate(of_layer(layer.value).study.references.alive) if alive]
-        if not living:
-            raise LayerError(f"no image drives any channel of {layer.value!r}")
-        neuron.options = living  # moves it to the first
-        draw_it()
+    return _box([layer, neuron, *([count, method] if parts else [])], drawn, caption)
 
-    show = _telling(words, shown, draw_it)
-    layer.observe(_telling(words, shown, change_layer), names="value")
-    for control in (neuron, count, method):
-        control.observe(show, names="value")
-    show(None)
-    controls = [layer, neuron, *([count, method] if parts else [])]
-    return ipywidgets.VBox([*controls, shown, words, ipywidgets.HTML(_small(caption))])
+
+def _living(study: Study) -> list[int]:
+    return [channel for channel, alive in enumerate(study.references.alive.tolist()) if alive]
 
 
 def _static(
     draw: Callable[..., Figure],
-    axes: list[tuple[str, list[Any], int]],
+    axes: Sequence[_Axis],
     folder: Path,
     name: str,
     describe: Callable[..., str],
     caption: str,
 ) -> HTML:
-    pictures = []
-    for shown in product(*(values for _, values, _ in axes)):
+    root, pictures = f"{SITE}/explorers/{name}/", []
+    for shown in product(*(axis.values for axis in axes)):
         content = _picture(draw(*shown))
         # The content names the file, so that a browser never shows a picture of an earlier build.
         file = f"{file_word('-'.join(map(str, shown)))}-{hashlib.sha256(content).hexdigest()[:8]}.webp"
-        write_atomically(folder / "explorers" / name / file, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
-        pictures.append((file, describe(*shown), content))
-    told = {
-        "root": f"{SITE}/explorers/{name}/",
-        "axes": [
-            {"label": label, "values": [str(value) for value in values], "start": index}
-            for label, values, index in axes
-        ],
-        "pictures": [(file, text) for file, text, _ in pictures],
-    }
-    place = 0
-    for _, values, index in axes:
-        place = place * len(values) + index
-    file, text, content = pictures[place]
-    width, height = Image.open(BytesIO(content)).size
-    image = (
-        f'<img src="{told["root"]}{file}" width="{width}" height="{height}" loading="lazy" alt="{html.escape(text)}">'
-    )
+        write_atomically(folder / "explorers" / name / file, partial(Path.write_bytes, data=content))
+        pictures.append((file, describe(*shown)))
+    sliders = [{"label": axis.label, "values": list(map(str, axis.values)), "start": axis.start} for axis in axes]
+    told = json.dumps({"root": root, "axes": sliders, "pictures": pictures})
+    told = told.replace("<", "\\u003c")  # or it could end the element
+    place = np.ravel_multi_index([axis.start for axis in axes], [len(axis.values) for axis in axes])
+    file, text = pictures[int(place)]
+    with Image.open(folder / "explorers" / name / file) as picture:
+        width, height = picture.size
+    image = f'<img src="{root}{file}" width="{width}" height="{height}" loading="lazy" alt="{html.escape(text)}">'
+    label = html.escape(axes[0].label)
     return _figure(
         'data-kind="pictures"',
-        f'<div class="explorer-view" tabindex="0" role="group" aria-label="{html.escape(axes[0][0])}">{image}</div>',
+        f'<div class="explorer-view" tabindex="0" role="group" aria-label="{label}">{image}</div>',
         f'<p class="explorer-words" aria-live="polite">{html.escape(text)}</p>',
-        f'<script type="application/json">{_embedded(told)}</script>',
+        f'<script type="application/json">{told}</script>',
         caption=caption,
     )
 
@@ -318,8 +316,3 @@ def _figure(attributes: str, *content: str, caption: str) -> HTML:
     told = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     text = f'<figure class="explorer" {attributes}>{"".join(content)}{told}</figure>'
     return HTML(text)  # type: ignore[no-untyped-call]
-
-
-def _embedded(value: Any) -> str:
-    """JSON that can stand within a script element."""
-    return json.dumps(value).replace("<", "\\u003c")

@@ -28,9 +28,10 @@ def with_commands(app: Sphinx, page: str, source: list[str]) -> None:
     from typer.cli import get_docs_for_click
     from typer.main import get_command
 
-    from pure_nb import cli
+    from pure_nb import _options, cli, parameters
 
-    app.env.note_dependency(inspect.getfile(cli))
+    for module in (cli, _options, parameters):
+        app.env.note_dependency(inspect.getfile(module))
     group = get_command(cli.app)
     docs = get_docs_for_click(obj=group, ctx=typer.Context(group), name="pure-nb")
     source[0] = source[0].replace(COMMANDS, docs[docs.index("\n## ") :])  # without the title
