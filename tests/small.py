@@ -25,6 +25,11 @@ def shared(*parts: str) -> Path:
     return path
 
 
+def crp(module: str) -> Any:
+    """A module of zennit-crp; the test is skipped where it is not there, as beside a newer zennit than it takes."""
+    return pytest.importorskip(f"crp.{module}", reason="needs zennit-crp")
+
+
 def plain(seed: int = 0, channels: int = 6) -> nn.Sequential:
     """Convolutions and in-place ReLUs: [B, 3, 12, 12] to the logits [B, 4]."""
     torch.manual_seed(seed)
