@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -218,6 +219,39 @@ def test_arrays_in_files(tmp_path: Path) -> None:
         found[0, 0] = 1
 
 
+def test_an_array_in_a_file_is_let_go_before_the_file_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows renames no file that is mapped."""
+    made: list[weakref.ref[Any]] = []
+    replace = os.replace
+
+    def on_windows(old: Path, new: Path) -> None:
+        if new.suffix == ".npy" and made[0]() is not None:
+            raise PermissionError(13, "The process cannot access the file")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", on_windows)
+    store = Store(tmp_path)
+    store.save_mapped("name", KEY, lambda new: made.append(weakref.ref(new((3,), np.float32))))
+    assert store.load_mapped("name", KEY) is not None
+
+
+def test_pruned_where_no_open_file_can_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, where a lock that is held is an open file."""
+    store, names = tidied(tmp_path)
+    unlink = Path.unlink
+
+    def on_windows(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".lock":
+            raise PermissionError(13, "The process cannot access the file")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", on_windows)
+    assert {result.name for result in store.prune(lambda result: result.name != "whole")} == {"half", "lost"}
+    assert not names["lost"].exists()
+
+
 def test_no_room_for_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Told before the file is written to, since writing to a mapped file on a full disk kills the process."""
 
@@ -276,6 +310,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     store, ready = Store(tmp_path), tmp_path / "ready"
     script = f"""
 import time
+import weakref
 from pathlib import Path
 from pure_nb.compute.store import Store
 with Store(Path({str(tmp_path)!r})).claimed("name", {KEY!r}):
@@ -295,7 +330,7 @@ with Store(Path({str(tmp_path)!r})).claimed("name", {KEY!r}):
             pytest.warns(StoreWarning, match=f"waiting for process {other.pid} on .*, which computes 'name' in"),
             store.claimed("name", KEY),
         ):
-            assert other.wait() == -signal.SIGKILL  # a killed process holds no claim
+            assert other.wait() == (-signal.SIGKILL if os.name == "posix" else 1)  # a killed process holds no claim
             assert not half.exists()  # and what it had half written is gone
     with store.claimed("name", KEY):
         pass
@@ -425,7 +460,8 @@ def test_pruned(tmp_path: Path) -> None:
     assert all(path.read_text() == "mine" for path in names["foreign"])
     assert not names["half"].exists()
     assert not names["lost"].exists()
-    assert [path.name for path in tmp_path.glob(".*")] == [f".whole-{fingerprint(KEY)}.lock"]
+    left = [f".whole-{fingerprint(KEY)}.lock"] if os.name == "posix" else []  # on Windows locks go with their holders
+    assert [path.name for path in tmp_path.glob(".*")] == left
     other = Store(tmp_path / "other")
     other.save_arrays("whole", KEY, {"a": np.zeros(9)})
     other.prune(lambda result: True)

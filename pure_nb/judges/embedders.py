@@ -504,9 +504,10 @@ def load_embedder(spec: str, *, features: Features = "tokens", device: str = "cp
         except ModelError as problem:
             raise EmbedderError(str(problem)) from problem
         return from_network(network, name=f"features of {name}", device=device)
-    if source.endswith(".py") and name:
+    own, _, function = kind.rpartition(":")  # a drive of Windows has a colon, too
+    if own.endswith(".py") and function:
         try:
-            return Embedder.of(name, models.function_in(folder / source, name))
+            return Embedder.of(function, models.function_in(folder / own, function))
         except ModelError as problem:
             raise EmbedderError(str(problem)) from problem
     raise EmbedderError(f"can't tell what embedder {spec!r} is; expected {SPECS}")
