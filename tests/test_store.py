@@ -198,9 +198,9 @@ def test_a_pickle_in_place_of_a_file(tmp_path: Path, kind: str, name: str) -> No
 @pytest.mark.parametrize("field", ["note", "file", "key", "sha256", "seal"])
 def test_a_manifest_that_lies(tmp_path: Path, field: str) -> None:
     path, load = saved(tmp_path, "arrays")
-    manifest = json.loads(Path(f"{path}.json").read_text())
+    manifest = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
     manifest[field] = {"step": "another"} if field == "key" else "0" * 64
-    Path(f"{path}.json").write_text(json.dumps(manifest))
+    Path(f"{path}.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.warns(StoreWarning, match="its manifest does not match its own checksum"):
         assert load() is None
 
@@ -519,7 +519,7 @@ def test_manifests_and_parts(tmp_path: Path) -> None:
     assert manifest["key"] == KEY
     assert manifest["note"] == "said"
     assert manifest["file"] == store.path("name", KEY).name
-    assert json.loads(Path(f"{store.path('name', KEY)}.json").read_text()) == manifest
+    assert json.loads(Path(f"{store.path('name', KEY)}.json").read_text(encoding="utf-8")) == manifest
     assert part.folder.parent == tmp_path
     part.clear()
     assert not part.folder.exists()
