@@ -56,7 +56,7 @@ class Roles:
         if isinstance(node, nodes.Text):
             return node.astext()
         inner = "".join(map(self.written, node.children))
-        if isinstance(node, nodes.reference):
+        if isinstance(node, nodes.reference) and ("refuri" in node or "refid" in node):  # not that of a download
             here = urljoin(self.app.config.html_baseurl, self.app.builder.get_target_uri(self.page))
             address = node["refuri"] if "refuri" in node else f"#{node['refid']}"
             return f"[{inner}]({urljoin(here, address)})"
