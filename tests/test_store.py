@@ -430,6 +430,7 @@ def tidied(tmp_path: Path) -> tuple[Store, dict[str, Any]]:
     with store.claimed("lost", KEY):
         names["lost"] = store.save_table("lost", KEY, pd.DataFrame({"a": [1]}))
         Path(f"{names['lost']}.json").unlink()
+    (tmp_path / f".lost-{fingerprint(KEY)}.lock").touch()  # as a killed process leaves it, on Windows, too
     foreign = ["notes.txt", "weights-0123456789ab.safetensors", "photos-0123456789ab/cat.png", "table.parquet"]
     for name in foreign:
         (tmp_path / name).parent.mkdir(exist_ok=True)
