@@ -2,6 +2,7 @@
 # make test    check style and types, run the tests that need no built book
 # make check   the tests, the book with its warnings as errors, the tests of the built book
 # make nightly all there is, for hours: also long tests, many examples, the fault campaign, mutants
+# make newest  the tests of rules and layers with the newest zennit
 # Variables: PYTHON=python3.12  STRICT=1 (warnings of the book are errors)  BOOKFLAGS=...  PYTESTFLAGS=...  LIMIT=20
 #            STUDY=path/to/study.toml (make book: the book on that study, in _build/editions)
 
@@ -21,7 +22,7 @@ PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal --durations 10 $(PYTES
 export PYTHONDONTWRITEBYTECODE :=
 
 .DELETE_ON_ERROR:
-.PHONY: help env book lab quick test check check-book nightly lint types format clean distclean print wheel
+.PHONY: help env book lab quick test check check-book newest nightly lint types format clean distclean print wheel
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +51,13 @@ check: test check-book  ## the tests, and the built book's
 check-book:  ## the book with its warnings as errors, and the tests of the built book
 	$(MAKE) book STRICT=1
 	$(PYTEST) -m "book and not nightly"
+
+newest:  ## the tests of rules and layers with the newest zennit, which zennit-crp does not take, in _build/newest
+	$(PYTHON) -m venv --clear _build/newest
+	grep -v '^zennit' constraints.txt >_build/newest/constraints.txt
+	_build/newest/bin/python -m pip install -q -c _build/newest/constraints.txt -e ".[unit]"
+	_build/newest/bin/python -m pytest -n auto -rs $(PYTESTFLAGS) -m "not nightly" $(addprefix tests/test_, \
+		lrp.py circuits.py layers.py render.py planting.py splitting.py virtual_layer.py)
 
 nightly: lint types  ## all there is, for hours: also long tests, many examples, the fault campaign, mutants
 	$(MAKE) book STRICT=1

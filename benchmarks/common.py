@@ -143,7 +143,7 @@ def _peak(run: Callable[..., Any], arguments: tuple[Any, ...], threads: int) -> 
     run(*arguments)
     status = Path("/proc/self/status")
     if status.exists():  # on Linux ru_maxrss counts what the parent held when it started this process
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / (1 << 10)
+        return int(status.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) / (1 << 10)
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 

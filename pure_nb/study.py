@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from pure_nb._lacking import lacks
 from pure_nb.classes import Classes
 from pure_nb.compute.results import ASKED, FORMAT, Results
 from pure_nb.compute.store import Arrays, New, Store, store_folder
@@ -155,6 +156,23 @@ class Study:
         steps = [step for step in ("circuits", "virtual", "layouts") if self._is_there(step)]
         boxed = "_boxed" in vars(self.crops) or self.results.has("boxes", self.key("boxes"))
         return ["references", *steps, *(["boxes"] if boxed else [])]
+
+    def lacks(self, *needs: str) -> dict[str, str]:
+        """What this study lacks of what it is asked for, and why; empty if nothing.
+
+        Parameters
+        ----------
+        needs
+            ``"objects"`` under the maxima; ``"labels"`` that match the network's outputs; ``"splits"``, several images
+            of two classes that share a channel; ``"synsets"`` of such classes; a ``"grid"`` of positions; ``"lrp"``,
+            rules that fit; ``"import"``, by a plain process, of the network. All of them by default.
+
+        Returns
+        -------
+        dict
+            For each that is lacking, what completes "The study ...": ``{"labels": "has no labels that ..."}``.
+        """
+        return lacks(self, *needs)
 
     def using(self, **changes: Any) -> Study:
         """The same study with other parameters, or run otherwise: ``study.using(rule="lrp", device="cuda")``."""

@@ -27,6 +27,26 @@ def shared(*parts: str) -> Path:
     return path
 
 
+def posix(why: str) -> pytest.MarkDecorator:
+    """Skip a test on Windows, and say why."""
+    return pytest.mark.skipif(os.name != "posix", reason=why)
+
+
+def link(place: Path, target: Path) -> None:
+    """Make a link; the test is skipped where that is not permitted, as to most users of Windows."""
+    try:
+        place.symlink_to(target, target_is_directory=target.is_dir())
+    except OSError as problem:
+        if os.name == "posix":
+            raise
+        pytest.skip(f"links are not permitted: {problem}")
+
+
+def crp(module: str) -> Any:
+    """A module of zennit-crp; the test is skipped where it is not there, as beside a newer zennit than it takes."""
+    return pytest.importorskip(f"crp.{module}", reason="needs zennit-crp")
+
+
 def plain(seed: int = 0, channels: int = 6) -> nn.Sequential:
     """Convolutions and in-place ReLUs: [B, 3, 12, 12] to the logits [B, 4]."""
     torch.manual_seed(seed)

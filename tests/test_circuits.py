@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from crp.attribution import CondAttribution
 from numpy.typing import NDArray
-from small import Items, Tokens, noise, plain, stirred
+from small import Items, Tokens, crp, noise, plain, stirred
 from torch import Tensor, nn
 from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import ResNetCanonizer
@@ -33,7 +32,7 @@ def relevance_by_crp(model: nn.Module, images: Tensor, channel: int, target: str
     """What zennit-crp says, element by element, with the whole network run forward and backward."""
     composite = EpsilonPlusFlat(canonizers=[ResNetCanonizer()]) if rule == "lrp" else None
     wanted = images.clone().requires_grad_()
-    found = CondAttribution(model)(
+    found = crp("attribution").CondAttribution(model)(
         wanted,
         [{target: [channel]}] * len(images),
         composite,

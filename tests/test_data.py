@@ -10,6 +10,7 @@ import pickle
 import re
 import signal
 import struct
+import sys
 import threading
 import time
 import warnings
@@ -24,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import Items, noise, picture_folder
+from small import Items, link, noise, picture_folder, posix
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -359,6 +360,19 @@ def test_paths(tmp_path: Path) -> None:
     assert listed.fingerprint == given.fingerprint
     loose_pictures(tmp_path / "other", 1)[0].rename(tmp_path / "a b" / "none.png")
     assert path_images(tmp_path / "some.list", resize=None, crop=None).fingerprint != listed.fingerprint
+
+
+def test_paths_on_several_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows' paths may have nothing in common, not even a root."""
+    files = loose_pictures(tmp_path / "a", 2)
+
+    def on_windows(paths: Any) -> str:
+        raise ValueError("Paths don't have the same drive")
+
+    monkeypatch.setattr(os.path, "commonpath", on_windows)
+    images = path_images(files, resize=None, crop=None)
+    assert [images.path(i) for i in range(2)] == [str(file) for file in files]
+    assert images.fingerprint != path_images(files[:1], resize=None, crop=None).fingerprint
 
 
 def test_lists_of_paths_that_are_none(tmp_path: Path) -> None:
@@ -698,12 +712,14 @@ class Endless(Items):
 class Deadly(Items):
     """Items of which one kills the process that reads it, unless it is the main one."""
 
+    def __init__(self, images: torch.Tensor) -> None:
+        super().__init__(images)
+        self.main = os.getpid()
+
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         if index == 3 and os.getpid() != self.main:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(index)
-
-    main = os.getpid()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -795,6 +811,7 @@ def test_what_stops_the_reader_stops_the_caller(problem: BaseException) -> None:
     assert not readers()
 
 
+@posix("signals are different here")
 def test_an_interrupt_while_waiting() -> None:
     """It ends the wait at once, whatever is being read."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background does not have
@@ -882,12 +899,14 @@ def test_a_worker_that_never_delivers() -> None:
         list(found)
 
 
+@posix("no signal kills a process here")
 def test_a_worker_that_is_killed() -> None:
     found = batches(Images(Deadly(noise(6)), "deadly"), range(6), run=Run(batch_size=2, workers=1))
     with pytest.raises(ImageError, match=r"waited for images \d \(item .* DataLoader worker \(pid.*memory"):
         list(found)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a worker that is no fork does not know the patch")
 def test_what_a_worker_raises_is_not_taken_for_late(monkeypatch: pytest.MonkeyPatch) -> None:
     images = Images(Items([*noise(1), *noise(1).double()]))
     monkeypatch.setattr(reading.torch, "stack", lambda *_: 1 / 0)
@@ -1291,23 +1310,24 @@ def test_folders_are_read_as_torchvision_reads_them(tmp_path: Path) -> None:
 def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
     root = picture_folder(tmp_path / "top" / "zoo", 6, classes=3)
     expected = [folder_images(root).path(i) for i in range(6)]
-    (root / "class0" / "again").symlink_to(root / "class0")
-    (root / "class0" / "up").symlink_to(root)
-    (root / "class1" / "higher").symlink_to(tmp_path / "top")
-    (root / "all").symlink_to(root)
-    (root / "above").symlink_to(tmp_path)
+    link(root / "class0" / "again", root / "class0")
+    link(root / "class0" / "up", root)
+    link(root / "class1" / "higher", tmp_path / "top")
+    link(root / "all", root)
+    link(root / "above", tmp_path)
     images = folder_images(root)
     assert [images.path(i) for i in range(len(images))] == expected
     assert images.classes == ("class0", "class1", "class2")
     # Elsewhere they may lead, and each folder counts once within a class.
     loose_pictures(tmp_path / "elsewhere", 2)
-    (root / "class2" / "more").symlink_to(tmp_path / "elsewhere")
-    (root / "class2" / "more too").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "back").symlink_to(root / "class2")
-    (root / "class3").symlink_to(tmp_path / "elsewhere")
+    link(root / "class2" / "more", tmp_path / "elsewhere")
+    link(root / "class2" / "more too", tmp_path / "elsewhere")
+    link(tmp_path / "elsewhere" / "back", root / "class2")
+    link(root / "class3", tmp_path / "elsewhere")
     assert np.bincount(folder_images(root).targets).tolist() == [2, 2, 4, 4]  # type: ignore[arg-type]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode here")
 def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     root = picture_folder(tmp_path / "zoo", 4)
     odd = os.fsdecode(os.fsencode(root) + b"/caf\xe9")

@@ -9,12 +9,16 @@ from typing import Any
 import edition as tool
 import pytest
 import yaml
-from edition import NEEDS, Cell, Edition, EditionError
+from edition import CELL, NEEDS, Edition, EditionError
+from myst_nb.core.read import read_myst_markdown_notebook
+from myst_parser.config.main import MdParserConfig
 from small import ROOT, Tokens, noise, picture_folder, plain
 from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
+from pure_nb._lacking import splittable
+from pure_nb.errors import ArgumentError
 from pure_nb.methods.wordnet import shipped_wordnet
 from pure_nb.network.models import function_in
 from pure_nb.study import Study
@@ -35,8 +39,6 @@ k = 2
 [run]
 progress = false
 """
-
-NOTHING = dict.fromkeys(NEEDS, "")
 
 CHAPTER = """\
 ---
@@ -104,20 +106,20 @@ channel = 22
 
 
 def an_edition(layer: str | None = "layer3.2.conv2", **lacks: str) -> Edition:
-    return Edition("mine", "/studies/mine.toml", "a network", layer, {**NOTHING, **lacks})
+    return Edition("mine", "/studies/mine.toml", "a network", layer, lacks)
 
 
 def only(code: str, edition: Edition | None = None) -> str:
     """What becomes of the code of a chapter with one cell."""
     chapter = f'# A\n\n```{{code-cell}} ipython3\n{code}study = load_study("glyphs")\n```\n'
     text = tool.rewritten({"a.md": chapter}, edition or an_edition())["a.md"]
-    (cell,) = [part for part in tool.parts(text) if isinstance(part, Cell)]
-    return cell.code.removesuffix('study = load_study("/studies/mine.toml")\n')
+    (cell,) = CELL.finditer(text)
+    return cell["code"].removesuffix('study = load_study("/studies/mine.toml")\n')
 
 
 def test_a_chapter_that_lacks_nothing_has_another_study_and_a_banner() -> None:
     text = tool.rewritten({"a.md": CHAPTER}, an_edition())["a.md"]
-    banner = tool.banner(an_edition(), [])
+    banner = an_edition().banner([])
     assert "a network" in banner
     assert "lack" not in banner
     expected = CHAPTER.replace("# A title\n", f"# A title\n\n{banner}")
@@ -131,29 +133,32 @@ def test_a_chapter_that_lacks_nothing_has_another_study_and_a_banner() -> None:
 
 def without_heads(text: str) -> str:
     """A chapter without the metadata of its cells, whose YAML may be laid out otherwise."""
-    return "".join(p if isinstance(p, str) else p.opening + p.code + p.closing for p in tool.parts(text))
+    return CELL.sub(r"\g<fence>\g<code>", text)
 
 
-def test_a_chapter_is_what_its_parts_are() -> None:
+def test_the_cells_of_a_chapter_are_those_that_the_book_runs() -> None:
     for path in [*(ROOT / "book").glob("*.md")]:
         text = path.read_text(encoding="utf-8")
-        found = [p if isinstance(p, str) else p.opening + p.head + p.code + p.closing for p in tool.parts(text)]
-        assert "".join(found) == text
-        assert sum(isinstance(part, Cell) for part in tool.parts(text)) == text.count("\n```{code-cell}")
+        notebook = read_myst_markdown_notebook(text, MdParserConfig(enable_extensions={"colon_fence"}))
+        run = [cell.source.strip("\n") for cell in notebook.cells if cell.cell_type == "code"]
+        assert [cell["code"].strip("\n") for cell in CELL.finditer(text)] == run
 
 
 def test_metadata_in_both_notations() -> None:
-    cells = [part for part in tool.parts(CHAPTER) if isinstance(part, Cell)]
-    assert [cell.meta.get("tags") for cell in cells] == [
+    edition = an_edition(objects="does not know objects", labels="has no labels")
+    cells = [tool.metadata(cell) for cell in CELL.finditer(CHAPTER)]
+    assert [cell.get("tags") for cell in cells] == [
         None,
         ["hide-input", "needs-objects"],
         ["needs-labels"],
         ["needs-objects"],
         None,
     ]
-    first = [cell.code.strip().splitlines()[0] for cell in cells]
+    first = [cell["code"].strip().splitlines()[0] for cell in CELL.finditer(CHAPTER)]
     assert first[1:4] == ["study.objects", "study.classes.statistics", "study.objects[0]"]
-    assert CHAPTER.splitlines()[cells[2].line] == ":tags: [needs-labels]"
+    chapter = tool.Chapter("a.md", edition)
+    chapter.written(CHAPTER)
+    assert (chapter.missing, chapter.lost) == ({"objects", "labels"}, ["fig-one"])
 
 
 def test_cells_that_need_what_is_lacking_become_notes() -> None:
@@ -178,7 +183,7 @@ def test_a_chapter_that_lacks_everything_says_it_once() -> None:
     chapter = '# A\n\n```{code-cell} ipython3\n:tags: [needs-judge]\nload_study("glyphs")\n```\n\nText.\n'
     edition = an_edition(judge="has no judge")
     text = tool.rewritten({"a.md": chapter}, edition)["a.md"]
-    assert text == f"# A\n\n{tool.banner(edition, ['judge'], cells=False)}\n\nText.\n"
+    assert text == f"# A\n\n{edition.banner(['judge'], cells=False)}\n\nText.\n"
     assert "This study has no judge. All" in text
 
 
@@ -193,8 +198,8 @@ def test_figures_that_are_gone_are_not_referred_to() -> None:
 
 def test_captions_say_what_they_were_written_about() -> None:
     text = tool.rewritten({"a.md": CHAPTER}, an_edition())["a.md"]
-    figure = [part for part in tool.parts(text) if isinstance(part, Cell)][-1]
-    assert figure.meta == {
+    *_, figure = CELL.finditer(text)
+    assert tool.metadata(figure) == {
         "mystnb": {
             "figure": {"name": "fig-two", "caption": "Drawn for mine. In the standard book: Anchors: one."},
             "image": {"alt": "Drawn for mine. In the standard book: Anchors."},
@@ -216,27 +221,27 @@ def test_the_book_s_own_tags_are_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "splits", "expected"),
+    ("code", "lacks", "expected"),
     [
-        ('layer = "layer4.0.conv2"\n', "", 'layer = "layer3.2.conv2"\n'),
-        ("layer = VirtualLayer.of(recipe)\n", "", "layer = VirtualLayer.of(recipe)\n"),
-        ("channel = 0  # our own\n", "", "channel = study.most_polysemantic(1)[0]\n"),
+        ('layer = "layer4.0.conv2"\n', {}, 'layer = "layer3.2.conv2"\n'),
+        ("layer = VirtualLayer.of(recipe)\n", {}, "layer = VirtualLayer.of(recipe)\n"),
+        ("channel = 0  # our own\n", {}, "channel = study.most_polysemantic(1)[0]\n"),
         (
             'layer = "layer4.0.conv2"\nchannel = 0\nclasses = ["cloud", "atom"]\n',
-            "",
+            {},
             'layer = "layer3.2.conv2"\n'
             'channel = int(study.classes.pairs.dropna().iloc[0]["channel"])\n'
             'classes = study.classes.pairs.dropna().iloc[0][["class_1", "class_2"]].tolist()\n',
         ),
         (
             'layer = "layer4.0.conv2"\nchannel = 0\n',
-            "has too few",
+            {"splits": "has too few"},
             'layer = "layer3.2.conv2"\nchannel = int(study.classes.pairs.iloc[0]["channel"])\n',
         ),
     ],
 )
-def test_code_is_of_the_study(code: str, splits: str, expected: str) -> None:
-    assert only(code, an_edition(splits=splits)) == expected
+def test_code_is_of_the_study(code: str, lacks: dict[str, str], expected: str) -> None:
+    assert only(code, an_edition(**lacks)) == expected
 
 
 def test_pages_without_the_study_stay_but_the_first_has_a_banner() -> None:
@@ -261,12 +266,12 @@ def test_the_configuration() -> None:
 
 def test_what_the_glyphs_have(glyph_study: Study) -> None:
     study = glyph_study.using(n=4)
-    assert tool.splittable(study) == "layer4.0.conv2"
-    assert not any(tool.lacking(study, "layer4.0.conv2").values())
+    assert splittable(study) == "layer4.0.conv2"
+    assert tool.lacking(study) == {}
 
 
 def lacked(study: Study) -> set[str]:
-    return {need for need, why in tool.lacking(study, tool.splittable(study)).items() if why}
+    return set(tool.lacking(study))
 
 
 def mine(folder: Path, images: Any, model: nn.Module | None = None, target: str = "4", lower: str = "2") -> Study:
@@ -285,7 +290,13 @@ def test_labels_are_for_classes_and_two_of_each_for_splits(tmp_path: Path, count
     images = ImageFolder(picture_folder(tmp_path / "pictures", count, classes=4), ToTensor())
     study = mine(tmp_path, images)
     assert lacked(study) == GLYPHS | lacks
-    assert tool.lacking(study, None)["labels"] == "has no convolution or linear layer in `4`"
+    flat = mine(tmp_path, images, target="6")
+    assert flat.lacks("labels") == {"labels": "has no convolution or linear layer in `6`"}
+
+
+def test_what_no_study_can_lack(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"'label' is nothing that a study can lack; expected one of .*'labels'"):
+        mine(tmp_path, noise(15)).lacks("label")
 
 
 def test_synsets_need_a_wordnet_that_has_the_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,10 +317,10 @@ def test_plain_processes_can_not_import_a_network_from_a_file(tmp_path: Path) ->
 def test_a_transformer_lacks_a_grid_and_rules(tmp_path: Path) -> None:
     study = mine(tmp_path, noise(15), Tokens(), "second", "first")
     assert lacked(study) >= {"grid", "lrp"}
-    assert tool.splittable(study) == "second.mlp.2"
-    assert tool.splittable(study.using(target="input:second")) is None
+    assert splittable(study) == "second.mlp.2"
+    assert splittable(study.using(target="input:second")) is None
     patches = study.using(target="patches:second", lower="patches:first")
-    assert tool.lacking(patches, None)["grid"] == "has `patches:second`, which no module puts out as it is"
+    assert patches.lacks("grid")["grid"] == "has `patches:second`, which no module puts out as it is"
 
 
 def test_what_goes_into_a_layer_is_as_good_as_what_comes_out(tmp_path: Path) -> None:

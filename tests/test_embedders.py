@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -395,12 +396,14 @@ def test_offline(spec: str, where: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_function_in_a_file(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
+    folder = tmp_path / ("C:" if os.name == "posix" else "c")  # a path of Windows has a colon of its own
+    folder.mkdir()
+    (folder / "mine.py").write_text(
         "import numpy as np\n\ndef embed(pictures):\n    return np.stack([p.mean(axis=(0, 1)) for p in pictures])\n"
     )
-    found = load_embedder("mine.py:embed", folder=tmp_path)
-    assert found.name == "embed"
-    np.testing.assert_allclose(found.images(pictures())[1], pictures()[1].mean(axis=(0, 1)), rtol=1e-6)
+    for found in (load_embedder("mine.py:embed", folder=folder), load_embedder(f"{folder / 'mine.py'}:embed")):
+        assert found.name == "embed"
+        np.testing.assert_allclose(found.images(pictures())[1], pictures()[1].mean(axis=(0, 1)), rtol=1e-6)
 
 
 @torch.no_grad()

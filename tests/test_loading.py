@@ -12,7 +12,7 @@ import datasets as hub
 import numpy as np
 import pytest
 from PIL import Image
-from small import Items, noise, picture_folder
+from small import Items, link, noise, picture_folder
 
 from pure_nb.errors import ImageError, StudyError
 from pure_nb.glyphs import glyph_images
@@ -66,7 +66,7 @@ def torchvision_sets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def of_torchvision(name: str, root: object) -> str:
-    return f'source = "torchvision:{name}"\nroot = "{root}"\nmean = [0.5, 0.5, 0.5]\nstd = [0.2, 0.2, 0.2]'
+    return f"source = 'torchvision:{name}'\nroot = '{root}'\nmean = [0.5, 0.5, 0.5]\nstd = [0.2, 0.2, 0.2]"
 
 
 @pytest.mark.usefixtures("torchvision_sets")
@@ -76,7 +76,7 @@ def test_a_data_set_is_fetched_into_the_studys_own_folder(tmp_path: Path, name: 
         images = study_of(tmp_path / "study", of_torchvision(name, root))
         assert (len(images), images.name, images.normalisation) == (2, name, ((0.5,) * 3, (0.2,) * 3))
         assert list((tmp_path / "study" / root).glob("*.bin"))
-    (tmp_path / "link").symlink_to(tmp_path / "study")
+    link(tmp_path / "link", tmp_path / "study")
     assert len(study_of(tmp_path / "link", of_torchvision(name, "there"))) == 2
 
 
@@ -85,7 +85,7 @@ def test_a_data_set_is_fetched_into_the_studys_own_folder(tmp_path: Path, name: 
 def test_nothing_is_written_outside_of_the_studys_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "study").mkdir()
     (tmp_path / "outside").mkdir()
-    (tmp_path / "study" / "link").symlink_to(tmp_path / "outside")
+    link(tmp_path / "study" / "link", tmp_path / "outside")
     for root in ("..", "../outside", tmp_path / "outside" / "new", "link", "link/deeper", "../study2"):
         with pytest.raises(ImageError, match=r"outside of the study's.*give the folder yourself \(--data PATH\)"):
             study_of(tmp_path / "study", of_torchvision(name, root))

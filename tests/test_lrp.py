@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize, prune
 from torch.utils.data import TensorDataset
 from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus, EpsilonPlusFlat
-from zennit.core import Composite
+from zennit.core import Composite, Hook, RemovableHandleList
 from zennit.torchvision import ResNetCanonizer
 
 from pure_nb._resting import resting
@@ -94,6 +94,14 @@ def test_reusing_runs_each_layer_once_for_many_backward_passes() -> None:
     runs.clear()
     relevances(model, composite, [noise(1)], seeds=6)
     assert len(runs) > few
+
+
+def test_reusing_does_not_ask_what_zennit_hands_to_its_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later versions hand them keyword arguments, too: here one that registers none of the hooks that it is given."""
+    expected = relevances(plain(), reusing(EpsilonPlusFlat()), [noise(1)])
+    monkeypatch.setattr(Hook, "register", lambda self, module: RemovableHandleList())
+    for one, other in zip(relevances(plain(), reusing(EpsilonPlusFlat()), [noise(1)]), expected):
+        assert torch.equal(one, other)
 
 
 def test_the_weights_come_back(glyphnet: nn.Module) -> None:

@@ -273,11 +273,14 @@ def test_release_publishes_without_a_stored_token() -> None:
 
 
 def test_two_commands_run_on_every_supported_python() -> None:
-    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text("utf-8"))["jobs"].values()
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text("utf-8"))["jobs"]
+    job, elsewhere = jobs["commands"], jobs["elsewhere"]
     project = (ROOT / "pyproject.toml").read_text("utf-8")
     assert job["strategy"]["matrix"]["python"] == re.findall(r'Python :: (3\.\d+)"', project)
     commands = " ".join(step.get("run", "") for step in job["steps"])
     assert "make check" in commands
+    assert elsewhere["strategy"]["matrix"]["system"] == ["windows-latest", "macos-latest"]
+    assert not any("make" in step.get("run", "") for step in elsewhere["steps"]), "Windows has none"
 
 
 def test_site_of_the_workflow_is_that_of_the_book() -> None:

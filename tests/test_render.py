@@ -11,14 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from crp.attribution import CondAttribution
-from crp.concepts import ChannelConcept
-from crp.helper import load_maximization
-from crp.visualization import FeatureVisualization
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from small import Items, Tokens, noise, plain, stirred
+from small import Items, Tokens, crp, noise, plain, stirred
 from torch import Tensor, nn
 from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import ResNetCanonizer
@@ -61,11 +57,12 @@ def test_heatmaps_are_those_that_zennit_crp_keeps_at_the_maximum(
     model, images, alive = network_and_images(network, glyphnet, 4)
     composite = EpsilonPlusFlat(canonizers=[ResNetCanonizer()])
     labelled = [(image, 0) for image in images]
-    peer = FeatureVisualization(
-        CondAttribution(model), labelled, {"layer4": ChannelConcept()}, max_target="max", abs_norm=False, path=tmp_path
+    attribution, concepts = crp("attribution").CondAttribution(model), {"layer4": crp("concepts").ChannelConcept()}
+    peer = crp("visualization").FeatureVisualization(
+        attribution, labelled, concepts, max_target="max", abs_norm=False, path=tmp_path
     )
     peer.run(composite, 0, len(labelled), batch_size=len(labelled))
-    ranked = load_maximization(peer.ActMax.PATH, "layer4")[0]
+    ranked = crp("helper").load_maximization(peer.ActMax.PATH, "layer4")[0]
     everywhere = in_order(model, Images(Items(images)), [alive[0]], [0], target="layer4", crop="crp")[0]
     for channel in alive:
         _, expected = peer.get_max_reference(channel, "layer4", "activation", (0, 4), composite, rf=True, plot_fn=None)[
@@ -85,13 +82,17 @@ def test_heatmaps_from_all_positions_are_zennit_crps(network: str, glyphnet: nn.
     how: dict[str, Any] = {"target": "layer4", "crop": "crp", "run": Run(batch_size=2)}
     found = in_order(model, Images(Items(images)), np.repeat(alive, 2), [1, 0, 1, 0], **how)
     for number, channel in enumerate(alive):
-        expected = CondAttribution(model)(
-            images.clone().requires_grad_(),
-            [{"layer4": [channel]}] * 2,
-            EpsilonPlusFlat(canonizers=[ResNetCanonizer()]),
-            start_layer="layer4",
-            init_rel=lambda a: a.clamp(min=0),
-        ).heatmap
+        expected = (
+            crp("attribution")
+            .CondAttribution(model)(
+                images.clone().requires_grad_(),
+                [{"layer4": [channel]}] * 2,
+                EpsilonPlusFlat(canonizers=[ResNetCanonizer()]),
+                start_layer="layer4",
+                init_rel=lambda a: a.clamp(min=0),
+            )
+            .heatmap
+        )
         for own, other in ((found[2 * number], expected[1]), (found[2 * number + 1], expected[0])):
             assert other.abs().max() > 0
             assert (own - other).abs().max() < 1e-4 * other.abs().max()

@@ -17,7 +17,7 @@ import pytest
 from built import ROOT
 
 jupyter_cache = pytest.importorskip("jupyter_cache")
-chapters = pytest.importorskip("run_chapters")
+chapters = pytest.importorskip("run_chapters", reason="Windows knows no forks", exc_type=ImportError)
 reader = pytest.importorskip("myst_nb.core.read").myst_nb_reader_plugin
 
 HEAD = "---\nkernelspec:\n  display_name: Python 3\n  language: python\n  name: python3\n---\n\n"

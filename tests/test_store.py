@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -197,9 +198,9 @@ def test_a_pickle_in_place_of_a_file(tmp_path: Path, kind: str, name: str) -> No
 @pytest.mark.parametrize("field", ["note", "file", "key", "sha256", "seal"])
 def test_a_manifest_that_lies(tmp_path: Path, field: str) -> None:
     path, load = saved(tmp_path, "arrays")
-    manifest = json.loads(Path(f"{path}.json").read_text())
+    manifest = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
     manifest[field] = {"step": "another"} if field == "key" else "0" * 64
-    Path(f"{path}.json").write_text(json.dumps(manifest))
+    Path(f"{path}.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.warns(StoreWarning, match="its manifest does not match its own checksum"):
         assert load() is None
 
@@ -216,6 +217,39 @@ def test_arrays_in_files(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, values)
     with pytest.raises(ValueError, match="read-only"):
         found[0, 0] = 1
+
+
+def test_an_array_in_a_file_is_let_go_before_the_file_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows renames no file that is mapped."""
+    made: list[weakref.ref[Any]] = []
+    replace = os.replace
+
+    def on_windows(old: Path, new: Path) -> None:
+        if new.suffix == ".npy" and made[0]() is not None:
+            raise PermissionError(13, "The process cannot access the file")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", on_windows)
+    store = Store(tmp_path)
+    store.save_mapped("name", KEY, lambda new: made.append(weakref.ref(new((3,), np.float32))))
+    assert store.load_mapped("name", KEY) is not None
+
+
+def test_pruned_where_no_open_file_can_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, where a lock that is held is an open file."""
+    store, names = tidied(tmp_path)
+    unlink = Path.unlink
+
+    def on_windows(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".lock":
+            raise PermissionError(13, "The process cannot access the file")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", on_windows)
+    assert {result.name for result in store.prune(lambda result: result.name != "whole")} == {"half", "lost"}
+    assert not names["lost"].exists()
 
 
 def test_no_room_for_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +310,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     store, ready = Store(tmp_path), tmp_path / "ready"
     script = f"""
 import time
+import weakref
 from pathlib import Path
 from pure_nb.compute.store import Store
 with Store(Path({str(tmp_path)!r})).claimed("name", {KEY!r}):
@@ -295,7 +330,7 @@ with Store(Path({str(tmp_path)!r})).claimed("name", {KEY!r}):
             pytest.warns(StoreWarning, match=f"waiting for process {other.pid} on .*, which computes 'name' in"),
             store.claimed("name", KEY),
         ):
-            assert other.wait() == -signal.SIGKILL  # a killed process holds no claim
+            assert other.wait() == (-signal.SIGKILL if os.name == "posix" else 1)  # a killed process holds no claim
             assert not half.exists()  # and what it had half written is gone
     with store.claimed("name", KEY):
         pass
@@ -395,6 +430,7 @@ def tidied(tmp_path: Path) -> tuple[Store, dict[str, Any]]:
     with store.claimed("lost", KEY):
         names["lost"] = store.save_table("lost", KEY, pd.DataFrame({"a": [1]}))
         Path(f"{names['lost']}.json").unlink()
+    (tmp_path / f".lost-{fingerprint(KEY)}.lock").touch()  # as a killed process leaves it, on Windows, too
     foreign = ["notes.txt", "weights-0123456789ab.safetensors", "photos-0123456789ab/cat.png", "table.parquet"]
     for name in foreign:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -425,7 +461,8 @@ def test_pruned(tmp_path: Path) -> None:
     assert all(path.read_text() == "mine" for path in names["foreign"])
     assert not names["half"].exists()
     assert not names["lost"].exists()
-    assert [path.name for path in tmp_path.glob(".*")] == [f".whole-{fingerprint(KEY)}.lock"]
+    left = [f".whole-{fingerprint(KEY)}.lock"] if os.name == "posix" else []  # on Windows locks go with their holders
+    assert [path.name for path in tmp_path.glob(".*")] == left
     other = Store(tmp_path / "other")
     other.save_arrays("whole", KEY, {"a": np.zeros(9)})
     other.prune(lambda result: True)
@@ -483,7 +520,7 @@ def test_manifests_and_parts(tmp_path: Path) -> None:
     assert manifest["key"] == KEY
     assert manifest["note"] == "said"
     assert manifest["file"] == store.path("name", KEY).name
-    assert json.loads(Path(f"{store.path('name', KEY)}.json").read_text()) == manifest
+    assert json.loads(Path(f"{store.path('name', KEY)}.json").read_text(encoding="utf-8")) == manifest
     assert part.folder.parent == tmp_path
     part.clear()
     assert not part.folder.exists()

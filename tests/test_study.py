@@ -489,7 +489,7 @@ def test_missing_study_file(tmp_path: Path) -> None:
 )
 def test_wrong_studies(toml: Path, old: str, new: str, message: str) -> None:
     assert TOML.count(old) == 1
-    toml.write_text(TOML.replace(old, new))
+    toml.write_text(TOML.replace(old, new), encoding="utf-8")
     with pytest.raises(StudyError, match=message):
         load_study(toml)
 
@@ -512,7 +512,7 @@ def test_unknown_parameter_of_ones_own_study(tmp_path: Path) -> None:
 
 
 def test_the_file_name_is_the_name(toml: Path) -> None:
-    toml.write_text(TOML.replace('name = "small"', ""))
+    toml.write_text(TOML.replace('name = "small"', ""), encoding="utf-8")
     assert load_study(toml).name == "small"
 
 
@@ -566,7 +566,8 @@ def test_data_and_weights_can_be_given(folder_study: Path, tmp_path: Path, monke
 
 def test_environment_variables(folder_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder_study.write_text(
-        FOLDER.replace('"pictures"', '"${MY_PICTURES}"').replace('"w.safetensors"', '"$MY_WEIGHTS/w.safetensors"')
+        FOLDER.replace('"pictures"', '"${MY_PICTURES}"').replace('"w.safetensors"', '"$MY_WEIGHTS/w.safetensors"'),
+        encoding="utf-8",
     )
     with pytest.raises(StudyError, match=r"set the environment variable MY_WEIGHTS, or give --weights PATH"):
         load_study(folder_study)
@@ -608,11 +609,11 @@ def test_a_data_set_of_torchvision(folder_study: Path, tmp_path: Path, monkeypat
     own = 'source = "torchvision:Small"\nroot = "there"\nmean = [0.5, 0.5, 0.5]\nstd = [0.2, 0.2, 0.2]\ntrain = false\n'
     head, tail = FOLDER.split('source = "folder"')
     text = head + own + tail.split("crop = 12\n")[1]
-    folder_study.write_text(text)
+    folder_study.write_text(text, encoding="utf-8")
     study = load_study(folder_study)
     assert study.images.normalisation == ((0.5,) * 3, (0.2,) * 3)
     assert asked == {"root": str(tmp_path / "there"), "download": True}
-    folder_study.write_text(text.replace("train = false", "train = true"))
+    folder_study.write_text(text.replace("train = false", "train = true"), encoding="utf-8")
     with pytest.raises(ImageError, match=r"torchvision's Small is not in .*there' and can't be fetched: no network"):
         load_study(folder_study)
 

@@ -72,6 +72,25 @@ def make_site(source: Path, options: list[str], ready: dict[str, Event]) -> None
     main(["build", str(source), *options], standalone_mode=False)
 
 
+def write_edition(study: str, source: Path) -> None:
+    """Write the source of the book on another study. Its results go where the command line keeps them."""
+    if os.environ.get("PURE_NB_STORE"):
+        os.environ["PURE_NB_STORE"] = os.path.abspath(os.environ["PURE_NB_STORE"])
+    edition = [sys.executable, ROOT / "tools" / "edition.py", study, source]
+    subprocess.run(edition, check=True, env={**os.environ, "TQDM_DISABLE": ""})
+
+
+def chapters_of(source: Path) -> tuple[Chapters, list[str]]:
+    """The chapters with code, the longest first, and those that have to run."""
+    coded = [path for path in sorted((source / "book").glob("*.md")) if "\n```{code-cell}" in path.read_text("utf-8")]
+    coded.sort(key=lambda path: LONG.index(path.stem) if path.stem in LONG else len(LONG))
+    chapters = Chapters(source / "_build" / ".jupyter_cache", coded)
+    outdated = chapters.outdated()
+    for chapter in outdated:  # or Sphinx would not see that its results are others
+        (source / "_build" / ".doctrees" / "book" / f"{Path(chapter).stem}.doctree").unlink(missing_ok=True)
+    return chapters, outdated
+
+
 def main() -> None:
     """Build the book."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,11 +105,8 @@ def main() -> None:
     fork_kernels()
     context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     drawing, drawn = None, inputs(DRAWN)
-    if asked.study:  # its results go where the command line keeps them, and are found there
-        if os.environ.get("PURE_NB_STORE"):
-            os.environ["PURE_NB_STORE"] = os.path.abspath(os.environ["PURE_NB_STORE"])
-        edition = [sys.executable, ROOT / "tools" / "edition.py", asked.study, source]
-        subprocess.run(edition, check=True, env={**os.environ, "TQDM_DISABLE": ""})
+    if asked.study:
+        write_edition(asked.study, source)
     else:
         os.environ["PURE_NB_STORE"] = str(store)
         if not says(build / "studied", inputs(STUDIED)):
@@ -101,12 +117,7 @@ def main() -> None:
             drawing = context.Process(target=draw_neurons, args=(extra / "neurons",))
             drawing.start()
 
-    coded = [path for path in sorted((source / "book").glob("*.md")) if "\n```{code-cell}" in path.read_text("utf-8")]
-    coded.sort(key=lambda path: LONG.index(path.stem) if path.stem in LONG else len(LONG))
-    chapters = Chapters(build / ".jupyter_cache", coded)
-    outdated = chapters.outdated()
-    for chapter in outdated:  # or Sphinx would not see that its results are others
-        (build / ".doctrees" / "book" / f"{Path(chapter).stem}.doctree").unlink(missing_ok=True)
+    chapters, outdated = chapters_of(source)
     ready = {chapter: context.Event() for chapter in outdated}
     if drawing or outdated:  # what documents the package finds it imported
         names = {f"book/{Path(chapter).stem}": event for chapter, event in ready.items()}

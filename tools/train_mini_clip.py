@@ -88,8 +88,8 @@ def zero_shot(model: CLIP, tokenizer: WordTokenizer, images: torch.Tensor, label
     return float((found.argmax(dim=1).numpy() == labels).mean())
 
 
-def main() -> None:
-    """Train, measure on held-out pictures, write the weights, the configuration and the card."""
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=40_000)
     parser.add_argument("--singles", type=int, default=9_600)
@@ -99,7 +99,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ASSETS)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, measure on held-out pictures, write the weights, the configuration and the card."""
+    options = arguments()
 
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)

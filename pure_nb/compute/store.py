@@ -206,7 +206,7 @@ class Store:
 
             fill(new)  # may take hours, and fail in its own ways
             with _writing(path):
-                made[0].flush()
+                made.pop().flush()  # and no longer mapped: Windows renames no file that is
                 os.replace(temporary, path)
         return self._sign(path, key, None)
 
@@ -301,7 +301,8 @@ class Store:
             left = {_stem(result.path) for result in self.results()}
             for path in self.folder.glob(".*.lock"):
                 if path.stem.removeprefix(".") not in left:
-                    path.unlink(missing_ok=True)
+                    with suppress(PermissionError):  # Windows removes no open file; there it goes with its lock
+                        path.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()  # if nothing is left in it
         return gone

@@ -415,7 +415,7 @@ def _file(dataset: object, sample: int) -> Path | None:
 def _state(file: Path, root: object) -> bytes:
     """A file's name from its data set's folder on, its size and time of change."""
     inside = isinstance(root, (str, os.PathLike)) and file.is_relative_to(root)
-    name = file.relative_to(root) if inside else file  # type: ignore[arg-type]
+    name = (file.relative_to(root) if inside else file).as_posix()  # type: ignore[arg-type]
     try:
         status = file.stat()
     except OSError:

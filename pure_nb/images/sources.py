@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -246,8 +247,10 @@ class _Pictures(Dataset[Tensor]):
     ) -> None:
         self.files = [file if isinstance(file, Image.Image) else os.path.abspath(file) for file in files]
         self.loader, self.transform, self.targets, self.classes = loader, transform, targets, classes
-        named = [os.path.dirname(file) for file in self.files if isinstance(file, str)]
-        self.root = root or (os.path.commonpath(named) if named else "")
+        named, self.root = [os.path.dirname(file) for file in self.files if isinstance(file, str)], root
+        if named and not root:
+            with suppress(ValueError):  # files on several drives have nothing in common
+                self.root = os.path.commonpath(named)
 
     @property
     def fingerprint(self) -> str:

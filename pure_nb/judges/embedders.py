@@ -258,7 +258,8 @@ def load_embedder(spec: str, *, features: Features = "tokens", run: Run = Run(),
         If the spec is not of these forms, or the embedder can't be had.
     """
     kind, _, file = spec.partition("@")
-    source, _, name = kind.partition(":")
+    # A drive of Windows has a colon, too.
+    source, _, name = kind.rpartition(":") if ".py:" in kind else kind.partition(":")
     weights = folder / file if file else None
     if weights is not None and not weights.is_file():
         raise EmbedderError(f"there is no file of weights {str(weights)!r}, named in {spec!r}")

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from zennit import core
 from zennit.canonizers import AttributeCanonizer, CompositeCanonizer
 from zennit.composites import EpsilonPlusFlat
-from zennit.core import BasicHook, Composite, Hook, mod_params
+from zennit.core import BasicHook, Composite, Hook, RemovableHandle, RemovableHandleList
 from zennit.layer import Sum
 from zennit.rules import Pass
 from zennit.torchvision import ResNetCanonizer
@@ -190,11 +191,26 @@ class _Detour(torch.autograd.Function):
         return ctx.rule(relevance[0]), None, None
 
 
+def _with_modified(rule: BasicHook, modify: Any, module: nn.Module) -> AbstractContextManager[nn.Module]:
+    """A layer with the parameters that one of a rule's modifiers makes of its own.
+
+    As of 0.5 zennit's modifiers know which parameters they are for; before, the rule does.
+    """
+    if hasattr(core, "ParamMod"):
+        return core.ParamMod.ensure(modify)(module)
+    return core.mod_params(module, modify, param_keys=rule.param_keys, require_params=rule.require_params)
+
+
 class _Passing(Hook):  # type: ignore[misc]
     """The rule that passes relevance on as it is; zennit's own runs the layer backward and drops the outcome."""
 
     def copy(self) -> _Passing:
         return type(self)()
+
+    def register(self, module: nn.Module) -> Any:
+        # As plain hooks of torch, since what zennit hands to its own is not the same in all its versions.
+        hooks = (module.register_forward_pre_hook(self.pre_forward), module.register_forward_hook(self.post_forward))
+        return RemovableHandleList([RemovableHandle(self), *hooks])
 
     def pre_forward(self, module: nn.Module, input: tuple[Any, ...]) -> tuple[Any, ...]:
         self.stored_tensors.clear()
@@ -222,7 +238,7 @@ class _Passing(Hook):  # type: ignore[misc]
         return above
 
 
-class _Reusing(_Passing, BasicHook):  # type: ignore[misc]
+class _Reusing(_Passing):
     """A rule that keeps what it computed from a layer's input until the layer gets another.
 
     That includes the factors that relevance is multiplied by before it goes back through the layer: rules are linear
@@ -231,13 +247,10 @@ class _Reusing(_Passing, BasicHook):  # type: ignore[misc]
 
     def __init__(self, rule: BasicHook) -> None:
         super().__init__()
-        self.__dict__ |= vars(rule) | {"stored_tensors": {}}
+        self.rule = rule
 
     def copy(self) -> _Reusing:
-        return _Reusing(self)
-
-    def forward(self, module: nn.Module, input: Any, output: Any) -> None:
-        """Nothing is left to do."""
+        return _Reusing(self.rule)
 
     def relevance(self, module: nn.Module, kept: dict[str, Any], above: Tensor) -> Tensor:
         if "modified" not in kept:
@@ -251,7 +264,7 @@ class _Reusing(_Passing, BasicHook):  # type: ignore[misc]
         )
         nothing = above.new_zeros(())
         gradients = [flows[live.index(i)] if i in live else nothing for i in range(len(inputs))]
-        relevance: Tensor = self.reducer(
+        relevance: Tensor = self.rule.reducer(
             [x.detach() if i in live else nothing for i, x in enumerate(inputs)], gradients
         )
         return relevance
@@ -265,18 +278,17 @@ class _Reusing(_Passing, BasicHook):  # type: ignore[misc]
         which would cost as much as the positive one. All its rows are the same, so one is run for all.
         """
         inputs, outputs, live = [], [], []
-        modifiers = zip(self.input_modifiers, self.param_modifiers, self.output_modifiers)
+        modifiers = zip(self.rule.input_modifiers, self.rule.param_modifiers, self.rule.output_modifiers)
         for i, (modify_input, modify_params, modify_output) in enumerate(modifiers):
             input = modify_input(original).requires_grad_()
             alive = bool(input.detach().any())
-            params = mod_params(module, modify_params, param_keys=self.param_keys, require_params=self.require_params)
-            with params as modified, torch.enable_grad():
+            with _with_modified(self.rule, modify_params, module) as modified, torch.enable_grad():
                 output = modify_output(modified.forward(input if alive else input[:1]))
             inputs.append(input)
             outputs.append(output if alive else output.expand(len(input), *output.shape[1:]))
             live += [i] if alive else []
         with torch.no_grad():
-            factors = self.gradient_mapper(torch.ones_like(outputs[0]), outputs)
+            factors = self.rule.gradient_mapper(torch.ones_like(outputs[0]), outputs)
         if isinstance(factors, Tensor):  # zennit's rules with one pair of modifiers return it bare
             factors = (factors,)
         return inputs, outputs, list(factors), live or [0]

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 from urllib.parse import urljoin
 
+from docutils import nodes
+from docutils.frontend import get_default_settings
+from myst_parser.parsers.sphinx_ import MystParser
 from sphinx.application import Sphinx
+from sphinx.util.docutils import new_document, sphinx_domains
 
 from bookext.plain import MystError
 
-TITLED = re.compile(r"^(?P<title>.*?)\s*<(?P<target>[^<>]+)>$", re.DOTALL)
-PLAIN = {"sub": "<sub>{}</sub>", "sup": "<sup>{}</sup>", "kbd": "<kbd>{}</kbd>", "math": "${}$", "abbr": "{}"}
+MARKS = {
+    nodes.literal: "`{}`",
+    nodes.math: "${}$",
+    nodes.subscript: "<sub>{}</sub>",
+    nodes.superscript: "<sup>{}</sup>",
+    nodes.emphasis: "*{}*",
+    nodes.strong: "**{}**",
+}
 
 
 class Roles:
-    """The roles of one page.
+    """The roles of one page: read and resolved as Sphinx does for its own pages.
 
     Parameters
     ----------
@@ -26,100 +35,38 @@ class Roles:
     """
 
     def __init__(self, app: Sphinx, page: str) -> None:
-        self.app = app
-        self.page = page
-        self.std: Any = app.env.get_domain("std")
+        self.app, self.page = app, page
+        self.settings: Any = get_default_settings(MystParser)
+        self.settings.env = app.env
 
     def markdown(self, role: str, content: str) -> str:
         """The Markdown of a role."""
-        found = TITLED.match(content)
-        title, target = (found["title"], found["target"]) if found else (None, content)
-        if role in PLAIN:
-            return PLAIN[role].format(content)
-        if role.startswith("cite"):
-            return self.citation(role, target)
-        if role.startswith("py:"):
-            return self.python(role, title, target)
-        if role == "term":
-            return self.term(title or target, target)
-        if role == "doc":
-            page = self.app.env.relfn2path(target, self.page)[0]
-            return self.link(title or self.app.env.titles[page].astext(), page)
-        if role == "numref":
-            return self.reference(target, title or self.numbered(target))
-        if role in ("ref", "std:ref"):
-            return self.reference(target, title)
-        if role == "eq":
-            return self.equation(target)
-        if role == "download":
-            return f"`{title or target}`"
-        raise MystError(f"no plain Markdown is known for the role {{{role}}}")
+        document, self.app.env.temp_data["docname"] = new_document(self.page, self.settings), self.page
+        with sphinx_domains(self.app.env):
+            MystParser().parse(f"{{{role}}}`{content}`", document)
+        for message in [*document.findall(nodes.system_message)]:
+            if message["level"] > 1:  # more than that docutils asked Sphinx what the role is
+                raise MystError(f"{{{role}}}`{content}` can't be read: {message.astext()}")
+            message.parent.remove(message)
+        self.app.env.resolve_references(document, self.page, self.app.builder)
+        return self.written(document)
 
-    def link(self, text: str, page: str, anchor: str = "") -> str:
-        """A link into the published book."""
-        address = urljoin(self.app.config.html_baseurl, self.app.builder.get_target_uri(page))
-        return f"[{text}]({address}{'#' if anchor else ''}{anchor})"
-
-    def python(self, role: str, title: str | None, target: str) -> str:
-        """A name of the package, linked to its documentation where it has one."""
-        name = target.lstrip("~!")
-        shown = title or (name.rpartition(".")[2] if target.startswith("~") else name)
-        if role in ("py:func", "py:meth") and not title:
-            shown += "()"
-        known = self.app.env.get_domain("py").objects.get(name)  # type: ignore[attr-defined]
-        return self.link(f"`{shown}`", known.docname, known.node_id) if known else f"`{shown}`"
-
-    def term(self, shown: str, target: str) -> str:
-        """A term of the glossary."""
-        lowered = {name.lower(): place for (kind, name), place in self.std.objects.items() if kind == "term"}
-        if target.lower() not in lowered:
-            raise MystError(f"the term {target} is not in the glossary")
-        return self.link(shown, *lowered[target.lower()])
+    def written(self, node: nodes.Node) -> str:
+        """A node as Markdown."""
+        if isinstance(node, nodes.Text):
+            return node.astext()
+        inner = "".join(map(self.written, node.children))
+        if isinstance(node, nodes.reference) and ("refuri" in node or "refid" in node):  # not that of a download
+            here = urljoin(self.app.config.html_baseurl, self.app.builder.get_target_uri(self.page))
+            address = node["refuri"] if "refuri" in node else f"#{node['refid']}"
+            return f"[{inner}]({urljoin(here, address)})"
+        return MARKS.get(type(node), "{}").format(inner)
 
     def numbered(self, label: str) -> str | None:
         """A figure or table with its number, as the book writes it, or None where it has none."""
-        page, anchor, _ = self.labelled(label)
+        std: Any = self.app.env.get_domain("std")
+        page, anchor, _ = std.labels.get(label, ("", "", ""))
         for kind, numbers in self.app.env.toc_fignumbers.get(page, {}).items():
             if anchor in numbers:
-                return self.app.config.numfig_format[kind] % ".".join(map(str, numbers[anchor]))
+                return str(self.app.config.numfig_format[kind] % ".".join(map(str, numbers[anchor])))
         return None
-
-    def reference(self, label: str, shown: str | None) -> str:
-        """A place with a label."""
-        page, anchor, title = self.labelled(label)
-        if not page:
-            raise MystError(f"nothing has the label {label}")
-        return self.link(shown or title or label, page, anchor)
-
-    def labelled(self, label: str) -> tuple[str, str, str]:
-        """Page, anchor and title of a place with a label; empty where there is none."""
-        if label in self.std.labels:
-            page, anchor, title = self.std.labels[label]
-        else:
-            (page, anchor), title = self.std.anonlabels.get(label, ("", "")), ""
-        return page, anchor, title
-
-    def equation(self, label: str) -> str:
-        """The number of an equation."""
-        known = self.app.env.get_domain("math").equations.get(label)  # type: ignore[attr-defined]
-        if known is None:
-            raise MystError(f"no equation has the label {label}")
-        return self.link(f"({known[1]})", known[0], f"equation-{label}")
-
-    def citation(self, role: str, keys: str) -> str:
-        """Authors and year, linked to the list of sources."""
-        known = {citation.key: citation for citation in self.app.env.get_domain("cite").citations}  # type: ignore[attr-defined]
-        missing = [key for key in map(str.strip, keys.split(",")) if key not in known]
-        if missing:
-            raise MystError(f"{', '.join(missing)} is not among the sources")
-        within = role in ("cite:t", "cite:ts", "cite:ct")
-        cited = [self.cited(known[key.strip()], within) for key in keys.split(",")]
-        return ", ".join(cited) if within else f"({'; '.join(cited)})"
-
-    def cited(self, citation: Any, within: bool) -> str:
-        """One source: "Dreyer et al. (2024)" within a sentence, "Dreyer et al., 2024" in brackets."""
-        persons = [" ".join(person.last_names) for person in citation.entry.persons.get("author", [])]
-        names = f"{persons[0]} et al." if len(persons) > 2 else " and ".join(persons)
-        year = citation.entry.fields.get("year", "n.d.")
-        text = f"{names} ({year})" if within else f"{names}, {year}"
-        return self.link(text, citation.bibliography_key.docname, citation.citation_id)
