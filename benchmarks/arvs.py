@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, Subset
 
 from pure_nb.compute.sweep import sweep
 from pure_nb.images.data import Images
-from pure_nb.methods.relevance import ClassRelevance, ClassStatistics, closed_form
+from pure_nb.methods.relevance import ClassRelevance, ClassStatistics
+from pure_nb.methods.windows import closed_form
 from pure_nb.network.layers import INPUT, get_layer
 from pure_nb.parameters import Run
 

@@ -52,7 +52,7 @@ from pure_nb.compute import blocks, store, sweep
 from pure_nb.errors import PureError, StoreWarning
 from pure_nb.images.sources import folder_images
 from pure_nb.loading import load_study
-from pure_nb.methods.splitting import load_split, save_split
+from pure_nb.methods.rewiring import load_split, save_split
 from pure_nb.methods.virtual import virtual_neurons
 from pure_nb.network.models import load_weights
 from pure_nb.study import Study

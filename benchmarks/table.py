@@ -53,9 +53,12 @@ from pure_nb.compute.sweep import SHARD, run_shard, sweep
 from pure_nb.figures.render import views
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
+from pure_nb.methods.ownership import RHOS, Assignment, owners
 from pure_nb.methods.references import References, TopReferences
-from pure_nb.methods.relevance import ClassRelevance, ClassStatistics, carried, closed_form
-from pure_nb.methods.splitting import RHOS, PartActivations, Split, owners, part_activations, split_channel
+from pure_nb.methods.relevance import ClassRelevance, ClassStatistics, carried
+from pure_nb.methods.rewiring import split_channel
+from pure_nb.methods.splitting import PartActivations, Split, part_activations
+from pure_nb.methods.windows import closed_form
 from pure_nb.network.layers import INPUT, OUTPUT, activations, get_layer
 from pure_nb.parameters import Run
 
@@ -319,10 +322,9 @@ def split_step(world: World) -> Step:
     vectors = np.random.default_rng(0).normal(size=(2, sources))
 
     def ours() -> PartActivations:
-        how: dict[str, Any] = {"layer": layer, "channel": channel, "arvs": vectors, "labels": labels}
-        run = Run(batch_size=world.args.batch_size)
-        found = part_activations(model, world.images, range(len(labels)), run=run, **how)
-        Split.chosen(found, concept, ("even", "odd"), vectors)
+        how: dict[str, Any] = {"labels": labels, "run": Run(batch_size=world.args.batch_size)}
+        found = part_activations(model, world.images, range(len(labels)), Assignment(layer, channel, vectors), **how)
+        Split.chosen(found, concept, ("even", "odd"))
         return found
 
     def theirs() -> tuple[NDArray[Any], NDArray[Any]]:

@@ -20,27 +20,13 @@ from pure_nb.errors import ImageError, StudyError, StudyWarning
 from pure_nb.images.data import Images, Unreadable, at_chance, batches, class_labels, seen_labels
 from pure_nb.images.sources import as_images
 from pure_nb.methods.concord import Concord, concord, similarity_matrix, with_similarities
+from pure_nb.methods.ownership import Assignment, Ownership
+from pure_nb.methods.pairs import class_pairs, gamma_polysemantic
 from pure_nb.methods.references import TopReferences
-from pure_nb.methods.relevance import (
-    Clamp,
-    ClassRelevance,
-    ClassStatistics,
-    class_pairs,
-    closed_form,
-    dense_weight,
-    gamma_polysemantic,
-    pooled_inputs,
-)
-from pure_nb.methods.splitting import (
-    Ownership,
-    PartActivations,
-    Score,
-    Split,
-    channel_sources,
-    every_second,
-    part_activations,
-)
+from pure_nb.methods.relevance import Clamp, ClassRelevance, ClassStatistics, Criterion
+from pure_nb.methods.splitting import PartActivations, Score, Split, every_second, part_activations
 from pure_nb.methods.virtual import part_name, refitted
+from pure_nb.methods.windows import channel_sources, closed_form, dense_weight, pooled_inputs
 from pure_nb.network.layers import INPUT, as_weights, computes_plainly, get_layer
 from pure_nb.network.shapes import require_output
 
@@ -161,8 +147,7 @@ class Classes:
             labels,
             len(names),
             module=closed_form(self.study.model, p.target, p.lower),
-            share=p.share,
-            mass=p.mass or None,
+            criterion=Criterion(p.share, p.mass or None),
             seed=p.random,
         )
 
@@ -190,7 +175,7 @@ class Classes:
     def pairs(self) -> pd.DataFrame:
         """Every channel that is relevant to two classes, with the cosine of its two average relevance vectors.
 
-        See :func:`pure_nb.methods.relevance.class_pairs`; :func:`pure_nb.methods.relevance.gamma_polysemantic` picks
+        See :func:`pure_nb.methods.pairs.class_pairs`; :func:`pure_nb.methods.pairs.gamma_polysemantic` picks
         from it. If there is none, a warning says what would find some.
         """
         p = self.study.parameters
@@ -298,7 +283,7 @@ class Classes:
         score
             By which the threshold is chosen: see :func:`pure_nb.methods.splitting.choose_rho`.
         ownership
-            By which rule sources are owned: see :func:`pure_nb.methods.splitting.owners`.
+            By which rule sources are owned: see :func:`pure_nb.methods.ownership.owners`.
         clamp
             How it is found in which validation images the channel is relevant: see
             :func:`pure_nb.methods.relevance.attributed`.
@@ -331,7 +316,7 @@ class Classes:
             names, images, samples, concept, training, arvs = self._virtual_concepts(channel, halved)
         else:
             names, images, samples, concept, training, arvs = self._class_concepts(channel, classes, halved)
-        arvs = arvs[:, channel_sources(module, channel)]
+        assignment = Assignment(p.target, channel, arvs[:, channel_sources(module, channel)], ownership=ownership)
 
         def measured(images: Images, samples: NDArray[np.int64], concept: NDArray[np.int64]) -> PartActivations:
             outputs = None if classes is None else np.array([self.names.index(name) for name in classes])[concept]
@@ -339,14 +324,9 @@ class Classes:
                 self.study.model,
                 images,
                 samples,
-                layer=p.target,
-                channel=channel,
-                arvs=arvs,
-                ownership=ownership,
+                assignment,
                 labels=outputs,
-                share=p.share,
-                mass=p.mass or None,
-                clamp=clamp,
+                criterion=Criterion(p.share, p.mass or None, clamp),
                 run=self.study.run,
             )
 
@@ -357,7 +337,7 @@ class Classes:
             found = found.followed_by(measured(images, samples, more))
             training = np.arange(len(concept) + len(more)) < len(concept)
             concept = np.concatenate([concept, more])
-        return Split.chosen(found, concept, names, arvs, score, training)
+        return Split.chosen(found, concept, names, score, training)
 
     def _class_concepts(self, channel: int, classes: Sequence[str], halved: bool) -> _Concepts:
         labels, names = self._labels
@@ -435,7 +415,7 @@ class Classes:
         Parameters
         ----------
         gamma
-            Pairs with a cosine below it; see :func:`pure_nb.methods.relevance.gamma_polysemantic`.
+            Pairs with a cosine below it; see :func:`pure_nb.methods.pairs.gamma_polysemantic`.
         validation, how
             Of :meth:`split`: ``score``, ``ownership``, ``clamp``, ``held_out``.
 

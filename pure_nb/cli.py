@@ -417,7 +417,7 @@ def pairs(
     out: Annotated[Path | None, typer.Option(help="Write all pairs to this .csv or .parquet file.")] = None,
 ) -> None:
     """Print the gamma-polysemantic pairs: channels relevant to two classes through different sources."""
-    from pure_nb.methods.relevance import gamma_polysemantic
+    from pure_nb.methods.pairs import gamma_polysemantic
 
     _place(out, ".csv", ".parquet")
     if not -1 <= gamma <= 1:
@@ -476,8 +476,10 @@ def split(
 ) -> None:
     """Split a channel between classes or its virtual neurons; the network computes the same."""
     from pure_nb.loading import load_study
+    from pure_nb.methods.ownership import Ownership
     from pure_nb.methods.relevance import Clamp
-    from pure_nb.methods.splitting import Ownership, Score, save_split
+    from pure_nb.methods.rewiring import save_split
+    from pure_nb.methods.splitting import Score
 
     for option, value, allowed in (
         ("score", score, Score),
@@ -504,7 +506,7 @@ def split(
     _print(made.table(), 0)
     if out is not None:
         save_split(found.model, made, out)
-        typer.echo(f"{out}: pure_nb.methods.splitting.load_split(model, {str(out)!r}) puts it into the network")
+        typer.echo(f"{out}: pure_nb.methods.rewiring.load_split(model, {str(out)!r}) puts it into the network")
 
 
 def _place(out: Path | None, *suffixes: str) -> None:

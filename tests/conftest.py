@@ -9,9 +9,11 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the arrays are tiny: threads would only wait for each other
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
+import shapes
 import torch
 from built import NOT_BUILT, SITE
 from hypothesis import settings
@@ -55,12 +57,15 @@ def in_short() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def alone(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Every test starts from one seed, and none touches the user's own results."""
     torch.manual_seed(0)
     monkeypatch.setenv("PURE_NB_STORE", str(tmp_path_factory.mktemp("results")))
     monkeypatch.delenv("PURE_NB_BOOK", raising=False)
-    yield
+    with shapes.unchecked() if request.node.get_closest_marker("unchecked") else nullcontext():
+        yield
     if "matplotlib.pyplot" in __import__("sys").modules:
         __import__("matplotlib.pyplot").pyplot.close("all")
 

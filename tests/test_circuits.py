@@ -346,6 +346,7 @@ def test_not_finite() -> None:
         circuits(model, Images(Items(noise(2))), np.array([3]), np.array([1]), target="8", lower="2")
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("channel", "sample", "error", "message"),
     [

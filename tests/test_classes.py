@@ -36,8 +36,10 @@ from pure_nb.images.data import Images
 from pure_nb.images.sources import folder_images
 from pure_nb.methods import wordnet
 from pure_nb.methods.concord import concord, similarity_matrix
-from pure_nb.methods.relevance import ClassRelevance, class_pairs, gamma_polysemantic
-from pure_nb.methods.splitting import SplitChannel, owners, split_channel
+from pure_nb.methods.ownership import owners
+from pure_nb.methods.pairs import class_pairs, gamma_polysemantic
+from pure_nb.methods.relevance import ClassRelevance
+from pure_nb.methods.rewiring import SplitChannel, split_channel
 from pure_nb.methods.virtual import cluster, part_name, refitted
 from pure_nb.methods.wordnet import shipped_wordnet
 from pure_nb.network.layers import get_layer

@@ -29,7 +29,7 @@ from pure_nb.classes import Classes
 from pure_nb.cli import _numbers, app
 from pure_nb.errors import StudyError, WordNetError
 from pure_nb.methods.references import TopReferences
-from pure_nb.methods.splitting import load_split
+from pure_nb.methods.rewiring import load_split
 from pure_nb.network import cut as cut_module
 from pure_nb.study import Study
 

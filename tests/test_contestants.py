@@ -53,7 +53,7 @@ from pure_nb.benchmark.leaderboards import compete
 from pure_nb.benchmark.worlds import World, objects_world, planted_world, straight
 from pure_nb.errors import ArgumentError, ModelError, StoreError, StudyError, StudyWarning
 from pure_nb.loading import load_model
-from pure_nb.methods.splitting import SHARED
+from pure_nb.methods.ownership import SHARED
 from pure_nb.methods.virtual import cluster
 from pure_nb.study import Study
 

@@ -15,7 +15,7 @@ from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.glyphs import MEAN, STD
 from pure_nb.methods import optimise as module
 from pure_nb.methods.optimise import feature_visualisation
-from pure_nb.methods.splitting import split_channel
+from pure_nb.methods.rewiring import split_channel
 from pure_nb.network.layers import activations, by_position
 
 
@@ -196,6 +196,7 @@ def test_not_finite() -> None:
     assert not any(m._forward_hooks for m in model.modules())
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -24,19 +24,12 @@ from pure_nb.compute.store import Store
 from pure_nb.compute.sweep import run_shard, sweep
 from pure_nb.errors import ArgumentError, ImageError, LayerError, NonFiniteError
 from pure_nb.images.data import Images
+from pure_nb.methods.ownership import Assignment
+from pure_nb.methods.pairs import class_pairs, cosine, gamma_polysemantic
 from pure_nb.methods.references import TopReferences
-from pure_nb.methods.relevance import (
-    ClassRelevance,
-    ClassStatistics,
-    Taps,
-    carried,
-    class_pairs,
-    closed_form,
-    cosine,
-    dense_weight,
-    gamma_polysemantic,
-)
+from pure_nb.methods.relevance import ClassRelevance, ClassStatistics, Criterion, carried
 from pure_nb.methods.splitting import part_activations
+from pure_nb.methods.windows import Taps, closed_form, dense_weight
 from pure_nb.parameters import Run
 
 NAMES = ("ant", "bee", "cat", "dog")
@@ -92,7 +85,7 @@ LABELS = np.array([0, 1, 2, 0, 1, 2, 0, 1, 0, 0, 1])  # none of class 3
 @pytest.mark.parametrize("lower", ["input:4", "2", "3", "1"])
 def test_arvs_and_relevance_are_their_definitions(lower: str) -> None:
     model, images = plain(), noise(11)
-    found = run(model, images, "4", lower, LABELS, share=0.2)
+    found = run(model, images, "4", lower, LABELS, criterion=Criterion(0.2))
     assert found.closed == (lower == "input:4")
     below, _ = halves(model, "4")
     start = {"input:4": 4, "2": 3, "3": 4, "1": 2}[lower]
@@ -402,7 +395,7 @@ def test_errors() -> None:
     with pytest.raises(ArgumentError, match="numbers below 2"):
         ClassRelevance("4", "2", np.array([0, 2]), 2)
     with pytest.raises(ArgumentError, match="share must be from 0 to 1, got 3"):
-        ClassRelevance("4", "2", np.array([0, 1]), 2, share=3)
+        Criterion(share=3)
     with pytest.raises(LayerError, match="Conv2d or a Linear"):
         Taps.of(nn.ReLU())
     with pytest.raises(ArgumentError, match="channels 0 to 5"):
@@ -425,7 +418,7 @@ def test_memory_does_not_grow_with_the_images() -> None:
 
 def test_every_pair_is_there_once() -> None:
     model = plain()
-    found = run(model, noise(11), "4", "2", LABELS, share=0.01)
+    found = run(model, noise(11), "4", "2", LABELS, criterion=Criterion(0.01))
     pairs = class_pairs(found, model, NAMES, p=0.1)
     expected = {
         (channel, NAMES[a], NAMES[b])
@@ -442,13 +435,14 @@ def test_relevant_images_add_up_to_the_counts(mass: float | None) -> None:
     """Image by image what the accumulator counts class by class, and what the slow definition says."""
     model, images, labels = plain(), noise(11), np.arange(11) % 4
     data, samples = Images(Items(images)), np.array([9, 0, 3, 4, 7, 8, 1])
-    statistics = run(model, images[samples], "4", "input:4", labels[samples], share=0.2, mass=mass)
+    criterion = Criterion(0.2, mass)
+    statistics = run(model, images[samples], "4", "input:4", labels[samples], criterion=criterion)
     slow = carried(slow_attribution(model, images[samples], "4", labels[samples]), 0.2, mass)
     for channel in range(6):
-        how: dict[str, Any] = {"layer": "4", "channel": channel, "share": 0.2, "mass": mass, "run": Run(batch_size=3)}
-        measured = part_activations(model, data, samples, arvs=np.eye(2, 7), labels=labels[samples], **how)
+        assignment, how = Assignment("4", channel, np.eye(2, 7)), {"criterion": criterion, "run": Run(batch_size=3)}
+        measured = part_activations(model, data, samples, assignment, labels=labels[samples], **how)
         found = measured.relevant
-        without = part_activations(model, data, samples, arvs=np.eye(2, 7), **how)
+        without = part_activations(model, data, samples, assignment, **how)
         assert without.relevant.all()
         np.testing.assert_array_equal(measured.parts, without.parts)
         assert found.tolist() == slow[:, channel].tolist()
@@ -456,7 +450,7 @@ def test_relevant_images_add_up_to_the_counts(mass: float | None) -> None:
         assert (counts == statistics.relevant[:, channel]).all()
     broken = Images(Items(images, {3: OSError("gone")}))
     with pytest.raises(ImageError, match="image 3"):
-        part_activations(model, broken, samples, arvs=np.eye(2, 7), labels=labels[samples], layer="4", channel=0)
+        part_activations(model, broken, samples, Assignment("4", 0, np.eye(2, 7)), labels=labels[samples])
 
 
 def test_a_state_holds_the_classes_that_were_seen() -> None:

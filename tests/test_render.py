@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -256,5 +257,7 @@ def test_views_are_in_the_order_of_the_pairs(crop: Any, glyphnet: nn.Module) -> 
         assert (one.picture == images.picture(int(s))).all()
         assert one.seen.shape == (96, 96)
         assert (one.seen != seen(heatmap)).mean() < 0.01  # batches of another size round otherwise
-    wide = views(glyphnet, images, channel, sample, target="layer4", crop=crop, threshold=0.5, blur=0.0)
+    wide = views(
+        glyphnet, images, channel, sample, target="layer4", crop=crop, mask=partial(seen, threshold=0.5, blur=0.0)
+    )
     assert wide[0].seen.sum() < found[0].seen.sum()

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pure_nb.compute import blocks
 from pure_nb.compute.store import Store
 from pure_nb.errors import EmbedderError, EvaluationError, LayerError, StudyError
 from pure_nb.figures.evaluation_plots import named_parts_figure
-from pure_nb.figures.render import CROP_BLUR, boxes, views
+from pure_nb.figures.render import CROP_BLUR, boxes, seen, views
 from pure_nb.images.data import Images
 from pure_nb.judges.embedders import Embedder, mini_clip, pixels
 from pure_nb.judges.evaluation import distance_table, intra_inter, pair_distances
@@ -49,7 +50,7 @@ def test_boxes_are_those_of_the_views(glyph_study: Study, crop: Any) -> None:
     channel, sample = np.repeat([3, 9], 4), study.references.sample[[3, 9], :4].ravel()
     how: dict[str, Any] = {"target": "layer4", "crop": crop}
     found = boxes(study.model, study.images, channel, sample, **how)
-    expected = views(study.model, study.images, channel, sample, blur=CROP_BLUR, **how)
+    expected = views(study.model, study.images, channel, sample, mask=partial(seen, blur=CROP_BLUR), **how)
     assert found.tolist() == [list(view.box) for view in expected]
     assert study.crops.boxes[[3, 9], :4].reshape(-1, 4).tolist() == found.tolist()
     # Circuits and crops are asked for apart.

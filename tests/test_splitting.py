@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,10 @@ from pure_nb.errors import ArgumentError, ImageError, LayerError, ModelError, No
 from pure_nb.glyphs import GlyphScenes
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
-from pure_nb.methods.splitting import (
-    RHOS,
-    PartActivations,
-    Split,
-    SplitChannel,
-    choose_rho,
-    load_split,
-    merge_back,
-    owners,
-    part_activations,
-    ratio_table,
-    save_split,
-    split_channel,
-)
+from pure_nb.methods.ownership import RHOS, Assignment, owners
+from pure_nb.methods.relevance import Criterion
+from pure_nb.methods.rewiring import SplitChannel, load_split, merge_back, save_split, split_channel
+from pure_nb.methods.splitting import PartActivations, Split, choose_rho, part_activations, ratio_table
 from pure_nb.network.layers import activations, get_layer
 from pure_nb.network.shapes import survey
 from pure_nb.parameters import Run
@@ -257,7 +248,7 @@ def test_the_model_passed_in_is_left_alone() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     split = split_channel(model, "4", 2, drawn(7, 2))
     assert torch.equal(torch.get_rng_state(), state)
-    part_activations(model, Images(Items(noise(3))), [0, 1], layer="4", channel=2, arvs=np.eye(2, 7))
+    part_activations(model, Images(Items(noise(3))), [0, 1], Assignment("4", 2, np.eye(2, 7)))
     with torch.no_grad():
         for parameter in split.parameters():
             parameter.zero_()
@@ -362,7 +353,9 @@ def test_merging_what_is_not_split() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("geometry", ["padded", "groups", "linear"])
-def test_exported_and_scripted(geometry: str) -> None:
+def test_exported_and_scripted(geometry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # TorchScript reads no decorators, such as the check of shapes in tests.
+    monkeypatch.setattr(SplitChannel, "forward", inspect.unwrap(SplitChannel.forward))
     whole, shape = GEOMETRIES[geometry]
     model = nn.Sequential(whole).float().eval()
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -408,9 +401,8 @@ def test_part_activations_are_those_of_split_networks(layer: str, channel: int, 
     model, images = plain(), noise(5)
     arvs = np.random.default_rng(1).normal(1.5, 1, (k, model[int(layer)].weight.shape[1]))
     samples = [4, 0, 2, 0]
-    found = part_activations(
-        model, Images(Items(images)), samples, layer=layer, channel=channel, arvs=arvs, run=Run(batch_size=3)
-    )
+    run = Run(batch_size=3)
+    found = part_activations(model, Images(Items(images)), samples, Assignment(layer, channel, arvs), run=run)
     assert found.rhos.tolist() == list(RHOS)
     assert found.k == k
     assert found.sample.tolist() == samples
@@ -436,9 +428,7 @@ def test_part_activations_of_groups_and_resnets(groups: int) -> None:
     layer, channel = ("layer4.1.conv2", 40) if groups == 2 else ("4", 2)
     images, sources = noise(2, 64), get_layer(network, layer).weight.shape[1]
     arvs = np.random.default_rng(1).random((2, sources))
-    found = part_activations(
-        network, Images(Items(images)), [0, 1], layer=layer, channel=channel, arvs=arvs, rhos=[0.5, 0.9]
-    )
+    found = part_activations(network, Images(Items(images)), [0, 1], Assignment(layer, channel, arvs, [0.5, 0.9]))
     split = split_channel(network, layer, channel, owners(arvs, 0.9))
     with torch.no_grad():
         parts = activations(split, images, [f"{layer}.parts"])[f"{layer}.parts"]
@@ -449,9 +439,7 @@ def test_part_activations_of_groups_and_resnets(groups: int) -> None:
 def test_part_activations_of_tokens() -> None:
     model, images = Tokens().eval(), noise(3)
     arvs = np.random.default_rng(1).random((2, 16))
-    found = part_activations(
-        model, Images(Items(images)), [1, 2], layer="first.mlp.2", channel=7, arvs=arvs, rhos=[0.8]
-    )
+    found = part_activations(model, Images(Items(images)), [1, 2], Assignment("first.mlp.2", 7, arvs, [0.8]))
     split = split_channel(model, "first.mlp.2", 7, owners(arvs, 0.8))
     with torch.no_grad():
         parts = activations(split, images[1:], ["first.mlp.2.parts"])["first.mlp.2.parts"]
@@ -462,7 +450,7 @@ def test_each_image_is_run_once_up_to_the_layer() -> None:
     model, items, runs = plain(), Items(noise(5)), []
     model[2].register_forward_hook(lambda *_: runs.append("below"))
     model[5].register_forward_hook(lambda *_: runs.append("layer"))
-    part_activations(model, Images(items), [3, 1, 4], layer="4", channel=0, arvs=np.eye(2, 7), run=Run(batch_size=2))
+    part_activations(model, Images(items), [3, 1, 4], Assignment("4", 0, np.eye(2, 7)), run=Run(batch_size=2))
     assert runs == ["below", "below"]
     assert items.loaded == [0, 3, 1, 4]  # the first for its shape
 
@@ -482,15 +470,16 @@ def test_each_image_is_run_once_up_to_the_layer() -> None:
     ],
 )
 def test_wrong_activations(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    how: dict[str, Any] = {"samples": [0], "layer": "4", "channel": 0, "arvs": np.ones((2, 7)), **change}
+    how: dict[str, Any] = {"layer": "4", "channel": 0, "arvs": np.ones((2, 7)), **change}
+    samples = how.pop("samples", [0])
     with pytest.raises(error, match=message):
-        part_activations(plain(), Images(Items(noise(2))), **how)
+        part_activations(plain(), Images(Items(noise(2))), samples, Assignment(**how))
 
 
 def test_an_unreadable_image() -> None:
     images = Images(Items(noise(2), {1: OSError("gone")}))
     with pytest.raises(ImageError, match=r"image 1 .*gone"):
-        part_activations(plain(), images, [0, 1], layer="4", channel=0, arvs=np.ones((2, 7)))
+        part_activations(plain(), images, [0, 1], Assignment("4", 0, np.ones((2, 7))))
 
 
 def test_not_finite() -> None:
@@ -498,7 +487,7 @@ def test_not_finite() -> None:
     images[2, 0, 0, 0] = float("nan")
     model = plain()
     with pytest.raises(NonFiniteError, match=r"channel 1 of layer '4', .* for image 2\."):
-        part_activations(model, Images(Items(images)), [0, 1, 2], layer="4", channel=1, arvs=np.ones((2, 7)))
+        part_activations(model, Images(Items(images)), [0, 1, 2], Assignment("4", 1, np.ones((2, 7))))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
@@ -512,10 +501,10 @@ def test_a_layer_that_does_not_run() -> None:
             return self.used(x)
 
     images = Images(Items(noise(2)))
-    how: dict[str, Any] = {"channel": 0, "arvs": np.ones((2, 3))}
+    unused, used = (Assignment(layer, 0, np.ones((2, 3))) for layer in ("unused", "used"))
     with pytest.raises(LayerError, match=r"layers \['input:unused'\] did not run in the forward pass of Idle"):
-        part_activations(Idle(), images, [0], layer="unused", **how)
-    assert part_activations(Idle(), images, [0], layer="used", **how).parts.shape == (1, 20, 3)
+        part_activations(Idle(), images, [0], unused)
+    assert part_activations(Idle(), images, [0], used).parts.shape == (1, 20, 3)
 
 
 def measured(seed: int, k: int, images: int = 12, rhos: int = 4) -> tuple[PartActivations, NDArray[np.int64]]:
@@ -524,13 +513,14 @@ def measured(seed: int, k: int, images: int = 12, rhos: int = 4) -> tuple[PartAc
     parts = (generator.random((images, rhos, k + 1)) * generator.integers(0, 2, (images, rhos, k + 1))).astype("f4")
     original = generator.random(images).astype("f4") * generator.integers(0, 2, images).astype("f4")
     numbers = np.arange(images)
-    tried, signed = np.linspace(0.25, 1, rhos), (parts - 0.3, original - 0.1)
-    return PartActivations("4", 0, numbers, tried, parts, original, original > -1, *signed), numbers % k
+    assignment = Assignment("4", 0, generator.random((k, 6)), np.linspace(0.25, 1, rhos).tolist())
+    signed = parts - 0.3, original - 0.1
+    return PartActivations(assignment, numbers, parts, original, original > -1, *signed), numbers % k
 
 
 def by_hand(parts: NDArray[np.float32], original: NDArray[np.float32], *rhos: float) -> PartActivations:
     numbers, relevant = np.arange(len(parts)), np.ones(len(parts), bool)
-    return PartActivations("4", 0, numbers, np.array(rhos), parts, original, relevant, parts, original)
+    return PartActivations(Assignment("4", 0, np.eye(2), rhos), numbers, parts, original, relevant, parts, original)
 
 
 @given(st.integers(0, 10**6), st.integers(2, 5))
@@ -628,7 +618,7 @@ def test_a_clean_split_in_numbers() -> None:
     pictures = torch.zeros(4, 3, 2, 2)
     pictures[:2, 0], pictures[2:, 1] = 1, 1
     arvs = [[4.0, 0, 0], [0, 8.0, 0]]
-    found = part_activations(model, Images(Items(pictures)), range(4), layer="0", channel=0, arvs=arvs)
+    found = part_activations(model, Images(Items(pictures)), range(4), Assignment("0", 0, np.array(arvs)))
     assert found.original.tolist() == [4, 4, 8, 8]
     assert found.at(0.05).tolist() == [[4, 0, 0], [4, 0, 0], [0, 8, 0], [0, 8, 0]]
     table = choose_rho(found, [0, 0, 1, 1])
@@ -653,21 +643,20 @@ def signs() -> nn.Sequential:
 def test_positive_and_signed_ratios_in_numbers() -> None:
     """The residual is -4 and -1: never active, and yet far from little. Worked out by hand."""
     pictures = torch.tensor([[[6.0, 2], [0, 0], [1, 0]], [[0, 0], [4, 4], [1, 0]]])[:, :, None]  # x0, x1, x2
-    arvs, twice = [[8.0, 0, -3], [0, 16, -3]], pictures[[0, 0, 1, 1]]
-    how: dict[str, Any] = {"layer": "0", "channel": 0, "rhos": [0.5]}
-    found = part_activations(signs(), Images(Items(twice)), range(4), arvs=arvs, **how)
+    assignment, twice = Assignment("0", 0, np.array([[8.0, 0, -3], [0, 16, -3]]), [0.5]), pictures[[0, 0, 1, 1]]
+    found = part_activations(signs(), Images(Items(twice)), range(4), assignment)
     # Of x0's image c is 6 - 3 - 1 = 2 and 2 - 1 = 1, and so is its part; the other's part and r are -4 and -1.
     assert found.original[::2].tolist() == [3, 4 + 7]
     assert found.signed_original[::2].tolist() == [3, 4 + 7]
     assert found.at(0.5)[::2].tolist() == [[3, 0, 0], [0, 11, 0]]
     assert found.at(0.5, signed=True)[::2].tolist() == [[3, -5, -5], [-5, 11, -5]]
-    table = Split.chosen(found, np.array([0, 0, 1, 1]), ("a", "b"), np.array(arvs)).table()
+    table = Split.chosen(found, np.array([0, 0, 1, 1]), ("a", "b")).table()
     assert table["positive"].tolist() == [1, 0, 0, 0, 1, 0]
     assert table["signed"].tolist() == pytest.approx([1, -5 / 3, -5 / 3, -5 / 11, 1, -5 / 11])
     assert table["signed_n"].tolist() == [1] * 6
     # As published nobody shares x2, which speaks against both: the first named owns it, and r is the bias alone.
-    published = part_activations(signs(), Images(Items(twice)), range(4), arvs=arvs, ownership="published", **how)
-    split = Split.chosen(published, np.array([0, 0, 1, 1]), ("a", "b"), np.array(arvs))
+    published = part_activations(signs(), Images(Items(twice)), range(4), replace(assignment, ownership="published"))
+    split = Split.chosen(published, np.array([0, 0, 1, 1]), ("a", "b"))
     assert split.owner.tolist() == [0, 1, 0]
     assert published.at(0.5, signed=True)[::2].tolist() == [[3, -2, -2], [-5, 14, -2]]
     assert split.table()["signed"].tolist() == pytest.approx([1, -2 / 3, -2 / 3, -5 / 11, 14 / 11, -2 / 11])
@@ -677,30 +666,22 @@ def test_positions_are_clamped_before_or_after_the_sum() -> None:
     """Channel 0 speaks for the class by 2 at one position and against it by 2.5 at the other."""
     picture = torch.tensor([[3.0, -1.5], [0, 0], [0, 0]])[None, :, None]  # c is 2 and -2.5; channel 1 is 0
     images = Images(Items(picture[[0, 0, 0, 0]]))
-    labels, arvs = [0, 0, 1, 1], [[1.0, 0, 0], [0, 1, 0]]
+    labels, assignment = [0, 0, 1, 1], Assignment("0", 0, np.array([[1.0, 0, 0], [0, 1, 0]]))
     found = {}
     for clamp in ("channels", "positions"):
-        found[clamp] = part_activations(
-            signs(),
-            images,
-            range(4),
-            layer="0",
-            channel=0,
-            arvs=arvs,
-            labels=labels,
-            clamp=clamp,  # type: ignore
-        )
+        criterion = Criterion(clamp=clamp)  # type: ignore[arg-type]
+        found[clamp] = part_activations(signs(), images, range(4), assignment, labels=labels, criterion=criterion)
     assert not found["channels"].relevant.any()  # 2 - 2.5 is below 0
     assert found["positions"].relevant.all()  # and 2 all that speaks for the class
     np.testing.assert_array_equal(found["positions"].parts, found["channels"].parts)
     with pytest.warns(StudyWarning, match="channel 0 has no ratios for '[ab]': of 1 .* it is relevant in 0") as said:
-        table = Split.chosen(found["channels"], np.array(labels), ("a", "b"), np.array(arvs)).table()
+        table = Split.chosen(found["channels"], np.array(labels), ("a", "b")).table()
     assert len(said) == 2
     assert table["positive"].isna().all()
     assert table["signed_n"].tolist() == [0] * 6
-    assert Split.chosen(found["positions"], np.array(labels), ("a", "b"), np.array(arvs)).table()["positive"][0] == 1
+    assert Split.chosen(found["positions"], np.array(labels), ("a", "b")).table()["positive"][0] == 1
     with pytest.raises(ArgumentError, match="clamp must be 'channels' or 'positions', got 'both'"):
-        part_activations(signs(), images, [0], layer="0", channel=0, arvs=arvs, clamp="both")  # type: ignore[arg-type]
+        Criterion(clamp="both")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -735,8 +716,8 @@ def test_a_split_is_chosen_on_every_second_image() -> None:
     """Shuffled concepts: half of the images of each choose the threshold, the others are in the table."""
     found, _ = measured(3, 2, images=14)
     labels = np.array([1, 0, 0, 1, 1, 0, 1, 0, 1, 1, 0, 1, 1, 0])
-    arvs = np.random.default_rng(0).random((2, 6))
-    split = Split.chosen(found, labels, ("cat", "urn"), arvs)
+    arvs = found.assignment.arvs
+    split = Split.chosen(found, labels, ("cat", "urn"))
     expected, seen = [], {0: 0, 1: 0}
     for label in labels.tolist():
         expected.append(seen[label] % 2 == 0)
@@ -753,14 +734,14 @@ def test_a_split_is_chosen_on_every_second_image() -> None:
     table = two_tables(found, split.rho, other, labels)
     assert split.table().equals(table)
     assert set(table["signed_n"]) == {3, 4}
-    every = Split.chosen(found, labels, ("cat", "urn"), arvs, training=np.arange(14) < 9)
+    every = Split.chosen(found, labels, ("cat", "urn"), training=np.arange(14) < 9)
     assert every.scores.equals(choose_rho(found.only(np.arange(14) < 9), labels[:9]))
     assert every.table().equals(two_tables(found, every.rho, np.arange(9, 14), labels))
     relevant = np.arange(14) != other[0]
-    fewer = Split.chosen(replace(found, relevant=relevant), labels, ("cat", "urn"), arvs)
+    fewer = Split.chosen(replace(found, relevant=relevant), labels, ("cat", "urn"))
     assert fewer.scores.equals(scores)  # the threshold is chosen on all
     rest = other[1:]
-    ratio = Split.chosen(found, labels, ("cat", "urn"), arvs, score="ratio")
+    ratio = Split.chosen(found, labels, ("cat", "urn"), score="ratio")
     assert ratio.scores.equals(choose_rho(kept, labels[half], score="ratio"))
     assert fewer.table().equals(two_tables(found, split.rho, rest, labels))
 
@@ -768,8 +749,8 @@ def test_a_split_is_chosen_on_every_second_image() -> None:
 def test_the_network_of_a_split() -> None:
     model, images = plain(), noise(4)
     arvs = np.abs(np.random.default_rng(1).normal(size=(2, 7)))
-    found = part_activations(model, Images(Items(noise(4))), [0, 1, 2, 3], layer="4", channel=2, arvs=arvs)
-    split = Split.chosen(found, np.array([0, 1, 0, 1]), ("cat", "urn"), arvs)
+    found = part_activations(model, Images(Items(noise(4))), [0, 1, 2, 3], Assignment("4", 2, arvs))
+    split = Split.chosen(found, np.array([0, 1, 0, 1]), ("cat", "urn"))
     changed: Any = split.model(model)
     close(changed(images), model(images), 1e-5)
     assert changed[4].owner.tolist() == split.owner.tolist()
@@ -782,8 +763,8 @@ def test_the_network_of_a_split() -> None:
 def made(model: nn.Module, channel: int = 2, k: int = 2) -> Split:
     arvs = np.abs(np.random.default_rng(1).normal(size=(k, 7)))
     samples = list(range(4 * k))
-    found = part_activations(model, Images(Items(noise(4 * k))), samples, layer="4", channel=channel, arvs=arvs)
-    return Split.chosen(found, np.arange(4 * k) % k, tuple("abc"[:k]), arvs)
+    found = part_activations(model, Images(Items(noise(4 * k))), samples, Assignment("4", channel, arvs))
+    return Split.chosen(found, np.arange(4 * k) % k, tuple("abc"[:k]))
 
 
 @pytest.mark.parametrize("k", [2, 3])

@@ -151,12 +151,14 @@ def test_assign() -> None:
     assert found.assign(new).tolist() == expected
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("shape", [(3,), (3, 11), (2, 3, 12)])
 def test_assign_wants_vectors_of_the_same_length(shape: tuple[int, ...]) -> None:
     with pytest.raises(ArgumentError, match=r"expected vectors of shape \[m, 12\], got"):
         virtual_neurons(blobs(2)[0], 2).assign(np.zeros(shape, np.float32))
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("call", [lambda v: cluster(v, 2), virtual_neurons, embed])
 @pytest.mark.parametrize(
     ("vectors", "message"),

@@ -29,10 +29,10 @@ from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, StudyError, StudyWarning
 from pure_nb.images.data import readable
 from pure_nb.judges import truth
-from pure_nb.methods.relevance import dense_weight, pooled_inputs
-from pure_nb.methods.splitting import SHARED, owners
+from pure_nb.methods.ownership import SHARED, owners
 from pure_nb.methods.virtual import VirtualNeurons, virtual_neurons
 from pure_nb.methods.virtual_layer import Assign, VirtualLayer
+from pure_nb.methods.windows import dense_weight, pooled_inputs
 from pure_nb.network.layers import activations, by_position, get_layer
 from pure_nb.study import Study
 
@@ -151,7 +151,7 @@ def source_f1(true: NDArray[np.int64], found: NDArray[np.int64], part_of: dict[i
     Parameters
     ----------
     true, found
-        int64 ``[inputs]``: who owns each input, -1 for shared ones; see :func:`pure_nb.methods.splitting.owners`.
+        int64 ``[inputs]``: who owns each input, -1 for shared ones; see :func:`pure_nb.methods.ownership.owners`.
     part_of
         The part that stands for each concept.
 
@@ -177,7 +177,7 @@ def true_owners(world: World) -> dict[int, NDArray[np.int64]]:
     Returns
     -------
     dict
-        From channels to int64 ``[inputs]``, as :func:`pure_nb.methods.splitting.owners`; empty for a world where the
+        From channels to int64 ``[inputs]``, as :func:`pure_nb.methods.ownership.owners`; empty for a world where the
         merged channels do not read the layer's input.
     """
     planting, study = world.planting, world.study

@@ -32,9 +32,10 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from pure_nb.benchmark.worlds import World
 from pure_nb.errors import ModelError, PureError, StudyError, StudyWarning
-from pure_nb.methods.relevance import closed_form
-from pure_nb.methods.splitting import RHOS, SHARED, PartActivations, Split, channel_sources, part_activations
+from pure_nb.methods.ownership import RHOS, SHARED, Assignment
+from pure_nb.methods.splitting import PartActivations, Split, part_activations
 from pure_nb.methods.virtual import cluster
+from pure_nb.methods.windows import channel_sources, closed_form
 from pure_nb.network.digests import digest
 from pure_nb.network.layers import get_layer, stage_before
 from pure_nb.network.models import function_in
@@ -73,7 +74,7 @@ class Parts:
         float ``[channels, n, d]``: the descriptions that were clustered; None where nothing was.
     owner
         For a split, who owns which source of each channel it split: int64 ``[sources]``, as
-        :func:`pure_nb.methods.splitting.owners`.
+        :func:`pure_nb.methods.ownership.owners`.
     """
 
     labels: Labels
@@ -306,7 +307,7 @@ def split_by(world: World, by: str) -> Parts:
             circuits = study.circuits[channel].astype(np.float64)
             arvs = np.stack([circuits[parts == part].mean(axis=0) for part in range(k)])[:, sources]
             measured = _measured(study, channel, arvs, RHOS)
-            split = Split.chosen(measured, parts, tuple(map(str, range(k))), arvs)
+            split = Split.chosen(measured, parts, tuple(map(str, range(k))))
         labels[channel] = measured.at(split.rho)[:, :-1].argmax(axis=1)
         owner[channel] = split.owner
     return Parts(labels, owner=owner)
@@ -317,10 +318,7 @@ def _measured(study: Study, channel: int, arvs: NDArray[np.float64], rhos: Seque
         study.model,
         study.images,
         study.references.sample[channel],
-        layer=study.parameters.target,
-        channel=channel,
-        arvs=arvs,
-        rhos=rhos,
+        Assignment(study.parameters.target, channel, arvs, rhos),
         run=study.run,
     )
 

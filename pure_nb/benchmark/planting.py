@@ -29,8 +29,8 @@ from pure_nb.compute.blocks import grouped
 from pure_nb.errors import PlantingError
 from pure_nb.images.data import Images, readable
 from pure_nb.methods.references import References
-from pure_nb.methods.relevance import dense_weight
-from pure_nb.methods.splitting import Weighted, empty_like
+from pure_nb.methods.rewiring import empty_like
+from pure_nb.methods.windows import Weighted, dense_weight
 from pure_nb.network.layers import (
     activations,
     by_position,

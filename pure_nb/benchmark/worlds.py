@@ -23,7 +23,7 @@ from pure_nb._resting import resting
 from pure_nb.benchmark.planting import Groups, How, Planting, contributions, draw, drivers, likeness_of, plant, shares
 from pure_nb.errors import LayerError, PlantingError, StudyError, StudyWarning
 from pure_nb.judges.truth import COMMON, activation_vectors
-from pure_nb.methods.relevance import closed_form, dense_weight
+from pure_nb.methods.windows import closed_form, dense_weight
 from pure_nb.network.coverage import LINEAR
 from pure_nb.network.cut import seeded
 from pure_nb.network.layers import INPUT, activations, by_position, nearest_below

@@ -22,7 +22,7 @@ from scipy.stats import gaussian_kde
 from pure_nb.compute.store import write_atomically
 from pure_nb.figures.render import Picture, View, resized
 from pure_nb.methods.concord import Concord
-from pure_nb.methods.relevance import cosine
+from pure_nb.methods.pairs import cosine
 from pure_nb.methods.splitting import Split
 from pure_nb.methods.virtual import part_name
 
@@ -153,17 +153,10 @@ def _circuit_plane(axes: Axes, neuron: Neuron, pictures: dict[int, Picture]) -> 
     for part in range(neuron.virtual.k):
         for rank in _spread(points, neuron.members(part), [rank for rank in pictures if labels[rank] == part]):
             away = np.sign(points[rank] - middle) * (30, 26)
-            axes.add_artist(
-                AnnotationBbox(
-                    OffsetImage(pictures[rank], zoom=0.36),
-                    points[rank],
-                    xybox=tuple(away),
-                    boxcoords="offset points",
-                    pad=0.1,
-                    arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.6},
-                    bboxprops={"edgecolor": PALETTE[part % len(PALETTE)], "linewidth": 1.2},
-                )
-            )
+            how: dict[str, Any] = {"xybox": tuple(away), "boxcoords": "offset points", "pad": 0.1}
+            how["arrowprops"] = {"arrowstyle": "-", "color": "0.5", "linewidth": 0.6}
+            how["bboxprops"] = {"edgecolor": PALETTE[part % len(PALETTE)], "linewidth": 1.2}
+            axes.add_artist(AnnotationBbox(OffsetImage(pictures[rank], zoom=0.36), points[rank], **how))
     axes.margins(0.22)
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel("circuits of the reference images, laid out in the plane", fontsize=9)
@@ -328,11 +321,8 @@ def concord_figure(
         row = pairs.iloc[marked]
         axes.plot(row["cosine"], row[measure], "o", markersize=13, mfc="none", mec="black", mew=2)
     if found is not None:
-        axes.set_title(
-            f"rank correlation {found.rho:.2f} ({found.low:.2f} to {found.high:.2f}), p = {found.p:.2g}",
-            fontsize=10,
-            pad=18,
-        )
+        interval = f"{found.low:.2f} to {found.high:.2f}"
+        axes.set_title(f"rank correlation {found.rho:.2f} ({interval}), p = {found.p:.2g}", fontsize=10, pad=18)
     axes.set(xlabel="cosine of the two ARVs", ylabel=f"WordNet similarity ({labels.get(measure, measure)})")
     sns.despine(ax=axes)
     figure = axes.get_figure()
@@ -418,7 +408,7 @@ def densities_figure(split: Split, rho: float | None = None) -> Figure:
         keys, split.concepts, title="images of", fontsize=9, title_fontsize=9, loc="upper left", frameon=False
     )
     all_axes[-1].set_xlabel("activation, positive part summed over positions")
-    figure.suptitle(f"{split.activations.layer} / {split.activations.channel}, rho = {rho:g}", fontsize=11)
+    figure.suptitle(f"{split.assignment.layer} / {split.assignment.channel}, rho = {rho:g}", fontsize=11)
     return figure
 
 

@@ -221,8 +221,7 @@ def views(
     *,
     target: str,
     crop: Crop = "peak",
-    blur: float = BLUR,
-    threshold: float = THRESHOLD,
+    mask: Callable[[Tensor], NDArray[np.bool_]] = seen,
     run: Run = Run(),
 ) -> list[View]:
     """Reference images with the part each channel looks at.
@@ -231,25 +230,21 @@ def views(
     ----------
     model, images, channel, sample, target, crop, run
         As for :func:`heatmaps`.
-    blur, threshold
-        As for :func:`seen`.
+    mask
+        What the channel looks at, by a heatmap; :func:`seen` with another blur and threshold, or a way of one's own.
 
     Returns
     -------
     list of View
         In the order of the pairs.
     """
-    found: dict[int, View] = {}
-    pictures: dict[int, Picture] = {}
+    masks: dict[int, NDArray[np.bool_]] = {}
     flows = heatmaps(model, images, channel, sample, target=target, crop=crop, run=run)
     with closing(flows):
         for rows, maps in flows:
-            for row, mask in zip(rows.tolist(), seen(maps, blur=blur, threshold=threshold)):
-                number = int(sample[row])
-                if number not in pictures:
-                    pictures[number] = images.picture(number)
-                found[row] = View(number, pictures[number], mask)
-    return [found[row] for row in range(len(sample))]
+            masks |= dict(zip(rows.tolist(), mask(maps)))
+    pictures = {number: images.picture(number) for number in np.unique(sample).tolist()}
+    return [View(number, pictures[number], masks[row]) for row, number in enumerate(sample.tolist())]
 
 
 def cropped(picture: Picture, box: Sequence[int] | NDArray[np.int32]) -> Picture:
@@ -266,12 +261,12 @@ def boxes(
     *,
     target: str,
     crop: Crop = "peak",
-    blur: float = CROP_BLUR,
-    threshold: float = THRESHOLD,
     store: Store | None = None,
     run: Run = Run(),
 ) -> NDArray[np.int32]:
     """Where each channel looks, as the square of :attr:`View.box`: all that is kept of the crops fed to embedders.
+
+    The blur is the paper's for these, :data:`CROP_BLUR`.
 
     A box is four numbers where a crop is tens of thousands, and cutting it again costs nothing beside a heatmap.
 
@@ -279,8 +274,6 @@ def boxes(
     ----------
     model, images, channel, sample, target, crop, run
         As for :func:`heatmaps`; ``channel`` and ``sample`` may have any one shape.
-    blur, threshold
-        As for :func:`seen`; the blur is the paper's for crops that are fed to an embedder.
     store
         As for :func:`pure_nb.methods.circuits.circuits`.
 
@@ -297,7 +290,7 @@ def boxes(
         found = np.empty((len(block), 4), dtype=np.int32)
         with closing(flows):
             for rows, maps in flows:
-                found[rows] = [square_around(mask) for mask in seen(maps, blur=blur, threshold=threshold)]
+                found[rows] = [square_around(mask) for mask in seen(maps, blur=CROP_BLUR)]
                 done(len(rows))
         return found
 

@@ -6,8 +6,8 @@ from pure_nb._imports import lazily
 
 if TYPE_CHECKING:
     from pure_nb.methods.optimise import feature_visualisation
+    from pure_nb.methods.pairs import class_pairs
     from pure_nb.methods.references import TopReferences
-    from pure_nb.methods.relevance import class_pairs
     from pure_nb.methods.virtual import VirtualNeurons, virtual_neurons
     from pure_nb.methods.virtual_layer import VirtualLayer
 else:
@@ -15,8 +15,8 @@ else:
         __name__,
         {
             "optimise": "feature_visualisation",
+            "pairs": "class_pairs",
             "references": "TopReferences",
-            "relevance": "class_pairs",
             "virtual": "VirtualNeurons virtual_neurons",
             "virtual_layer": "VirtualLayer",
         },

@@ -26,6 +26,7 @@ from pure_nb.compute.blocks import by_blocks, grouped
 from pure_nb.compute.store import New, Store
 from pure_nb.errors import ArgumentError
 from pure_nb.images.data import Images, readable
+from pure_nb.methods._shapes import Float, Int
 from pure_nb.network.cut import Cut
 from pure_nb.network.layers import by_position, get_layer
 from pure_nb.network.lrp import default_composite, ruled
@@ -34,7 +35,7 @@ from pure_nb.parameters import Rule, Run, Seed
 
 @contextmanager
 def cuts(
-    model: nn.Module, example: Tensor, target: str, lower: str | None, rule: Rule | Composite
+    model: nn.Module, example: Float[Tensor, "1 ..."], target: str, lower: str | None, rule: Rule | Composite
 ) -> Iterator[Callable[[Tensor], Cut]]:
     """A network made ready for relevance: on the device, at rest, with the rules in place where there are any.
 
@@ -64,15 +65,19 @@ def cuts(
 def propagate(
     model: nn.Module,
     images: Images,
-    channel: NDArray[np.int64],
-    sample: NDArray[np.int64],
+    channel: Int[NDArray[np.int64], " pairs"],
+    sample: Int[NDArray[np.int64], " pairs"],
     *,
     target: str,
     lower: str | None,
     rule: Rule | Composite = "gradient",
     seed: Seed = "activation",
     run: Run = Run(),
-) -> Generator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor], None, None]:
+) -> Generator[
+    tuple[Int[NDArray[np.int64], " b"], Float[Tensor, "b ..."], Float[Tensor, "b ..."], Float[Tensor, "b ..."]],
+    None,
+    None,
+]:
     """Relevance of single channels at a lower layer, for many pairs of a channel and an image.
 
     Parameters
@@ -128,12 +133,12 @@ def propagate(
                 yield rows, relevance, cut.leaf.detach()[: len(rows)], cut.top.detach()[: len(rows)]
 
 
-def summed(relevance: Tensor) -> NDArray[np.float32]:
-    """Relevance vectors out of the relevance of every position: float32 ``[b, channels]``, summed over positions."""
+def summed(relevance: Float[Tensor, "b ..."]) -> Float[NDArray[np.float32], "b channels"]:
+    """Relevance vectors out of the relevance of every position, summed over positions."""
     return by_position(relevance).float().sum(dim=2).cpu().numpy()
 
 
-def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def normalised(vectors: Float[NDArray[np.float32], "*shape"]) -> Float[NDArray[np.float32], "*shape"]:
     """Divide relevance vectors by their L1 norm over the last axis, plus 1e-10 (PURE's reference implementation)."""
     return vectors / (np.abs(vectors).sum(axis=-1, keepdims=True) + np.float32(1e-10))
 
@@ -141,8 +146,8 @@ def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 def circuits(
     model: nn.Module,
     images: Images,
-    channel: NDArray[np.int64],
-    sample: NDArray[np.int64],
+    channel: Int[NDArray[np.int64], "*pairs"],
+    sample: Int[NDArray[np.int64], "*pairs"],
     *,
     target: str,
     lower: str,
@@ -151,7 +156,7 @@ def circuits(
     store: Store | None = None,
     new: New = np.empty,
     run: Run = Run(),
-) -> NDArray[np.float32]:
+) -> Float[NDArray[np.float32], "*pairs lower"]:
     """Relevance vectors of pairs of a channel and an image: PURE's description of the circuit.
 
     The chapter :doc:`Circuits </book/circuits>` builds it from scratch.

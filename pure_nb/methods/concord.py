@@ -57,7 +57,7 @@ def with_similarities(
     Parameters
     ----------
     pairs
-        With the columns ``class_1`` and ``class_2``, from :func:`pure_nb.methods.relevance.class_pairs`.
+        With the columns ``class_1`` and ``class_2``, from :func:`pure_nb.methods.pairs.class_pairs`.
     wordnet, measures
         See :func:`pure_nb.methods.wordnet.similarities`.
     synsets

@@ -9,6 +9,8 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from pure_nb.methods._shapes import Float
+
 Vectors = NDArray[np.floating]
 
 DRAWS = 499
@@ -37,7 +39,9 @@ STRAIGHT = 0.01
 """Least skewness of a draw's axis; as good as none."""
 
 
-def one_heap(vectors: Vectors, numbers: Sequence[int], *, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+def one_heap(
+    vectors: Float[Vectors, "n d"], numbers: Sequence[int], *, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
     """Test whether vectors lie in several heaps, against draws that have all that the vectors have but heaps.
 
     There are two kinds of draws, since a vector can be odd in two ways, and ``p`` is the larger one of theirs.

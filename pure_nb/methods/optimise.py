@@ -3,7 +3,7 @@
 Feature visualisation as in Olah, Mordvintsev and Schubert (2017), "Feature Visualization", Distill. A picture is not
 optimised pixel by pixel, which gives noise, but as the coefficients of its Fourier transform, each divided by its
 frequency, in colours that vary independently in natural images; and it is shifted at random before every step. The
-pictures of a channel before and after it is split (:mod:`pure_nb.methods.splitting`) say whether the parts mean one
+pictures of a channel before and after it is split (:mod:`pure_nb.methods.rewiring`) say whether the parts mean one
 thing each.
 """
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pure_nb.compute.bars import progress_bar
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.images.data import MEAN, STD
+from pure_nb.methods._shapes import Int
 from pure_nb.network.layers import activations, by_position, get_layer
 from pure_nb.parameters import Run
 
@@ -43,7 +44,7 @@ first one's, is that of ImageNet as published in lucid, the library of Olah et a
 def feature_visualisation(
     model: nn.Module,
     layer: str,
-    channels: Sequence[int] | NDArray[np.int64],
+    channels: Sequence[int] | Int[NDArray[np.int64], " channels"],
     *,
     size: int | tuple[int, int],
     steps: int = 256,
@@ -52,7 +53,7 @@ def feature_visualisation(
     std: Sequence[float] = STD,
     seed: int = 0,
     run: Run = Run(),
-) -> NDArray[np.uint8]:
+) -> Int[NDArray[np.uint8], "channels height width 3"]:
     """Pictures that drive channels strongly, one a channel, optimised together.
 
     Each maximises the mean of its channel over all positions. All start from the same noise and are shifted alike, so

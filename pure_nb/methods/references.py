@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
+from pure_nb.methods._shapes import Bool, Float, Int
 from pure_nb.network.layers import by_position, channel_axis
 from pure_nb.parameters import By
 
@@ -51,11 +52,11 @@ class References:
 
     layer: str
     by: By
-    sample: NDArray[np.int64]
-    score: NDArray[np.float32]
-    position: NDArray[np.int64]
+    sample: Int[NDArray[np.int64], "channels n"]
+    score: Float[NDArray[np.float32], "channels n"]
+    position: Int[NDArray[np.int64], "channels n"]
     grid: tuple[int, ...]
-    peak: NDArray[np.float32]
+    peak: Float[NDArray[np.float32], "channels n"]
 
     @property
     def channels(self) -> int:
@@ -68,12 +69,12 @@ class References:
         return self.sample.shape[1]
 
     @property
-    def driven(self) -> NDArray[np.bool_]:
+    def driven(self) -> Bool[NDArray[np.bool_], "channels n"]:
         """Which references drive their channel, by an activation above 0 somewhere: bool ``[channels, n]``."""
         return self.peak > 0
 
     @property
-    def alive(self) -> NDArray[np.bool_]:
+    def alive(self) -> Bool[NDArray[np.bool_], " channels"]:
         """Which channels are not dead: bool ``[channels]``.
 
         A dead channel is above 0 nowhere in any of its references, which then mean nothing. A mean may be below 0
@@ -81,7 +82,7 @@ class References:
         """
         return np.asarray(self.driven.any(axis=1))
 
-    def centre(self, size: tuple[int, int]) -> NDArray[np.float64]:
+    def centre(self, size: tuple[int, int]) -> Float[NDArray[np.float64], "channels n 2"]:
         """The middle of each maximum's cell in the picture.
 
         Parameters
@@ -146,7 +147,7 @@ class TopReferences:
         self._position = torch.empty(0, 0, dtype=torch.int64)
         self._peak = torch.empty(0, 0)
 
-    def update(self, samples: NDArray[np.int64], outputs: Mapping[str, Tensor]) -> None:
+    def update(self, samples: Int[NDArray[np.int64], " b"], outputs: Mapping[str, Tensor]) -> None:
         """Take in a batch.
 
         Parameters

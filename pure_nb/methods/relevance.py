@@ -13,33 +13,19 @@ images stream by. For any other part of a network it takes one vector-Jacobian p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
-from pure_nb.images.data import Images, readable
-from pure_nb.network.layers import (
-    INPUT,
-    OUTPUT,
-    activations,
-    by_position,
-    channel_axis,
-    computes_plainly,
-    get_layer,
-)
-from pure_nb.network.targets import FOLDED, Target
-from pure_nb.parameters import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
+from pure_nb.methods._shapes import Bool, Float, Int
+from pure_nb.methods.windows import Taps, dense_weight, in_single
+from pure_nb.network.layers import INPUT, OUTPUT, by_position, channel_axis, get_layer
 
 REPLICATES = 100
 """Bootstrap replicates that are kept beside each sum."""
@@ -51,118 +37,34 @@ Clamp = Literal["channels", "positions"]
 
 
 @dataclass(frozen=True)
-class Taps:
-    """Which positions of its input each weight of a convolution sees.
+class Criterion:
+    """When a channel is relevant in an image to its class.
 
-    For a linear layer, as for a 1x1 convolution of stride 1, each weight sees all of them.
-    """
-
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    mode: str = "constant"
-
-    @classmethod
-    def of(cls, module: nn.Module) -> Taps:
-        """The taps of a ``Conv2d`` or ``Linear``.
-
-        Raises
-        ------
-        LayerError
-            For any other module.
-        """
-        if isinstance(module, nn.Linear):
-            return cls()
-        if not isinstance(module, nn.Conv2d):
-            raise LayerError(f"expected a Conv2d or a Linear layer, got a {type(module).__name__}")
-        kernel, dilation = _two(module.kernel_size), _two(module.dilation)
-        if module.padding == "same":
-            total = [step * (size - 1) for size, step in zip(kernel, dilation)]
-            top, left = total[0] // 2, total[1] // 2
-            padding = (left, total[1] - left, top, total[0] - top)
-        else:
-            height, width = (0, 0) if module.padding == "valid" else _two(module.padding)
-            padding = (width, width, height, height)
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        return cls(kernel, _two(module.stride), dilation, padding, mode)
-
-    def pooled(self, activation: Tensor) -> Tensor:
-        """Sum of what each weight sees over the positions of the output: ``[B, inputs, weights of the kernel]``."""
-        if activation.ndim != 4:
-            return by_position(activation).sum(dim=2, keepdim=True)
-        padded = functional.pad(activation, self.padding, self.mode) if any(self.padding) else activation
-        reach = [step * (size - 1) for size, step in zip(self.kernel, self.dilation)]
-        seen = []
-        for row in range(self.kernel[0]):
-            for column in range(self.kernel[1]):
-                top, left = row * self.dilation[0], column * self.dilation[1]
-                bottom = padded.shape[2] - reach[0] + top
-                right = padded.shape[3] - reach[1] + left
-                seen.append(padded[:, :, top : bottom : self.stride[0], left : right : self.stride[1]].sum(dim=(2, 3)))
-        return torch.stack(seen, dim=2)
-
-
-def _two(size: Any) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
-
-
-def dense_weight(module: nn.Module, channel: int) -> NDArray[np.float64]:
-    """The weights of one channel of a ``Conv2d`` or ``Linear`` over *all* inputs: float64 ``[inputs, kernel weights]``.
-
-    Zero for the inputs that belong to other groups.
-    """
-    weight = module.weight.detach().double().cpu()[channel]  # type: ignore[operator]
-    if isinstance(module, nn.Linear):
-        return np.asarray(weight[:, None])
-    assert isinstance(module, nn.Conv2d)
-    own = len(weight)
-    found = np.zeros((module.in_channels, weight[0].numel()))
-    first = channel // (module.out_channels // module.groups) * own
-    found[first : first + own] = weight.flatten(1)
-    return found
-
-
-def pooled_inputs(
-    model: nn.Module,
-    images: Images,
-    samples: Sequence[int] | NDArray[np.int64],
-    layer: str,
-    *,
-    run: Run = Run(),
-) -> NDArray[np.float64]:
-    """What each weight of a convolution or linear layer sees of each image, summed over the output's positions.
-
-    Times the weights of a channel (:func:`dense_weight`) and summed over the kernel, it is the channel's relevance
-    vector in that image.
-
-    Parameters
+    Attributes
     ----------
-    model, images
-        What to run over what, up to the layer.
-    samples
-        int ``[images]``: numbers of the images wanted.
-    layer
-        Name of a ``Conv2d`` or ``Linear``.
-    run
-        How it is run.
-
-    Returns
-    -------
-    ndarray
-        float64 ``[images, inputs, kernel weights]``.
+    share, mass
+        How much of the positive attribution it must carry; see :func:`carried`.
+    clamp
+        What of the attribution is set to 0 where it is negative: the sums of whole ``"channels"``, or each of the
+        ``"positions"``, as for the paper's table; see :func:`attributed`.
     """
-    taps, entrance = Taps.of(get_layer(model, layer)), INPUT + layer
-    chosen, found = np.asarray(samples, dtype=np.int64).tolist(), []
-    with run.prepared(model), torch.inference_mode():
-        for batch in readable(images, chosen, run=run):
-            entering = activations(model, batch.images.to(run.local_device), [entrance])[entrance]
-            found.append(taps.pooled(_full(entering)).double().cpu().numpy())
-    return np.concatenate(found)
+
+    share: float = 0.03
+    mass: float | None = None
+    clamp: Clamp = "channels"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ArgumentError(f"share must be from 0 to 1, got {self.share}")
+        if self.mass is not None and not 0 < self.mass <= 1:
+            raise ArgumentError(f"mass must be above 0 and at most 1, or None, got {self.mass}")
+        if self.clamp not in get_args(Clamp):
+            raise ArgumentError(f"clamp must be 'channels' or 'positions', got {self.clamp!r}")
 
 
-def carried(attribution: NDArray[np.float64], share: float = 0.03, mass: float | None = None) -> NDArray[np.bool_]:
+def carried(
+    attribution: Float[NDArray[np.float64], "b channels"], share: float = 0.03, mass: float | None = None
+) -> Bool[NDArray[np.bool_], "b channels"]:
     """Which channels an image's class stands on.
 
     Parameters
@@ -195,20 +97,15 @@ def carried(attribution: NDArray[np.float64], share: float = 0.03, mass: float |
     return found & (positive > 0)
 
 
-def _full(values: Tensor) -> Tensor:
-    """Values in float32 at least, to be multiplied and summed."""
-    return values.float() if values.dtype.itemsize < 4 else values
-
-
 def attributed(
-    target: Tensor,
-    logits: Tensor,
-    rows: NDArray[np.int64],
-    labels: NDArray[np.int64],
+    target: Float[Tensor, "b ..."],
+    logits: Float[Tensor, "b classes"],
+    rows: Int[NDArray[np.int64], " rows"],
+    labels: Int[NDArray[np.int64], " rows"],
     *,
     clamp: Clamp = "channels",
     retain_graph: bool = False,
-) -> NDArray[np.float64]:
+) -> Float[NDArray[np.float64], "rows channels"]:
     """Attribution of each channel to the true class (Hesse et al. 2025, section 3.1): float64 ``[rows, C]``.
 
     ``attr_c = sum_uv A_c * d logit_t / d A_c``
@@ -230,7 +127,7 @@ def attributed(
     own = torch.from_numpy(rows).to(logits.device)
     chosen[own, torch.from_numpy(labels).to(logits.device)] = 1
     (flow,) = torch.autograd.grad(logits, target, chosen, retain_graph=retain_graph)
-    each = by_position(_full(target.detach()) * _full(flow))[own].double()
+    each = by_position(in_single(target.detach()) * in_single(flow))[own].double()
     found: NDArray[np.float64] = (each.clamp(min=0) if clamp == "positions" else each).sum(dim=2).cpu().numpy()
     return found
 
@@ -253,8 +150,8 @@ class ClassRelevance:
         Number of classes.
     module
         The layer's module, for the closed form; None for the other way.
-    share, mass
-        When a channel is relevant in an image; see :func:`carried`.
+    criterion
+        When a channel is relevant in an image.
     replicates, seed
         Bootstrap replicates of each sum, for intervals. Each image gets a Poisson weight in each replicate that depends
         on its number and the seed alone, so that neither batches nor shards enter. Cheaper than keeping the
@@ -270,12 +167,11 @@ class ClassRelevance:
         self,
         layer: str,
         lower: str,
-        labels: NDArray[np.int64],
+        labels: Int[NDArray[np.int64], " images"],
         classes: int,
         *,
         module: nn.Module | None = None,
-        share: float = 0.03,
-        mass: float | None = None,
+        criterion: Criterion = Criterion(),
         replicates: int = REPLICATES,
         seed: int = 0,
     ) -> None:
@@ -286,18 +182,14 @@ class ClassRelevance:
             )
         if len(labels) and labels.max() >= classes:
             raise ArgumentError(f"labels must be numbers below {classes}, the number of classes, got {labels.max()}")
-        if not 0 <= share <= 1:
-            raise ArgumentError(f"share must be from 0 to 1, got {share}")
-        if mass is not None and not 0 < mass <= 1:
-            raise ArgumentError(f"mass must be above 0 and at most 1, or None, got {mass}")
         self.layer, self.lower, self.labels, self.classes = layer, lower, labels, classes
-        self.share, self.mass, self.replicates, self.seed = share, mass, replicates, seed
+        self.criterion, self.replicates, self.seed = criterion, replicates, seed
         self.taps = Taps.of(module) if module is not None else None
         self.layers = (lower, layer, OUTPUT)
         self.leaf: str | None = layer if self.taps else lower
         self._sums: dict[str, NDArray[Any]] = {}
 
-    def update(self, samples: NDArray[np.int64], outputs: Mapping[str, Tensor]) -> None:
+    def update(self, samples: Int[NDArray[np.int64], " b"], outputs: Mapping[str, Tensor]) -> None:
         """Take in a batch.
 
         Parameters
@@ -326,55 +218,49 @@ class ClassRelevance:
             return
         labels = labels[known]
         rows = torch.from_numpy(known).to(logits.device)
-        attribution = attributed(target, logits, known, labels, retain_graph=self.taps is None)
-        if not np.isfinite(attribution).all():
-            image, channel = np.argwhere(~np.isfinite(attribution))[0]
-            raise self._not_finite(f"the attribution of channel {channel} to the class", samples[known[image]])
+        limit, own = self.criterion, samples[known]
+        attribution = attributed(target, logits, known, labels, clamp=limit.clamp, retain_graph=self.taps is None)
+        self._require_finite(attribution, own, lambda channel: f"the attribution of channel {channel} to the class")
         pooled = self._pooled(outputs[self.lower], target)[rows].double().cpu().numpy().reshape(len(known), -1)
-        if not np.isfinite(pooled).all():
-            image = np.argwhere(~np.isfinite(pooled))[0, 0]
-            raise self._not_finite(f"what {self.lower!r} brings to it", samples[known[image]])
+        self._require_finite(pooled, own, lambda _: f"what {self.lower!r} brings to it")
         positive = attribution.clip(min=0)
         share = positive / np.maximum(positive.sum(axis=1, keepdims=True), np.finfo(float).tiny)
-        self._add(labels, samples[known], carried(attribution, self.share, self.mass), share, pooled)
+        relevant = carried(attribution, limit.share, limit.mass)
+        self._add(labels, own, {"relevant": relevant, "share": share, "pooled": pooled})
 
-    def _not_finite(self, what: str, image: int) -> NonFiniteError:
-        return NonFiniteError(
-            f"layer {self.layer!r}: {what} is NaN or infinite, in image {image}. Check that image, the weights, and "
-            "whether half precision overflows"
-        )
+    def _require_finite(
+        self, values: NDArray[np.float64], samples: NDArray[np.int64], name: Callable[[int], str]
+    ) -> None:
+        for row, column in np.argwhere(~np.isfinite(values)):
+            raise NonFiniteError(
+                f"layer {self.layer!r}: {name(column)} is NaN or infinite, in image {samples[row]}. Check that image, "
+                "the weights, and whether half precision overflows"
+            )
 
     def _pooled(self, lower: Tensor, target: Tensor) -> Tensor:
         """What is summed over a class's images: inputs by kernel weight, or relevance by channel and source."""
         if self.taps is not None:
-            return self.taps.pooled(_full(lower.detach()))
+            return self.taps.pooled(in_single(lower.detach()))
         vectors = []
         channels = target.shape[channel_axis(target)]
         for channel in range(channels):
             start = torch.zeros_like(target)
             start.movedim(channel_axis(target), 1)[:, channel] = 1
             (flow,) = torch.autograd.grad(target, lower, start, retain_graph=channel < channels - 1)
-            vectors.append(by_position(_full(lower.detach()) * _full(flow)).sum(dim=2))
+            vectors.append(by_position(in_single(lower.detach()) * in_single(flow)).sum(dim=2))
         return torch.stack(vectors, dim=1)
 
-    def _add(
-        self,
-        labels: NDArray[np.int64],
-        samples: NDArray[np.int64],
-        relevant: NDArray[np.bool_],
-        share: NDArray[np.float64],
-        pooled: NDArray[np.float64],
-    ) -> None:
+    def _add(self, labels: NDArray[np.int64], samples: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
         if not self._sums:
-            self._sums = self._zeros(relevant.shape[1], pooled.shape[1])
+            self._sums = self._zeros(values["relevant"].shape[1], values["pooled"].shape[1])
         sums = self._sums
-        for label, sample, *values in zip(labels, samples, relevant, share, pooled):
+        for row, (label, sample) in enumerate(zip(labels, samples)):
             weights = np.random.default_rng([self.seed, int(sample)]).poisson(1, self.replicates).astype(np.float32)
             sums["images"][label] += 1
-            for name, value in zip(("relevant", "share", "pooled"), values):
-                sums[name][label] += value
+            for name, value in values.items():
+                sums[name][label] += value[row]
             sums["weights"][label] += weights
-            sums["replicas"][label] += weights[:, None] * values[2].astype(np.float32)
+            sums["replicas"][label] += weights[:, None] * values["pooled"][row].astype(np.float32)
 
     def _zeros(self, channels: int, width: int) -> dict[str, NDArray[Any]]:
         """Empty tables; ``width`` numbers are summed for each class."""
@@ -396,8 +282,6 @@ class ClassRelevance:
 
     def merge(self, other: ClassRelevance) -> None:
         """Take in what another accumulator of the same settings has taken in."""
-        if not other._sums:
-            return
         if not self._sums:
             self._sums = {name: value.copy() for name, value in other._sums.items()}
             return
@@ -467,12 +351,12 @@ class ClassStatistics:
     layer: str
     lower: str
     closed: bool
-    images: NDArray[np.int64]
-    relevant: NDArray[np.int64]
-    share: NDArray[np.float64]
-    pooled: NDArray[np.float64]
-    weights: NDArray[np.float32]
-    replicas: NDArray[np.float32]
+    images: Int[NDArray[np.int64], " classes"]
+    relevant: Int[NDArray[np.int64], "classes channels"]
+    share: Float[NDArray[np.float64], "classes channels"]
+    pooled: Float[NDArray[np.float64], "classes width"]
+    weights: Float[NDArray[np.float32], "classes replicates"]
+    replicas: Float[NDArray[np.float32], "classes replicates width"]
 
     @property
     def channels(self) -> int:
@@ -485,23 +369,27 @@ class ClassStatistics:
         return sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
 
     @property
-    def frequency(self) -> NDArray[np.float64]:
+    def frequency(self) -> Float[NDArray[np.float64], "classes channels"]:
         """float64 ``[classes, channels]``: part of a class's images where the channel is relevant; NaN without any."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.relevant / np.where(self.images, self.images, np.nan)[:, None]
 
-    def relevant_classes(self, channel: int, p: float = 0.75) -> NDArray[np.int64]:
+    def relevant_classes(self, channel: int, p: float = 0.75) -> Int[NDArray[np.int64], " relevant"]:
         """The classes a channel is relevant to: in at least a part ``p`` of their images (the paper's 0.75)."""
         return np.flatnonzero(self.frequency[:, channel] >= p)
 
-    def strongest_classes(self, channel: int, p: float = 0.75) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def strongest_classes(
+        self, channel: int, p: float = 0.75
+    ) -> tuple[Int[NDArray[np.int64], " relevant"], Float[NDArray[np.float64], " relevant"]]:
         """:meth:`relevant_classes`, those in whose images the channel carries most first, and its mean share there."""
         relevant = self.relevant_classes(channel, p)
         share = self.share[relevant, channel] / self.images[relevant]
         order = np.argsort(-share, kind="stable")
         return relevant[order], share[order]
 
-    def arv(self, model: nn.Module, channel: int, classes: Sequence[int] | NDArray[np.int64] | None = None) -> Any:
+    def arv(
+        self, model: nn.Module, channel: int, classes: Sequence[int] | Int[NDArray[np.int64], " classes"] | None = None
+    ) -> Float[NDArray[Any], "classes sources"]:
         """Average relevance vectors of a channel.
 
         ``ARV(c, t)_i = mean over images of t of sum_uv a_i * d(sum_u'v' A_c)/da_i`` (Hesse et al. 2025, section 3.1).
@@ -524,7 +412,9 @@ class ClassStatistics:
         count = np.where(self.images[chosen], self.images[chosen], np.nan)
         return self._vectors(model, channel, self.pooled[chosen]) / count[:, None]
 
-    def arv_replicas(self, model: nn.Module, channel: int, classes: Sequence[int] | NDArray[np.int64]) -> Any:
+    def arv_replicas(
+        self, model: nn.Module, channel: int, classes: Sequence[int] | Int[NDArray[np.int64], " classes"]
+    ) -> Float[NDArray[Any], "classes replicates sources"]:
         """Bootstrap replicates of :meth:`arv`: float64 ``[classes, replicates, sources]``."""
         chosen = np.asarray(classes, dtype=np.int64)
         weights = self.weights[chosen]
@@ -538,80 +428,3 @@ class ClassStatistics:
             return sums.reshape(*sums.shape[:-1], self.channels, -1)[..., channel, :].astype(np.float64)
         weight = dense_weight(get_layer(model, self.layer), channel)
         return np.einsum("...ik,ik->...i", sums.reshape(*sums.shape[:-1], *weight.shape), weight)
-
-
-def closed_form(model: nn.Module, layer: str, lower: str) -> nn.Module | None:
-    """The layer's module if its ARVs are in closed form: a convolution or linear layer, and its own input below.
-
-    Others may compute something else with their weights, so they are left to vector-Jacobian products.
-    """
-    module, target = get_layer(model, layer), Target.parse(layer)
-    # Not of a part of it, and not of windows: what each weight sees in one can't be told from the tokens of all.
-    whole = not target.part and target.batch != FOLDED and Target.parse(lower) == replace(target, part=INPUT)
-    return module if whole and computes_plainly(module) else None
-
-
-def cosine(first: NDArray[np.float64], second: NDArray[np.float64]) -> Any:
-    """Cosine of vectors over the last axis; NaN where one is zero."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        norm = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
-        return (first * second).sum(axis=-1) / np.where(norm > 0, norm, np.nan)
-
-
-def class_pairs(
-    statistics: ClassStatistics, model: nn.Module, names: Sequence[str], *, p: float = 0.75, level: float = 0.95
-) -> pd.DataFrame:
-    """Every channel that is relevant to two classes, with the cosine of its two ARVs.
-
-    Parameters
-    ----------
-    statistics, model
-        What :class:`ClassRelevance` found, and the network.
-    names
-        Of the classes.
-    p
-        A channel is relevant to a class if it is so in at least this part of the class's images.
-    level
-        Of the bootstrap interval.
-
-    Returns
-    -------
-    DataFrame
-        A row for each channel and pair of classes, the most dissimilar first: ``channel``, ``class_1``, ``class_2``,
-        ``cosine`` with its interval ``low`` to ``high``, and ``share_1``, ``share_2``, the mean shares of the positive
-        attribution that the channel carries. Negative cosines are the strongest cases and stay. The cosine is NaN where
-        an ARV is zero, and the interval where a class has fewer than two images; these come last.
-    """
-    import pandas as pd  # late, see pure_nb._imports
-
-    rows: list[dict[str, Any]] = []
-    for channel in range(statistics.channels):
-        classes = statistics.relevant_classes(channel, p)
-        if len(classes) < 2:
-            continue
-        vectors = statistics.arv(model, channel, classes)
-        replicas = statistics.arv_replicas(model, channel, classes)
-        share = statistics.share[classes, channel] / statistics.images[classes]
-        for i, j in combinations(range(len(classes)), 2):
-            spread = cosine(replicas[i], replicas[j])
-            enough = statistics.images[classes[[i, j]]].min() > 1 and np.isfinite(spread).any()
-            low, high = np.nanquantile(spread, [(1 - level) / 2, (1 + level) / 2]) if enough else (np.nan, np.nan)
-            rows.append(
-                {
-                    "channel": channel,
-                    "class_1": names[classes[i]],
-                    "class_2": names[classes[j]],
-                    "cosine": float(cosine(vectors[i], vectors[j])),
-                    "low": low,
-                    "high": high,
-                    "share_1": share[i],
-                    "share_2": share[j],
-                }
-            )
-    columns = ["channel", "class_1", "class_2", "cosine", "low", "high", "share_1", "share_2"]
-    return pd.DataFrame(rows, columns=columns).sort_values("cosine", kind="stable", ignore_index=True)
-
-
-def gamma_polysemantic(pairs: pd.DataFrame, gamma: float = 0.5) -> pd.DataFrame:
-    """The pairs for which a channel is gamma-polysemantic (Hesse et al. 2025, definition 3.1): cosine below gamma."""
-    return pairs[pairs["cosine"] < gamma].reset_index(drop=True)

@@ -1,382 +1,37 @@
-"""Splitting: a channel that means k things becomes k channels and a residual, and the network computes the same.
+"""Splitting: how well the parts of a channel keep its concepts apart, and which threshold does it best.
 
-Hesse et al. (2025, arXiv 2504.12939) do it for two classes; here it is done for any k concepts, be they classes
-or the virtual neurons of PURE. A channel c of a convolution or linear layer is a sum over *sources*, the input channels
-of the layer. Each concept has an average relevance vector (ARV) that says how much each source brings to c on the
-concept's images. A source that clearly belongs to one concept is owned by it (:func:`owners`), the others are shared.
-Then
-
-- ``d_v``, the part of concept v, is c without the sources that *other* concepts own,
-- ``r``, the residual, is c with the shared sources only,
-
-each with c's bias, and ``c = d_1 + ... + d_k - (k - 1) r`` whatever the assignment: every owned source is in one part,
-every shared one in all k, of which the residual takes back k - 1. So the split explains the channel without changing
-what the network does (:func:`split_channel`), and how well it does so can be measured (:func:`part_activations`).
+:mod:`pure_nb.methods.ownership` says which sources of a channel belong to which concept, at any threshold. From that
+follow a part for each concept and a residual (:mod:`pure_nb.methods.rewiring`). How strongly images drive each of them
+can be measured without rewiring a network (:func:`part_activations`), and the threshold chosen by it
+(:func:`choose_rho`), as Hesse et al. (2025) do for two classes.
 """
 
 from __future__ import annotations
 
-import copy
-import difflib
-import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pure_nb.compute.store import write_atomically
-from pure_nb.errors import ArgumentError, LayerError, ModelError, NonFiniteError, StudyWarning
+from pure_nb.errors import ArgumentError, NonFiniteError, StudyWarning
 from pure_nb.images.data import Images, readable
-from pure_nb.methods.relevance import Clamp, attributed, carried
-from pure_nb.network.layers import INPUT, OUTPUT, activations, channel_axis, computes_plainly, get_layer
+from pure_nb.methods._shapes import Bool, Float, Int
+from pure_nb.methods.ownership import Assignment
+from pure_nb.methods.relevance import Criterion, attributed, carried
+from pure_nb.methods.rewiring import channels_from_end, masked_copies, part_masks, split_channel, splittable
+from pure_nb.methods.windows import channel_sources
+from pure_nb.network.layers import INPUT, OUTPUT, activations, channel_axis, get_layer
 from pure_nb.parameters import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RHOS = tuple(round(0.05 * step, 2) for step in range(1, 21))
-"""Thresholds that the paper tries: 0.05, 0.10 ... 1.00."""
-
-SHARED = -1
-"""The owner of a source that belongs to no concept alone."""
-
 Score = Literal["ratio", "bounded"]
-Ownership = Literal["symmetric", "published"]
-Weighted = nn.Conv2d | nn.Linear
-
-
-def owners(arvs: ArrayLike, rho: float, ownership: Ownership = "symmetric") -> NDArray[np.int64]:
-    """Which concept each source belongs to (Hesse et al., their rule for rho where k = 2).
-
-    Source i belongs to concept v if ``rho * ARV_v,i > max over the other concepts w of ARV_w,i``.
-
-    Parameters
-    ----------
-    arvs
-        float ``[k, sources]``: the average relevance vector of each concept, any unit.
-    rho
-        Threshold in (0, 1]. The smaller, the more sources are shared by the symmetric rule.
-    ownership
-        With ``"symmetric"`` negative entries count as 0: relevance is taken as evidence *for* a concept, and the order
-        of the concepts does not matter. ``"published"`` compares as the paper writes it, which turns the comparison
-        around where all entries are negative: with rho below 1 such a source is never shared, and of several concepts
-        that pass, the first gets it.
-
-    Returns
-    -------
-    ndarray
-        int64 ``[sources]``: a concept, 0 to k - 1, or -1 for a shared source. Ties are shared, but for negative ones by
-        the published rule.
-
-    Raises
-    ------
-    ArgumentError
-        If there are fewer than two concepts, an entry is NaN or infinite, rho is out of range, or there is no such
-        rule.
-    """
-    evidence = np.asarray(arvs, dtype=np.float64)
-    if evidence.ndim != 2:
-        raise ArgumentError(f"expected average relevance vectors of shape [k, sources], got {list(evidence.shape)}")
-    if len(evidence) < 2:
-        raise ArgumentError(
-            f"a channel is split between at least two concepts, got {len(evidence)} average relevance vector"
-        )
-    if not np.isfinite(evidence).all():
-        concept, source = np.argwhere(~np.isfinite(evidence))[0]
-        raise ArgumentError(
-            f"the average relevance vector of concept {concept} is {evidence[concept, source]} at source {source}; "
-            "leave out the images that cause it"
-        )
-    if not 0 < rho <= 1:
-        raise ArgumentError(f"rho must be above 0 and at most 1, got {rho}")
-    if ownership not in ("symmetric", "published"):
-        raise ArgumentError(f"ownership must be 'symmetric' or 'published', got {ownership!r}")
-    if ownership == "symmetric":
-        evidence = evidence.clip(min=0)
-    best, largest = np.sort(evidence, axis=0)[:-3:-1].copy(), evidence.argmax(axis=0)
-    rest = np.where(np.arange(len(evidence))[:, None] == largest, best[1], best[0])  # the largest of the others
-    passes = rho * evidence > rest
-    return np.where(passes.any(axis=0), passes.argmax(axis=0), SHARED).astype(np.int64)
-
-
-def channel_sources(module: nn.Module, channel: int) -> slice:
-    """Which channels of a ``Conv2d``'s or ``Linear``'s input are sources of a channel: all, or those of its group."""
-    assert isinstance(module, Weighted)
-    outputs, sources = module.weight.shape[:2]
-    first = 0 if isinstance(module, nn.Linear) else channel // (outputs // module.groups) * sources
-    return slice(first, first + sources)
-
-
-def _axis(module: Weighted) -> int:
-    """Where a layer's channels are, counted from the end, since a convolution also takes a single picture."""
-    return -1 if isinstance(module, nn.Linear) else -3
-
-
-class SplitChannel(nn.Module):
-    """A convolution or linear layer, one of whose channels is put together from its parts.
-
-    Made by :func:`split_channel`, which checks the arguments. The parts are a layer of their own, so they can be
-    studied under the name ``"<layer>.parts"`` like any other: k channels for the concepts, then the residual.
-    Gradients through a split layer are those of the original. The rules of layer-wise relevance propagation are not
-    made for the sum that joins the parts; with them, start at the parts and not above.
-
-    Parameters
-    ----------
-    whole
-        The layer to split; it is kept as it is, as ``whole``.
-    channel
-        The channel of it.
-    owner
-        int64 ``[sources]``: see :func:`owners`.
-    k
-        Number of concepts.
-
-    Attributes
-    ----------
-    whole
-        The original layer. All channels but one are its.
-    parts
-        A layer of the same geometry with k + 1 channels: ``d_1 ... d_k, r``.
-    k
-        Number of concepts.
-    channel, owner
-        Buffers, int64 ``[1]`` and ``[sources]``, so that a saved state holds the split and not its weights only.
-    """
-
-    if TYPE_CHECKING:  # TorchScript does not read annotations that are kept as text
-        channel: Tensor
-        owner: Tensor
-
-    def __init__(self, whole: Weighted, channel: int, owner: NDArray[np.int64], k: int) -> None:
-        super().__init__()
-        self.whole: nn.Module = whole
-        self.parts: nn.Module = _masked(whole, channel, _taken(owner, k))
-        # zennit's canonizers merge a batch norm into the convolution right before it, which must not be the parts.
-        self.join = nn.Identity()
-        # Plain numbers, kept here since the whole, or the parts, may be split in turn; and for TorchScript.
-        self.k = k
-        self.axis = _axis(whole)
-        self.sources = len(owner)
-        self.group = len(whole.weight) // (1 if isinstance(whole, nn.Linear) else whole.groups)
-        device = whole.weight.device
-        self.register_buffer("channel", torch.tensor([channel], device=device))
-        self.register_buffer("owner", torch.tensor(owner, device=device))
-        self.train(whole.training)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """What the whole layer puts out, its channel computed as ``sum_v d_v - (k - 1) r``."""
-        entering = input
-        if input.shape[self.axis] != self.sources:
-            first = self.channel // self.group * self.sources
-            entering = input.index_select(self.axis, first + torch.arange(self.sources, device=input.device))
-        parts = self.parts(entering)
-        concepts = parts.narrow(self.axis, 0, self.k)
-        residual = parts.narrow(self.axis, self.k, 1)
-        joined = concepts.sum(dim=self.axis, keepdim=True) - (self.k - 1) * residual
-        output: Tensor = self.whole(input)
-        # Not in place, as hooks may hold the output.
-        joint: Tensor = self.join(output.index_copy(self.axis, self.channel, joined))
-        return joint
-
-
-def split_channel(model: nn.Module, layer: str, channel: int, owner: ArrayLike, k: int = 2) -> nn.Module:
-    """A copy of a network in which one channel of a layer is split; it computes the same (Hesse et al., disentangling).
-
-    The chapter :doc:`Splitting a channel </book/splitting>` builds it from scratch.
-
-    :func:`save_split` and :func:`load_split` keep it in a file.
-
-    Parameters
-    ----------
-    model
-        Any network; it is left as it is.
-    layer
-        Name of a ``Conv2d`` or ``Linear`` in it. If a channel of it is split already, another one is split beside it.
-    channel
-        A channel of it.
-    owner
-        int64 ``[sources]``: which concept each source belongs to, -1 for shared ones; see :func:`owners`. The sources
-        are the layer's input channels; with groups, those of the channel's group.
-    k
-        Number of concepts, at least 2; some may own nothing.
-
-    Returns
-    -------
-    Module
-        With a :class:`SplitChannel` under the layer's name.
-
-    Raises
-    ------
-    LayerError
-        If the layer is missing or neither a ``Conv2d`` nor a ``Linear``.
-    ArgumentError
-        If it has no such channel.
-    ArgumentError
-        If the owners do not fit the layer or k.
-    """
-    name = layer
-    while isinstance(outer := get_layer(model, layer), SplitChannel):
-        if int(outer.channel) == channel:
-            raise ArgumentError(f"channel {channel} of layer {name!r} is split already; merge_back undoes that")
-        layer += ".whole"
-    module = _splittable(model, layer, channel)
-    owner = np.asarray(owner)
-    sources = module.weight.shape[1]
-    if k < 2:
-        raise ArgumentError(f"a channel is split between at least two concepts, got k={k}")
-    if owner.shape != (sources,) or owner.dtype.kind not in "iu":
-        raise ArgumentError(
-            f"channel {channel} of layer {layer!r} has {sources} sources, so owner must be {sources} integers, got "
-            f"{owner.dtype} {list(owner.shape)}"
-        )
-    if not SHARED <= owner.min() <= owner.max() < k:
-        raise ArgumentError(
-            f"an owner must be a concept from 0 to {k - 1}, or -1 for a shared source, got {owner.min()} to "
-            f"{owner.max()}; pass k, the number of concepts, if there are more"
-        )
-    split = copy.deepcopy(model)
-    inside: Any = get_layer(split, layer)
-    split.set_submodule(layer, SplitChannel(inside, channel, owner.astype(np.int64), k))
-    return split
-
-
-def save_split(model: nn.Module, split: Split, path: Path | str) -> None:
-    """Write the weights of a network with a split channel, and what was split, to a ``.safetensors`` file.
-
-    Parameters
-    ----------
-    model
-        The network that the split was made for, as it was before.
-    split
-        From :meth:`pure_nb.classes.Classes.split`.
-    path
-        The file; written as a whole or not at all.
-    """
-    state = {
-        name: value.contiguous().clone()
-        for name, value in split.model(model).state_dict().items()
-        if isinstance(value, Tensor)  # a module's extra state may be anything
-    }
-    measured = split.activations
-    note = {
-        "layer": measured.layer,
-        "channel": measured.channel,
-        "concepts": split.concepts,
-        "rho": split.rho,
-        "owner": split.owner.tolist(),
-    }
-    metadata = {name: json.dumps(value) for name, value in note.items()}
-    write_atomically(Path(path), lambda temporary: save_file(state, temporary, metadata))
-
-
-def load_split(model: nn.Module, path: Path | str) -> nn.Module:
-    """A copy of a network with the split of a file of :func:`save_split`.
-
-    Parameters
-    ----------
-    model
-        The network that was split, with the same weights and without the split.
-    path
-        The file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    ModelError
-        If it was not written by :func:`save_split`, or holds a split of another network: of another architecture, or
-        with other weights.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            note = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
-        layer, channel, concepts, owner = (note[name] for name in ("layer", "channel", "concepts", "owner"))
-    except (SafetensorError, OSError, KeyError, ValueError) as problem:
-        if not Path(path).is_file():
-            raise
-        raise ModelError(
-            f"{path} is not a file of save_split; expected its tensors and notes: {problem!r}"
-        ) from problem
-    try:
-        split = split_channel(model, layer, channel, np.array(owner), len(concepts))
-        difference = _difference(state, split.state_dict())
-    except (LayerError, ArgumentError) as problem:
-        difference = str(problem)
-    if difference:
-        raise ModelError(
-            f"{path} holds a split of another network than this {type(model).__name__}: {difference}. Give load_split "
-            "the network that was split, with its weights"
-        )
-    return split
-
-
-def _difference(saved: Mapping[str, Tensor], own: Mapping[str, Any]) -> str:
-    """How a network's state differs from a saved one, in words; "" if it does not."""
-    here = {name: value for name, value in own.items() if isinstance(value, Tensor)}
-    for names, where in ((saved.keys() - here.keys(), "in the file"), (here.keys() - saved.keys(), "in the network")):
-        if names:
-            return f"{min(names)!r} is only {where}"
-    for name, value in here.items():
-        there = saved[name]
-        if (value.shape, value.dtype) != (there.shape, there.dtype):
-            first, second = (f"{tensor.dtype} {list(tensor.shape)}" for tensor in (there, value))
-            return f"{name!r} is {first} in the file and {second} in the network"
-    for name, value in here.items():
-        if not torch.equal(value.cpu(), saved[name]):
-            apart = (value.cpu().double() - saved[name].double()).abs().max().item()
-            return f"the weights {name!r} differ by up to {apart:.2g}"
-    return ""
-
-
-def merge_back(model: nn.Module, layer: str) -> nn.Module:
-    """A copy of a network in which a split layer is one plain layer again; it computes the same.
-
-    The channel's weights are put together from those of its parts, ``sum_v d_v - (k - 1) r``. So what was changed in
-    the parts stays changed.
-
-    Parameters
-    ----------
-    model
-        Any network; it is left as it is.
-    layer
-        Name of a layer that :func:`split_channel` has split. All splits of it are undone.
-
-    Raises
-    ------
-    LayerError
-        If the layer is missing or not split.
-    """
-    module = get_layer(model, layer)
-    if not isinstance(module, SplitChannel):
-        split = [name for name, candidate in model.named_modules() if isinstance(candidate, SplitChannel)]
-        raise LayerError(
-            f"layer {layer!r} is a {type(module).__name__} that is not split; split are: "
-            f"{', '.join(map(repr, split)) or 'none'}"
-        )
-    merged = copy.deepcopy(model)
-    merged.set_submodule(layer, _merged(get_layer(merged, layer)))
-    return merged
-
-
-def _merged(module: nn.Module) -> Weighted:
-    """A layer, whether split or not, as a plain one."""
-    if not isinstance(module, SplitChannel):
-        return module  # type: ignore[return-value]
-    whole, parts = _merged(module.whole), _merged(module.parts)
-    with torch.no_grad():
-        for name, joint in whole.named_parameters():
-            part = parts.get_parameter(name).double()  # where k equal weights minus k - 1 of them are exactly one
-            joint[int(module.channel)] = (part[: module.k].sum(dim=0) - (module.k - 1) * part[module.k]).to(joint.dtype)
-    return whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -388,12 +43,10 @@ class PartActivations:
 
     Attributes
     ----------
-    layer, channel
-        What was split.
+    assignment
+        What makes the parts.
     sample
         int64 ``[images]``: numbers of the images.
-    rhos
-        float64 ``[rhos]``: the thresholds of :func:`owners`.
     parts
         float32 ``[images, rhos, k + 1]``: ``d_1+ ... d_k+`` and ``r+``.
     original
@@ -402,27 +55,27 @@ class PartActivations:
         bool ``[images]``: where the channel is relevant to the image's class; everywhere if no class was named.
     signed_parts, signed_original
         As ``parts`` and ``original``, but signed sums.
-    ownership
-        The rule by which the parts were made; see :func:`owners`.
     """
 
-    layer: str
-    channel: int
-    sample: NDArray[np.int64]
-    rhos: NDArray[np.float64]
-    parts: NDArray[np.float32]
-    original: NDArray[np.float32]
-    relevant: NDArray[np.bool_]
-    signed_parts: NDArray[np.float32]
-    signed_original: NDArray[np.float32]
-    ownership: Ownership = "symmetric"
+    assignment: Assignment
+    sample: Int[NDArray[np.int64], " images"]
+    parts: Float[NDArray[np.float32], "images rhos parts"]
+    original: Float[NDArray[np.float32], " images"]
+    relevant: Bool[NDArray[np.bool_], " images"]
+    signed_parts: Float[NDArray[np.float32], "images rhos parts"]
+    signed_original: Float[NDArray[np.float32], " images"]
+
+    @property
+    def rhos(self) -> Float[NDArray[np.float64], " rhos"]:
+        """float64 ``[rhos]``: the thresholds of :func:`pure_nb.methods.ownership.owners`."""
+        return np.array(self.assignment.rhos, dtype=np.float64)
 
     @property
     def k(self) -> int:
         """Number of concepts."""
         return self.parts.shape[2] - 1
 
-    def at(self, rho: float, *, signed: bool = False) -> NDArray[np.float32]:
+    def at(self, rho: float, *, signed: bool = False) -> Float[NDArray[np.float32], "images parts"]:
         """The parts at one threshold, positive or signed: float32 ``[images, k + 1]``.
 
         Raises
@@ -435,7 +88,7 @@ class PartActivations:
             raise ArgumentError(f"rho={rho} was not measured; measured are {self.rhos.tolist()}")
         return (self.signed_parts if signed else self.parts)[:, near[0]]
 
-    def only(self, chosen: NDArray[np.bool_]) -> PartActivations:
+    def only(self, chosen: Bool[NDArray[np.bool_], " images"]) -> PartActivations:
         """Those of some of the images, bool ``[images]``."""
         some: dict[str, Any] = {name: getattr(self, name)[chosen] for name in _BY_IMAGE}
         return replace(self, **some)
@@ -453,16 +106,10 @@ def part_activations(
     model: nn.Module,
     images: Images,
     samples: ArrayLike,
+    assignment: Assignment,
     *,
-    layer: str,
-    channel: int,
-    arvs: ArrayLike,
-    rhos: Sequence[float] = RHOS,
-    ownership: Ownership = "symmetric",
     labels: ArrayLike | None = None,
-    share: float = 0.03,
-    mass: float | None = None,
-    clamp: Clamp = "channels",
+    criterion: Criterion = Criterion(),
     run: Run = Run(),
 ) -> PartActivations:
     """Activations of a channel and of its parts at every threshold, in one pass over some images.
@@ -476,34 +123,25 @@ def part_activations(
         What to run over what.
     samples
         int ``[images]``: numbers of the images wanted.
-    layer, channel
-        A channel of a ``Conv2d`` or ``Linear``.
-    arvs
-        float ``[k, sources]``: see :func:`owners`.
-    rhos, ownership
-        Thresholds, and the rule; see :func:`owners`.
+    assignment
+        The channel, and the sources of its parts.
     labels
         int ``[images]``: the network's output for the class of each image, to find out where the channel is relevant.
-    share, mass
-        When it is; see :func:`pure_nb.methods.relevance.carried`.
-    clamp
-        What of the attribution is set to 0 where it is negative: the sums of whole ``"channels"``, or each of the
-        ``"positions"``, as for the paper's table; see :func:`pure_nb.methods.relevance.attributed`.
+    criterion
+        When it is.
     run
         How it is run.
 
     Raises
     ------
-    LayerError, IndexError
-        As :func:`split_channel`; also for an image that does not exist.
-    ArgumentError
-        As :func:`owners`, and if the vectors do not have an entry for each source.
+    LayerError, ArgumentError
+        As :func:`pure_nb.methods.ownership.owners` and :func:`pure_nb.methods.rewiring.split_channel`; also for an
+        image that does not exist, or if the vectors do not have an entry for each source.
     ImageError
         If an image can't be read.
     NonFiniteError
         If an activation is NaN or infinite.
     """
-    module = _splittable(model, layer, channel)
     samples = np.asarray(samples, dtype=np.int64)
     if samples.ndim != 1 or not len(samples):
         raise ArgumentError(f"samples must be a vector with at least one image, got the shape {list(samples.shape)}")
@@ -511,50 +149,54 @@ def part_activations(
         raise ArgumentError(
             f"image {samples.max()} (lowest {samples.min()}) of {len(images)} images of {images.name!r}"
         )
-    if clamp not in ("channels", "positions"):
-        raise ArgumentError(f"clamp must be 'channels' or 'positions', got {clamp!r}")
-    owner = [owners(arvs, rho, ownership) for rho in rhos]
-    k, sources = np.shape(arvs)
-    if not owner or sources != module.weight.shape[1]:
-        raise ArgumentError(
-            f"channel {channel} of layer {layer!r} has {module.weight.shape[1]} sources, the average relevance vectors "
-            f"have {sources} entries, for {len(owner)} thresholds; pass one entry a source and at least one threshold"
-        )
-    axis, original = _axis(module), np.ones((1, sources), dtype=np.bool_)
-    stacked = _masked(module, channel, np.concatenate([*(_taken(own, k) for own in owner), original]))
-    found = np.empty((2, len(samples), len(rhos) * (k + 1) + 1), dtype=np.float32)  # positive parts, signed sums
-    relevant, classes = np.ones(len(samples), dtype=np.bool_), None if labels is None else np.asarray(labels)
+    stacked, layer, channel = _parts_of(model, assignment), assignment.layer, assignment.channel
+    sources = channel_sources(get_layer(model, layer), channel)
+    pooled, relevant = [], np.ones(len(samples), dtype=np.bool_)
+    classes = None if labels is None else np.asarray(labels)
     entrance = INPUT + layer
     layers, leaf = ([entrance], None) if classes is None else ([entrance, layer, OUTPUT], layer)
     start = 0
     with run.prepared(model), torch.no_grad():
         for batch in readable(images, samples.tolist(), run=run):
             outputs = activations(model, batch.images.to(run.local_device), layers, leaf)
-            entering = outputs[entrance]  # [B, C, H, W] also where the layer wants the channels last
-            entering = entering.movedim(channel_axis(entering), axis)
-            entering = entering.movedim(axis, 0)[channel_sources(module, channel)].movedim(0, axis)
-            signed = stacked(entering).movedim(axis, 1)
-            signed = signed.reshape(*signed.shape[:2], -1).float()
-            pooled = torch.stack([signed.clamp(min=0).sum(dim=2), signed.sum(dim=2)]).cpu().numpy()
-            if not np.isfinite(pooled).all():
-                image = batch.samples[np.flatnonzero(~np.isfinite(pooled).all(axis=(0, 2)))[0]]
+            pooled.append(_pooled(stacked, outputs[entrance], sources))
+            for place in np.flatnonzero(~np.isfinite(pooled[-1]).all(axis=(0, 2))):
                 raise NonFiniteError(
-                    f"channel {channel} of layer {layer!r}, or a part of it, is NaN or infinite for image {image}. "
-                    "Check that image, the weights, and whether half precision overflows"
+                    f"channel {channel} of layer {layer!r}, or a part of it, is NaN or infinite for image "
+                    f"{batch.samples[place]}. Check that image, the weights, and whether half precision overflows"
                 )
-            here = slice(start, start + pooled.shape[1])
-            found[:, here] = pooled
+            here = slice(start, start + len(batch.samples))
             if classes is not None:
-                rows = np.arange(pooled.shape[1])
-                attribution = attributed(outputs[layer], outputs[OUTPUT], rows, classes[here], clamp=clamp)
-                relevant[here] = carried(attribution, share, mass)[:, channel]
+                rows = np.arange(len(batch.samples))
+                attribution = attributed(outputs[layer], outputs[OUTPUT], rows, classes[here], clamp=criterion.clamp)
+                relevant[here] = carried(attribution, criterion.share, criterion.mass)[:, channel]
             start = here.stop
-    parts, signed_parts = found[..., :-1].reshape(2, len(samples), len(rhos), k + 1)
+    found = np.concatenate(pooled, axis=1)
+    parts, signed_parts = found[..., :-1].reshape(2, len(samples), len(assignment.rhos), -1)
     original, signed_original = found[..., -1].copy()
-    tried = np.array(rhos, dtype=np.float64)
-    return PartActivations(
-        layer, channel, samples, tried, parts, original, relevant, signed_parts, signed_original, ownership
-    )
+    return PartActivations(assignment, samples, parts, original, relevant, signed_parts, signed_original)
+
+
+def _parts_of(model: nn.Module, assignment: Assignment) -> nn.Module:
+    """A layer of all parts, ``d_1 ... d_k, r`` for each threshold, and of the channel itself."""
+    layer, channel = assignment.layer, assignment.channel
+    module, sources = splittable(model, layer, channel), assignment.arvs.shape[-1]
+    masks = [part_masks(assignment.owner(rho), assignment.k) for rho in assignment.rhos]
+    if not masks or sources != module.weight.shape[1]:
+        raise ArgumentError(
+            f"channel {channel} of layer {layer!r} has {module.weight.shape[1]} sources, the average relevance vectors "
+            f"have {sources} entries, for {len(masks)} thresholds; pass one entry a source and at least one threshold"
+        )
+    return masked_copies(module, channel, np.concatenate([*masks, np.ones((1, sources), dtype=np.bool_)]))
+
+
+def _pooled(parts: nn.Module, entering: Tensor, sources: slice) -> NDArray[np.float32]:
+    """What a layer puts out, over its positions: the sums of its positive parts, and signed: ``[2, B, outputs]``."""
+    axis = channels_from_end(parts)
+    entering = entering.movedim(channel_axis(entering), axis)  # [B, C, H, W] also where the layer wants them last
+    signed = parts(entering.movedim(axis, 0)[sources].movedim(0, axis)).movedim(axis, 1)
+    signed = signed.reshape(*signed.shape[:2], -1).float()
+    return torch.stack([signed.clamp(min=0).sum(dim=2), signed.sum(dim=2)]).cpu().numpy()
 
 
 def choose_rho(activations: PartActivations, labels: ArrayLike, *, score: Score = "bounded") -> pd.DataFrame:
@@ -590,25 +232,25 @@ def choose_rho(activations: PartActivations, labels: ArrayLike, *, score: Score 
     """
     import pandas as pd  # late, see pure_nb._imports
 
-    if score not in ("ratio", "bounded"):
+    if score not in get_args(Score):
         raise ArgumentError(f"score must be 'ratio' or 'bounded', got {score!r}")
-    k = activations.k
+    k, tiny = activations.k, np.finfo(np.float64).tiny
     label = _labels(labels, len(activations.original), k)
-    empty = sorted(set(range(k)) - set(label.tolist()))
-    if empty:
-        raise ArgumentError(f"concept {empty[0]} has no image; label at least one image for each of the {k} concepts")
+    for concept in range(k):
+        if concept not in label:
+            raise ArgumentError(
+                f"concept {concept} has no image; label at least one image for each of the {k} concepts"
+            )
     concepts = activations.parts[:, :, :k].astype(np.float64)
     own = np.eye(k, dtype=np.bool_)[label][:, None]
     mine, others = (np.where(mask, concepts, 0).sum(axis=2) for mask in (own, ~own))  # [images, rhos]
-    share = mine / np.maximum(mine + others, np.finfo(np.float64).tiny)
     whole = activations.original.astype(np.float64)[:, None]
-    kept = mine / np.maximum(whole, np.finfo(np.float64).tiny)
-    ratio, bounded = (
+    ratio, bounded, kept = (
         np.stack([value[label == concept].mean(axis=0) for concept in range(k)])
-        for value in (mine / (others + 1e-5), share)
+        for value in (mine / (others + 1e-5), mine / np.maximum(mine + others, tiny), mine / np.maximum(whole, tiny))
     )
-    table = pd.DataFrame({"rho": activations.rhos, "ratio": ratio.sum(axis=0), "bounded": bounded.mean(axis=0)})
-    table["kept"] = np.stack([kept[label == concept].mean(axis=0) for concept in range(k)]).mean(axis=0)
+    means = {"ratio": ratio.sum(axis=0), "bounded": bounded.mean(axis=0), "kept": kept.mean(axis=0)}
+    table = pd.DataFrame({"rho": activations.rhos, **means})
     return table.assign(best=np.arange(len(table)) == table[score].to_numpy().argmax())
 
 
@@ -629,32 +271,38 @@ class Split:
         bool ``[images]``: the images that the threshold was chosen on; the others are for validation.
     scores
         Of :func:`choose_rho`.
-    arvs
-        float64 ``[k, sources]``.
     """
 
     concepts: tuple[str, ...]
     activations: PartActivations
-    labels: NDArray[np.int64]
-    training: NDArray[np.bool_]
+    labels: Int[NDArray[np.int64], " images"]
+    training: Bool[NDArray[np.bool_], " images"]
     scores: pd.DataFrame
-    arvs: NDArray[np.float64]
 
     @classmethod
     def chosen(
         cls,
         activations: PartActivations,
-        labels: NDArray[np.int64],
+        labels: Int[NDArray[np.int64], " images"],
         concepts: tuple[str, ...],
-        arvs: NDArray[np.float64],
         score: Score = "bounded",
-        training: NDArray[np.bool_] | None = None,
+        training: Bool[NDArray[np.bool_], " images"] | None = None,
     ) -> Split:
         """Choose the threshold by a score of :func:`choose_rho`, by default on every second image of each concept."""
         if training is None:
             training = every_second(labels)
         scores = choose_rho(activations.only(training), labels[training], score=score)
-        return cls(concepts, activations, labels, training, scores, arvs)
+        return cls(concepts, activations, labels, training, scores)
+
+    @property
+    def assignment(self) -> Assignment:
+        """What makes the parts, at all thresholds."""
+        return self.activations.assignment
+
+    @property
+    def arvs(self) -> Float[NDArray[np.float64], "k sources"]:
+        """float64 ``[k, sources]``: the average relevance vectors of the concepts."""
+        return self.assignment.arvs
 
     @property
     def rho(self) -> float:
@@ -662,9 +310,9 @@ class Split:
         return float(self.scores["rho"][self.scores["best"]].item())
 
     @property
-    def owner(self) -> NDArray[np.int64]:
-        """int64 ``[sources]``: see :func:`owners`."""
-        return owners(self.arvs, self.rho, self.activations.ownership)
+    def owner(self) -> Int[NDArray[np.int64], " sources"]:
+        """int64 ``[sources]``: see :func:`pure_nb.methods.ownership.owners`."""
+        return self.assignment.owner(self.rho)
 
     def table(self) -> pd.DataFrame:
         """How much of the channel each part carries on the validation images where it is relevant (their table 1).
@@ -695,19 +343,20 @@ class Split:
             mine = self.labels == number
             if not (measured.original[chosen & mine] > 0).any():
                 warnings.warn(
-                    f"channel {measured.channel} has no ratios for {concept!r}: of {int((validation & mine).sum())} "
-                    f"validation images it is relevant in {int((chosen & mine).sum())}, and active in none of these",
+                    f"channel {self.assignment.channel} has no ratios for {concept!r}: of "
+                    f"{(validation & mine).sum()} validation images it is relevant in {(chosen & mine).sum()}, and "
+                    "active in none of these",
                     StudyWarning,
                     stacklevel=2,
                 )
         return pd.concat([tables[0], tables[1].drop(columns=["images", "part"])], axis=1)
 
     def model(self, model: nn.Module) -> nn.Module:
-        """A copy of the network with the channel split; see :func:`split_channel`."""
-        return split_channel(model, self.activations.layer, self.activations.channel, self.owner, len(self.concepts))
+        """A copy of the network with the channel split; see :func:`pure_nb.methods.rewiring.split_channel`."""
+        return split_channel(model, self.assignment.layer, self.assignment.channel, self.owner, len(self.concepts))
 
 
-def every_second(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+def every_second(labels: Int[NDArray[np.int64], " images"]) -> Bool[NDArray[np.bool_], " images"]:
     """Bool ``[images]``: the first, third, fifth ... image of each concept."""
     rank = np.zeros(len(labels), dtype=np.int64)
     for concept in np.unique(labels):
@@ -775,53 +424,3 @@ def _labels(labels: ArrayLike, count: int, k: int) -> NDArray[np.int64]:
             f"labels must be concepts from 0 to {k - 1}, got {label.min()} to {label.max()}; leave out images of none"
         )
     return label.astype(np.int64)
-
-
-def _splittable(model: nn.Module, layer: str, channel: int) -> Weighted:
-    """The layer of that name, if its channel can be split."""
-    module: Any = get_layer(model, layer)
-    if not computes_plainly(module):
-        names = [name for name, candidate in model.named_modules() if computes_plainly(candidate) and name]
-        near = difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[:8]
-        raise LayerError(
-            f"layer {layer!r} is a {type(module).__name__}; only a Conv2d or a Linear without hooks or a forward of "
-            "its own can be split, for instance: "
-            f"{', '.join(map(repr, near)) or 'none, this network has none'}"
-        )
-    if not 0 <= channel < len(module.weight):
-        raise ArgumentError(f"channel {channel}: layer {layer!r} has channels 0 to {len(module.weight) - 1}")
-    return module
-
-
-def _taken(owner: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
-    """The sources of each part, bool ``[k + 1, sources]``: a concept's own and the shared ones; last the residual's."""
-    concept = np.array([*range(k), SHARED])[:, None]
-    return (owner == concept) | (owner == SHARED)
-
-
-def _masked(whole: Weighted, channel: int, taken: NDArray[np.bool_]) -> Weighted:
-    """A layer with a copy of one channel for each row of ``taken [outputs, sources]``, with those sources only."""
-    weight = whole.weight.detach()[channel]
-    mask = torch.from_numpy(taken).to(weight.device).reshape(*taken.shape, *[1] * (weight.ndim - 1))
-    masked = empty_like(whole, taken.shape[1], taken.shape[0])
-    with torch.no_grad():
-        masked.weight.copy_(torch.where(mask, weight, weight.new_zeros(())))
-        if whole.bias is not None:
-            masked.bias.fill_(whole.bias[channel])
-    masked.requires_grad_(whole.weight.requires_grad).train(whole.training)
-    return masked
-
-
-def empty_like(whole: Weighted, inputs: int, outputs: int) -> Any:
-    """A layer of the same geometry, without groups and with other widths; its weights are not initialised.
-
-    Drawing random ones would disturb the global state.
-    """
-    common: Any = {"bias": whole.bias is not None, "device": "meta", "dtype": whole.weight.dtype}
-    if isinstance(whole, nn.Linear):
-        like: nn.Module = nn.Linear(inputs, outputs, **common)
-    else:
-        geometry = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-        common |= {name: getattr(whole, name) for name in geometry}
-        like = nn.Conv2d(inputs, outputs, **common)
-    return like.to_empty(device=whole.weight.device)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pure_nb.errors import ArgumentError
+from pure_nb.methods._shapes import Bool, Float, Int
 from pure_nb.methods.null import DRAWS, one_heap
 
 Vectors = NDArray[np.floating[Any]]
@@ -62,8 +63,8 @@ class VirtualNeurons:
         How probable it is that such a draw is as clear.
     """
 
-    labels: NDArray[np.int64]
-    centroids: NDArray[np.float32]
+    labels: Int[NDArray[np.int64], " n"]
+    centroids: Float[NDArray[np.float32], "k d"]
     silhouette: float
     silhouette_gain: float
     p: float
@@ -93,7 +94,7 @@ class VirtualNeurons:
         """
         return (self.effective - 1) * self.silhouette_gain
 
-    def assign(self, vectors: Vectors) -> NDArray[np.int64]:
+    def assign(self, vectors: Float[Vectors, "m d"]) -> Int[NDArray[np.int64], " m"]:
         """The virtual neuron of new images, by their circuits: the nearest centroid.
 
         Parameters
@@ -124,7 +125,7 @@ def on_one_thread(function: Callable[P, T]) -> Callable[P, T]:
     return limited
 
 
-def cluster(vectors: Vectors, k: int, *, n_init: int = 10, seed: int = 0) -> NDArray[np.int64]:
+def cluster(vectors: Float[Vectors, "n d"], k: int, *, n_init: int = 10, seed: int = 0) -> Int[NDArray[np.int64], " n"]:
     """k-means with the paper's settings; the largest cluster is number 0, equally large ones in order of appearance.
 
     The chapter :doc:`Virtual neurons </book/virtual-neurons>` builds it from scratch.
@@ -158,7 +159,9 @@ def cluster(vectors: Vectors, k: int, *, n_init: int = 10, seed: int = 0) -> NDA
     return rank[inverse]
 
 
-def cluster_some(vectors: Vectors, driven: NDArray[np.bool_], k: int, *, seed: int = 0) -> NDArray[np.int64]:
+def cluster_some(
+    vectors: Float[Vectors, "n d"], driven: Bool[NDArray[np.bool_], " n"], k: int, *, seed: int = 0
+) -> Int[NDArray[np.int64], " n"]:
     """:func:`cluster` of those images that drive the neuron; -1 for the others.
 
     Parameters
@@ -177,8 +180,12 @@ def cluster_some(vectors: Vectors, driven: NDArray[np.bool_], k: int, *, seed: i
 
 
 def refitted(
-    vectors: Vectors, parts: NDArray[np.int64], training: NDArray[np.bool_], *, seed: int = 0
-) -> NDArray[np.int64]:
+    vectors: Float[Vectors, "n d"],
+    parts: Int[NDArray[np.int64], " n"],
+    training: Bool[NDArray[np.bool_], " n"],
+    *,
+    seed: int = 0,
+) -> Int[NDArray[np.int64], " n"]:
     """The same number of clusters from some of the vectors alone; each of the others belongs to the nearest.
 
     Parameters
@@ -221,7 +228,7 @@ def refitted(
 
 @on_one_thread
 def virtual_neurons(
-    vectors: Vectors,
+    vectors: Float[Vectors, "n d"],
     k: int | Literal["auto"] = "auto",
     *,
     choices: Sequence[int] = CHOICES,
@@ -310,7 +317,9 @@ def unpacked(arrays: dict[str, NDArray[Any]], note: list[list[int]]) -> list[Vir
     ]
 
 
-def embed(vectors: Vectors, layout: Layout = "umap", *, seed: int = 0) -> NDArray[np.float32]:
+def embed(
+    vectors: Float[Vectors, "n d"], layout: Layout = "umap", *, seed: int = 0
+) -> Float[NDArray[np.float32], "n 2"]:
     """Lay vectors out in the plane, to look at.
 
     Parameters

@@ -9,7 +9,7 @@ circuit is a mixture of theirs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import scipy
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pure_nb.errors import ArgumentError
+from pure_nb.methods._shapes import Float, Int
 from pure_nb.methods.circuits import cuts, normalised, summed
 from pure_nb.methods.virtual import VirtualNeurons, part_name
 from pure_nb.network.layers import channel_axis
@@ -61,9 +62,9 @@ class VirtualLayer(nn.Module):
         If there are no virtual neurons, or their circuits are of different lengths.
     """
 
-    channel: Tensor
-    part: Tensor
-    centroids: Tensor
+    channel: Int[Tensor, " v"]
+    part: Int[Tensor, " v"]
+    centroids: Float[Tensor, "v lower"]
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class VirtualLayer(nn.Module):
         parts = {int(channel): study.virtual_of(int(channel)) for channel in wanted}
         return cls(study.model, p.target, p.lower, parts, p.rule, p.seed, assign)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """Activations of the virtual neurons.
 
         Parameters
@@ -129,15 +130,19 @@ class VirtualLayer(nn.Module):
         shares = torch.from_numpy(share).to(values)
         return (shares.reshape(*share.shape, *[1] * (values.ndim - 2)) * values).movedim(1, axis)
 
-    def _shares(self, vectors: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.float64]:
-        """What each virtual neuron of a channel gets of its activation, ``[b, k]``, given the circuits."""
+    def _shares(
+        self, vectors: Float[NDArray[np.float32], "b d"], centroids: Float[NDArray[np.float32], "k d"]
+    ) -> Float[NDArray[np.float64], "b k"]:
+        """What each virtual neuron of a channel gets of its activation, given the circuits."""
         if self.assign == "mixture":
             return np.stack([mixture(vector, centroids) for vector in vectors])
         nearest = ((vectors[:, None] - centroids) ** 2).sum(axis=2).argmin(axis=1)
         return np.eye(len(centroids))[nearest]
 
 
-def mixture(vector: NDArray[np.floating[Any]], centroids: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def mixture(
+    vector: Float[NDArray[np.floating], " d"], centroids: Float[NDArray[np.floating], "k d"]
+) -> Float[NDArray[np.float64], " k"]:
     """The shares of some mean circuits that together come nearest to a circuit: not negative, and 1 in sum.
 
     Relevance adds up, so the circuit of an image that drove a channel in two ways lies between the two.

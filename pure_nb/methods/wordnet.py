@@ -263,14 +263,9 @@ def synsets(wordnet: WordNet, classes: Sequence[str]) -> pd.DataFrame:
         ``"synset"`` if the class is one, ``"name"`` if it is a word, of which this is the first sense as a
         noun and perhaps not the one meant, and ``"none"``.
     """
-    found = [_resolve(wordnet, name) for name in classes]
-    return pd.DataFrame(
-        {
-            "class": pd.Series(list(classes), dtype=object),
-            "synset": pd.Series([synset and synset.name() for synset, _ in found], dtype=object),
-            "how": pd.Series([how for _, how in found], dtype=object),
-        }
-    )
+    found = [(name, *_resolve(wordnet, name)) for name in classes]
+    rows = [(name, synset and synset.name(), how) for name, synset, how in found]
+    return pd.DataFrame(rows, columns=["class", "synset", "how"], dtype=object)
 
 
 def readable(wordnet: WordNet, name: str) -> str:
