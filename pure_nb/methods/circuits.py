@@ -36,7 +36,7 @@ from pure_nb.parameters import Rule, Run, Seed
 
 @contextmanager
 def cuts(
-    model: nn.Module, example: Tensor, target: str, lower: str | None, rule: Rule | Composite
+    model: nn.Module, example: Float[Tensor, "1 ..."], target: str, lower: str | None, rule: Rule | Composite
 ) -> Iterator[Callable[[Tensor], Cut]]:
     """A network made ready for relevance: on the device, at rest, with the rules in place where there are any.
 
@@ -134,8 +134,8 @@ def propagate(
                 yield rows, relevance, cut.leaf.detach()[: len(rows)], cut.top.detach()[: len(rows)]
 
 
-def summed(relevance: Tensor) -> NDArray[np.float32]:
-    """Relevance vectors out of the relevance of every position: float32 ``[b, channels]``, summed over positions."""
+def summed(relevance: Float[Tensor, "b ..."]) -> Float[NDArray[np.float32], "b channels"]:
+    """Relevance vectors out of the relevance of every position, summed over positions."""
     return by_position(relevance).float().sum(dim=2).cpu().numpy()
 
 

@@ -130,8 +130,10 @@ class VirtualLayer(nn.Module):
         shares = torch.from_numpy(share).to(values)
         return (shares.reshape(*share.shape, *[1] * (values.ndim - 2)) * values).movedim(1, axis)
 
-    def _shares(self, vectors: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.float64]:
-        """What each virtual neuron of a channel gets of its activation, ``[b, k]``, given the circuits."""
+    def _shares(
+        self, vectors: Float[NDArray[np.float32], "b d"], centroids: Float[NDArray[np.float32], "k d"]
+    ) -> Float[NDArray[np.float64], "b k"]:
+        """What each virtual neuron of a channel gets of its activation, given the circuits."""
         if self.assign == "mixture":
             return np.stack([mixture(vector, centroids) for vector in vectors])
         nearest = ((vectors[:, None] - centroids) ** 2).sum(axis=2).argmin(axis=1)
