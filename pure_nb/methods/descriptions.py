@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pure_nb.errors import StudyWarning
+from pure_nb.methods._shapes import Float
 from pure_nb.methods.virtual import Vectors, cluster
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Description:
     vectors: Callable[[], Vectors]
     alone: Callable[[int], Vectors] | None = None
 
-    def of(self, channel: int) -> Vectors:
+    def of(self, channel: int) -> Float[Vectors, "n d"]:
         """The vectors of one channel's references: float ``[n, d]``."""
         return self.alone(channel) if self.alone else self.vectors()[channel]
 

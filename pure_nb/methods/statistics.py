@@ -10,6 +10,7 @@ import scipy
 from numpy.typing import ArrayLike, NDArray
 
 from pure_nb.errors import ArgumentError
+from pure_nb.methods._shapes import Int
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,9 @@ def mean_and_error(values: ArrayLike) -> tuple[float, float]:
     return mean, float(scipy.stats.sem(values)) if len(values) > 1 else float("nan")
 
 
-def resampled(*groups: NDArray[np.int64], draws: int, seed: int | np.random.Generator = 0) -> NDArray[np.int64]:
+def resampled(
+    *groups: Int[NDArray[np.int64], " _"], draws: int, seed: int | np.random.Generator = 0
+) -> Int[NDArray[np.int64], "draws n"]:
     """Bootstrap samples of units such as neurons.
 
     Parameters
