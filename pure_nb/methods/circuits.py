@@ -105,7 +105,7 @@ def propagate(
 
     Raises
     ------
-    IndexError
+    ArgumentError
         If a channel or an image does not exist.
     LayerError
         If a layer can't be used, or the rules of LRP do not fit the network.
@@ -160,10 +160,8 @@ def circuits(
 ) -> Float[NDArray[np.float32], "*pairs lower"]:
     """Relevance vectors of pairs of a channel and an image: PURE's description of the circuit.
 
-    The chapter :doc:`Circuits </book/circuits>` builds it from scratch.
-
     ``r_i = sum_uv R_i(u, v) / (sum_j |sum_uv R_j(u, v)| + 1e-10)`` over the channels i of the lower layer, where R
-    is what :func:`propagate` gives. The chapter *Circuits* builds it from scratch.
+    is what :func:`propagate` gives. The chapter :doc:`Circuits </book/circuits>` builds it from scratch.
 
     Parameters
     ----------
