@@ -170,7 +170,26 @@ def taken_apart(
     *,
     run: Run = Run(progress=False),
 ) -> list[VirtualNeurons]:
-    """Channels taken apart, each by the relevance vectors of the images that drive it; kept in blocks of channels."""
+    """Channels taken apart, each by the relevance vectors of the images that drive it.
+
+    Parameters
+    ----------
+    vectors
+        float32 ``[channels, n, d]``.
+    driven
+        Bool ``[channels, n]``: which of the images drive the channel.
+    parameters
+        How: ``k`` and ``random``.
+    blocks
+        A store for finished blocks of channels, from which it goes on after a stop; none are kept by default.
+    run
+        Its ``progress``.
+
+    Returns
+    -------
+    list of VirtualNeurons
+        One for each channel.
+    """
     from sklearn.utils.parallel import Parallel, delayed  # late, see pure_nb._imports
 
     how: dict[str, Any] = {"k": parameters.k or "auto", "seed": parameters.random}

@@ -236,7 +236,8 @@ class Store:
             if _checksum(path) != manifest["sha256"]:
                 raise ValueError("its bytes do not match the checksum in its manifest")
             return read(path), manifest["note"]
-        except (SafetensorError, ValueError, OSError) as problem:  # also of another user, who keeps it to themselves
+        # Also of another user, who keeps it to themselves.
+        except (SafetensorError, StoreError, ValueError, OSError) as problem:
             reason = f"{path} is not used and will be computed again: {problem}"
             warnings.warn(reason, StoreWarning, stacklevel=3)
             return None
@@ -263,7 +264,7 @@ class Store:
                     found.append(Result.of(path, None, path.rglob("*")))
                 continue
             manifest: dict[str, Any] = {}
-            with suppress(ValueError):
+            with suppress(StoreError):
                 manifest = _read_manifest(path)
             ours = manifest.get("file") == path.name
             # Where the manifest does not say so, the lock does: nothing else is made under one of its name.
@@ -357,15 +358,15 @@ def _stem(path: Path) -> str:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """What the manifest of an artifact says, but for its seal; a ValueError where it is not as it was written."""
+    """What the manifest of an artifact says, but for its seal; raises where it is not as it was written."""
     try:
         manifest: dict[str, Any] = json.loads(_manifest_of(path).read_text(encoding="utf-8"))
         seal = manifest.pop("seal")
         manifest["sha256"], manifest["key"], manifest["note"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-        raise ValueError("its manifest is damaged") from problem
+        raise StoreError("its manifest is damaged") from problem
     if _seal(manifest) != seal:
-        raise ValueError("its manifest does not match its own checksum")
+        raise StoreError("its manifest does not match its own checksum")
     return manifest
 
 

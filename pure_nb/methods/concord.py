@@ -113,7 +113,7 @@ def concord(
     matrix = similarity.loc[names, names].to_numpy(dtype=float)
     place = {name: i for i, name in enumerate(names)}
     known = pairs["cosine"].notna() & pairs["class_1"].isin(names) & pairs["class_2"].isin(names)
-    first, second = (pairs.loc[known, column].map(place).to_numpy() for column in ("class_1", "class_2"))
+    first, second = (pairs.loc[known, column].map(place).to_numpy(dtype=np.int64) for column in ("class_1", "class_2"))
     there = ~np.isnan(matrix[first, second])
     used, first, second = pairs[known][there], first[there], second[there]
     if len(used) < 3:
