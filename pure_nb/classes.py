@@ -146,7 +146,7 @@ class Classes:
         module = closed_form(self.study.model, p.target, p.lower)
         own = ClassRelevance(p.target, p.lower, labels, len(names), module=module, **how)
         own, lost = self.study.swept("classes", self._key(), own, self.labelled)
-        return own.result(), lost
+        return own.result(), self.study.accepted(lost)
 
     @cached_property
     def pairs(self) -> pd.DataFrame:

@@ -196,8 +196,7 @@ class Study:
         """What the channels look at: boxes, pictures, embedders' vectors."""
         return Crops(self)
 
-    # Two names from before classes and crops were objects of their own, as `relevant` of classes: what others have
-    # written to show faults asks for them.
+    # Two names from before, as `relevant` of classes: what others have written to show faults asks for them.
     @property
     def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         return self.classes._labels
@@ -247,16 +246,20 @@ class Study:
 
         # What is kept of an unfinished pass is of no use to a pass that looks for other references, or for none.
         arrays, note = self.results.arrays(step, key, compute, key | ({"with": ranked} if together else {}))
-        if note and not self.run.skip_unreadable:
+        return own.restored(arrays), [Unreadable(*entry) for entry in note]
+
+    def accepted(self, lost: list[Unreadable]) -> list[Unreadable]:
+        """What was left out of results, if that is all right with the user."""
+        if lost and not self.run.skip_unreadable:
             raise ImageError(
-                f"{len(note)} images could not be read and were left out of these results, the first {note[0][1]}; "
+                f"{len(lost)} images could not be read and were left out of these results, the first {lost[0].path}; "
                 "accept that with skip_unreadable=True, or --skip-unreadable"
             )
-        return own.restored(arrays), [Unreadable(*entry) for entry in note]
+        return lost
 
     @cached_property
     def _found(self) -> tuple[References, list[Unreadable]]:
-        """The reference images, and the images that could not be read, if that is all right with the user."""
+        """The reference images, and the images that could not be read."""
         top, lost = self.swept("references", self.key("references"), self._top(), self.images)
         return top.result(), lost
 
@@ -266,12 +269,13 @@ class Study:
     @property
     def references(self) -> References:
         """The reference images of every channel of the target layer; one pass over all images."""
+        self.accepted(self._found[1])
         return self._found[0]
 
     @property
     def skipped(self) -> list[Unreadable]:
         """The images that could not be read, and were left out."""
-        return self._found[1]
+        return self.accepted(self._found[1])
 
     @cached_property
     def circuits(self) -> NDArray[np.float32]:
@@ -380,10 +384,7 @@ class Study:
         return self.results.table("neurons", self.key("neurons"), lambda _: neuron_table(self))
 
     def most_polysemantic(self, count: int = 32) -> list[int]:
-        """The first channels of :attr:`neurons`, without the dead: what an explorer can show of any study.
-
-        ``sorted(study.most_polysemantic())`` are all channels of a small network, and 32 of a large one.
-        """
+        """The first of :attr:`neurons`, without the dead: all of a small network, and what explorers show of any."""
         living = self.neurons.loc[self.references.alive[self.neurons["channel"]], "channel"]
         return [int(channel) for channel in living[:count]]
 

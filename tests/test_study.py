@@ -800,7 +800,7 @@ def test_grey_images_for_a_network_of_colours(tmp_path: Path) -> None:
     expected = Study.of(plain(), colours, "2", "0", n=4, store=tmp_path / "b", progress=False)
     assert (found.references.sample == expected.references.sample).all()
     np.testing.assert_array_equal(found.circuits, expected.circuits)
-    assert (found.assign(0, grey) == expected.assign(0, colours)).all()
+    assert (found.neuron(0).assign(grey) == expected.neuron(0).assign(colours)).all()
     assert found.images.picture(0).shape == (12, 12, 3)
     one = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3)).eval()
     assert Study.of(one, grey, "2", "0", n=4, store=tmp_path / "c").images.tensor(0).shape == (1, 12, 12)
