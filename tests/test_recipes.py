@@ -1,4 +1,4 @@
-"""The recipes: each is run, one after the other, on a small network that has ResNet's layers."""
+"""The recipes: each is run after the first one, which all need, on a small network that has ResNet's layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -74,7 +73,9 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
         patch.setenv("PURE_NB_STORE", str(folder / "store"))
         patch.setattr(torchvision.models, "resnet18", small_resnet)
         patch.setattr(torchvision.models, "vit_b_16", small_vit)
-        yield {"torch": torch, "Path": Path}
+        names: dict[str, Any] = {}
+        exec(RECIPES["recipe-own"][1], names)
+        yield names
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -85,7 +86,7 @@ def test_recipe(name: str, kitchen: dict[str, Any], monkeypatch: pytest.MonkeyPa
         "pure_nb.load_embedder", lambda spec: load("mini-clip" if spec == "clip" else spec), raising=False
     )
     code = RECIPES[name][1].replace('"cuda"', '"cpu"')
-    exec(compile(code, name, "exec"), kitchen)
+    exec(compile(code, name, "exec"), dict(kitchen))
     plt.close("all")
 
 
