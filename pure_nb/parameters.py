@@ -86,12 +86,12 @@ class Parameters:
 
     target: str
     lower: str
-    n: int = field(default=100, metadata={"least": 2, "of": "neurons"})
+    n: int = field(default=100, metadata={"flag": "--n", "least": 2, "of": "neurons"})
     by: By = field(default="max", metadata={"of": "neurons"})
     rule: Rule = field(default="gradient", metadata={"of": "neurons"})
     seed: Seed = field(default="activation", metadata={"flag": "--start", "of": "neurons"})
     crop: Crop = field(default="peak", metadata={"of": "crops"})
-    k: int = field(default=0, metadata={"least": 0, "of": "neurons"})
+    k: int = field(default=0, metadata={"flag": "--k", "least": 0, "of": "neurons"})
     random: int = field(default=0, metadata={"flag": "--seed", "least": 0, "of": "neurons"})
     share: float = field(default=0.03, metadata={"of": "classes"})
     mass: float = field(default=0.0, metadata={"of": "classes"})
