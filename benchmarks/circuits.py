@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from pure_nb._resting import resting
+from pure_nb._resting import frozen_eval
 from pure_nb.compute.sweep import sweep
 from pure_nb.glyphs import glyph_images
 from pure_nb.images.data import Images
@@ -79,7 +79,7 @@ def difference(
 
 def work(model: nn.Module, images: Tensor, lower: str | None = LOWER) -> dict[str, Callable[[], Any]]:
     """What the limit is made of: the forward pass to the target, and the backward pass of the part between."""
-    with resting(model):
+    with frozen_eval(model):
         cut = Cut.at(model, images, lower, TARGET)
 
     def forward() -> None:

@@ -57,7 +57,7 @@ from pure_nb.methods.virtual import virtual_neurons
 from pure_nb.network.models import load_weights
 from pure_nb.study import Study
 
-PATIENCE = 60
+TIMEOUT = 60
 """Seconds after which a trial counts as hanging."""
 
 Outcomes = Counter[tuple[str, str]]
@@ -93,8 +93,10 @@ def network() -> nn.Sequential:
 
 
 def study(folder: Path) -> Study:
-    made = Study.of(network(), Scenes(), "2", "input:2", n=8, k=2, store=folder, batch_size=4)
-    return made.using(progress=False)
+    made = Study.from_model(
+        network(), Scenes(), "2", "input:2", n_references=8, n_clusters=2, store=folder, batch_size=4
+    )
+    return made.replace(progress=False)
 
 
 def results(folder: Path) -> str:
@@ -102,7 +104,7 @@ def results(folder: Path) -> str:
     found = study(folder)
     digest = hashlib.sha256()
     references, classes = found.references, found.classes.statistics
-    for array in (references.sample, references.score, references.position, classes.pooled, classes.replicas):
+    for array in (references.sample, references.score, references.position, classes.pooled, classes.bootstrap_sums):
         digest.update(np.ascontiguousarray(array).tobytes())
     digest.update(np.ascontiguousarray(found.circuits).tobytes())
     digest.update(np.ascontiguousarray(found.crops.boxes).tobytes())
@@ -167,7 +169,7 @@ def killed(count: int, scratch: Path, chance: random.Random) -> Outcomes:
             results(folder)
 
         child, begin = forked(work), time.perf_counter()
-        deadline = begin + (chance.random() * whole if kills < count and not at_write else PATIENCE)
+        deadline = begin + (chance.random() * whole if kills < count and not at_write else TIMEOUT)
         status = 0
         while time.perf_counter() < deadline:
             finished, status = os.waitpid(child, os.WNOHANG)
@@ -177,7 +179,7 @@ def killed(count: int, scratch: Path, chance: random.Random) -> Outcomes:
         else:
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
-            if deadline - begin >= PATIENCE:
+            if deadline - begin >= TIMEOUT:
                 outcomes["killed", "hang"] += 1
                 break
         if os.WIFSIGNALED(status):
@@ -244,10 +246,10 @@ def limited() -> Iterator[None]:
     """Whatever takes too long is ended."""
 
     def late(signal: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"no end after {PATIENCE} s")
+        raise TimeoutError(f"no end after {TIMEOUT} s")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(PATIENCE)
+    signal.alarm(TIMEOUT)
     try:
         yield
     finally:
@@ -302,8 +304,8 @@ crop = 32
 [parameters]
 target = "layer4"
 lower = "layer3"
-n = 4
-k = 2
+n_references = 4
+n_clusters = 2
 [run]
 batch_size = 2
 progress = false

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from pure_nb import load_study
-from pure_nb.benchmark.worlds import World, planted_world
+from pure_nb.benchmark.tasks import Task, planted_task
 from pure_nb.methods.null import STARTS, _clearest, _gram, one_heap
 from pure_nb.methods.virtual import CHOICES, virtual_neurons
 
@@ -99,7 +99,7 @@ def compared(name: str, vectors: Vectors, several: NDArray[np.bool_]) -> dict[st
     low, high = np.quantile(differences, [0.025, 0.975])
     old_p = np.array([one[1] for one in old])
     return {
-        "world": name,
+        "task": name,
         "planted": int(several.sum()),
         "single": int((~several).sum()),
         "auc": roc_auc_score(several, clear),
@@ -113,19 +113,19 @@ def compared(name: str, vectors: Vectors, several: NDArray[np.bool_]) -> dict[st
     }
 
 
-def worlds(shared: Path | None) -> dict[str, World]:
+def tasks(shared: Path | None) -> dict[str, Task]:
     """Where channels are planted."""
     glyphs = load_study("glyphs", progress=False)
-    found = {"glyphs": planted_world(glyphs, 24, null=12)}
+    found = {"glyphs": planted_task(glyphs, 24, self_merged=12)}
     if shared is None:
         return found
     where = {"data": shared / "data" / "cifar10-test", "weights": shared / "models" / "cifar10-resnet20.safetensors"}
     cifar = load_study("cifar10-resnet20", **where, progress=False)
-    found["CIFAR layer3"] = planted_world(cifar, 60, null=30)
-    found["CIFAR layer2"] = planted_world(cifar.using(target="layer2", lower="layer1"), 30, null=15)
+    found["CIFAR layer3"] = planted_task(cifar, 60, self_merged=30)
+    found["CIFAR layer2"] = planted_task(cifar.replace(target="layer2", lower="layer1"), 30, self_merged=15)
     data, weights = shared / "data" / "imagenet-sample", shared / "models" / "imagenet-resnet50.safetensors"
-    photographs = load_study("imagenet-resnet50", data=data, weights=weights, progress=False, n=50)
-    found["ImageNet layer4"] = planted_world(photographs, 60, null=30)
+    photographs = load_study("imagenet-resnet50", data=data, weights=weights, progress=False, n_references=50)
+    found["ImageNet layer4"] = planted_task(photographs, 60, self_merged=30)
     return found
 
 
@@ -138,9 +138,9 @@ def main() -> None:
     args = start(parser)
     if args.detection:
         rows = []
-        for name, world in worlds(args.shared).items():
-            used = (world.k > 1) | world.planting.null
-            rows.append(compared(name, world.circuits(rule="gradient", seed="activation")[used], world.k[used] > 1))
+        for name, task in tasks(args.shared).items():
+            used = (task.k > 1) | task.planting.self_merged
+            rows.append(compared(name, task.circuits(rule="gradient", start="activation")[used], task.k[used] > 1))
         table = pd.DataFrame(rows)
     else:
         table = levels(args.heaps, args.draws)

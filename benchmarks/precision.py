@@ -21,7 +21,7 @@ from common import arguments, report, start
 from sklearn.metrics import adjusted_rand_score
 from torch.utils.data import Subset
 
-from pure_nb.compute.precision import precisely
+from pure_nb.compute.precision import autocast
 from pure_nb.compute.sweep import sweep
 from pure_nb.glyphs import glyph_images
 from pure_nb.images.data import Images
@@ -29,7 +29,7 @@ from pure_nb.images.sources import folder_images
 from pure_nb.loading import load_model
 from pure_nb.methods.circuits import circuits
 from pure_nb.methods.references import TopReferences
-from pure_nb.methods.virtual import cluster
+from pure_nb.methods.virtual import kmeans
 from pure_nb.parameters import Run
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -77,12 +77,12 @@ def main() -> None:
             channel = np.broadcast_to(best[:, None], (len(best), found.n))
             exact = {"references": found, "channel": channel, "sample": found.sample[best]}
         begin = clock()
-        with precisely(args.device, precision):  # what a study does not do, for what is seen here
+        with autocast(args.device, precision):  # what a study does not do, for what is seen here
             vectors = circuits(
                 model, images, exact["channel"], exact["sample"], target="layer4", lower="layer3", run=run
             )
         taken = clock() - begin
-        labels = [cluster(own, 2) for own in vectors]
+        labels = [kmeans(own, 2) for own in vectors]
         if "vectors" not in exact:
             exact |= {"vectors": vectors, "labels": labels, "sweep": swept, "circuits": taken}
         same = [len(np.intersect1d(*pair)) / found.n for pair in zip(found.sample, exact["references"].sample)]

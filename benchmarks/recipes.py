@@ -2,7 +2,7 @@
 
     python benchmarks/recipes.py --shared path/to/shared --out benchmarks/results/recipes.csv
 
-Not a timing but a search: the mean adjusted Rand index of each recipe in several worlds with a known truth, of the
+Not a timing but a search: the mean adjusted Rand index of each recipe in several tasks with a known truth, of the
 shipped network and of the CIFAR-10 ResNet-20. Without --shared only the shipped network takes part. The paper's recipe
 is: circuits from all positions, over the stage below, summed over the positions, divided by their L1 norm, k-means.
 """
@@ -23,28 +23,28 @@ from sklearn.cluster import AgglomerativeClustering
 from pure_nb import Study, load_study
 from pure_nb.benchmark import bench
 from pure_nb.benchmark.contestants import (
-    CEILING,
     CLOSE,
     LAYERS,
-    PAPER,
+    ORACLE,
     PEAK,
+    PURE,
     Contestant,
-    by_density,
-    by_mixture,
-    by_spectrum,
-    ceiling_of,
     circuits_of,
+    gaussian_mixture,
+    hdbscan,
+    oracle_of,
     several_layers,
+    spectral,
 )
-from pure_nb.benchmark.worlds import World, objects_world, planted_world
+from pure_nb.benchmark.tasks import Task, objects_task, planted_task
 from pure_nb.methods.circuits import propagate
-from pure_nb.network.layers import by_position
+from pure_nb.network.layers import flatten_positions
 from pure_nb.parameters import NEAREST
 
 Vectors = NDArray[np.float32]
 
-PAPERS: dict[str, Any] = {"rule": "gradient", "seed": "activation"}
-CLOSES: dict[str, Any] = {"rule": "gradient", "seed": "peak", "lower": NEAREST}
+PAPERS: dict[str, Any] = {"rule": "gradient", "start": "activation"}
+CLOSES: dict[str, Any] = {"rule": "gradient", "start": "peak", "lower": NEAREST}
 
 TRANSFORMS: dict[str, Callable[[Vectors], Vectors]] = {
     "L2 norm": lambda v: v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12),
@@ -55,14 +55,14 @@ TRANSFORMS: dict[str, Callable[[Vectors], Vectors]] = {
 }
 
 
-def by_ward(vectors: Vectors, k: int, seed: int) -> NDArray[np.int64]:
+def ward(vectors: Vectors, k: int, seed: int) -> NDArray[np.int64]:
     """Ward's hierarchical clustering."""
     return np.asarray(AgglomerativeClustering(k).fit_predict(vectors), dtype=np.int64)
 
 
-def absolute(world: World, recipe: dict[str, Any]) -> Vectors:
+def absolute(task: Task, recipe: dict[str, Any]) -> Vectors:
     """Circuits whose relevance is taken without its sign before it is summed over the positions."""
-    study = world.using(**recipe)
+    study = task.replace(**recipe)
     p, sample = study.parameters, study.references.sample
     channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape).ravel()
     found: Any = None
@@ -74,29 +74,29 @@ def absolute(world: World, recipe: dict[str, Any]) -> Vectors:
         target=p.target,
         lower=p.lower,
         rule=p.rule,
-        seed=p.seed,
+        start=p.start,
         run=study.run,
     )
     for rows, relevance, _, _ in flows:
-        values = by_position(relevance).abs().sum(dim=2).numpy()
+        values = flatten_positions(relevance).abs().sum(dim=2).numpy()
         found = np.empty((sample.size, values.shape[1]), np.float32) if found is None else found
         found[rows] = values
     found /= found.sum(axis=1, keepdims=True) + np.float32(1e-10)
-    return world.hidden(np.asarray(found.reshape(*sample.shape, -1)), p.lower)
+    return task.hidden(np.asarray(found.reshape(*sample.shape, -1)), p.lower)
 
 
-def transformed(recipe: dict[str, Any], change: Callable[[Vectors], Vectors]) -> Callable[[World], Vectors]:
+def transformed(recipe: dict[str, Any], change: Callable[[Vectors], Vectors]) -> Callable[[Task], Vectors]:
     """Circuits, and something done to them."""
-    return lambda world: change(world.circuits(**recipe))
+    return lambda task: change(task.circuits(**recipe))
 
 
-def more_references(recipe: dict[str, Any], n: int) -> Callable[[World], NDArray[np.int64]]:
-    """Parts found in the n strongest images, of which the world's own are the first."""
+def more_references(recipe: dict[str, Any], n: int) -> Callable[[Task], NDArray[np.int64]]:
+    """Parts found in the n strongest images, of which the task's own are the first."""
 
-    def answer(world: World) -> NDArray[np.int64]:
-        own = world.truth.shape[1]
-        vectors = world.circuits(**recipe, n=n)
-        return np.stack([bench.by_means(v, int(k), 0)[:own] for v, k in zip(vectors, world.k)])
+    def answer(task: Task) -> NDArray[np.int64]:
+        own = task.truth.shape[1]
+        vectors = task.circuits(**recipe, n_references=n)
+        return np.stack([bench.kmeans(v, int(k), 0)[:own] for v, k in zip(vectors, task.k)])
 
     return answer
 
@@ -105,38 +105,38 @@ def recipes() -> list[Contestant]:
     """All that is tried."""
     paper, close = circuits_of(**PAPERS), circuits_of(**CLOSES)
     found = [
-        Contestant(PAPER, paper),
-        Contestant("seed: one at every position", circuits_of(rule="gradient", seed="unit")),
-        Contestant(f"seed: maximum only ({PEAK})", circuits_of(rule="gradient", seed="peak")),
-        Contestant("rule: LRP", circuits_of(rule="lrp", seed="activation")),
+        Contestant(PURE, paper),
+        Contestant("start: one at every position", circuits_of(rule="gradient", start="unit")),
+        Contestant(f"start: maximum only ({PEAK})", circuits_of(rule="gradient", start="peak")),
+        Contestant("rule: LRP", circuits_of(rule="lrp", start="activation")),
         Contestant("layer: nearest", circuits_of(**{**PAPERS, "lower": NEAREST})),
         Contestant(f"layers: several ({LAYERS})", several_layers),
-        Contestant("without signs", lambda world: absolute(world, PAPERS)),
+        Contestant("without signs", lambda task: absolute(task, PAPERS)),
         *(Contestant(name, transformed(PAPERS, change)) for name, change in TRANSFORMS.items()),
-        Contestant("clusterer: Ward", paper, by_ward),
-        Contestant("clusterer: spectral", paper, by_spectrum),
-        Contestant("clusterer: Gaussian mixture", paper, by_mixture),
-        Contestant("clusterer: HDBSCAN", paper, by_density),
+        Contestant("clusterer: Ward", paper, ward),
+        Contestant("clusterer: spectral", paper, spectral),
+        Contestant("clusterer: Gaussian mixture", paper, gaussian_mixture),
+        Contestant("clusterer: HDBSCAN", paper, hdbscan),
         Contestant("references: 300", more_references(PAPERS, 300)),
         Contestant(f"maximum, nearest ({CLOSE})", close),
-        Contestant(f"{CLOSE}, shortcuts open", lambda world: world.using(**CLOSES).circuits),
+        Contestant(f"{CLOSE}, shortcuts open", lambda task: task.replace(**CLOSES).circuits),
         Contestant(f"{CLOSE}, LRP", circuits_of(**{**CLOSES, "rule": "lrp"})),
-        Contestant(f"{CLOSE}, without signs", lambda world: absolute(world, CLOSES)),
+        Contestant(f"{CLOSE}, without signs", lambda task: absolute(task, CLOSES)),
         *(Contestant(f"{CLOSE}, {name}", transformed(CLOSES, change)) for name, change in TRANSFORMS.items()),
-        Contestant(f"{CLOSE}, Ward", close, by_ward),
-        Contestant(f"{CLOSE}, Gaussian mixture", close, by_mixture),
+        Contestant(f"{CLOSE}, Ward", close, ward),
+        Contestant(f"{CLOSE}, Gaussian mixture", close, gaussian_mixture),
         Contestant(f"{CLOSE}, references: 300", more_references(CLOSES, 300)),
-        Contestant(f"{CEILING}: {PAPER}", ceiling_of(paper)),
-        Contestant(f"{CEILING}: {CLOSE}", ceiling_of(close)),
+        Contestant(f"{ORACLE}: {PURE}", oracle_of(paper)),
+        Contestant(f"{ORACLE}: {CLOSE}", oracle_of(close)),
     ]
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # what is changed here is computed again
-    return [Contestant(one.name, one.answer, one.divide, fingerprint=f"{digest} {one.name}") for one in found]
+    return [Contestant(one.name, one.describe, one.clusterer, fingerprint=f"{digest} {one.name}") for one in found]
 
 
-def worlds(shared: Path | None, count: int) -> dict[str, World]:
+def tasks(shared: Path | None, count: int) -> dict[str, Task]:
     """Where they compete."""
     glyphs = load_study("glyphs", progress=False)
-    found = {"glyphs, objects": objects_world(glyphs), "glyphs, planted": planted_world(glyphs, count)}
+    found = {"glyphs, objects": objects_task(glyphs), "glyphs, planted": planted_task(glyphs, count)}
     if shared is None:
         return found
     cifar: Study = load_study(
@@ -146,27 +146,27 @@ def worlds(shared: Path | None, count: int) -> dict[str, World]:
         progress=False,
     )
     return found | {
-        "CIFAR layer3": planted_world(cifar, count),
-        "CIFAR layer3, similar": planted_world(cifar, count, how="similar"),
-        "CIFAR layer3, k = 3": planted_world(cifar, count, 3),
-        "CIFAR layer2": planted_world(cifar.using(target="layer2", lower="layer1"), count),
-        "CIFAR layer3.0": planted_world(cifar.using(target="layer3.0", lower="layer2"), count),
-        "CIFAR layer3.2.conv2": planted_world(cifar.using(target="layer3.2.conv2"), count),
+        "CIFAR layer3": planted_task(cifar, count),
+        "CIFAR layer3, similar": planted_task(cifar, count, how="similar"),
+        "CIFAR layer3, k = 3": planted_task(cifar, count, 3),
+        "CIFAR layer2": planted_task(cifar.replace(target="layer2", lower="layer1"), count),
+        "CIFAR layer3.0": planted_task(cifar.replace(target="layer3.0", lower="layer2"), count),
+        "CIFAR layer3.2.conv2": planted_task(cifar.replace(target="layer3.2.conv2"), count),
     }
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--shared", type=Path, help="folder with data/cifar10-test and models/")
-    parser.add_argument("--count", type=int, default=60, help="planted channels in each world")
+    parser.add_argument("--count", type=int, default=60, help="planted channels in each task")
     args = start(parser)
     rows: dict[str, dict[str, float]] = {}
-    for name, world in worlds(args.shared, args.count).items():
-        table = bench.run(world, recipes(), choose=False)
+    for name, task in tasks(args.shared, args.count).items():
+        table = bench.run(task, recipes(), choose=False)
         means = table[table["k"] > 1].groupby("method", sort=False)["ari"].mean()
         for method, value in means.items():
             rows.setdefault(str(method), {})[name] = float(value)
-        print(name, len(world.k[world.k > 1]), "channels", flush=True)
+        print(name, len(task.k[task.k > 1]), "channels", flush=True)
     found = pd.DataFrame(rows).T.rename_axis("recipe")
     found["mean"] = found.mean(axis=1)
     print(found.round(2).to_string())

@@ -48,14 +48,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from pure_nb._resting import resting
+from pure_nb._resting import frozen_eval
 from pure_nb.compute.sweep import SHARD, run_shard, sweep
 from pure_nb.figures.render import views
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
-from pure_nb.methods.ownership import RHOS, Assignment, owners
+from pure_nb.methods.ownership import RHOS, Assignment, assign_sources
 from pure_nb.methods.references import References, TopReferences
-from pure_nb.methods.relevance import ClassRelevance, ClassStatistics, carried
+from pure_nb.methods.relevance import ClassRelevance, ClassStatistics, relevant_channels
 from pure_nb.methods.rewiring import split_channel
 from pure_nb.methods.splitting import PartActivations, Split, part_activations
 from pure_nb.methods.windows import closed_form
@@ -110,7 +110,7 @@ class World:
 
     def limit(self, forward: float, backward: float) -> Parts:
         """Bare passes of the whole network, and of the part from its output back to the layer."""
-        with resting(self.model):
+        with frozen_eval(self.model):
             found = activations(self.model, self.batch, [self.layer, OUTPUT], self.layer)
         ones = torch.ones_like(found[OUTPUT])
 
@@ -255,7 +255,7 @@ def class_peer(world: World) -> tuple[NDArray[np.float64], Tensor]:
             init_rel=torch.ones_like,
         )
         share = (result.activations[world.layer] * result.relevances[world.layer]).sum(dim=(2, 3))
-        np.add.at(relevant, labels.numpy(), carried(share.detach().double().numpy()))
+        np.add.at(relevant, labels.numpy(), relevant_channels(share.detach().double().numpy()))
         scores.append(result.activations[TARGET].detach().amax(dim=(2, 3)))
     return relevant, torch.cat(scores).sort(dim=0, descending=True).values[: world.args.n]
 
@@ -360,12 +360,12 @@ def split_peer(world: World, channel: int, vectors: NDArray[np.float64]) -> tupl
         logits = world.model(batch.requires_grad_())
         (flow,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), kept["target"])
         share = (flow * kept["target"].detach()).sum(dim=(2, 3))
-        relevant.append(carried(share.double().numpy())[:, channel])
+        relevant.append(relevant_channels(share.double().numpy())[:, channel])
         entering.append(kept["lower"].detach())
     handle.remove()
     parts: list[Tensor] = []
     for rho in RHOS:
-        split = get_layer(split_channel(world.model, world.layer, channel, owners(vectors, rho)), world.layer)
+        split = get_layer(split_channel(world.model, world.layer, channel, assign_sources(vectors, rho)), world.layer)
         found: list[Tensor] = []
         inside = split.get_submodule("parts").register_forward_hook(
             lambda _, __, output, found=found: found.append(output)

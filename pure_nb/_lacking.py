@@ -51,7 +51,7 @@ class _Asked:
     def own(self) -> Study | None:
         """The study of a layer whose channels can be split, None if there is none."""
         layer = splittable(self.study)
-        return self.study.using(target=layer, lower=INPUT + layer) if layer else None
+        return self.study.replace(target=layer, lower=INPUT + layer) if layer else None
 
     @property
     def without_positions(self) -> str:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="pure-nb",
-    help="Take neurons apart that mean several things at once.",
+    help="Split neurons that mean several things at once into virtual neurons.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
@@ -142,7 +142,7 @@ class Judging:
     embedder: Annotated[
         list[str] | None,
         Option(
-            help="Measures distances (the first), and takes neurons apart as a contestant. Once for each: mini-clip, "
+            help="Measures distances (the first), and splits neurons as a contestant. Once for each: mini-clip, "
             "mini-dino, pixels, clip, dinov2, open_clip:MODEL/TAG, timm:NAME, torchvision:NAME or FILE.py:FUNCTION, "
             "with @FILE for local weights."
         ),
@@ -229,7 +229,7 @@ def command(*wanted: str, name: str | None = None) -> Callable[[Callable[..., No
         def called(**given: Any) -> None:
             given["changes"] = {name: given[name] for name in shared if given[name] is not None}
             with _plainly():
-                function(**{name: _taken(name, one.annotation, given) for name, one in asks.items()})
+                function(**{name: part_masks(name, one.annotation, given) for name, one in asks.items()})
 
         # Its own options come first, then those of the study, which have a heading.
         options = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in (own | shared).values()]
@@ -248,7 +248,7 @@ def _options(kind: Any) -> dict[str, Parameter]:
     return {name: one for name, one in every.items() if get_origin(one.annotation) is Annotated}
 
 
-def _taken(name: str, kind: Any, given: dict[str, Any]) -> Any:
+def part_masks(name: str, kind: Any, given: dict[str, Any]) -> Any:
     """A parameter of a command: what was given, or a dataclass of it."""
     return kind(**{one: given[one] for one in signature(kind).parameters}) if isinstance(kind, type) else given[name]
 
@@ -260,17 +260,17 @@ def _plainly() -> Iterator[None]:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are no UTF-8, as they are
 
-    def mind(message: Warning | str, *_: Any, **__: Any) -> None:
+    def warn(message: Warning | str, *_: Any, **__: Any) -> None:
         if str(message) not in said:
             said.add(str(message))
-            secho(f"Mind: {message}", err=True)
+            secho(f"Warning: {message}", err=True)
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for ours in (StoreWarning, StudyWarning):
                 warnings.simplefilter("always", ours)
-            warnings.showwarning = mind
+            warnings.showwarning = warn
             yield
     except PureError as problem:
         secho(f"Error: {problem}", fg=typer.colors.RED, err=True)

@@ -42,7 +42,7 @@ def placed(
 
 
 @contextmanager
-def resting(
+def frozen_eval(
     model: nn.Module, device: str | torch.device | None = None, layout: torch.memory_format | None = None
 ) -> Iterator[nn.Module]:
     """The model in evaluation mode with frozen weights, :func:`placed` as asked for; all is put back afterwards.

@@ -21,7 +21,7 @@ from pure_nb.images.data import Images
 from pure_nb.images.labels import at_chance, class_labels, seen_labels
 from pure_nb.images.reading import Unreadable, batches
 from pure_nb.images.sources import as_images
-from pure_nb.methods.concord import Concord, concord, similarity_matrix, with_similarities
+from pure_nb.methods.agreement import MantelResult, agreement, similarity_matrix, with_similarities
 from pure_nb.methods.ownership import Assignment, Ownership
 from pure_nb.methods.pairs import class_pairs, gamma_polysemantic
 from pure_nb.methods.relevance import Clamp, ClassRelevance, ClassStatistics, Criterion
@@ -142,10 +142,10 @@ class Classes:
     def _classified(self) -> tuple[ClassStatistics, list[Unreadable]]:
         """The class statistics, and the labelled images that could not be read."""
         p, (labels, names) = self.study.parameters, self._labels
-        how: dict[str, Any] = {"criterion": Criterion(p.share, p.mass or None), "seed": p.random}
+        how: dict[str, Any] = {"criterion": Criterion(p.min_share, p.cumulative_share or None), "seed": p.seed}
         module = closed_form(self.study.model, p.target, p.lower)
         own = ClassRelevance(p.target, p.lower, labels, len(names), module=module, **how)
-        own, lost = self.study.swept("classes", self._key(), own, self.labelled)
+        own, lost = self.study.sweep_on_cluster("classes", self._key(), own, self.labelled)
         return own.result(), self.study.accepted(lost)
 
     @cached_property
@@ -156,13 +156,17 @@ class Classes:
         from it. If there is none, a warning says what would find some.
         """
         p = self.study.parameters
-        found = class_pairs(self.statistics, self.study.model, self.names, p=p.p)
+        found = class_pairs(self.statistics, self.study.model, self.names, min_frequency=p.min_frequency)
         if found.empty:
-            limit = f"mass={p.mass:g}" if p.mass else f"share={p.share:g}"
-            answer = "a larger mass" if p.mass else "mass=0.8, which means the same in every width,"
+            limit = f"cumulative_share={p.cumulative_share:g}" if p.cumulative_share else f"min_share={p.min_share:g}"
+            answer = (
+                "a larger cumulative_share"
+                if p.cumulative_share
+                else "cumulative_share=0.8, which means the same in every width,"
+            )
             warnings.warn(
-                f"no channel of {p.target!r} is relevant to two classes by {limit} in {p.p:.0%} of their images, so "
-                f"there are no pairs; {answer} or a smaller p may find some",
+                f"no channel of {p.target!r} is relevant to two classes by {limit} in {p.min_frequency:.0%} of their "
+                f"images, so there are no pairs; {answer} or a smaller min_frequency may find some",
                 StudyWarning,
                 stacklevel=3,
             )
@@ -192,14 +196,14 @@ class Classes:
         """
         return with_similarities(self.pairs, wordnet or self._wordnet, self._meant(synsets), measures)
 
-    def concord(
+    def agreement(
         self,
         measure: str = "wup",
         wordnet: WordNet | None = None,
         synsets: Mapping[str, str] | None = None,
         **how: Any,
-    ) -> Concord:
-        """Whether similar classes drive the channels through similar sources: cosines against WordNet.
+    ) -> MantelResult:
+        """Whether similar classes activate the channels through similar sources: cosines against WordNet.
 
         Parameters
         ----------
@@ -208,7 +212,7 @@ class Classes:
         wordnet, synsets
             As in :meth:`wordnet_pairs`.
         how
-            Of :func:`pure_nb.methods.concord.concord`: ``permutations``, ``replicates``, ``level``, ``seed``.
+            Of :func:`pure_nb.methods.agreement.agreement`: ``permutations``, ``replicates``, ``level``, ``seed``.
 
         Raises
         ------
@@ -219,7 +223,7 @@ class Classes:
         """
         classes = sorted({*self.pairs["class_1"], *self.pairs["class_2"]})
         likeness = similarity_matrix(wordnet or self._wordnet, classes, self._meant(synsets), measure)
-        return concord(self.pairs, likeness, **how)
+        return agreement(self.pairs, likeness, **how)
 
     def _meant(self, synsets: Mapping[str, str] | None) -> dict[str, str]:
         return {**self.study.images.synsets, **(synsets or {})}
@@ -261,10 +265,10 @@ class Classes:
         score
             By which the threshold is chosen: see :func:`pure_nb.methods.splitting.choose_rho`.
         ownership
-            By which rule sources are owned: see :func:`pure_nb.methods.ownership.owners`.
+            By which rule sources are owned: see :func:`pure_nb.methods.ownership.assign_sources`.
         clamp
             How it is found in which validation images the channel is relevant: see
-            :func:`pure_nb.methods.relevance.attributed`.
+            :func:`pure_nb.methods.relevance.class_attribution`.
         held_out
             If False, all images make the vectors, and the clusters are the neuron's own: the images for validation then
             are so for the threshold only.
@@ -296,7 +300,10 @@ class Classes:
             found = self._class_concepts(channel, classes, halved)
         names, images, samples, concept, training, arvs = found
         assignment = Assignment(p.target, channel, arvs[:, channel_sources(module, channel)], ownership=ownership)
-        how: dict[str, Any] = {"criterion": Criterion(p.share, p.mass or None, clamp), "run": self.study.run}
+        how: dict[str, Any] = {
+            "criterion": Criterion(p.min_share, p.cumulative_share or None, clamp),
+            "run": self.study.run,
+        }
 
         def measured(images: Images, samples: NDArray[np.int64], concept: NDArray[np.int64]) -> PartActivations:
             outputs = None if classes is None else np.array([self.names.index(name) for name in classes])[concept]
@@ -349,15 +356,15 @@ class Classes:
         parts = neuron.virtual
         if parts.k < 2:
             raise StudyError(
-                f"channel {channel} does not fall apart, so there is nothing to split it between; name classes, or ask "
-                "for parts with k=2"
+                f"channel {channel} is not split into parts, so there is nothing to split it between; name classes, or "
+                "ask for parts with n_clusters=2"
             )
         used = np.flatnonzero(parts.labels >= 0)
         vectors, concept = neuron.vectors[used].astype(np.float64), parts.labels[used]
         names = tuple(part_name(part) for part in range(parts.k))
         training = self._fitted(channel, names, concept)
         if halved:
-            concept = refitted(vectors, concept, training, seed=self.study.parameters.random)
+            concept = refitted(vectors, concept, training, seed=self.study.parameters.seed)
         fitted = training if halved else np.ones_like(training)
         arvs = np.stack([vectors[fitted & (concept == part)].mean(axis=0) for part in range(parts.k)])
         return names, self.study.images, neuron.sample[used], concept, training, arvs
@@ -369,8 +376,8 @@ class Classes:
         if classes is None:
             every = np.arange(len(images))
             vectors = self.study._run_circuits(np.full_like(every, channel), every, images=images)
-            driven = vectors.any(axis=1)
-            return every[driven], self.study.neuron(channel).virtual.assign(vectors[driven])
+            active = vectors.any(axis=1)
+            return every[active], self.study.neuron(channel).virtual.predict(vectors[active])
         labels, names = class_labels(images, len(self.names))
         numbers = [names.index(name) if name in names else -2 for name in classes]
         for name, number in zip(classes, numbers):
@@ -404,7 +411,12 @@ class Classes:
         if validation is not None:
             how["validation"] = as_images(validation, "validation")
         asked = {name: getattr(value, "fingerprint", value) for name, value in sorted(how.items())}
-        key = self._key() | {"step": "ratios", "how": FORMAT["ratios"], "p": self.study.parameters.p, "gamma": gamma}
+        key = self._key() | {
+            "step": "ratios",
+            "how": FORMAT["ratios"],
+            "min_frequency": self.study.parameters.min_frequency,
+            "gamma": gamma,
+        }
         return self.study.results.table("ratios", key | asked, lambda _: self._ratios(gamma, how))
 
     def _ratios(self, gamma: float, how: dict[str, Any]) -> pd.DataFrame:
@@ -433,5 +445,5 @@ class Classes:
         return [self.labelled.picture(sample) for sample in chosen.tolist()]
 
     def _key(self) -> dict[str, object]:
-        p, limit = self.study.parameters, "mass" if self.study.parameters.mass else "share"
+        p, limit = self.study.parameters, "mass" if self.study.parameters.cumulative_share else "share"
         return self.study.key("classes") | {limit: getattr(p, limit), "images": self.labelled.fingerprint}

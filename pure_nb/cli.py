@@ -48,11 +48,11 @@ def run(asked: Asked) -> None:
     top, below = found.shapes
     echo(
         f"{found.name}: {top.name} ({top.channels} channels) through {below.name} ({below.channels} channels), "
-        f"{len(found.images)} images, {found.parameters.n} references a neuron, rule {found.parameters.rule}"
+        f"{len(found.images)} images, {found.parameters.n_references} references a neuron, rule {found.parameters.rule}"
     )
-    if found.parameters.n > len(found.images):
+    if found.parameters.n_references > len(found.images):
         echo(f"There are fewer images than references asked for: each neuron gets all {len(found.images)}.")
-    elif 20 * found.parameters.n > len(found.images):
+    elif 20 * found.parameters.n_references > len(found.images):
         echo("The references are more than a twentieth of the images, so the weaker ones mean little: lower --n.")
     for step in ("references", "circuits", "virtual", "neurons"):
         start = perf_counter()
@@ -63,7 +63,7 @@ def run(asked: Asked) -> None:
     table, same = found.neurons, asked.again()
     some = ",".join(str(channel) for channel in table["channel"].head(3))
     count = int((table["q"] <= 0.05).sum())
-    echo(f"{count} of {len(table)} neurons fall apart (false-discovery rate 5 %). Next:")
+    echo(f"{count} of {len(table)} neurons are polysemantic by the test (false-discovery rate 5 %). Next:")
     echo(f"  pure-nb neurons {same}\n  pure-nb plot {same} --neurons {some}")
 
 
@@ -88,7 +88,7 @@ def plot(
     count: Annotated[int, Option(min=1, help="Images in each row.")] = 6,
     out: Annotated[Path, Option(help="Folder for the figures.")] = Path("figures"),
 ) -> None:
-    """Draw neurons taken apart, one PNG each: the three most polysemantic ones, or those named."""
+    """Draw neurons split into parts, one PNG each: the three most polysemantic ones, or those named."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -154,7 +154,7 @@ def arv(
     statistics, names = found.classes.statistics, found.classes.names
     arrays, some = {}, 0
     for number in chosen:
-        classes = statistics.relevant_classes(number, found.parameters.p)
+        classes = statistics.relevant_classes(number, found.parameters.min_frequency)
         if len(classes) or channel is not None:
             echo(f"{number}: {', '.join(names[label] for label in classes) or '-'}")
         some += len(classes) > 0
@@ -222,7 +222,7 @@ def split(
         raise StudyError("--validation needs a study of pictures; glyph scenes are drawn, and not read from a folder")
     judged = None if validation is None else replace(asked, data=validation, changes={}).load().images
     made = found.classes.split(channel, names, **asdict(how), validation=judged)
-    kept = made.scores["kept"][made.scores["best"]].item()
+    kept = made.scores["retained"][made.scores["best"]].item()
     echo(f"rho = {made.rho:g}; sources: {_owned(made)}; a part keeps {kept:.0%} of the channel on its own images")
     print_table(made.table())
     if out is not None:
@@ -294,7 +294,7 @@ def bench(
     field: Contestants,
     out: Annotated[Path, Option(help="Folder for the tables and figures.")] = Path("bench"),
 ) -> None:
-    """Let methods take neurons apart where the right answer is known. Ctrl-C stops it; the same command goes on."""
+    """Let methods split neurons where the right answer is known. Ctrl-C stops it; the same command goes on."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -304,15 +304,15 @@ def bench(
 
     require_place(out)
     own = [load_contestant(specification) for specification in field.add or ()]
-    found = asked.load().using(random=planting.seed)
+    found = asked.load().replace(seed=planting.seed)
     judges = [load_embedder(specification, run=found.run) for specification in field.embedder or ()]
     how: dict[str, Any] = {"only": field.only or (), "baseline": field.baseline, "choose": field.choose}
     weighed = None if planting.strengths is None else decimals(planting.strengths, "--strengths")
-    for world in leaderboards.worlds_of(found, truth, **asdict(planting) | {"strengths": weighed}):
-        made = leaderboards.compete(world, judges, own, **how, seed=planting.seed)
-        echo(leaderboards.words(world))
+    for task in leaderboards.tasks_of(found, truth, **asdict(planting) | {"strengths": weighed}):
+        made = leaderboards.run_benchmark(task, judges, own, **how, seed=planting.seed)
+        echo(leaderboards.words(task))
         print_table(made.board.drop(columns=["low", "high", "auc_low", "auc_high"]))
-        paths = leaderboards.write(made, out / world.study.name, command=asked_command())
+        paths = leaderboards.write(made, out / task.study.name, command=asked_command())
         echo(f"{paths[0]}: the leaderboard, with {len(paths) - 1} files beside it")
 
 
@@ -388,7 +388,7 @@ def stored(
         try:
             gone = Store(path).prune(unwanted)
         except StoreError as problem:  # the others can be tidied all the same
-            secho(f"Mind: {problem}", err=True)
+            secho(f"Warning: {problem}", err=True)
         else:
             echo(f"{path.name}: {len(gone)} results removed, {sum(one.size for one in gone) / 1e6:.1f} MB")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pure_nb.compute.blocks import by_blocks
+from pure_nb.compute.blocks import map_in_blocks
 from pure_nb.compute.results import FORMAT
 from pure_nb.compute.store import Arrays, New, Store
 from pure_nb.errors import EmbedderError, LayerError, StudyWarning
@@ -145,7 +145,7 @@ class Crops:
             name = f"crops to {embedder.name}"
             # An embedder has its own device, and is not sent to a cluster.
             run = replace(self.study.run, client=None, device=self.study.run.local_device)
-            return by_blocks(sample, of, name=name, unit="crop", store=blocks, new=new, run=run)
+            return map_in_blocks(sample, of, name=name, unit="crop", store=blocks, new=new, run=run)
 
         key = self.study.key("boxes") | {
             "step": "embeddings",

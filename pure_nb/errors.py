@@ -32,7 +32,7 @@ class ImageError(PureError):
 
 
 class EmbedderError(PureError):
-    """An embedder that can't be had, or that gives no vectors."""
+    """An embedder that is not available, or that gives no vectors."""
 
 
 class NonFiniteError(PureError):

@@ -47,7 +47,7 @@ from pure_nb.images._fitting import repeated
 from pure_nb.images.data import Images
 from pure_nb.images.sources import Reader, as_images, folder_images, path_images, preprocessing
 from pure_nb.network import models
-from pure_nb.parameters import RUN, Run, checked, word
+from pure_nb.parameters import RUN, Run, check_name, checked
 from pure_nb.study import Study
 
 if sys.version_info >= (3, 11):
@@ -111,7 +111,7 @@ def load_study(
         Folder of results: each study gets a folder of its own in it. By default ``$PURE_NB_STORE``, or the
         user's cache.
     changes
-        As for :meth:`Study.using`: ``n=50``, ``device="cuda"``.
+        As for :meth:`Study.replace`: ``n=50``, ``device="cuda"``.
 
     Returns
     -------
@@ -123,7 +123,7 @@ def load_study(
     StudyError
         If there is no such study, or it is not as expected.
     ModelError, ImageError, LayerError
-        If its network, images or layers can't be had.
+        If its network, images or layers are not available.
     """
     path = Path(source) if Path(source).suffix == ".toml" else STUDIES / f"{source}.toml"
     if not path.is_file():
@@ -143,13 +143,13 @@ def load_study(
         raise StudyError(f"{str(path)!r} lacks the entry {problem}") from problem
     except TypeError as problem:
         raise StudyError(f"{str(path)!r} has an entry that is not known: {problem}") from problem
-    name = word(tables["name"])
+    name = check_name(tables["name"])
     if unknown := set(run) - (set(RUN) - {"client"}):
         raise StudyError(f"{str(path)!r} has an entry in [run] that is not known: {sorted(unknown)[0]!r}")
     # A device that this process lacks may be one that a cluster has.
     run |= {option: changes.pop(option) for option in RUN if option in changes}
     study = Study(name, model, images, checked(tables["parameters"]), Store(store_folder(store) / name), Run(**run))
-    return study.using(**changes)
+    return study.replace(**changes)
 
 
 def shipped_studies() -> list[str]:

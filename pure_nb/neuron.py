@@ -1,4 +1,4 @@
-"""One channel, to look at: its reference images, its circuits, and what it falls apart into."""
+"""One channel, to look at: its reference images, its circuits, and the parts it is split into."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pure_nb.methods.virtual import (
     unpacked,
     virtual_neurons,
 )
-from pure_nb.network.layers import activations, by_position
+from pure_nb.network.layers import activations, flatten_positions
 from pure_nb.parameters import Crop, Parameters, Run
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class Neuron:
 
     study: Study
     channel: int
-    apart: VirtualNeurons | None = None
-    """Taken apart otherwise than the study says, by :meth:`by`."""
+    clusters: VirtualNeurons | None = None
+    """Split otherwise than the study says, by :meth:`with_clusters`."""
 
     def __repr__(self) -> str:
         return f"<Neuron {self.name} of {self.study.name!r}>"
@@ -62,7 +62,7 @@ class Neuron:
 
     @property
     def sample(self) -> NDArray[np.int64]:
-        """int64 ``[n]``: numbers of its reference images, strongest first."""
+        """int64 ``[n]``: indices of its reference images, strongest first."""
         return self.study.references.sample[self.channel]
 
     @property
@@ -82,13 +82,13 @@ class Neuron:
 
     @cached_property
     def virtual(self) -> VirtualNeurons:
-        """The neuron taken apart, as the study's parameters say, or as :meth:`by` did."""
-        return self.apart or self.study.virtual_of(self.channel, self.vectors)
+        """The neuron split into parts, as the study's parameters say, or as :meth:`with_clusters` did."""
+        return self.clusters or self.study.virtual_of(self.channel, self.vectors)
 
-    def by(self, vectors: NDArray[np.float32], k: int) -> Neuron:
-        """The same neuron, taken apart into ``k`` by other descriptions of its reference images, ``[n, d]``."""
-        random = self.study.parameters.random
-        return replace(self, apart=virtual_neurons(vectors, k, draws=0, seed=random))
+    def with_clusters(self, vectors: NDArray[np.float32], k: int) -> Neuron:
+        """The same neuron, split into ``k`` by other descriptions of its reference images, ``[n, d]``."""
+        seed = self.study.parameters.seed
+        return replace(self, clusters=virtual_neurons(vectors, k, draws=0, seed=seed))
 
     @property
     def objects(self) -> NDArray[np.int64] | None:
@@ -130,8 +130,8 @@ class Neuron:
         named = truth.shares(names, max(truth.COMMON, two))
         return ", ".join(f"{name} {share:.0%}" for name, share in named if name)
 
-    def assign(self, images: Any, samples: Sequence[int] | None = None) -> NDArray[np.int64]:
-        """The virtual neurons that new images drive the channel through.
+    def predict(self, images: Any, samples: Sequence[int] | None = None) -> NDArray[np.int64]:
+        """The virtual neurons that new images activate the channel through.
 
         Parameters
         ----------
@@ -141,22 +141,22 @@ class Neuron:
         Returns
         -------
         ndarray
-            int64 ``[samples]``: labels as in :attr:`VirtualNeurons.labels`, with -1 for images that do not drive the
+            int64 ``[samples]``: labels as in :attr:`VirtualNeurons.labels`, with -1 for images that do not activate the
             channel.
         """
         model, run, target = self.study.model, self.study.run, self.study.parameters.target
         images = repeated(model, as_images(images))
         every = np.arange(len(images)) if samples is None else np.asarray(samples, dtype=np.int64)
         vectors = self.study._run_circuits(np.full_like(every, self.channel), every, images=images)
-        driven: list[bool] = []
+        active: list[bool] = []
         with run.prepared(model), torch.inference_mode():
             for batch in readable(images, every.tolist(), run=run):
-                maps = by_position(activations(model, batch.images.to(run.local_device), [target])[target])
-                driven += (maps[:, self.channel].amax(dim=1) > 0).tolist()
-        return np.where(driven, self.virtual.assign(vectors), -1)
+                maps = flatten_positions(activations(model, batch.images.to(run.local_device), [target])[target])
+                active += (maps[:, self.channel].amax(dim=1) > 0).tolist()
+        return np.where(active, self.virtual.predict(vectors), -1)
 
     def plot(self, count: int = 6) -> Figure:
-        """The neuron taken apart, as a picture: its circuits in the plane, and images of each part."""
+        """The neuron split into parts, as a picture: its circuits in the plane, and images of each part."""
         from pure_nb.figures.plots import neuron_figure  # plotting libraries take a second to import
 
         return neuron_figure(self, count)
@@ -164,20 +164,20 @@ class Neuron:
 
 def taken_apart(
     vectors: NDArray[np.float32],
-    driven: NDArray[np.bool_],
+    active: NDArray[np.bool_],
     parameters: Parameters,
     blocks: Store | None = None,
     *,
     run: Run = Run(progress=False),
 ) -> list[VirtualNeurons]:
-    """Channels taken apart, each by the relevance vectors of the images that drive it.
+    """Channels split into parts, each by the relevance vectors of the images that activate it.
 
     Parameters
     ----------
     vectors
         float32 ``[channels, n, d]``.
-    driven
-        Bool ``[channels, n]``: which of the images drive the channel.
+    active
+        Bool ``[channels, n]``: which of the images activate the channel.
     parameters
         How: ``k`` and ``random``.
     blocks
@@ -192,7 +192,7 @@ def taken_apart(
     """
     from sklearn.utils.parallel import Parallel, delayed  # late, see pure_nb._imports
 
-    how: dict[str, Any] = {"k": parameters.k or "auto", "seed": parameters.random}
+    how: dict[str, Any] = {"k": parameters.n_clusters or "auto", "seed": parameters.seed}
     found: list[VirtualNeurons] = []
     bar = progress_bar(desc="virtual", total=len(vectors), unit="neuron", shown=run.progress)
     with bar, Parallel(n_jobs=-1 if len(vectors) >= MANY else 1) as parallel:
@@ -201,8 +201,8 @@ def taken_apart(
             if saved := blocks.load_arrays("block", {"first": first}) if blocks else None:
                 part = unpacked(*saved)
             else:
-                # With seed="unit" those that do not drive it have relevance, too.
-                used = np.where(driven[some, :, None], vectors[some], 0)
+                # With start="unit" those that do not activate it have relevance, too.
+                used = np.where(active[some, :, None], vectors[some], 0)
                 part = list(parallel(delayed(virtual_neurons)(own, **how) for own in used))
                 if blocks:
                     blocks.save_arrays("block", {"first": first}, *packed(part))
@@ -235,5 +235,5 @@ def neuron_table(study: Study) -> pd.DataFrame:
         rows.append(row)
     table = pd.DataFrame(rows)
     table.loc[references.alive, "q"] = false_discovery_control(table.loc[references.alive, "p"])
-    # Of those left whole, whose score is 0, the ones first that come nearest to falling apart.
+    # Of those left whole, whose score is 0, the ones first that come nearest to being split.
     return table.sort_values(["score", "p"], ascending=[False, True], kind="stable", ignore_index=True)

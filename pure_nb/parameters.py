@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pure_nb.compute.cluster import Cluster
 
 Rule = Literal["gradient", "lrp"]
-Seed = Literal["activation", "peak", "unit"]
-By = Literal["max", "mean"]
+Start = Literal["activation", "peak", "unit"]
+RankedBy = Literal["max", "mean"]
 Crop = Literal["peak", "crp", "activation"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -44,33 +44,33 @@ class Parameters:
         The layer L' below, whose channels make up the circuits: a name, input:LAYER, or nearest.
 
         The nearest is the input of the target's last block.
-    n
+    n_references
         Reference images of each neuron.
-    by
+    ranked_by
         What makes an image a reference: its ``"max"`` or ``"mean"`` activation.
     rule
         How relevance is propagated: ``"gradient"`` or ``"lrp"``.
-    seed
+    start
         Where relevance starts: ``"activation"`` (everywhere), ``"peak"``, or ``"unit"``.
 
-        See :func:`pure_nb.network.cut.seeded`.
+        See :func:`pure_nb.network.cut.initial_relevance`.
     crop
         What crops follow: ``"peak"`` (relevance from the maximum), ``"crp"`` (from all), ``"activation"`` (cheap).
 
         For pictures and for embedders. The first is the paper's; see :func:`pure_nb.figures.render.heatmaps`.
-    k
+    n_clusters
         Virtual neurons of each neuron; 0 chooses, neuron by neuron.
-    random
+    seed
         Seed of all that is random.
-    share
+    min_share
         Share of the attribution that makes a channel relevant.
 
         In an image to its class, of the positive attribution.
-    mass
+    cumulative_share
         Instead: the strongest channels that carry this part together.
 
-        With 0, it is the share; see :func:`pure_nb.methods.relevance.carried`.
-    p
+        With 0, it is the share; see :func:`pure_nb.methods.relevance.relevant_channels`.
+    min_frequency
         Part of a class's images in which a relevant channel is so.
     precision
         What the network computes in: ``"float32"``, ``"bfloat16"``, ``"float16"``.
@@ -86,23 +86,23 @@ class Parameters:
 
     target: str
     lower: str
-    n: int = field(default=100, metadata={"flag": "--n", "least": 2, "of": "neurons"})
-    by: By = field(default="max", metadata={"of": "neurons"})
+    n_references: int = field(default=100, metadata={"flag": "--n", "least": 2, "of": "neurons"})
+    ranked_by: RankedBy = field(default="max", metadata={"of": "neurons"})
     rule: Rule = field(default="gradient", metadata={"of": "neurons"})
-    seed: Seed = field(default="activation", metadata={"flag": "--start", "of": "neurons"})
+    start: Start = field(default="activation", metadata={"flag": "--start", "of": "neurons"})
     crop: Crop = field(default="peak", metadata={"of": "crops"})
-    k: int = field(default=0, metadata={"flag": "--k", "least": 0, "of": "neurons"})
+    n_clusters: int = field(default=0, metadata={"flag": "--k", "least": 0, "of": "neurons"})
     random: int = field(default=0, metadata={"flag": "--seed", "least": 0, "of": "neurons"})
-    share: float = field(default=0.03, metadata={"of": "classes"})
-    mass: float = field(default=0.0, metadata={"of": "classes"})
-    p: float = field(default=0.75, metadata={"of": "classes"})
+    min_share: float = field(default=0.03, metadata={"of": "classes"})
+    cumulative_share: float = field(default=0.0, metadata={"of": "classes"})
+    min_frequency: float = field(default=0.75, metadata={"of": "classes"})
     precision: Precision = "float32"
     allow_nondeterministic: bool = False
 
     def __post_init__(self) -> None:
         _check(self)
-        if self.random >= 2**32:  # more than NumPy takes
-            raise StudyError(f"random must be below 2**32, got {self.random}")
+        if self.seed >= 2**32:  # more than NumPy takes
+            raise StudyError(f"seed must be below 2**32, got {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class Run:
     def __post_init__(self) -> None:
         object.__setattr__(self, "device", str(self.device))  # a torch.device, too
         _check(self)
-        if self.client is not None and not hasattr(self.client, "swept"):
+        if self.client is not None and not hasattr(self.client, "sweep_on_cluster"):
             raise StudyError(
                 f"client must come from pure_nb.compute.cluster.connect, got a {type(self.client).__name__}; "
                 "connect also takes the address of a scheduler that runs already"
@@ -180,13 +180,13 @@ class Run:
     def prepared(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
         """Within it, a network is on the local device, laid out as asked for and at rest; all is put back afterwards.
 
-        In evaluation mode and with frozen weights, that is: see :func:`pure_nb._resting.resting`.
+        In evaluation mode and with frozen weights, that is: see :func:`pure_nb._resting.frozen_eval`.
         """
         import torch  # here, as in _require_device
 
-        from pure_nb._resting import resting
+        from pure_nb._resting import frozen_eval
 
-        return resting(model, self.local_device, torch.channels_last if self.channels_last else None)
+        return frozen_eval(model, self.local_device, torch.channels_last if self.channels_last else None)
 
 
 def _require_device(device: str) -> None:
@@ -249,7 +249,7 @@ def file_word(name: object) -> str:
     return re.sub(r"[^\w.-]", "_", str(name), flags=re.ASCII)[:100]
 
 
-def word(name: str) -> str:
+def check_name(name: str) -> str:
     """A study's name, fit for a folder; a name that could lead out of the store is refused."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise StudyError(f"a study's name must be letters, digits, '-', '_' and '.', got {name!r}")

@@ -43,7 +43,7 @@ from pure_nb.network import models
 from pure_nb.network.layers import nearest_below
 from pure_nb.network.shapes import LayerShape, require, survey
 from pure_nb.neuron import Neuron, neuron_table, taken_apart
-from pure_nb.parameters import NEAREST, PARAMETERS, RUN, Parameters, Run, checked, word
+from pure_nb.parameters import NEAREST, PARAMETERS, RUN, Parameters, Run, check_name, checked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,7 @@ SMALL = 4_000
 class Study:
     """A network, its images, what is asked, and the store of what was found.
 
-    Use :func:`load_study` for a study on disk, and :meth:`of` for your own module and data set.
+    Use :func:`load_study` for a study on disk, and :meth:`from_model` for your own module and data set.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class Study:
             object.__setattr__(self, "parameters", replace(p, lower=nearest_below(self.model, p.target)))
 
     @classmethod
-    def of(
+    def from_model(
         cls,
         model: nn.Module,
         images: Any,
@@ -124,22 +124,24 @@ class Study:
         wrapped = repeated(model, as_images(images, name, mean=mean, std=std))
         run = Run(**{option: options.pop(option) for option in RUN if option in options})
         parameters = checked({"target": target, "lower": lower, **options})
-        study = cls(name, model, wrapped, parameters, Store(store_folder(store) / word(name)), run)
+        study = cls(name, model, wrapped, parameters, Store(store_folder(store) / check_name(name)), run)
         study.shapes  # noqa: B018  the layers are checked here, not after hours
         return study
+
+    of = from_model  # as it was called, by what others have written
 
     def __repr__(self) -> str:
         p, known = self.parameters, "?"
         if "fingerprint" in vars(self.images) and "_weights" in vars(self):  # it must take no time
             with suppress(PureError):
                 known = ", ".join(self.known()) or "nothing yet"
-        parts = f"k = {p.k}" if p.k else "as many parts as are clear"
+        parts = f"k = {p.n_clusters}" if p.n_clusters else "as many parts as are clear"
         kept = f"kept in {self.store.folder}" if self.store else "kept nowhere"
         return "\n".join(
             [
                 f"Study {self.name!r}: the channels of {p.target!r} in {type(self.model).__name__}",
                 f"images: {len(self.images):,} of {self.images.name!r}",
-                f"asked: {p.n} references by {p.by}, circuits from {p.lower!r} by {p.rule}, {parts}",
+                f"asked: {p.n_references} references by {p.ranked_by}, circuits from {p.lower!r} by {p.rule}, {parts}",
                 f"known: {known}; {kept}",
                 f"runs: on {self.run.device}, {self.run.batch_size} images at a time",
                 *([f"of one run: {self.unsteady}"] if "shapes" in vars(self) and self.unsteady else []),
@@ -174,8 +176,8 @@ class Study:
         """
         return lacks(self, *needs)
 
-    def using(self, **changes: Any) -> Study:
-        """The same study with other parameters, or run otherwise: ``study.using(rule="lrp", device="cuda")``."""
+    def replace(self, **changes: Any) -> Study:
+        """The same study with other parameters, or run otherwise: ``study.replace(rule="lrp", device="cuda")``."""
         asked = {name: changes.pop(name) for name in PARAMETERS if name in changes}
         how = {name: changes.pop(name) for name in RUN if name in changes}
         parameters = checked({**asdict(self.parameters), **asked})
@@ -226,7 +228,9 @@ class Study:
             example = self.images.example[None].to(self.run.local_device)
             return survey(self.model, example, self.parameters.allow_nondeterministic)
 
-    def swept(self, step: str, key: dict[str, object], own: Any, images: Images) -> tuple[Any, list[Unreadable]]:
+    def sweep_on_cluster(
+        self, step: str, key: dict[str, object], own: Any, images: Images
+    ) -> tuple[Any, list[Unreadable]]:
         """What an accumulator has taken in from all of some images, and those that could not be read and were left out.
 
         Found, or computed in one pass; if the study's references are of the same images and not known yet, the same
@@ -260,11 +264,11 @@ class Study:
     @cached_property
     def _found(self) -> tuple[References, list[Unreadable]]:
         """The reference images, and the images that could not be read."""
-        top, lost = self.swept("references", self.key("references"), self._top(), self.images)
+        top, lost = self.sweep_on_cluster("references", self.key("references"), self._top(), self.images)
         return top.result(), lost
 
     def _top(self) -> TopReferences:
-        return TopReferences(self.parameters.target, self.parameters.n, self.parameters.by)
+        return TopReferences(self.parameters.target, self.parameters.n_references, self.parameters.ranked_by)
 
     @property
     def references(self) -> References:
@@ -297,12 +301,12 @@ class Study:
         return self._run_circuits(np.full_like(sample, channel), sample)
 
     def virtual_of(self, channel: int, vectors: NDArray[np.float32] | None = None) -> VirtualNeurons:
-        """One channel taken apart; it alone where all would take long, by its ``vectors`` if they are at hand."""
+        """One channel split into parts; it alone where all would take long, by its ``vectors`` if they are at hand."""
         self._check(channel)
         if self._whole("virtual"):
             return self.virtual[channel]
         own = self.circuits_of(channel) if vectors is None else vectors
-        return taken_apart(own[None], self.driven[[channel]], self.parameters)[0]
+        return taken_apart(own[None], self.active[[channel]], self.parameters)[0]
 
     def _whole(self, step: str) -> bool:
         """Whether a step is there for all channels, or quickly computed for all."""
@@ -314,10 +318,10 @@ class Study:
 
     @cached_property
     def virtual(self) -> list[VirtualNeurons]:
-        """Every channel taken apart."""
+        """Every channel split into parts."""
 
         def compute(blocks: Store | None) -> tuple[Arrays, Any]:
-            return packed(taken_apart(self.circuits, self.driven, self.parameters, blocks, run=self.run))
+            return packed(taken_apart(self.circuits, self.active, self.parameters, blocks, run=self.run))
 
         return unpacked(*self.results.arrays("virtual", self.key("virtual"), compute))
 
@@ -340,9 +344,9 @@ class Study:
         return self.results.arrays("objects", self.key("objects"), compute)[0]["label"]
 
     @property
-    def driven(self) -> NDArray[np.bool_]:
-        """Bool ``[channels, n]``: which references drive their channel at all, by a positive activation."""
-        return self.references.driven
+    def active(self) -> NDArray[np.bool_]:
+        """Bool ``[channels, n]``: which references activate their channel at all, by a positive activation."""
+        return self.references.active
 
     @cached_property
     def activation_vectors(self) -> dict[str, NDArray[np.float32]]:
@@ -359,7 +363,7 @@ class Study:
         """The circuits of all channels laid out in the plane by UMAP, float32 ``[channels, n, 2]``."""
 
         def compute(_: Store | None) -> tuple[Arrays, None]:
-            return {"points": np.stack([embed(own, seed=self.parameters.random) for own in self.circuits])}, None
+            return {"points": np.stack([embed(own, seed=self.parameters.seed) for own in self.circuits])}, None
 
         return self.results.arrays("layouts", self.key("layouts"), compute)[0]["points"]
 
@@ -368,7 +372,7 @@ class Study:
         self._check(channel)
         if self._whole("layouts"):
             return self.layouts[channel]
-        return embed(self.circuits_of(channel) if vectors is None else vectors, seed=self.parameters.random)
+        return embed(self.circuits_of(channel) if vectors is None else vectors, seed=self.parameters.seed)
 
     @cached_property
     def neurons(self) -> pd.DataFrame:
@@ -403,7 +407,7 @@ class Study:
         self, channel: NDArray[np.int64], sample: NDArray[np.int64], images: Images | None = None, **how: Any
     ) -> NDArray[np.float32]:
         p, quiet = self.parameters, replace(self.run, progress=False)
-        how = {"target": p.target, "lower": p.lower, "rule": p.rule, "seed": p.seed, "run": quiet, **how}
+        how = {"target": p.target, "lower": p.lower, "rule": p.rule, "seed": p.start, "run": quiet, **how}
         return circuits(self.model, self.images if images is None else images, channel, sample, **how)
 
     @property

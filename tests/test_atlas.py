@@ -24,7 +24,7 @@ from pure_nb.errors import ArgumentError, EmbedderError, StudyError
 from pure_nb.glyphs import CLASSES
 from pure_nb.images.data import Images
 from pure_nb.judges.embedders import Embedder
-from pure_nb.methods.virtual import CHOICES, cluster
+from pure_nb.methods.virtual import CHOICES, kmeans
 from pure_nb.show import atlas
 from pure_nb.show.atlas import COLUMNS, CROP, METHODS, WHOLE, Atlas
 from tests.small import noise, picture_folder, plain
@@ -45,8 +45,8 @@ def as_labels(text: str) -> list[int]:
 
 def own_study(images: Any = None, **how: Any) -> Study:
     """A small network on noise."""
-    return Study.of(
-        plain(), noise(30) if images is None else images, "4", "2", n=12, k=2, progress=False, **how
+    return Study.from_model(
+        plain(), noise(30) if images is None else images, "4", "2", n_references=12, n_clusters=2, progress=False, **how
     )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def site(glyph_study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_data_are_what_the_study_found(glyph_study: Study, site: Path) -> None:
     vectors = {
         "circuits": glyph_study.circuits,
-        "circuits (LRP)": glyph_study.using(rule="lrp").circuits,
+        "PURE LRP": glyph_study.replace(rule="lrp").circuits,
         "activations": glyph_study.activation_vectors["activation"],
     }
     for channel in (22, 3, 8):
@@ -75,7 +75,7 @@ def test_data_are_what_the_study_found(glyph_study: Study, site: Path) -> None:
         assert objects is not None
         assert [found["names"][label] for label in found["label"]] == [CLASSES[o].name for o in objects[channel]]
         for name, every in found["parts"].items():
-            expected = [cluster(vectors[name][channel], k) for k in (2, *CHOICES)]
+            expected = [kmeans(vectors[name][channel], k) for k in (2, *CHOICES)]
             assert [as_labels(own) for own in every] == [own.tolist() for own in expected]
             agreement = [adjusted_mutual_info_score(objects[channel], own) for own in expected]
             assert found["agreement"][name] == pytest.approx(agreement, abs=1e-4)
@@ -150,7 +150,7 @@ def test_the_same_bytes_and_nothing_twice(
     atlas.write(glyph_study, again, channels=[22, 3, 8], methods=METHODS, home="../book.html")
     assert drawn == [3]
     assert (again / "crops/3.webp").read_bytes() == (site / "crops/3.webp").read_bytes()
-    other = Atlas(glyph_study.using(k=3), METHODS)
+    other = Atlas(glyph_study.replace(n_clusters=3), METHODS)
     drawn.clear()
     atlas.draw(other, again, [22])  # of other parts: not what is there
     assert drawn == [22]
@@ -171,7 +171,7 @@ def test_classes_that_take_long_are_not_computed(tmp_path: Path, monkeypatch: py
     images = ImageFolder(picture_folder(tmp_path / "pictures", 12, classes=4, size=12), ToTensor())
     study = own_study(images, store=tmp_path / "store")
     assert "pure-nb arv" in Atlas(study).without_classes
-    assert not Atlas(study.using(lower="input:4")).without_classes  # in closed form
+    assert not Atlas(study.replace(lower="input:4")).without_classes  # in closed form
     study.classes.statistics  # noqa: B018
     assert not Atlas(own_study(images, store=tmp_path / "store")).without_classes  # since they are there
 
@@ -182,7 +182,7 @@ def test_dead_neurons_have_a_page_without_pictures(tmp_path: Path) -> None:
         study.model.get_submodule("4").weight[1] = 0
         study.model.get_submodule("4").bias[1] = -1
     atlas.write(study, tmp_path / "atlas")
-    assert "No image drives this neuron" in (tmp_path / "atlas/1.html").read_text(encoding="utf-8")
+    assert "No image activates this neuron" in (tmp_path / "atlas/1.html").read_text(encoding="utf-8")
     assert not (tmp_path / "atlas/crops/1.webp").exists()
     assert "never active" in (tmp_path / "atlas/index.html").read_text(encoding="utf-8")
 
@@ -231,7 +231,7 @@ def test_parts_are_named(glyph_study: Study, tmp_path: Path) -> None:
     made = Atlas(glyph_study, embedder=embedder)
     assert made.names is not None
     for (channel, part), said in made.names.items():
-        assert made.said(channel, part) == ("" if said == "unsure" else said)
+        assert made.label(channel, part) == ("" if said == "unsure" else said)
     assert made.key != Atlas(glyph_study).key
 
 
@@ -258,7 +258,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     toml = tmp_path / "small.toml"
     toml.write_text(
         '[model]\nsource = "glyphnet"\n[images]\nsource = "glyphs"\nlength = 20\n'
-        '[parameters]\ntarget = "layer4"\nlower = "layer3"\nn = 8\n[run]\nprogress = false\n'
+        '[parameters]\ntarget = "layer4"\nlower = "layer3"\nn_references = 8\n[run]\nprogress = false\n'
     )
     out = tmp_path / "atlas"
     command = ["atlas", str(toml), "--out", str(out), "--store", str(tmp_path / "store"), "--neurons", "0-2"]

@@ -21,8 +21,8 @@ from small import Items, noise, plain
 from torch import nn
 
 from pure_nb.benchmark import bench
-from pure_nb.benchmark.bench import DRAWS, calibration, detection, downstream, leaderboard, run, true_owners
-from pure_nb.benchmark.contestants import Contestant, Parts, by_mixture, circuits_of, random_parts
+from pure_nb.benchmark.bench import DRAWS, calibration, detection, downstream, leaderboard, run, true_sources
+from pure_nb.benchmark.contestants import Contestant, Parts, circuits_of, gaussian_mixture, random_parts
 from pure_nb.benchmark.scoring import (
     FEW,
     SCORES,
@@ -33,11 +33,11 @@ from pure_nb.benchmark.scoring import (
     pearson,
     source_f1,
 )
-from pure_nb.benchmark.worlds import World, objects_world, planted_world
+from pure_nb.benchmark.tasks import Task, objects_task, planted_task
 from pure_nb.errors import ArgumentError, ImageError, StudyError, StudyWarning
 from pure_nb.images.data import Images
 from pure_nb.methods.statistics import interval
-from pure_nb.methods.virtual import cluster, virtual_neurons
+from pure_nb.methods.virtual import kmeans, virtual_neurons
 from pure_nb.methods.virtual_layer import Assign, VirtualLayer
 from pure_nb.study import Study
 
@@ -58,11 +58,11 @@ def alone_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "Parallel", lambda n_jobs: Parallel(n_jobs=1))
 
 
-def world_of(folder: Path, target: str = "4", lower: str = "input:4", null: int = 2, **how: Any) -> World:
+def world_of(folder: Path, target: str = "4", lower: str = "input:4", self_merged: int = 2, **how: Any) -> Task:
     """Four merged channels and some nulls in the random network, over thirty images."""
     model = how.pop("model", None) or plain()
-    study = Study.of(model, Items(noise(30)), target, lower, n=24, k=2, store=folder, **how)
-    return planted_world(study.using(progress=False), 4, null=null, seed=1)
+    study = Study.from_model(model, Items(noise(30)), target, lower, n_references=24, n_clusters=2, store=folder, **how)
+    return planted_task(study.replace(progress=False), 4, self_merged=self_merged, seed=1)
 
 
 # ------------------------------------------------------------------------------------------------- parts and things
@@ -164,8 +164,8 @@ def test_agreement_on_paper() -> None:
     assert found["ari"] == pytest.approx(1.2 / 3.7)
     assert found["accuracy"] == pytest.approx(5 / 6)
     assert found["ami"] == pytest.approx(adjusted_slowly(truth.tolist(), labels.tolist()))
-    assert np.isnan(found["ari_clear"])  # six are too few
-    assert list(found) == ["ari", "ami", "accuracy", "ari_clear"]
+    assert np.isnan(found["ari_dominant"])  # six are too few
+    assert list(found) == ["ari", "ami", "accuracy", "ari_dominant"]
     # An unknown reference changes nothing; a stray one is a part like any other.
     again = agreements(ints(*truth, -1), ints(*labels, 0), np.ones(7, dtype=bool))
     assert again == pytest.approx(found, nan_ok=True)
@@ -191,15 +191,15 @@ def test_clear_references_alone() -> None:
     clear = np.arange(40) < FEW
     labels[clear] = 1 - truth[clear]
     found = agreements(truth, labels, clear)
-    assert found["ari_clear"] == 1
+    assert found["ari_dominant"] == 1
     assert found["ari"] < 0.9
     # One fewer is too few, as are those without a truth, or of a single thing.
-    assert np.isnan(agreements(truth, labels, np.arange(40) < FEW - 1)["ari_clear"])
+    assert np.isnan(agreements(truth, labels, np.arange(40) < FEW - 1)["ari_dominant"])
     lost = truth.copy()
     lost[0] = -1
-    assert np.isnan(agreements(lost, labels, clear)["ari_clear"])
+    assert np.isnan(agreements(lost, labels, clear)["ari_dominant"])
     same = np.where(clear, 1, truth)
-    assert np.isnan(agreements(same, labels, clear)["ari_clear"])
+    assert np.isnan(agreements(same, labels, clear)["ari_dominant"])
     assert np.isfinite(agreements(same, labels, clear)["ari"])
 
 
@@ -207,38 +207,38 @@ def test_clear_references_alone() -> None:
 
 
 def test_correlation_on_paper() -> None:
-    brought = np.array([[2, 0], [0, 2], [1, 0], [0, 1]], dtype=np.float32)
+    contributions = np.array([[2, 0], [0, 2], [1, 0], [0, 1]], dtype=np.float32)
     # Each part is its source: 2, 0, 1, 0 and 0, 2, 0, 1.
-    assert part_correlation(brought, ints(0, 1, 0, 1), [0, 1]) == pytest.approx(1)
-    assert part_correlation(brought, ints(7, 3, 7, 3), [0, 1]) == pytest.approx(1)
+    assert part_correlation(contributions, ints(0, 1, 0, 1), [0, 1]) == pytest.approx(1)
+    assert part_correlation(contributions, ints(7, 3, 7, 3), [0, 1]) == pytest.approx(1)
     # One part for both: the whole channel 2, 2, 1, 1 against 2, 0, 1, 0; and nothing against the other.
     # With means 1.5 and 0.75: 0.5 / sqrt(1 * 2.75), halved.
-    assert part_correlation(brought, ints(0, 0, 0, 0), [0, 1]) == pytest.approx(0.5 / 2.75**0.5 / 2)
+    assert part_correlation(contributions, ints(0, 0, 0, 0), [0, 1]) == pytest.approx(0.5 / 2.75**0.5 / 2)
     # Nobody's: nothing correlates.
-    assert part_correlation(brought, ints(-1, -1, -1, -1), [0, 1]) == 0
-    # A part that is never silent, of images that all drive it alike, does not vary.
+    assert part_correlation(contributions, ints(-1, -1, -1, -1), [0, 1]) == 0
+    # A part that is never silent, of images that all activate it alike, does not vary.
     assert part_correlation(np.ones((3, 1)), ints(0, 0, 0), [0]) == 0
 
 
 def test_correlation_is_that_of_a_slow_loop() -> None:
     generator = np.random.default_rng(0)
-    brought = generator.normal(0.5, 1, (30, 3))
+    contributions = generator.normal(0.5, 1, (30, 3))
     labels = generator.integers(-1, 4, 30)
-    labels[:20] = brought[:20].argmax(axis=1)
-    driver = [int(row.argmax()) if row.max() > 0 else -1 for row in brought]
+    labels[:20] = contributions[:20].argmax(axis=1)
+    driver = [int(row.argmax()) if row.max() > 0 else -1 for row in contributions]
     part_of = matched(ints(*driver), labels)
     values = []
     for source in range(3):
-        own = [sum(row) if label == part_of[source] else 0.0 for row, label in zip(brought.tolist(), labels)]
-        first, second = np.array(own) - np.mean(own), brought[:, source] - brought[:, source].mean()
+        own = [sum(row) if label == part_of[source] else 0.0 for row, label in zip(contributions.tolist(), labels)]
+        first, second = np.array(own) - np.mean(own), contributions[:, source] - contributions[:, source].mean()
         values.append(float((first * second).sum() / np.sqrt((first**2).sum() * (second**2).sum())))
-    assert part_correlation(brought, labels, [0, 1, 2]) == pytest.approx(np.mean(values))
+    assert part_correlation(contributions, labels, [0, 1, 2]) == pytest.approx(np.mean(values))
 
 
 def test_columns_beyond_the_sources_do_not_count() -> None:
     """Where groups differ in size the last columns are nothing's."""
-    brought = np.array([[2, 0, 0], [0, 2, 0], [1, 0, 0], [0, 1, 0]], dtype=np.float32)
-    assert part_correlation(brought, ints(0, 1, 0, 1), [0, 1]) == pytest.approx(1)
+    contributions = np.array([[2, 0, 0], [0, 2, 0], [1, 0, 0], [0, 1, 0]], dtype=np.float32)
+    assert part_correlation(contributions, ints(0, 1, 0, 1), [0, 1]) == pytest.approx(1)
 
 
 def test_pearson() -> None:
@@ -272,19 +272,19 @@ def grouped_convolution() -> nn.Sequential:
     ("make", "target"), [(plain, "4"), (grouped_convolution, "2"), (plain, "8")], ids=["plain", "groups", "linear"]
 )
 def test_true_owners_are_those_of_a_slow_loop(tmp_path: Path, make: Any, target: str) -> None:
-    world = world_of(tmp_path, target, f"input:{target}", model=make())
-    found = true_owners(world)
-    assert set(found) == set(np.flatnonzero(world.k > 1).tolist())
+    task = world_of(tmp_path, target, f"input:{target}", model=make())
+    found = true_sources(task)
+    assert set(found) == set(np.flatnonzero(task.k > 1).tolist())
     assert found
-    assert world.planting is not None
+    assert task.planting is not None
     layer = make()[int(target)].double()
     with torch.no_grad():
         below = make()[: int(target)](noise(30)).double()
     seen = set()
     for channel, owner in found.items():
         evidence = []
-        for source, number in enumerate(world.planting.groups[channel]):
-            images = world.study.references.sample[channel][world.truth[channel] == source]
+        for source, number in enumerate(task.planting.groups[channel]):
+            images = task.study.references.sample[channel][task.truth[channel] == source]
             relevance = []
             for i in range(below.shape[1]):
                 # What this input alone makes of the source: the layer without its bias, the other inputs at 0.
@@ -292,7 +292,7 @@ def test_true_owners_are_those_of_a_slow_loop(tmp_path: Path, make: Any, target:
                 alone[:, i] = below[images][:, i]
                 with torch.no_grad():
                     out = (layer(alone) - layer(torch.zeros_like(alone)))[:, number]
-                relevance.append(float(out.sum()) / len(images) * world.planting.weight[channel, number])
+                relevance.append(float(out.sum()) / len(images) * task.planting.weight[channel, number])
             evidence.append(relevance)
         for i, (first, second) in enumerate(zip(*np.maximum(evidence, 0).tolist())):
             expected = 0 if 0.5 * first > second else 1 if 0.5 * second > first else -1
@@ -302,42 +302,44 @@ def test_true_owners_are_those_of_a_slow_loop(tmp_path: Path, make: Any, target:
 
 
 def test_only_what_reads_the_layers_input_has_true_owners(tmp_path: Path) -> None:
-    world = world_of(tmp_path, "5", "3")
-    assert (world.k > 1).any()
-    assert true_owners(world) == {}
-    assert true_owners(World("w", world.base, world.truth, world.share, world.base)) == {}
+    task = world_of(tmp_path, "5", "3")
+    assert (task.k > 1).any()
+    assert true_sources(task) == {}
+    assert true_sources(Task("w", task.base, task.truth, task.share, task.base)) == {}
 
 
 def test_a_broken_image_is_named(tmp_path: Path) -> None:
-    world = world_of(tmp_path)
-    image = int(world.study.references.sample[0, 0])
-    study = replace(world.study, images=Images(Items(noise(30), {image: OSError("gone")})))
-    study.__dict__["_swept"] = study.__dict__["_found"] = world.study.references, []
+    task = world_of(tmp_path)
+    image = int(task.study.references.sample[0, 0])
+    study = replace(task.study, images=Images(Items(noise(30), {image: OSError("gone")})))
+    study.__dict__["_swept"] = study.__dict__["_found"] = task.study.references, []
     with pytest.raises(ImageError, match=f"image {image} .*gone"):
-        true_owners(replace(world, study=study))
+        true_sources(replace(task, study=study))
 
 
 # --------------------------------------------------------------------------------------------------------- a run
 
 
-def told(world: World) -> Parts:
+def told(task: Task) -> Parts:
     """One that knows the truth, to see what a perfect answer scores."""
-    return Parts(world.truth.copy(), owner=true_owners(world))
+    return Parts(task.truth.copy(), owner=true_sources(task))
 
 
-COLUMNS = ["channel", "method", "k", "null", *SCORES, "clarity", "chosen", "labels", "seconds"]
+COLUMNS = ["channel", "method", "k", "null", *SCORES, "silhouette_gain", "chosen", "labels", "seconds"]
 
 
 def test_a_run(tmp_path: Path) -> None:
-    world = world_of(tmp_path)
+    task = world_of(tmp_path)
     entries = [Contestant("told", told), Contestant("random", random_parts), Contestant("PURE", circuits_of())]
-    table = run(world, entries, choose=False)
+    table = run(task, entries, choose=False)
     assert list(table) == COLUMNS
     assert table["method"].tolist() == ["told"] * 6 + ["random"] * 6 + ["PURE"] * 6
     assert table["channel"].tolist() == list(range(6)) * 3
-    assert table["k"].tolist() == world.k.tolist() * 3
-    assert table["null"].tolist() == [False] * 4 + [True] * 2 + [False] * 4 + [True] * 2 + [False] * 4 + [True] * 2
-    assert table["clarity"].isna().all()
+    assert table["k"].tolist() == task.k.tolist() * 3
+    assert (
+        table["self_merged"].tolist() == [False] * 4 + [True] * 2 + [False] * 4 + [True] * 2 + [False] * 4 + [True] * 2
+    )
+    assert table["silhouette_gain"].isna().all()
     assert table["chosen"].isna().all()
     assert (table["seconds"] >= 0).all()
     assert table.groupby("method")["seconds"].nunique().tolist() == [1, 1, 1]
@@ -349,80 +351,80 @@ def test_a_run(tmp_path: Path) -> None:
         assert (perfect[name] == 1).all()
     assert perfect["correlation"].min() > 0.5
     assert table.loc[several & (table["method"] != "told"), "f1"].isna().all()
-    assert world.brought is not None
+    assert task.contributions is not None
     for row in table[several].itertuples():
         assert all(type(label) is int for label in row.labels)
-        labels, truth = ints(*row.labels), world.truth[row.channel]
-        expected = agreements(truth, labels, world.clear[row.channel])
+        labels, truth = ints(*row.labels), task.truth[row.channel]
+        expected = agreements(truth, labels, task.dominant[row.channel])
         for name, value in expected.items():
             assert getattr(row, name) == pytest.approx(value, nan_ok=True)
-        assert row.correlation == part_correlation(world.brought[row.channel], labels, [0, 1])
+        assert row.correlation == part_correlation(task.contributions[row.channel], labels, [0, 1])
         if row.method == "PURE":
-            assert row.labels == circuits_and_means(world, row.channel)
+            assert row.labels == circuits_and_means(task, row.channel)
 
 
-def circuits_and_means(world: World, channel: int) -> list[int]:
-    return cluster(world.study.circuits[channel], int(world.k[channel])).tolist()
+def circuits_and_means(task: Task, channel: int) -> list[int]:
+    return kmeans(task.study.circuits[channel], int(task.k[channel])).tolist()
 
 
 def test_natural_neurons_have_no_sources(glyph_study: Study) -> None:
-    world = objects_world(glyph_study)
-    table = run(world, [Contestant("told", lambda it: it.truth)], choose=False)
+    task = objects_task(glyph_study)
+    table = run(task, [Contestant("told", lambda it: it.truth)], choose=False)
     assert table["correlation"].isna().all()
     assert table["f1"].isna().all()
-    assert table["null"].tolist() == (world.k == 1).tolist()
+    assert table["self_merged"].tolist() == (task.k == 1).tolist()
     several = table["k"] > 1
     assert (table.loc[several, "ari"] == 1).all()
     assert (table.loc[several, "accuracy"] == 1).all()
 
 
 def test_a_dead_neuron_is_no_null(glyph_study: Study) -> None:
-    """It means nothing, and its clarity of exactly 0 makes the detection of the others look good."""
-    study = glyph_study.using()
+    """It means nothing, and its silhouette gain of exactly 0 makes the detection of the others look good."""
+    study = glyph_study.replace()
     score = study.references.score.copy()
     score[3] = 0
     study.__dict__["_swept"] = study.__dict__["_found"] = replace(study.references, score=score), []
-    table = run(objects_world(study), [Contestant("random", random_parts)], choose=False)
-    assert not table["null"][3]
+    table = run(objects_task(study), [Contestant("random", random_parts)], choose=False)
+    assert not table["self_merged"][3]
 
 
 def test_two_of_one_name(tmp_path: Path) -> None:
-    world = world_of(tmp_path, null=0)
+    task = world_of(tmp_path, self_merged=0)
     entries = [Contestant(name, random_parts) for name in ("b", "a", "b", "a")]
     with pytest.raises(StudyError, match="two contestants are called 'a'; name one of them otherwise"):
-        run(world, entries, choose=False)
+        run(task, entries, choose=False)
 
 
 def test_a_contestant_of_the_wrong_shape(tmp_path: Path) -> None:
-    world = world_of(tmp_path, null=0)
+    task = world_of(tmp_path, self_merged=0)
     with pytest.raises(StudyError, match=r"contestant 'odd' returned an array of shape \[4, 7\]"):
-        run(world, [Contestant("odd", lambda _: np.zeros((4, 7)))], choose=False)
+        run(task, [Contestant("odd", lambda _: np.zeros((4, 7)))], choose=False)
 
 
 def test_the_number_of_parts_is_chosen(tmp_path: Path, alone_in_one_process: None) -> None:
-    world = world_of(tmp_path)
-    vectors = circuits_of()(world)
+    task = world_of(tmp_path)
+    vectors = circuits_of()(task)
     entries = [
         Contestant("PURE", circuits_of()),
-        Contestant("mixture", circuits_of(), by_mixture),
+        Contestant("mixture", circuits_of(), gaussian_mixture),
         Contestant("random", random_parts),
         Contestant("own", lambda it: Parts(it.truth, vectors)),
     ]
-    table = run(world, entries)
-    assert table["clarity"].notna().tolist() == [True] * 6 + [False] * 12 + [True] * 6
+    table = run(task, entries)
+    assert table["silhouette_gain"].notna().tolist() == [True] * 6 + [False] * 12 + [True] * 6
     for channel in range(6):
         expected = virtual_neurons(vectors[channel], draws=DRAWS)
         assert table["chosen"][channel] == table["chosen"][18 + channel] == expected.k
-        assert table["clarity"][channel] == expected.silhouette_gain
-    pd.testing.assert_series_equal(table["ari"][:6], run(world, entries[:1], choose=False)["ari"])
+        assert table["silhouette_gain"][channel] == expected.silhouette_gain
+    pd.testing.assert_series_equal(table["ari"][:6], run(task, entries[:1], choose=False)["ari"])
 
 
 @pytest.mark.nightly
 def test_all_cores_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = world_of(tmp_path, null=0)
-    many = run(world, [Contestant("PURE", circuits_of())])
+    task = world_of(tmp_path, self_merged=0)
+    many = run(task, [Contestant("PURE", circuits_of())])
     monkeypatch.setattr(bench, "Parallel", lambda n_jobs: Parallel(n_jobs=1))
-    one = run(world, [Contestant("PURE", circuits_of())])
+    one = run(task, [Contestant("PURE", circuits_of())])
     pd.testing.assert_frame_equal(many.drop(columns="seconds"), one.drop(columns="seconds"))
 
 
@@ -435,9 +437,9 @@ class Counting:
     def __init__(self, answer: Any) -> None:
         self.answer, self.calls = answer, 0
 
-    def __call__(self, world: World) -> Any:
+    def __call__(self, task: Task) -> Any:
         self.calls += 1
-        return self.answer(world)
+        return self.answer(task)
 
 
 def test_answers_are_found_again(tmp_path: Path, alone_in_one_process: None) -> None:
@@ -451,7 +453,7 @@ def test_answers_are_found_again(tmp_path: Path, alone_in_one_process: None) -> 
     first = run(world_of(tmp_path), entries)
     second = run(world_of(tmp_path), entries)
     assert (vectors.calls, labels.calls, owned.calls) == (1, 1, 1)
-    assert entries[3].answer.calls == 2  # type: ignore[attr-defined]
+    assert entries[3].describe.calls == 2  # type: ignore[attr-defined]
     kept = first["method"] != "no fingerprint"
     pd.testing.assert_frame_equal(second[kept], first[kept])  # with the seconds it took when it was computed
     pd.testing.assert_frame_equal(second.drop(columns="seconds"), first.drop(columns="seconds"))
@@ -468,44 +470,44 @@ def test_two_runs_are_the_same_to_the_byte(tmp_path: Path) -> None:
 def test_what_changes_the_answers_is_asked_again(tmp_path: Path) -> None:
     answer = Counting(random_parts)
     one = Contestant("l", answer, fingerprint="1")
-    world = world_of(tmp_path)
-    others: list[tuple[World, Contestant, dict[str, Any]]] = [
-        (world, one, {"seed": 1}),
-        (world, replace(one, fingerprint="2"), {}),
-        (world, replace(one, name="m"), {}),
-        (replace(world, truth=np.roll(world.truth, 1, axis=1)), one, {}),
+    task = world_of(tmp_path)
+    others: list[tuple[Task, Contestant, dict[str, Any]]] = [
+        (task, one, {"seed": 1}),
+        (task, replace(one, fingerprint="2"), {}),
+        (task, replace(one, name="m"), {}),
+        (replace(task, truth=np.roll(task.truth, 1, axis=1)), one, {}),
         (world_of(tmp_path, lower="2"), one, {}),
-        (world_of(tmp_path, random=3), one, {}),
+        (world_of(tmp_path, seed=3), one, {}),
         (world_of(tmp_path, model=plain(seed=1)), one, {}),
-        (world_of(tmp_path, null=3), one, {}),
+        (world_of(tmp_path, self_merged=3), one, {}),
     ]
-    run(world, [one], choose=False)
+    run(task, [one], choose=False)
     for asked, (other, contestant, how) in enumerate(others, 2):
         run(other, [contestant], choose=False, **how)
         assert answer.calls == asked
-    run(world, [one], choose=False)
+    run(task, [one], choose=False)
     assert answer.calls == len(others) + 1
 
 
 def test_another_clusterer_is_asked_again(tmp_path: Path) -> None:
-    """``replace(contestant, divide=...)`` is how one tries another on the same vectors."""
-    world, one = world_of(tmp_path), Contestant("v", circuits_of(), fingerprint="v")
-    run(world, [one], choose=False)
-    whole = replace(one, divide=lambda vectors, k, seed: np.zeros(len(vectors), np.int64))
-    assert not np.array(run(world, [whole], choose=False)["labels"].tolist()).any()
+    """``replace(contestant, clusterer=...)`` is how one tries another on the same vectors."""
+    task, one = world_of(tmp_path), Contestant("v", circuits_of(), fingerprint="v")
+    run(task, [one], choose=False)
+    whole = replace(one, clusterer=lambda vectors, k, seed: np.zeros(len(vectors), np.int64))
+    assert not np.array(run(task, [whole], choose=False)["labels"].tolist()).any()
 
 
 def test_a_world_without_a_store(tmp_path: Path) -> None:
-    world = world_of(tmp_path)
+    task = world_of(tmp_path)
     answer = Counting(random_parts)
-    nowhere = replace(world, study=replace(world.study, store=None))
+    nowhere = replace(task, study=replace(task.study, store=None))
     for _ in range(2):
         run(nowhere, [Contestant("l", answer, fingerprint="l")], choose=False)
     assert answer.calls == 2
 
 
 def test_a_stop_keeps_what_is_finished(tmp_path: Path) -> None:
-    def stop(_: World) -> Any:
+    def stop(_: Task) -> Any:
         raise KeyboardInterrupt
 
     first, third = Counting(circuits_of()), Counting(random_parts)
@@ -514,31 +516,31 @@ def test_a_stop_keeps_what_is_finished(tmp_path: Path) -> None:
         Contestant("second", stop, fingerprint="2"),
         Contestant("third", third, fingerprint="3"),
     ]
-    world = world_of(tmp_path)
+    task = world_of(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        run(world, entries, choose=False)
+        run(task, entries, choose=False)
     assert (first.calls, third.calls) == (1, 0)
-    table = run(world, [entries[0], replace(entries[1], answer=random_parts), entries[2]], choose=False)
+    table = run(task, [entries[0], replace(entries[1], answer=random_parts), entries[2]], choose=False)
     assert (first.calls, third.calls) == (1, 1)
     assert len(table) == 18
-    assert world.study.store is not None
-    assert not [path for path in world.study.store.folder.iterdir() if path.is_dir()]  # nothing is left half done
+    assert task.study.store is not None
+    assert not [path for path in task.study.store.folder.iterdir() if path.is_dir()]  # nothing is left half done
 
 
 # ------------------------------------------------------------------------------------------------------- new images
 
 
 def test_virtual_neurons_follow_their_sources_on_paper(tmp_path: Path) -> None:
-    """Even images drive a by 1 to 6, odd ones b: of the merged channel each virtual neuron is one of the two."""
+    """Even images activate a by 1 to 6, odd ones b: of the merged channel each virtual neuron is one of the two."""
     strength = torch.arange(1.0, 7).repeat_interleave(2)
     images = torch.zeros(12, 2, 1, 1)
     images[range(12), [number % 2 for number in range(12)], 0, 0] = strength
     model = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.Flatten(), nn.Linear(2, 2)).eval()
     with torch.no_grad():
         model[0].weight.copy_(torch.eye(2).view(2, 2, 1, 1))
-    study = Study.of(model, Items(images), "0", "input:0", n=12, k=2, store=tmp_path)
-    world = planted_world(study.using(progress=False), groups=((0, 1),))
-    found = downstream(world, world.study, [0], [5, *range(4), *range(6, 12)])  # all but one, in any order
+    study = Study.from_model(model, Items(images), "0", "input:0", n_references=12, n_clusters=2, store=tmp_path)
+    task = planted_task(study.replace(progress=False), groups=((0, 1),))
+    found = downstream(task, task.study, [0], [5, *range(4), *range(6, 12)])  # all but one, in any order
     assert found[["channel", "source"]].to_numpy().tolist() == [[0, 0], [0, 1]]
     assert found["virtual"].tolist() == pytest.approx([1, 1])
     # The scales are 21 / 12 for both, so the merged channel is as strong as the image, whichever source it shows.
@@ -553,17 +555,19 @@ def test_virtual_neurons_follow_their_sources_on_paper(tmp_path: Path) -> None:
 
 
 def test_natural_neurons_have_nothing_to_follow(glyph_study: Study) -> None:
-    world = objects_world(glyph_study)
-    with pytest.raises(StudyError, match="the world 'objects' has no sources; plant some"):
-        downstream(world, glyph_study, [0], [0])
+    task = objects_task(glyph_study)
+    with pytest.raises(StudyError, match="the task 'objects' has no sources; plant some"):
+        downstream(task, glyph_study, [0], [0])
 
 
 @pytest.mark.parametrize("assign", ["nearest", "mixture"])
 def test_downstream_equals_a_slow_loop(tmp_path: Path, assign: Assign) -> None:
-    study = Study.of(plain(), Items(noise(40)), "5", "3", n=10, store=tmp_path).using(progress=False)
-    world = planted_world(study, groups=((0, 1), (2, 3, 4), (5, 5)))
-    recipe, samples = world.using(seed="peak", k=2), [3, 7, 8, 20, 21, 39]
-    found = downstream(world, recipe, [1, 0], samples, assign)
+    study = Study.from_model(plain(), Items(noise(40)), "5", "3", n_references=10, store=tmp_path).replace(
+        progress=False
+    )
+    task = planted_task(study, groups=((0, 1), (2, 3, 4), (5, 5)))
+    recipe, samples = task.replace(start="peak", n_clusters=2), [3, 7, 8, 20, 21, 39]
+    found = downstream(task, recipe, [1, 0], samples, assign)
     assert found[["channel", "source"]].to_numpy().tolist() == [[1, 2], [1, 3], [1, 4], [0, 0], [0, 1]]
     images = torch.stack([study.images.tensor(sample) for sample in samples])
     with torch.no_grad():
@@ -572,8 +576,8 @@ def test_downstream_equals_a_slow_loop(tmp_path: Path, assign: Assign) -> None:
         layer = VirtualLayer.of(recipe, [channel], assign)
         own = layer(images)
         merged, truth, parts = [], [], []
-        part_of = matched(world.truth[channel], recipe.virtual_of(channel).labels)
-        place = world.planting.groups[channel].index(source)  # type: ignore[union-attr]
+        part_of = matched(task.truth[channel], recipe.virtual_of(channel).labels)
+        place = task.planting.groups[channel].index(source)  # type: ignore[union-attr]
         for image in range(len(samples)):
             total = own[image].sum(dim=0)
             row, column = divmod(int(total.argmax()), total.shape[1])
@@ -588,8 +592,8 @@ def test_downstream_equals_a_slow_loop(tmp_path: Path, assign: Assign) -> None:
 
 
 def rows(method: str, k: list[int], null: list[bool], **columns: Any) -> pd.DataFrame:
-    table = pd.DataFrame({"channel": range(len(k)), "method": method, "k": k, "null": null})
-    return table.assign(**(dict.fromkeys((*SCORES, "clarity", "chosen", "seconds"), np.nan) | columns))
+    table = pd.DataFrame({"channel": range(len(k)), "method": method, "k": k, "self_merged": null})
+    return table.assign(**(dict.fromkeys((*SCORES, "silhouette_gain", "chosen", "seconds"), np.nan) | columns))
 
 
 K, NULL = [2, 2, 3, 1, 1, 1], [False, False, False, True, True, False]
@@ -599,12 +603,12 @@ def test_detection_on_paper() -> None:
     table = pd.concat(
         [
             # Of 3 x 2 pairs the null with 0.4 is above one, and even with another. The last neuron is neither.
-            rows("a", K, NULL, clarity=[0.5, 0.3, 0.4, 0.1, 0.4, 9]),
-            rows("b", K, NULL, clarity=[0.5, 0.6, 0.7, 0.1, 0.2, 9]),
+            rows("a", K, NULL, silhouette_gain=[0.5, 0.3, 0.4, 0.1, 0.4, 9]),
+            rows("b", K, NULL, silhouette_gain=[0.5, 0.6, 0.7, 0.1, 0.2, 9]),
             rows("c", K, NULL),
-            rows("d", [2] * 6, [False] * 6, clarity=1.0),
-            rows("e", [1] * 6, [True] * 6, clarity=1.0),
-            rows("f", K, NULL, clarity=[np.nan, 0.2, 0.3, 0.3, np.nan, 9]),
+            rows("d", [2] * 6, [False] * 6, silhouette_gain=1.0),
+            rows("e", [1] * 6, [True] * 6, silhouette_gain=1.0),
+            rows("f", K, NULL, silhouette_gain=[np.nan, 0.2, 0.3, 0.3, np.nan, 9]),
         ]
     )
     found = detection(table)
@@ -621,9 +625,11 @@ def test_detection_on_paper() -> None:
 def test_the_interval_of_detection_is_as_wide_as_theory_says() -> None:
     """The standard error of an area under the curve by Hanley and McNeil (1982), for as many neurons of both kinds."""
     generator = np.random.default_rng(0)
-    clarity = np.concatenate([generator.normal(1, 1, 60), generator.normal(0, 1, 60)])
-    area, low, high = detection(rows("a", [2] * 60 + [1] * 60, [False] * 60 + [True] * 60, clarity=clarity))["a"]
-    assert area == pytest.approx(np.mean(clarity[:60, None] > clarity[60:]))
+    silhouette_gain = np.concatenate([generator.normal(1, 1, 60), generator.normal(0, 1, 60)])
+    area, low, high = detection(
+        rows("a", [2] * 60 + [1] * 60, [False] * 60 + [True] * 60, silhouette_gain=silhouette_gain)
+    )["a"]
+    assert area == pytest.approx(np.mean(silhouette_gain[:60, None] > silhouette_gain[60:]))
     two, one = area / (2 - area), 2 * area**2 / (1 + area)
     error = np.sqrt((area * (1 - area) + 59 * (two - area**2) + 59 * (one - area**2)) / 60**2)
     assert low < area < high
@@ -640,7 +646,7 @@ def test_calibration_on_paper() -> None:
     found = calibration(table)
     assert found.index.names == ["method", "k"]
     assert found.columns.name == "chosen"
-    # The last neuron was merged of two but is driven by one: neither.
+    # The last neuron was merged of two but is activated by one: neither.
     assert found.columns.tolist() == [1, 2, 3]
     assert found.index.tolist() == [("a", 1), ("a", 2), ("a", 3)]
     assert found.to_numpy().tolist() == [[1, 0, 0], [0.25, 0.5, 0.25], [0, 0, 1]]
@@ -654,7 +660,7 @@ def test_the_leaderboard_on_paper() -> None:
     generator = np.random.default_rng(0)
     ari = {"PURE": generator.random(8), "better": generator.random(8) + 1, "worse": generator.random(8) - 1}
     k, null = [2, 3] * 4 + [1, 1], [False] * 8 + [True, True]
-    clarity = [*np.arange(8.0), 0.5, 2.5]
+    silhouette_gain = [*np.arange(8.0), 0.5, 2.5]
     tables = []
     for number, (method, values) in enumerate(ari.items()):
         tables.append(
@@ -665,10 +671,10 @@ def test_the_leaderboard_on_paper() -> None:
                 ari=[*values, 99, 99],  # of neurons that mean one thing nothing counts
                 ami=number,
                 accuracy=[0.5, 1] * 4 + [0, 0],
-                ari_clear=[0.25] + [np.nan] * 9,
+                ari_dominant=[0.25] + [np.nan] * 9,
                 correlation=np.nan,
                 f1=[1, 0] + [np.nan] * 8,
-                clarity=clarity if method != "worse" else np.nan,
+                silhouette_gain=silhouette_gain if method != "worse" else np.nan,
                 chosen=[2, 2, 2, 3, 2, 4, 1, 1, 5, 5] if method != "worse" else np.nan,
                 seconds=float(number),
             )
@@ -676,7 +682,7 @@ def test_the_leaderboard_on_paper() -> None:
     found = leaderboard(pd.concat(tables, ignore_index=True))
     assert list(found) == [
         *("method", "ari", "low", "high", "difference", "difference_low", "difference_high", "p"),
-        *("ami", "accuracy", "ari_clear", "correlation", "f1", "clear_neurons"),
+        *("ami", "accuracy", "ari_dominant", "correlation", "f1", "dominant_neurons"),
         *("k_right", "k_bias", "auc", "auc_low", "auc_high", "seconds"),
     ]
     assert found["method"].tolist() == ["better", "PURE", "worse"]
@@ -692,10 +698,10 @@ def test_the_leaderboard_on_paper() -> None:
             assert np.isnan(limits).all()
         else:
             assert limits == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
-        assert row.clear_neurons == 1
+        assert row.dominant_neurons == 1
         assert row.ami == list(ari).index(row.method) == row.seconds
         assert row.accuracy == 0.75
-        assert row.ari_clear == 0.25
+        assert row.ari_dominant == 0.25
         assert np.isnan(row.correlation)
         assert row.f1 == 0.5
     by_method = found.set_index("method")
@@ -715,42 +721,42 @@ def test_the_leaderboard_on_paper() -> None:
 
 
 def test_too_few_clear_references_are_told(tmp_path: Path, alone_in_one_process: None) -> None:
-    world = world_of(tmp_path)
-    with pytest.warns(StudyWarning, match=f"ari_clear is not known: it takes {FEW} clear .* among its 24 .*--n"):
-        table = run(replace(world, share=np.zeros(world.share.shape)), [Contestant("told", told)], choose=False)
-    assert table["ari_clear"].isna().all()
+    task = world_of(tmp_path)
+    with pytest.warns(StudyWarning, match=f"ari_dominant is not known: it takes {FEW} clear .* among its 24 .*--n"):
+        table = run(replace(task, share=np.zeros(task.share.shape)), [Contestant("told", told)], choose=False)
+    assert table["ari_dominant"].isna().all()
 
 
 def test_answers_belong_to_an_order_of_references(tmp_path: Path, alone_in_one_process: None) -> None:
     """In another order, which the last digit may decide, they are asked for again, though the truth is the same."""
-    world, asked = world_of(tmp_path), []
+    task, asked = world_of(tmp_path), []
 
-    def answers(it: World) -> NDArray[np.int64]:
+    def answers(it: Task) -> NDArray[np.int64]:
         asked.append(it.study.references.sample[0, 0])
         return told(it)
 
     entry = Contestant("told", answers, fingerprint="told")
-    run(world, [entry], choose=False)
-    run(world, [entry], choose=False)
+    run(task, [entry], choose=False)
+    run(task, [entry], choose=False)
     assert len(asked) == 1
-    other = replace(world.study)
-    references, note = world.study._found
+    other = replace(task.study)
+    references, note = task.study._found
     other.__dict__["_found"] = replace(references, sample=references.sample[:, ::-1].copy()), note
-    run(replace(world, study=other), [entry], choose=False)
+    run(replace(task, study=other), [entry], choose=False)
     assert len(asked) == 2
 
 
 def test_the_seed_is_the_studys(tmp_path: Path, alone_in_one_process: None) -> None:
-    world, seeds = world_of(tmp_path, random=7), []
+    task, seeds = world_of(tmp_path, seed=7), []
 
-    def divide(vectors: NDArray[np.float32], k: int, seed: int) -> NDArray[np.int64]:
+    def clusterer(vectors: NDArray[np.float32], k: int, seed: int) -> NDArray[np.int64]:
         seeds.append(seed)
         return np.arange(len(vectors)) % k
 
-    run(world, [Contestant("own", circuits_of(), divide)], choose=False)
+    run(task, [Contestant("own", circuits_of(), clusterer)], choose=False)
     assert set(seeds) == {7}
-    study = world.base
-    assert planted_world(study, 3).planting.groups == planted_world(study, 3, seed=7).planting.groups  # type: ignore[union-attr]
+    study = task.base
+    assert planted_task(study, 3).planting.groups == planted_task(study, 3, seed=7).planting.groups  # type: ignore[union-attr]
 
 
 def test_another_baseline() -> None:
@@ -768,9 +774,9 @@ def test_nothing_to_compare() -> None:
 
 
 def test_a_leaderboard_of_a_run(tmp_path: Path, alone_in_one_process: None) -> None:
-    world = world_of(tmp_path)
+    task = world_of(tmp_path)
     entries = [Contestant("told", told), Contestant("PURE", circuits_of()), Contestant("random", random_parts)]
-    table = run(world, entries)
+    table = run(task, entries)
     found = leaderboard(table)
     assert found["method"][0] == "told"
     assert found["ari"][0] == 1

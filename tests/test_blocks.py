@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pure_nb.compute import bars, blocks
-from pure_nb.compute.blocks import by_blocks, kept_block
+from pure_nb.compute.blocks import load_or_compute_block, map_in_blocks
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError
 from pure_nb.parameters import Run
@@ -30,12 +30,12 @@ def test_every_pair_once_and_images_together(sample: list[int], batch_size: int,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK", size)
-        found = by_blocks(numbers, compute, run=Run(batch_size=batch_size), name="test")
+        found = map_in_blocks(numbers, compute, run=Run(batch_size=batch_size), name="test")
     np.testing.assert_array_equal(found[:, 0], np.arange(len(numbers)))
     np.testing.assert_array_equal(found[:, 1], 2 * numbers)
     assert sorted(np.concatenate(asked).tolist()) == list(range(len(numbers)))
-    owners = [set(numbers[block].tolist()) for block in asked]
-    assert sum(map(len, owners)) == len(set(sample))  # no image is in two blocks
+    assign_sources = [set(numbers[block].tolist()) for block in asked]
+    assert sum(map(len, assign_sources)) == len(set(sample))  # no image is in two blocks
     assert all(count >= size for count in done[:-1])
 
 
@@ -52,8 +52,8 @@ def test_goes_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     how = {"run": Run(batch_size=2), "name": "test", "store": store}
     with pytest.raises(KeyboardInterrupt):
-        by_blocks(sample, lambda block, done: compute(block, done, limit=2), **how)
-    found = by_blocks(sample, compute, **how)
+        map_in_blocks(sample, lambda block, done: compute(block, done, limit=2), **how)
+    found = map_in_blocks(sample, compute, **how)
     assert len(calls) == 3  # two before the stop, one after
     np.testing.assert_array_equal(found, sample)
 
@@ -75,7 +75,9 @@ def test_memory_is_that_of_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "store": store.part("parts", {"pairs": count}) if kept else None,
         }
         tracemalloc.start()
-        store.save_mapped("test", {"pairs": count}, lambda new: by_blocks(np.arange(count), compute, new=new, **how))
+        store.save_mapped(
+            "test", {"pairs": count}, lambda new: map_in_blocks(np.arange(count), compute, new=new, **how)
+        )
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         whole = store.load_mapped("test", {"pairs": count})
@@ -90,12 +92,12 @@ def test_memory_is_that_of_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_nothing_to_do() -> None:
     with pytest.raises(ArgumentError, match="no pairs"):
-        by_blocks(np.array([], dtype=int), lambda block, done: block, run=Run(batch_size=2), name="test")
+        map_in_blocks(np.array([], dtype=int), lambda block, done: block, run=Run(batch_size=2), name="test")
 
 
 def test_bars_are_shown_unless_the_environment_forbids_them(capsys: pytest.CaptureFixture[str]) -> None:
     def run(**how: bool) -> str:
-        by_blocks(np.arange(3), lambda block, _: block, name="test", run=Run(batch_size=2, **how))
+        map_in_blocks(np.arange(3), lambda block, _: block, name="test", run=Run(batch_size=2, **how))
         return capsys.readouterr().err
 
     assert os.environ["TQDM_DISABLE"] == "1"  # by conftest, before tqdm is imported
@@ -111,5 +113,5 @@ def test_bars_are_shown_unless_the_environment_forbids_them(capsys: pytest.Captu
 def test_what_is_kept_is_counted(tmp_path: Path) -> None:
     task, counts = (np.arange(3), {"block": 0}), []
     for _ in range(2):
-        kept_block(lambda block, done: block.astype(np.float32), task, Store(tmp_path), counts.append)
+        load_or_compute_block(lambda block, done: block.astype(np.float32), task, Store(tmp_path), counts.append)
     assert counts == [3]  # by whoever computes it, and not the first time

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from pure_nb import Study
-from pure_nb.benchmark.worlds import objects_world
+from pure_nb.benchmark.tasks import objects_task
 from pure_nb.errors import ImageError
 from pure_nb.images.boxes import boxed_images
 
@@ -77,7 +77,7 @@ def test_the_box_around_a_place(tmp_path: Path, resize: int | None, crop: int | 
 def test_objects_under_the_maxima(tmp_path: Path) -> None:
     boxes, _ = squares(tmp_path)
     images = boxed_images(tmp_path, boxes, resize=None, crop=None, mean=(0.0,) * 3, std=(1.0,) * 3)
-    study = Study.of(red_or_green(), images, "2", "0", n=12, k=2, progress=False)
+    study = Study.from_model(red_or_green(), images, "2", "0", n_references=12, n_clusters=2, progress=False)
     assert study.objects is not None
     for channel, own in enumerate(study.objects):
         for label, sample, position in zip(own, study.references.sample[channel], study.references.position[channel]):
@@ -87,7 +87,7 @@ def test_objects_under_the_maxima(tmp_path: Path) -> None:
     assert set(study.objects[0].tolist()) == {0, 1}
     assert set(study.objects[1].tolist()) == {1}
     assert study.neuron(1).meanings() == "green 100%"
-    assert objects_world(study).truth.shape == (2, 12)
+    assert objects_task(study).truth.shape == (2, 12)
 
 
 def test_the_smallest_box_counts(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from pure_nb.errors import ArgumentError, ImageError, LayerError, NonFiniteError
 from pure_nb.glyphs import GlyphScenes
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits, cuts, normalised, propagate, summed
-from pure_nb.network.cut import Cut, seeded
+from pure_nb.network.cut import Cut, initial_relevance
 from pure_nb.network.layers import activations
-from pure_nb.parameters import Run, Seed
+from pure_nb.parameters import Run, Start
 
 RULES = ["gradient", "lrp"]
 
@@ -99,7 +99,7 @@ def between(model: nn.Module, lower: str, target: str) -> Any:
     return function
 
 
-def slowly(part: Any, a: Tensor, channel: int, axis: int = 0, seed: Seed = "activation") -> NDArray[np.float64]:
+def slowly(part: Any, a: Tensor, channel: int, axis: int = 0, start: Start = "activation") -> NDArray[np.float64]:
     """Item 2 of the method, position by position, in float64: the unnormalised, unpooled relevance of one image."""
     a = a.double().detach().requires_grad_()
     top = part(a[None])[0].movedim(axis, 0)[channel]
@@ -107,9 +107,9 @@ def slowly(part: Any, a: Tensor, channel: int, axis: int = 0, seed: Seed = "acti
     values = top.detach().flatten()
     for position, value in enumerate(top.flatten()):
         weight = max(float(values[position]), 0.0)
-        if seed == "unit":
+        if start == "unit":
             weight = 1.0
-        elif seed == "peak" and position != int(values.argmax()):
+        elif start == "peak" and position != int(values.argmax()):
             weight = 0.0
         (gradient,) = torch.autograd.grad(value, a, retain_graph=True)
         relevance += weight * gradient * a.detach()
@@ -121,11 +121,11 @@ def vector(relevance: NDArray[np.float64], axis: int = 0) -> NDArray[np.float64]
     return pooled / (np.abs(pooled).sum() + 1e-10)
 
 
-@pytest.mark.parametrize("seed", ["activation", "peak", "unit"])
+@pytest.mark.parametrize("start", ["activation", "peak", "unit"])
 @pytest.mark.parametrize(("lower", "target"), [("1", "4"), ("2", "5"), ("0", "8"), ("7", "8")])
-def test_equal_to_the_formula(lower: str, target: str, seed: Seed) -> None:
+def test_equal_to_the_formula(lower: str, target: str, start: Start) -> None:
     images, channel, sample = noise(4), np.array([0, 1, 1, 3]), np.array([2, 2, 0, 3])
-    how: dict[str, Any] = {"target": target, "lower": lower, "seed": seed}
+    how: dict[str, Any] = {"target": target, "lower": lower, "start": start}
     found = pairwise(plain(), Images(Items(images)), channel, sample, **how)
     vectors = circuits(plain(), Images(Items(images)), channel, sample, **how)
     assert vectors.dtype == np.float32
@@ -133,7 +133,7 @@ def test_equal_to_the_formula(lower: str, target: str, seed: Seed) -> None:
         a = images[s : s + 1]
         for layer in plain()[: int(lower) + 1]:
             a = layer(a)
-        expected = slowly(between(plain().double(), lower, target), a[0], c, seed=seed)
+        expected = slowly(between(plain().double(), lower, target), a[0], c, start=start)
         np.testing.assert_allclose(own.numpy(), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max() + 1e-12)
         np.testing.assert_allclose(pooled, vector(expected), rtol=1e-3, atol=1e-5)
     assert np.abs(vectors).sum() > 0
@@ -232,31 +232,31 @@ def test_a_composite_of_ones_own(glyphnet: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (3, 4, 5), (3, 5, 2, 2)])
-@pytest.mark.parametrize("seed", ["activation", "peak", "unit"])
-def test_seeds(shape: tuple[int, ...], seed: Seed) -> None:
+@pytest.mark.parametrize("start", ["activation", "peak", "unit"])
+def test_seeds(shape: tuple[int, ...], start: Start) -> None:
     activation = torch.randn(shape)
     chosen = torch.tensor([4, 0, 2])
-    found = seeded(activation, chosen, seed)
+    found = initial_relevance(activation, chosen, start)
     axis = 2 if len(shape) == 3 else 1
     assert found.shape == activation.shape
     for image, channel in enumerate(chosen.tolist()):
         values = activation[image].movedim(axis - 1, 0)[channel]
-        start = found[image].movedim(axis - 1, 0).clone()
+        begin = found[image].movedim(axis - 1, 0).clone()
         for position in np.ndindex(*values.shape):
             value = max(float(values[position]), 0.0)
-            if seed == "unit":
+            if start == "unit":
                 value = 1.0
-            elif seed == "peak" and float(values[position]) != float(values.max()):
+            elif start == "peak" and float(values[position]) != float(values.max()):
                 value = 0.0
-            assert float(start[channel][position]) == pytest.approx(value)
-        start[channel] = 0
-        assert not start.any()
+            assert float(begin[channel][position]) == pytest.approx(value)
+        begin[channel] = 0
+        assert not begin.any()
 
 
 def test_seeds_leave_the_activation_alone() -> None:
     activation = torch.randn(1, 2, 3, 3, requires_grad=True)
     before = activation.detach().clone()
-    assert not seeded(activation, torch.tensor([1])).requires_grad
+    assert not initial_relevance(activation, torch.tensor([1])).requires_grad
     assert torch.equal(activation.detach(), before)
 
 

@@ -35,12 +35,12 @@ from pure_nb.errors import (
 from pure_nb.images.data import Images
 from pure_nb.images.sources import folder_images
 from pure_nb.methods import wordnet
-from pure_nb.methods.concord import concord, similarity_matrix
-from pure_nb.methods.ownership import owners
+from pure_nb.methods.agreement import agreement, similarity_matrix
+from pure_nb.methods.ownership import assign_sources
 from pure_nb.methods.pairs import class_pairs, gamma_polysemantic
 from pure_nb.methods.relevance import ClassRelevance
 from pure_nb.methods.rewiring import SplitChannel, split_channel
-from pure_nb.methods.virtual import cluster, part_name, refitted
+from pure_nb.methods.virtual import kmeans, part_name, refitted
 from pure_nb.methods.wordnet import shipped_wordnet
 from pure_nb.network.layers import get_layer
 from pure_nb.parameters import Run
@@ -67,10 +67,10 @@ class Labelled(Dataset[Any]):
 
 
 def mine(tmp_path: Path, images: Any = None, model: nn.Module | None = None, **how: Any) -> Study:
-    settings: dict[str, Any] = {"n": 10, "store": tmp_path / "store", "p": 0.5, **how}
+    settings: dict[str, Any] = {"n_references": 10, "store": tmp_path / "store", "min_frequency": 0.5, **how}
     target, lower = settings.pop("target", "4"), settings.pop("lower", "input:4")
     images = Labelled() if images is None else images
-    return Study.of(model or plain(5, 12), images, target, lower, **settings).using(progress=False)
+    return Study.from_model(model or plain(5, 12), images, target, lower, **settings).replace(progress=False)
 
 
 @pytest.mark.parametrize("lower", ["input:4", "0"])
@@ -83,7 +83,7 @@ def test_classes_are_those_of_a_sweep(tmp_path: Path, lower: str) -> None:
     assert study.classes.names == tuple(CLASSES)
     assert (study.classes.statistics.relevant == expected.relevant).all()
     np.testing.assert_allclose(study.classes.statistics.pooled, expected.pooled, rtol=1e-5)
-    assert study.classes.pairs.round(4).equals(class_pairs(expected, study.model, CLASSES, p=0.5).round(4))
+    assert study.classes.pairs.round(4).equals(class_pairs(expected, study.model, CLASSES, min_frequency=0.5).round(4))
     assert len(study.classes.pairs) > 5
 
 
@@ -111,17 +111,17 @@ def test_what_classes_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     study = mine(tmp_path)
     first = study.classes.statistics
     monkeypatch.setattr(study_module, "sweep", lambda *_, **__: pytest.fail("a pass"))
-    assert len(study.using(p=0.9).classes.pairs) < len(study.classes.pairs)
-    assert (study.using(k=3, n=5, rule="lrp").classes.statistics.relevant == first.relevant).all()
-    for change in ({"share": 0.3}, {"mass": 0.5}, {"random": 1}, {"target": "2", "lower": "input:2"}):
+    assert len(study.replace(min_frequency=0.9).classes.pairs) < len(study.classes.pairs)
+    assert (study.replace(n_clusters=3, n_references=5, rule="lrp").classes.statistics.relevant == first.relevant).all()
+    for change in ({"min_share": 0.3}, {"cumulative_share": 0.5}, {"seed": 1}, {"target": "2", "lower": "input:2"}):
         with pytest.raises(pytest.fail.Exception):
-            _ = study.using(**change).classes.statistics
+            _ = study.replace(**change).classes.statistics
     monkeypatch.undo()
-    assert study.using(share=0.3).classes.statistics.relevant.sum() < first.relevant.sum()
-    assert study.using(mass=0.5).classes.statistics.relevant.sum() < first.relevant.sum()
+    assert study.replace(min_share=0.3).classes.statistics.relevant.sum() < first.relevant.sum()
+    assert study.replace(cumulative_share=0.5).classes.statistics.relevant.sum() < first.relevant.sum()
 
 
-@pytest.mark.parametrize("change", [{"n": 20}, {"by": "mean"}])
+@pytest.mark.parametrize("change", [{"n_references": 20}, {"ranked_by": "mean"}])
 @pytest.mark.parametrize("referenced", [False, True])
 def test_stopped_and_resumed_with_other_references(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], referenced: bool
@@ -129,21 +129,21 @@ def test_stopped_and_resumed_with_other_references(
     """The shards of a pass that looked for other references, or for none, are not taken for this one's."""
     monkeypatch.setattr(sweep_module, "shards", partial(shards, size=8))
     images = Labelled()
-    study = mine(tmp_path, images, n=3).using(batch_size=4)
+    study = mine(tmp_path, images, n_references=3).replace(batch_size=4)
     if referenced:
         _ = study.references  # then the pass for the classes looks for no references
     _ = study.images.fingerprint, study.classes.names
     broken, images.images = images.images, images.images.clone()
     images.images[30] = float("nan")
     with pytest.raises(NonFiniteError):
-        _ = study.using().classes.statistics
+        _ = study.replace().classes.statistics
     images.images = broken
     assert list((tmp_path / "store").rglob("shard-*.safetensors"))  # so there is something to be mistaken for its own
-    resumed = mine(tmp_path, images, n=3).using(batch_size=4, **change)
-    whole = mine(tmp_path / "other", images, n=3).using(batch_size=4, **change)
+    resumed = mine(tmp_path, images, n_references=3).replace(batch_size=4, **change)
+    whole = mine(tmp_path / "other", images, n_references=3).replace(batch_size=4, **change)
     np.testing.assert_allclose(resumed.classes.statistics.pooled, whole.classes.statistics.pooled)
     assert (resumed.references.sample == whole.references.sample).all()
-    assert (mine(tmp_path, images, n=3).using(**change).references.sample == whole.references.sample).all()
+    assert (mine(tmp_path, images, n_references=3).replace(**change).references.sample == whole.references.sample).all()
 
 
 class Torn(Labelled):
@@ -158,7 +158,7 @@ class Torn(Labelled):
 def test_unreadable_images(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="image 4 "):
         _ = mine(tmp_path, Torn()).classes.statistics
-    study = mine(tmp_path, Torn()).using(skip_unreadable=True)
+    study = mine(tmp_path, Torn()).replace(skip_unreadable=True)
     assert study.classes.statistics.images.tolist() == [9, 10, 10, 9]
     again = mine(tmp_path, Torn())
     with pytest.raises(ImageError, match=r"2 images could not be read and were left out .*skip_unreadable=True"):
@@ -233,16 +233,16 @@ def test_wordnet_beside_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_concord_of_a_study(tmp_path: Path) -> None:
     study = mine(tmp_path)
     how: dict[str, Any] = {"permutations": 9, "replicates": 5, "seed": 3}
-    found = study.classes.concord("lch", shipped_wordnet(), **how)
-    assert found == concord(study.classes.pairs, similarity_matrix(shipped_wordnet(), CLASSES, None, "lch"), **how)
+    found = study.classes.agreement("lch", shipped_wordnet(), **how)
+    assert found == agreement(study.classes.pairs, similarity_matrix(shipped_wordnet(), CLASSES, None, "lch"), **how)
     assert found.n > 5
     with pytest.raises(ArgumentError, match="at least three pairs of classes with a similarity, got 0"):
-        mine(tmp_path, Labelled(classes=["wug", "dax", "blick", "toma"])).classes.concord("wup", shipped_wordnet())
+        mine(tmp_path, Labelled(classes=["wug", "dax", "blick", "toma"])).classes.agreement("wup", shipped_wordnet())
 
 
 def test_the_shipped_world_needs_no_wordnet(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wordnet, "find_wordnet", lambda: pytest.fail("looked for WordNet"))
-    study = glyph_study.using(target="layer4.0.conv2", lower="input:layer4.0.conv2")
+    study = glyph_study.replace(target="layer4.0.conv2", lower="input:layer4.0.conv2")
     pairs = study.classes.wordnet_pairs()
     assert pairs[["wup", "path", "lch"]].notna().all().all()
     assert gamma_polysemantic(pairs)["cosine"].max() < 0.5
@@ -278,7 +278,7 @@ def test_split_between_classes(tmp_path: Path) -> None:
 
 def test_split_between_virtual_neurons(tmp_path: Path) -> None:
     """No label is looked at: the concepts are the parts of the neuron, with the means of their circuits."""
-    study = mine(tmp_path, Items(noise(30)), n=20, k=3)
+    study = mine(tmp_path, Items(noise(30)), n_references=20, n_clusters=3)
     neuron = study.neuron(2)
     split = study.classes.split(2)
     assert split.concepts == ("A", "B", "C")
@@ -290,7 +290,7 @@ def test_split_between_virtual_neurons(tmp_path: Path) -> None:
         np.testing.assert_allclose(seen.arvs[part], mean, rtol=1e-5)
     # Held out: half of each part is clustered anew, and the others are with the nearest centre of those.
     assert (split.training == seen.training).all()
-    half = cluster(neuron.vectors[split.training], 3)
+    half = kmeans(neuron.vectors[split.training], 3)
     assert adjusted_rand_score(half, split.labels[split.training]) == 1
     for part in range(3):
         mean = neuron.vectors[split.training & (split.labels == part)].mean(axis=0)
@@ -338,7 +338,7 @@ class Lamps(Dataset[Any]):
 def test_what_is_held_out_in_numbers(tmp_path: Path) -> None:
     """Images 0 and 2 fit. The others show each class in the other's colour, which only a fit to all could know."""
     images = Lamps((1, 0), (0, 2), (0, 1), (4, 0), targets=[0, 0, 1, 1])
-    study = mine(tmp_path, images, lamps(), target="0", lower="input:0", n=2)
+    study = mine(tmp_path, images, lamps(), target="0", lower="input:0", n_references=2)
     split = study.classes.split(0, ["left", "right"])
     assert split.training.tolist() == [True, False, True, False]
     assert split.arvs.tolist() == [[4, 0], [0, 8]]  # of one image each: colour times weight at four positions
@@ -351,7 +351,7 @@ def test_what_is_held_out_in_numbers(tmp_path: Path) -> None:
 def test_validation_of_ones_own_in_numbers(tmp_path: Path) -> None:
     """All images of the study fit; the table is of the others, whose classes are found by name, in another order."""
     images = Lamps((1, 0), (3, 0), (0, 1), (0, 2), targets=[0, 0, 1, 1])
-    study = mine(tmp_path, images, lamps(), target="0", lower="input:0", n=2)
+    study = mine(tmp_path, images, lamps(), target="0", lower="input:0", n_references=2)
     own = Lamps((1, 1), (0, 5), (2, 3), targets=[0, 0, 1], classes="right left")
     split = study.classes.split(0, ["left", "right"], validation=own)
     assert split.training.tolist() == [True] * 4 + [False] * 3
@@ -371,12 +371,12 @@ def test_validation_of_ones_own_in_numbers(tmp_path: Path) -> None:
 
 
 def test_validation_of_virtual_neurons_needs_no_labels(tmp_path: Path) -> None:
-    study = mine(tmp_path, Items(noise(30)), n=20, k=2)
+    study = mine(tmp_path, Items(noise(30)), n_references=20, n_clusters=2)
     own = noise(6, seed=5)
     split = study.classes.split(2, validation=own)
     assert split.training.tolist() == [True] * 20 + [False] * 6
     assert split.labels[:20].tolist() == study.neuron(2).virtual.labels.tolist()
-    assert split.labels[20:].tolist() == study.neuron(2).assign(own).tolist()
+    assert split.labels[20:].tolist() == study.neuron(2).predict(own).tolist()
     assert split.concepts == (part_name(0), part_name(1))
 
 
@@ -386,11 +386,13 @@ def test_no_pairs_say_what_finds_some(tmp_path: Path) -> None:
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, 2], [2, 4]])[..., None, None])
         model[4].weight.fill_(1)
-    study = mine(tmp_path, Lamps((1, 0), (0, 1), targets=[0, 1]), model, target="0", lower="input:0", n=2)
-    with pytest.warns(StudyWarning, match=r"by share=0\.7 in 50% of their images, so there are no pairs; mass=0\.8"):
-        assert study.using(share=0.7).classes.pairs.empty
-    assert study.using(share=0.7, mass=0.6).classes.pairs["channel"].tolist() == [1]
-    assert sorted(study.using(share=0.7, mass=0.8).classes.pairs["channel"]) == [0, 1]
+    study = mine(tmp_path, Lamps((1, 0), (0, 1), targets=[0, 1]), model, target="0", lower="input:0", n_references=2)
+    with pytest.warns(
+        StudyWarning, match=r"by min_share=0\.7 in 50% of their images, so there are no pairs; cumulative_share=0\.8"
+    ):
+        assert study.replace(min_share=0.7).classes.pairs.empty
+    assert study.replace(min_share=0.7, cumulative_share=0.6).classes.pairs["channel"].tolist() == [1]
+    assert sorted(study.replace(min_share=0.7, cumulative_share=0.8).classes.pairs["channel"]) == [0, 1]
 
 
 def test_split_of_a_grouped_convolution(tmp_path: Path) -> None:
@@ -421,7 +423,13 @@ def test_split_of_a_grouped_convolution(tmp_path: Path) -> None:
             r"lower='2' is no such pair. .* \('4'\) and 'input:'",
         ),
         ({"target": "5", "lower": "input:5"}, 1, None, StudyError, "target='5' with .*none is inside"),
-        ({"k": 1}, 1, None, StudyError, "channel 1 does not fall apart, .*name classes, or ask for parts with k=2"),
+        (
+            {"n_clusters": 1},
+            1,
+            None,
+            StudyError,
+            "channel 1 is not split into parts, .*name classes, or ask for parts with n_clusters=2",
+        ),
     ],
 )
 def test_wrong_splits(
@@ -483,14 +491,14 @@ def test_real_photographs_of_ten_classes(tmp_path: Path, monkeypatch: pytest.Mon
     root, weights = shared("data", "imagenette", "val"), shared("models", "imagenet-resnet50.safetensors")
     layer = "layer4.2.conv3"
     study = load_study("imagenet-resnet50", data=root, weights=weights, store=tmp_path)
-    study = study.using(target=layer, lower=f"input:{layer}", progress=False)
+    study = study.replace(target=layer, lower=f"input:{layer}", progress=False)
     labels, names = study.classes._labels
     assert (len(names), len(labels)) == (1000, 1000)
     assert {names[label] for label in labels} == {path.name for path in root.iterdir()}
     some = np.flatnonzero(np.arange(1000) % 125 < 2).tolist()
     few = Images(torch.utils.data.Subset(study.images.dataset, some), "few")
     arvs = np.abs(np.random.default_rng(0).normal(size=(2, 512)))
-    split = split_channel(study.model, layer, 7, owners(arvs, 0.8))
+    split = split_channel(study.model, layer, 7, assign_sources(arvs, 0.8))
     pictures = torch.stack([few.tensor(i) for i in range(len(few))])
     with torch.inference_mode():
         before, after = study.model.eval()(pictures), split.eval()(pictures)
@@ -543,7 +551,7 @@ def test_labels_that_do_not_fit_the_network(tmp_path: Path) -> None:
     shifted.loaded.clear()
     assert said_of(again) == [said]
     assert shifted.loaded == []
-    assert said_of(again.using(share=0.2)) == [said]
+    assert said_of(again.replace(min_share=0.2)) == [said]
     # Nothing is said of what can't be told.
     assert said_of(mine(tmp_path / "few", Answered(model, 1, count=6), model)) == []
 
@@ -564,7 +572,7 @@ def test_a_part_of_the_images_can_not_be_read(tmp_path: Path) -> None:
 
 def test_glyphs_are_not_asked(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Classes, "_doubt", lambda *_: pytest.fail("asked"))
-    assert len(glyph_study.using().classes.names) == 48
+    assert len(glyph_study.replace().classes.names) == 48
 
 
 @pytest.mark.slow

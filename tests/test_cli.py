@@ -44,8 +44,8 @@ length = 40
 [parameters]
 target = "layer4"
 lower = "layer3"
-n = 6
-k = 2
+n_references = 6
+n_clusters = 2
 [run]
 batch_size = 20
 """
@@ -103,7 +103,7 @@ def test_run(finished: Path) -> None:
     assert lines[1].startswith("The references are more than a twentieth of the images")
     steps = [line.split(":")[0] for line in lines[2:6]]
     assert steps == ["references", "circuits", "virtual", "neurons"]
-    assert re.search(r"\d+ of 32 neurons fall apart", lines[6])
+    assert re.search(r"\d+ of 32 neurons are split into parts", lines[6])
     assert {path.name.split("-")[0] for path in (finished / "small").glob("[!.]*")} == {*steps, "objects"}
 
 
@@ -134,11 +134,11 @@ def test_what_is_given_is_heard_though_it_is_nothing(tmp_path: Path) -> None:
     said = on(tmp_path, "run", "--k", 0, "--workers", 0, "--threads", 1)
     assert said.exit_code == 0, said.output
     assert f"--store {tmp_path} --k 0 --workers 0\n" in said.stdout
-    chosen = load_study(tmp_path / "small.toml", store=tmp_path, k=0).neurons
+    chosen = load_study(tmp_path / "small.toml", store=tmp_path, n_clusters=0).neurons
     assert f" --neurons {','.join(map(str, chosen['channel'].head(3)))}\n" in said.stdout
     printed = on(tmp_path, "neurons", "--k", 3, "--seed", 1, "--rows", 1, "--workers", 0)
     assert printed.exit_code == 0, printed.output
-    expected = load_study(tmp_path / "small.toml", store=tmp_path, k=3, random=1).neurons
+    expected = load_study(tmp_path / "small.toml", store=tmp_path, n_clusters=3, seed=1).neurons
     assert str(expected["sizes"].iloc[0]) in printed.stdout
 
 
@@ -181,7 +181,7 @@ def test_arv(finished: Path, tmp_path: Path) -> None:
     result = on(finished, "arv", *CONV, "--out", out)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    study = load_study(finished / "small.toml", store=finished).using(target=CONV[1], lower=CONV[3])
+    study = load_study(finished / "small.toml", store=finished).replace(target=CONV[1], lower=CONV[3])
     found = load_file(out)
     for channel in range(32):
         classes = study.classes.statistics.relevant_classes(channel)
@@ -190,9 +190,9 @@ def test_arv(finished: Path, tmp_path: Path) -> None:
         arv = study.classes.statistics.arv(study.model, channel, classes)
         np.testing.assert_array_equal(found[f"{channel}.arv"], arv)
     assert lines[-2] == "32 of 32 channels are relevant to a class"
-    none = on(finished, "arv", *CONV, "--share", 0.99)
+    none = on(finished, "arv", *CONV, "--min-share", 0.99)
     assert none.stdout.splitlines() == ["0 of 32 channels are relevant to a class"]
-    fewer = on(finished, "arv", *CONV, "--channel", 3, "--mass", 0.2)
+    fewer = on(finished, "arv", *CONV, "--channel", 3, "--cumulative-share", 0.2)
     assert fewer.stdout.count("\n") == 1
     assert len(fewer.stdout) < len(lines[3])
 
@@ -238,7 +238,7 @@ def test_split(finished: Path, tmp_path: Path, classes: list[str], score: str) -
     assert re.fullmatch(rf"rho = [\d.]+; sources: {counts}; a part keeps \d+% of the channel on its own images", line)
     assert sum(map(int, re.findall(r"(\d+) [a-z]", line))) == 32
     study = load_study(finished / "small.toml", store=finished)
-    own = study.using(target=CONV[1], lower=CONV[3]).classes.split(0, names, score)  # type: ignore[arg-type]
+    own = study.replace(target=CONV[1], lower=CONV[3]).classes.split(0, names, score)  # type: ignore[arg-type]
     assert line.startswith(f"rho = {own.rho:g};")
     rebuilt = load_split(study.model, out)
     images = torch.stack([study.images.tensor(i) for i in range(4)])
@@ -253,7 +253,7 @@ def test_split_as_published(finished: Path) -> None:
     how = ["--ownership", "published", "--score", "ratio", "--clamp", "positions"]
     result = on(finished, "split", *CONV, "--channel", 0, "--classes", "cloud,atom", *how)
     assert result.exit_code == 0, result.output
-    study = load_study(finished / "small.toml", store=finished).using(target=CONV[1], lower=CONV[3])
+    study = load_study(finished / "small.toml", store=finished).replace(target=CONV[1], lower=CONV[3])
     own = study.classes.split(0, ["cloud", "atom"], "ratio", ownership="published", clamp="positions")
     header, first = (line.split() for line in result.stdout.splitlines()[1:3])
     assert header == own.table().columns.tolist()
@@ -264,10 +264,10 @@ def test_split_as_published(finished: Path) -> None:
 
 def test_split_of_a_channel_that_is_not_relevant(finished: Path) -> None:
     """Its table is empty, and a sentence says why."""
-    result = on(finished, "split", *CONV, "--channel", 0, "--classes", "cloud,atom", "--share", 1)
+    result = on(finished, "split", *CONV, "--channel", 0, "--classes", "cloud,atom", "--min-share", 1)
     assert result.exit_code == 0, result.output
     assert "NaN" in result.stdout
-    assert "Mind: channel 0 has no ratios for 'cloud': of 2 validation images it is relevant in 0" in plainly(result)
+    assert "Warning: channel 0 has no ratios for 'cloud': of 2 validation images it is relevant in 0" in plainly(result)
 
 
 def test_split_judged_by_other_pictures(tmp_path: Path) -> None:
@@ -344,10 +344,10 @@ def test_an_unknown_study(command: str) -> None:
             "can't read 'three' in --neurons 'three'; expected numbers such as 3,17,20-23",
         ),
         ("run", ["--rule", "magic"], "rule must be one of gradient, lrp, got 'magic'"),
-        ("run", ["--n", "0"], "n must be a whole number and at least 2"),
+        ("run", ["--n", "0"], "n_references must be a whole number and at least 2"),
         ("run", ["--weights", "nowhere.safetensors"], "there is no file of weights"),
         ("arv", ["--channel", "32"], "channel 32: layer 'layer4' has channels 0 to 31"),
-        ("arv", ["--mass", "1.5"], "mass must be a number from 0 to 1, got 1.5"),
+        ("arv", ["--cumulative-share", "1.5"], "cumulative_share must be a number from 0 to 1, got 1.5"),
         ("pairs", ["--target", "layer9"], "GlyphNet has no layer 'layer9'. Near it: 'layer4'"),
         (
             "split",
@@ -388,7 +388,7 @@ def test_an_unknown_study(command: str) -> None:
             ["--embedder", "pixels", "--k", "7"],
             "6 reference images can't be",
         ),
-        ("bench", ["--seed", "-1"], "random must be a whole number and at least 0, got -1"),
+        ("bench", ["--seed", "-1"], "seed must be a whole number and at least 0, got -1"),
     ],
 )
 def test_errors(
@@ -412,7 +412,7 @@ def test_errors(
         ),
         ('"glyphs"\nlength = 40', '"folder"\nroot = "nowhere"', "there is no folder"),
         ("length = 40", "length = 0", "at least one"),
-        ("n = 6", 'n = "six"', "n must be a whole number and at least 2, got 'six'"),
+        ("n_references = 6", 'n_references = "six"', "n_references must be a whole number and at least 2, got 'six'"),
         ("batch_size = 20", "batches = 20", "has an entry in [run] that is not known"),
         ("batch_size = 20", 'batch_size = "many"', "batch_size must be a whole number and at least 1, got 'many'"),
         ("batch_size = 20", "batch_size = true", "batch_size must be a whole number and at least 1, got True"),
@@ -426,8 +426,8 @@ def test_errors(
         ('"glyphs"\nlength = 40', '"folder"\nroot = 3', "root of [images] must be a text, got 3"),
         ('"layer4"', "4", "target must be the name of a layer, got 4"),
         ('"layer3"', '["layer3"]', "lower must be the name of a layer, got ['layer3']"),
-        ("n = 6", "random = -1", "random must be a whole number and at least 0, got -1"),
-        ("n = 6", "share = true", "share must be a number from 0 to 1, got True"),
+        ("n_references = 6", "seed = -1", "seed must be a whole number and at least 0, got -1"),
+        ("n_references = 6", "min_share = true", "min_share must be a number from 0 to 1, got True"),
     ],
 )
 def test_errors_in_the_study(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -581,7 +581,7 @@ def test_a_network_that_draws_random_numbers(tmp_path: Path) -> None:
     assert "as '1' (Drop) draws random numbers" in failed(on(tmp_path, "run"))
     result = on(tmp_path, "run", "--allow-nondeterministic")
     assert result.exit_code == 0, result.output
-    assert "Mind: results are of one run" in plainly(result)
+    assert "Warning: results are of one run" in plainly(result)
     (following,) = re.findall(r"pure-nb neurons (.*)", result.stdout)
     assert "--allow-nondeterministic" in following
     asked = text.replace('"layer4"', '"3"').replace('"layer3"', '"0"\nallow_nondeterministic = true')
@@ -621,7 +621,7 @@ def test_a_damaged_result_is_reported_and_computed_again(tmp_path: Path) -> None
     path.write_bytes(b"damaged")
     again = on(tmp_path, "neurons")
     assert again.stdout == expected
-    assert re.search(f"^Mind: .*{path.name}.* is not used and will be computed again", again.stderr, re.MULTILINE)
+    assert re.search(f"^Warning: .*{path.name}.* is not used and will be computed again", again.stderr, re.MULTILINE)
 
 
 def test_stopped_by_ctrl_c_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -640,7 +640,7 @@ def test_stopped_by_ctrl_c_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         patch.setattr(TopReferences, "update", stop)  # the pass that is done is not done again
         result = on(tmp_path, "run")
     assert result.exit_code == 0
-    assert "neurons fall apart" in result.stdout
+    assert "neurons are split into parts" in result.stdout
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are different here")
@@ -652,10 +652,10 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
     with subprocess.Popen(command, **how) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("small: layer4")  # it is under way
-        for patience in (30, 30, 60):  # one that comes within a callback of C code may get lost: press again
+        for timeout in (30, 30, 60):  # one that comes within a callback of C code may get lost: press again
             process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                _, error = process.communicate(timeout=patience)
+                _, error = process.communicate(timeout=timeout)
                 break
         else:
             process.kill()
@@ -707,14 +707,14 @@ def test_evaluate(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = on(finished, "evaluate", "--embedder", "mini-clip", "--embedder", "pixels", "--k", "2", "3", "--out", out)
     assert result.exit_code == 0, result.output
-    assert "PURE gradient" in result.output
+    assert "PURE" in result.output
     assert "PURE LRP" in result.output
     assert f"{out / 'report.md'}: the report" in result.output.replace("\n", "")
     table = pd.read_parquet(out / "distances.parquet")
     assert sorted(table["k"].unique()) == [2, 3]
     assert {"mini-CLIP", "pixels", "true objects", "random"} < set(table["method"])
     names = pd.read_csv(out / "names.csv")
-    assert {"said", "true", "share"} <= set(names)
+    assert {"label", "true", "share"} <= set(names)
     assert (out / "gaps.png").stat().st_size > 5000
     assert plt.get_fignums() == []
 
@@ -726,7 +726,21 @@ def test_bench(finished: Path, tmp_path: Path) -> None:
         "    return every.reshape(world.truth.shape) % 2\n"
     )
     out = tmp_path / "out"
-    how = ["--count", 6, "--null", 3, "--no-choose", "--out", out, "--only", "activation", "--only", "first", "--n", 12]
+    how = [
+        "--count",
+        6,
+        "--self-merged",
+        3,
+        "--no-choose",
+        "--out",
+        out,
+        "--only",
+        "activation",
+        "--only",
+        "first",
+        "--n",
+        12,
+    ]
     result = on(finished, "bench", *how, "--add", f"{own}:first", "--seed", 3)
     assert result.exit_code == 0, result.output
     for stem in ("objects", "planted"):
@@ -766,7 +780,7 @@ def test_the_best_recipe_is_two_options(finished: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "through input:layer4.0 (64 channels)" in result.output
     assert "--lower nearest --start peak" in result.output
-    expected = load_study(finished / "small.toml", store=finished, lower="input:layer4.0", seed="peak").neurons
+    expected = load_study(finished / "small.toml", store=finished, lower="input:layer4.0", start="peak").neurons
     printed = on(finished, "neurons", "--lower", "nearest", "--start", "peak", "--out", finished / "best.csv")
     assert printed.exit_code == 0
     assert pd.read_csv(finished / "best.csv")["channel"].tolist() == expected["channel"].tolist()

@@ -26,7 +26,7 @@ from torch.utils.data import TensorDataset
 
 from pure_nb.compute import blocks, sweep
 from pure_nb.compute.store import Store
-from pure_nb.compute.sweep import Job, Part, halved, kept_part, merged, shard_part, shards, span
+from pure_nb.compute.sweep import Job, Part, covered, load_or_compute_part, merged, shard_part, shards, split_tree
 from pure_nb.errors import ClusterError, ImageError
 from pure_nb.images.data import Images
 from pure_nb.loading import load_model
@@ -119,14 +119,14 @@ def in_another_order(pieces: int, seed: int) -> Part:
     def joined(numbers: range) -> Part:
         if len(numbers) == 1:
             return found[numbers[0]]
-        first, second = halved([range(n, n + 1) for n in numbers])
-        return merged(task, joined(span(first)), joined(span(second)))
+        first, second = split_tree([range(n, n + 1) for n in numbers])
+        return merged(task, joined(covered(first)), joined(covered(second)))
 
     return joined(range(len(cut)))
 
 
 def test_a_pool_of_plain_processes() -> None:
-    expected = bits(kept_part(job(), shards(COUNT, 4, 4)))
+    expected = bits(load_or_compute_part(job(), shards(COUNT, 4, 4)))
     assert bits(in_another_order(2, 0)) == expected
     assert swept()[0] == expected
 
@@ -137,7 +137,7 @@ def test_the_tree_is_a_tree() -> None:
     def depth(cut: Any) -> int:
         if len(cut) == 1:
             return 0
-        first, second = halved(cut)
+        first, second = split_tree(cut)
         assert [*first, *second] == list(cut)
         assert len(first) >= len(second) > 0
         assert len(first) & (len(first) - 1) == 0
@@ -145,14 +145,14 @@ def test_the_tree_is_a_tree() -> None:
 
     for count in range(1, 70):
         cut = shards(count, 1, 1)
-        assert span(cut) == range(count)
+        assert covered(cut) == range(count)
         assert depth(cut) == (count - 1).bit_length()
 
 
 def test_shards_grow_with_the_images() -> None:
     assert len(shards(1_281_167, 32)) <= 1024
     assert len(shards(100_000_000, 256)) <= 1024
-    assert span(shards(100_000_000, 256)) == range(100_000_000)
+    assert covered(shards(100_000_000, 256)) == range(100_000_000)
 
 
 def test_to_the_bit(client: Any) -> None:
@@ -256,8 +256,10 @@ def test_circuits(tmp_path: Path, client: Any, seen: bool, monkeypatch: pytest.M
 
 def test_a_whole_study(tmp_path: Path, client: Any) -> None:
     def study(folder: str, **how: Any) -> Study:
-        made = Study.of(plain(), Items(noise(COUNT)), "4", "2", n=6, k=2, store=tmp_path / folder, batch_size=4)
-        return made.using(progress=False, **how)
+        made = Study.from_model(
+            plain(), Items(noise(COUNT)), "4", "2", n_references=6, n_clusters=2, store=tmp_path / folder, batch_size=4
+        )
+        return made.replace(progress=False, **how)
 
     here, there = study("here"), study("there", client=client)
     assert here.neurons.equals(there.neurons)
@@ -358,7 +360,9 @@ def test_one_file_of_many_shards(tmp_path: Path, client: Any, monkeypatch: pytes
 
 
 def test_a_study_with_a_client_can_be_sent(tmp_path: Path, client: Any) -> None:
-    study = Study.of(plain(), Items(noise(COUNT)), "4", "2", n=6, store=tmp_path, client=client, batch_size=4)
+    study = Study.from_model(
+        plain(), Items(noise(COUNT)), "4", "2", n_references=6, store=tmp_path, client=client, batch_size=4
+    )
     again = pickle.loads(pickle.dumps(study))
     assert again.run.client is None
     assert again.parameters == study.parameters

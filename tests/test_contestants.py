@@ -27,40 +27,39 @@ from pure_nb.benchmark.contestants import (
     CLOSE,
     LAYERS,
     LRP,
-    PAPER,
     PEAK,
+    PURE,
     RANDOM,
     Contestant,
     Parts,
-    by_density,
-    by_factors,
-    by_means,
-    by_mixture,
-    by_spectrum,
-    ceiling_of,
     circuits_of,
+    cluster_each,
     contestants,
-    divided,
+    gaussian_mixture,
+    hdbscan,
     load_contestant,
+    nmf,
+    oracle_of,
     random_parts,
     several_layers,
     sparse_codes,
+    spectral,
     split_by,
 )
-from pure_nb.benchmark.leaderboards import compete
-from pure_nb.benchmark.worlds import World, objects_world, planted_world, straight
+from pure_nb.benchmark.leaderboards import run_benchmark
+from pure_nb.benchmark.tasks import Task, objects_task, planted_task, straight
 from pure_nb.errors import ArgumentError, ModelError, StoreError, StudyError, StudyWarning
 from pure_nb.loading import load_model
 from pure_nb.methods.ownership import SHARED
-from pure_nb.methods.virtual import cluster
+from pure_nb.methods.virtual import kmeans
 from pure_nb.study import Study
 
 
-def bare(truth: Any, random: int = 0) -> World:
-    """A world of which only the truth matters."""
-    study: Any = SimpleNamespace(parameters=SimpleNamespace(random=random))
+def bare(truth: Any, seed: int = 0) -> Task:
+    """A task of which only the truth matters."""
+    study: Any = SimpleNamespace(parameters=SimpleNamespace(seed=seed))
     known = np.asarray(truth, dtype=np.int64)
-    return World("bare", study, known, np.ones(known.shape), study)
+    return Task("bare", study, known, np.ones(known.shape), study)
 
 
 def blobs(k: int = 3, each: int = 20, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -100,66 +99,66 @@ def two_sources() -> nn.Sequential:
     return model.eval()
 
 
-def hand_world(folder: Path, null: int = 0) -> World:
-    study = Study.of(two_sources(), two_inputs(), "0", "input:0", n=20, k=2, store=folder)
-    return planted_world(study.using(progress=False), groups=((0, 1),), null=null)
+def hand_world(folder: Path, self_merged: int = 0) -> Task:
+    study = Study.from_model(two_sources(), two_inputs(), "0", "input:0", n_references=20, n_clusters=2, store=folder)
+    return planted_task(study.replace(progress=False), groups=((0, 1),), self_merged=self_merged)
 
 
-def small_world(folder: Path, target: str = "4", lower: str = "input:4", *, null: int = 1, **how: Any) -> World:
+def small_world(folder: Path, target: str = "4", lower: str = "input:4", *, self_merged: int = 1, **how: Any) -> Task:
     """Three merged channels and a null in the random network, with labels."""
     items = labelled(noise(40), [number % 4 for number in range(40)], "wxyz")
     model = how.pop("model", None) or plain()
-    study = Study.of(model, items, target, lower, n=20, k=2, store=folder, **how)
-    return planted_world(study.using(progress=False), 3, null=null, seed=1)
+    study = Study.from_model(model, items, target, lower, n_references=20, n_clusters=2, store=folder, **how)
+    return planted_task(study.replace(progress=False), 3, self_merged=self_merged, seed=1)
 
 
 # ------------------------------------------------------------------------------------------------------- clusterers
 
 
-@pytest.mark.parametrize("divide", [by_means, by_mixture, by_spectrum, by_density, by_factors])
+@pytest.mark.parametrize("clusterer", [kmeans, gaussian_mixture, spectral, hdbscan, nmf])
 @pytest.mark.parametrize("k", [2, 3, 5])
-def test_plain_blobs_are_found(divide: Callable[..., Any], k: int) -> None:
+def test_plain_blobs_are_found(clusterer: Callable[..., Any], k: int) -> None:
     vectors, truth = blobs(k)
     before = vectors.copy()
-    labels = divide(vectors, k, 0)
+    labels = clusterer(vectors, k, 0)
     assert labels.dtype == np.int64
     assert labels.shape == truth.shape
     assert labels.min() >= -1
     assert labels.max() < k
     assert adjusted_rand_score(truth, labels) > 0.95
-    np.testing.assert_array_equal(divide(vectors, k, 0), labels)
+    np.testing.assert_array_equal(clusterer(vectors, k, 0), labels)
     np.testing.assert_array_equal(vectors, before)
 
 
-@pytest.mark.parametrize("divide", [by_means, by_mixture, by_spectrum, by_density, by_factors])
-def test_noise_is_not_what_is_wanted(divide: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("clusterer", [kmeans, gaussian_mixture, spectral, hdbscan, nmf])
+def test_noise_is_not_what_is_wanted(clusterer: Callable[..., Any]) -> None:
     generator = np.random.default_rng(0)
     values = [
-        adjusted_rand_score(generator.integers(0, 2, 60), divide(generator.random((60, 6)).astype(np.float32), 2, 0))
+        adjusted_rand_score(generator.integers(0, 2, 60), clusterer(generator.random((60, 6)).astype(np.float32), 2, 0))
         for _ in range(6)
     ]
     assert abs(np.mean(values)) < 0.1
 
 
-@pytest.mark.parametrize("divide", [by_means, by_mixture, by_spectrum, by_density, by_factors])
+@pytest.mark.parametrize("clusterer", [kmeans, gaussian_mixture, spectral, hdbscan, nmf])
 @pytest.mark.parametrize("vectors", [np.zeros((12, 4)), np.ones((12, 4)), -np.eye(12)[:, :4], np.eye(3)])
 @pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning")
-def test_odd_vectors_are_no_error(divide: Callable[..., Any], vectors: NDArray[Any]) -> None:
+def test_odd_vectors_are_no_error(clusterer: Callable[..., Any], vectors: NDArray[Any]) -> None:
     """Those of a dead neuron, negative ones, and very few."""
-    labels = divide(vectors.astype(np.float32), 2, 0)
+    labels = clusterer(vectors.astype(np.float32), 2, 0)
     assert labels.shape == (len(vectors),)
     assert set(labels.tolist()) <= {-1, 0, 1}
 
 
 def test_means_are_the_papers() -> None:
     vectors = np.random.default_rng(0).random((30, 4)).astype(np.float32)
-    np.testing.assert_array_equal(by_means(vectors, 3, 5), cluster(vectors, 3, seed=5))
+    np.testing.assert_array_equal(kmeans(vectors, 3, 5), kmeans(vectors, 3, seed=5))
 
 
 def test_density_leaves_strays_out_and_needs_no_number() -> None:
     vectors, truth = blobs(3)
     vectors[0] = 50
-    labels = by_density(vectors, 2, 0)  # told two, it finds three
+    labels = hdbscan(vectors, 2, 0)  # told two, it finds three
     assert labels[0] == -1
     assert set(labels[1:].tolist()) - {-1} == {0, 1, 2}
     assert adjusted_rand_score(truth[1:], labels[1:]) > 0.95
@@ -170,12 +169,12 @@ def test_mixture_finds_what_means_do_not() -> None:
     generator = np.random.default_rng(3)
     truth = np.repeat([0, 1], 50)
     vectors = np.stack([generator.normal(0, 1.4, 100), truth * 2 + generator.normal(0, 0.3, 100)], axis=1)
-    labels = by_mixture(vectors.astype(np.float32), 2, 0)
+    labels = gaussian_mixture(vectors.astype(np.float32), 2, 0)
     assert adjusted_rand_score(truth, labels) > 0.95
-    assert adjusted_rand_score(truth, by_means(vectors.astype(np.float32), 2, 0)) < 0.2
+    assert adjusted_rand_score(truth, kmeans(vectors.astype(np.float32), 2, 0)) < 0.2
     # Circuits are small numbers, activations may be large: what keeps the covariance regular must not depend on that.
     for scale in (1e-4, 1e4):
-        assert adjusted_rand_score(labels, by_mixture((scale * vectors).astype(np.float32), 2, 0)) == 1
+        assert adjusted_rand_score(labels, gaussian_mixture((scale * vectors).astype(np.float32), 2, 0)) == 1
 
 
 def test_spectrum_follows_rings() -> None:
@@ -183,15 +182,15 @@ def test_spectrum_follows_rings() -> None:
     angle = np.linspace(0, 2 * np.pi, 60, endpoint=False)
     truth = np.repeat([0, 1], 60)
     vectors = np.concatenate([r * np.stack([np.cos(angle), np.sin(angle)], axis=1) for r in (1, 4)]).astype(np.float32)
-    assert adjusted_rand_score(truth, by_spectrum(vectors, 2, 0)) == 1
-    assert adjusted_rand_score(truth, by_means(vectors, 2, 0)) < 0.2
+    assert adjusted_rand_score(truth, spectral(vectors, 2, 0)) == 1
+    assert adjusted_rand_score(truth, kmeans(vectors, 2, 0)) < 0.2
 
 
 def test_factors_see_directions_and_not_lengths() -> None:
     generator = np.random.default_rng(0)
     truth = np.repeat([0, 1], 40)
     vectors = np.eye(4)[truth] * generator.uniform(0.5, 20, (80, 1)) + 0.01 * generator.random((80, 4))
-    assert adjusted_rand_score(truth, by_factors(vectors.astype(np.float32), 2, 0)) == 1
+    assert adjusted_rand_score(truth, nmf(vectors.astype(np.float32), 2, 0)) == 1
 
 
 def test_factors_explain_by_all_they_bring() -> None:
@@ -200,17 +199,17 @@ def test_factors_explain_by_all_they_bring() -> None:
     share = np.concatenate([generator.uniform(0.6, 1, 30), generator.uniform(0, 0.4, 30), [1.0] * 5, [0.0] * 5])
     wide, narrow = np.repeat([1 / 16, 0], [16, 1]), np.repeat([0, 1.0], [16, 1])
     vectors = share[:, None] * wide + (1 - share[:, None]) * narrow
-    assert adjusted_rand_score(share > 0.5, by_factors(vectors.astype(np.float32), 2, 0)) > 0.95
+    assert adjusted_rand_score(share > 0.5, nmf(vectors.astype(np.float32), 2, 0)) > 0.95
 
 
 def test_neurons_of_one_meaning_stay_whole() -> None:
     asked: list[tuple[int, int]] = []
 
-    def divide(vectors: NDArray[np.float32], k: int, seed: int) -> NDArray[np.int64]:
+    def clusterer(vectors: NDArray[np.float32], k: int, seed: int) -> NDArray[np.int64]:
         asked.append((k, seed))
         return np.full(len(vectors), k)
 
-    found = divided(np.zeros((3, 4, 2), np.float32), np.array([3, 1, 2]), divide, 8)
+    found = cluster_each(np.zeros((3, 4, 2), np.float32), np.array([3, 1, 2]), clusterer, 8)
     assert found.tolist() == [[3] * 4, [0] * 4, [2] * 4]
     assert asked == [(3, 8), (2, 8)]
 
@@ -220,32 +219,32 @@ def test_neurons_of_one_meaning_stay_whole() -> None:
 
 def test_sparse_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [blobs(3, seed=seed) for seed in range(3)]
-    world = bare(np.stack([truth for _, truth in pairs]))
+    task = bare(np.stack([truth for _, truth in pairs]))
     vectors = np.stack([own for own, _ in pairs])
     vectors[1, 7] = vectors[0, 5]  # one image may be a reference of two neurons
-    world.__dict__["activations"] = {"lower activation at maximum": vectors}
-    codes = sparse_codes(world)
+    task.__dict__["activations"] = {"lower activation at maximum": vectors}
+    codes = sparse_codes(task)
     assert codes.shape == (3, 60, 12)  # twice as many atoms as channels
     assert codes.dtype == np.float32
     np.testing.assert_array_equal(codes[1, 7], codes[0, 5])
-    np.testing.assert_array_equal(sparse_codes(world), codes)
+    np.testing.assert_array_equal(sparse_codes(task), codes)
     assert (codes == 0).mean() > 0.5
     for channel in (0, 2):
-        assert adjusted_rand_score(world.truth[channel], by_means(codes[channel], 3, 0)) > 0.75
+        assert adjusted_rand_score(task.truth[channel], kmeans(codes[channel], 3, 0)) > 0.75
     monkeypatch.setattr(module, "ATOMS", 5)
-    assert sparse_codes(world).shape == (3, 60, 5)
-    world.__dict__["activations"] = {"lower activation at maximum": np.zeros_like(vectors)}
-    assert not sparse_codes(world).any()  # nothing below drives anything
+    assert sparse_codes(task).shape == (3, 60, 5)
+    task.__dict__["activations"] = {"lower activation at maximum": np.zeros_like(vectors)}
+    assert not sparse_codes(task).any()  # nothing below activates anything
 
 
 def test_random_parts_agree_with_nothing() -> None:
     generator = np.random.default_rng(1)
     truth = generator.integers(0, 3, (40, 60))
     truth[0] = 0
-    world = bare(truth)
-    labels = random_parts(world)
-    np.testing.assert_array_equal(random_parts(world), labels)
-    assert (random_parts(bare(truth, random=1)) != labels).any()
+    task = bare(truth)
+    labels = random_parts(task)
+    np.testing.assert_array_equal(random_parts(task), labels)
+    assert (random_parts(bare(truth, seed=1)) != labels).any()
     assert not labels[0].any()
     assert all(set(own.tolist()) == {0, 1, 2} for own in labels[1:])
     assert abs(np.mean([adjusted_rand_score(a, b) for a, b in zip(truth[1:], labels[1:])])) < 0.02
@@ -259,8 +258,8 @@ def test_random_parts_agree_with_nothing() -> None:
 def test_the_ceiling_of_what_can_be_told_and_what_can_not() -> None:
     vectors, truth = blobs(3)
     generator = np.random.default_rng(0)
-    world = bare([truth, truth, np.zeros(60)])
-    answer = ceiling_of(lambda _: np.stack([vectors, generator.standard_normal((60, 6)), vectors]))(world)
+    task = bare([truth, truth, np.zeros(60)])
+    answer = oracle_of(lambda _: np.stack([vectors, generator.standard_normal((60, 6)), vectors]))(task)
     assert adjusted_rand_score(truth, answer.labels[0]) == 1
     np.testing.assert_array_equal(answer.labels[0], truth)
     assert abs(adjusted_rand_score(truth, answer.labels[1])) < 0.15
@@ -273,7 +272,7 @@ def test_the_ceiling_is_that_of_a_slow_loop() -> None:
     truth = np.repeat([0, 1, 2, 3, -1], [20, 15, 5, 4, 6])
     own = generator.standard_normal((50, 5)) + 1.2 * np.eye(5)[truth]
     own[:, 3] = 7  # a constant entry is no division by zero
-    found = ceiling_of(lambda _: own[None])(bare([truth], random=4)).labels[0]
+    found = oracle_of(lambda _: own[None])(bare([truth], seed=4)).labels[0]
     # Fewer than five, or of no known truth: neither is learned.
     assert (found[40:] == -1).all()
     scaled = (own - own.mean(axis=0)) / own.std()
@@ -286,29 +285,29 @@ def test_the_ceiling_is_that_of_a_slow_loop() -> None:
 
 
 def test_the_ceiling_of_too_few() -> None:
-    """Two things, one of which drove four images: the neuron stays whole."""
+    """Two things, one of which activated four images: the neuron stays whole."""
     truth = np.repeat([0, 1], [20, 4])
-    assert not ceiling_of(lambda _: np.eye(24)[None])(bare([truth])).labels.any()
+    assert not oracle_of(lambda _: np.eye(24)[None])(bare([truth])).labels.any()
 
 
 def test_descriptions_of_a_world(tmp_path: Path) -> None:
-    world = small_world(tmp_path, "5", "3")
-    np.testing.assert_array_equal(circuits_of(seed="peak")(world), world.study.using(seed="peak").circuits)
-    assert circuits_of(lower="2")(world).shape == (4, 20, 7)
-    for name, vectors in world.activations.items():
-        np.testing.assert_array_equal(world.descriptions()[name].vectors(), vectors)
+    task = small_world(tmp_path, "5", "3")
+    np.testing.assert_array_equal(circuits_of(start="peak")(task), task.study.replace(start="peak").circuits)
+    assert circuits_of(lower="2")(task).shape == (4, 20, 7)
+    for name, vectors in task.activations.items():
+        np.testing.assert_array_equal(task.descriptions()[name].vectors(), vectors)
     # The study's own lower layer, and the ReLU before it; right below a ReLU there is nothing to learn.
-    joined = several_layers(world)
-    parts = [world.study.using(lower=name).circuits for name in ("3", "1")]
+    joined = several_layers(task)
+    parts = [task.study.replace(lower=name).circuits for name in ("3", "1")]
     np.testing.assert_array_equal(joined, np.concatenate(parts, axis=2))
     assert joined.shape == (4, 20, 7 + 5)
 
 
 def test_several_layers_take_each_once(tmp_path: Path) -> None:
     """Here the study's own lower layer is the nearest one already."""
-    world = small_world(tmp_path)
-    parts = [world.study.using(lower=name).circuits for name in ("input:4.merged", "2")]
-    np.testing.assert_array_equal(several_layers(world), np.concatenate(parts, axis=2))
+    task = small_world(tmp_path)
+    parts = [task.study.replace(lower=name).circuits for name in ("input:4.merged", "2")]
+    np.testing.assert_array_equal(several_layers(task), np.concatenate(parts, axis=2))
 
 
 # ------------------------------------------------------------------------------------------------------------ splits
@@ -316,15 +315,15 @@ def test_several_layers_take_each_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by", ["parts", "classes"])
 def test_a_split_on_paper(tmp_path: Path, by: str) -> None:
-    world = hand_world(tmp_path, null=1)
-    assert world.truth[0].tolist() == [0, 1] * 10
-    answer = split_by(world, by)
-    assert adjusted_rand_score(world.truth[0], answer.labels[0]) == 1
+    task = hand_world(tmp_path, self_merged=1)
+    assert task.truth[0].tolist() == [0, 1] * 10
+    answer = split_by(task, by)
+    assert adjusted_rand_score(task.truth[0], answer.labels[0]) == 1
     # The first image is of source 0, and so is the first part; input 2 is shared, and input 3 nobody's.
     assert answer.labels[0].tolist() == [0, 1] * 10
     assert {channel: owner.tolist() for channel, owner in answer.owner.items()} == {0: [0, 1, -1, -1]}
     assert not answer.labels[1].any()  # the null is not split
-    table = run(world, [Contestant("split", lambda it: split_by(it, by))], choose=False)
+    table = run(task, [Contestant("split", lambda it: split_by(it, by))], choose=False)
     assert table["f1"].tolist()[0] == 1
     assert table["ari"].tolist()[0] == 1
     assert np.isnan(table["f1"][1])
@@ -332,13 +331,13 @@ def test_a_split_on_paper(tmp_path: Path, by: str) -> None:
 
 @pytest.mark.parametrize("by", ["parts", "classes"])
 def test_a_split_is_that_of_a_slow_loop(tmp_path: Path, by: str) -> None:
-    world = small_world(tmp_path)
-    answer = split_by(world, by)
-    several = np.flatnonzero(world.k > 1).tolist()
+    task = small_world(tmp_path)
+    answer = split_by(task, by)
+    several = np.flatnonzero(task.k > 1).tolist()
     assert several
     assert set(answer.owner) <= set(several)
     assert answer.owner
-    merged: Any = world.study.model.get_submodule("4.merged")
+    merged: Any = task.study.model.get_submodule("4.merged")
     below = plain()[:4](noise(40)).double()
     for channel in range(4):
         if channel not in answer.owner:
@@ -346,22 +345,22 @@ def test_a_split_is_that_of_a_slow_loop(tmp_path: Path, by: str) -> None:
             continue
         owner = answer.owner[channel]
         assert owner.shape == (7,)
-        for rank, image in enumerate(world.study.references.sample[channel]):
-            driven = []
+        for rank, image in enumerate(task.study.references.sample[channel]):
+            active = []
             for part in range(2):
                 weight = merged.weight[channel : channel + 1].detach().double().clone()
                 weight[:, (owner != part) & (owner != -1)] = 0
                 bias = merged.bias[channel : channel + 1].detach().double()
                 out = nn.functional.conv2d(below[image : image + 1], weight, bias, padding=1)
-                driven.append(float(out.clamp(min=0).sum().detach()))
-            assert answer.labels[channel, rank] == driven.index(max(driven))
+                active.append(float(out.clamp(min=0).sum().detach()))
+            assert answer.labels[channel, rank] == active.index(max(active))
 
 
 def test_what_can_not_be_split_stays_whole(tmp_path: Path) -> None:
     """Labels of a single class: there are no two to split between."""
     items = labelled(two_inputs().images, [0] * 20, "ab")  # type: ignore[arg-type]
-    study = Study.of(two_sources(), items, "0", "input:0", n=20, k=2, store=tmp_path)
-    answer = split_by(planted_world(study.using(progress=False), groups=((0, 1),)), "classes")
+    study = Study.from_model(two_sources(), items, "0", "input:0", n_references=20, n_clusters=2, store=tmp_path)
+    answer = split_by(planted_task(study.replace(progress=False), groups=((0, 1),)), "classes")
     assert not answer.labels.any()
     assert answer.owner[0].tolist() == [SHARED] * 4  # nobody owns anything, which scores 0
 
@@ -391,16 +390,16 @@ def test_what_breaks_is_no_answer(
     tmp_path: Path, by: str, place: str, fails: Any, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The benchmark stops, and nothing is stored; afterwards it goes on as if nothing had been."""
-    world = hand_world(tmp_path)
+    task = hand_world(tmp_path)
     entry = Contestant("split", lambda it: split_by(it, by), fingerprint="split")
-    store = world.study.store
+    store = task.study.store
     assert store is not None
     with monkeypatch.context() as patch:
         patch.setattr(place, fails)
         with pytest.raises(error):
-            run(world, [entry], choose=False)
+            run(task, [entry], choose=False)
     assert not [kept for kept in store.results() if kept.name == "bench"]
-    assert run(world, [entry], choose=False)["ari"].tolist() == [1]
+    assert run(task, [entry], choose=False)["ari"].tolist() == [1]
 
 
 def test_a_channel_of_a_grouped_convolution_is_split_by_parts(tmp_path: Path) -> None:
@@ -409,9 +408,11 @@ def test_a_channel_of_a_grouped_convolution_is_split_by_parts(tmp_path: Path) ->
     model = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3, groups=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     ).eval()
-    study = Study.of(model, Items(noise(40)), "2", "input:2", n=20, k=2, store=tmp_path).using(progress=False)
+    study = Study.from_model(
+        model, Items(noise(40)), "2", "input:2", n_references=20, n_clusters=2, store=tmp_path
+    ).replace(progress=False)
     truth = np.tile([0, 1], (8, 10))
-    assert split_by(World("w", study, truth, np.ones(truth.shape), study), "parts").owner
+    assert split_by(Task("w", study, truth, np.ones(truth.shape), study), "parts").owner
 
 
 # ---------------------------------------------------------------------------------------------- a contestant's answer
@@ -419,29 +420,29 @@ def test_a_channel_of_a_grouped_convolution_is_split_by_parts(tmp_path: Path) ->
 
 def test_vectors_are_clustered_and_labels_are_taken() -> None:
     vectors, truth = blobs(2)
-    world = bare([truth, np.zeros(40)])
-    found = Contestant("v", lambda _: np.stack([vectors, vectors])).parts(world)
+    task = bare([truth, np.zeros(40)])
+    found = Contestant("v", lambda _: np.stack([vectors, vectors])).parts(task)
     assert adjusted_rand_score(truth, found.labels[0]) == 1
     assert not found.labels[1].any()
     assert found.vectors is not None
     assert found.vectors.shape == (2, 40, 6)
-    found = Contestant("l", lambda _: [[1.0] * 40, [2.0] * 40]).parts(world)
+    found = Contestant("l", lambda _: [[1.0] * 40, [2.0] * 40]).parts(task)
     assert found.labels.tolist() == [[1] * 40, [2] * 40]
     assert found.labels.dtype == np.int64
     assert found.vectors is None
     own = Parts(np.zeros((2, 40), np.int64))
-    np.testing.assert_array_equal(Contestant("p", lambda _: own).parts(world).labels, own.labels)
+    np.testing.assert_array_equal(Contestant("p", lambda _: own).parts(task).labels, own.labels)
     seeds: list[int] = []
-    divide = lambda vectors, k, seed: seeds.append(seed) or np.zeros(len(vectors), np.int64)  # noqa: E731
-    Contestant("d", lambda _: np.stack([vectors] * 2), divide).parts(world, seed=6)
+    clusterer = lambda vectors, k, seed: seeds.append(seed) or np.zeros(len(vectors), np.int64)  # noqa: E731
+    Contestant("d", lambda _: np.stack([vectors] * 2), clusterer).parts(task, seed=6)
     assert seeds == [6]
 
 
 @pytest.mark.parametrize("shape", [(), (40,), (2, 39), (3, 40), (40, 2), (2, 39, 5), (2, 40, 5, 1), (80, 5)])
 def test_answers_of_another_shape(shape: tuple[int, ...]) -> None:
-    world = bare(np.zeros((2, 40)))
+    task = bare(np.zeros((2, 40)))
     with pytest.raises(StudyError, match=r"contestant 'odd' returned an array of shape \[.*\]; expected vectors ") as e:
-        Contestant("odd", lambda _: np.zeros(shape)).parts(world)
+        Contestant("odd", lambda _: np.zeros(shape)).parts(task)
     assert str(list(shape)) in str(e.value)
     assert "[2, 40, d] or labels [2, 40]" in str(e.value)
 
@@ -488,7 +489,7 @@ class Brightness:
 
 
 ALWAYS = {
-    PAPER,
+    PURE,
     PEAK,
     CLOSE,
     LAYERS,
@@ -500,15 +501,15 @@ ALWAYS = {
     "NMF",
     "sparse codes",
     RANDOM,
-    "ceiling: PURE",
-    "ceiling: PURE close",
+    "oracle: PURE",
+    "oracle: PURE close",
 }
 
 
 def test_all_contestants_of_a_convolution(tmp_path: Path) -> None:
-    world = small_world(tmp_path, crop="activation")
+    task = small_world(tmp_path, crop="activation")
     embedder: Any = Brightness()
-    found = contestants(world, [embedder])
+    found = contestants(task, [embedder])
     names = [one.name for one in found]
     splits = {"split by PURE's parts", "split by classes"}
     assert set(names) == ALWAYS | {LRP, "activation at maximum", "brightness"} | splits
@@ -516,30 +517,30 @@ def test_all_contestants_of_a_convolution(tmp_path: Path) -> None:
     assert len({one.fingerprint for one in found}) == len(found)
     assert all(one.fingerprint for one in found)
     by_name = {one.name: one for one in found}
-    assert by_name["PURE + HDBSCAN"].divide is by_density
-    assert by_name["NMF"].divide is by_factors
-    assert by_name[PAPER].divide is by_means
-    np.testing.assert_array_equal(by_name["brightness"].answer(world), world.study.crops.embeddings(embedder))
-    described = world.descriptions([embedder])["brightness"]
-    np.testing.assert_array_equal(described.vectors(), world.study.crops.embeddings(embedder))
-    np.testing.assert_array_equal(described.of(2), world.study.crops.embeddings(embedder)[2])
+    assert by_name["PURE + HDBSCAN"].clusterer is hdbscan
+    assert by_name["NMF"].clusterer is nmf
+    assert by_name[PURE].clusterer is kmeans
+    np.testing.assert_array_equal(by_name["brightness"].describe(task), task.study.crops.embeddings(embedder))
+    described = task.descriptions([embedder])["brightness"]
+    np.testing.assert_array_equal(described.vectors(), task.study.crops.embeddings(embedder))
+    np.testing.assert_array_equal(described.of(2), task.study.crops.embeddings(embedder)[2])
     for one in found:
-        parts = one.parts(world)
-        assert parts.labels.shape == world.truth.shape
+        parts = one.parts(task)
+        assert parts.labels.shape == task.truth.shape
         assert parts.labels.min() >= -1
 
 
 def test_the_papers_recipe_does_not_depend_on_the_studys(tmp_path: Path) -> None:
     """However the study was run, PURE is PURE."""
-    world = small_world(tmp_path, "5", "3", rule="lrp", seed="peak")
-    by_name = {one.name: one.answer(world) for one in contestants(world) if one.name in (PAPER, PEAK, CLOSE, LRP)}
+    task = small_world(tmp_path, "5", "3", rule="lrp", start="peak")
+    by_name = {one.name: one.describe(task) for one in contestants(task) if one.name in (PURE, PEAK, CLOSE, LRP)}
     for name, recipe in {
-        PAPER: {"rule": "gradient", "seed": "activation"},
-        PEAK: {"rule": "gradient", "seed": "peak"},
-        CLOSE: {"rule": "gradient", "seed": "peak", "lower": "3"},
-        LRP: {"rule": "lrp", "seed": "activation"},
+        PURE: {"rule": "gradient", "start": "activation"},
+        PEAK: {"rule": "gradient", "start": "peak"},
+        CLOSE: {"rule": "gradient", "start": "peak", "lower": "3"},
+        LRP: {"rule": "lrp", "start": "activation"},
     }.items():
-        np.testing.assert_array_equal(by_name[name], world.study.using(**recipe).circuits)
+        np.testing.assert_array_equal(by_name[name], task.study.replace(**recipe).circuits)
 
 
 def test_no_splits_of_another_layer(tmp_path: Path) -> None:
@@ -554,9 +555,11 @@ def test_without_a_grid_there_is_no_maximum(tmp_path: Path) -> None:
 
 
 def test_without_labels_there_is_no_split_by_classes(tmp_path: Path) -> None:
-    study = Study.of(plain(), Items(noise(15)), "4", "input:4", n=6, k=2, store=tmp_path).using(progress=False)
+    study = Study.from_model(
+        plain(), Items(noise(15)), "4", "input:4", n_references=6, n_clusters=2, store=tmp_path
+    ).replace(progress=False)
     with pytest.warns(StudyWarning, match="the split by classes is left out: the images 'mine' have no labels"):
-        names = {one.name for one in contestants(planted_world(study, 2))}
+        names = {one.name for one in contestants(planted_task(study, 2))}
     assert "split by PURE's parts" in names
     assert "split by classes" not in names
 
@@ -570,38 +573,38 @@ def test_where_the_rules_do_not_fit_they_are_left_out(tmp_path: Path) -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
     ).eval()
-    world = small_world(tmp_path, "0", "input:0", model=model)
+    task = small_world(tmp_path, "0", "input:0", model=model)
     with pytest.warns(StudyWarning, match="PURE LRP is left out: merging batch norms"):
-        names = {one.name for one in contestants(world)}
+        names = {one.name for one in contestants(task)}
     assert LRP not in names
     assert names >= ALWAYS
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "PURE LRP is left out")  # nothing is said of what nobody asked for
-        assert [one.name for one in contestants(world, only=(PAPER, RANDOM))] == [PAPER, RANDOM]
-        assert set(compete(world, only=(RANDOM,), choose=False).board["method"]) == {PAPER, RANDOM}
+        assert [one.name for one in contestants(task, only=(PURE, RANDOM))] == [PURE, RANDOM]
+        assert set(run_benchmark(task, only=(RANDOM,), choose=False).board["method"]) == {PURE, RANDOM}
     with pytest.warns(StudyWarning, match="PURE LRP is left out"):
-        assert contestants(world, only=(LRP,)) == []
+        assert contestants(task, only=(LRP,)) == []
 
 
 def test_contestants_of_tokens(tmp_path: Path) -> None:
-    world = small_world(tmp_path, "second", "first", model=Tokens().eval())
+    task = small_world(tmp_path, "second", "first", model=Tokens().eval())
     with pytest.warns(StudyWarning, match="PURE LRP is left out: .* no rule for the operation 'layer_norm'"):
-        found = contestants(world)
+        found = contestants(task)
     names = {one.name for one in found}
     assert names >= ALWAYS | {"activation at maximum"}
     assert LRP not in names
-    table = run(world, [one for one in found if one.name in (PAPER, "activation at maximum", "NMF")], choose=False)
+    table = run(task, [one for one in found if one.name in (PURE, "activation at maximum", "NMF")], choose=False)
     assert table.groupby("method").size().tolist() == [4, 4, 4]
 
 
 def test_contestants_of_natural_neurons(glyph_study: Study) -> None:
-    world = objects_world(glyph_study)
-    found = contestants(world)
+    task = objects_task(glyph_study)
+    found = contestants(task)
     assert {one.name for one in found} == ALWAYS | {LRP, "activation at maximum"}
-    simple = [one for one in found if one.name in (PAPER, RANDOM)]
-    table = run(world, simple, choose=False)
+    simple = [one for one in found if one.name in (PURE, RANDOM)]
+    table = run(task, simple, choose=False)
     means = table[table["k"] > 1].groupby("method")["ari"].mean()
-    assert means[PAPER] > means[RANDOM] + 0.05
+    assert means[PURE] > means[RANDOM] + 0.05
     assert abs(means[RANDOM]) < 0.05
 
 
@@ -618,7 +621,7 @@ def test_files_that_can_not_be_used(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     with pytest.raises(ModelError, match=r"there is no file .*mine.py.* with a function 'f'"):
         load_contestant(f"{path}:f")
-    path.write_text("def g(world):\n    return 1\n")
+    path.write_text("def g(task):\n    return 1\n")
     with pytest.raises(ModelError, match=r"mine.py' has no function 'f'"):
         load_contestant(f"{path}:f")
     path.write_text("1 / 0\n")
@@ -634,25 +637,25 @@ def test_a_number_is_no_function(tmp_path: Path) -> None:
 
 
 def test_a_users_own_contestant(tmp_path: Path) -> None:
-    world, path, calls = hand_world(tmp_path / "store"), tmp_path / "mine.py", tmp_path / "calls"
+    task, path, calls = hand_world(tmp_path / "store"), tmp_path / "mine.py", tmp_path / "calls"
     text = (
         "from pathlib import Path\n"
-        "def own(world):\n"
+        "def own(task):\n"
         "    with Path({!r}).open('a') as file:\n"
         "        file.write('x')\n"
         "    return {}\n"
     )
-    path.write_text(text.format(str(calls), "world.study.circuits"))
+    path.write_text(text.format(str(calls), "task.study.circuits"))
     one = load_contestant(f"{path}:own")
     assert one.name == "own"
-    assert one.divide is by_means
-    assert run(world, [one], choose=False)["ari"].tolist() == [1]
-    assert run(world, [load_contestant(f"{path}:own")], choose=False)["ari"].tolist() == [1]
+    assert one.clusterer is kmeans
+    assert run(task, [one], choose=False)["ari"].tolist() == [1]
+    assert run(task, [load_contestant(f"{path}:own")], choose=False)["ari"].tolist() == [1]
     assert calls.read_text() == "x"  # it was found again
-    path.write_text(text.format(str(calls), "world.truth * 0"))
+    path.write_text(text.format(str(calls), "task.truth * 0"))
     changed = load_contestant(f"{path}:own")
     assert changed.fingerprint != one.fingerprint
-    assert run(world, [changed], choose=False)["ari"].tolist() == [0]
+    assert run(task, [changed], choose=False)["ari"].tolist() == [0]
     assert calls.read_text() == "xx"
 
 
@@ -662,9 +665,11 @@ def test_nobody_can_find_what_an_untrained_network_holds(tmp_path: Path) -> None
     torch.manual_seed(0)
     block = [nn.Conv2d(12, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU()]
     model = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Sequential(*block), nn.AdaptiveAvgPool2d(1))
-    study = Study.of(model.eval(), Items(noise(150)), "2", "1", n=60, store=tmp_path).using(progress=False)
-    table = run(planted_world(study, 12), contestants(planted_world(study, 12)), choose=False)
-    means = table[(table["k"] > 1) & ~table["method"].str.startswith("ceiling")].groupby("method")["ari"].mean()
+    study = Study.from_model(model.eval(), Items(noise(150)), "2", "1", n_references=60, store=tmp_path).replace(
+        progress=False
+    )
+    table = run(planted_task(study, 12), contestants(planted_task(study, 12)), choose=False)
+    means = table[(table["k"] > 1) & ~table["method"].str.startswith("oracle")].groupby("method")["ari"].mean()
     assert means.max() < 0.25
 
 
@@ -679,9 +684,11 @@ def test_sources_below_an_identity_shortcut_are_hidden(tmp_path: Path) -> None:
 
     torch.manual_seed(1)
     model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Sequential(Residual(), Residual()), nn.Flatten())
-    study = Study.of(model.eval(), Items(noise(60)), "2", "1", n=20, store=tmp_path).using(progress=False)
-    world = planted_world(study, groups=((1, 4), (3, 3)))
-    open_, hidden = world.using(lower="nearest").circuits, world.circuits(lower="nearest")
+    study = Study.from_model(model.eval(), Items(noise(60)), "2", "1", n_references=20, store=tmp_path).replace(
+        progress=False
+    )
+    task = planted_task(study, groups=((1, 4), (3, 3)))
+    open_, hidden = task.replace(lower="nearest").circuits, task.circuits(lower="nearest")
     np.testing.assert_allclose(hidden[0][:, 1], open_[0][:, 1] + open_[0][:, 4], rtol=1e-6)
     assert not hidden[0][:, 4].any()
     np.testing.assert_array_equal(hidden[0][:, [0, 2, 3, 5]], open_[0][:, [0, 2, 3, 5]])
@@ -750,8 +757,8 @@ def test_what_reaches_a_source_straight(case: str, tmp_path: Path) -> None:
     torch.manual_seed(2)
     model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), make(), nn.Flatten()).eval()
     model[0].bias.data.fill_(0.5)
-    study = Study.of(model, Items(noise(60)), "2", "1", n=10, store=tmp_path)
-    study = study.using(progress=False)
+    study = Study.from_model(model, Items(noise(60)), "2", "1", n_references=10, store=tmp_path)
+    study = study.replace(progress=False)
     references = study.references
     alive = np.flatnonzero(references.score.min(axis=1) > 0)
     assert len(alive) > 3
@@ -760,8 +767,8 @@ def test_what_reaches_a_source_straight(case: str, tmp_path: Path) -> None:
     for channel, row in zip(alive.tolist(), found):
         assert np.flatnonzero(row).tolist() == ([expected[channel]] if channel in expected else []), channel
     pairs = [(int(one), int(other)) for one, other in pairwise(alive)]
-    world = planted_world(study, groups=(*pairs, (int(alive[0]),) * 2))
-    open_, hidden = world.study.circuits, world.circuits()
+    task = planted_task(study, groups=(*pairs, (int(alive[0]),) * 2))
+    open_, hidden = task.study.circuits, task.circuits()
     for own, (one, other) in enumerate(pairs):
         lower = sorted({expected[c] for c in (one, other) if c in expected})
         rest = [c for c in range(6) if c not in lower]
@@ -778,9 +785,9 @@ def test_lower_activations_are_hidden_as_circuits_are(tmp_path: Path) -> None:
     torch.manual_seed(1)
     block = Shortcut(padded, 12, 2)
     model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), block, nn.Flatten()).eval()
-    study = Study.of(model, Items(noise(60)), "2", "1", n=20, store=tmp_path).using(progress=False)
+    study = Study.from_model(model, Items(noise(60)), "2", "1", n_references=20, store=tmp_path).replace(progress=False)
     for name in ("lower activation", "lower activation at maximum"):
-        own = planted_world(study, groups=((4, 7), (5, 5))).activations[name]
+        own = planted_task(study, groups=((4, 7), (5, 5))).activations[name]
         assert not own[0][:, 4].any()
         assert own[0][:, 1].any()
         assert own[1][:, 2].any()

@@ -36,7 +36,7 @@ from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene, gly
 from pure_nb.glyphs.font import glyph
 from pure_nb.images import reading
 from pure_nb.images.data import Images
-from pure_nb.images.labels import at_chance, class_labels, seen_labels, spoken
+from pure_nb.images.labels import at_chance, class_labels, display_names, seen_labels
 from pure_nb.images.reading import batches, readable
 from pure_nb.images.sources import Reader, as_images, folder_images, path_images, preprocessing
 from pure_nb.parameters import Run
@@ -834,7 +834,7 @@ def test_an_interrupt_while_waiting() -> None:
 
 def test_an_image_that_never_arrives() -> None:
     items = Blocked(8, late=5)
-    found = batches(Images(items, "slow"), range(8), run=Run(batch_size=4), patience=0.1)
+    found = batches(Images(items, "slow"), range(8), run=Run(batch_size=4), timeout=0.1)
     next(found)
     with pytest.raises(ImageError, match=r"image 5 \(item 5 of slow\): nothing arrived for 0.1 s. Check the disk"):
         next(found)
@@ -886,13 +886,13 @@ def test_slow_images_are_not_late() -> None:
             time.sleep(0.06)
             return super().__getitem__(index)
 
-    (batch,) = batches(Images(Slow(noise(8))), range(8), patience=0.3)
+    (batch,) = batches(Images(Slow(noise(8))), range(8), timeout=0.3)
     assert len(batch.samples) == 8
 
 
 @pytest.mark.slow
 def test_a_worker_that_never_delivers() -> None:
-    found = batches(Images(Endless(noise(6)), "slow"), range(6), run=Run(batch_size=2, workers=1), patience=2.0)
+    found = batches(Images(Endless(noise(6)), "slow"), range(6), run=Run(batch_size=2, workers=1), timeout=2.0)
     with pytest.raises(
         ImageError, match=r"images \d \(item \d of slow\), .* DataLoader timed out after 2.0 s.* memory"
     ):
@@ -965,8 +965,8 @@ def test_images_can_be_sent_to_a_process() -> None:
 
 def test_names_of_classes_as_one_says_them() -> None:
     names = ["n01440764", "n02012849", "n03126707", "hop_clover", "n00000000"]
-    assert spoken(names) == ["tench", "crane", "crane (n03126707)", "hop clover", "n00000000"]
-    assert spoken([]) == []
+    assert display_names(names) == ["tench", "crane", "crane (n03126707)", "hop clover", "n00000000"]
+    assert display_names([]) == []
 
 
 # Classes and the network's outputs.
@@ -1364,7 +1364,9 @@ def test_the_normalisation_of_tensors_is_undone_where_it_is_known() -> None:
         images = as_images(source, mean=MEAN, std=np.array(STD))
         assert torch.equal(images.tensor(1), tensors[1])
         assert all((images.picture(i) == pictures[i]).all() for i in range(4))
-        with pytest.warns(StudyWarning, match=r"numbers, here from -\d.* to \d.*Give the mean and std .*Study.of"):
+        with pytest.warns(
+            StudyWarning, match=r"numbers, here from -\d.* to \d.*Give the mean and std .*Study.from_model"
+        ):
             as_images(source).picture(0)
         assert as_images(source).fingerprint != images.fingerprint
         assert as_images(source, mean=MEAN, std=(0.5,) * 3).fingerprint != images.fingerprint

@@ -34,8 +34,8 @@ crop = 12
 [parameters]
 target = "4"
 lower = "2"
-n = {n}
-k = 2
+n_references = {n}
+n_clusters = 2
 [run]
 progress = false
 """
@@ -265,7 +265,7 @@ def test_the_configuration() -> None:
 
 
 def test_what_the_glyphs_have(glyph_study: Study) -> None:
-    study = glyph_study.using(n=4)
+    study = glyph_study.replace(n_references=4)
     assert splittable(study) == "layer4.0.conv2"
     assert tool.lacking(study) == {}
 
@@ -275,7 +275,9 @@ def lacked(study: Study) -> set[str]:
 
 
 def mine(folder: Path, images: Any, model: nn.Module | None = None, target: str = "4", lower: str = "2") -> Study:
-    return Study.of(model or plain(), images, target, lower, n=4, k=2, store=folder, progress=False)
+    return Study.from_model(
+        model or plain(), images, target, lower, n_references=4, n_clusters=2, store=folder, progress=False
+    )
 
 
 GLYPHS = {"objects", "judge", "glyphs"}
@@ -318,8 +320,8 @@ def test_a_transformer_lacks_a_grid_and_rules(tmp_path: Path) -> None:
     study = mine(tmp_path, noise(15), Tokens(), "second", "first")
     assert lacked(study) >= {"grid", "lrp"}
     assert splittable(study) == "second.mlp.2"
-    assert splittable(study.using(target="input:second")) is None
-    patches = study.using(target="patches:second", lower="patches:first")
+    assert splittable(study.replace(target="input:second")) is None
+    patches = study.replace(target="patches:second", lower="patches:first")
     assert patches.lacks("grid")["grid"] == "has `patches:second`, which no module puts out as it is"
 
 

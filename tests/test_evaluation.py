@@ -27,7 +27,7 @@ from pure_nb.judges.evaluation import (
 )
 from pure_nb.methods.descriptions import RANDOM
 from pure_nb.methods.statistics import mean_and_error
-from pure_nb.methods.virtual import cluster
+from pure_nb.methods.virtual import kmeans
 
 
 def vectors(*shape: int, seed: int = 0) -> NDArray[np.float32]:
@@ -144,7 +144,7 @@ def test_table_against_a_loop() -> None:
         if row.method == RANDOM:
             assert row.overall == pytest.approx(slow_intra_inter(judge[row.channel], truth[row.channel])[2], rel=1e-5)
             continue
-        labels = truth[row.channel] if row.method == TRUE else cluster(methods[row.method][row.channel], row.k)
+        labels = truth[row.channel] if row.method == TRUE else kmeans(methods[row.method][row.channel], row.k)
         expected = slow_intra_inter(judge[row.channel], labels)
         np.testing.assert_allclose([row.intra, row.inter, row.overall], expected, rtol=1e-5)
         assert row.gap == pytest.approx(row.inter - row.intra)
@@ -190,7 +190,7 @@ def test_table_errors() -> None:
         distance_table(judge, methods | {"short": np.zeros((5, 15), np.int64)})
     with pytest.raises(EvaluationError, match="1 or more, got"):
         distance_table(judge, methods, ks=(0,))
-    with pytest.raises(EvaluationError, match="none is driven by two images"):
+    with pytest.raises(EvaluationError, match="none is activated by two images"):
         distance_table(judge, methods, used=np.zeros((5, 16), dtype=bool))
     judge[1, 2, 3] = np.nan
     with pytest.raises(EvaluationError, match=r"neuron 1: .* is nan"):
@@ -252,7 +252,7 @@ def test_images_that_do_not_count() -> None:
     assert table["channel"].unique().tolist() == [0, 1, 2]
     for row in table[table["method"] != RANDOM].itertuples():
         own = used[row.channel]
-        labels = truth[row.channel][own] if row.method == TRUE else cluster(methods[row.method][row.channel][own], 3)
+        labels = truth[row.channel][own] if row.method == TRUE else kmeans(methods[row.method][row.channel][own], 3)
         expected = slow_intra_inter(judge[row.channel][own], labels)
         np.testing.assert_allclose([row.intra, row.inter, row.overall], expected, rtol=1e-5)
     found = alignment(judge, {"good": spoilt["good"]}, used=used, draws=50)

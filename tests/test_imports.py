@@ -20,7 +20,7 @@ from small import noise
 
 import pure_nb
 from pure_nb.errors import ClusterError, EmbedderError, ImageError, ModelError, PureError, WordNetError
-from pure_nb.images.labels import class_labels, spoken
+from pure_nb.images.labels import class_labels, display_names
 from pure_nb.images.sources import as_images
 from pure_nb.judges.embedders import load_embedder
 from pure_nb.judges.naming import nouns
@@ -116,10 +116,10 @@ def named(requirement: str) -> str:
     return Requirement(requirement).name.lower().replace("_", "-")
 
 
-def brought(extra: str) -> set[str]:
+def contributions(extra: str) -> set[str]:
     """The distributions that an extra names, and the extras that it is made of."""
     parts = [Requirement(line) for line in EXTRAS[extra]]
-    inner = [brought(one) for part in parts if part.name == "pure-nb" for one in part.extras]
+    inner = [contributions(one) for part in parts if part.name == "pure-nb" for one in part.extras]
     others = [part for part in parts if part.name != "pure-nb"]  # dask[distributed] brings distributed
     return {named(str(part)) for part in others}.union(*inner, *(part.extras for part in others))
 
@@ -151,18 +151,18 @@ def test_every_import_is_of_a_hard_dependency_or_says_which_extra_brings_it() ->
         for name, extra in imports(ast.parse(path.read_text(encoding="utf-8"))):
             if name in sys.stdlib_module_names or name == "pure_nb":
                 continue
-            assert providers[name] & (HARD | (brought(extra) if extra else set())), f"{path.name} imports {name}"
+            assert providers[name] & (HARD | (contributions(extra) if extra else set())), f"{path.name} imports {name}"
             hard |= providers[name] & HARD if not extra else set()
     assert hard | {"pyarrow"} == HARD  # by which pandas writes tables
 
 
 def test_there_are_few_hard_dependencies() -> None:
     assert len(PROJECT["dependencies"]) <= 18
-    assert brought("all") == {
-        one for extra in ("clip", "cluster", "huggingface", "show", "wordnet") for one in brought(extra)
+    assert contributions("all") == {
+        one for extra in ("clip", "cluster", "huggingface", "show", "wordnet") for one in contributions(extra)
     }
-    assert brought("all") <= brought("book") & brought("test")
-    assert not HARD & brought("all")
+    assert contributions("all") <= contributions("book") & contributions("test")
+    assert not HARD & contributions("all")
 
 
 def without(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
@@ -219,13 +219,13 @@ def test_what_is_missing_is_named_with_the_extra_that_brings_it(
         use()
     assert library in str(caught.value)
     (extra,) = re.findall(r"pure-nb\[(\w+)\]", str(caught.value))
-    assert {named(one) for one in packages_distributions()[library]} & brought(extra)
+    assert {named(one) for one in packages_distributions()[library]} & contributions(extra)
 
 
 def test_a_study_without_nltk(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs can be had, and their similarities not."""
     without(monkeypatch, "nltk")
-    study = glyph_study.using(target="layer4.0.conv2", lower="input:layer4.0.conv2")
+    study = glyph_study.replace(target="layer4.0.conv2", lower="input:layer4.0.conv2")
     assert len(study.classes.pairs)
     with pytest.raises(WordNetError, match=re.escape("pip install 'pure-nb[wordnet]'")):
         study.classes.wordnet_pairs()
@@ -235,7 +235,7 @@ def test_what_needs_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("open_clip", "timm", "huggingface_hub", "nltk"):
         without(monkeypatch, library)
     assert load_embedder("pixels").images([np.zeros((8, 8, 3), np.uint8)]).shape == (1, 768)
-    assert spoken(["n01440764", "hop_clover"]) == ["n01440764", "hop clover"]
+    assert display_names(["n01440764", "hop_clover"]) == ["n01440764", "hop clover"]
     images = as_images((noise(2), [0, 1]))
     assert class_labels(images, 2)[0].tolist() == [0, 1]
 
@@ -257,7 +257,7 @@ def needed_by(names: set[str]) -> set[str]:
 @pytest.mark.slow
 def test_the_five_lines_need_the_hard_dependencies_alone(tmp_path: Path) -> None:
     """Those of the README, on few images, in a process that finds nothing of what the extras bring."""
-    hard, extra = needed_by(HARD), needed_by(brought("all"))
+    hard, extra = needed_by(HARD), needed_by(contributions("all"))
     here = {name: {named(one) for one in some} for name, some in packages_distributions().items()}
     barred = {name for name, some in here.items() if some & extra and not some & hard}
     assert {"dask", "ipywidgets", "nltk", "open_clip", "timm"} <= barred
@@ -272,7 +272,7 @@ study.neuron(22).plot().savefig(sys.argv[3])
     study, picture = tmp_path / "few.toml", tmp_path / "neuron.png"
     study.write_text(
         '[model]\nsource = "glyphnet"\n[images]\nsource = "glyphs"\nlength = 60\n'
-        '[parameters]\ntarget = "layer4"\nlower = "layer3"\nn = 6\nk = 2\n',
+        '[parameters]\ntarget = "layer4"\nlower = "layer3"\nn_references = 6\nn_clusters = 2\n',
         encoding="utf-8",
     )
     loaded(code, json.dumps(sorted(barred)), str(study), str(picture))

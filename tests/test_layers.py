@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from pure_nb._resting import placed, resting
+from pure_nb._resting import frozen_eval, placed
 from pure_nb.errors import LayerError, ModelError, StudyWarning
 from pure_nb.network.layers import (
     OUTPUT,
     activations,
-    by_position,
     channel_axis,
+    flatten_positions,
     get_layer,
     nearest_below,
     stage_before,
@@ -99,7 +99,7 @@ def test_missing_layer_lists_names_where_none_is_near(resnet: nn.Module, name: s
 def test_channel_axis_and_positions(shape: tuple[int, ...], axis: int) -> None:
     activation = torch.arange(torch.Size(shape).numel()).reshape(shape)
     assert channel_axis(activation) == axis
-    found = by_position(activation)
+    found = flatten_positions(activation)
     assert tuple(found.shape) == (2, 5, activation.numel() // 10)
     flat = activation.movedim(axis, 1).reshape(2, 5, -1)
     assert torch.equal(found, flat)
@@ -108,7 +108,7 @@ def test_channel_axis_and_positions(shape: tuple[int, ...], axis: int) -> None:
 @pytest.mark.parametrize("shape", [(3,), (1, 2, 3, 4, 5)])
 def test_unsupported_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(LayerError, match=r"expected an output of shape \[B, C\], \[B, T, C\] or \[B, C, H, W\], got"):
-        by_position(torch.zeros(shape))
+        flatten_positions(torch.zeros(shape))
 
 
 def test_activations_equal_slices_of_the_network() -> None:
@@ -149,7 +149,7 @@ def test_inputs_of_layers_and_the_networks_output() -> None:
 
 def test_from_a_leaf_there_is_a_graph_and_below_it_none() -> None:
     model, images = plain(), noise(2)
-    with resting(model):
+    with frozen_eval(model):
         found = activations(model, images, ["0", "input:4", "4", OUTPUT], leaf="input:4")
         (flow,) = torch.autograd.grad(found[OUTPUT].sum(), found["input:4"], retain_graph=True)
         leaf = found["input:4"].detach().clone().requires_grad_()
@@ -235,7 +235,7 @@ def test_cut_through_channels_last(lower: str, target: str) -> None:
 
 def test_what_replaces_a_channels_last_output_is_put_back() -> None:
     model, images = Last(), noise(2)
-    with resting(model):
+    with frozen_eval(model):
         found = activations(model, images, ["mix", OUTPUT], leaf="mix")
         (flow,) = torch.autograd.grad(found[OUTPUT].sum(), found["mix"])
     torch.testing.assert_close(found[OUTPUT], model(images))
@@ -330,7 +330,7 @@ def test_tokens_as_a_grid_and_the_class_token() -> None:
             assert torch.equal(found["patches:first"][:, :, row, column], found["first"][:, 3 + 3 * row + column])
     assert found["patches:second"].shape == (2, 8, 3, 3)
     assert torch.equal(found["class:first"], found["first"][:, 0])
-    assert torch.equal(by_position(found["patches:second"]), by_position(found["second"])[:, :, 3:])
+    assert torch.equal(flatten_positions(found["patches:second"]), flatten_positions(found["second"])[:, :, 3:])
 
 
 @pytest.mark.parametrize("lower", ["patches:first", "class:first", "first"])
@@ -349,12 +349,12 @@ def test_cut_of_tokens_is_a_part_of_the_whole_cut(lower: str, target: str) -> No
     every, above = cut(model, images, lower.partition(":")[2] or lower, target.partition(":")[2] or target)
     whole = torch.zeros_like(above)
     if above.ndim == 3:
-        whole[:, part(target)] = by_position(seed).transpose(1, 2)
+        whole[:, part(target)] = flatten_positions(seed).transpose(1, 2)
     else:
         whole = seed
     (flow,) = torch.autograd.grad(above, every, whole)
-    torch.testing.assert_close(by_position(found), by_position(flow)[:, :, part(lower)])
-    torch.testing.assert_close(by_position(leaf), by_position(every)[:, :, part(lower)])
+    torch.testing.assert_close(flatten_positions(found), flatten_positions(flow)[:, :, part(lower)])
+    torch.testing.assert_close(flatten_positions(leaf), flatten_positions(every)[:, :, part(lower)])
     assert flow.abs().sum() > 0
     assert images.grad is None
 
@@ -455,7 +455,7 @@ def test_activations_refuse_a_tuple(two: nn.Module) -> None:
 @pytest.mark.parametrize(("lower", "target"), [("0", "2"), ("0", "4"), ("1", "5"), ("2", "8"), (None, "4")])
 def test_cut_of_a_sequence_equals_its_composition(lower: str | None, target: str) -> None:
     model, images = plain().double(), noise(3).double()
-    with resting(model):
+    with frozen_eval(model):
         leaf, top = cut(model, images, lower, target)
     seed = torch.randn(top.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     (found,) = torch.autograd.grad(top, leaf, seed)
@@ -478,7 +478,7 @@ def test_cut_of_a_sequence_equals_its_composition(lower: str | None, target: str
 @pytest.mark.parametrize(("lower", "target"), [("layer3", "layer4"), ("layer2.0", "layer3.1")])
 def test_cut_of_a_resnet_equals_its_composition(resnet: nn.Module, lower: str, target: str) -> None:
     images = noise(2, 64)
-    with resting(resnet):
+    with frozen_eval(resnet):
         leaf, top = cut(resnet, images, lower, target)
         start = leaf.detach().clone().requires_grad_()
         end = resnet.layer4(start) if lower == "layer3" else resnet.layer3(resnet.layer2[1](start))
@@ -524,7 +524,7 @@ def test_cut_wants_the_right_order() -> None:
 
 
 def test_cut_wants_the_lower_layer_to_feed_the_target(two: nn.Module) -> None:
-    with resting(two), pytest.raises(LayerError, match="layer 'right' does not depend on 'left'"):
+    with frozen_eval(two), pytest.raises(LayerError, match="layer 'right' does not depend on 'left'"):
         cut(two, noise(1), "left", "right")
 
 
@@ -560,12 +560,12 @@ def test_resting_puts_everything_back() -> None:
     def now() -> tuple[list[bool], list[bool]]:
         return [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
 
-    with resting(model) as inside:
+    with frozen_eval(model) as inside:
         assert inside is model
         assert not any(now()[0])
         assert not any(now()[1])
     assert now() == (modes, wants)
-    with pytest.raises(KeyboardInterrupt), resting(model):
+    with pytest.raises(KeyboardInterrupt), frozen_eval(model):
         raise KeyboardInterrupt
     assert now() == (modes, wants)
 
@@ -629,7 +629,7 @@ def test_require_errors(two: nn.Module, target: str, lower: str, message: str) -
 def test_nearest_below(resnet: nn.Module, target: str, expected: str) -> None:
     assert nearest_below(resnet, target) == expected
     if "tokens" not in target:
-        with resting(resnet):
+        with frozen_eval(resnet):
             cut(resnet, noise(1, 64), expected, target)
 
 
@@ -718,7 +718,7 @@ def test_activations_without_the_images_first_are_refused(layer: str) -> None:
 def test_tokens_first_and_windows_are_cut_and_put_back(lower: str) -> None:
     """Against the gradient of the whole network, image by image."""
     model, images = Odd().double(), noise(5).double().requires_grad_()
-    with resting(model):
+    with frozen_eval(model):
         leaf, top = cut(model, images, lower, "head")
         seed = torch.randn_like(top)
         (found,) = torch.autograd.grad(top, leaf, seed)
@@ -823,7 +823,7 @@ def test_checkpointed_blocks_are_cut_as_any_other(reentrant: bool, lower: str, t
         torch.manual_seed(0)
         blocks = [Block(nn.Conv2d(width, 6, 3), nn.GELU(), nn.Conv2d(6, 6, 1)) for width in (3, 6, 6)]
         model = Outer(*blocks, nn.Flatten())
-        with resting(model):
+        with frozen_eval(model):
             leaf, top = cut(model, noise(2), lower, target)
             found.append(torch.autograd.grad(top, leaf, torch.ones_like(top))[0])
     assert torch.equal(*found)
@@ -847,13 +847,13 @@ class Frozen(nn.Module):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("target", ["backbone.1", "head"])
 def test_gradients_that_are_switched_off_are_named(mode: Any, target: str) -> None:
-    with resting(model := Frozen(mode)), pytest.raises(LayerError, match=r"no_grad|inference_mode"):
+    with frozen_eval(model := Frozen(mode)), pytest.raises(LayerError, match=r"no_grad|inference_mode"):
         cut(model, noise(1), "backbone.0", target)
 
 
 def test_the_end_of_a_frozen_backbone_can_be_the_lower_layer() -> None:
     model, images = Frozen().double(), noise(2).double()
-    with resting(model):
+    with frozen_eval(model):
         leaf, top = cut(model, images, "backbone", "head")
         (found,) = torch.autograd.grad(top, leaf, torch.ones_like(top))
     torch.testing.assert_close(found, model.head.weight.sum(dim=0)[None].expand_as(found))
@@ -902,7 +902,9 @@ def test_channels_before_positions(module: nn.Module, prefix: str) -> None:
     whole = model(noise(1))
     assert (found[f"{prefix}2"].channels, found[f"{prefix}2"].grid) == (8, (whole.shape[2],))
     assert (found["first:1"].channels, found["first:1"].grid) == (8, (25,))
-    torch.testing.assert_close(by_position(activations(model, noise(3), [f"{prefix}2"])[f"{prefix}2"]), model(noise(3)))
+    torch.testing.assert_close(
+        flatten_positions(activations(model, noise(3), [f"{prefix}2"])[f"{prefix}2"]), model(noise(3))
+    )
     if prefix:
         with pytest.raises(LayerError, match=r"'2' puts out \[B, C, L\], .* misread as \[B, T, C\]; name it 'first:2'"):
             require(model, noise(1), "2", "0")

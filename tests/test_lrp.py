@@ -24,7 +24,7 @@ from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus, 
 from zennit.core import Composite, Hook, RemovableHandleList
 from zennit.torchvision import ResNetCanonizer
 
-from pure_nb._resting import resting
+from pure_nb._resting import frozen_eval
 from pure_nb.errors import LayerError
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
@@ -563,7 +563,7 @@ def test_passes_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
         return rule
 
     monkeypatch.setattr("pure_nb.network.lrp.partial", remembered)
-    with ruled(model, images[:1], None, "4", default_composite(model)), resting(model):
+    with ruled(model, images[:1], None, "4", default_composite(model)), frozen_eval(model):
         leaf, top = cut(model, images, None, "4")
         torch.autograd.grad(top.sum(), leaf)
         del leaf, top

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCORES = ["ari", "ari_clear", "ami", "accuracy", "difference", "p"]
+SCORES = ["ari", "ari_dominant", "ami", "accuracy", "difference", "p"]
 JUDGED = ["PURE", "PURE at maximum", "PURE close", "PURE close, shortcuts open", "activation", "activation at maximum"]
 JUDGED += ["lower activation"]
 SHORTCUTS = ["PURE", "PURE close, shortcuts open", "maximum, nearest (PURE close)"]
-SHORTCUTS += ["ceiling: PURE", "ceiling: PURE close"]
+SHORTCUTS += ["oracle: PURE", "oracle: PURE close"]
 
 
 def measured(name: str, **options: object) -> pd.DataFrame:
@@ -53,7 +53,7 @@ FAULTS = {"trials": "number", "times": "runs"}
 def recipes(rows: Sequence[str] | None = None) -> str:
     table = measured("recipes", index_col="recipe")
     table.columns = ["objects", "planted", "L3", "similar", "k\u00a0=\u00a03", "L2", "L3.0", "conv", "mean"]
-    single = [name for name in table.index if not name.startswith(("PURE close", "ceiling", "maximum"))]
+    single = [name for name in table.index if not name.startswith(("PURE close", "oracle", "maximum"))]
     return markdown(table.loc[list(rows or single)].reset_index())
 
 
@@ -64,8 +64,8 @@ def imagenet() -> pd.DataFrame:
 
 def drawn_bars() -> str:
     table = imagenet()
-    table = table[table["method"].isin([*JUDGED, "random", "ceiling: PURE"])]
-    table = table.set_index("method").loc[[*JUDGED, "random", "ceiling: PURE"]].reset_index()
+    table = table[table["method"].isin([*JUDGED, "random", "oracle: PURE"])]
+    table = table.set_index("method").loc[[*JUDGED, "random", "oracle: PURE"]].reset_index()
     table["method"] = table["method"].str.replace(",", ";")
     columns = ["layer", "method", "ari", "low", "high"]
     return written(table.sort_values("layer", kind="stable")[columns]).to_csv(index=False)
@@ -73,7 +73,7 @@ def drawn_bars() -> str:
 
 def judged() -> str:
     table = imagenet().set_index("method").loc[JUDGED].reset_index().sort_values("layer", kind="stable")
-    return markdown(table[["layer", "method", "ari", "low", "high", "ari_clear", "correlation", "difference", "p"]])
+    return markdown(table[["layer", "method", "ari", "low", "high", "ari_dominant", "correlation", "difference", "p"]])
 
 
 def drawn_scaling() -> str:
@@ -106,7 +106,7 @@ def detection() -> str:
     table = measured("null-detection").rename(columns={"planted called": "found", "single called": "false"})
     shuffled = {"auc shuffled": "auc, shuffled", "planted called shuffled": "found, shuffled"}
     shuffled["single called shuffled"] = "false, shuffled"
-    columns = ["world", "auc", "found", "false", *shuffled, "low", "high"]
+    columns = ["task", "auc", "found", "false", *shuffled, "low", "high"]
     return markdown(table[columns].rename(columns=shuffled))
 
 
@@ -125,7 +125,7 @@ TABLES = {
     "ImageNet": ("bench", judged()),
     "CIFAR": (
         "bench",
-        board("bench-cifar-layer3", [*JUDGED[4:6], "PURE", "PURE close", "random", "ceiling: PURE"], SCORES),
+        board("bench-cifar-layer3", [*JUDGED[4:6], "PURE", "PURE close", "random", "oracle: PURE"], SCORES),
     ),
     "false alarms": ("virtual-neurons", one_heaps()),
     "planted or single": ("bench", detection()),

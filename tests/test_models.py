@@ -1,4 +1,4 @@
-"""Networks by name, weights from files, and what is said where one can't be had."""
+"""Networks by name, weights from files, and what is said where one is not available."""
 
 from __future__ import annotations
 
@@ -471,7 +471,7 @@ def test_a_module_with_a_state_that_is_no_tensor(tmp_path: Path) -> None:
             self.recipe = state["recipe"]
 
     model, other = (nn.Sequential(nn.Conv2d(3, 4, 3), Recipe(4, 5, 3)) for _ in range(2))
-    study = Study.of(model, Images(TensorDataset(noise(6))), "1", "0", n=3)
+    study = Study.from_model(model, Images(TensorDataset(noise(6))), "1", "0", n_references=3)
     assert study.references.sample.shape == (5, 3)
     model[1].recipe = "other"
     torch.save(model.state_dict(), tmp_path / "w.pth")
@@ -562,7 +562,7 @@ def test_unwrapped(wrapper: str) -> None:
     model = plain()
     wrapped = WRAPPERS[wrapper](model)
     assert unwrapped(wrapped) is model
-    study = Study.of(wrapped, Images(TensorDataset(noise(6))), "4", "2", n=3)
+    study = Study.from_model(wrapped, Images(TensorDataset(noise(6))), "4", "2", n_references=3)
     assert study.model is model
     assert study.shapes[0].name == "4"
     assert study.references.sample.shape == (6, 3)
@@ -602,7 +602,7 @@ def test_quantised_networks_are_refused() -> None:
     except (AttributeError, RuntimeError) as problem:
         pytest.skip(f"this torch can't quantise: {problem}")
     with pytest.raises(ModelError, match="layer '8' of Sequential is quantised, and no gradients lead through it"):
-        Study.of(quantised, Images(TensorDataset(noise(6))), "4", "2")
+        Study.from_model(quantised, Images(TensorDataset(noise(6))), "4", "2")
 
 
 class Two(nn.Module):
@@ -638,7 +638,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 def test_networks_that_can_not_be_run_are_refused(kind: str) -> None:
     make, message = REFUSED[kind]
     with pytest.raises(ModelError, match=message):
-        Study.of(make(), Images(TensorDataset(noise(6))), "4", "2")
+        Study.from_model(make(), Images(TensorDataset(noise(6))), "4", "2")
 
 
 def test_traced_modules_and_odd_signatures_are_not_refused() -> None:

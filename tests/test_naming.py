@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pure_nb.errors import ArgumentError, EmbedderError
-from pure_nb.judges.naming import UNSURE, Namer, nouns, vocabulary_from
+from pure_nb.judges.naming import ABSTAIN, Namer, nouns, vocabulary_from
 
 WORDS = ["cat", "hammer", "moon", "cup"]
 
 
-def world(seed: int = 0, noise: float = 0.4) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+def task(seed: int = 0, noise: float = 0.4) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """Vectors of 200 crops of four things, of the four words, and which thing each crop shows."""
     generator = np.random.default_rng(seed)
     words = generator.normal(size=(4, 16)).astype(np.float32)
@@ -35,7 +35,7 @@ def slow_score(crops: NDArray[np.float32], every: NDArray[np.float32], word: NDA
 
 @given(st.integers(0, 10**6), st.integers(1, 30))
 def test_scores(seed: int, count: int) -> None:
-    crops, words, _ = world(seed)
+    crops, words, _ = task(seed)
     names = Namer(crops, WORDS, words, draws=9)
     some, whole = crops[:count], crops[:60]
     expected = [slow_score(some, crops, word) for word in words]
@@ -51,33 +51,33 @@ def test_scores(seed: int, count: int) -> None:
 
 
 def test_a_part_that_shows_one_thing_is_named() -> None:
-    crops, words, thing = world()
+    crops, words, thing = task()
     names = Namer(crops, WORDS, words)
     for label, word in enumerate(WORDS):
         found = names.name(crops[thing == label][:20])
-        assert found.said() == word
+        assert found.label() == word
         assert found.p == pytest.approx(1 / 200)  # no random set does as well
 
 
 def test_a_part_that_shows_anything_is_unsure() -> None:
-    crops, words, _ = world()
+    crops, words, _ = task()
     names = Namer(crops, WORDS, words)
     generator = np.random.default_rng(5)
     found = [names.name(crops[generator.choice(200, 20, replace=False)]) for _ in range(200)]
-    sure = np.mean([name.said() != UNSURE for name in found])
+    sure = np.mean([name.label() != ABSTAIN for name in found])
     assert sure < 0.11  # 5 % by construction
     assert np.mean([name.p for name in found]) == pytest.approx(0.5, abs=0.08)
 
 
 def test_a_part_that_shows_two_things_is_unsure() -> None:
     """It is nearer to both words than random crops are, but which one is best depends on the crops."""
-    crops, words, thing = world()
+    crops, words, thing = task()
     names = Namer(crops, WORDS, words)
     both = np.concatenate([crops[thing == 0][:15], crops[thing == 1][:15]])
     found = names.name(both)
     assert found.p <= 0.05
     assert found.stability < 0.95
-    assert found.said() == UNSURE
+    assert found.label() == ABSTAIN
     one = names.name(crops[thing == 0][:15])
     assert one.stability == 1
     slow = []
@@ -88,14 +88,14 @@ def test_a_part_that_shows_two_things_is_unsure() -> None:
 
 
 def test_the_same_answer_whatever_was_asked_before() -> None:
-    crops, words, _ = world()
+    crops, words, _ = task()
     first, second = Namer(crops, WORDS, words), Namer(crops, WORDS, words)
     first.name(crops[:7])
     assert first.name(crops[:12]) == second.name(crops[:12])
 
 
 def test_errors() -> None:
-    crops, words, _ = world()
+    crops, words, _ = task()
     with pytest.raises(ArgumentError, match="at least two words"):
         Namer(crops, ["cat"], words[:1])
     with pytest.raises(ArgumentError, match="a vector for each, got 4, 3"):

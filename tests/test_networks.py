@@ -372,10 +372,12 @@ def row(network: str, target: str, lower: str) -> dict[str, str]:
     height, width = (size, size) if isinstance(size, int) else size
     model, images = made(network), noise(IMAGES, max(height, width))[:, :, :height, :width]
     try:
-        study = Study.of(model, Images(TensorDataset(images)), target, lower, n=REFERENCES, k=2)
+        study = Study.from_model(
+            model, Images(TensorDataset(images)), target, lower, n_references=REFERENCES, n_clusters=2
+        )
     except LayerError as problem:
         return found | dict.fromkeys(COLUMNS[4:], in_short(problem))
-    study = study.using(store=None, progress=False)
+    study = study.replace(store=None, progress=False)
     references = study.references
     by_hand: Any = copy.deepcopy(model)
     if "checkpointed" in network:
@@ -412,9 +414,9 @@ def pictures(study: Study, channel: int) -> str:
         views = study.neuron(channel).views([0, 1])
     said = " ".join(str(warning.message) for warning in caught)
     assert all(view.picture.shape == (*study.images.example.shape[1:], 3) for view in views)
-    assert all(view.seen.any() for view in views)
+    assert all(view.mask.any() for view in views)
     if "whole pictures are shown" in said:
-        assert all(view.seen.all() for view in views)
+        assert all(view.mask.all() for view in views)
         return "whole"
     return "activation map" if "the activation map is shown" in said else "relevance"
 
@@ -422,7 +424,7 @@ def pictures(study: Study, channel: int) -> str:
 def lrp(study: Study, channel: int) -> str:
     """Whether circuits by LRP are to be had."""
     try:
-        vectors = study.using(rule="lrp").circuits_of(channel)
+        vectors = study.replace(rule="lrp").circuits_of(channel)
     except LayerError as problem:
         return in_short(problem)
     np.testing.assert_allclose(np.abs(vectors).sum(axis=1), 1, atol=1e-3)
@@ -496,7 +498,9 @@ def test_channels_last_give_the_same_study() -> None:
     data, found = Images(labelled), []
     for model, lower in zip(twins(), ("last:3", "3")):
         for below in (lower, "input:4", "2"):
-            study = Study.of(model, data, "4", below, n=6, k=2).using(store=None, progress=False)
+            study = Study.from_model(model, data, "4", below, n_references=6, n_clusters=2).replace(
+                store=None, progress=False
+            )
             found.append((study, below))
     for (mine, _), (other, below) in zip(found[:3], found[3:]):
         assert mine.shapes[0].grid == (5, 5)
@@ -507,7 +511,7 @@ def test_channels_last_give_the_same_study() -> None:
         pair = mine.classes.pairs["cosine"], other.classes.pairs["cosine"]
         np.testing.assert_allclose(*pair, atol=1e-4)
         one, two = (study.neuron(1).views([0], "activation")[0] for study in (mine, other))
-        np.testing.assert_array_equal(one.seen, two.seen)
+        np.testing.assert_array_equal(one.mask, two.mask)
         if below == "input:4":
             parts = [study.classes.split(1).activations.parts for study in (mine, other)]
             np.testing.assert_allclose(parts[0], parts[1], rtol=1e-4, atol=1e-5)
@@ -520,7 +524,7 @@ def test_channels_are_merged_where_they_are_last(layer: str) -> None:
     model, images = twins()[0], noise(6, 11)
     if layer == "3":
         model[3] = nn.LayerNorm(5)
-    study = Study.of(model, Images(TensorDataset(images)), layer, "2", n=3)
+    study = Study.from_model(model, Images(TensorDataset(images)), layer, "2", n_references=3)
     planted, planting = plant(model, study.references, [(1, 2)])
     with torch.no_grad():
         torch.testing.assert_close(planted(images), model(images))
@@ -532,7 +536,7 @@ def test_channels_are_merged_where_they_are_last(layer: str) -> None:
 
 def test_channels_of_some_tokens_are_not_merged() -> None:
     model = made("VisionTransformer")
-    study = Study.of(model, Images(TensorDataset(noise(4, 32))), f"patches:{VIT}1", f"{VIT}0", n=3)
+    study = Study.from_model(model, Images(TensorDataset(noise(4, 32))), f"patches:{VIT}1", f"{VIT}0", n_references=3)
     with pytest.raises(PlantingError, match=f"name '{VIT}1' without 'patches:'"):
         plant(model, study.references, [(1, 2)])
 
@@ -550,8 +554,8 @@ def test_half_precision(dtype: torch.dtype, network: str, monkeypatch: pytest.Mo
         torch.manual_seed(0)
         model = make().eval().to(precision)
         data = Images(TensorDataset(noise(IMAGES, size)))
-        study = Study.of(model, data, target, lower, n=REFERENCES, k=2)
-        studies.append(study.using(store=None, progress=False))
+        study = Study.from_model(model, data, target, lower, n_references=REFERENCES, n_clusters=2)
+        studies.append(study.replace(store=None, progress=False))
     exact, half = studies
     np.testing.assert_allclose(half.references.score, exact.references.score, rtol=0.1, atol=0.05)
     channel = int(exact.references.score[:, -1].argmax())

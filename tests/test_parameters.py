@@ -32,20 +32,20 @@ lower = "layer3"
 """
 
 WRONG = [
-    ("n", 1, "n must be a whole number and at least 2, got 1"),
-    ("n", 2.5, "n must be a whole number and at least 2, got 2.5"),
-    ("n", "9", "n must be a whole number and at least 2, got '9'"),
-    ("k", -1, "k must be a whole number and at least 0, got -1"),
-    ("k", True, "k must be a whole number and at least 0, got True"),
-    ("random", -1, "random must be a whole number and at least 0, got -1"),
-    ("by", "sum", "by must be one of max, mean, got 'sum'"),
+    ("n_references", 1, "n_references must be a whole number and at least 2, got 1"),
+    ("n_references", 2.5, "n_references must be a whole number and at least 2, got 2.5"),
+    ("n_references", "9", "n_references must be a whole number and at least 2, got '9'"),
+    ("n_clusters", -1, "n_clusters must be a whole number and at least 0, got -1"),
+    ("n_clusters", True, "n_clusters must be a whole number and at least 0, got True"),
+    ("seed", -1, "seed must be a whole number and at least 0, got -1"),
+    ("ranked_by", "sum", "ranked_by must be one of max, mean, got 'sum'"),
     ("rule", "LRP", "rule must be one of gradient, lrp, got 'LRP'"),
-    ("seed", 3, "seed must be one of activation, peak, unit, got 3"),
+    ("start", 3, "start must be one of activation, peak, unit, got 3"),
     ("crop", "box", "crop must be one of peak, crp, activation, got 'box'"),
     ("precision", "float64", "precision must be one of float32, bfloat16, float16, got 'float64'"),
-    ("share", 2, "share must be a number from 0 to 1, got 2"),
-    ("mass", float("nan"), "mass must be a number from 0 to 1, got nan"),
-    ("p", "0.5", "p must be a number from 0 to 1, got '0.5'"),
+    ("min_share", 2, "min_share must be a number from 0 to 1, got 2"),
+    ("cumulative_share", float("nan"), "cumulative_share must be a number from 0 to 1, got nan"),
+    ("min_frequency", "0.5", "min_frequency must be a number from 0 to 1, got '0.5'"),
     ("lower", 3, "lower must be the name of a layer, got 3"),
 ]
 
@@ -78,7 +78,7 @@ def test_parameters_check_themselves(name: str, value: Any, message: str, tmp_pa
         lambda: Parameters(**(how | {name: value})),
         lambda: replace(Parameters(**how), **{name: value}),
         lambda: checked(how | {name: value}),
-        lambda: from_file(tmp_path, f"{name} = {written(value)}\n" if name != "lower" else "n = 1"),
+        lambda: from_file(tmp_path, f"{name} = {written(value)}\n" if name != "lower" else "n_references = 1"),
     ):
         with pytest.raises(StudyError) as caught:
             make()
@@ -87,10 +87,10 @@ def test_parameters_check_themselves(name: str, value: Any, message: str, tmp_pa
 
 @pytest.mark.parametrize(("name", "value", "message"), RUN)
 def test_how_to_run_is_checked(name: str, value: Any, message: str, tmp_path: Path) -> None:
-    images, parameters = Images(Items(noise(4))), Parameters("4", "2", n=2)
+    images, parameters = Images(Items(noise(4))), Parameters("4", "2", n_references=2)
     for make in (
         lambda: Run(**{name: value}),
-        lambda: Study("own", plain(), images, parameters).using(**{name: value}),
+        lambda: Study("own", plain(), images, parameters).replace(**{name: value}),
         lambda: from_file(tmp_path, f"[run]\n{name} = {written(value)}\n"),
     ):
         with pytest.raises(StudyError) as caught:
@@ -99,13 +99,13 @@ def test_how_to_run_is_checked(name: str, value: Any, message: str, tmp_path: Pa
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    found = Parameters("4", "2", n=np.int64(9), share=1, p=np.float32(0.5))
-    assert (type(found.n), type(found.share), type(found.p)) == (int, float, float)
-    key = {"n": found.n, "share": found.share}
-    assert fingerprint(key) == fingerprint({"n": 9, "share": 1.0})
+    found = Parameters("4", "2", n_references=np.int64(9), min_share=1, min_frequency=np.float32(0.5))
+    assert (type(found.n_references), type(found.min_share), type(found.min_frequency)) == (int, float, float)
+    key = {"n_references": found.n_references, "min_share": found.min_share}
+    assert fingerprint(key) == fingerprint({"n_references": 9, "min_share": 1.0})
     images = Images(Items(noise(4)))
     run = Run(batch_size=np.int32(3), device=torch.device("cpu"))
-    study = Study("own", plain(), images, Parameters("4", "2", n=2), run=run)  # type: ignore[arg-type]
+    study = Study("own", plain(), images, Parameters("4", "2", n_references=2), run=run)  # type: ignore[arg-type]
     assert (study.run.batch_size, study.run.device) == (3, "cpu")
 
 

@@ -1,4 +1,4 @@
-"""Planted polysemanticity: the network computes the same, and what drove each image is what one works out on paper."""
+"""Planted polysemanticity: the network computes the same, and sources are what one works out on paper."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from pure_nb.benchmark.planting import (
     PlantedLayer,
     Planting,
     contributions,
+    dominant_source,
     draw,
-    drivers,
     likeness_of,
     overlap,
     plant,
     shares,
 )
-from pure_nb.benchmark.worlds import CLEAR, World, likeness, objects_world, planted_world
+from pure_nb.benchmark.tasks import DOMINANT, Task, likeness, objects_task, planted_task
 from pure_nb.compute.sweep import sweep
 from pure_nb.errors import ImageError, LayerError, PlantingError, StudyError, StudyWarning
 from pure_nb.images.data import Images
@@ -80,9 +80,11 @@ def table(scores: Any, sample: Any = None, layer: str = "l") -> References:
     return References(layer, "max", numbers, score, np.zeros(score.shape, np.int64), (2, 2), score)
 
 
-def hand_world(tmp_path: Path, target: str = "0", **how: Any) -> World:
-    study = Study.of(by_hand(), Items(HAND), target, "input:0", n=6, k=2, store=tmp_path / "hand")
-    return planted_world(study.using(progress=False), **{"groups": ((0, 1),), **how})
+def hand_world(tmp_path: Path, target: str = "0", **how: Any) -> Task:
+    study = Study.from_model(
+        by_hand(), Items(HAND), target, "input:0", n_references=6, n_clusters=2, store=tmp_path / "hand"
+    )
+    return planted_task(study.replace(progress=False), **{"groups": ((0, 1),), **how})
 
 
 # ---------------------------------------------------------------------------------------------------------- on paper
@@ -97,7 +99,7 @@ def test_merged_weights_on_paper(layer: str) -> None:
     assert planting.layer == layer
     assert planting.target == f"{layer}.merged"
     assert planting.groups == ((0, 1), (1, 1))
-    assert planting.null.tolist() == [False, True]
+    assert planting.self_merged.tolist() == [False, True]
     assert planting.early == (layer == "0")
     # 1 / 2 and 0.5 / 1; then 1 / 1 twice.
     assert planting.weight.tolist() == [[0.5, 0.5], [0, 2]]
@@ -133,14 +135,14 @@ def test_contributions_on_paper(layer: str, by: Any) -> None:
     model, images = by_hand(), Images(Items(HAND))
     planted, planting = plant(model, references(model, images, layer, by=by), [(0, 1)])
     found = references(planted, images, planting.target, by=by)
-    brought = contributions(planted, images, found, planting, run=Run(batch_size=4))
+    contributed = contributions(planted, images, found, planting, run=Run(batch_size=4))
     assert found.sample.tolist() == [ORDER]
     # The means over two positions are half the maxima here, and so are the scales: nothing changes.
     assert found.score.tolist() == [SCORE]
-    assert brought.dtype == np.float32
-    assert brought.tolist() == [BROUGHT]
-    assert drivers(brought).tolist() == [[1, 0, 0, 0, 1, -1]]
-    np.testing.assert_allclose(shares(brought), [[[0, 1], [1, 0], [0.6, 0.4], [1, 0], [0, 1], [0, 0]]])
+    assert contributed.dtype == np.float32
+    assert contributed.tolist() == [BROUGHT]
+    assert dominant_source(contributed).tolist() == [[1, 0, 0, 0, 1, -1]]
+    np.testing.assert_allclose(shares(contributed), [[[0, 1], [1, 0], [0.6, 0.4], [1, 0], [0, 1], [0, 0]]])
 
 
 def test_the_weaker_source_drives_less() -> None:
@@ -148,38 +150,38 @@ def test_the_weaker_source_drives_less() -> None:
     model, images = by_hand(), Images(Items(HAND))
     planted, planting = plant(model, references(model, images, "1"), [(0, 1)], [(1, 0.1)])
     found = references(planted, images, planting.target)
-    brought = contributions(planted, images, found, planting)
+    contributed = contributions(planted, images, found, planting)
     assert found.sample.tolist() == [[0, 4, 1, 2, 3, 5]]
-    np.testing.assert_allclose(brought, [[[3.5, 0], [1.5, 0.1], [1, 0], [0, 0.4], [0, 0.1], [0, 0]]], rtol=1e-6)
-    assert shares(brought)[0, 1, 0] == pytest.approx(1.5 / 1.6)
+    np.testing.assert_allclose(contributed, [[[3.5, 0], [1.5, 0.1], [1, 0], [0, 0.4], [0, 0.1], [0, 0]]], rtol=1e-6)
+    assert shares(contributed)[0, 1, 0] == pytest.approx(1.5 / 1.6)
 
 
 def test_a_source_twice_brings_half_as_each() -> None:
     model, images = by_hand(), Images(Items(HAND))
     planted, planting = plant(model, references(model, images, "1"), [(1, 1), (0, 1, 0)])
     found = references(planted, images, planting.target)
-    brought = contributions(planted, images, found, planting)
-    assert brought.shape == (2, 6, 3)
+    contributed = contributions(planted, images, found, planting)
+    assert contributed.shape == (2, 6, 3)
     # Twice b over its scale: 8 for the third image, of which either brings 4, and nobody the rest.
     assert found.sample[0, :3].tolist() == [2, 3, 4]
-    assert brought[0, :3].tolist() == [[4, 4, 0], [1, 1, 0], [1, 1, 0]]
+    assert contributed[0, :3].tolist() == [[4, 4, 0], [1, 1, 0], [1, 1, 0]]
     # Twice a over its scale, and b: 7 for the first image, 1.5 + 1 + 1.5 for the mixed one.
     assert found.sample[1, :3].tolist() == [0, 2, 4]
-    assert brought[1, :3].tolist() == [[3.5, 0, 3.5], [0, 4, 0], [1.5, 1, 1.5]]
+    assert contributed[1, :3].tolist() == [[3.5, 0, 3.5], [0, 4, 0], [1.5, 1, 1.5]]
 
 
 def test_drivers_and_shares_on_paper() -> None:
-    brought = np.array([[1, 3], [2, 2], [-1, 0.5], [-1, -2], [0, 0], [3, -1]], dtype=np.float32)
-    # Equal ones go to the first; what pushes the other way drives nothing.
-    assert drivers(brought).tolist() == [1, 0, 1, -1, -1, 0]
-    assert shares(brought).tolist() == [[0.25, 0.75], [0.5, 0.5], [0, 1], [0, 0], [0, 0], [1, 0]]
+    contributions = np.array([[1, 3], [2, 2], [-1, 0.5], [-1, -2], [0, 0], [3, -1]], dtype=np.float32)
+    # Equal ones go to the first; what pushes the other way activates nothing.
+    assert dominant_source(contributions).tolist() == [1, 0, 1, -1, -1, 0]
+    assert shares(contributions).tolist() == [[0.25, 0.75], [0.5, 0.5], [0, 1], [0, 0], [0, 0], [1, 0]]
 
 
 @given(arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(2, 4)), elements=st.floats(-9, 9, width=16)))
-def test_shares_sum_to_one_or_nothing(brought: NDArray[np.float32]) -> None:
-    found, driver = shares(brought), drivers(brought)
+def test_shares_sum_to_one_or_nothing(contributions: NDArray[np.float32]) -> None:
+    found, driver = shares(contributions), dominant_source(contributions)
     assert (found >= 0).all()
-    for row, part, own in zip(brought.tolist(), found, driver.tolist()):
+    for row, part, own in zip(contributions.tolist(), found, driver.tolist()):
         if max(row) > 0:
             assert part.sum() == pytest.approx(1)
             assert row[own] == max(row)
@@ -245,7 +247,7 @@ def planted_case(name: str) -> tuple[nn.Module, Images, References, nn.Module, P
 @pytest.mark.parametrize("name", CASES)
 def test_weights_and_contributions_are_those_of_a_slow_loop(name: str) -> None:
     model, images, own, planted, planting = planted_case(name)
-    layer, by = own.layer, own.by
+    layer, by = own.layer, own.ranked_by
     values = outputs(model, layer, noise(15)).numpy()
     strengths = [(1, 0.5), (1, 1), (1, 1), (2, 1, 0.3)]
     weight = np.zeros((4, values.shape[1]))
@@ -258,8 +260,8 @@ def test_weights_and_contributions_are_those_of_a_slow_loop(name: str) -> None:
     merged = np.einsum("mc,bcp->bmp", weight, values)
     np.testing.assert_allclose(outputs_at(planted, planting.target, noise(15)), merged, rtol=1e-3, atol=1e-4)
     found = references(planted, images, planting.target, 7, by)
-    brought = contributions(planted, images, found, planting, run=Run(batch_size=4))
-    assert brought.shape == (4, 7, 3)
+    contributed = contributions(planted, images, found, planting, run=Run(batch_size=4))
+    assert contributed.shape == (4, 7, 3)
     for number, group in enumerate(planting.groups):
         scores = [own.max() if by == "max" else own.mean() for own in merged[:, number]]
         assert found.sample[number].tolist() == sorted(range(15), key=lambda i: -scores[i])[:7]
@@ -269,7 +271,7 @@ def test_weights_and_contributions_are_those_of_a_slow_loop(name: str) -> None:
                 at = int(merged[image, number].argmax())
                 value = values[image, channel, at] if by == "max" else values[image, channel].mean()
                 expected[place] = weight[number, channel] / list(group).count(channel) * value
-            np.testing.assert_allclose(brought[number, rank], expected, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(contributed[number, rank], expected, rtol=1e-3, atol=1e-4)
             assert sum(expected) == pytest.approx(scores[image])
     assert planting.early == ("relu" not in name and name not in ("vector", "tokens", "tokens, mean"))
 
@@ -584,61 +586,61 @@ def test_likeness_is_the_cosine() -> None:
     np.testing.assert_allclose(found, [[1, half, 0, -1], [half, 1, 0, -half], [0, 0, 0, 0], [-1, -half, 0, 1]])
 
 
-# ------------------------------------------------------------------------------------------------------- worlds
+# ------------------------------------------------------------------------------------------------------- tasks
 
 
 @pytest.mark.parametrize("target", ["0", "1"])
 def test_a_world_on_paper(tmp_path: Path, target: str) -> None:
-    world = hand_world(tmp_path, target, null=1, seed=4)
-    assert world.planting is not None
-    assert world.brought is not None
-    source = world.planting.groups[1][0]
-    assert world.planting.groups == ((0, 1), (source, source))
-    assert world.study.parameters.target == f"{target}.merged"
-    assert world.study.parameters.lower == ("input:0.merged" if target == "0" else "input:0")
-    assert world.study.references.sample[0].tolist() == ORDER
-    assert world.truth[0].tolist() == [1, 0, 0, 0, 1, -1]
-    np.testing.assert_allclose(world.share[0], [1, 1, 0.6, 1, 1, 0])
-    assert world.clear[0].tolist() == [True, True, False, True, True, False]
-    assert world.brought[0].tolist() == BROUGHT
-    # The null has one source, so it is clear wherever it is driven at all.
-    driven = world.study.references.score[1] > 0
-    assert world.truth[1].tolist() == np.where(driven, 0, -1).tolist()
-    assert world.share[1].tolist() == driven.astype(float).tolist()
-    assert world.k.tolist() == [2, 1]
-    assert world.base.parameters.target == target
+    task = hand_world(tmp_path, target, self_merged=1, seed=4)
+    assert task.planting is not None
+    assert task.contributions is not None
+    source = task.planting.groups[1][0]
+    assert task.planting.groups == ((0, 1), (source, source))
+    assert task.study.parameters.target == f"{target}.merged"
+    assert task.study.parameters.lower == ("input:0.merged" if target == "0" else "input:0")
+    assert task.study.references.sample[0].tolist() == ORDER
+    assert task.truth[0].tolist() == [1, 0, 0, 0, 1, -1]
+    np.testing.assert_allclose(task.share[0], [1, 1, 0.6, 1, 1, 0])
+    assert task.dominant[0].tolist() == [True, True, False, True, True, False]
+    assert task.contributions[0].tolist() == BROUGHT
+    # The null has one source, so it is clear wherever it is activated at all.
+    active = task.study.references.score[1] > 0
+    assert task.truth[1].tolist() == np.where(active, 0, -1).tolist()
+    assert task.share[1].tolist() == active.astype(float).tolist()
+    assert task.k.tolist() == [2, 1]
+    assert task.base.parameters.target == target
 
 
 def test_a_twentieth_of_the_references_is_a_meaning(tmp_path: Path) -> None:
-    world = hand_world(tmp_path)
+    task = hand_world(tmp_path)
     truth = np.zeros((5, 40), dtype=np.int64)
     truth[1, :2] = 1  # exactly a twentieth
     truth[2, 0] = 1  # less
     truth[3] = np.arange(40) % 4
-    truth[3, 20:] = -1  # nothing drove these, and that is no meaning
+    truth[3, 20:] = -1  # nothing activated these, and that is no meaning
     truth[4] = -1
-    assert replace(world, truth=truth).k.tolist() == [1, 2, 1, 4, 1]
+    assert replace(task, truth=truth).k.tolist() == [1, 2, 1, 4, 1]
 
 
 def test_clear_begins_at_two_thirds(tmp_path: Path) -> None:
     share = np.array([[0, 0.5, 0.66, 2 / 3, 1]])
-    assert CLEAR == 2 / 3
-    assert replace(hand_world(tmp_path), share=share).clear.tolist() == [[False, False, False, True, True]]
+    assert DOMINANT == 2 / 3
+    assert replace(hand_world(tmp_path), share=share).dominant.tolist() == [[False, False, False, True, True]]
 
 
 def mine(tmp_path: Path, model: nn.Module | None = None, **how: Any) -> Study:
-    settings: dict[str, Any] = {"n": 6, "k": 2, "store": tmp_path / "store", **how}
+    settings: dict[str, Any] = {"n_references": 6, "n_clusters": 2, "store": tmp_path / "store", **how}
     target, lower = settings.pop("target", "4"), settings.pop("lower", "2")
-    return Study.of(model or plain(), Items(noise(15)), target, lower, progress=False, **settings)
+    return Study.from_model(model or plain(), Items(noise(15)), target, lower, progress=False, **settings)
 
 
 @pytest.mark.parametrize(("target", "lower"), [("4", "input:4"), ("4", "2"), ("5", "3"), ("5", "input:4")])
 def test_a_planted_world_is_a_study_like_any_other(tmp_path: Path, target: str, lower: str) -> None:
     study = mine(tmp_path, target=target, lower=lower)
-    world = planted_world(study, 3, null=1, seed=2)
-    assert world.planting is not None
-    assert world.study.parameters.lower == world.planting.renamed(lower)
-    own = world.study
+    task = planted_task(study, 3, self_merged=1, seed=2)
+    assert task.planting is not None
+    assert task.study.parameters.lower == task.planting.renamed(lower)
+    own = task.study
     assert own.circuits.shape == (4, 6, 7)
     np.testing.assert_allclose(np.abs(own.circuits).sum(axis=2), 1, rtol=1e-5)
     assert len(own.virtual) == 4
@@ -650,7 +652,7 @@ def test_a_planted_world_is_a_study_like_any_other(tmp_path: Path, target: str, 
         "lower activation at maximum",
     }
     # A channel merged with itself has the circuits of its source, and the same references.
-    channel = world.planting.groups[3][0]
+    channel = task.planting.groups[3][0]
     np.testing.assert_array_equal(own.references.sample[3], study.references.sample[channel])
     np.testing.assert_array_equal(own.references.position[3], study.references.position[channel])
     scale = study.references.score[channel].mean()
@@ -658,62 +660,72 @@ def test_a_planted_world_is_a_study_like_any_other(tmp_path: Path, target: str, 
     np.testing.assert_allclose(own.circuits[3], study.circuits[channel], rtol=1e-3, atol=1e-5)
     # The circuits of the others are mixtures of their sources': linear layers between, and the same images.
     if target == "4":
-        pair = np.array(world.planting.groups[0])
+        pair = np.array(task.planting.groups[0])
         sample = np.broadcast_to(own.references.sample[0], (2, 6))
         lone = circuits(study.model, study.images, np.repeat(pair, 6).reshape(2, 6), sample, target="4", lower=lower)
         assert lone.shape == (2, 6, 7)
         assert not np.allclose(own.circuits[0], lone[0], atol=1e-3)
     # It was kept, and is found again.
-    again = planted_world(mine(tmp_path, target=target, lower=lower), 3, null=1, seed=2)
+    again = planted_task(mine(tmp_path, target=target, lower=lower), 3, self_merged=1, seed=2)
     assert again.study.identity == own.identity
     np.testing.assert_array_equal(again.study.circuits, own.circuits)
-    np.testing.assert_array_equal(again.truth, world.truth)
+    np.testing.assert_array_equal(again.truth, task.truth)
 
 
 def test_merged_channels_have_relevant_classes_and_are_split(tmp_path: Path) -> None:
     items = Items(noise(16))
     items.targets, items.classes = [i % 4 for i in range(16)], list("wxyz")  # type: ignore[attr-defined]
-    study = Study.of(plain(), items, "4", "input:4", n=6, k=2, store=tmp_path / "classes", share=0.0, p=0.1)
-    world = planted_world(study.using(progress=False), 3, seed=2)
-    frequency = world.study.classes.statistics.frequency
+    study = Study.from_model(
+        plain(),
+        items,
+        "4",
+        "input:4",
+        n_references=6,
+        n_clusters=2,
+        store=tmp_path / "classes",
+        min_share=0.0,
+        min_frequency=0.1,
+    )
+    task = planted_task(study.replace(progress=False), 3, seed=2)
+    frequency = task.study.classes.statistics.frequency
     assert frequency.shape == (4, 3)
     assert frequency.max() > 0
-    split = world.study.classes.split(0, ["w", "x"])
-    joint = split.model(world.study.model)
+    split = task.study.classes.split(0, ["w", "x"])
+    joint = split.model(task.study.model)
     torch.testing.assert_close(joint(noise(3)), study.model(noise(3)), rtol=0, atol=1e-5)
     # The average relevance vectors are of the merged weights, sum over i of w_i / s_i times those of the sources.
-    assert world.planting is not None
-    arv = world.study.classes.statistics.arv(world.study.model, 0)
-    lone = [study.classes.statistics.arv(study.model, channel) for channel in world.planting.groups[0]]
-    weight = world.planting.weight[0][list(world.planting.groups[0])]
+    assert task.planting is not None
+    arv = task.study.classes.statistics.arv(task.study.model, 0)
+    lone = [study.classes.statistics.arv(study.model, channel) for channel in task.planting.groups[0]]
+    weight = task.planting.weight[0][list(task.planting.groups[0])]
     np.testing.assert_allclose(arv, weight[0] * lone[0] + weight[1] * lone[1], rtol=1e-3, atol=1e-5)
 
 
 def test_other_parameters_are_named_as_before(tmp_path: Path) -> None:
-    world = planted_world(mine(tmp_path, lower="input:4"), 2)
-    assert world.inside("2") == "2"
-    assert world.inside("input:4") == "input:4.merged"
-    assert world.using(rule="lrp").parameters.lower == "input:4.merged"
-    assert world.using(rule="lrp").parameters.rule == "lrp"
-    assert world.using(lower="2").parameters.lower == "2"
+    task = planted_task(mine(tmp_path, lower="input:4"), 2)
+    assert task.inside("2") == "2"
+    assert task.inside("input:4") == "input:4.merged"
+    assert task.replace(rule="lrp").parameters.lower == "input:4.merged"
+    assert task.replace(rule="lrp").parameters.rule == "lrp"
+    assert task.replace(lower="2").parameters.lower == "2"
     # The nearest layer below a convolution is its input, by its name in the planted network.
-    assert world.using(lower="nearest").parameters.lower == "input:4.merged"
-    plainly = World("w", world.base, world.truth, world.share, world.base)
+    assert task.replace(lower="nearest").parameters.lower == "input:4.merged"
+    plainly = Task("w", task.base, task.truth, task.share, task.base)
     assert plainly.inside("input:4") == "input:4"
-    assert plainly.using(lower="nearest").parameters.lower == "input:4"
+    assert plainly.replace(lower="nearest").parameters.lower == "input:4"
 
 
 @pytest.mark.parametrize("target", ["4", "5"])
 def test_descriptions_do_not_tell_the_sources(tmp_path: Path, target: str) -> None:
     study = mine(tmp_path, target=target, lower="3" if target == "5" else "2")
-    world = planted_world(study, 3, null=1, strengths=(1, 0.5))
-    assert world.planting is not None
+    task = planted_task(study, 3, self_merged=1, strengths=(1, 0.5))
+    assert task.planting is not None
     values = outputs(study.model, target, noise(15)).numpy()
     below = outputs(study.model, study.parameters.lower, noise(15)).numpy()
-    chosen, found = world.study.references, world.activations
+    chosen, found = task.study.references, task.activations
     for channel, rank in np.ndindex(4, 6):
-        image, group = chosen.sample[channel, rank], sorted(set(world.planting.groups[channel]))
-        weight = world.planting.weight[channel]
+        image, group = chosen.sample[channel, rank], sorted(set(task.planting.groups[channel]))
+        weight = task.planting.weight[channel]
         at = int((weight @ values[image]).argmax())
         for name, own in (
             ("activation", values[image].clip(min=0).mean(axis=1)),
@@ -728,13 +740,13 @@ def test_descriptions_do_not_tell_the_sources(tmp_path: Path, target: str) -> No
 
 def test_descriptions_of_a_world_where_nothing_was_planted(tmp_path: Path) -> None:
     study = mine(tmp_path)
-    world = World("w", study, np.zeros((6, 6), np.int64), np.ones((6, 6)), study)
-    assert world.activations is study.activation_vectors
+    task = Task("w", study, np.zeros((6, 6), np.int64), np.ones((6, 6)), study)
+    assert task.activations is study.activation_vectors
 
 
 def test_strengths_and_names(tmp_path: Path) -> None:
     study = mine(tmp_path, target="5", lower="3")
-    equal, weaker = planted_world(study, 2, null=1), planted_world(study, 2, null=1, strengths=(1, 0.25))
+    equal, weaker = planted_task(study, 2, self_merged=1), planted_task(study, 2, self_merged=1, strengths=(1, 0.25))
     assert equal.name == "planted, k = 2, random"
     assert weaker.name == "planted, k = 2, random, strengths 1, 0.25"
     assert equal.planting is not None
@@ -746,21 +758,21 @@ def test_strengths_and_names(tmp_path: Path) -> None:
         assert ratio[first] == 1
         assert ratio[second] == (1 if first == second else 0.25)
     with pytest.raises(PlantingError, match=r"strengths must be one number for each of 2 sources, got \[1, 1, 1\]"):
-        planted_world(study, 2, strengths=(1, 1, 1))
+        planted_task(study, 2, strengths=(1, 1, 1))
 
 
 def test_nulls_do_not_change_the_draw(tmp_path: Path) -> None:
     study = mine(tmp_path, target="5", lower="3")
-    few = planted_world(study, 3, k=3)
+    few = planted_task(study, 3, k=3)
     with pytest.warns(StudyWarning, match="there are only 6 channels to merge with themselves"):
-        many = planted_world(study, 3, k=3, null=9)
+        many = planted_task(study, 3, k=3, self_merged=9)
     assert few.planting is not None
     assert many.planting is not None
     assert many.planting.groups[:3] == few.planting.groups
-    assert many.planting.null.tolist() == [False] * 3 + [True] * 6  # each channel once
+    assert many.planting.self_merged.tolist() == [False] * 3 + [True] * 6  # each channel once
     assert len(set(many.planting.groups)) == 9
-    assert few.brought is not None
-    assert few.brought.shape == (3, 6, 3)
+    assert few.contributions is not None
+    assert few.contributions.shape == (3, 6, 3)
     assert {0, 1, 2} >= set(few.truth.ravel().tolist()) - {-1}
 
 
@@ -777,7 +789,7 @@ def test_similar_sources_in_a_world(tmp_path: Path) -> None:
         alike = likeness(study)
         found = {}
         for how in ("similar", "dissimilar"):
-            planting = planted_world(study, 1, how=how).planting  # type: ignore[arg-type]
+            planting = planted_task(study, 1, how=how).planting  # type: ignore[arg-type]
             assert planting is not None
             found[how] = alike[planting.groups[0]]
         assert found["similar"] > found["dissimilar"]
@@ -785,48 +797,48 @@ def test_similar_sources_in_a_world(tmp_path: Path) -> None:
 
 def test_images_that_are_no_scenes_have_no_objects(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"the objects in 'mine' are not known, at layer '4'; images with a truth"):
-        objects_world(mine(tmp_path))
+        objects_task(mine(tmp_path))
 
 
 def test_a_layer_without_a_grid_has_no_objects(glyph_study: Study) -> None:
     with pytest.raises(StudyError, match="not known, at layer 'fc'"):
-        objects_world(glyph_study.using(target="fc", lower="layer4"))
+        objects_task(glyph_study.replace(target="fc", lower="layer4"))
 
 
 def test_the_world_of_objects(glyph_study: Study) -> None:
-    world = objects_world(glyph_study)
-    assert world.planting is None
-    assert world.brought is None
-    assert world.base is world.study is glyph_study
+    task = objects_task(glyph_study)
+    assert task.planting is None
+    assert task.contributions is None
+    assert task.base is task.study is glyph_study
     assert glyph_study.objects is not None
     alive = glyph_study.references.alive
-    np.testing.assert_array_equal(world.truth[alive], glyph_study.objects[alive])
-    assert (world.truth[~alive] == -1).all()
-    assert world.clear.all()
+    np.testing.assert_array_equal(task.truth[alive], glyph_study.objects[alive])
+    assert (task.truth[~alive] == -1).all()
+    assert task.dominant.all()
 
 
 def test_a_dead_neuron_has_no_objects(glyph_study: Study) -> None:
-    study = glyph_study.using()
+    study = glyph_study.replace()
     peak = study.references.peak.copy()
     peak[3] = 0
     study.__dict__["_swept"] = study.__dict__["_found"] = replace(study.references, peak=peak), []
-    world = objects_world(study)
-    assert (world.truth[3] == -1).all()
-    assert (world.truth[4] >= 0).all()
-    assert world.k[3] == 1
+    task = objects_task(study)
+    assert (task.truth[3] == -1).all()
+    assert (task.truth[4] >= 0).all()
+    assert task.k[3] == 1
 
 
 @pytest.mark.parametrize("rule", ["gradient", "lrp"])
 def test_relevance_of_a_null_is_that_of_its_source(glyph_study: Study, rule: Any) -> None:
     """Batch norms are merged into the convolutions before them under LRP, and that must not be the merged one."""
-    world = planted_world(glyph_study, 1, null=2)
-    assert world.planting is not None
-    study = world.study.using(rule=rule)
+    task = planted_task(glyph_study, 1, self_merged=2)
+    assert task.planting is not None
+    study = task.study.replace(rule=rule)
     found = study.circuits
     assert found.shape == (3, 20, 64)
     np.testing.assert_allclose(np.abs(found).sum(axis=2), 1, rtol=1e-4)
     for number in (1, 2):
-        channel = world.planting.groups[number][0]
+        channel = task.planting.groups[number][0]
         sample = glyph_study.references.sample[channel]
         np.testing.assert_array_equal(study.references.sample[number], sample)
         numbers = np.full_like(sample, channel)
@@ -840,18 +852,18 @@ def test_relevance_of_a_null_is_that_of_its_source(glyph_study: Study, rule: Any
 def test_lrp_through_a_convolutions_own_input(tmp_path: Path, planted: bool) -> None:
     """What goes into a convolution is what the layer before puts out, whatever it is called."""
     study = mine(tmp_path, rule="lrp")
-    world = planted_world(study, 2) if planted else World("w", study, np.zeros((6, 6)), np.ones((6, 6)), study)
-    named, expected = world.using(lower="input:4"), world.using(lower="3")
+    task = planted_task(study, 2) if planted else Task("w", study, np.zeros((6, 6)), np.ones((6, 6)), study)
+    named, expected = task.replace(lower="input:4"), task.replace(lower="3")
     np.testing.assert_allclose(named.circuits, expected.circuits, rtol=1e-3, atol=1e-5)
 
 
 def test_relevance_of_a_null_inside_a_block(glyph_study: Study) -> None:
     """The same for a convolution with a batch norm right after it."""
-    base = glyph_study.using(target="layer4.0.conv1", lower="layer3")
+    base = glyph_study.replace(target="layer4.0.conv1", lower="layer3")
     channel = int(np.flatnonzero(base.references.alive)[0])
-    world = planted_world(base, groups=((channel, channel),))
+    task = planted_task(base, groups=((channel, channel),))
     sample = base.references.sample[channel]
-    found = world.study.using(rule="lrp").circuits[0]
+    found = task.study.replace(rule="lrp").circuits[0]
     numbers = np.full_like(sample, channel)
     # The original can't be merged with its batch norm and still be this layer; the rules alone are the same.
     how: dict[str, Any] = {"target": "layer4.0.conv1", "lower": "layer3", "rule": EpsilonPlusFlat()}

@@ -26,17 +26,17 @@ from pure_nb.figures.plots import (
     agreement_figure,
     arvs_figure,
     circuits_figure,
-    concord_figure,
     densities_figure,
+    image_grid,
     literal,
+    mantel_figure,
     neuron_figure,
     pair_figure,
     references_figure,
     save,
-    strip,
     tiles,
 )
-from pure_nb.methods.concord import Concord
+from pure_nb.methods.agreement import MantelResult
 from pure_nb.methods.statistics import summary
 from pure_nb.study import Study
 from tests.small import noise
@@ -59,15 +59,15 @@ def channel(glyph_study: Study) -> int:
 
 def test_strip() -> None:
     pictures = [np.full((4, 4, 3), value, np.uint8) for value in (10, 20, 30)]
-    sheet = strip(pictures, 2, gap=2)
+    sheet = image_grid(pictures, 2, gap=2)
     assert sheet.shape == (10, 10, 3)
     assert (sheet[:4, :4] == 10).all()
     assert (sheet[:4, 6:] == 20).all()
     assert (sheet[6:, :4] == 30).all()
     assert (sheet[6:, 6:] == 255).all()
     assert (sheet[4:6] == 255).all()
-    assert strip(pictures[:1], 3, gap=2).shape == (4, 16, 3)
-    assert (strip([], 2) == 255).all()
+    assert image_grid(pictures[:1], 3, gap=2).shape == (4, 16, 3)
+    assert (image_grid([], 2) == 255).all()
 
 
 def test_tiles_are_of_one_size(glyph_study: Study, channel: int) -> None:
@@ -80,7 +80,7 @@ def test_tiles_are_of_one_size(glyph_study: Study, channel: int) -> None:
 def test_references_figure(glyph_study: Study, channel: int, whole: bool) -> None:
     figure = references_figure(glyph_study.neuron(channel), 5, 3, whole=whole)
     (axes,) = figure.axes
-    assert axes.get_title() == f"layer4 / {channel}: the 5 images that drive it most, strongest first"
+    assert axes.get_title() == f"layer4 / {channel}: the 5 top-activating images, strongest first"
     assert np.asarray(axes.images[0].get_array()).shape == (2 * TILE + 6, 3 * TILE + 12, 3)
     assert not_blank(figure)
 
@@ -104,7 +104,7 @@ def test_neuron_figure(glyph_study: Study, channel: int) -> None:
 
 
 def test_neuron_figure_of_one_meaning(glyph_study: Study, channel: int) -> None:
-    whole = glyph_study.using(k=1)
+    whole = glyph_study.replace(n_clusters=1)
     figure = neuron_figure(whole.neuron(channel), 3)
     assert len(figure.axes) == 2
     assert figure.get_suptitle().endswith("one meaning")
@@ -121,7 +121,7 @@ def test_neuron_figure_of_a_dead_neuron(glyph_study: Study, channel: int) -> Non
 
 
 def test_many_parts_have_colours(glyph_study: Study, channel: int) -> None:
-    figure = neuron_figure(glyph_study.using(k=5).neuron(channel), 2)
+    figure = neuron_figure(glyph_study.replace(n_clusters=5).neuron(channel), 2)
     assert len(figure.axes) == 7
     assert len({axes._left_title.get_color() for axes in figure.axes[2:]}) == 5
     assert len(set(PALETTE)) == 10
@@ -161,7 +161,7 @@ def test_agreement_figure() -> None:
 
 @pytest.fixture(scope="module")
 def conv_study(glyph_study: Study) -> Study:
-    return glyph_study.using(target="layer4.0.conv2", lower="input:layer4.0.conv2")
+    return glyph_study.replace(target="layer4.0.conv2", lower="input:layer4.0.conv2")
 
 
 def test_arvs_figure(conv_study: Study) -> None:
@@ -179,7 +179,7 @@ def test_arvs_figure(conv_study: Study) -> None:
 
 
 def test_arvs_figure_of_a_channel_without_classes(conv_study: Study) -> None:
-    study = conv_study.using(mass=0.01, p=1.0)
+    study = conv_study.replace(cumulative_share=0.01, min_frequency=1.0)
     none = next(c for c in range(32) if not len(study.classes.statistics.relevant_classes(c, 1.0)))
     figure = arvs_figure(study, none)
     assert "relevant to no class" in [text.get_text() for text in figure.axes[0].texts]
@@ -187,7 +187,7 @@ def test_arvs_figure_of_a_channel_without_classes(conv_study: Study) -> None:
 
 def test_concord_figure(conv_study: Study) -> None:
     pairs = conv_study.classes.wordnet_pairs()
-    figure = concord_figure(pairs, "path", 0.6, Concord(0.1234, -0.05, 0.3, 0.021, 2), marked=3)
+    figure = mantel_figure(pairs, "path", 0.6, MantelResult(0.1234, -0.05, 0.3, 0.021, 2), marked=3)
     (axes,) = figure.axes
     assert axes.get_title() == "rank correlation 0.12 (-0.05 to 0.30), p = 0.021"
     above, below = (np.asarray(points.get_offsets()) for points in axes.collections)
@@ -256,9 +256,15 @@ def nasty_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
         def __getitem__(self, index: int) -> Any:
             return noise(36)[index], index % 3
 
-    how: dict[str, Any] = {"n": 9, "k": 2, "p": 0.01, "share": 0.01, "progress": False}
+    how: dict[str, Any] = {
+        "n_references": 9,
+        "n_clusters": 2,
+        "min_frequency": 0.01,
+        "min_share": 0.01,
+        "progress": False,
+    }
     store = tmp_path_factory.mktemp("nasty")
-    return Study.of(model, Labelled(), "c$d$_2", "input:c$d$_2", store=store, **how)
+    return Study.from_model(model, Labelled(), "c$d$_2", "input:c$d$_2", store=store, **how)
 
 
 def texts(figure: Figure) -> list[str]:

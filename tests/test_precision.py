@@ -10,7 +10,7 @@ import pytest
 import torch
 from small import Items, noise, plain
 
-from pure_nb.compute.precision import PRECISIONS, precisely
+from pure_nb.compute.precision import PRECISIONS, autocast
 from pure_nb.compute.sweep import sweep
 from pure_nb.errors import ArgumentError, StudyError
 from pure_nb.images.data import Images
@@ -45,8 +45,10 @@ def test_a_sweep_is_that_of_torchs_autocast(precision: Any) -> None:
 
 def test_circuits_stay_exact(tmp_path: Path) -> None:
     """Only the pass over the images is in half precision: circuits are those of float32 for the same references."""
-    study = Study.of(plain(), Items(noise(20)), **HOW, n=5, store=tmp_path, precision="bfloat16", batch_size=4)
-    study = study.using(progress=False)
+    study = Study.from_model(
+        plain(), Items(noise(20)), **HOW, n_references=5, store=tmp_path, precision="bfloat16", batch_size=4
+    )
+    study = study.replace(progress=False)
     sample = study.references.sample
     channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
     expected = circuits(plain(), Images(Items(noise(20))), channel, sample, run=Run(batch_size=4), **HOW)
@@ -55,27 +57,42 @@ def test_circuits_stay_exact(tmp_path: Path) -> None:
 
 def test_what_there_is() -> None:
     with pytest.raises(ArgumentError, match=r"precision must be one of \('float32', .*got 'double'"):
-        precisely("cpu", "double")  # type: ignore[arg-type]
+        autocast("cpu", "double")  # type: ignore[arg-type]
     assert [checked({**HOW, "precision": name}).precision for name in PRECISIONS] == list(PRECISIONS)
     with pytest.raises(StudyError, match="precision must be one of"):
         checked({**HOW, "precision": "double"})
 
 
 def test_results_are_kept_apart(tmp_path: Path) -> None:
-    exact = Study.of(plain(), Items(noise(20)), **HOW, n=5, k=2, store=tmp_path, batch_size=4)
-    rough = exact.using(precision="bfloat16", progress=False)
+    exact = Study.from_model(
+        plain(), Items(noise(20)), **HOW, n_references=5, n_clusters=2, store=tmp_path, batch_size=4
+    )
+    rough = exact.replace(precision="bfloat16", progress=False)
     assert "precision" not in exact.identity
     assert rough.references.score.tobytes() != exact.references.score.tobytes()
     assert rough.neurons is not None
-    again = Study.of(plain(), Items(noise(20)), **HOW, n=5, k=2, store=tmp_path, precision="bfloat16", batch_size=4)
+    again = Study.from_model(
+        plain(),
+        Items(noise(20)),
+        **HOW,
+        n_references=5,
+        n_clusters=2,
+        store=tmp_path,
+        precision="bfloat16",
+        batch_size=4,
+    )
     assert again.references.score.tobytes() == rough.references.score.tobytes()
 
 
 def test_a_network_of_half_precision(tmp_path: Path) -> None:
     """Its weights are taken as they are; images follow them."""
     half = plain().bfloat16()
-    study = Study.of(half, Items(noise(20)), **HOW, n=5, k=2, store=tmp_path, batch_size=4).using(progress=False)
-    exact = Study.of(plain(), Items(noise(20)), **HOW, n=5, k=2, store=tmp_path, batch_size=4).using(progress=False)
+    study = Study.from_model(
+        half, Items(noise(20)), **HOW, n_references=5, n_clusters=2, store=tmp_path, batch_size=4
+    ).replace(progress=False)
+    exact = Study.from_model(
+        plain(), Items(noise(20)), **HOW, n_references=5, n_clusters=2, store=tmp_path, batch_size=4
+    ).replace(progress=False)
     np.testing.assert_allclose(study.references.score, exact.references.score, rtol=0.1, atol=0.05)
     assert study.circuits.dtype == np.float32
     assert np.isfinite(study.circuits).all()
@@ -84,9 +101,13 @@ def test_a_network_of_half_precision(tmp_path: Path) -> None:
 
 
 def test_channels_last_changes_the_layout_and_little_else(tmp_path: Path) -> None:
-    exact = Study.of(plain(), Items(noise(20)), **HOW, n=5, k=2, store=tmp_path / "a", batch_size=4)
-    other = Study.of(plain(), Items(noise(20)), **HOW, n=5, k=2, store=tmp_path / "b", batch_size=4)
-    other = other.using(channels_last=True, progress=False)
+    exact = Study.from_model(
+        plain(), Items(noise(20)), **HOW, n_references=5, n_clusters=2, store=tmp_path / "a", batch_size=4
+    )
+    other = Study.from_model(
+        plain(), Items(noise(20)), **HOW, n_references=5, n_clusters=2, store=tmp_path / "b", batch_size=4
+    )
+    other = other.replace(channels_last=True, progress=False)
     layouts: list[bool] = []
     weight = other.model[0].weight  # type: ignore[index]
     other.model.register_forward_pre_hook(

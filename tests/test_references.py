@@ -17,7 +17,7 @@ from pure_nb.compute.blocks import grouped
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.methods.references import References, TopReferences
-from pure_nb.parameters import By
+from pure_nb.parameters import RankedBy
 
 SHAPES = {"conv": (5, 3, 4), "tokens": (6, 5), "flat": (5,)}
 GRIDS = {"conv": (3, 4), "tokens": (6,), "flat": ()}
@@ -29,7 +29,7 @@ def activation(kind: str, count: int = 30, seed: int = 0, largest: int = 3) -> T
     return torch.from_numpy(values.astype(np.float32))
 
 
-def slowly(values: Tensor, n: int, by: By) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+def slowly(values: Tensor, n: int, ranked_by: RankedBy) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """All scores of all images in float64, sorted: samples, scores, and positions of the maxima."""
     array = values.double().numpy()
     if array.ndim == 3:
@@ -37,15 +37,15 @@ def slowly(values: Tensor, n: int, by: By) -> tuple[NDArray[Any], NDArray[Any], 
     array = array.reshape(*array.shape[:2], -1)
     found = []
     for channel in range(array.shape[1]):
-        score = array[:, channel].max(axis=1) if by == "max" else array[:, channel].mean(axis=1)
+        score = array[:, channel].max(axis=1) if ranked_by == "max" else array[:, channel].mean(axis=1)
         order = np.lexsort((np.arange(len(score)), -score))[:n]
         found.append((order, score[order], array[order, channel].argmax(axis=1)))
     samples, scores, positions = zip(*found)
     return np.array(samples), np.array(scores), np.array(positions)
 
 
-def top(values: Tensor, n: int, by: By = "max", batch: int = 7) -> TopReferences:
-    accumulator = TopReferences("layer", n, by)
+def top(values: Tensor, n: int, ranked_by: RankedBy = "max", batch: int = 7) -> TopReferences:
+    accumulator = TopReferences("layer", n, ranked_by)
     for start in range(0, len(values), batch):
         accumulator.update(
             np.arange(start, min(start + batch, len(values))), {accumulator.layer: values[start : start + batch]}
@@ -59,16 +59,16 @@ def everything(references: References) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-@pytest.mark.parametrize("by", ["max", "mean"])
+@pytest.mark.parametrize("ranked_by", ["max", "mean"])
 @pytest.mark.parametrize("n", [1, 4, 29])
-def test_equal_to_a_full_sort(kind: str, by: By, n: int) -> None:
+def test_equal_to_a_full_sort(kind: str, ranked_by: RankedBy, n: int) -> None:
     values = activation(kind)
-    found = top(values, n, by).result()
-    sample, score, position = slowly(values, n, by)
+    found = top(values, n, ranked_by).result()
+    sample, score, position = slowly(values, n, ranked_by)
     assert (found.sample == sample).all()
     np.testing.assert_allclose(found.score, score, atol=1e-6)
     assert (np.diff(found.score, axis=1) <= 0).all()
-    assert (found.layer, found.by, found.grid) == ("layer", by, GRIDS[kind])
+    assert (found.layer, found.ranked_by, found.grid) == ("layer", ranked_by, GRIDS[kind])
     assert (found.channels, found.n) == (5, n)
     # Where a maximum is tied, any of its positions is right.
     flat = values.numpy() if values.ndim != 3 else values.numpy().transpose(0, 2, 1)
@@ -104,19 +104,19 @@ def test_other_precisions(dtype: torch.dtype) -> None:
 
 
 @given(data=st.data(), kind=st.sampled_from(list(SHAPES)), by=st.sampled_from(["max", "mean"]), n=st.integers(1, 12))
-def test_any_batches_and_any_merges_give_the_same_bytes(data: Any, kind: str, by: By, n: int) -> None:
+def test_any_batches_and_any_merges_give_the_same_bytes(data: Any, kind: str, ranked_by: RankedBy, n: int) -> None:
     count = data.draw(st.integers(1, 24))
     values = activation(kind, count, data.draw(st.integers(0, 5)), data.draw(st.integers(1, 4)))
-    expected = everything(top(values, n, by, batch=count).result())
+    expected = everything(top(values, n, ranked_by, batch=count).result())
     images = data.draw(st.permutations(range(count)))
     cuts = sorted(data.draw(st.sets(st.integers(1, count), max_size=6)) | {0, count})
     parts = []
     for start, stop in itertools.pairwise(cuts):  # each a batch of its own, of images in any order
-        part = TopReferences("layer", n, by)
+        part = TopReferences("layer", n, ranked_by)
         chosen = np.array(images[start:stop])
         part.update(chosen, {"layer": values[chosen]})
         parts.append(part)
-    parts.append(TopReferences("layer", n, by))  # an empty one changes nothing
+    parts.append(TopReferences("layer", n, ranked_by))  # an empty one changes nothing
     while len(parts) > 1:  # any two at a time: every order and every bracketing can come up
         first = parts.pop(data.draw(st.integers(0, len(parts) - 1)))
         second = parts.pop(data.draw(st.integers(0, len(parts) - 1)))
@@ -183,7 +183,7 @@ def test_not_finite_where_it_is_not_the_largest() -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(ArgumentError, match="at least one reference image, got n=0"):
         TopReferences("layer", 0)
-    with pytest.raises(ArgumentError, match="by must be 'max' or 'mean', got 'median'"):
+    with pytest.raises(ArgumentError, match="ranked_by must be 'max' or 'mean', got 'median'"):
         TopReferences("layer", 1, "median")  # type: ignore[arg-type]
 
 
@@ -228,7 +228,7 @@ def test_dead_by_the_mean_is_dead_by_the_largest(kind: str) -> None:
     peaks = channels.double().numpy().reshape(len(values), channels.shape[1], -1).max(axis=2)
     expected = np.take_along_axis(peaks.T, by_mean.sample, axis=1)
     np.testing.assert_array_equal(by_mean.peak, expected)
-    np.testing.assert_array_equal(by_mean.driven, expected > 0)
+    np.testing.assert_array_equal(by_mean.active, expected > 0)
     assert (by_mean.score[2] < 0).all()
     assert by_max.alive.tolist() == [number in (2, 4) for number in range(channels.shape[1])]
     assert by_mean.alive[2]

@@ -27,9 +27,9 @@ from pure_nb.images.data import Images
 from pure_nb.methods.ownership import Assignment
 from pure_nb.methods.pairs import class_pairs, cosine, gamma_polysemantic
 from pure_nb.methods.references import TopReferences
-from pure_nb.methods.relevance import ClassRelevance, ClassStatistics, Criterion, carried
+from pure_nb.methods.relevance import ClassRelevance, ClassStatistics, Criterion, relevant_channels
 from pure_nb.methods.splitting import part_activations
-from pure_nb.methods.windows import Taps, closed_form, dense_weight
+from pure_nb.methods.windows import KernelWindows, closed_form, dense_weight
 from pure_nb.parameters import Run
 
 NAMES = ("ant", "bee", "cat", "dog")
@@ -124,7 +124,7 @@ def test_the_closed_form_of_every_convolution(geometry: dict[str, Any]) -> None:
     torch.manual_seed(1)
     part = nn.Conv2d(6, 12, **geometry).double()
     lower = torch.randn(3, 6, 9, 8, dtype=torch.float64)
-    pooled = Taps.of(part).pooled(lower).numpy()
+    pooled = KernelWindows.from_module(part).pooled(lower).numpy()
     expected = slow_vectors(part, lower)
     for channel in range(12):
         found = (pooled * dense_weight(part, channel)).sum(axis=2)
@@ -136,7 +136,7 @@ def test_the_closed_form_of_linear_layers(shape: tuple[int, ...]) -> None:
     torch.manual_seed(1)
     part = nn.Linear(5, 4).double()
     lower = torch.randn(shape, dtype=torch.float64)
-    pooled = Taps.of(part).pooled(lower).numpy()
+    pooled = KernelWindows.from_module(part).pooled(lower).numpy()
     gradient = part.weight.detach().numpy()  # [channels, sources], at each position
     summed = lower.numpy().reshape(3, -1, 5).sum(axis=1)
     for channel in range(4):
@@ -210,11 +210,11 @@ def test_shards_in_any_cut_and_order(cuts: list[int], seed: int) -> None:
             pass
         merged.merge(part)
     whole = run(model, noise(11), "4", "input:4", LABELS)
-    for name in ("relevant", "share", "pooled", "replicas"):
+    for name in ("relevant", "share", "pooled", "bootstrap_sums"):
         found = getattr(merged.result(), name)
         np.testing.assert_allclose(found, getattr(whole, name), rtol=1e-5, atol=1e-4, err_msg=name)
     np.testing.assert_array_equal(merged.result().images, whole.images)
-    np.testing.assert_array_equal(merged.result().weights, whole.weights)
+    np.testing.assert_array_equal(merged.result().bootstrap_counts, whole.bootstrap_counts)
 
 
 def test_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +249,7 @@ def test_replicas_are_poisson_weighted_sums() -> None:
         total = weights[own].sum(axis=0)
         expected = np.einsum("nr,nci->rci", weights[own], vectors[own]) / np.where(total, total, np.nan)[:, None, None]
         for channel in range(6):
-            replicas = found.arv_replicas(model, channel, [label])[0]
+            replicas = found.bootstrap_arvs(model, channel, [label])[0]
             np.testing.assert_allclose(replicas, expected[:, channel], rtol=1e-4, atol=1e-5)
 
 
@@ -269,8 +269,8 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
             relevant=np.full((2, 1), 40),
             share=np.ones((2, 1)),
             pooled=drawn.sum(axis=1),
-            weights=weights.sum(axis=1).astype(np.float32),
-            replicas=np.einsum("tnr,tnk->trk", weights, drawn).astype(np.float32),
+            bootstrap_counts=weights.sum(axis=1).astype(np.float32),
+            bootstrap_sums=np.einsum("tnr,tnk->trk", weights, drawn).astype(np.float32),
         )
         (row,) = class_pairs(statistics, nn.Identity(), ["a", "b"], level=0.9).itertuples()
         assert row.low < row.cosine < row.high
@@ -290,8 +290,8 @@ def table(pooled: list[list[list[float]]], relevant: list[list[int]], images: li
         relevant=np.array(relevant),
         share=np.full(np.shape(relevant), 0.5) * np.array(images)[:, None],
         pooled=flat,
-        weights=np.tile(np.array(images, dtype=np.float32)[:, None], 5),
-        replicas=np.tile(flat.astype(np.float32)[:, None], (1, 5, 1)),
+        bootstrap_counts=np.tile(np.array(images, dtype=np.float32)[:, None], 5),
+        bootstrap_sums=np.tile(flat.astype(np.float32)[:, None], (1, 5, 1)),
     )
 
 
@@ -315,7 +315,9 @@ def test_pairs() -> None:
     np.testing.assert_allclose(found["share_1"], 0.5)
     some = gamma_polysemantic(found, 0.5)
     assert some["cosine"].tolist() == [-1, 0, 0]  # negative ones are kept, NaN is not below anything
-    assert len(class_pairs(statistics, nn.Identity(), NAMES, p=0.8)) == 4  # 3 of 4 images are not enough any more
+    assert (
+        len(class_pairs(statistics, nn.Identity(), NAMES, min_frequency=0.8)) == 4
+    )  # 3 of 4 images are not enough any more
     assert list(class_pairs(table([[[1.0]]], [[0]], [3]), nn.Identity(), NAMES).columns) == list(found.columns)
 
 
@@ -333,7 +335,7 @@ def test_a_class_without_images_and_images_without_class() -> None:
     assert np.isnan(found.arv(model, 0)[[1, 3]]).all()
     assert np.isfinite(found.arv(model, 0)[[0, 2]]).all()
     assert np.isnan(found.frequency[1]).all()
-    assert 1 not in found.relevant_classes(0, p=0)
+    assert 1 not in found.relevant_classes(0, min_frequency=0)
     empty = ClassRelevance("4", "2", np.full(3, -1), 4)
     sweep(model, Images(Items(noise(3))), [empty], run=Run(progress=False))
     with pytest.raises(ArgumentError, match="no labelled image was seen"):
@@ -349,20 +351,20 @@ def test_channels_that_are_never_relevant() -> None:
     assert not len(class_pairs(found, model, NAMES))
 
 
-@pytest.mark.parametrize("mass", [None, 0.5, 1.0])
+@pytest.mark.parametrize("cumulative_share", [None, 0.5, 1.0])
 @given(values=arrays(np.float64, (3, 5), elements=st.floats(-2, 2).map(lambda x: round(x, 1))))
-def test_carried(mass: float | None, values: NDArray[np.float64]) -> None:
-    found = carried(values, 0.2, mass)
+def test_carried(cumulative_share: float | None, values: NDArray[np.float64]) -> None:
+    found = relevant_channels(values, 0.2, cumulative_share)
     for row, own in zip(values, found):
         positive = [max(value, 0) for value in row]
-        if mass is None:
+        if cumulative_share is None:
             assert own.tolist() == [value > 0 and value >= 0.2 * sum(positive) for value in positive]
             continue
         assert not own[row <= 0].any()
         order = sorted(range(5), key=lambda i: -positive[i])
         expected, reached = set(), 0.0
         for i in order:
-            if positive[i] > 0 and reached < mass * sum(positive) - 1e-9:
+            if positive[i] > 0 and reached < cumulative_share * sum(positive) - 1e-9:
                 expected.add(i)
             reached += positive[i]
         assert set(np.flatnonzero(own)) == expected
@@ -372,12 +374,12 @@ def test_a_mass_carries_over_between_widths() -> None:
     """Each channel copied ten times over, with a tenth of the attribution: the same channels are relevant."""
     values = np.random.default_rng(0).exponential(size=(4, 8)) ** 2
     wide = np.repeat(values / 10, 10, axis=1)
-    part = carried(values, mass=0.6)
-    copies = carried(wide, mass=0.6).reshape(4, 8, 10)
+    part = relevant_channels(values, cumulative_share=0.6)
+    copies = relevant_channels(wide, cumulative_share=0.6).reshape(4, 8, 10)
     assert copies[part].mean() > 0.7
     assert not copies[~part].any()
-    assert carried(values, 0.1).any()
-    assert not carried(wide, 0.1).reshape(4, 8, 10).all(axis=2).any()  # the share does not
+    assert relevant_channels(values, 0.1).any()
+    assert not relevant_channels(wide, 0.1).reshape(4, 8, 10).all(axis=2).any()  # the share does not
 
 
 def test_cosine() -> None:
@@ -394,10 +396,10 @@ def test_errors() -> None:
         sweep(model, Images(Items(noise(3))), [ClassRelevance("4", "2", np.zeros(3, int), 9)], run=Run(progress=False))
     with pytest.raises(ArgumentError, match="numbers below 2"):
         ClassRelevance("4", "2", np.array([0, 2]), 2)
-    with pytest.raises(ArgumentError, match="share must be from 0 to 1, got 3"):
+    with pytest.raises(ArgumentError, match="min_share must be from 0 to 1, got 3"):
         Criterion(share=3)
     with pytest.raises(LayerError, match="Conv2d or a Linear"):
-        Taps.of(nn.ReLU())
+        KernelWindows.from_module(nn.ReLU())
     with pytest.raises(ArgumentError, match="channels 0 to 5"):
         run(model, noise(11), "4", "2", LABELS).arv(model, 6)
     with torch.no_grad():
@@ -419,7 +421,7 @@ def test_memory_does_not_grow_with_the_images() -> None:
 def test_every_pair_is_there_once() -> None:
     model = plain()
     found = run(model, noise(11), "4", "2", LABELS, criterion=Criterion(0.01))
-    pairs = class_pairs(found, model, NAMES, p=0.1)
+    pairs = class_pairs(found, model, NAMES, min_frequency=0.1)
     expected = {
         (channel, NAMES[a], NAMES[b])
         for channel in range(6)
@@ -430,14 +432,14 @@ def test_every_pair_is_there_once() -> None:
     assert pairs["cosine"].is_monotonic_increasing
 
 
-@pytest.mark.parametrize("mass", [None, 0.6])
-def test_relevant_images_add_up_to_the_counts(mass: float | None) -> None:
+@pytest.mark.parametrize("cumulative_share", [None, 0.6])
+def test_relevant_images_add_up_to_the_counts(cumulative_share: float | None) -> None:
     """Image by image what the accumulator counts class by class, and what the slow definition says."""
     model, images, labels = plain(), noise(11), np.arange(11) % 4
     data, samples = Images(Items(images)), np.array([9, 0, 3, 4, 7, 8, 1])
-    criterion = Criterion(0.2, mass)
+    criterion = Criterion(0.2, cumulative_share)
     statistics = run(model, images[samples], "4", "input:4", labels[samples], criterion=criterion)
-    slow = carried(slow_attribution(model, images[samples], "4", labels[samples]), 0.2, mass)
+    slow = relevant_channels(slow_attribution(model, images[samples], "4", labels[samples]), 0.2, cumulative_share)
     for channel in range(6):
         assignment, how = Assignment("4", channel, np.eye(2, 7)), {"criterion": criterion, "run": Run(batch_size=3)}
         measured = part_activations(model, data, samples, assignment, labels=labels[samples], **how)
@@ -485,7 +487,7 @@ def hooked(layer: nn.Conv2d) -> nn.Module:
     return layer
 
 
-def halved(layer: nn.Conv2d) -> nn.Module:
+def split_tree(layer: nn.Conv2d) -> nn.Module:
     layer.register_forward_pre_hook(lambda module, inputs: (inputs[0] / 2,))
     return layer
 
@@ -498,7 +500,7 @@ def replaced(layer: nn.Conv2d) -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize("change", [standardised, hooked, halved, replaced])
+@pytest.mark.parametrize("change", [standardised, hooked, split_tree, replaced])
 def test_a_convolution_that_does_something_else_is_differentiated(change: Callable[[nn.Conv2d], nn.Module]) -> None:
     model = plain()
     made = model[4] = change(model[4])
@@ -518,7 +520,7 @@ def test_sums_that_would_not_fit() -> None:
 def test_half_precision_is_summed_in_single() -> None:
     """A sum over positions that half precision can't hold, and an activation that it can't."""
     ones = torch.full((1, 2, 64, 64), 60.0, dtype=torch.float16)
-    assert Taps().pooled(ones).isinf().all()
+    assert KernelWindows().pooled(ones).isinf().all()
     module = nn.Conv2d(2, 2, 1)
     found = ClassRelevance("4", "input:4", np.array([0]), 4, module=module)
     assert np.isfinite(found._pooled(ones, ones).numpy()).all()

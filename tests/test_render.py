@@ -20,7 +20,7 @@ from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import ResNetCanonizer
 
 from pure_nb.errors import ArgumentError, ImageError, LayerError
-from pure_nb.figures.render import View, heatmaps, seen, square_around, views
+from pure_nb.figures.render import View, heatmap_mask, heatmaps, square_around, views
 from pure_nb.glyphs import GlyphScenes
 from pure_nb.images.data import Images
 from pure_nb.network.layers import activations
@@ -153,7 +153,7 @@ def test_seen(blur: float, kernel: int, threshold: float) -> None:
     heatmap = torch.randn(18, 22, generator=torch.Generator().manual_seed(3)) ** 3 - 0.5
     smooth = blurred(heatmap.double().numpy(), kernel)
     expected = smooth > threshold * smooth.max()
-    found = seen(heatmap, blur=blur, threshold=threshold)
+    found = heatmap_mask(heatmap, blur=blur, threshold=threshold)
     assert found.dtype == bool
     clear = np.abs(smooth - threshold * smooth.max()) > 1e-6
     assert (found == expected)[clear].all()
@@ -162,15 +162,15 @@ def test_seen(blur: float, kernel: int, threshold: float) -> None:
 
 def test_seen_takes_many_and_does_not_care_for_scale() -> None:
     heatmap = torch.randn(2, 3, 20, 20)
-    found = seen(heatmap)
+    found = heatmap_mask(heatmap)
     assert found.shape == (2, 3, 20, 20)
-    assert (found == seen(heatmap * 1e-6)).all()
-    assert (found[1, 2] == seen(heatmap[1, 2])).all()
+    assert (found == heatmap_mask(heatmap * 1e-6)).all()
+    assert (found[1, 2] == heatmap_mask(heatmap[1, 2])).all()
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0])
 def test_all_is_seen_where_nothing_is_positive(value: float) -> None:
-    assert seen(torch.full((10, 10), value)).all()
+    assert heatmap_mask(torch.full((10, 10), value)).all()
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=5))
@@ -216,7 +216,7 @@ def test_highlighted() -> None:
     found = one.highlighted(crop=False)
     assert found.shape == one.picture.shape
     for y, x in np.ndindex(40, 60):
-        if not one.seen[y, x]:
+        if not one.mask[y, x]:
             expected = np.floor(0.4 * one.picture[y, x].astype(np.float32) + 0.6 * 255)
             assert np.abs(found[y, x] - expected).max() <= 1
         elif y in (10, 19) or x in (25, 39):
@@ -229,7 +229,7 @@ def test_highlighted() -> None:
     same[[3, 12]] = 0
     assert (cropped == same).all()
     plain_text = one.highlighted(crop=False, dim=1.0)
-    assert (plain_text[~one.seen] == one.picture[~one.seen]).all()
+    assert (plain_text[~one.mask] == one.picture[~one.mask]).all()
 
 
 @pytest.mark.parametrize("size", [16, 96])
@@ -256,9 +256,15 @@ def test_views_are_in_the_order_of_the_pairs(crop: Any, glyphnet: nn.Module) -> 
     maps = in_order(glyphnet, images, channel, sample, target="layer4", crop=crop)
     for one, heatmap, s in zip(found, maps, sample):
         assert (one.picture == images.picture(int(s))).all()
-        assert one.seen.shape == (96, 96)
-        assert (one.seen != seen(heatmap)).mean() < 0.01  # batches of another size round otherwise
+        assert one.mask.shape == (96, 96)
+        assert (one.mask != heatmap_mask(heatmap)).mean() < 0.01  # batches of another size round otherwise
     wide = views(
-        glyphnet, images, channel, sample, target="layer4", crop=crop, mask=partial(seen, threshold=0.5, blur=0.0)
+        glyphnet,
+        images,
+        channel,
+        sample,
+        target="layer4",
+        crop=crop,
+        mask=partial(heatmap_mask, threshold=0.5, blur=0.0),
     )
-    assert wide[0].seen.sum() < found[0].seen.sum()
+    assert wide[0].mask.sum() < found[0].mask.sum()

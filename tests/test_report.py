@@ -22,13 +22,13 @@ from pure_nb.compute import blocks
 from pure_nb.compute.store import Store
 from pure_nb.errors import EmbedderError, EvaluationError, LayerError, StudyError
 from pure_nb.figures.evaluation_plots import named_parts_figure
-from pure_nb.figures.render import CROP_BLUR, boxes, seen, views
+from pure_nb.figures.render import CROP_BLUR, boxes, heatmap_mask, views
 from pure_nb.images.data import Images
 from pure_nb.judges.embedders import Embedder, mini_clip, pixels
 from pure_nb.judges.evaluation import distance_table, intra_inter, pair_distances
-from pure_nb.methods.virtual import cluster
+from pure_nb.methods.virtual import kmeans
 from pure_nb.show import report
-from pure_nb.show.report import GRADIENT, LRP, WHOLE, descriptions, evaluate, namer, part_names, write
+from pure_nb.show.report import LRP, PURE, WHOLE, descriptions, evaluate, namer, part_names, write
 from pure_nb.study import Study
 
 Pictures = Sequence[NDArray[np.uint8]]
@@ -39,22 +39,22 @@ def colours(items: Pictures) -> NDArray[np.float64]:
 
 
 def mine(tmp_path: Path, **how: Any) -> Study:
-    settings: dict[str, Any] = {"n": 6, "k": 2, "store": tmp_path / "store", **how}
+    settings: dict[str, Any] = {"n_references": 6, "n_clusters": 2, "store": tmp_path / "store", **how}
     images = settings.pop("images", None) or Images(Items(noise(15)))
-    return Study.of(settings.pop("model", None) or plain(), images, "4", "2", **settings)
+    return Study.from_model(settings.pop("model", None) or plain(), images, "4", "2", **settings)
 
 
 @pytest.mark.parametrize("crop", ["peak", "crp", "activation"])
 def test_boxes_are_those_of_the_views(glyph_study: Study, crop: Any) -> None:
-    study = glyph_study.using(crop=crop)
+    study = glyph_study.replace(crop=crop)
     channel, sample = np.repeat([3, 9], 4), study.references.sample[[3, 9], :4].ravel()
     how: dict[str, Any] = {"target": "layer4", "crop": crop}
     found = boxes(study.model, study.images, channel, sample, **how)
-    expected = views(study.model, study.images, channel, sample, mask=partial(seen, blur=CROP_BLUR), **how)
+    expected = views(study.model, study.images, channel, sample, mask=partial(heatmap_mask, blur=CROP_BLUR), **how)
     assert found.tolist() == [list(view.box) for view in expected]
     assert study.crops.boxes[[3, 9], :4].reshape(-1, 4).tolist() == found.tolist()
     # Circuits and crops are asked for apart.
-    assert study.using(seed="peak").crops.boxes.tolist() == study.crops.boxes.tolist()
+    assert study.replace(start="peak").crops.boxes.tolist() == study.crops.boxes.tolist()
 
 
 def test_crops_are_cut_from_the_pictures(glyph_study: Study) -> None:
@@ -98,7 +98,7 @@ def test_each_image_is_read_once_and_a_stop_loses_little(tmp_path: Path, monkeyp
 def test_each_image_is_read_once_for_many_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pure_nb.crops.CROPS", 4)  # the crops of an image do not fit into one go
     items = Items(noise(5))
-    study = mine(tmp_path, images=Images(items), n=5)
+    study = mine(tmp_path, images=Images(items), n_references=5)
     study.crops.boxes  # noqa: B018
     items.loaded.clear()
     study.crops.embeddings(Embedder("colours", "colours", colours))
@@ -119,7 +119,9 @@ def misfit(*_: Any) -> None:
 
 def test_crops_where_lrp_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pure_nb.network.lrp.require_fit", misfit)
-    study = Study.of(Tokens(), Items(noise(15)), "second", "first", n=6, k=2, store=tmp_path)
+    study = Study.from_model(
+        Tokens(), Items(noise(15)), "second", "first", n_references=6, n_clusters=2, store=tmp_path
+    )
     with pytest.warns(UserWarning, match="crops are whole pictures, since the rules do not fit"):
         assert (study.crops.boxes == [0, 0, 12, 12]).all()
     with_grid = mine(tmp_path / "grid")
@@ -148,9 +150,9 @@ def test_the_report_says_how_crops_were_made(tmp_path: Path, monkeypatch: pytest
 def test_descriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = mine(tmp_path)
     found = descriptions(study, [pixels(4)])
-    assert list(found) == [GRADIENT, LRP, "activation", "activation at maximum", "pixels"]
-    np.testing.assert_array_equal(found[GRADIENT], study.circuits)
-    np.testing.assert_array_equal(found[LRP], study.using(rule="lrp").circuits)
+    assert list(found) == [PURE, LRP, "activation", "activation at maximum", "pixels"]
+    np.testing.assert_array_equal(found[PURE], study.circuits)
+    np.testing.assert_array_equal(found[LRP], study.replace(rule="lrp").circuits)
     assert all(vectors.shape[:2] == (6, 6) for vectors in found.values())
     monkeypatch.setattr("pure_nb.network.lrp.require_fit", misfit)
     with pytest.warns(UserWarning, match="PURE LRP is left out: the rules do not fit"):
@@ -161,7 +163,7 @@ def test_evaluation_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     study = mine(tmp_path)
     found = evaluate(study, pixels(4), [Embedder("colours", "c", colours)], ks=(2, 3))
     vectors = descriptions(study, [pixels(4), Embedder("colours", "c", colours)])
-    expected = distance_table(vectors["pixels"], vectors, used=study.driven, ks=(2, 3))
+    expected = distance_table(vectors["pixels"], vectors, used=study.active, ks=(2, 3))
     pd.testing.assert_frame_equal(found.distances, expected)
     assert set(found.alignment["method"]) == set(vectors) - {"pixels"}
     monkeypatch.setattr(report.evaluation, "distance_table", lambda *_, **__: pytest.fail("computed again"))
@@ -221,7 +223,7 @@ def test_names_of_the_shipped_world(glyph_study: Study) -> None:
     parts = table[table["part"] != WHOLE]
     assert (table.groupby("channel").size() == 4).all()
     assert (parts.groupby("channel")["size"].sum() == 20).all()
-    sure = parts[(parts["said"] == parts["word"]) & (parts["share"] == 1) & (parts["size"] >= 4)]
+    sure = parts[(parts["label"] == parts["word"]) & (parts["share"] == 1) & (parts["size"] >= 4)]
     assert len(sure) > 5
     assert (sure["word"] == sure["true"]).mean() > 0.85
     assert table.loc[table["part"] == WHOLE, "gain"].eq(0).all()
@@ -249,15 +251,15 @@ def test_vocabularies(glyph_study: Study, tmp_path: Path) -> None:
 def test_references_that_do_not_drive_the_neuron(tmp_path: Path) -> None:
     model = plain()
     model[4].bias.data -= 0.18  # many references of most channels end below zero
-    study = mine(tmp_path, model=model, n=15, k=2)
-    driven = study.driven
-    assert 0 < (~driven).sum() < driven.size
+    study = mine(tmp_path, model=model, n_references=15, n_clusters=2)
+    active = study.active
+    assert 0 < (~active).sum() < active.size
     found = evaluate(study, pixels(4), ks=(2,))
-    assert sorted(found.distances["channel"].unique()) == np.flatnonzero(driven.sum(axis=1) >= 2).tolist()
-    channel = int(np.argmax((driven.sum(axis=1) >= 3) & ~driven.all(axis=1)))
-    labels = cluster(study.circuits[channel][driven[channel]], 2)
-    own = study.crops.embeddings(pixels(4))[channel][driven[channel]]
-    row = found.distances.query(f"channel == {channel} and method == '{GRADIENT}'").iloc[0]
+    assert sorted(found.distances["channel"].unique()) == np.flatnonzero(active.sum(axis=1) >= 2).tolist()
+    channel = int(np.argmax((active.sum(axis=1) >= 3) & ~active.all(axis=1)))
+    labels = kmeans(study.circuits[channel][active[channel]], 2)
+    own = study.crops.embeddings(pixels(4))[channel][active[channel]]
+    row = found.distances.query(f"channel == {channel} and method == '{PURE}'").iloc[0]
     assert row["intra"] == pytest.approx(intra_inter(pair_distances(own), labels)[0])
 
 
@@ -288,14 +290,14 @@ def test_what_is_written(glyph_study: Study, tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "new" / "distances.csv")
     pd.testing.assert_frame_equal(table, pd.read_parquet(tmp_path / "new" / "distances.parquet"))
     summary = found.summary()
-    row = summary[(summary["k"] == 2) & (summary["method"] == GRADIENT)].iloc[0]
+    row = summary[(summary["k"] == 2) & (summary["method"] == PURE)].iloc[0]
     assert f"| {row['intra']:.3f} ± {row['intra_se']:.3f} |" in text
     assert "pure-nb evaluate imagenet-timm-resnet101" in text
 
 
 def test_the_figure_of_named_parts(glyph_study: Study) -> None:
     embedder = mini_clip()
-    labels = cluster(glyph_study.circuits[5], 3)
+    labels = kmeans(glyph_study.circuits[5], 3)
     vectors = glyph_study.crops.embeddings(embedder.joint)[5]
     figure = named_parts_figure(glyph_study, 5, labels, namer(glyph_study, embedder), vectors)
     (axes,) = figure.axes

@@ -25,7 +25,7 @@ from pure_nb.errors import ArgumentError, ImageError, LayerError, ModelError, No
 from pure_nb.glyphs import GlyphScenes
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
-from pure_nb.methods.ownership import RHOS, Assignment, owners
+from pure_nb.methods.ownership import RHOS, Assignment, assign_sources
 from pure_nb.methods.relevance import Criterion
 from pure_nb.methods.rewiring import SplitChannel, load_split, merge_back, save_split, split_channel
 from pure_nb.methods.splitting import PartActivations, Split, choose_rho, part_activations, ratio_table
@@ -80,16 +80,16 @@ ARVS = st.tuples(st.integers(2, 5), st.integers(1, 8)).flatmap(lambda shape: arr
 
 @given(ARVS, st.sampled_from(RHOS), st.sampled_from(["symmetric", "published"]))
 def test_owners_are_those_of_a_slow_loop(arvs: NDArray[np.float64], rho: float, ownership: Any) -> None:
-    found = owners(arvs, rho, ownership)
+    found = assign_sources(arvs, rho, ownership)
     assert found.dtype == np.int64
     assert found.tolist() == owners_slowly(arvs, rho, ownership)
 
 
 @given(ARVS)
 def test_a_larger_rho_gives_sources_away_and_never_moves_them(arvs: NDArray[np.float64]) -> None:
-    previous = owners(arvs, RHOS[0])
+    previous = assign_sources(arvs, RHOS[0])
     for rho in RHOS[1:]:
-        found = owners(arvs, rho)
+        found = assign_sources(arvs, rho)
         assert (found[previous >= 0] == previous[previous >= 0]).all()
         previous = found
 
@@ -99,29 +99,33 @@ def test_owners_of_two_concepts_are_the_papers() -> None:
     a, b = first.clip(0), second.clip(0)
     for rho in RHOS:
         expected = np.where(rho * first > second, 0, np.where(rho * second > first, 1, -1))
-        assert (owners([first, second], rho, "published") == expected).all()
+        assert (assign_sources([first, second], rho, "published") == expected).all()
         alike = np.where(rho * a > b, 0, np.where(rho * b > a, 1, -1))
-        assert (owners([first, second], rho) == alike).all()
+        assert (assign_sources([first, second], rho) == alike).all()
 
 
 def test_negative_relevance_is_no_evidence() -> None:
     """As published, two negative entries are shared at no rho below 1, and the first named gets those in doubt."""
     arvs = [[-1, -1, -3, 1, -3, 2], [-1, -1.5, -1, -1, 0, 3]]
-    assert owners(arvs, 0.5).tolist() == [-1, -1, -1, 0, -1, -1]
-    assert owners(arvs, 0.5, "published").tolist() == [0, 0, 1, 0, 1, -1]
-    assert owners(arvs[::-1], 0.5, "published").tolist() == [0, 0, 0, 1, 0, -1]
-    assert owners(arvs, 1.0, "published").tolist() == [-1, 0, 1, 0, 1, 1]
+    assert assign_sources(arvs, 0.5).tolist() == [-1, -1, -1, 0, -1, -1]
+    assert assign_sources(arvs, 0.5, "published").tolist() == [0, 0, 1, 0, 1, -1]
+    assert assign_sources(arvs[::-1], 0.5, "published").tolist() == [0, 0, 0, 1, 0, -1]
+    assert assign_sources(arvs, 1.0, "published").tolist() == [-1, 0, 1, 0, 1, 1]
 
 
 @pytest.mark.parametrize("rho", [0.05, 0.5, 1.0])
 def test_identical_and_empty_vectors_share_everything(rho: float) -> None:
     vector = np.random.default_rng(0).normal(size=9)
-    assert (owners([vector] * 3, rho) == -1).all()
-    assert (owners(np.zeros((2, 9)), rho) == -1).all()
+    assert (assign_sources([vector] * 3, rho) == -1).all()
+    assert (assign_sources(np.zeros((2, 9)), rho) == -1).all()
 
 
 def test_only_rho_decides_over_a_small_lead() -> None:
-    assert [owners([[1.0, 0], [0.6, 0.1]], rho).tolist() for rho in (0.5, 0.6, 0.7)] == [[-1, 1], [-1, 1], [0, 1]]
+    assert [assign_sources([[1.0, 0], [0.6, 0.1]], rho).tolist() for rho in (0.5, 0.6, 0.7)] == [
+        [-1, 1],
+        [-1, 1],
+        [0, 1],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -138,12 +142,12 @@ def test_only_rho_decides_over_a_small_lead() -> None:
 )
 def test_wrong_vectors(arvs: Any, rho: float, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        owners(arvs, rho)
+        assign_sources(arvs, rho)
 
 
 def test_wrong_rules() -> None:
     with pytest.raises(ArgumentError, match="ownership must be 'symmetric' or 'published', got 'paper'"):
-        owners([[1.0], [2.0]], 0.5, "paper")  # type: ignore[arg-type]
+        assign_sources([[1.0], [2.0]], 0.5, "paper")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -409,7 +413,7 @@ def test_part_activations_are_those_of_split_networks(layer: str, channel: int, 
     assert found.parts.shape == (4, 20, k + 1)
     assert len(np.unique(found.parts[0], axis=0)) > 2
     for i, rho in enumerate(RHOS):
-        split = split_channel(model, layer, channel, owners(arvs, rho), k)
+        split = split_channel(model, layer, channel, assign_sources(arvs, rho), k)
         with torch.no_grad():
             outputs = activations(split, images[samples], [f"{layer}.parts", f"{layer}.whole"])
         parts, whole = (value if value.ndim == 4 else value[..., None] for value in outputs.values())
@@ -429,7 +433,7 @@ def test_part_activations_of_groups_and_resnets(groups: int) -> None:
     images, sources = noise(2, 64), get_layer(network, layer).weight.shape[1]
     arvs = np.random.default_rng(1).random((2, sources))
     found = part_activations(network, Images(Items(images)), [0, 1], Assignment(layer, channel, arvs, [0.5, 0.9]))
-    split = split_channel(network, layer, channel, owners(arvs, 0.9))
+    split = split_channel(network, layer, channel, assign_sources(arvs, 0.9))
     with torch.no_grad():
         parts = activations(split, images, [f"{layer}.parts"])[f"{layer}.parts"]
     assert found.parts.any()
@@ -440,7 +444,7 @@ def test_part_activations_of_tokens() -> None:
     model, images = Tokens().eval(), noise(3)
     arvs = np.random.default_rng(1).random((2, 16))
     found = part_activations(model, Images(Items(images)), [1, 2], Assignment("first.mlp.2", 7, arvs, [0.8]))
-    split = split_channel(model, "first.mlp.2", 7, owners(arvs, 0.8))
+    split = split_channel(model, "first.mlp.2", 7, assign_sources(arvs, 0.8))
     with torch.no_grad():
         parts = activations(split, images[1:], ["first.mlp.2.parts"])["first.mlp.2.parts"]
     np.testing.assert_allclose(found.at(0.8), pooled(parts, 2), rtol=1e-4, atol=1e-6)
@@ -543,7 +547,7 @@ def test_scores_are_those_of_a_slow_loop(seed: int, k: int) -> None:
             assert table.ratio[row] == pytest.approx(ratio, rel=1e-9)
             assert table.bounded[row] == pytest.approx(bounded, rel=1e-9)
     for score, table in tables.items():
-        assert table.columns.tolist() == ["rho", "ratio", "bounded", "kept", "best"]
+        assert table.columns.tolist() == ["rho", "ratio", "bounded", "retained", "best"]
         assert table.best.sum() == 1
         assert table[score][table.best].item() == table[score].max()
         assert 0 <= table.bounded.min() <= table.bounded.max() <= 1 + 1e-12
@@ -611,7 +615,7 @@ def test_ratios_are_those_of_a_slow_loop(seed: int, k: int) -> None:
 
 
 def test_a_clean_split_in_numbers() -> None:
-    """Sources 0 and 1 drive the channel, each in its own images; the split finds both."""
+    """Sources 0 and 1 activate the channel, each in its own images; the split finds both."""
     model = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False), nn.ReLU())
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 1.0]])[..., None, None])
@@ -729,7 +733,7 @@ def test_a_split_is_chosen_on_every_second_image() -> None:
     scores = choose_rho(kept, labels[half])
     assert split.scores.equals(scores)
     assert split.rho == scores["rho"][scores["best"]].item()
-    assert split.owner.tolist() == owners(arvs, split.rho).tolist()
+    assert split.owner.tolist() == assign_sources(arvs, split.rho).tolist()
     other = np.flatnonzero(~split.training)
     table = two_tables(found, split.rho, other, labels)
     assert split.table().equals(table)
@@ -854,4 +858,4 @@ def test_what_parts_keep() -> None:
     parts[[0, 1], 0, 0], parts[[2, 3], 0, 1] = 5, [1, 2]
     original = np.array([10, 10, 10, 20], np.float32)
     found = by_hand(parts, original, 0.5)
-    assert choose_rho(found, [0, 0, 1, 1])["kept"].item() == pytest.approx(0.3)
+    assert choose_rho(found, [0, 0, 1, 1])["retained"].item() == pytest.approx(0.3)

@@ -21,7 +21,7 @@ import pure_nb
 from pure_nb import crops as crops_module
 from pure_nb import study as study_module
 from pure_nb.benchmark.contestants import contestants
-from pure_nb.benchmark.worlds import planted_world
+from pure_nb.benchmark.tasks import planted_task
 from pure_nb.compute import blocks
 from pure_nb.compute import sweep as sweep_module
 from pure_nb.errors import (
@@ -54,8 +54,8 @@ length = 60
 [parameters]
 target = "layer4"
 lower = "layer3"
-n = 8
-k = 2
+n_references = 8
+n_clusters = 2
 [run]
 batch_size = 30
 progress = false
@@ -71,9 +71,9 @@ def toml(tmp_path: Path) -> Path:
 
 def mine(tmp_path: Path, model: nn.Module | None = None, images: Any = None, **how: Any) -> Study:
     """A study so small that it takes no time: six channels, 15 images."""
-    settings: dict[str, Any] = {"n": 6, "k": 2, "store": tmp_path / "store", **how}
+    settings: dict[str, Any] = {"n_references": 6, "n_clusters": 2, "store": tmp_path / "store", **how}
     target, lower = settings.pop("target", "4"), settings.pop("lower", "2")
-    return Study.of(model or plain(), Items(noise(15)) if images is None else images, target, lower, **settings)
+    return Study.from_model(model or plain(), Items(noise(15)) if images is None else images, target, lower, **settings)
 
 
 def without_network(study: Study) -> Study:
@@ -148,7 +148,7 @@ def test_layouts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_table_is_sorted_by_score(tmp_path: Path) -> None:
-    study = mine(tmp_path, k=0)
+    study = mine(tmp_path, n_clusters=0)
     scores = study.neurons["score"].dropna().to_numpy()
     assert len(scores) > 3
     assert (np.diff(scores) <= 0).all()
@@ -157,7 +157,7 @@ def test_the_table_is_sorted_by_score(tmp_path: Path) -> None:
 def test_the_false_discovery_rate_is_over_the_living(tmp_path: Path) -> None:
     model = plain()
     model[4].bias.data[3] = -100
-    study = mine(tmp_path, model, k=0)
+    study = mine(tmp_path, model, n_clusters=0)
     table = study.neurons
     alive = study.references.alive[table["channel"]]
     p = table["p"][alive].sort_values()
@@ -170,7 +170,7 @@ def test_the_false_discovery_rate_is_over_the_living(tmp_path: Path) -> None:
 def test_the_most_polysemantic_come_first_and_the_dead_not_at_all(tmp_path: Path) -> None:
     model = plain()
     model[4].bias.data[3] = -100
-    study = mine(tmp_path, model, k=0)
+    study = mine(tmp_path, model, n_clusters=0)
     table = study.neurons
     assert table["channel"].iloc[-1] == 3
     assert study.most_polysemantic() == table["channel"].tolist()[:-1]
@@ -204,14 +204,14 @@ def test_a_corrupt_file_is_computed_again(tmp_path: Path, step: str) -> None:
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("change", [{"n": 5}, {"by": "mean"}, {"target": "5"}])
+@pytest.mark.parametrize("change", [{"n_references": 5}, {"ranked_by": "mean"}, {"target": "5"}])
 def test_another_pass_for_other_references(tmp_path: Path, change: dict[str, Any]) -> None:
     mine(tmp_path).neurons  # noqa: B018
     with pytest.raises(ModelError, match="the network ran"):
         found_again(tmp_path, **change).references  # noqa: B018
 
 
-@pytest.mark.parametrize("change", [{"rule": "lrp"}, {"seed": "unit"}, {"seed": "peak"}, {"lower": "0"}])
+@pytest.mark.parametrize("change", [{"rule": "lrp"}, {"start": "unit"}, {"start": "peak"}, {"lower": "0"}])
 def test_references_serve_other_circuits(tmp_path: Path, change: dict[str, Any]) -> None:
     first = mine(tmp_path)
     first.neurons  # noqa: B018
@@ -223,11 +223,11 @@ def test_references_serve_other_circuits(tmp_path: Path, change: dict[str, Any])
     assert found.shape != first.circuits.shape or (found != first.circuits).any()
 
 
-@pytest.mark.parametrize("change", [{"k": 3}, {"random": 1}])
+@pytest.mark.parametrize("change", [{"n_clusters": 3}, {"seed": 1}])
 def test_circuits_serve_other_clusters(tmp_path: Path, change: dict[str, Any]) -> None:
     mine(tmp_path).neurons  # noqa: B018
     study = found_again(tmp_path, **change)
-    assert [v.k for v in study.virtual] == [change.get("k", 2)] * 6
+    assert [v.k for v in study.virtual] == [change.get("n_clusters", 2)] * 6
     assert len(study.neurons) == 6
 
 
@@ -248,7 +248,7 @@ def test_how_it_runs_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_without_a_store(tmp_path: Path) -> None:
-    study = mine(tmp_path).using(store=None, progress=False)
+    study = mine(tmp_path).replace(store=None, progress=False)
     assert contents(study) == contents(mine(tmp_path / "other"))
     assert not list((tmp_path / "store").rglob("*.safetensors"))
     assert list((tmp_path / "other").rglob("*.safetensors"))
@@ -256,12 +256,12 @@ def test_without_a_store(tmp_path: Path) -> None:
 
 def test_using(tmp_path: Path) -> None:
     study = mine(tmp_path)
-    other = study.using(n=3, batch_size=7, rule="lrp")
-    assert (other.parameters.n, other.run.batch_size, other.parameters.rule) == (3, 7, "lrp")
-    assert (study.parameters.n, study.run.batch_size, study.parameters.rule) == (6, 32, "gradient")
+    other = study.replace(n_references=3, batch_size=7, rule="lrp")
+    assert (other.parameters.n_references, other.run.batch_size, other.parameters.rule) == (3, 7, "lrp")
+    assert (study.parameters.n_references, study.run.batch_size, study.parameters.rule) == (6, 32, "gradient")
     assert other.references.n == 3
     with pytest.raises(StudyError, match="rule must be one of"):
-        study.using(rule="magic")
+        study.replace(rule="magic")
 
 
 @pytest.mark.parametrize("where", ["sweep", "circuits"])
@@ -302,7 +302,7 @@ def test_ones_own_network_and_folder_in_five_lines(tmp_path: Path) -> None:
     model = plain()
 
     images = ImageFolder(str(tmp_path / "pictures"), transforms.ToTensor())
-    study = Study.of(model, images, "4", "2", k=2, store=tmp_path)
+    study = Study.from_model(model, images, "4", "2", n_clusters=2, store=tmp_path)
     figure = study.neuron(3).plot()
 
     figure.savefig(tmp_path / "neuron.png")
@@ -313,18 +313,18 @@ def test_ones_own_network_and_folder_in_five_lines(tmp_path: Path) -> None:
 
 def test_results_go_to_the_cache_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PURE_NB_STORE", str(tmp_path / "elsewhere"))
-    study = Study.of(plain(), Items(noise(15)), "4", "2", name="own")
+    study = Study.from_model(plain(), Items(noise(15)), "4", "2", name="own")
     assert study.store is not None
     assert study.store.folder == tmp_path / "elsewhere" / "own"
     monkeypatch.delenv("PURE_NB_STORE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert Study.of(plain(), Items(noise(15)), "4", "2").store.folder == tmp_path / "cache" / "pure_nb" / "mine"  # type: ignore[union-attr]
+    assert Study.from_model(plain(), Items(noise(15)), "4", "2").store.folder == tmp_path / "cache" / "pure_nb" / "mine"  # type: ignore[union-attr]
 
 
 def test_assign(tmp_path: Path) -> None:
     study = mine(tmp_path)
     new = Images(Items(noise(15)))
-    found = study.neuron(2).assign(new)
+    found = study.neuron(2).predict(new)
     neuron = study.neuron(2)
     assert found.shape == (15,)
     # Its own references are where they were, unless k-means left one nearer to another's centre.
@@ -380,7 +380,7 @@ def test_an_image_that_can_not_be_read(tmp_path: Path) -> None:
     items = Items(noise(15), {3: OSError("gone")})
     with pytest.raises(ImageError, match=r"image 3 .*gone.*skip_unreadable=True, or --skip-unreadable"):
         mine(tmp_path, images=items).references  # noqa: B018
-    study = mine(tmp_path, images=items).using(skip_unreadable=True)
+    study = mine(tmp_path, images=items).replace(skip_unreadable=True)
     assert not (study.references.sample == 3).any()
     assert len(study.neurons) == 6
     with pytest.raises(
@@ -395,7 +395,7 @@ def test_no_image_can_be_read(tmp_path: Path) -> None:
 
 
 def test_the_first_image_can_not_be_read(tmp_path: Path) -> None:
-    study = mine(tmp_path, images=Items(noise(15), {0: OSError("gone")})).using(skip_unreadable=True)
+    study = mine(tmp_path, images=Items(noise(15), {0: OSError("gone")})).replace(skip_unreadable=True)
     assert study.shapes[0].channels == 6
 
 
@@ -428,9 +428,9 @@ def test_crops_have_one_default_and_views_follow_it(glyph_study: Study) -> None:
     channel, sample = np.full(3, 4), glyph_study.references.sample[4, :3]
     for crop in get_args(Crop):
         expected = views(glyph_study.model, glyph_study.images, channel, sample, target="layer4", crop=crop)
-        for study, how in ((glyph_study.using(crop=crop), ()), (glyph_study, (crop,))):
+        for study, how in ((glyph_study.replace(crop=crop), ()), (glyph_study, (crop,))):
             for own, other in zip(study.neuron(4).views(range(3), *how), expected, strict=True):
-                np.testing.assert_array_equal(own.seen, other.seen)
+                np.testing.assert_array_equal(own.mask, other.mask)
 
 
 def test_virtual_from_the_store_is_the_same(glyph_study: Study) -> None:
@@ -463,17 +463,22 @@ def test_missing_study_file(tmp_path: Path) -> None:
         ("[run]", "[runs]", r"expected the tables \[model\], \[images\] and \[parameters\].*found .*'runs'"),
         ("[images]", "[pictures]", "expected the tables"),
         ('target = "layer4"', "", "needs the parameters target and lower"),
-        ("n = 8", "m = 8", "there is no parameter 'm'; there are target, lower, n, by, rule, seed, crop, k, random"),
-        ("n = 8", "n = 1", "n must be a whole number and at least 2, got 1"),
-        ("k = 2", "k = -1", "k must be a whole number and at least 0, got -1"),
-        ("n = 8", 'n = "many"', "n must be a whole number and at least 2, got 'many'"),
-        ("n = 8", "n = 2.5", r"n must be a whole number and at least 2, got 2\.5"),
-        ("k = 2", 'rule = "lpr"', "rule must be one of gradient, lrp, got 'lpr'"),
-        ("k = 2", "share = -0.1", r"share must be a number from 0 to 1, got -0\.1"),
-        ("k = 2", "mass = true", "mass must be a number from 0 to 1, got True"),
-        ("k = 2", 'p = "most"', "p must be a number from 0 to 1, got 'most'"),
-        ("k = 2", 'seed = "max"', "seed must be one of .*peak.*, got 'max'"),
-        ("k = 2", 'by = "sum"', "by must be one of .*, got 'sum'"),
+        (
+            "n_references = 8",
+            "m = 8",
+            "there is no parameter 'm'; there are target, lower, n_references, ranked_by, rule, start, crop, "
+            "n_clusters, seed",
+        ),
+        ("n_references = 8", "n_references = 1", "n_references must be a whole number and at least 2, got 1"),
+        ("n_clusters = 2", "n_clusters = -1", "n_clusters must be a whole number and at least 0, got -1"),
+        ("n_references = 8", 'n_references = "many"', "n_references must be a whole number and at least 2, got 'many'"),
+        ("n_references = 8", "n_references = 2.5", r"n_references must be a whole number and at least 2, got 2\.5"),
+        ("n_clusters = 2", 'rule = "lpr"', "rule must be one of gradient, lrp, got 'lpr'"),
+        ("n_clusters = 2", "min_share = -0.1", r"min_share must be a number from 0 to 1, got -0\.1"),
+        ("n_clusters = 2", "cumulative_share = true", "cumulative_share must be a number from 0 to 1, got True"),
+        ("n_clusters = 2", 'min_frequency = "most"', "min_frequency must be a number from 0 to 1, got 'most'"),
+        ("n_clusters = 2", 'start = "max"', "start must be one of .*peak.*, got 'max'"),
+        ("n_clusters = 2", 'ranked_by = "sum"', "ranked_by must be one of .*, got 'sum'"),
         ('name = "small"', 'name = "../x"', r"a study's name must be letters, digits, .*, got '\.\./x'"),
         ('name = "small"', 'name = ".."', "name must be letters"),
         ('name = "small"', 'name = ""', "name must be letters"),
@@ -528,8 +533,8 @@ crop = 12
 [parameters]
 target = "4"
 lower = "2"
-n = 4
-k = 2
+n_references = 4
+n_clusters = 2
 """
 
 
@@ -620,10 +625,10 @@ def test_a_data_set_of_torchvision(folder_study: Path, tmp_path: Path, monkeypat
 
 def test_shipped_studies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"glyphs", "cifar10-resnet20", "imagenet-resnet50"} <= set(shipped_studies())
-    study = load_study("glyphs", n=50)
+    study = load_study("glyphs", n_references=50)
     assert isinstance(study.model, GlyphNet)
     assert isinstance(study.images.dataset, GlyphScenes)
-    assert (study.parameters.n, len(study.images)) == (50, 4000)
+    assert (study.parameters.n_references, len(study.images)) == (50, 4000)
     monkeypatch.delenv("PURE_NB_IMAGENET", raising=False)
     monkeypatch.setattr("pure_nb.study.models.load_model", lambda *_, **__: plain())  # no hub is asked
     with pytest.raises(StudyError, match="PURE_NB_IMAGENET"):
@@ -638,7 +643,7 @@ def test_real_cifar10(tmp_path: Path) -> None:
         for file in sorted(folder.iterdir())[:10]:
             (tmp_path / "cifar" / folder.name / file.name).symlink_to(file)
     study = load_study(
-        "cifar10-resnet20", data=tmp_path / "cifar", weights=weights, store=tmp_path, n=5, progress=False
+        "cifar10-resnet20", data=tmp_path / "cifar", weights=weights, store=tmp_path, n_references=5, progress=False
     )
     assert len(study.images) == 100
     with torch.inference_mode():
@@ -646,11 +651,11 @@ def test_real_cifar10(tmp_path: Path) -> None:
     right = [study.images.dataset.targets[i] == int(row.argmax()) for i, row in enumerate(logits)]  # type: ignore[attr-defined]
     assert np.mean(right) > 0.8
     assert study.shapes[0].channels == 64
-    table = study.using(k=2).neurons
+    table = study.replace(n_clusters=2).neurons
     assert len(table) == 64
     sums = np.abs(study.circuits).sum(axis=2)
     assert (np.isclose(sums, 1, atol=1e-3) | (sums == 0)).all()
-    assert len(study.using(k=2).neuron(int(table["channel"][0])).plot(3).axes) == 4
+    assert len(study.replace(n_clusters=2).neuron(int(table["channel"][0])).plot(3).axes) == 4
 
 
 @pytest.mark.nightly
@@ -661,7 +666,7 @@ def test_real_imagenet(tmp_path: Path) -> None:
         for file in folder.iterdir():
             (tmp_path / "imagenet" / folder.name / file.name).symlink_to(file)
     study = load_study(
-        "imagenet-resnet50", data=tmp_path / "imagenet", weights=weights, store=tmp_path, n=5, progress=False
+        "imagenet-resnet50", data=tmp_path / "imagenet", weights=weights, store=tmp_path, n_references=5, progress=False
     )
     assert len(study.images) == 12
     with torch.inference_mode():
@@ -702,18 +707,18 @@ def test_objects_belong_to_an_order_of_references(toml: Path, tmp_path: Path) ->
     np.testing.assert_array_equal(other.objects, study.objects[:, ::-1])
 
 
-@pytest.mark.parametrize("seed", ["activation", "peak", "unit"])
-def test_images_that_do_not_drive_a_channel_belong_to_no_part(tmp_path: Path, seed: str) -> None:
-    images = noise(60, seed=5)
+@pytest.mark.parametrize("start", ["activation", "peak", "unit"])
+def test_images_that_do_not_drive_a_channel_belong_to_no_part(tmp_path: Path, start: str) -> None:
+    images = noise(60, start=5)
     model = plain()
     with torch.no_grad():
         model[4].bias.sub_(model[:5](images).amax(dim=(2, 3)).median(dim=0).values)  # so that half of them do not
-    study = mine(tmp_path, model=model, images=Items(noise(60)), seed=seed, n=60)
+    study = mine(tmp_path, model=model, images=Items(noise(60)), start=start, n_references=60)
     active = (model[:6](images).amax(dim=(2, 3)) > 0).numpy()
     known = (model[:6](noise(60)).amax(dim=(2, 3)) > 0).numpy()
     channel = int(np.argmin(abs(active.mean(axis=0) - 0.5)))
     assert 0 < active[:, channel].sum() < 60
-    labels = study.neuron(channel).assign(images)
+    labels = study.neuron(channel).predict(images)
     np.testing.assert_array_equal(labels >= 0, active[:, channel])
     own = study.neuron(channel)
     np.testing.assert_array_equal(own.virtual.labels >= 0, known[own.sample, channel])
@@ -726,9 +731,9 @@ def test_one_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         seeds.append(seed)
         return virtual_neurons(*arguments, seed=seed, **how)
 
-    study = mine(tmp_path, random=5)
+    study = mine(tmp_path, seed=5)
     monkeypatch.setattr("pure_nb.neuron.virtual_neurons", noted)
-    study.neuron(1).by(study.circuits[1], 3)
+    study.neuron(1).with_clusters(study.circuits[1], 3)
     assert seeds == [5]
 
 
@@ -738,7 +743,7 @@ class Elsewhere:
     def run(self, function: Any, *arguments: Any) -> None:
         assert arguments == ("meta",)
 
-    swept = blocks = None  # nothing is left to compute
+    sweep_on_cluster = blocks = None  # nothing is left to compute
 
 
 @pytest.mark.slow
@@ -748,7 +753,7 @@ def test_a_device_that_only_the_workers_have(toml: Path, tmp_path: Path, monkeyp
     contents(study)
     study.crops.boxes  # noqa: B018
     study.classes.statistics  # noqa: B018
-    there = study.using(device="meta", client=Elsewhere())
+    there = study.replace(device="meta", client=Elsewhere())
     moved = nn.Module.to
 
     def to(self: nn.Module, *arguments: Any, **how: Any) -> nn.Module:
@@ -763,14 +768,14 @@ def test_a_device_that_only_the_workers_have(toml: Path, tmp_path: Path, monkeyp
     assert there.activation_vectors.keys() == study.activation_vectors.keys()
     assert there.without_lrp == study.without_lrp
     conv = {"target": "layer4.0.conv2", "lower": "input:layer4.0.conv2"}
-    study.using(**conv).classes.statistics  # noqa: B018
+    study.replace(**conv).classes.statistics  # noqa: B018
     names = study.classes.names[:2]
-    assert there.using(**conv).classes.split(0, names).concepts == tuple(names)
-    world = planted_world(there.using(client=None, device="cpu"), 2)
-    away = replace(world, base=there, study=world.study.using(device="meta", client=Elsewhere()))  # type: ignore[arg-type]
-    assert away.nearest == world.nearest
-    assert away.activations.keys() == world.activations.keys()
-    assert {one.name for one in contestants(away)} == {one.name for one in contestants(world)}
+    assert there.replace(**conv).classes.split(0, names).concepts == tuple(names)
+    task = planted_task(there.replace(client=None, device="cpu"), 2)
+    away = replace(task, base=there, study=task.study.replace(device="meta", client=Elsewhere()))  # type: ignore[arg-type]
+    assert away.nearest == task.nearest
+    assert away.activations.keys() == task.activations.keys()
+    assert {one.name for one in contestants(away)} == {one.name for one in contestants(task)}
     monkeypatch.setattr(study_module, "circuits", lambda *_, **how: how)
     assert there._run_circuits(np.zeros(1), np.zeros(1))["run"].client is there.run.client
 
@@ -795,17 +800,23 @@ def test_a_layer_that_fails_later_is_no_reason_for_other_crops(tmp_path: Path, m
 def test_grey_images_for_a_network_of_colours(tmp_path: Path) -> None:
     """Their channel is repeated, as if they had come so; a network of grey images gets them as they are."""
     grey = noise(30, channels=1)
-    found = Study.of(plain(), grey, "2", "0", n=4, store=tmp_path / "a", progress=False, mean=[0.5], std=[0.25])
+    found = Study.from_model(
+        plain(), grey, "2", "0", n_references=4, store=tmp_path / "a", progress=False, mean=[0.5], std=[0.25]
+    )
     colours = grey.expand(-1, 3, -1, -1).contiguous()
-    expected = Study.of(plain(), colours, "2", "0", n=4, store=tmp_path / "b", progress=False)
+    expected = Study.from_model(plain(), colours, "2", "0", n_references=4, store=tmp_path / "b", progress=False)
     assert (found.references.sample == expected.references.sample).all()
     np.testing.assert_array_equal(found.circuits, expected.circuits)
-    assert (found.neuron(0).assign(grey) == expected.neuron(0).assign(colours)).all()
+    assert (found.neuron(0).predict(grey) == expected.neuron(0).predict(colours)).all()
     assert found.images.picture(0).shape == (12, 12, 3)
     one = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3)).eval()
-    assert Study.of(one, grey, "2", "0", n=4, store=tmp_path / "c").images.tensor(0).shape == (1, 12, 12)
+    assert Study.from_model(one, grey, "2", "0", n_references=4, store=tmp_path / "c").images.tensor(0).shape == (
+        1,
+        12,
+        12,
+    )
     with pytest.raises(ModelError, match=r"images \[1, 3, 12, 12\] .* grey=True"):
-        Study.of(one, colours, "2", "0", n=4, store=tmp_path / "d")
+        Study.from_model(one, colours, "2", "0", n_references=4, store=tmp_path / "d")
 
 
 @pytest.mark.parametrize(
@@ -818,21 +829,23 @@ def test_grey_images_for_a_network_of_colours(tmp_path: Path) -> None:
 )
 def test_images_that_the_network_can_not_take(tmp_path: Path, wrong: torch.Tensor, said: str) -> None:
     with pytest.raises(ModelError, match=said):
-        Study.of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3)), wrong, "2", "0", store=tmp_path)
+        Study.from_model(
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3)), wrong, "2", "0", store=tmp_path
+        )
 
 
 def test_the_normalisation_of_tensors_is_given(tmp_path: Path) -> None:
     """Embedders and eyes see the pictures, not the numbers."""
     pictures = np.random.default_rng(0).integers(0, 256, (20, 12, 12, 3), dtype=np.uint8)
     tensors = torch.from_numpy((pictures / 255 - MEAN) / STD).permute(0, 3, 1, 2).float()
-    how: dict[str, Any] = {"n": 4, "progress": False, "crop": "activation"}
-    study = Study.of(plain(), (tensors, [0] * 20), "2", "0", store=tmp_path / "a", mean=MEAN, std=STD, **how)
+    how: dict[str, Any] = {"n_references": 4, "progress": False, "crop": "activation"}
+    study = Study.from_model(plain(), (tensors, [0] * 20), "2", "0", store=tmp_path / "a", mean=MEAN, std=STD, **how)
     for channel in range(2):
         for crop, sample, box in zip(
             study.crops.of(channel, range(4)), study.references.sample[channel], study.crops.boxes[channel]
         ):
             assert (crop == cropped(pictures[sample], box)).all()
-    plainly = Study.of(plain(), (tensors, [0] * 20), "2", "0", store=tmp_path / "a", **how)
+    plainly = Study.from_model(plain(), (tensors, [0] * 20), "2", "0", store=tmp_path / "a", **how)
     assert (plainly.references.sample == study.references.sample).all()
     with pytest.warns(StudyWarning, match="wrong colours.*Give the mean and std"):
         plainly.crops.of(0, [0])
@@ -856,7 +869,7 @@ def test_a_study_says_what_it_is(tmp_path: Path) -> None:
         assert one.known() == ["references", "circuits", "virtual", "boxes"]
     assert "known: references, circuits, virtual, boxes; kept in" in repr(study)
     assert "&#x27;mine&#x27;" in study._repr_html_()
-    alone = mine(tmp_path).using(store=None)
+    alone = mine(tmp_path).replace(store=None)
     alone.crops.boxes  # noqa: B018
     assert alone.known() == ["references", "boxes"]
 
@@ -872,13 +885,13 @@ def test_a_network_that_depends_on_the_batch_only_if_that_is_asked_for(tmp_path:
     unsteady = nn.BatchNorm2d(4, track_running_stats=False)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), unsteady, nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU())
     images = torch.rand(12, 3, 8, 8) * torch.linspace(0.2, 1, 12)[:, None, None, None]
-    how: dict[str, Any] = {"target": "4", "lower": "0", "n": 4, "progress": False, "store": tmp_path}
+    how: dict[str, Any] = {"target": "4", "lower": "0", "n_references": 4, "progress": False, "store": tmp_path}
     with pytest.raises(LayerError, match=r"'1' \(BatchNorm2d\) .*; or go on all the same with allow_nondeterministic"):
-        Study.of(model, images, **how)
+        Study.from_model(model, images, **how)
 
     def asked(batch_size: int) -> Study:
         with pytest.warns(StudyWarning, match=f"of one run, in batches of {batch_size}: of '4', it depends on which"):
-            return Study.of(model, images, **how, batch_size=batch_size, allow_nondeterministic=True)
+            return Study.from_model(model, images, **how, batch_size=batch_size, allow_nondeterministic=True)
 
     small, large = asked(3), asked(12)
     assert not np.array_equal(small.references.sample, large.references.sample)  # none is handed the other's results
@@ -898,4 +911,4 @@ def test_a_network_that_depends_on_the_batch_only_if_that_is_asked_for(tmp_path:
 def test_what_is_steady_is_found_again_though_more_is_allowed(tmp_path: Path) -> None:
     known = mine(tmp_path)
     known.references  # noqa: B018
-    assert known.using(allow_nondeterministic=True).known() == ["references"]
+    assert known.replace(allow_nondeterministic=True).known() == ["references"]

@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from pure_nb.errors import ArgumentError
-from pure_nb.methods.virtual import VirtualNeurons, _nearest, cluster, embed, part_name, virtual_neurons
+from pure_nb.methods.virtual import VirtualNeurons, _nearest, embed, kmeans, part_name, virtual_neurons
 
 
 def blobs(count: int, size: int = 25, apart: float = 8.0, dimensions: int = 12, seed: int = 0) -> tuple[Any, Any]:
@@ -31,16 +31,16 @@ def blobs(count: int, size: int = 25, apart: float = 8.0, dimensions: int = 12, 
 @pytest.mark.parametrize("k", [2, 3, 5])
 def test_clusters_are_scikit_learns(k: int) -> None:
     vectors = np.random.default_rng(0).standard_normal((60, 7)).astype(np.float32)
-    found = cluster(vectors, k)
+    found = kmeans(vectors, k)
     expected = KMeans(k, n_init=10, random_state=0).fit_predict(vectors)
     assert adjusted_rand_score(expected, found) == 1
-    assert (found == cluster(vectors, k)).all()
+    assert (found == kmeans(vectors, k)).all()
 
 
 @given(seed=st.integers(0, 50), k=st.integers(1, 6), count=st.integers(1, 30))
 def test_the_largest_cluster_comes_first(seed: int, k: int, count: int) -> None:
     vectors = np.random.default_rng(seed).integers(0, 4, (count, 2)).astype(np.float32)
-    labels = cluster(vectors, k, n_init=1)
+    labels = kmeans(vectors, k, n_init=1)
     sizes = np.bincount(labels)
     assert labels.shape == (count,)
     assert (sizes > 0).all()
@@ -52,8 +52,8 @@ def test_the_largest_cluster_comes_first(seed: int, k: int, count: int) -> None:
 
 def test_equal_vectors_share_a_cluster() -> None:
     vectors = np.repeat(np.eye(3, dtype=np.float32), [4, 2, 3], axis=0)
-    assert cluster(vectors, 5).tolist() == [0, 0, 0, 0, 2, 2, 1, 1, 1]  # three different vectors, so three clusters
-    assert cluster(np.zeros((6, 2), np.float32), 3).tolist() == [0] * 6
+    assert kmeans(vectors, 5).tolist() == [0, 0, 0, 0, 2, 2, 1, 1, 1]  # three different vectors, so three clusters
+    assert kmeans(np.zeros((6, 2), np.float32), 3).tolist() == [0] * 6
 
 
 def test_silhouette_is_scikit_learns() -> None:
@@ -144,22 +144,22 @@ def test_the_same_twice() -> None:
 def test_assign() -> None:
     vectors, _ = blobs(3)
     found = virtual_neurons(vectors, 3)
-    assert (found.assign(vectors) == found.labels).all()
-    assert found.assign(found.centroids).tolist() == [0, 1, 2]
+    assert (found.predict(vectors) == found.labels).all()
+    assert found.predict(found.centroids).tolist() == [0, 1, 2]
     new = np.random.default_rng(1).standard_normal((20, 12)).astype(np.float32) * 4
     expected = [min(range(3), key=lambda part: np.linalg.norm(v.astype(float) - found.centroids[part])) for v in new]
-    assert found.assign(new).tolist() == expected
+    assert found.predict(new).tolist() == expected
 
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("shape", [(3,), (3, 11), (2, 3, 12)])
 def test_assign_wants_vectors_of_the_same_length(shape: tuple[int, ...]) -> None:
     with pytest.raises(ArgumentError, match=r"expected vectors of shape \[m, 12\], got"):
-        virtual_neurons(blobs(2)[0], 2).assign(np.zeros(shape, np.float32))
+        virtual_neurons(blobs(2)[0], 2).predict(np.zeros(shape, np.float32))
 
 
 @pytest.mark.unchecked
-@pytest.mark.parametrize("call", [lambda v: cluster(v, 2), virtual_neurons, embed])
+@pytest.mark.parametrize("call", [lambda v: kmeans(v, 2), virtual_neurons, embed])
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [
@@ -177,7 +177,7 @@ def test_wrong_vectors(call: Any, vectors: NDArray[Any], message: str) -> None:
 
 def test_wrong_number_of_clusters() -> None:
     with pytest.raises(ArgumentError, match="must be at least 1, got 0"):
-        cluster(blobs(2)[0], 0)
+        kmeans(blobs(2)[0], 0)
 
 
 @pytest.mark.slow
@@ -241,7 +241,7 @@ def test_small_embeddings(shape: tuple[int, int]) -> None:
 def test_score(sizes: list[int], effective: float) -> None:
     labels = np.repeat(np.arange(len(sizes)), sizes) if sum(sizes) else np.full(3, -1)
     found = VirtualNeurons(labels, np.zeros((len(sizes), 2), np.float32), 0.5, 0.3, 0.01)
-    assert found.effective == pytest.approx(effective, abs=1e-3)
+    assert found.effective_clusters == pytest.approx(effective, abs=1e-3)
     assert found.score == pytest.approx((effective - 1) * 0.3, abs=1e-3)
 
 
@@ -261,5 +261,5 @@ def test_names_of_many_parts() -> None:
 
 def test_images_that_do_not_drive_the_neuron_are_assigned_to_no_part() -> None:
     parts = virtual_neurons(np.array([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1]]), 2, draws=0)
-    found = parts.assign(np.array([[0.0, 0], [1, 0], [0, 1]]))
+    found = parts.predict(np.array([[0.0, 0], [1, 0], [0, 1]]))
     assert found.tolist() == [-1, parts.labels[0], parts.labels[2]]

@@ -27,7 +27,9 @@ def parts_of(centroids: list[list[float]]) -> VirtualNeurons:
 
 
 def mine(tmp_path: Path, model: nn.Module, target: str, lower: str, **parameters: object) -> Study:
-    return Study.of(model, Items(noise(20)), target, lower, n=8, k=2, store=tmp_path, **parameters)  # type: ignore[arg-type]
+    return Study.from_model(
+        model, Items(noise(20)), target, lower, n_references=8, n_clusters=2, store=tmp_path, **parameters
+    )  # type: ignore[arg-type]
 
 
 def test_by_hand() -> None:
@@ -52,7 +54,7 @@ def test_by_hand() -> None:
 def test_the_virtual_neurons_of_a_channel_add_up_to_it(
     model: nn.Module, target: str, lower: str, assign: str, tmp_path: Path
 ) -> None:
-    study = mine(tmp_path, model, target, lower, seed="peak")
+    study = mine(tmp_path, model, target, lower, start="peak")
     layer = VirtualLayer.of(study, [1, 3], assign)  # type: ignore[arg-type]
     images = noise(5, seed=3)
     found = layer(images)
@@ -73,7 +75,7 @@ def test_it_assigns_as_the_study_does(tmp_path: Path) -> None:
     with torch.no_grad():
         whole = activations(study.model, images, ["5"])["5"]
     for channel in range(6):
-        labels = study.neuron(channel).assign(Items(images))
+        labels = study.neuron(channel).predict(Items(images))
         for image, label in enumerate(labels):
             if whole[image, channel].max() > 0:
                 own = layer.names.index(f"{channel}{'AB'[label]}")
@@ -100,11 +102,11 @@ def test_no_thread_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_by_lrp(glyph_study: Study) -> None:
-    study = glyph_study.using(rule="lrp", k=2)
+    study = glyph_study.replace(rule="lrp", n_clusters=2)
     layer = VirtualLayer.of(study, [3])
     images = torch.stack([study.images.tensor(int(number)) for number in study.references.sample[3][:6]])
     active = layer(images).amax(dim=(2, 3)) > 0
-    expected = study.neuron(3).assign(study.images, study.references.sample[3][:6])
+    expected = study.neuron(3).predict(study.images, study.references.sample[3][:6])
     assert active.int().argmax(dim=1).tolist() == expected.tolist()
 
 

@@ -202,7 +202,7 @@ def test_explore_alive(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> N
     assert "in 3 parts by circuits" in words.value
     method.value = "activations"
     assert "in 3 parts by activations" in words.value
-    made = glyph_study.neuron(22).by(glyph_study.activation_vectors["activation"][22], 3)
+    made = glyph_study.neuron(22).with_clusters(glyph_study.activation_vectors["activation"][22], 3)
     assert made.meanings(2) in words.value
     seen |= {shown.value}
     neuron.value = "3"
@@ -210,7 +210,7 @@ def test_explore_alive(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(seen) == 3
     monkeypatch.setattr("pure_nb.study.SMALL", 0)  # of another layer only the one neuron
     layer.value = "layer3"
-    assert len(neuron.options) == int(glyph_study.using(target="layer3", lower="nearest").references.alive.sum())
+    assert len(neuron.options) == int(glyph_study.replace(target="layer3", lower="nearest").references.alive.sum())
     assert f"Neuron {neuron.value} of layer3 in 3 parts" in words.value
     assert caption.value == "<small>look</small>"
 
@@ -236,7 +236,9 @@ def test_explore_in_the_book(glyph_study: Study, tmp_path: Path, monkeypatch: py
 
 def test_explore_another_study_in_the_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BOOK, str(tmp_path))
-    study = Study.of(plain(), noise(30), "4", "2", n=12, k=2, progress=False, store=tmp_path / "store")
+    study = Study.from_model(
+        plain(), noise(30), "4", "2", n_references=12, n_clusters=2, progress=False, store=tmp_path / "store"
+    )
     found = explore(study)
     assert 'data-root="../neurons-mine/"' in found.data
     channels = re.search(r'data-neurons="([\d ]+)"', found.data)
@@ -284,7 +286,7 @@ def test_what_goes_wrong_at_another_layer_is_said(glyph_study: Study, monkeypatc
         dead = replace(glyph_study.references, peak=np.zeros_like(glyph_study.references.peak))
         patch.setattr(Study, "references", property(lambda self: dead))
         layer.value = "layer2"
-        assert "no image drives any channel of &#x27;layer2&#x27;" in words.value
+        assert "no image activates any channel of &#x27;layer2&#x27;" in words.value
     layer.value = "layer4"
     neuron.value = "22"
     assert "Neuron 22 of layer4" in words.value
@@ -295,11 +297,13 @@ def test_explore_starts_at_a_channel_that_is_driven(tmp_path: Path, monkeypatch:
     with torch.no_grad():
         model[4].weight[2] = 0
         model[4].bias[2] = -1
-    study = Study.of(model, noise(30), "4", "2", n=12, k=2, progress=False, store=tmp_path / "store")
+    study = Study.from_model(
+        model, noise(30), "4", "2", n_references=12, n_clusters=2, progress=False, store=tmp_path / "store"
+    )
     for folder in (None, str(tmp_path / "site")):
         if folder:
             monkeypatch.setenv(BOOK, folder)
-        with pytest.raises(ArgumentError, match=r"no image drives channel 2, .* start at 0, 1, 3, 4, 5"):
+        with pytest.raises(ArgumentError, match=r"no image activates channel 2, .* start at 0, 1, 3, 4, 5"):
             explore(study, 2)
 
 
@@ -323,8 +327,14 @@ class Elsewhere(torch.nn.Module):
 def test_explore_in_a_second_session_moves_the_network(tmp_path: Path) -> None:
     """All results are in the store, so that no step has moved it yet."""
     for session in range(2):
-        study = Study("mine", Elsewhere(), as_images(noise(30)), Parameters("inner.4", "inner.2", n=12, k=2),
-                      Store(tmp_path), Run(progress=False))  # fmt: skip
+        study = Study(
+            "mine",
+            Elsewhere(),
+            as_images(noise(30)),
+            Parameters("inner.4", "inner.2", n_references=12, n_clusters=2),
+            Store(tmp_path),
+            Run(progress=False),
+        )
         assert session == 0 or (study.neurons is not None and not study.model.moved)
         assert "of inner.4" in explore(study).children[-2].value
 

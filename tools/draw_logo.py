@@ -1,4 +1,4 @@
-"""Draw the book's logo and its favicon: one disc, taken apart into three.
+"""Draw the book's logo and its favicon: one disc, split into three.
 
     python tools/draw_logo.py [FOLDER]    # book/ by default
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 ROOT = Path(__file__).parents[1]
-PROCESSES, PATIENCE = 2, 1800
+PROCESSES, TIMEOUT = 2, 1800
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ MUTANTS = [
            "sweep"),
     Mutant("sweep: the first half of a branch is not the full one", "half = 1 << (len(cut) - 1).bit_length() - 1",
            "half = len(cut) // 2", "sweep cluster"),
-    Mutant("sweep: parts that were merged stay", '        store.remove("shard", job.key(span(half)))\n', "", "sweep"),
+    Mutant("sweep: parts that were merged stay", '        store.remove("shard", job.key(covered(half)))\n', "",
+           "sweep"),
     Mutant("sweep: threads are not put back", "        torch.set_num_threads(before)\n",
            "        torch.set_num_threads(max(count, before))\n", "sweep virtual"),
     # What a store finds again, and what it distrusts.
@@ -101,7 +102,7 @@ MUTANTS = [
     Mutant("study: boxes whatever the crop", '"boxes": ("target", "n", "by", "crop")',
            '"boxes": ("target", "n", "by")', "report study"),
     Mutant("study: classes whatever the mass",
-           'p, limit = self.study.parameters, "mass" if self.study.parameters.mass else "share"',
+           'p, limit = self.study.parameters, "cumulative_share" if self.study.parameters.cumulative_share else "min_share"',
            'p, limit = self.study.parameters, "share"', "classes study"),
     Mutant("study: precision does not matter",
            'if self.parameters.precision != "float32":',
@@ -115,7 +116,7 @@ MUTANTS = [
            "            every.clear", "study"),
     Mutant("study: one channel too many", "if not 0 <= channel < self.shapes[0].channels:",
            "if not 0 <= channel <= self.shapes[0].channels:", "study"),
-    Mutant("study: new images that do not drive a channel", "(maps[:, self.channel].amax(dim=1) > 0)",
+    Mutant("study: new images that do not activate a channel", "(maps[:, self.channel].amax(dim=1) > 0)",
            "(maps[:, self.channel].amax(dim=1) >= 0)", "study"),
     Mutant("study: what was left out is accepted", "        if lost and not self.run.skip_unreadable:\n",
            "        if lost and self.run.skip_unreadable is None:\n", "study classes"),
@@ -134,8 +135,8 @@ MUTANTS = [
     Mutant("blocks: what is kept is not counted", "        done(len(block))\n        found: NDArray",
            "        found: NDArray", "blocks circuits"),
     # Reference images.
-    Mutant("references: by the other score", 'top if self.by == "max" else values.mean(dim=2)',
-           'top if self.by == "mean" else values.mean(dim=2)', "references"),
+    Mutant("references: by the other score", 'top if self.ranked_by == "max" else values.mean(dim=2)',
+           'top if self.ranked_by == "mean" else values.mean(dim=2)', "references"),
     Mutant("references: the later of two equals", 'order = every["sample"].argsort(dim=0, stable=True)',
            'order = every["sample"].argsort(dim=0, stable=True, descending=True)', "references"),
     Mutant("references: an earlier equal comes too late",
@@ -146,7 +147,7 @@ MUTANTS = [
            "np.divmod(self.position, self.grid[0])", "references"),
     Mutant("references: the corner for the middle", "(column + 0.5) * width / self.grid[1]",
            "column * width / self.grid[1]", "references"),
-    Mutant("references: what is 0 drives", "        return self.peak > 0\n", "        return self.peak >= 0\n",
+    Mutant("references: what is 0 activates", "        return self.peak > 0\n", "        return self.peak >= 0\n",
            "references study"),
     Mutant("references: merged peaks are scores",
            "self._take(other._best)",
@@ -164,12 +165,12 @@ MUTANTS = [
            "flow", "circuits"),
     Mutant("circuits: LRP times input", "self.leaf.detach() * flow if self.times_input else flow",
            "self.leaf.detach() * flow", "circuits lrp"),
-    Mutant("circuits: relevance without sign", "by_position(relevance).float().sum(dim=2)",
-           "by_position(relevance).float().abs().sum(dim=2)", "circuits"),
+    Mutant("circuits: relevance without sign", "flatten_positions(relevance).float().sum(dim=2)",
+           "flatten_positions(relevance).float().abs().sum(dim=2)", "circuits"),
     Mutant("circuits: the first channel of an image for all", "[pairs[turn] for pairs in members if len(pairs) > turn]",
            "[pairs[0] for pairs in members if len(pairs) > turn]", "circuits"),
-    Mutant("circuits: another image's channels", "for i in order[start : start + len(batch.samples)]]",
-           "for i in range(start, start + len(batch.samples))]", "circuits"),
+    Mutant("circuits: another image's channels", "for i in order[begin : begin + len(batch.samples)]]",
+           "for i in range(begin, begin + len(batch.samples))]", "circuits"),
     Mutant("circuits: one image too many", "0 <= sample.min() <= sample.max() < len(images)",
            "0 <= sample.min() <= sample.max() <= len(images)", "circuits"),
     # Virtual neurons.
@@ -177,7 +178,7 @@ MUTANTS = [
            "virtual"),
     Mutant("virtual: the farthest centroid", "distance.argmin(axis=1), -1)", "distance.argmax(axis=1), -1)",
            "virtual"),
-    Mutant("virtual: an image that drives nothing has a part",
+    Mutant("virtual: an image that activates nothing has a part",
            "np.where(vectors.any(axis=1), distance", "np.where(True, distance", "virtual"),
     Mutant("virtual: the vectors do not count", "(1 + int(hits.max())) / (1 + made)",
            "int(hits.max()) / max(1, made)", "null"),
@@ -187,9 +188,10 @@ MUTANTS = [
     Mutant("virtual: the first centre is used again", "        labels[moving] = new\n", "", "null"),
     Mutant("virtual: never clear enough", 'if k != "auto" or p <= alpha:', 'if k != "auto" or p < alpha:', "virtual"),
     Mutant("virtual: ends a draw late", "HITS / (made + 1 + int", "HITS / (made + int", "null"),
-    Mutant("virtual: the least clear number of parts", "best = max(clarity, key", "best = min(clarity, key", "virtual"),
-    Mutant("virtual: one part counts", "(self.effective - 1) * self.silhouette_gain",
-           "self.effective * self.silhouette_gain", "virtual"),
+    Mutant("virtual: the least clear number of parts", "best = max(silhouettes, key", "best = min(silhouettes, key",
+           "virtual"),
+    Mutant("virtual: one part counts", "(self.effective_clusters - 1) * self.silhouette_gain",
+           "self.effective_clusters * self.silhouette_gain", "virtual"),
     Mutant("virtual: another neuron's centroids", "[[int(end) - size, size] for end, size",
            "[[int(end), size] for end, size", "virtual study"),
     Mutant("virtual: the parts that share least", "linear_sum_assignment(shared, maximize=True)[1]",
@@ -199,7 +201,8 @@ MUTANTS = [
            "    total = attribution.sum(axis=1, keepdims=True)\n", "relevance"),
     Mutant("relevance: the last channel that makes up the mass",
            "np.concatenate([np.zeros_like(total), before[:, :-1]], axis=1)", "before + 0", "relevance"),
-    Mutant("relevance: exactly p is too little", "self.frequency[:, channel] >= p", "self.frequency[:, channel] > p",
+    Mutant("relevance: exactly p is too little", "self.frequency[:, channel] >= min_frequency",
+           "self.frequency[:, channel] > min_frequency",
            "relevance"),
     Mutant("relevance: no dilation of columns", "row * self.dilation[0], column * self.dilation[1]",
            "row * self.dilation[0], column", "relevance"),
@@ -296,10 +299,10 @@ def tested(folder: Path, files: list[str]) -> tuple[int | None, str]:
     how = {"cwd": folder, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, **how, start_new_session=True) as process:
         try:
-            output, _ = process.communicate(timeout=PATIENCE)
+            output, _ = process.communicate(timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
-            return None, f"more than {PATIENCE} s"
+            return None, f"more than {TIMEOUT} s"
     lines = re.findall(r"^(?:FAILED|ERROR) .*", output, re.MULTILINE) or output.strip().splitlines()[-1:]
     return process.returncode, lines[0] if lines else ""
 

@@ -42,7 +42,7 @@ Made by `tools/train_glyphs.py`; do not edit.
 - **Held out** (split `val`, 4,000 scenes and 4,800 single objects, float32):
   - single objects: **{accuracy:.2%}** are named correctly;
   - scenes: **{recall:.2%}** of the objects are among the top k logits, k being the scene's number of objects.
-- **Use**: to learn about neurons and to test methods that take them apart. It knows nothing of photographs.
+- **Use**: to learn about neurons and to test methods that split them into parts. It knows nothing of photographs.
 - **Torch** {torch}, Python {python}. Licence as the package.
 """
 

@@ -6,11 +6,11 @@ from pure_nb._imports import lazily
 
 if TYPE_CHECKING:
     from pure_nb.benchmark.contestants import Contestant
-    from pure_nb.benchmark.leaderboards import compete
-    from pure_nb.benchmark.worlds import objects_world, planted_world
+    from pure_nb.benchmark.leaderboards import run_benchmark
+    from pure_nb.benchmark.tasks import objects_task, planted_task
 else:
     __getattr__, __dir__ = lazily(
-        __name__, {"contestants": "Contestant", "leaderboards": "compete", "worlds": "objects_world planted_world"}
+        __name__, {"contestants": "Contestant", "leaderboards": "run_benchmark", "tasks": "objects_task planted_task"}
     )
 
-__all__ = ["Contestant", "compete", "objects_world", "planted_world"]
+__all__ = ["Contestant", "objects_task", "planted_task", "run_benchmark"]

@@ -1,4 +1,4 @@
-"""The benchmark: contestants take neurons apart, and are scored against the known truth.
+"""The benchmark: contestants split neurons into parts, and are scored against the known truth.
 
 :func:`run` gives a tidy table with a row for each neuron and contestant, :func:`leaderboard` its means with their
 intervals and tests. The chapter *How would we know?* explains the scores.
@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from sklearn.utils.parallel import Parallel, delayed
 
-from pure_nb.benchmark.contestants import CEILING, PAPER, Contestant, by_means
+from pure_nb.benchmark.contestants import ORACLE, PURE, Contestant
 from pure_nb.benchmark.scoring import FEW, SCORES, agreements, matched, part_correlation, pearson, source_f1
-from pure_nb.benchmark.worlds import World
+from pure_nb.benchmark.tasks import Task
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, StudyError, StudyWarning
 from pure_nb.images.reading import readable
-from pure_nb.methods.ownership import owners
+from pure_nb.methods.ownership import assign_sources
 from pure_nb.methods.statistics import percentiles, resampled, summary
-from pure_nb.methods.virtual import virtual_neurons
+from pure_nb.methods.virtual import kmeans, virtual_neurons
 from pure_nb.methods.virtual_layer import Assign, VirtualLayer
 from pure_nb.methods.windows import dense_weight, pooled_inputs
-from pure_nb.network.layers import activations, by_position, get_layer
+from pure_nb.network.layers import activations, flatten_positions, get_layer
 from pure_nb.study import Study
 
 FORMAT = 3
@@ -45,19 +45,19 @@ OWNED = 0.5
 """A source truly belongs to one concept if no other has more than this part of its average relevance."""
 
 
-def true_owners(world: World) -> dict[int, NDArray[np.int64]]:
+def true_sources(task: Task) -> dict[int, NDArray[np.int64]]:
     """Who really owns the inputs of each merged channel of a convolution or linear layer: its sources' own weights.
 
     A source's average relevance vector is computed as in Hesse et al. (2025), from its own weights and the references
-    that it drove. An input belongs to the source that gets clearly more from it; see :data:`OWNED`.
+    that it activated. An input belongs to the source that gets clearly more from it; see :data:`OWNED`.
 
     Returns
     -------
     dict
-        From channels to int64 ``[inputs]``, as :func:`pure_nb.methods.ownership.owners`; empty for a world where the
-        merged channels do not read the layer's input.
+        From channels to int64 ``[inputs]``, as :func:`pure_nb.methods.ownership.assign_sources`; empty for a task where
+        the merged channels do not read the layer's input.
     """
-    planting, study = world.planting, world.study
+    planting, study = task.planting, task.study
     if planting is None or not planting.early:
         return {}
     layer = f"{planting.layer}.whole"
@@ -65,29 +65,29 @@ def true_owners(world: World) -> dict[int, NDArray[np.int64]]:
     unique, place = np.unique(sample, return_inverse=True)
     inputs = pooled_inputs(study.model, study.images, unique, layer, run=study.run)
     place, found = place.reshape(sample.shape), {}
-    for channel in np.flatnonzero(world.k > 1).tolist():
+    for channel in np.flatnonzero(task.k > 1).tolist():
         arvs = []
         for source, number in enumerate(planting.groups[channel]):
-            mine = inputs[place[channel, world.truth[channel] == source]]
+            mine = inputs[place[channel, task.truth[channel] == source]]
             weight = dense_weight(module, number) * planting.weight[channel, number]
             arvs.append((mine.mean(axis=0) * weight).sum(axis=1) if len(mine) else np.zeros(len(weight)))
-        found[channel] = owners(np.stack(arvs), OWNED)
+        found[channel] = assign_sources(np.stack(arvs), OWNED)
     return found
 
 
 def run(
-    world: World,
+    task: Task,
     contestants: Sequence[Contestant],
     *,
     choose: bool = True,
     seed: int | None = None,
 ) -> pd.DataFrame:
-    """Let all contestants take all neurons of a world apart. Finished ones are kept in the study's store.
+    """Let all contestants take all neurons of a task apart. Finished ones are kept in the study's store.
 
     Parameters
     ----------
-    world
-        From :func:`pure_nb.benchmark.worlds.planted_world` or :func:`pure_nb.benchmark.worlds.objects_world`.
+    task
+        From :func:`pure_nb.benchmark.tasks.planted_task` or :func:`pure_nb.benchmark.tasks.objects_task`.
     contestants
         From :func:`pure_nb.benchmark.contestants.contestants`, and your own.
     choose
@@ -100,10 +100,10 @@ def run(
     -------
     DataFrame
         A row for each neuron and contestant. ``channel``, ``method``, ``k`` (how many things the neuron means) and
-        ``null`` (whether it was merged with itself); the :data:`SCORES`, NaN where a neuron means one thing;
-        ``clarity`` (how much clearer the best parts are than those of draws from one heap) and ``chosen`` (number of
-        parts, if it is not told), NaN for contestants that do not cluster by k-means; ``labels`` (a list, int);
-        ``seconds`` that the contestant took for all neurons, without what was in the store before.
+        ``self_merged`` (whether it was merged with itself); the :data:`SCORES`, NaN where a neuron means one thing;
+        ``silhouette_gain`` (how much clearer the best parts are than those of draws from one heap) and ``chosen``
+        (number of parts, if it is not told), NaN for contestants that do not cluster by k-means; ``labels`` (a list,
+        int); ``seconds`` that the contestant took for all neurons, without what was in the store before.
 
     Raises
     ------
@@ -113,92 +113,94 @@ def run(
     Warns
     -----
     StudyWarning
-        If no neuron has enough clear references for ``ari_clear``.
+        If no neuron has enough references with a dominant source for ``ari_dominant``.
     """
-    seed = world.study.parameters.random if seed is None else seed
+    seed = task.study.parameters.seed if seed is None else seed
     names = [contestant.name for contestant in contestants]
     double = sorted({name for name in names if names.count(name) > 1})
     if double:
         raise StudyError(f"two contestants are called {double[0]!r}; name one of them otherwise")
     if not names:
         raise StudyError("nobody takes part: name at least one contestant")
-    owner, tables = true_owners(world), []
-    shown = progress_bar(contestants, world.name, unit="method", shown=world.study.run.progress)
+    owner, tables = true_sources(task), []
+    shown = progress_bar(contestants, task.name, unit="method", shown=task.study.run.progress)
     with Parallel(n_jobs=-1) as parallel, shown as bar:
         for contestant in bar:
             bar.set_postfix_str(contestant.name)
-            answers = _kept(world, contestant, choose, seed, parallel)
-            tables.append(_scored(world, contestant.name, answers, owner))
+            answers = _load_or_compute(task, contestant, choose, seed, parallel)
+            tables.append(_scored(task, contestant.name, answers, owner))
     found = pd.concat(tables, ignore_index=True)
-    if found["ari_clear"].isna().all() and (world.k > 1).any():
+    if found["ari_dominant"].isna().all() and (task.k > 1).any():
         warnings.warn(
-            f"ari_clear is not known: it takes {FEW} clear references of several things, and no neuron has them among "
-            f"its {world.truth.shape[1]} references. Ask for more (n=..., --n)",
+            f"ari_dominant is not known: it takes {FEW} references with a dominant source of several things, and no "
+            f"neuron has them among its {task.truth.shape[1]} references. Ask for more (n_references=..., --n)",
             StudyWarning,
             stacklevel=2,
         )
     return found
 
 
-def _kept(world: World, contestant: Contestant, choose: bool, seed: int, parallel: Parallel) -> pd.DataFrame:
+def _load_or_compute(task: Task, contestant: Contestant, choose: bool, seed: int, parallel: Parallel) -> pd.DataFrame:
     """A contestant's answers, a row for each neuron: from the store, or now."""
 
     def compute(_: Store | None) -> pd.DataFrame:
         start = perf_counter()
-        parts = contestant.parts(world, seed)
+        parts = contestant.parts(task, seed)
         table = pd.DataFrame({"labels": list(parts.labels), "seconds": perf_counter() - start})
         table["owner"] = pd.Series([parts.owner.get(channel) for channel in table.index], dtype=object)
-        table[["clarity", "chosen"]] = np.nan
-        if choose and parts.vectors is not None and contestant.divide is by_means:
+        table[["silhouette_gain", "chosen"]] = np.nan
+        if choose and parts.vectors is not None and contestant.clusterer is kmeans:
             alone = delayed(virtual_neurons)  # k-means is not told how many parts there are
             found = parallel(alone(vectors, draws=DRAWS, seed=seed) for vectors in parts.vectors)
-            table["clarity"] = [one.silhouette_gain for one in found]
+            table["silhouette_gain"] = [one.silhouette_gain for one in found]
             table["chosen"] = [float(one.k) for one in found]
         return table
 
     if not contestant.fingerprint:
         return compute(None)
-    divide: Any = contestant.divide
-    study = world.study
+    clusterer: Any = contestant.clusterer
+    study = task.study
     key: dict[str, object] = {"step": "bench", "format": FORMAT, "choose": choose, "seed": seed}
     key |= {"study": study.identity, "parameters": asdict(study.parameters), "references": study.ranked}
-    key["truth"] = hashlib.sha256(world.truth.tobytes()).hexdigest()
-    where = divide.__module__.rpartition(".")[2], divide.__qualname__
+    key["truth"] = hashlib.sha256(task.truth.tobytes()).hexdigest()
+    where = clusterer.__module__.rpartition(".")[2], clusterer.__qualname__
     key["contestant"] = [contestant.name, contestant.fingerprint, *where]
     return study.results.table("bench", key, compute)
 
 
-def _scored(world: World, name: str, answers: pd.DataFrame, owner: dict[int, NDArray[np.int64]]) -> pd.DataFrame:
+def _scored(task: Task, name: str, answers: pd.DataFrame, owner: dict[int, NDArray[np.int64]]) -> pd.DataFrame:
     rows = []
-    null = world.planting.null if world.planting else (world.k == 1) & (world.truth >= 0).any(axis=1)
+    self_merged = task.planting.self_merged if task.planting else (task.k == 1) & (task.truth >= 0).any(axis=1)
     for channel, answer in enumerate(answers.itertuples()):
         labels = np.asarray(answer.labels, dtype=np.int64)
-        known, k = world.truth[channel], int(world.k[channel])
-        row: dict[str, Any] = {"channel": channel, "method": name, "k": k, "null": bool(null[channel])}
+        known, k = task.truth[channel], int(task.k[channel])
+        row: dict[str, Any] = {"channel": channel, "method": name, "k": k, "self_merged": bool(self_merged[channel])}
         row |= dict.fromkeys(SCORES, np.nan)
         if k > 1:
-            row |= agreements(known, labels, world.clear[channel])
-            if world.planting is not None and world.brought is not None:
-                sources = np.unique(known[known >= 0]).tolist()  # one that never drives it has no part to be found
-                row["correlation"] = part_correlation(world.brought[channel], labels, sources)
+            row |= agreements(known, labels, task.dominant[channel])
+            if task.planting is not None and task.contributions is not None:
+                sources = np.unique(known[known >= 0]).tolist()  # one that never activates it has no part to be found
+                row["correlation"] = part_correlation(task.contributions[channel], labels, sources)
             if answer.owner is not None and channel in owner:
                 found = np.asarray(answer.owner, dtype=np.int64)
                 row["f1"] = source_f1(owner[channel], found, matched(known, labels))
-        rows.append(row | {"clarity": answer.clarity, "chosen": answer.chosen, "labels": labels.tolist()})
+        rows.append(
+            row | {"silhouette_gain": answer.silhouette_gain, "chosen": answer.chosen, "labels": labels.tolist()}
+        )
     return pd.DataFrame(rows).assign(seconds=answers["seconds"].to_numpy())
 
 
 def downstream(
-    world: World, study: Study, channels: Sequence[int], samples: Sequence[int], assign: Assign = "nearest"
+    task: Task, study: Study, channels: Sequence[int], samples: Sequence[int], assign: Assign = "nearest"
 ) -> pd.DataFrame:
     """How well virtual neurons in the network follow their sources, on images that they were not made from.
 
     Parameters
     ----------
-    world
+    task
         With planted channels.
     study
-        The recipe that takes them apart: ``world.using(...)``, with a number of parts ``k``.
+        The recipe that splits them into parts: ``task.replace(...)``, with a number of parts ``k``.
     channels
         Which of them.
     samples
@@ -219,13 +221,13 @@ def downstream(
     StudyError
         If nothing was planted.
     """
-    planting = world.planting
+    planting = task.planting
     if planting is None:
-        raise StudyError(f"the world {world.name!r} has no sources; plant some: pure_nb.benchmark.worlds.planted_world")
-    if study.parameters.n != world.truth.shape[1]:
+        raise StudyError(f"the task {task.name!r} has no sources; plant some: pure_nb.benchmark.tasks.planted_task")
+    if study.parameters.n_references != task.truth.shape[1]:
         raise StudyError(
-            f"the recipe has {study.parameters.n} references a channel and the world {world.truth.shape[1]}; use the "
-            "same number"
+            f"the recipe has {study.parameters.n_references} references a channel and the task {task.truth.shape[1]}; "
+            "use the same number"
         )
     layer = VirtualLayer.of(study, channels, assign)
     names = [planting.target, f"{planting.layer}.whole"]
@@ -236,27 +238,29 @@ def downstream(
         images = batch.images.to(study.run.local_device)
         with study.run.prepared(study.model), torch.no_grad():
             outputs = activations(study.model, images, names)
-        maps = [by_position(tensor).double().cpu().numpy() for tensor in (*map(outputs.get, names), layer(images))]
+        maps = [
+            flatten_positions(tensor).double().cpu().numpy() for tensor in (*map(outputs.get, names), layer(images))
+        ]
         merged, sources, parts = maps  # [images, channels, positions] each
         place = merged.argmax(axis=2)
         row = np.arange(len(place))[:, None]
         own = [row, np.arange(len(planting.groups)), place]
-        brought = np.stack([sources[row, group, place[:, [c]]] for c, group in zip(channels, groups)], axis=1)
-        found.append((merged[tuple(own)], brought, parts[row, np.arange(len(owner)), place[:, owner]]))
-    whole, brought, parts = (np.concatenate(values) for values in zip(*found))
+        contributions = np.stack([sources[row, group, place[:, [c]]] for c, group in zip(channels, groups)], axis=1)
+        found.append((merged[tuple(own)], contributions, parts[row, np.arange(len(owner)), place[:, owner]]))
+    whole, contributions, parts = (np.concatenate(values) for values in zip(*found))
     rows = []
     for order, channel in enumerate(channels):
-        part_of = matched(world.truth[channel], study.virtual_of(channel).labels)
+        part_of = matched(task.truth[channel], study.virtual_of(channel).labels)
         members = np.flatnonzero(owner == channel)  # in the order of the parts
         for place, source in enumerate(planting.groups[channel]):
-            driven = brought[:, order, place]
-            value = pearson(parts[:, members[part_of[place]]], driven) if place in part_of else 0.0
-            rows.append((channel, source, value, pearson(whole[:, channel], driven)))
+            active = contributions[:, order, place]
+            value = pearson(parts[:, members[part_of[place]]], active) if place in part_of else 0.0
+            rows.append((channel, source, value, pearson(whole[:, channel], active)))
     return pd.DataFrame(rows, columns=["channel", "source", "virtual", "whole"])
 
 
 def detection(table: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
-    """How well each method's clarity tells neurons that mean several things from those that mean one.
+    """How well each method's silhouette gain tells neurons that mean several things from those that mean one.
 
     Parameters
     ----------
@@ -267,19 +271,19 @@ def detection(table: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
     -------
     dict
         For each method the area under the ROC curve (0.5: chance), and its 95 % bootstrap interval over the neurons.
-        NaN without neurons of both kinds, or without clarity. Neurons that were merged from several channels, but all
-        driven by one of them, are neither and left out.
+        NaN without neurons of both kinds, or without silhouette gain. Neurons that were merged from several channels,
+        but all driven by one of them, are neither and left out.
     """
     found = {}
     for method, own in table.groupby("method", sort=False):
-        used = own[((own["k"] > 1) | own["null"]) & own["clarity"].notna()]
-        several, clarity = (used["k"] > 1).to_numpy(), used["clarity"].to_numpy(dtype=float)
+        used = own[((own["k"] > 1) | own["self_merged"]) & own["silhouette_gain"].notna()]
+        several, silhouette_gain = (used["k"] > 1).to_numpy(), used["silhouette_gain"].to_numpy(dtype=float)
         if not 0 < several.sum() < len(several):
             found[str(method)] = (float("nan"),) * 3
             continue
         picks = resampled(np.flatnonzero(several), np.flatnonzero(~several), draws=200)  # as many of each as there are
-        limits = percentiles([roc_auc_score(several[pick], clarity[pick]) for pick in picks])
-        found[str(method)] = (float(roc_auc_score(several, clarity)), *limits)
+        limits = percentiles([roc_auc_score(several[pick], silhouette_gain[pick]) for pick in picks])
+        found[str(method)] = (float(roc_auc_score(several, silhouette_gain)), *limits)
     return found
 
 
@@ -296,12 +300,12 @@ def calibration(table: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         A row for each method and true number ``k``, a column for each chosen number: shares of the neurons.
     """
-    used = table[((table["k"] > 1) | table["null"]) & table["chosen"].notna()]
+    used = table[((table["k"] > 1) | table["self_merged"]) & table["chosen"].notna()]
     counts = pd.crosstab([used["method"], used["k"]], used["chosen"].astype(int), normalize="index")
     return counts.rename_axis(columns="chosen")
 
 
-def leaderboard(table: pd.DataFrame, baseline: str = PAPER) -> pd.DataFrame:
+def leaderboard(table: pd.DataFrame, baseline: str = PURE) -> pd.DataFrame:
     """All methods, the best first.
 
     Parameters
@@ -317,7 +321,7 @@ def leaderboard(table: pd.DataFrame, baseline: str = PAPER) -> pd.DataFrame:
         ``method``; ``ari`` with its 95 % bootstrap interval over neurons ``low`` to ``high``; its ``difference`` from
         the baseline, with its 95 % paired bootstrap interval ``difference_low`` to ``difference_high``, and ``p`` of
         Wilcoxon's signed-rank test, neuron by neuron, corrected for the number of methods; means of the other
-        :data:`SCORES`, of ``ari_clear`` over the ``clear_neurons`` that have it; ``auc`` with ``auc_low`` and
+        :data:`SCORES`, of ``ari_dominant`` over the ``dominant_neurons`` that have it; ``auc`` with ``auc_low`` and
         ``auc_high`` from :func:`detection`; ``k_right``, the share of neurons with several meanings for which the
         true number was chosen,
         and ``k_bias``, the mean of chosen minus true; ``seconds``.
@@ -325,7 +329,7 @@ def leaderboard(table: pd.DataFrame, baseline: str = PAPER) -> pd.DataFrame:
     scored = table[table["k"] > 1]
     if scored.empty:
         raise ArgumentError("no neuron means more than one thing, so there is nothing to compare")
-    bound = scored["method"].str.startswith(CEILING)
+    bound = scored["method"].str.startswith(ORACLE)
     found = summary(scored[~bound], baseline, "ari")
     if bound.any():  # what was told the truth takes no part in the correction for many tests
         told = summary(scored[bound | (scored["method"] == baseline)], baseline, "ari")
@@ -335,7 +339,7 @@ def leaderboard(table: pd.DataFrame, baseline: str = PAPER) -> pd.DataFrame:
     wrong = scored["chosen"] - scored["k"]
     by_method = scored.assign(k_right=(wrong == 0).astype(float).where(wrong.notna()), k_bias=wrong).groupby("method")
     means = by_method[list(SCORES[1:])].mean()
-    means["clear_neurons"] = by_method["ari_clear"].count()
+    means["dominant_neurons"] = by_method["ari_dominant"].count()
     means[["k_right", "k_bias"]] = by_method[["k_right", "k_bias"]].mean()
     means[["auc", "auc_low", "auc_high"]] = pd.DataFrame(detection(table)).T
     means["seconds"] = by_method["seconds"].first()

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pure_nb.benchmark.scoring import matched
-from pure_nb.benchmark.worlds import World
-from pure_nb.figures.plots import PALETTE, literal, show, strip, tiles
+from pure_nb.benchmark.tasks import Task
+from pure_nb.figures.plots import PALETTE, image_grid, literal, show, tiles
 
 NOBODY = (0.85, 0.85, 0.85)
 """Colour of what belongs to no part, or to one that stands for nothing."""
@@ -54,23 +54,23 @@ def leaderboard_figure(board: pd.DataFrame, table: pd.DataFrame, score: str = "a
 
 
 @literal
-def parts_figure(world: World, table: pd.DataFrame, channel: int, methods: Sequence[str], *, count: int = 12) -> Figure:
+def parts_figure(task: Task, table: pd.DataFrame, channel: int, methods: Sequence[str], *, count: int = 12) -> Figure:
     """One neuron: its references in the order of the truth, and below it the parts that each method sees in them.
 
     Parameters
     ----------
-    world
+    task
         Where the truth is known.
     table
         From :func:`pure_nb.benchmark.bench.run`.
     channel
-        Of the world's target layer.
+        Of the task's target layer.
     methods
         Names of contestants, from top to bottom.
     count
         Pictures above the stripes.
     """
-    truth, share = world.truth[channel], world.share[channel]
+    truth, share = task.truth[channel], task.share[channel]
     order = np.lexsort((-share, truth))
     order = np.concatenate([order[truth[order] >= 0], order[truth[order] < 0]])
     things = [int(thing) for thing in np.unique(truth[truth >= 0])]
@@ -79,8 +79,8 @@ def parts_figure(world: World, table: pd.DataFrame, channel: int, methods: Seque
     heights, size = [3, 1, *[0.6] * len(methods)], (9, 2.1 + 0.34 * len(methods))
     figure, axes = plt.subplots(len(heights), figsize=size, height_ratios=heights, layout="constrained")
     picked = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
-    show(axes[0], strip(tiles(world.study.neuron(channel).views(picked)), len(picked)))
-    axes[0].set_title(_title(world, channel), fontsize=10, loc="left")
+    show(axes[0], image_grid(tiles(task.study.neuron(channel).views(picked)), len(picked)))
+    axes[0].set_title(_title(task, channel), fontsize=10, loc="left")
     axes[1].bar(np.arange(len(order)), share[order], 1.0, color=[colours.get(int(truth[i]), NOBODY) for i in order])
     axes[1].set(xlim=(-0.5, len(order) - 0.5), ylim=(0, 1), xticks=[], yticks=[0, 1])
     axes[1].tick_params(labelsize=8)
@@ -112,10 +112,10 @@ def _stripe(
         spine.set_visible(False)
 
 
-def _title(world: World, channel: int) -> str:
-    if world.planting is None:
+def _title(task: Task, channel: int) -> str:
+    if task.planting is None:
         return f"Neuron {channel}"
-    group = world.planting.groups[channel]
+    group = task.planting.groups[channel]
     if len(set(group)) == 1:
         return f"Merged channel {channel}: channel {group[0]} with itself"
     return f"Merged channel {channel}: channels {', '.join(map(str, group[:-1]))} and {group[-1]}"

@@ -1,12 +1,12 @@
-"""Ways of taking neurons apart, to be compared where the right answer is known.
+"""Ways of splitting neurons into parts, to be compared where the right answer is known.
 
-A contestant is a function of a :class:`~pure_nb.benchmark.worlds.World`. It returns descriptions of all reference
+A contestant is a function of a :class:`~pure_nb.benchmark.tasks.Task`. It returns descriptions of all reference
 images, ``[channels, n, d]``, which are then clustered; or the parts themselves, ``[channels, n]``; or a :class:`Parts`
-with all it knows. What it must not look at is ``world.truth``. It may look at ``world.k``, the number of parts wanted
+with all it knows. What it must not look at is ``task.truth``. It may look at ``task.k``, the number of parts wanted
 of each neuron, as all of them may.
 
     >>> from pure_nb.benchmark.contestants import Contestant
-    >>> by_brightness = Contestant("brightness", lambda world: ...)               # doctest: +SKIP
+    >>> by_brightness = Contestant("brightness", lambda task: ...)               # doctest: +SKIP
 
 The literature: circuits (Dreyer et al. 2024), splits by average relevance vectors (Hesse et al. 2025), non-negative
 factors (Lee and Seung 1999; for concepts Fel et al. 2023), sparse codes (Olshausen and Field 1996).
@@ -31,12 +31,12 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from pure_nb.benchmark.worlds import World
+from pure_nb.benchmark.tasks import Task
 from pure_nb.errors import ModelError, PureError, StudyError, StudyWarning
-from pure_nb.methods.descriptions import GRADIENT, LRP, RANDOM, Description, fitting
+from pure_nb.methods.descriptions import LRP, PURE, RANDOM, Description, fitting
 from pure_nb.methods.ownership import RHOS, SHARED, Assignment
 from pure_nb.methods.splitting import Split, part_activations
-from pure_nb.methods.virtual import cluster
+from pure_nb.methods.virtual import kmeans
 from pure_nb.methods.windows import channel_sources, closed_form
 from pure_nb.network.digests import digest
 from pure_nb.network.layers import get_layer, stage_before
@@ -46,21 +46,16 @@ from pure_nb.parameters import NEAREST
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
 
-PAPER, PEAK, CLOSE, LAYERS = "PURE", "PURE at maximum", "PURE close", "PURE, several layers"
-CEILING, CLASSES = "ceiling", "split by classes"
+PURE, PEAK, CLOSE, LAYERS = "PURE", "PURE at maximum", "PURE close", "PURE, several layers"
+ORACLE, CLASSES = "oracle", "split by classes"
 
 ATOMS = 256
 """Most atoms of a dictionary of sparse codes."""
 
 Vectors = NDArray[np.float32]
 Labels = NDArray[np.int64]
-Divide = Callable[[Vectors, int, int], Labels]
+Clusterer = Callable[[Vectors, int, int], Labels]
 """From the vectors ``[n, d]`` of a neuron, a number of parts and a seed to labels ``[n]``, from 0, -1 for none."""
-
-
-def by_means(vectors: Vectors, k: int, seed: int) -> Labels:
-    """k-means with the paper's settings; see :func:`pure_nb.methods.virtual.cluster`."""
-    return cluster(vectors, k, seed=seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +70,7 @@ class Parts:
         float ``[channels, n, d]``: the descriptions that were clustered; None where nothing was.
     owner
         For a split, who owns which source of each channel it split: int64 ``[sources]``, as
-        :func:`pure_nb.methods.ownership.owners`.
+        :func:`pure_nb.methods.ownership.assign_sources`.
     """
 
     labels: Labels
@@ -85,46 +80,46 @@ class Parts:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A way of taking neurons apart.
+    """A way of splitting neurons into parts.
 
     Attributes
     ----------
     name
         In tables and figures.
-    answer
-        From a world to vectors ``[channels, n, d]``, labels ``[channels, n]`` or :class:`Parts`.
-    divide
+    describe
+        From a task to vectors ``[channels, n, d]``, labels ``[channels, n]`` or :class:`Parts`.
+    clusterer
         What clusters vectors; k-means as PURE does by default.
     fingerprint
         What stored answers are found by; "" stores none, so that a function that was changed is run again.
     """
 
     name: str
-    answer: Callable[[World], Any]
-    divide: Divide = field(default_factory=lambda: by_means)
+    describe: Callable[[Task], Any]
+    clusterer: Clusterer = field(default_factory=lambda: kmeans)
     fingerprint: str = ""
 
-    def parts(self, world: World, seed: int | None = None) -> Parts:
-        """The contestant's answer for a world, clustered with the study's seed unless another is given.
+    def parts(self, task: Task, seed: int | None = None) -> Parts:
+        """The contestant's answer for a task, clustered with the study's seed unless another is given.
 
         Raises
         ------
         StudyError
             If it is not of the right shape, or not finite.
         """
-        found = self.answer(world)
+        found = self.describe(task)
         if isinstance(found, Parts):
-            vectors = None if found.vectors is None else self._checked(found.vectors, world, (3,))
-            return replace(found, labels=self._checked(found.labels, world, (2,)), vectors=vectors)
-        values = self._checked(found, world, (2, 3))
+            vectors = None if found.vectors is None else self._checked(found.vectors, task, (3,))
+            return replace(found, labels=self._checked(found.labels, task, (2,)), vectors=vectors)
+        values = self._checked(found, task, (2, 3))
         if values.ndim == 2:
             return Parts(values)
-        seed = world.study.parameters.random if seed is None else seed
-        return Parts(divided(values, world.k, self.divide, seed), values)
+        seed = task.study.parameters.seed if seed is None else seed
+        return Parts(cluster_each(values, task.k, self.clusterer, seed), values)
 
-    def _checked(self, found: Any, world: World, axes: tuple[int, ...]) -> NDArray[Any]:
-        """Vectors or labels for each reference image of a world; labels as whole numbers."""
-        channels, n = world.truth.shape
+    def _checked(self, found: Any, task: Task, axes: tuple[int, ...]) -> NDArray[Any]:
+        """Vectors or labels for each reference image of a task; labels as whole numbers."""
+        channels, n = task.truth.shape
         expected = f"expected vectors [{channels}, {n}, d] or labels [{channels}, {n}], for each reference image"
         try:
             values = np.asarray(found)
@@ -144,7 +139,7 @@ class Contestant:
         return values.astype(np.int64)
 
 
-def divided(vectors: Vectors, k: NDArray[np.int64], divide: Divide, seed: int) -> Labels:
+def cluster_each(vectors: Vectors, k: NDArray[np.int64], clusterer: Clusterer, seed: int) -> Labels:
     """Every neuron's references in parts, by their vectors ``[channels, n, d]``; with ``k = 1`` it stays whole.
 
     Parameters
@@ -153,28 +148,28 @@ def divided(vectors: Vectors, k: NDArray[np.int64], divide: Divide, seed: int) -
         Float ``[channels, n, d]``.
     k
         Number of parts of each neuron.
-    divide
+    clusterer
         What clusters the vectors of one neuron.
     seed
         Of the clustering.
     """
     whole = np.zeros(vectors.shape[1], dtype=np.int64)
-    return np.stack([divide(own, int(parts), seed) if parts > 1 else whole for own, parts in zip(vectors, k)])
+    return np.stack([clusterer(own, int(parts), seed) if parts > 1 else whole for own, parts in zip(vectors, k)])
 
 
-def circuits_of(**recipe: Any) -> Callable[[World], Vectors]:
-    """PURE's description, by some recipe: ``circuits_of(rule="lrp")``; see :meth:`.World.circuits`."""
-    return lambda world: world.circuits(**recipe)
+def circuits_of(**recipe: Any) -> Callable[[Task], Vectors]:
+    """PURE's description, by some recipe: ``circuits_of(rule="lrp")``; see :meth:`.Task.circuits`."""
+    return lambda task: task.circuits(**recipe)
 
 
-def several_layers(world: World) -> Vectors:
+def several_layers(task: Task) -> Vectors:
     """Circuits over several lower layers side by side: the study's, the nearest, and the stage before the study's."""
-    lower = world.base.parameters.lower
-    names = dict.fromkeys(filter(None, (lower, world.nearest, stage_before(world.base.model, lower))))
-    return np.concatenate([world.circuits(lower=name) for name in names], axis=2)
+    lower = task.base.parameters.lower
+    names = dict.fromkeys(filter(None, (lower, task.nearest, stage_before(task.base.model, lower))))
+    return np.concatenate([task.circuits(lower=name) for name in names], axis=2)
 
 
-def by_mixture(vectors: Vectors, k: int, seed: int) -> Labels:
+def gaussian_mixture(vectors: Vectors, k: int, seed: int) -> Labels:
     """A Gaussian mixture with one covariance for all, over the ten first principal components."""
     flat = _calm(PCA(min(10, *vectors.shape), random_state=seed).fit_transform, np.asarray(vectors, dtype=np.float64))
     flat /= flat.std() or 1.0
@@ -182,35 +177,35 @@ def by_mixture(vectors: Vectors, k: int, seed: int) -> Labels:
     return np.asarray(_calm(mixture.fit_predict, flat), dtype=np.int64)
 
 
-def by_spectrum(vectors: Vectors, k: int, seed: int) -> Labels:
+def spectral(vectors: Vectors, k: int, seed: int) -> Labels:
     """Spectral clustering of the graph of ten nearest neighbours."""
     near = min(10, len(vectors) - 1)
     model = SpectralClustering(k, affinity="nearest_neighbors", n_neighbors=near, random_state=seed)
     return np.asarray(_calm(model.fit_predict, vectors), dtype=np.int64)
 
 
-def by_density(vectors: Vectors, k: int, seed: int) -> Labels:
+def hdbscan(vectors: Vectors, k: int, seed: int) -> Labels:
     """HDBSCAN; it finds the number of parts itself, and calls what is between them -1."""
     return np.asarray(HDBSCAN(min_cluster_size=max(2, len(vectors) // 20), copy=True).fit_predict(vectors), np.int64)
 
 
-def by_factors(vectors: Vectors, k: int, seed: int) -> Labels:
+def nmf(vectors: Vectors, k: int, seed: int) -> Labels:
     """Non-negative factors; an image belongs to the one that explains most of it."""
     model = NMF(k, init="nndsvda", max_iter=500, random_state=seed)
     codes = _calm(model.fit_transform, np.asarray(vectors, dtype=np.float64).clip(min=0))
     return np.asarray((codes * model.components_.sum(axis=1)).argmax(axis=1), dtype=np.int64)
 
 
-def sparse_codes(world: World) -> Vectors:
+def sparse_codes(task: Task) -> Vectors:
     """Codes of the lower activations at the maxima, over one dictionary with twice as many atoms as channels.
 
     The dictionary is learned from all reference images of all neurons, as a sparse autoencoder would be. It has at most
     :data:`ATOMS` atoms.
     """
-    vectors = world.activations["lower activation at maximum"].astype(np.float64)
+    vectors = task.activations["lower activation at maximum"].astype(np.float64)
     flat = vectors.reshape(-1, vectors.shape[-1])
     flat = flat / (flat.std() or 1.0)
-    how = {"transform_algorithm": "lasso_lars", "transform_alpha": 0.1, "random_state": world.study.parameters.random}
+    how = {"transform_algorithm": "lasso_lars", "transform_alpha": 0.1, "random_state": task.study.parameters.seed}
     model = MiniBatchDictionaryLearning(min(2 * flat.shape[1], ATOMS), max_iter=10, **how)
     distinct, place = np.unique(flat, axis=0, return_inverse=True)
     codes = _calm(model.fit(distinct).transform, distinct)[place.ravel()]
@@ -226,25 +221,25 @@ def _calm(run: Callable[..., Any], *arguments: Any) -> Any:
         return run(*arguments)
 
 
-def random_parts(world: World) -> Labels:
+def random_parts(task: Task) -> Labels:
     """Labels drawn at random."""
     # A stream of its own: labels drawn elsewhere from the same seed must not agree with these.
-    generator = np.random.default_rng(np.random.SeedSequence(world.study.parameters.random).spawn(2)[1])
-    return np.stack([generator.integers(0, int(k), world.truth.shape[1]) for k in world.k])
+    generator = np.random.default_rng(np.random.SeedSequence(task.study.parameters.seed).spawn(2)[1])
+    return np.stack([generator.integers(0, int(k), task.truth.shape[1]) for k in task.k])
 
 
-def ceiling_of(describe: Callable[[World], Vectors]) -> Callable[[World], Parts]:
+def oracle_of(describe: Callable[[Task], Vectors]) -> Callable[[Task], Parts]:
     """What can be read from a description if one is told the truth: no contestant, but a mark to measure them by.
 
     It is no strict bound, since it learns from few images. A ridge classifier is trained on four fifths of a neuron's
-    references and names the rest, five times. Things that drove fewer than five are left out: they can't be learned,
-    and count as wrong.
+    references and names the rest, five times. Things that activated fewer than five are left out: they can't be
+    learned, and count as wrong.
     """
 
-    def answer(world: World) -> Parts:
-        labels = np.zeros(world.truth.shape, dtype=np.int64)
-        for channel, own in enumerate(describe(world)):
-            truth = world.truth[channel]
+    def answer(task: Task) -> Parts:
+        labels = np.zeros(task.truth.shape, dtype=np.int64)
+        for channel, own in enumerate(describe(task)):
+            truth = task.truth[channel]
             things, count = np.unique(truth, return_counts=True)
             known = np.isin(truth, things[(count >= 5) & (things >= 0)])
             if len(np.unique(truth[known])) < 2:
@@ -252,32 +247,32 @@ def ceiling_of(describe: Callable[[World], Vectors]) -> Callable[[World], Parts]
             scaled = (own - own.mean(axis=0)) / max(float(own.std()), float(np.finfo(np.float32).tiny))
             labels[channel, ~known] = -1
             ridge = RidgeClassifierCV(np.logspace(-3, 4, 10))
-            folds = StratifiedKFold(5, shuffle=True, random_state=world.study.parameters.random)
+            folds = StratifiedKFold(5, shuffle=True, random_state=task.study.parameters.seed)
             labels[channel, known] = cross_val_predict(ridge, scaled[known], truth[known], cv=folds)
         return Parts(labels)
 
     return answer
 
 
-def split_by(world: World, by: str) -> Parts:
+def split_by(task: Task, by: str) -> Parts:
     """Split each channel inside the network, and let its strongest part say what an image shows (Hesse et al. 2025).
 
     Parameters
     ----------
-    world
+    task
         With a ``Conv2d`` or ``Linear`` as target, and its own input below.
     by
         ``"classes"``: by the average relevance vectors of the classes that the channel is most often relevant to, as
         many as parts are wanted; ``"parts"``: by those of PURE's parts. A channel stays whole where there are fewer
         classes than parts, a class has fewer than two images, or a part none.
     """
-    study = world.study
+    study = task.study
     target = study.parameters.target
     module = get_layer(study.model, target)
     measure: Any = partial(part_activations, study.model, study.images, run=study.run)
-    labels, owner = np.zeros(world.truth.shape, dtype=np.int64), {}
-    for channel in np.flatnonzero(world.k > 1).tolist():
-        k, sources, sample = int(world.k[channel]), channel_sources(module, channel), study.references.sample[channel]
+    labels, owner = np.zeros(task.truth.shape, dtype=np.int64), {}
+    for channel in np.flatnonzero(task.k > 1).tolist():
+        k, sources, sample = int(task.k[channel]), channel_sources(module, channel), study.references.sample[channel]
         owner[channel] = np.full(sources.stop - sources.start, SHARED, dtype=np.int64)  # of a channel that stays whole
         if by == "classes":
             often = np.nan_to_num(study.classes.statistics.frequency[:, channel], nan=-1.0)
@@ -288,7 +283,7 @@ def split_by(world: World, by: str) -> Parts:
             split = study.classes.split(channel, [study.classes.names[label] for label in chosen], held_out=False)
             measured = measure(sample, Assignment(target, channel, split.arvs, (split.rho,)))
         else:
-            parts = cluster(study.circuits[channel], k, seed=study.parameters.random)
+            parts = kmeans(study.circuits[channel], k, seed=study.parameters.seed)
             if parts.max() + 1 < k:
                 continue
             circuits = study.circuits[channel].astype(np.float64)
@@ -300,56 +295,56 @@ def split_by(world: World, by: str) -> Parts:
     return Parts(labels, owner=owner)
 
 
-def contestants(world: World, embedders: Sequence[Embedder] = (), only: Sequence[str] = ()) -> list[Contestant]:
-    """All contestants that fit a world: those that need rules or layers which it lacks are left out with a warning.
+def contestants(task: Task, embedders: Sequence[Embedder] = (), only: Sequence[str] = ()) -> list[Contestant]:
+    """All contestants that fit a task: those that need rules or layers which it lacks are left out with a warning.
 
     Parameters
     ----------
-    world
+    task
         Where they are to compete.
     embedders
         Each makes a contestant of its own name, by its vectors of the crops.
     only
         Names of those that are wanted; all by default.
     """
-    answers = {name: partial(_described, one) for name, one in world.descriptions(embedders).items()}
-    pure, lower = answers[GRADIENT], answers["lower activation at maximum"]
-    close = circuits_of(rule="gradient", seed="peak", lower=NEAREST)
-    divide = {"PURE + Gaussian mixture": by_mixture, "PURE + spectral": by_spectrum, "PURE + HDBSCAN": by_density}
-    found: dict[str, Callable[[World], Any]] = {
-        PAPER: pure,
-        PEAK: circuits_of(rule="gradient", seed="peak"),
+    answers = {name: partial(_described, one) for name, one in task.descriptions(embedders).items()}
+    pure, lower = answers[PURE], answers["lower activation at maximum"]
+    close = circuits_of(rule="gradient", start="peak", lower=NEAREST)
+    clusterer = {"PURE + Gaussian mixture": gaussian_mixture, "PURE + spectral": spectral, "PURE + HDBSCAN": hdbscan}
+    found: dict[str, Callable[[Task], Any]] = {
+        PURE: pure,
+        PEAK: circuits_of(rule="gradient", start="peak"),
         CLOSE: close,
         LAYERS: several_layers,
-        **dict.fromkeys(divide, pure),
+        **dict.fromkeys(clusterer, pure),
         "activation": answers["activation"],
         "lower activation": lower,
         "NMF": lower,
         "sparse codes": sparse_codes,
         RANDOM: random_parts,
-        f"{CEILING}: {PAPER}": ceiling_of(pure),
-        f"{CEILING}: {CLOSE}": ceiling_of(close),
+        f"{ORACLE}: {PURE}": oracle_of(pure),
+        f"{ORACLE}: {CLOSE}": oracle_of(close),
         **{name: answers[name] for name in ("activation at maximum", LRP) if name in answers},
     }
-    own = world.study.parameters
-    if closed_form(world.study.model, own.target, own.lower) is not None:
+    own = task.study.parameters
+    if closed_form(task.study.model, own.target, own.lower) is not None:
         found |= {"split by PURE's parts": partial(split_by, by="parts"), CLASSES: partial(split_by, by="classes")}
-    found = fitting({name: answer for name, answer in found.items() if not only or name in only}, world.base)
-    if CLASSES in found and (why := world.study.classes.without_labels):
+    found = fitting({name: answer for name, answer in found.items() if not only or name in only}, task.base)
+    if CLASSES in found and (why := task.study.classes.without_labels):
         warnings.warn(f"the {CLASSES} is left out: {why}", StudyWarning, stacklevel=2)
         del found[CLASSES]
-    divide["NMF"] = by_factors
-    made = [Contestant(name, answer, divide.get(name, by_means), name) for name, answer in found.items()]
+    clusterer["NMF"] = nmf
+    made = [Contestant(name, answer, clusterer.get(name, kmeans), name) for name, answer in found.items()]
     made += [Contestant(one.name, answers[one.name], fingerprint=one.fingerprint) for one in embedders]
     return [one for one in made if not only or one.name in only]
 
 
-def _described(description: Description, world: World) -> Vectors:
+def _described(description: Description, task: Task) -> Vectors:
     return description.vectors()
 
 
 def load_contestant(specification: str) -> Contestant:
-    """A user's own: ``"FILE.py:FUNCTION"``, a function from a world to vectors or labels.
+    """A user's own: ``"FILE.py:FUNCTION"``, a function from a task to vectors or labels.
 
     Raises
     ------
@@ -361,13 +356,11 @@ def load_contestant(specification: str) -> Contestant:
         raise ModelError(f"can't tell what contestant {specification!r} is; expected 'FILE.py:FUNCTION'")
     answer = function_in(Path(path), name)
     if not callable(answer):
-        raise ModelError(
-            f"{name!r} of {path!r} is a {type(answer).__name__}; expected a function from a world to parts"
-        )
+        raise ModelError(f"{name!r} of {path!r} is a {type(answer).__name__}; expected a function from a task to parts")
 
-    def told(world: World) -> Any:
+    def told(task: Task) -> Any:
         try:
-            return answer(world)
+            return answer(task)
         except PureError:
             raise
         except Exception as problem:

@@ -1,4 +1,4 @@
-"""A whole competition: worlds with a known truth, all contestants, the leaderboard, and what is written of it."""
+"""A whole competition: tasks with a known truth, all contestants, the leaderboard, and what is written of it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import pandas as pd
 
 from pure_nb.benchmark import bench
-from pure_nb.benchmark.contestants import PAPER, Contestant, contestants
+from pure_nb.benchmark.contestants import PURE, Contestant, contestants
 from pure_nb.benchmark.planting import How
-from pure_nb.benchmark.worlds import World, objects_world, planted_world
+from pure_nb.benchmark.tasks import Task, objects_task, planted_task
 from pure_nb.errors import PlantingError, StudyError
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Competition:
+class BenchmarkResult:
     """What came of it.
 
     Attributes
     ----------
-    world
+    task
         Where it took place.
     table
         From :func:`pure_nb.benchmark.bench.run`.
@@ -35,13 +35,13 @@ class Competition:
         From :func:`pure_nb.benchmark.bench.leaderboard`.
     """
 
-    world: World
+    task: Task
     table: pd.DataFrame
     board: pd.DataFrame
 
 
-def worlds_of(study: Study, truth: str | None = None, **planting: Any) -> list[World]:
-    """The worlds of a study: planted channels, and objects where they are known.
+def tasks_of(study: Study, truth: str | None = None, **planting: Any) -> list[Task]:
+    """The tasks of a study: planted channels, and objects where they are known.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def worlds_of(study: Study, truth: str | None = None, **planting: Any) -> list[W
     truth
         ``"planted"`` or ``"objects"``; both by default, where both are known.
     planting
-        As for :func:`pure_nb.benchmark.worlds.planted_world`.
+        As for :func:`pure_nb.benchmark.tasks.planted_task`.
     """
     if truth not in (None, "planted", "objects"):
         raise StudyError(f"truth must be planted or objects, got {truth!r}")
@@ -58,28 +58,28 @@ def worlds_of(study: Study, truth: str | None = None, **planting: Any) -> list[W
         raise PlantingError(f"how must be one of {', '.join(get_args(How))}, got {planting['how']!r}")
     found = []
     if truth == "objects" or (truth is None and study.objects is not None):
-        found.append(objects_world(study))
+        found.append(objects_task(study))
     if truth != "objects":
-        found.append(planted_world(study, **planting))
+        found.append(planted_task(study, **planting))
     return found
 
 
-def compete(
-    world: World,
+def run_benchmark(
+    task: Task,
     embedders: Sequence[Embedder] = (),
     own: Sequence[Contestant] = (),
     *,
     only: Sequence[str] = (),
-    baseline: str = PAPER,
+    baseline: str = PURE,
     choose: bool = True,
     seed: int | None = None,
-) -> Competition:
-    """Let all contestants that fit a world take its neurons apart.
+) -> BenchmarkResult:
+    """Let all contestants that fit a task split its neurons into parts.
 
     Parameters
     ----------
-    world
-        See :func:`worlds_of`.
+    task
+        See :func:`tasks_of`.
     embedders
         Each takes part by its vectors of the crops.
     own
@@ -94,40 +94,40 @@ def compete(
     StudyError
         If there is no contestant of a name.
     """
-    if not (world.k > 1).any():
+    if not (task.k > 1).any():
         raise StudyError(
-            f"none of the {len(world.k)} neurons of the world {world.name!r} means more than one thing, so there is "
+            f"none of the {len(task.k)} neurons of the task {task.name!r} means more than one thing, so there is "
             "nothing to compare; take more or other channels, strengths nearer to 1, or more references"
         )
     wanted = (*only, baseline) if only else ()
-    chosen = [*contestants(world, embedders, wanted), *(one for one in own if not only or one.name in wanted)]
+    chosen = [*contestants(task, embedders, wanted), *(one for one in own if not only or one.name in wanted)]
     names = {contestant.name for contestant in chosen}
     if unknown := [name for name in (*only, baseline) if name not in names]:
-        everyone = [one.name for one in (*contestants(world, embedders), *own)]
+        everyone = [one.name for one in (*contestants(task, embedders), *own)]
         raise StudyError(f"there is no contestant {unknown[0]!r}; there are {', '.join(everyone)}")
-    table = bench.run(world, chosen, choose=choose, seed=seed)
-    return Competition(world, table, bench.leaderboard(table, baseline))
+    table = bench.run(task, chosen, choose=choose, seed=seed)
+    return BenchmarkResult(task, table, bench.leaderboard(table, baseline))
 
 
-def words(world: World) -> str:
-    """A world in one sentence."""
-    p, several = world.study.parameters, int((world.k > 1).sum())
-    text = f"{world.study.name}, {world.name}: {several} neurons of {p.target} through {p.lower}"
-    if world.planting is None:
+def words(task: Task) -> str:
+    """A task in one sentence."""
+    p, several = task.study.parameters, int((task.k > 1).sum())
+    text = f"{task.study.name}, {task.name}: {several} neurons of {p.target} through {p.lower}"
+    if task.planting is None:
         return text
-    idle = int(((world.k == 1) & ~world.planting.null).sum())
-    text += f", {int(world.planting.null.sum())} channels merged with themselves"
-    text += f", {world.clear[world.k > 1].mean():.0%} of the references clear"
-    return text + (f"; {idle} planted channels are left out, one source drives nearly all of each" if idle else "")
+    idle = int(((task.k == 1) & ~task.planting.self_merged).sum())
+    text += f", {int(task.planting.self_merged.sum())} channels merged with themselves"
+    text += f", {task.dominant[task.k > 1].mean():.0%} of the references have a dominant source"
+    return text + (f"; {idle} planted channels are left out, one source activates nearly all of each" if idle else "")
 
 
-def write(made: Competition, out: Path, *, command: str = "") -> list[Path]:
+def write(made: BenchmarkResult, out: Path, *, command: str = "") -> list[Path]:
     """Write the tables and figures of a competition to a folder, and what they were made from.
 
     Parameters
     ----------
     made
-        From :func:`compete`.
+        From :func:`run_benchmark`.
     out
         The folder; what an earlier competition with the same kind of truth has left there is replaced.
     command
@@ -142,11 +142,11 @@ def write(made: Competition, out: Path, *, command: str = "") -> list[Path]:
     from pure_nb.benchmark.bench_plots import leaderboard_figure  # plotting libraries take a second to import
     from pure_nb.figures.evaluation_plots import write_all
 
-    world = made.world
-    stem = "objects" if world.planting is None else "planted"
-    groups = None if world.planting is None else world.planting.groups
-    note = {"world": words(world), "command": command, "parameters": asdict(world.study.parameters)}
-    note |= {"groups": groups, "k": world.k.tolist()} | world.study.identity
+    task = made.task
+    stem = "objects" if task.planting is None else "planted"
+    groups = None if task.planting is None else task.planting.groups
+    note = {"task": words(task), "command": command, "parameters": asdict(task.study.parameters)}
+    note |= {"groups": groups, "k": task.k.tolist()} | task.study.identity
     files: dict[str, Any] = {f"{stem}.csv": made.board, f"{stem}-neurons.parquet": made.table}
     files[f"{stem}.png"] = leaderboard_figure(made.board, made.table)
     files[f"{stem}.json"] = json.dumps(note, indent=1)

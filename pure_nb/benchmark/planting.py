@@ -1,11 +1,11 @@
 """Polysemanticity that was planted, so that the right answer is known.
 
-Nobody can say what an ordinary neuron really means, so nobody can say whether a method that takes it apart is right.
-Here channels of a trained layer are merged: ``A_m = sum_i w_i A_i / s_i``, where ``s_i`` is the mean score of channel
-i's own reference images, so that each source is as strong as the others where it is strong. The merged channels are a
-layer of their own, which can be studied like any other, and of each of its reference images it is known which source
-drove it. The network computes the same as before, and it computes it *through* the merged channels: in all that comes
-after, each is an ordinary channel with classes it is relevant to.
+Nobody can say what an ordinary neuron really means, so nobody can say whether a method that splits it into parts is
+right. Here channels of a trained layer are merged: ``A_m = sum_i w_i A_i / s_i``, where ``s_i`` is the mean score of
+channel i's own reference images, so that each source is as strong as the others where it is strong. The merged channels
+are a layer of their own, which can be studied like any other, and of each of its reference images it is known which
+source activated it. The network computes the same as before, and it computes it *through* the merged channels: in all
+that comes after, each is an ordinary channel with classes it is relevant to.
 
 Two kinds of merging, by what the layer is. A ``Conv2d`` or ``Linear`` is linear in its input, so the merged channel is
 too: its weights are the weighted sum of its sources' weights, and it can be split like any channel of a convolution.
@@ -34,8 +34,8 @@ from pure_nb.methods.rewiring import empty_like
 from pure_nb.methods.windows import Weighted, dense_weight
 from pure_nb.network.layers import (
     activations,
-    by_position,
     computes_plainly,
+    flatten_positions,
     get_layer,
 )
 from pure_nb.network.targets import INPUT, Target, channels_last, channels_second
@@ -94,7 +94,7 @@ class Planting:
         return np.array([[*group, *[group[0]] * (most - len(group))] for group in self.groups])
 
     @property
-    def null(self) -> NDArray[np.bool_]:
+    def self_merged(self) -> NDArray[np.bool_]:
         """Bool ``[merged]``: which of them have a single source."""
         return np.array([len(set(group)) == 1 for group in self.groups])
 
@@ -289,52 +289,52 @@ def contributions(
     layer = f"{planting.layer}.whole"
     sources = planting.sources
     most = sources.shape[1]
-    brought = np.stack([planting.weight[m, row] for m, row in enumerate(sources)])
+    contributions = np.stack([planting.weight[m, row] for m, row in enumerate(sources)])
     for m, group in enumerate(planting.groups):
-        brought[m, len(group) :] = 0
+        contributions[m, len(group) :] = 0
         for channel in set(group):  # a channel that is in a group twice brings half as each
             twice = np.array([*(c == channel for c in group), *[False] * (most - len(group))])
-            brought[m, twice] /= twice.sum()
+            contributions[m, twice] /= twice.sum()
     found = np.empty((*references.sample.shape, most), dtype=np.float32)
     unique, pairs_of = grouped(references.sample)
     seen = 0
     with run.prepared(model), torch.inference_mode():
         for batch in readable(images, unique.tolist(), run=run):
             whole = activations(model, batch.images.to(run.local_device), [layer])[layer]
-            outputs = by_position(whole).float().cpu().numpy()
+            outputs = flatten_positions(whole).float().cpu().numpy()
             for output in outputs:
                 row, rank = np.unravel_index(pairs_of[seen], references.sample.shape)
-                if references.by == "mean":
+                if references.ranked_by == "mean":
                     values = output.mean(axis=1)[sources[row]]
                 else:
                     values = output[sources[row], references.position[row, rank][:, None]]
-                found[row, rank] = values * brought[row]
+                found[row, rank] = values * contributions[row]
                 seen += 1
     return found
 
 
-def drivers(brought: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """The source that drove each reference image most: an index into its group, -1 where none drove it.
+def dominant_source(contributions: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """The source that activated each reference image most: an index into its group, -1 where none activated it.
 
     The chapter :doc:`How would we know? </book/bench>` builds it from scratch.
 
     Parameters
     ----------
-    brought
+    contributions
         From :func:`contributions`.
     """
-    return np.where(brought.max(axis=-1) > 0, brought.argmax(axis=-1), -1)
+    return np.where(contributions.max(axis=-1) > 0, contributions.argmax(axis=-1), -1)
 
 
-def shares(brought: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """The part of what drove each reference image that each source brought; 0 where nothing drove it.
+def shares(contributions: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """The part of the dominant source of each reference image that each source brought; 0 where nothing activated it.
 
     Parameters
     ----------
-    brought
+    contributions
         From :func:`contributions`. Negative contributions count as 0.
     """
-    positive = np.asarray(brought, dtype=np.float64).clip(min=0)
+    positive = np.asarray(contributions, dtype=np.float64).clip(min=0)
     return positive / np.maximum(positive.sum(axis=-1, keepdims=True), np.finfo(np.float64).tiny)
 
 

@@ -1,4 +1,4 @@
-"""Scores of one neuron: how well the parts that it was taken apart into agree with the known truth."""
+"""Scores of one neuron: how well the parts that it was split into agree with the known truth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sklearn.metrics.cluster import contingency_matrix
 from pure_nb.judges.truth import scores
 from pure_nb.methods.ownership import SHARED
 
-SCORES = ("ari", "ami", "accuracy", "ari_clear", "correlation", "f1")
+SCORES = ("ari", "ami", "accuracy", "ari_dominant", "correlation", "f1")
 """Columns that say how well a contestant did, neuron by neuron; the more the better."""
 
 FEW = 20
@@ -49,58 +49,60 @@ def accuracy(truth: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
     return right / int(known.sum()) if known.any() else float("nan")
 
 
-def agreements(truth: NDArray[np.int64], labels: NDArray[np.int64], clear: NDArray[np.bool_]) -> dict[str, float]:
+def agreements(truth: NDArray[np.int64], labels: NDArray[np.int64], dominant: NDArray[np.bool_]) -> dict[str, float]:
     """How well the parts of one neuron agree with the truth.
 
     Parameters
     ----------
     truth, labels
         int64 ``[n]``. References without a truth (-1) are left out; label -1 is a part like any other.
-    clear
-        bool ``[n]``: the references that are driven by one thing for the most part.
+    dominant
+        bool ``[n]``: the references that are activated by one thing for the most part.
 
     Returns
     -------
     dict
-        ``ari``, ``ami``, ``accuracy``; and ``ari_clear``, the first of the clear references alone, NaN if there are
-        fewer than :data:`FEW` of them or they are all of one thing.
+        ``ari``, ``ami``, ``accuracy``; and ``ari_dominant``, the first of the references with a dominant source alone,
+        NaN if there are fewer than :data:`FEW` of them or they are all of one thing.
     """
-    plain = (truth >= 0) & clear
+    plain = (truth >= 0) & dominant
     enough = plain.sum() >= FEW and len(np.unique(truth[plain])) > 1
     return {
         **scores(truth, labels),
         "accuracy": accuracy(truth, labels),
-        "ari_clear": scores(truth[plain], labels[plain])["ari"] if enough else float("nan"),
+        "ari_dominant": scores(truth[plain], labels[plain])["ari"] if enough else float("nan"),
     }
 
 
-def part_correlation(brought: NDArray[np.floating[Any]], labels: NDArray[np.int64], sources: Sequence[int]) -> float:
+def part_correlation(
+    contributions: NDArray[np.floating[Any]], labels: NDArray[np.int64], sources: Sequence[int]
+) -> float:
     """Correlation of each virtual neuron's activation with that of its source, averaged over the sources.
 
     A virtual neuron is as active as the channel where an image belongs to its part, and silent elsewhere.
 
     Parameters
     ----------
-    brought
+    contributions
         float ``[n, sources]``: what each source brought to each image; see
         :func:`pure_nb.benchmark.planting.contributions`.
     labels
         int64 ``[n]``: the parts.
     sources
-        Those that count, columns of ``brought``.
+        Those that count, columns of ``contributions``.
 
     Returns
     -------
     float
         A source without a part counts as 0, as does one whose part is constant.
     """
-    whole = np.asarray(brought, dtype=np.float64).sum(axis=1)
-    driver = np.where(brought.max(axis=1) > 0, brought.argmax(axis=1), -1)
+    whole = np.asarray(contributions, dtype=np.float64).sum(axis=1)
+    driver = np.where(contributions.max(axis=1) > 0, contributions.argmax(axis=1), -1)
     part_of = matched(np.where(np.isin(driver, sources), driver, -1), labels)
     values = []
     for source in sources:
         own = np.where(labels == part_of[source], whole, 0) if source in part_of else np.zeros(len(whole))
-        values.append(pearson(own, np.asarray(brought[:, source], dtype=np.float64)))
+        values.append(pearson(own, np.asarray(contributions[:, source], dtype=np.float64)))
     return float(np.mean(values))
 
 
@@ -117,7 +119,8 @@ def source_f1(true: NDArray[np.int64], found: NDArray[np.int64], part_of: dict[i
     Parameters
     ----------
     true, found
-        int64 ``[inputs]``: who owns each input, -1 for shared ones; see :func:`pure_nb.methods.splitting.owners`.
+        int64 ``[inputs]``: who owns each input, -1 for shared ones; see
+        :func:`pure_nb.methods.splitting.assign_sources`.
     part_of
         The part that stands for each concept.
 

@@ -35,7 +35,7 @@ def grouped(sample: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[NDArray[
     return unique, np.split(np.argsort(inverse.ravel(), kind="stable"), np.cumsum(counts)[:-1])
 
 
-def by_blocks(
+def map_in_blocks(
     sample: NDArray[np.int64],
     compute: Compute,
     *,
@@ -83,7 +83,9 @@ def by_blocks(
         if run.client is not None:
             results = run.client.blocks(compute, tasks, store, bar.update)
         else:
-            results = ((number, kept_block(compute, task, store, bar.update)) for number, task in enumerate(tasks))
+            results = (
+                (number, load_or_compute_block(compute, task, store, bar.update)) for number, task in enumerate(tasks)
+            )
         for number, values in results:
             if found is None:
                 found = new((len(sample), *values.shape[1:]), values.dtype)
@@ -92,7 +94,7 @@ def by_blocks(
     return found
 
 
-def kept_block(
+def load_or_compute_block(
     compute: Compute,
     task: tuple[NDArray[np.int64], dict[str, object]],
     store: Store | None = None,

@@ -8,11 +8,11 @@ A client from :func:`connect` is all that a study needs to leave the process it 
         study = pure_nb.load_study("imagenet-resnet50", client=client)
         study.neurons
 
-What runs is what runs here: :func:`pure_nb.compute.sweep.kept_part` for each shard and
-:func:`pure_nb.compute.blocks.kept_block` for each block, pure functions both. Parts are merged on the workers, along
-the tree of :mod:`pure_nb.compute.sweep`, so that the result is that of a single process to the bit. Whatever is
-finished is kept in the study's store: by the workers themselves where they see its folder, else as it reaches the
-client. Dask computes what a lost worker had, elsewhere.
+What runs is what runs here: :func:`pure_nb.compute.sweep.load_or_compute_part` for each shard and
+:func:`pure_nb.compute.blocks.load_or_compute_block` for each block, pure functions both. Parts are merged on the
+workers, along the tree of :mod:`pure_nb.compute.sweep`, so that the result is that of a single process to the bit.
+Whatever is finished is kept in the study's store: by the workers themselves where they see its folder, else as it
+reaches the client. Dask computes what a lost worker had, elsewhere.
 
 The network and the data set are sent to the workers by pickle: use clusters that you trust, and that trust you.
 """
@@ -36,9 +36,20 @@ import torch
 from numpy.typing import NDArray
 
 from pure_nb._imports import needed
-from pure_nb.compute.blocks import Compute, kept_block
+from pure_nb.compute.blocks import Compute, load_or_compute_block
 from pure_nb.compute.store import Store, write_atomically
-from pure_nb.compute.sweep import Job, Part, branches, halved, kept_part, merged, save_part, span, stored_part, threaded
+from pure_nb.compute.sweep import (
+    Job,
+    Part,
+    covered,
+    load_or_compute_part,
+    merged,
+    save_part,
+    split_tree,
+    stored_part,
+    subtrees,
+    threaded,
+)
 from pure_nb.errors import ClusterError, PureError, StoreError
 from pure_nb.network.models import USER
 
@@ -67,7 +78,9 @@ BRANCH = 32
 class Cluster(Client):  # type: ignore[misc]
     """A client of Dask that computes sweeps and blocks; one that made a cluster ends it with itself."""
 
-    def swept(self, job: Job, cut: Sequence[range], store: Store | None, done: Callable[[int], object]) -> Part:
+    def sweep_on_cluster(
+        self, job: Job, cut: Sequence[range], store: Store | None, done: Callable[[int], object]
+    ) -> Part:
         """A sweep's part for all shards, computed and merged on the workers.
 
         Parameters
@@ -80,7 +93,7 @@ class Cluster(Client):  # type: ignore[misc]
             Called with the number of images of each finished shard.
         """
         known: dict[range, Part] = {}
-        tree = branches(cut, BRANCH)
+        tree = subtrees(cut, BRANCH)
         with _failing(), _seen(self, store) as token:
             sent = _sent(self, job)
 
@@ -90,11 +103,11 @@ class Cluster(Client):  # type: ignore[misc]
                 if stored is not None:
                     future = self.submit(lambda: stored, pure=False)
                 elif len(cut) > 1:
-                    halves = [start(half, watched) for half in halved(cut)]
+                    halves = [start(half, watched) for half in split_tree(cut)]
                     return self.submit(_merged, sent, *halves, retries=RETRIES, pure=False)
                 else:
                     future = self.submit(_part, sent, cut, store, token, retries=RETRIES, pure=False)
-                watched[future] = cut, len(span(cut))
+                watched[future] = cut, len(covered(cut))
                 return future
 
             def begin(branch: Sequence[range]) -> dict[Future, tuple[Sequence[range], int]]:
@@ -107,10 +120,10 @@ class Cluster(Client):  # type: ignore[misc]
                     done(images)
                     if store is None:
                         if own in tree:
-                            known[span(own)] = _checked(future.result())
-                    elif not store.path("shard", job.key(span(own))).exists():  # the worker did not keep it there
+                            known[covered(own)] = _checked(future.result())
+                    elif not store.path("shard", job.key(covered(own))).exists():  # the worker did not keep it there
                         save_part(job, own, store, _checked(future.result()))
-        return kept_part(job, cut, store, known=known)
+        return load_or_compute_part(job, cut, store, known=known)
 
     def blocks(
         self,
@@ -124,7 +137,7 @@ class Cluster(Client):  # type: ignore[misc]
         Parameters
         ----------
         compute, tasks
-            As for :func:`pure_nb.compute.blocks.by_blocks`, which calls this; the pairs of each block, and its key.
+            As for :func:`pure_nb.compute.blocks.map_in_blocks`, which calls this; the pairs of each block, and its key.
         store
             Where finished blocks are kept.
         done
@@ -325,7 +338,7 @@ def _on_a_worker(work: Callable[..., Any]) -> Callable[..., Any]:
 
 @_on_a_worker
 def _part(job: Job, cut: Sequence[range], store: Store | None, token: Path | None) -> Part:
-    return kept_part(job, cut, _visible(store, token))
+    return load_or_compute_part(job, cut, _visible(store, token))
 
 
 @_on_a_worker
@@ -342,7 +355,7 @@ def _block(
 ) -> NDArray[Any]:
     compute, threads = sent
     with threaded(threads):
-        return kept_block(compute, task, _visible(store, token))
+        return load_or_compute_block(compute, task, _visible(store, token))
 
 
 def _checked(found: Any) -> Any:

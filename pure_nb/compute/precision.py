@@ -3,7 +3,7 @@
 Half precision is torch's autocast: convolutions and products of matrices run in it, everything that is summed over
 images or positions afterwards is in float32 or float64. It is for the passes over all images, which are most of the
 work where there are many; the circuits of what they find are always in float32, since half the digits are too few to
-take a channel apart by them. The chapter *When it does not fit* shows by how much.
+split a channel into parts by them. The chapter *When it does not fit* shows by how much.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pure_nb.parameters import Precision
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
-def precisely(device: str, precision: Precision) -> AbstractContextManager[object]:
+def autocast(device: str, precision: Precision) -> AbstractContextManager[object]:
     """Within it, networks compute in a given precision.
 
     Parameters

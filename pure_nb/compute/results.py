@@ -36,16 +36,16 @@ FORMAT = {
 
 
 ASKED: dict[str, tuple[str, ...]] = {
-    "references": ("target", "n", "by"),
-    "circuits": ("target", "lower", "n", "by", "rule", "seed"),
-    "virtual": ("target", "lower", "n", "by", "rule", "seed", "k", "random"),
-    "layouts": ("target", "lower", "n", "by", "rule", "seed", "random"),
-    "neurons": ("target", "lower", "n", "by", "rule", "seed", "k", "random"),
+    "references": ("target", "n_references", "ranked_by"),
+    "circuits": ("target", "lower", "n_references", "ranked_by", "rule", "start"),
+    "virtual": ("target", "lower", "n_references", "ranked_by", "rule", "start", "n_clusters", "seed"),
+    "layouts": ("target", "lower", "n_references", "ranked_by", "rule", "start", "seed"),
+    "neurons": ("target", "lower", "n_references", "ranked_by", "rule", "start", "n_clusters", "seed"),
     "labels": (),
-    "classes": ("target", "lower", "random"),
-    "boxes": ("target", "n", "by", "crop"),
-    "activations": ("target", "lower", "n", "by"),
-    "objects": ("target", "n", "by"),
+    "classes": ("target", "lower", "seed"),
+    "boxes": ("target", "n_references", "ranked_by", "crop"),
+    "activations": ("target", "lower", "n_references", "ranked_by"),
+    "objects": ("target", "n_references", "ranked_by"),
 }
 """The parameters that a step depends on."""
 

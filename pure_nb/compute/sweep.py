@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pure_nb.compute.bars import progress_bar
-from pure_nb.compute.precision import precisely
+from pure_nb.compute.precision import autocast
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError
 from pure_nb.images.data import Images
@@ -59,7 +59,7 @@ class Accumulator(Protocol):
     """The one of them from which the graph is to be kept, for an accumulator that needs gradients."""
 
     def update(self, samples: NDArray[np.int64], outputs: Mapping[str, Tensor]) -> None:
-        """Take in the layers' outputs for a batch; ``samples`` are the numbers of its images."""
+        """Take in the layers' outputs for a batch; ``samples`` are the indices of its images."""
 
     def merge(self: Self, other: Self) -> None:
         """Take in all that another accumulator has taken in."""
@@ -73,7 +73,7 @@ class Accumulator(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """All that a shard needs besides the numbers of its images: see :func:`sweep`.
+    """All that a shard needs besides the indices of its images: see :func:`sweep`.
 
     Attributes
     ----------
@@ -123,18 +123,18 @@ def shards(count: int, batch_size: int, size: int = SHARD) -> list[range]:
     return [range(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def halved(cut: Sequence[range]) -> tuple[Sequence[range], Sequence[range]]:
+def split_tree(cut: Sequence[range]) -> tuple[Sequence[range], Sequence[range]]:
     """The two branches of the tree in which shards are merged: the first is as large a full one as there is."""
     half = 1 << (len(cut) - 1).bit_length() - 1
     return cut[:half], cut[half:]
 
 
-def branches(cut: Sequence[range], most: int) -> list[Sequence[range]]:
+def subtrees(cut: Sequence[range], most: int) -> list[Sequence[range]]:
     """The branches of the tree that have no more than ``most`` shards each, but are as large as that allows."""
-    return [cut] if len(cut) <= most else [branch for half in halved(cut) for branch in branches(half, most)]
+    return [cut] if len(cut) <= most else [branch for half in split_tree(cut) for branch in subtrees(half, most)]
 
 
-def span(cut: Sequence[range]) -> range:
+def covered(cut: Sequence[range]) -> range:
     """All images of some neighbouring shards."""
     return range(cut[0].start, cut[-1].stop)
 
@@ -179,7 +179,7 @@ def run_shard(
             if not len(batch.samples):
                 continue
             with torch.no_grad() if leaf else torch.inference_mode():
-                with precisely(run.local_device, precision):
+                with autocast(run.local_device, precision):
                     outputs = activations(model, batch.images.to(run.local_device), layers, leaf)
                 for accumulator in accumulators:
                     accumulator.update(batch.samples, outputs)
@@ -247,7 +247,7 @@ def merged(job: Job, first: Part, second: Part) -> Part:
 
 def stored_part(job: Job, cut: Sequence[range], store: Store | None) -> Part | None:
     """The part for some shards out of a store; None where it is not."""
-    return _loaded("shard", job, span(cut), store)
+    return _loaded("shard", job, covered(cut), store)
 
 
 def _loaded(name: str, job: Job, samples: range, store: Store | None) -> Part | None:
@@ -283,19 +283,19 @@ def save_part(job: Job, cut: Sequence[range], store: Store, part: Part) -> None:
     part
         What was found.
     """
-    _save("shard", job, span(cut), store, part)
+    _save("shard", job, covered(cut), store, part)
     _forget(job, cut, store)
 
 
 def _forget(job: Job, cut: Sequence[range], store: Store) -> None:
     for name in BEGUN:
-        store.remove(name, job.key(span(cut)))
-    for half in halved(cut) if len(cut) > 1 else ():
-        store.remove("shard", job.key(span(half)))
+        store.remove(name, job.key(covered(cut)))
+    for half in split_tree(cut) if len(cut) > 1 else ():
+        store.remove("shard", job.key(covered(half)))
         _forget(job, half, store)
 
 
-def kept_part(
+def load_or_compute_part(
     job: Job,
     cut: Sequence[range],
     store: Store | None = None,
@@ -321,19 +321,19 @@ def kept_part(
     known
         Parts that are at hand, by the images they are of.
     """
-    part = (known or {}).get(span(cut)) or stored_part(job, cut, store)
+    part = (known or {}).get(covered(cut)) or stored_part(job, cut, store)
     if part is not None:
-        done(len(span(cut)))
+        done(len(covered(cut)))
         return part
     if len(cut) == 1:
-        part = shard_part(job, span(cut), done, store)
+        part = shard_part(job, covered(cut), done, store)
     else:
-        first, second = halved(cut)
-        earlier: Part | None = kept_part(job, first, store, done, known=known)
+        first, second = split_tree(cut)
+        earlier: Part | None = load_or_compute_part(job, first, store, done, known=known)
         if store:
             earlier = None  # it is on the disk, and would only wait in memory
-        later = kept_part(job, second, store, done, known=known)
-        part = merged(job, earlier or kept_part(job, first, store), later)
+        later = load_or_compute_part(job, second, store, done, known=known)
+        part = merged(job, earlier or load_or_compute_part(job, first, store), later)
     if store:
         save_part(job, cut, store, part)
     return part
@@ -380,7 +380,7 @@ def sweep(
     cut = shards(len(images), run.batch_size)
     bar = progress_bar(desc="sweep", total=len(images), unit="img", shown=run.progress)
     with bar, run.prepared(model):
-        part = (run.client.swept if run.client else kept_part)(job, cut, store, bar.update)
+        part = (run.client.sweep_on_cluster if run.client else load_or_compute_part)(job, cut, store, bar.update)
     if len(part.lost) == len(images):
         raise part.lost[0].error()
     for accumulator, found in zip(accumulators, part.accumulators(accumulators)):

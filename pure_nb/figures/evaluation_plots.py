@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pure_nb.compute.store import write_atomically
-from pure_nb.figures.plots import PALETTE, TILE, literal, save, show, strip
+from pure_nb.figures.plots import PALETTE, TILE, image_grid, literal, save, show
 from pure_nb.figures.render import resized
 from pure_nb.judges.evaluation import TRUE
 from pure_nb.methods.descriptions import RANDOM
@@ -176,10 +176,10 @@ def named_parts_figure(
     for part in parts:
         members = np.arange(len(labels)) if part < 0 else np.flatnonzero(labels == part)
         crops = [resized(crop, TILE) for crop in study.crops.of(channel, members[:count])]
-        rows.append(strip(crops + [np.full_like(crops[0], 255)] * (count - len(crops)), count))
+        rows.append(image_grid(crops + [np.full_like(crops[0], 255)] * (count - len(crops)), count))
         name = names.name(vectors[members], vectors)
-        text = f"{'all' if part < 0 else part_name(part)} ({len(members)} images): {name.said()}"
-        if name.said() == name.word:
+        text = f"{'all' if part < 0 else part_name(part)} ({len(members)} images): {name.label()}"
+        if name.label() == name.word:
             text += f", {name.score:.2f}; then {name.runner_up}, {name.score - name.margin:.2f}"
         else:
             text += f" (nearest: {name.word}, in {name.stability:.0%} of new draws)"

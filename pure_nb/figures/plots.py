@@ -1,4 +1,4 @@
-"""Figures: reference images in rows, a neuron taken apart, circuits, and how well methods agree with the truth."""
+"""Figures: reference images in rows, a neuron split into parts, circuits, and how well methods agree with the truth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scipy.stats import gaussian_kde
 
 from pure_nb.compute.store import write_atomically
 from pure_nb.figures.render import Picture, View, resized
-from pure_nb.methods.concord import Concord
+from pure_nb.methods.agreement import MantelResult
 from pure_nb.methods.pairs import cosine
 from pure_nb.methods.splitting import Split
 from pure_nb.methods.virtual import part_name
@@ -66,7 +66,7 @@ def save(figure: Figure, path: Path) -> None:
         plt.close(figure)
 
 
-def strip(pictures: Sequence[Picture], columns: int, *, gap: int = 6) -> Picture:
+def image_grid(pictures: Sequence[Picture], columns: int, *, gap: int = 6) -> Picture:
     """Square pictures of one size, side by side in rows of ``columns``, on white."""
     size = pictures[0].shape[0] if pictures else TILE
     rows = max(1, -(-len(pictures) // columns))
@@ -96,16 +96,16 @@ def references_figure(neuron: Neuron, count: int = 24, columns: int = 8, *, whol
         Show the whole pictures, dimmed where the neuron does not look.
     """
     ranks = neuron.members(count=count)
-    sheet = strip(tiles(neuron.views(ranks), crop=not whole), columns)
+    sheet = image_grid(tiles(neuron.views(ranks), crop=not whole), columns)
     figure, axes = plt.subplots(figsize=(8, 8 * sheet.shape[0] / sheet.shape[1] + 0.5), layout="constrained")
     show(axes, sheet)
-    axes.set_title(f"{neuron.name}: the {len(ranks)} images that drive it most, strongest first", fontsize=11)
+    axes.set_title(f"{neuron.name}: the {len(ranks)} top-activating images, strongest first", fontsize=11)
     return figure
 
 
 @literal
 def neuron_figure(neuron: Neuron, count: int = 6) -> Figure:
-    """A neuron taken apart (as figure 1 of the PURE paper): its circuits in the plane, and images of each part.
+    """A neuron split into parts (as figure 1 of the PURE paper): its circuits in the plane, and images of each part.
 
     Left, every reference image is a point, placed by UMAP so that similar circuits are near each other; colours are
     virtual neurons, contours the density of all. Right, the strongest images of the whole neuron, and of each part.
@@ -128,7 +128,7 @@ def neuron_figure(neuron: Neuron, count: int = 6) -> Figure:
     _circuit_plane(figure.add_subplot(grid[:, 0]), neuron, pictures)
     for number, (part, own) in enumerate(zip(rows, ranks)):
         axes = figure.add_subplot(grid[number, 1])
-        show(axes, strip([pictures[rank] for rank in own.tolist()], count))
+        show(axes, image_grid([pictures[rank] for rank in own.tolist()], count))
         colour = "black" if part is None else PALETTE[part % len(PALETTE)]
         label = "all" if part is None else part_name(part)
         size = len(neuron.members(part))
@@ -253,7 +253,7 @@ def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
         Classes to show: those in whose images the channel carries most.
     """
     statistics = study.classes.statistics
-    relevant, _ = statistics.strongest_classes(channel, study.parameters.p)
+    relevant, _ = statistics.strongest_classes(channel, study.parameters.min_frequency)
     classes = np.sort(relevant[:most])
     names = [study.classes.names[label] for label in classes]
     figure, (left, right) = plt.subplots(
@@ -284,11 +284,11 @@ def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
 
 
 @literal
-def concord_figure(
+def mantel_figure(
     pairs: pd.DataFrame,
     measure: str = "wup",
     gamma: float = 0.5,
-    found: Concord | None = None,
+    found: MantelResult | None = None,
     marked: int | None = None,
     axes: Axes | None = None,
 ) -> Figure:
@@ -303,7 +303,7 @@ def concord_figure(
     gamma
         Points left of it are gamma-polysemantic.
     found
-        From :meth:`pure_nb.classes.Classes.concord`, to write above the points.
+        From :meth:`pure_nb.classes.Classes.agreement`, to write above the points.
     marked
         A row to point out.
     axes
@@ -334,7 +334,7 @@ def concord_figure(
 def pair_figure(
     study: Study, pairs: pd.DataFrame, row: int, measure: str = "wup", gamma: float = 0.5, count: int = 5
 ) -> Figure:
-    """One point of :func:`concord_figure`, with pictures of its two classes.
+    """One point of :func:`mantel_figure`, with pictures of its two classes.
 
     Parameters
     ----------
@@ -350,11 +350,11 @@ def pair_figure(
     entry = pairs.iloc[row]
     figure = plt.figure(figsize=(9.5, 3.6), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=[1, 1.25])
-    concord_figure(pairs, measure, gamma, marked=row, axes=figure.add_subplot(grid[:, 0]))
+    mantel_figure(pairs, measure, gamma, marked=row, axes=figure.add_subplot(grid[:, 0]))
     for place in (0, 1):
         name, synset = entry[f"class_{place + 1}"], entry[f"synset_{place + 1}"]
         axes = figure.add_subplot(grid[place, 1])
-        show(axes, strip([resized(picture, TILE) for picture in study.classes.pictures(name, count)], count))
+        show(axes, image_grid([resized(picture, TILE) for picture in study.classes.pictures(name, count)], count))
         meant = synset if isinstance(synset, str) else "not in WordNet"  # NaN after a round trip through a file
         axes.set_title(f"{name}, {meant}", fontsize=10.5, loc="left")
     figure.suptitle(
@@ -367,7 +367,7 @@ def pair_figure(
 
 @literal
 def densities_figure(split: Split, rho: float | None = None) -> Figure:
-    """How strongly a channel and its parts are driven by the images of each concept (Hesse et al. 2025, fig. 2).
+    """How strongly a channel and its parts are activated by the images of each concept (Hesse et al. 2025, fig. 2).
 
     Every curve is drawn to the same height; the ticks are the images.
 
@@ -390,7 +390,7 @@ def densities_figure(split: Split, rho: float | None = None) -> Figure:
     for axes, (title, values) in zip(all_axes, columns.items()):
         for number in range(len(split.concepts)):
             own, colour = values[split.labels == number], PALETTE[number % len(PALETTE)]
-            # Each to its own height: next to a part that is hardly driven, the others would be flat.
+            # Each to its own height: next to a part that is hardly activated, the others would be flat.
             if np.ptp(own) > 0:
                 grid = np.linspace(0, reach, 400)
                 kernel = gaussian_kde(own)

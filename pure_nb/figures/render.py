@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from pure_nb.compute.blocks import by_blocks, grouped
+from pure_nb.compute.blocks import grouped, map_in_blocks
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, LayerError
 from pure_nb.images.data import Images
@@ -55,18 +55,18 @@ class View:
         The image's number.
     picture
         uint8 ``[H, W, 3]``.
-    seen
+    mask
         bool ``[H, W]``: the part that the neuron looks at.
     """
 
     sample: int
     picture: Picture
-    seen: NDArray[np.bool_]
+    mask: NDArray[np.bool_]
 
     @property
     def box(self) -> tuple[int, int, int, int]:
         """``(left, top, right, bottom)``: the smallest square, within the picture, that holds the seen part."""
-        return square_around(self.seen)
+        return square_around(self.mask)
 
     def crop(self, size: int | None = None) -> Picture:
         """The picture cut to :attr:`box`, scaled to ``size`` pixels a side if given."""
@@ -86,9 +86,9 @@ class View:
         """
         left, top, right, bottom = self.box if crop else (0, 0, self.picture.shape[1], self.picture.shape[0])
         picture = resized(self.picture[top:bottom, left:right], size).astype(np.float32)
-        seen = resized(255 * self.seen[top:bottom, left:right].astype(np.uint8), size) > 127
-        edge = seen & ~scipy.ndimage.binary_erosion(seen, iterations=max(1, round(len(seen) / 100)), border_value=1)
-        picture[~seen] = dim * picture[~seen] + (1 - dim) * 255
+        shown = resized(255 * self.mask[top:bottom, left:right].astype(np.uint8), size) > 127
+        edge = shown & ~scipy.ndimage.binary_erosion(shown, iterations=max(1, round(len(shown) / 100)), border_value=1)
+        picture[~shown] = dim * picture[~shown] + (1 - dim) * 255
         picture[edge] = 0
         return picture.astype(np.uint8)
 
@@ -113,8 +113,8 @@ def heatmaps(
         ``"peak"``: relevance propagated to the pixels from the position of the channel's maximum alone, summed over the
         colours, as in PURE's reference implementation (zennit-crp's ``rf=True``): what made the image a reference.
         ``"crp"``: the same from all positions, each with its positive activation, as PURE's circuits start: all that
-        drives the channel. ``"activation"``: the positive part of the activation map, scaled up bilinearly, which needs
-        no backward pass, and a layer with a grid.
+        activates the channel. ``"activation"``: the positive part of the activation map, scaled up bilinearly, which
+        needs no backward pass, and a layer with a grid.
     run
         How it is run, with no more than :data:`MOST` images at once.
 
@@ -142,7 +142,7 @@ def heatmaps(
             target=target,
             lower=None,
             rule="lrp",
-            seed="peak" if crop == "peak" else "activation",
+            start="peak" if crop == "peak" else "activation",
             run=run,
         )
         with closing(flows):
@@ -165,7 +165,7 @@ def heatmaps(
                 image += 1
 
 
-def seen(heatmap: Tensor, *, blur: float = BLUR, threshold: float = THRESHOLD) -> NDArray[np.bool_]:
+def heatmap_mask(heatmap: Tensor, *, blur: float = BLUR, threshold: float = THRESHOLD) -> NDArray[np.bool_]:
     """The part of a picture that a heatmap points at.
 
     Parameters
@@ -222,7 +222,7 @@ def views(
     *,
     target: str,
     crop: Crop = "peak",
-    mask: Callable[[Tensor], NDArray[np.bool_]] = seen,
+    mask: Callable[[Tensor], NDArray[np.bool_]] = heatmap_mask,
     run: Run = Run(),
 ) -> list[View]:
     """Reference images with the part each channel looks at.
@@ -232,7 +232,8 @@ def views(
     model, images, channel, sample, target, crop, run
         As for :func:`heatmaps`.
     mask
-        What the channel looks at, by a heatmap; :func:`seen` with another blur and threshold, or a way of one's own.
+        What the channel looks at, by a heatmap; :func:`heatmap_mask` with another blur and threshold, or a way of one's
+        own.
 
     Returns
     -------
@@ -291,13 +292,13 @@ def boxes(
         found = np.empty((len(block), 4), dtype=np.int32)
         with closing(flows):
             for rows, maps in flows:
-                found[rows] = [square_around(mask) for mask in seen(maps, blur=CROP_BLUR)]
+                found[rows] = [square_around(mask) for mask in heatmap_mask(maps, blur=CROP_BLUR)]
                 done(len(rows))
         return found
 
     run = replace(run, batch_size=min(run.batch_size, MOST))
     with run.prepared(model):
-        return by_blocks(sample, compute, name="crops", unit="crop", store=store, run=run).reshape(*shape, 4)
+        return map_in_blocks(sample, compute, name="crops", unit="crop", store=store, run=run).reshape(*shape, 4)
 
 
 def resized(picture: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:

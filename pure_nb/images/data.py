@@ -29,7 +29,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import functional
 
 from pure_nb.errors import ImageError, PureError, StudyWarning
-from pure_nb.images.labels import Labels, labels_of, spoken
+from pure_nb.images.labels import Labels, display_names, labels_of
 from pure_nb.images.reading import Unreadable, printable, read
 
 MEAN = (0.485, 0.456, 0.406)
@@ -129,8 +129,8 @@ class Images:
             raise found.error()
         return found
 
-    def tensor_or_reason(self, sample: int) -> Tensor | Unreadable:
-        """The network's input for an image, or why there is none. It is waited for without end."""
+    def try_load(self, sample: int) -> Tensor | Unreadable:
+        """The network's input for an image, or why there is none. There is no timeout."""
         try:
             with self._lock:
                 source, number = _behind(self.dataset, int(sample))
@@ -164,15 +164,15 @@ class Images:
         return str(_file(*_behind(self.dataset, int(sample))) or f"item {sample} of {self.name}")
 
     def label(self, sample: int) -> str:
-        """The name of an image's class, as :func:`~pure_nb.images.labels.spoken` has it, or "" where none is known."""
+        """The name of an image's class, as :func:`~pure_nb.images.labels.display_names` has it, or "" where none is known."""
         target = -1 if self.targets is None else int(self.targets[sample])
         if target < 0:
             return ""
-        return self._spoken[target] if target < len(self._spoken) else str(target)
+        return self._display_names[target] if target < len(self._display_names) else str(target)
 
     @cached_property
-    def _spoken(self) -> list[str]:
-        return spoken(self.classes)
+    def _display_names(self) -> list[str]:
+        return display_names(self.classes)
 
     @property
     def targets(self) -> NDArray[np.int64] | None:
@@ -205,8 +205,8 @@ class Images:
             warnings.warn(
                 f"the pictures of {self.name!r} are shown, and judged by embedders, with wrong colours: their numbers, "
                 f"here from {tensor.min():.3g} to {tensor.max():.3g}, are not from 0 to 1. Give the mean and std by "
-                "which they were normalised (as_images(..., mean=..., std=...), and so Study.of); of numbers from 0 to "
-                "255 these are 0 and 1/255",
+                "which they were normalised (as_images(..., mean=..., std=...), and so Study.from_model); of numbers "
+                "from 0 to 255 these are 0 and 1/255",
                 StudyWarning,
                 stacklevel=2,
             )
@@ -241,9 +241,9 @@ class Images:
         """Changes when the images change.
 
         It covers the number of images, the transform, the labels, how files are read, and sixteen items spread over
-        the data set; of files also each one's name, size and time of change, of a part of a data set which items they
-        are, of a ``TensorDataset`` all that is in it, and of Hugging Face's data their own fingerprint. A normalisation
-        or a white that is given belongs to it.
+        the data set; of files also each one's name, size and time of change, of a Subset its
+        indices, of a ``TensorDataset`` all that is in it, and of Hugging Face's data their own fingerprint. A
+        normalisation or a white that is given belongs to it.
 
         Raises
         ------

@@ -77,7 +77,7 @@ def _candidates(dataset: Any) -> Iterator[Any]:
             yield [target for _, target in pairs]
 
 
-def spoken(names: Sequence[str]) -> list[str]:
+def display_names(names: Sequence[str]) -> list[str]:
     """Names of classes as one says them: of ImageNet's WordNet ids the first English word, others as they are.
 
     Without timm, which has the words, ids stay as they are, too.

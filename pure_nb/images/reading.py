@@ -1,7 +1,7 @@
 """Images as they are read: in batches, in threads or processes beside the calling one.
 
 One image of a data set is read at a time, so that loading can overlap with computing, and an image that never arrives
-ends in an error and not in a wait without end.
+ends in an error and not in a wait without a timeout.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pure_nb.parameters import Run
 if TYPE_CHECKING:
     from pure_nb.images.data import Images
 
-PATIENCE = 300.0
+TIMEOUT = 300.0
 """Seconds that an image, or a batch of worker processes, is waited for."""
 
 
@@ -63,7 +63,7 @@ class Batch:
 
 
 def arriving(
-    images: Images, samples: Sequence[int], patience: float, allowed: Semaphore
+    images: Images, samples: Sequence[int], timeout: float, allowed: Semaphore
 ) -> Generator[Tensor | Unreadable, None, None]:
     """Images one by one, or why there is none.
 
@@ -73,8 +73,8 @@ def arriving(
     Parameters
     ----------
     images, samples
-        The data set, and the numbers of the images wanted.
-    patience
+        The data set, and the indices of the images wanted.
+    timeout
         Seconds to wait for the next one.
     allowed
         How many may be read already.
@@ -87,7 +87,7 @@ def arriving(
     if images.at_hand:  # beside it, they and the network would hold each other up
         for sample in samples:
             with torch.inference_mode(False):  # the caller's own need not be that of whoever gets the images
-                found = images.tensor_or_reason(sample)
+                found = images.try_load(sample)
             yield found
         return
     arrived: SimpleQueue[Tensor | Unreadable | BaseException] = SimpleQueue()
@@ -99,7 +99,7 @@ def arriving(
                 allowed.acquire()
                 if stopped.is_set():
                     return
-                arrived.put(images.tensor_or_reason(sample))
+                arrived.put(images.try_load(sample))
         except BaseException as problem:  # raised where the images are waited for
             arrived.put(problem)
 
@@ -108,9 +108,9 @@ def arriving(
     try:
         for sample in samples:
             try:
-                one = arrived.get(timeout=patience)
+                one = arrived.get(timeout=timeout)
             except Empty:
-                raise _late(images, [sample], patience) from None
+                raise _late(images, [sample], timeout) from None
             if isinstance(one, BaseException):
                 raise one
             yield one
@@ -122,16 +122,16 @@ def arriving(
 
 def read(images: Images, samples: Sequence[int]) -> list[Tensor | Unreadable]:
     """Some images, or an error where one does not arrive."""
-    return list(arriving(images, samples, PATIENCE, Semaphore(len(samples))))
+    return list(arriving(images, samples, TIMEOUT, Semaphore(len(samples))))
 
 
-def _late(images: Images, samples: Sequence[int], patience: float, reason: str = "") -> ImageError:
+def _late(images: Images, samples: Sequence[int], timeout: float, reason: str = "") -> ImageError:
     """An error for images that did not arrive."""
     listed = ", ".join(f"{sample} ({printable(images.path(sample))})" for sample in samples[:8])
     more = f" and {len(samples) - 8} more" if len(samples) > 8 else ""
     return ImageError(
         f"waited for image{'s' * (len(samples) > 1)} {listed}{more}: "
-        f"{reason or f'nothing arrived for {patience:g} s'}. Check the disk or network that is read and the memory "
+        f"{reason or f'nothing arrived for {timeout:g} s'}. Check the disk or network that is read and the memory "
         "that is free, try them alone (images.tensor(number)), and mend or remove what can't be read"
     )
 
@@ -161,7 +161,7 @@ def batches(
     images: Images,
     samples: Sequence[int],
     *,
-    patience: float = PATIENCE,
+    timeout: float = TIMEOUT,
     run: Run = Run(),
 ) -> Generator[Batch, None, None]:
     """The given images, in the given order, in batches.
@@ -172,8 +172,8 @@ def batches(
     Parameters
     ----------
     images, samples
-        The data set, and the numbers of the images wanted.
-    patience
+        The data set, and the indices of the images wanted.
+    timeout
         Seconds to wait for the next image, or, with workers, for the next batch.
     run
         Its ``batch_size``, of which the last batch may fall short; and its ``workers``, processes that load ahead, two
@@ -183,16 +183,16 @@ def batches(
     Raises
     ------
     ImageError
-        If no image of the data set can be read; if none arrives for ``patience`` seconds; or if a worker dies. Where
+        If no image of the data set can be read; if none arrives for ``timeout`` seconds; or if a worker dies. Where
         that happens while the caller computes, torch may raise its own ``RuntimeError`` there.
     """
     expected, batch_size = images.example.shape, run.batch_size
     parts = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
     if run.workers and not current_process().daemon:
-        yield from _by_workers(images, expected, parts, run.workers, patience)
+        yield from _by_workers(images, expected, parts, run.workers, timeout)
         return
     allowed = Semaphore(batch_size)
-    with closing(arriving(images, samples, patience, allowed)) as found:
+    with closing(arriving(images, samples, timeout, allowed)) as found:
         for part in parts:
             some = list(islice(found, len(part)))
             allowed.release(batch_size)
@@ -202,38 +202,38 @@ def batches(
 
 
 def _by_workers(
-    images: Images, expected: torch.Size, parts: list[Sequence[int]], workers: int, patience: float
+    images: Images, expected: torch.Size, parts: list[Sequence[int]], workers: int, timeout: float
 ) -> Generator[Batch, None, None]:
     """Batches that processes load."""
     load = partial(_load, replace(images), expected)  # with a lock of its own: processes may be forked as one is held
     some: Any = parts  # a data set of them, as each process loads a whole one
-    loader = iter(DataLoader(some, batch_size=None, num_workers=workers, collate_fn=load, timeout=patience))
+    loader = iter(DataLoader(some, batch_size=None, num_workers=workers, collate_fn=load, timeout=timeout))
     for part in parts:
         try:
             batch = next(loader)
         except RuntimeError as problem:
             if not str(problem).startswith("DataLoader "):
                 raise
-            raise _late(images, part, patience, str(problem)) from problem  # it timed out, or a worker was killed
+            raise _late(images, part, timeout, str(problem)) from problem  # it timed out, or a worker was killed
         yield batch
 
 
 def _load(images: Images, expected: torch.Size, samples: Sequence[int]) -> Batch:
-    return _collate(images, expected, samples, map(images.tensor_or_reason, samples))
+    return _collate(images, expected, samples, map(images.try_load, samples))
 
 
 def readable(
     images: Images,
     samples: Sequence[int],
     *,
-    patience: float = PATIENCE,
+    timeout: float = TIMEOUT,
     run: Run = Run(),
 ) -> Generator[Batch, None, None]:
     """As :func:`batches`, of images that can all be read.
 
     Parameters
     ----------
-    images, samples, patience, run
+    images, samples, timeout, run
         As for :func:`batches`.
 
     Raises
@@ -241,7 +241,7 @@ def readable(
     ImageError
         As there, and at the first batch with an image that can't be read.
     """
-    found = batches(images, samples, patience=patience, run=run)
+    found = batches(images, samples, timeout=timeout, run=run)
     with closing(found):
         for batch in found:
             for lost in batch.unreadable:

@@ -33,7 +33,7 @@ from pure_nb.errors import EmbedderError, ModelError
 from pure_nb.judges.vectors import Embedder as Embedder
 from pure_nb.judges.vectors import encoder, fingerprint, from_network, pixels
 from pure_nb.network import models
-from pure_nb.network.layers import by_position
+from pure_nb.network.layers import flatten_positions
 from pure_nb.parameters import Run
 
 Features = Literal["tokens", "pooled"]
@@ -98,7 +98,7 @@ def clip(
         found = network.visual.forward_intermediates(
             images, indices=1, normalize_intermediates=False, intermediates_only=True, output_extra_tokens=True
         )
-        grid = by_position(found["image_intermediates"][-1])
+        grid = flatten_positions(found["image_intermediates"][-1])
         first = found.get("image_intermediates_prefix")
         every = [grid] if not first else [first[-1].transpose(1, 2), grid]
         return torch.cat(every, dim=2).mean(dim=2)
@@ -255,7 +255,7 @@ def load_embedder(spec: str, *, features: Features = "tokens", run: Run = Run(),
     Raises
     ------
     EmbedderError
-        If the spec is not of these forms, or the embedder can't be had.
+        If the spec is not of these forms, or the embedder is not available.
     """
     kind, _, file = spec.partition("@")
     # A drive of Windows has a colon, too.

@@ -130,7 +130,7 @@ def distance_table(
     store: Store | None = None,
     run: Run = Run(),
 ) -> pd.DataFrame:
-    """Evaluation 1 of the paper: take every neuron apart by each method, and let the judge measure the parts.
+    """Evaluation 1 of the paper: split every neuron into parts by each method, and let the judge measure the parts.
 
     Parameters
     ----------
@@ -138,12 +138,12 @@ def distance_table(
         float ``[channels, n, d]``: the judge's vectors of the crops.
     methods
         Vectors ``[channels, n, d']`` by name; each is clustered by the same k-means
-        (:func:`pure_nb.methods.virtual.cluster`). Labels drawn at random are added as ``"random"``. Or labels
+        (:func:`pure_nb.methods.virtual.kmeans`). Labels drawn at random are added as ``"random"``. Or labels
         ``[channels, n]``, such as the true object of each image: they have their own number of parts, and are repeated
         for every k.
     used
-        bool ``[channels, n]``: which images count, such as those that drive the channel; all by default. Neurons with
-        fewer than two are left out.
+        bool ``[channels, n]``: which images count, such as those that activate the channel; all by default. Neurons
+        with fewer than two are left out.
     ks
         Numbers of parts.
     metric
@@ -225,8 +225,8 @@ def summary(
     baseline
         The method that the others are compared with, at the same k and neuron by neuron.
     clear, judge
-        Only neurons whose gap is above ``clear`` when the method ``judge`` takes them apart, as the paper does for
-        CLIP's own parts and 1.5. They are chosen by that gap, so that the judge's own row, and rows of methods that
+        Only neurons whose gap is above ``clear`` when the method ``judge`` splits them into parts, as the paper does
+        for CLIP's own parts and 1.5. They are chosen by that gap, so that the judge's own row, and rows of methods that
         are like it, come out too large. A k without such neurons is not in the result.
 
     Returns
@@ -340,7 +340,7 @@ def _used(judge: NDArray[np.float32], used: NDArray[np.bool_] | None) -> tuple[N
     used = np.ones(judge.shape[:2], dtype=np.bool_) if used is None else used
     chosen = np.flatnonzero(used.sum(axis=1) >= 2)
     if not len(chosen):
-        raise EvaluationError("there is no neuron to evaluate: none is driven by two images")
+        raise EvaluationError("there is no neuron to evaluate: none is activated by two images")
     return used, chosen
 
 

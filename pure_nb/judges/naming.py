@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pure_nb._imports import needed
 from pure_nb.errors import ArgumentError, EmbedderError
 
-UNSURE = "unsure"
+ABSTAIN = "unsure"
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Name:
     stability: float
     p: float
 
-    def said(self, alpha: float = 0.05) -> str:
+    def label(self, alpha: float = 0.05) -> str:
         """The word, or ``"unsure"`` where p is above ``alpha``, or the stability below ``1 - alpha``."""
-        return self.word if self.p <= alpha and self.stability >= 1 - alpha else UNSURE
+        return self.word if self.p <= alpha and self.stability >= 1 - alpha else ABSTAIN
 
 
 class Namer:

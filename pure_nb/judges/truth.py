@@ -1,9 +1,9 @@
 """How right is it? Virtual neurons against the object that the neuron looked at.
 
 Of glyph scenes and of pictures with boxes the object under each reference image's maximum is known. A good way of
-taking a neuron apart puts reference images with the same object together. This module asks that of PURE and of simpler
-descriptions of the same images, always with the same clustering and the same number of clusters, so that only the
-description differs.
+splitting a neuron into parts puts reference images with the same object together. This module asks that of PURE and of
+simpler descriptions of the same images, always with the same clustering and the same number of clusters, so that only
+the description differs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pure_nb.images.reading import readable
 from pure_nb.methods.descriptions import parts_by
 from pure_nb.methods.references import References
 from pure_nb.methods.virtual import on_one_thread
-from pure_nb.network.layers import activations, by_position
+from pure_nb.network.layers import activations, flatten_positions
 from pure_nb.parameters import Run
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def activation_vectors(
         for batch in readable(images, unique.tolist(), run=run):
             outputs = activations(model, batch.images.to(run.local_device), [lower, described])
             under = _cells_under(references.grid, tuple(outputs[lower].shape[2:]) if outputs[lower].ndim == 4 else ())
-            for top, below in zip(by_position(outputs[described]), by_position(outputs[lower])):
+            for top, below in zip(flatten_positions(outputs[described]), flatten_positions(outputs[lower])):
                 pairs = pairs_of[image]
                 put("activation", pairs, top.clamp(min=0).mean(dim=1))
                 put("activation at maximum", pairs, top[:, references.position[channel[pairs], rank[pairs]]].T)
@@ -172,7 +172,7 @@ def agreement(
     """Cluster each neuron's references by each description, and compare with the known objects.
 
     The number of clusters is the neuron's true number of meanings, the same for every description. Neurons with a
-    single meaning are left out, since there is nothing to take apart.
+    single meaning are left out, since there is nothing to split.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from torchvision import transforms
 from pure_nb.errors import EmbedderError, PureError
 from pure_nb.images.data import MEAN, STD
 from pure_nb.network import models
-from pure_nb.network.layers import INPUT, activations, by_position
+from pure_nb.network.layers import INPUT, activations, flatten_positions
 from pure_nb.parameters import Run
 
 Picture = NDArray[np.uint8]
@@ -228,7 +228,7 @@ def from_network(
     def forward(images: Tensor) -> Tensor:
         with run.prepared(model):
             found = activations(model, images, [layer])[layer]
-        return found if found.ndim == 2 else by_position(found).mean(dim=2)
+        return found if found.ndim == 2 else flatten_positions(found).mean(dim=2)
 
     return Embedder(name, fingerprint(model, prepare, layer), encoder(forward, prepare, run))
 

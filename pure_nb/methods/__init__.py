@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 from pure_nb._imports import lazily
 
 if TYPE_CHECKING:
-    from pure_nb.methods.optimise import feature_visualisation
     from pure_nb.methods.pairs import class_pairs
     from pure_nb.methods.references import TopReferences
     from pure_nb.methods.virtual import VirtualNeurons, virtual_neurons
     from pure_nb.methods.virtual_layer import VirtualLayer
+    from pure_nb.methods.visualise import feature_visualisation
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "optimise": "feature_visualisation",
+            "visualise": "feature_visualisation",
             "pairs": "class_pairs",
             "references": "TopReferences",
             "virtual": "VirtualNeurons virtual_neurons",

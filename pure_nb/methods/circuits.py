@@ -1,4 +1,4 @@
-"""Circuits: which lower channels drove a channel, image by image (PURE, section 3.2).
+"""Circuits: which lower channels activated a channel, image by image (PURE, section 3.2).
 
 Start at the target layer L with relevance in one channel c and none in the others, and propagate it back to a
 lower layer L'. Summed over positions, the relevance of the lower channels is a vector that says through which
@@ -21,17 +21,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from zennit.core import Composite
 
-from pure_nb._resting import resting
-from pure_nb.compute.blocks import by_blocks, grouped
+from pure_nb._resting import frozen_eval
+from pure_nb.compute.blocks import grouped, map_in_blocks
 from pure_nb.compute.store import New, Store
 from pure_nb.errors import ArgumentError
 from pure_nb.images.data import Images
 from pure_nb.images.reading import readable
 from pure_nb.methods._shapes import Float, Int
 from pure_nb.network.cut import Cut
-from pure_nb.network.layers import by_position, get_layer
+from pure_nb.network.layers import flatten_positions, get_layer
 from pure_nb.network.lrp import default_composite, ruled
-from pure_nb.parameters import Rule, Run, Seed
+from pure_nb.parameters import Rule, Run, Start
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def cuts(
     if composite is not None:
         context = ruled(model, example, lower, target, composite, every=rule == "lrp")
     # At rest within the rules, or what they put in would ask for gradients.
-    with resting(model, example.device), context, resting(model):
+    with frozen_eval(model, example.device), context, frozen_eval(model):
         yield lambda images: Cut.at(model, images, lower, target, times_input=composite is None)
 
 
@@ -72,7 +72,7 @@ def propagate(
     target: str,
     lower: str | None,
     rule: Rule | Composite = "gradient",
-    seed: Seed = "activation",
+    start: Start = "activation",
     run: Run = Run(),
 ) -> Generator[
     tuple[Int[NDArray[np.int64], " b"], Float[Tensor, "b ..."], Float[Tensor, "b ..."], Float[Tensor, "b ..."]],
@@ -92,8 +92,8 @@ def propagate(
     rule
         ``"gradient"``: input times gradient, as PURE's reference implementation; ``"lrp"``: layer-wise relevance
         propagation with :func:`pure_nb.network.lrp.default_composite`; or a composite of zennit.
-    seed
-        Where relevance starts, see :func:`pure_nb.network.cut.seeded`.
+    start
+        Where relevance starts, see :func:`pure_nb.network.cut.initial_relevance`.
     run
         How it is run.
 
@@ -122,21 +122,21 @@ def propagate(
     order = np.argsort([-len(pairs) for pairs in pairs_of], kind="stable")
     example = images.example[None].to(run.local_device)
     with run.prepared(model), cuts(model, example, target, lower, rule) as cut_at:
-        start = 0
+        begin = 0
         for batch in readable(images, unique[order].tolist(), run=run):
-            members = [pairs_of[i] for i in order[start : start + len(batch.samples)]]
-            start += len(members)
+            members = [pairs_of[i] for i in order[begin : begin + len(batch.samples)]]
+            begin += len(members)
             cut = cut_at(batch.images.to(example.device))
             for turn in range(len(members[0])):
                 rows = np.array([pairs[turn] for pairs in members if len(pairs) > turn])
                 chosen, last = torch.from_numpy(channel[rows]).to(example.device), turn == len(members[0]) - 1
-                relevance = cut.relevance(chosen, seed, last=last, index=sample[rows].tolist())
+                relevance = cut.relevance(chosen, start, last=last, index=sample[rows].tolist())
                 yield rows, relevance, cut.leaf.detach()[: len(rows)], cut.top.detach()[: len(rows)]
 
 
 def summed(relevance: Float[Tensor, "b ..."]) -> Float[NDArray[np.float32], "b channels"]:
     """Relevance vectors out of the relevance of every position, summed over positions."""
-    return by_position(relevance).float().sum(dim=2).cpu().numpy()
+    return flatten_positions(relevance).float().sum(dim=2).cpu().numpy()
 
 
 def normalised(vectors: Float[NDArray[np.float32], "*shape"]) -> Float[NDArray[np.float32], "*shape"]:
@@ -153,7 +153,7 @@ def circuits(
     target: str,
     lower: str,
     rule: Rule | Composite = "gradient",
-    seed: Seed = "activation",
+    start: Start = "activation",
     store: Store | None = None,
     new: New = np.empty,
     run: Run = Run(),
@@ -165,14 +165,14 @@ def circuits(
 
     Parameters
     ----------
-    model, images, channel, sample, target, lower, rule, seed, run
+    model, images, channel, sample, target, lower, rule, start, run
         As for :func:`propagate`. ``channel`` and ``sample`` may have any one shape, such as the ``[C, n]`` of
         :class:`~pure_nb.methods.references.References`.
     store
         Where to keep finished blocks of images, a folder for these pairs alone. A run that finds blocks there goes on
         from them; clear it when the result is safe.
     new
-        What to put the result into: as for :func:`pure_nb.compute.blocks.by_blocks`.
+        What to put the result into: as for :func:`pure_nb.compute.blocks.map_in_blocks`.
 
     Returns
     -------
@@ -181,7 +181,7 @@ def circuits(
         relevance flows (a dead channel).
     """
     shape, channel, sample = np.shape(channel), np.ravel(channel), np.ravel(sample)
-    how: dict[str, Any] = {"target": target, "lower": lower, "rule": rule, "seed": seed, "run": run}
+    how: dict[str, Any] = {"target": target, "lower": lower, "rule": rule, "seed": start, "run": run}
 
     def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.float32]:
         flows = propagate(model, images, channel[block], sample[block], **how)
@@ -195,4 +195,4 @@ def circuits(
         return normalised(vectors)
 
     with run.prepared(model):
-        return by_blocks(sample, compute, name="circuits", store=store, new=new, run=run).reshape(*shape, -1)
+        return map_in_blocks(sample, compute, name="circuits", store=store, new=new, run=run).reshape(*shape, -1)

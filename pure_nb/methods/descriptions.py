@@ -1,4 +1,4 @@
-"""Descriptions of reference images by vectors, by which neurons are taken apart: circuits, activations, embeddings."""
+"""Descriptions of reference images by vectors, by which neurons are split into parts: circuits, activations, embeddings."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from pure_nb.errors import StudyWarning
 from pure_nb.methods._shapes import Float
-from pure_nb.methods.virtual import Vectors, cluster
+from pure_nb.methods.virtual import Vectors, kmeans
 
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
     from pure_nb.study import Study
 
-OWN, GRADIENT, LRP = "circuits", "PURE gradient", "PURE LRP"
+OWN, PURE, LRP = "circuits", "PURE", "PURE LRP"
 """Circuits: by the study's own recipe, and by either rule."""
 
 RANDOM = "random"
@@ -73,7 +73,7 @@ def descriptions(
     def recipe(name: str, **changes: Any) -> Description:
         if circuits is not None:
             return Description(name, lambda: circuits(**changes))
-        other = study.using(**changes) if changes else study
+        other = study.replace(**changes) if changes else study
         return Description(name, lambda: other.circuits, other.circuits_of)
 
     def simple(name: str) -> Description:
@@ -82,7 +82,7 @@ def descriptions(
     def embedded(embedder: Embedder) -> Description:
         return Description(embedder.name, lambda: study.crops.embeddings(embedder))
 
-    found = [recipe(OWN), recipe(GRADIENT, rule="gradient"), recipe(LRP, rule="lrp"), simple("activation")]
+    found = [recipe(OWN), recipe(PURE, rule="gradient"), recipe(LRP, rule="lrp"), simple("activation")]
     found += [simple("activation at maximum")] if study.references.grid else []  # without a grid the same
     found += [simple("lower activation"), simple("lower activation at maximum"), *map(embedded, embedders)]
     return {one.name: one for one in found}
@@ -117,5 +117,5 @@ def parts_by(
     dict
         int64 ``[n]`` by name: the part of each image, from 0.
     """
-    parts = {name: cluster(own, k, seed=seed) for name, own in vectors.items()}
+    parts = {name: kmeans(own, k, seed=seed) for name, own in vectors.items()}
     return parts | {RANDOM: generator.integers(0, k, n)}

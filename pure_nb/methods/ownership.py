@@ -27,7 +27,9 @@ SHARED = -1
 Ownership = Literal["symmetric", "published"]
 
 
-def owners(arvs: ArrayLike, rho: float, ownership: Ownership = "symmetric") -> Int[NDArray[np.int64], " sources"]:
+def assign_sources(
+    arvs: ArrayLike, rho: float, ownership: Ownership = "symmetric"
+) -> Int[NDArray[np.int64], " sources"]:
     """Which concept each source belongs to (Hesse et al., their rule for rho where k = 2).
 
     Source i belongs to concept v if ``rho * ARV_v,i > max over the other concepts w of ARV_w,i``.
@@ -92,7 +94,7 @@ class Assignment:
     arvs
         float64 ``[k, sources]``: the average relevance vector of each concept.
     rhos, ownership
-        Thresholds, and the rule; see :func:`owners`.
+        Thresholds, and the rule; see :func:`assign_sources`.
     """
 
     layer: str
@@ -110,5 +112,5 @@ class Assignment:
         return len(self.arvs)
 
     def owner(self, rho: float) -> Int[NDArray[np.int64], " sources"]:
-        """int64 ``[sources]``: see :func:`owners`."""
-        return owners(self.arvs, rho, self.ownership)
+        """int64 ``[sources]``: see :func:`assign_sources`."""
+        return assign_sources(self.arvs, rho, self.ownership)

@@ -25,7 +25,12 @@ def cosine(first: Float[NDArray[np.floating], "... d"], second: Float[NDArray[np
 
 
 def class_pairs(
-    statistics: ClassStatistics, model: nn.Module, names: Sequence[str], *, p: float = 0.75, level: float = 0.95
+    statistics: ClassStatistics,
+    model: nn.Module,
+    names: Sequence[str],
+    *,
+    min_frequency: float = 0.75,
+    level: float = 0.95,
 ) -> pd.DataFrame:
     """Every channel that is relevant to two classes, with the cosine of its two ARVs.
 
@@ -35,7 +40,7 @@ def class_pairs(
         What :class:`ClassRelevance` found, and the network.
     names
         Of the classes.
-    p
+    min_frequency
         A channel is relevant to a class if it is so in at least this part of the class's images.
     level
         Of the bootstrap interval.
@@ -53,14 +58,14 @@ def class_pairs(
     columns = ["channel", "class_1", "class_2", "cosine", "low", "high", "share_1", "share_2"]
     rows: list[tuple[Any, ...]] = []
     for channel in range(statistics.channels):
-        classes = statistics.relevant_classes(channel, p)
+        classes = statistics.relevant_classes(channel, min_frequency)
         if len(classes) < 2:
             continue
         vectors = statistics.arv(model, channel, classes)
-        replicas = statistics.arv_replicas(model, channel, classes)
+        drawn_arvs = statistics.bootstrap_arvs(model, channel, classes)
         share = statistics.share[classes, channel] / statistics.images[classes]
         for i, j in combinations(range(len(classes)), 2):
-            spread = cosine(replicas[i], replicas[j])
+            spread = cosine(drawn_arvs[i], drawn_arvs[j])
             enough = statistics.images[classes[[i, j]]].min() > 1 and np.isfinite(spread).any()
             low, high = np.nanquantile(spread, [(1 - level) / 2, (1 + level) / 2]) if enough else (np.nan, np.nan)
             pair, near = (names[classes[i]], names[classes[j]]), float(cosine(vectors[i], vectors[j]))

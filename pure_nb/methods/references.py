@@ -1,4 +1,4 @@
-"""Reference images: for each channel of a layer, the images that drive it most (PURE, section 3.1).
+"""Reference images: for each channel of a layer, its top-activating images (PURE, section 3.1).
 
 The score of an image for a channel is the channel's largest activation over all positions, as in Dreyer et al.
 (2024), or its mean. :class:`TopReferences` keeps the best n of each channel while the images stream by; its memory
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.methods._shapes import Bool, Float, Int
-from pure_nb.network.layers import by_position, channel_axis
-from pure_nb.parameters import By
+from pure_nb.network.layers import channel_axis, flatten_positions
+from pure_nb.parameters import RankedBy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,10 +36,10 @@ class References:
     ----------
     layer
         Name of the layer.
-    by
+    ranked_by
         What the score is: ``"max"`` or ``"mean"`` over positions.
     sample
-        int64 ``[channels, n]``: numbers of the images.
+        int64 ``[channels, n]``: indices of the images.
     score
         float32 ``[channels, n]``: their scores, in the units of the activation.
     position
@@ -51,7 +51,7 @@ class References:
     """
 
     layer: str
-    by: By
+    ranked_by: RankedBy
     sample: Int[NDArray[np.int64], "channels n"]
     score: Float[NDArray[np.float32], "channels n"]
     position: Int[NDArray[np.int64], "channels n"]
@@ -69,8 +69,8 @@ class References:
         return self.sample.shape[1]
 
     @property
-    def driven(self) -> Bool[NDArray[np.bool_], "channels n"]:
-        """Which references drive their channel, by an activation above 0 somewhere: bool ``[channels, n]``."""
+    def active(self) -> Bool[NDArray[np.bool_], "channels n"]:
+        """Which references activate their channel, by an activation above 0 somewhere: bool ``[channels, n]``."""
         return self.peak > 0
 
     @property
@@ -78,9 +78,9 @@ class References:
         """Which channels are not dead: bool ``[channels]``.
 
         A dead channel is above 0 nowhere in any of its references, which then mean nothing. A mean may be below 0
-        though the channel is not dead: what counts are the largest activations, also with ``by="mean"``.
+        though the channel is not dead: what counts are the largest activations, also with ``ranked_by="mean"``.
         """
-        return np.asarray(self.driven.any(axis=1))
+        return np.asarray(self.active.any(axis=1))
 
     def centre(self, size: tuple[int, int]) -> Float[NDArray[np.float64], "channels n 2"]:
         """The middle of each maximum's cell in the picture.
@@ -128,16 +128,16 @@ class TopReferences:
         Name of the layer.
     n
         References for each channel; fewer where there are fewer images.
-    by
+    ranked_by
         ``"max"``: the largest activation over the positions (the paper's); ``"mean"``: their mean.
     """
 
-    def __init__(self, layer: str, n: int = 100, by: By = "max") -> None:
+    def __init__(self, layer: str, n: int = 100, ranked_by: RankedBy = "max") -> None:
         if n < 1:
             raise ArgumentError(f"a channel needs at least one reference image, got n={n}")
-        if by not in ("max", "mean"):
-            raise ArgumentError(f"by must be 'max' or 'mean', got {by!r}")
-        self.layer, self.n, self.by = layer, n, by
+        if ranked_by not in ("max", "mean"):
+            raise ArgumentError(f"ranked_by must be 'max' or 'mean', got {ranked_by!r}")
+        self.layer, self.n, self.ranked_by = layer, n, ranked_by
         self.layers: tuple[str, ...] = (layer,)
         self.leaf: str | None = None
         self.grid: tuple[int, ...] = ()
@@ -150,7 +150,7 @@ class TopReferences:
         Parameters
         ----------
         samples
-            ``[B]``: numbers of the images.
+            ``[B]``: indices of the images.
         outputs
             Of the layer, among others: ``[B, C]``, ``[B, T, C]`` or ``[B, C, H, W]``.
 
@@ -162,7 +162,7 @@ class TopReferences:
             If the layer's shape is not that of the batches before.
         """
         activation = outputs[self.layer]
-        values = by_position(activation.detach().float())
+        values = flatten_positions(activation.detach().float())
         top, position = values.max(dim=2)
         finite = torch.isfinite(values.sum(dim=2))
         if not finite.all():
@@ -171,7 +171,7 @@ class TopReferences:
                 f"layer {self.layer!r} puts out NaN or infinity: channel {channel}, image {samples[image]}. Check that "
                 "image, the weights, and whether half precision overflows"
             )
-        score = top if self.by == "max" else values.mean(dim=2)
+        score = top if self.ranked_by == "max" else values.mean(dim=2)
         axis = channel_axis(activation)
         self._shaped(score.shape[1], tuple(size for i, size in enumerate(activation.shape) if i not in (0, axis)))
         best, full = self._best, bool(self._best) and len(self._best["score"]) >= self.n
@@ -183,9 +183,9 @@ class TopReferences:
 
     def merge(self, other: TopReferences) -> None:
         """Take in what another accumulator of the same layer has taken in."""
-        if (self.layer, self.n, self.by) != (other.layer, other.n, other.by):
+        if (self.layer, self.n, self.ranked_by) != (other.layer, other.n, other.ranked_by):
             raise ArgumentError(
-                f"can't merge references of {other.layer!r} ({other.n}, {other.by}) into {self.layer!r}"
+                f"can't merge references of {other.layer!r} ({other.n}, {other.ranked_by}) into {self.layer!r}"
             )
         if other._best:
             self._shaped(other._best["score"].shape[1], other.grid)
@@ -217,7 +217,7 @@ class TopReferences:
         if not self._best:
             raise ArgumentError(f"no image was seen, so layer {self.layer!r} has no reference images")
         found: dict[str, Any] = {name: values.T.contiguous().numpy() for name, values in self._best.items()}
-        return References(self.layer, self.by, grid=self.grid, **found)
+        return References(self.layer, self.ranked_by, grid=self.grid, **found)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All that was taken in, as arrays; see :meth:`restored`."""
@@ -226,7 +226,7 @@ class TopReferences:
 
     def restored(self, state: Mapping[str, NDArray[Any]]) -> TopReferences:
         """A new accumulator of the same settings, holding a saved state; empty if the state is."""
-        other = TopReferences(self.layer, self.n, self.by)
+        other = TopReferences(self.layer, self.n, self.ranked_by)
         if state:
             names = ("score", "sample", "position", "peak")
             other._best = {name: torch.from_numpy(np.array(state[name])) for name in names}

@@ -1,9 +1,9 @@
 """Class relevance and average relevance vectors, in one pass (Hesse et al. 2025, sections 3.1 and 3.2).
 
 A channel is *relevant* to a class if in most of the class's images it carries a good part of what speaks for the
-class. Its *average relevance vector* (ARV) for the class says through which sources, the channels below, it was driven
-in these images, on average. A channel that is relevant to two classes and was driven by different sources for each
-is *gamma-polysemantic*: the cosine of its two ARVs is below gamma.
+class. Its *average relevance vector* (ARV) for the class says through which sources, the channels below, it was
+activated in these images, on average. A channel that is relevant to two classes and was activated by different sources
+for each is *gamma-polysemantic*: the cosine of its two ARVs is below gamma.
 
 The vectors need not be computed channel by channel. If the layer is a convolution or a linear layer and the sources are
 its inputs, relevance is weights times activations: the mean over the images can be taken before the weights come in,
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.methods._shapes import Bool, Float, Int
-from pure_nb.methods.windows import Taps, dense_weight, in_single
-from pure_nb.network.layers import INPUT, OUTPUT, by_position, channel_axis, get_layer
+from pure_nb.methods.windows import KernelWindows, dense_weight, in_single
+from pure_nb.network.layers import INPUT, OUTPUT, channel_axis, flatten_positions, get_layer
 
 REPLICATES = 100
 """Bootstrap replicates that are kept beside each sum."""
@@ -42,28 +42,30 @@ class Criterion:
 
     Attributes
     ----------
-    share, mass
-        How much of the positive attribution it must carry; see :func:`carried`.
+    min_share, cumulative_share
+        How much of the positive attribution it must carry; see :func:`relevant_channels`.
     clamp
         What of the attribution is set to 0 where it is negative: the sums of whole ``"channels"``, or each of the
-        ``"positions"``, as for the paper's table; see :func:`attributed`.
+        ``"positions"``, as for the paper's table; see :func:`class_attribution`.
     """
 
-    share: float = 0.03
-    mass: float | None = None
+    min_share: float = 0.03
+    cumulative_share: float | None = None
     clamp: Clamp = "channels"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ArgumentError(f"share must be from 0 to 1, got {self.share}")
-        if self.mass is not None and not 0 < self.mass <= 1:
-            raise ArgumentError(f"mass must be above 0 and at most 1, or None, got {self.mass}")
+        if not 0 <= self.min_share <= 1:
+            raise ArgumentError(f"min_share must be from 0 to 1, got {self.min_share}")
+        if self.cumulative_share is not None and not 0 < self.cumulative_share <= 1:
+            raise ArgumentError(f"cumulative_share must be above 0 and at most 1, or None, got {self.cumulative_share}")
         if self.clamp not in get_args(Clamp):
             raise ArgumentError(f"clamp must be 'channels' or 'positions', got {self.clamp!r}")
 
 
-def carried(
-    attribution: Float[NDArray[np.float64], "b channels"], share: float = 0.03, mass: float | None = None
+def relevant_channels(
+    attribution: Float[NDArray[np.float64], "b channels"],
+    min_share: float = 0.03,
+    cumulative_share: float | None = None,
 ) -> Bool[NDArray[np.bool_], "b channels"]:
     """Which channels an image's class stands on.
 
@@ -71,12 +73,12 @@ def carried(
     ----------
     attribution
         ``[B, C]``: attribution of each channel to the true class.
-    share
+    min_share
         A channel is relevant if it carries at least this share of the positive attribution (the paper's 0.03). That is
         61 times a uniform share of 2048 channels, but less than the uniform share of 32: it means something
         else in each width.
-    mass
-        If given, in place of ``share``: relevant are the strongest channels that together carry this part of the
+    cumulative_share
+        If given, in place of ``min_share``: relevant are the strongest channels that together carry this part of the
         positive attribution, as few as will do. That carries over between widths.
 
     Returns
@@ -86,18 +88,18 @@ def carried(
     """
     positive = attribution.clip(min=0)
     total = positive.sum(axis=1, keepdims=True)
-    if mass is None:
-        return (positive >= share * total) & (positive > 0)
+    if cumulative_share is None:
+        return (positive >= min_share * total) & (positive > 0)
     order = np.argsort(-positive, axis=1, kind="stable")
     before = np.cumsum(np.take_along_axis(positive, order, axis=1), axis=1)
     before = np.concatenate([np.zeros_like(total), before[:, :-1]], axis=1)
     found = np.empty(positive.shape, dtype=bool)
     # Just below, since the sum of the strongest may miss the very share that it makes up by a rounding error.
-    np.put_along_axis(found, order, before < mass * total * (1 - 1e-9), axis=1)
+    np.put_along_axis(found, order, before < cumulative_share * total * (1 - 1e-9), axis=1)
     return found & (positive > 0)
 
 
-def attributed(
+def class_attribution(
     target: Float[Tensor, "b ..."],
     logits: Float[Tensor, "b classes"],
     rows: Int[NDArray[np.int64], " rows"],
@@ -117,8 +119,8 @@ def attributed(
     rows, labels
         int64: which images of the batch, and the class of each.
     clamp
-        What is set to 0 where it is negative: nothing here, since :func:`carried` does it to ``"channels"``, each
-        summed over its positions; or the single ``"positions"``, before the sum, so that one which speaks against
+        What is set to 0 where it is negative: nothing here, since :func:`relevant_channels` does it to ``"channels"``,
+        each summed over its positions; or the single ``"positions"``, before the sum, so that one which speaks against
         the class takes nothing away from another that speaks for it.
     retain_graph
         Whether the graph is needed again.
@@ -127,7 +129,7 @@ def attributed(
     own = torch.from_numpy(rows).to(logits.device)
     chosen[own, torch.from_numpy(labels).to(logits.device)] = 1
     (flow,) = torch.autograd.grad(logits, target, chosen, retain_graph=retain_graph)
-    each = by_position(in_single(target.detach()) * in_single(flow))[own].double()
+    each = flatten_positions(in_single(target.detach()) * in_single(flow))[own].double()
     found: NDArray[np.float64] = (each.clamp(min=0) if clamp == "positions" else each).sum(dim=2).cpu().numpy()
     return found
 
@@ -184,7 +186,7 @@ class ClassRelevance:
             raise ArgumentError(f"labels must be numbers below {classes}, the number of classes, got {labels.max()}")
         self.layer, self.lower, self.labels, self.classes = layer, lower, labels, classes
         self.criterion, self.replicates, self.seed = criterion, replicates, seed
-        self.taps = Taps.of(module) if module is not None else None
+        self.taps = KernelWindows.from_module(module) if module is not None else None
         self.layers = (lower, layer, OUTPUT)
         self.leaf: str | None = layer if self.taps else lower
         self._sums: dict[str, NDArray[Any]] = {}
@@ -195,7 +197,7 @@ class ClassRelevance:
         Parameters
         ----------
         samples
-            ``[B]``: numbers of the images.
+            ``[B]``: indices of the images.
         outputs
             Of the layers in :attr:`layers`, with the graph from :attr:`leaf` to the network's output.
 
@@ -219,13 +221,15 @@ class ClassRelevance:
         labels = labels[known]
         rows = torch.from_numpy(known).to(logits.device)
         limit, own = self.criterion, samples[known]
-        attribution = attributed(target, logits, known, labels, clamp=limit.clamp, retain_graph=self.taps is None)
+        attribution = class_attribution(
+            target, logits, known, labels, clamp=limit.clamp, retain_graph=self.taps is None
+        )
         self._require_finite(attribution, own, lambda channel: f"the attribution of channel {channel} to the class")
         pooled = self._pooled(outputs[self.lower], target)[rows].double().cpu().numpy().reshape(len(known), -1)
         self._require_finite(pooled, own, lambda _: f"what {self.lower!r} brings to it")
         positive = attribution.clip(min=0)
         share = positive / np.maximum(positive.sum(axis=1, keepdims=True), np.finfo(float).tiny)
-        relevant = carried(attribution, limit.share, limit.mass)
+        relevant = relevant_channels(attribution, limit.share, limit.mass)
         self._add(labels, own, {"relevant": relevant, "share": share, "pooled": pooled})
 
     def _require_finite(
@@ -247,7 +251,7 @@ class ClassRelevance:
             start = torch.zeros_like(target)
             start.movedim(channel_axis(target), 1)[:, channel] = 1
             (flow,) = torch.autograd.grad(target, lower, start, retain_graph=channel < channels - 1)
-            vectors.append(by_position(in_single(lower.detach()) * in_single(flow)).sum(dim=2))
+            vectors.append(flatten_positions(in_single(lower.detach()) * in_single(flow)).sum(dim=2))
         return torch.stack(vectors, dim=1)
 
     def _add(self, labels: NDArray[np.int64], samples: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
@@ -259,8 +263,8 @@ class ClassRelevance:
             sums["images"][label] += 1
             for name, value in values.items():
                 sums[name][label] += value[row]
-            sums["weights"][label] += weights
-            sums["replicas"][label] += weights[:, None] * values["pooled"][row].astype(np.float32)
+            sums["bootstrap_counts"][label] += weights
+            sums["bootstrap_sums"][label] += weights[:, None] * values["pooled"][row].astype(np.float32)
 
     def _zeros(self, channels: int, width: int) -> dict[str, NDArray[Any]]:
         """Empty tables; ``width`` numbers are summed for each class."""
@@ -276,8 +280,8 @@ class ClassRelevance:
             "relevant": np.zeros((self.classes, channels), np.int64),
             "share": np.zeros((self.classes, channels)),
             "pooled": np.zeros((self.classes, width)),
-            "weights": np.zeros((self.classes, self.replicates), np.float32),
-            "replicas": np.zeros((self.classes, self.replicates, width), np.float32),
+            "bootstrap_counts": np.zeros((self.classes, self.replicates), np.float32),
+            "bootstrap_sums": np.zeros((self.classes, self.replicates, width), np.float32),
         }
 
     def merge(self, other: ClassRelevance) -> None:
@@ -343,7 +347,7 @@ class ClassStatistics:
         float64 ``[classes, channels]``: sum over the images of the channel's share of the positive attribution.
     pooled
         float64 ``[classes, K]``: sums over the images.
-    weights, replicas
+    bootstrap_counts, bootstrap_sums
         float32 ``[classes, replicates]`` and ``[classes, replicates, K]``: bootstrap replicates of ``images`` and
         ``pooled``.
     """
@@ -374,15 +378,15 @@ class ClassStatistics:
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.relevant / np.where(self.images, self.images, np.nan)[:, None]
 
-    def relevant_classes(self, channel: int, p: float = 0.75) -> Int[NDArray[np.int64], " relevant"]:
-        """The classes a channel is relevant to: in at least a part ``p`` of their images (the paper's 0.75)."""
-        return np.flatnonzero(self.frequency[:, channel] >= p)
+    def relevant_classes(self, channel: int, min_frequency: float = 0.75) -> Int[NDArray[np.int64], " relevant"]:
+        """The classes a channel is relevant to: in at least ``min_frequency`` of their images (0.75 in the paper)."""
+        return np.flatnonzero(self.frequency[:, channel] >= min_frequency)
 
     def strongest_classes(
-        self, channel: int, p: float = 0.75
+        self, channel: int, min_frequency: float = 0.75
     ) -> tuple[Int[NDArray[np.int64], " relevant"], Float[NDArray[np.float64], " relevant"]]:
         """:meth:`relevant_classes`, those in whose images the channel carries most first, and its mean share there."""
-        relevant = self.relevant_classes(channel, p)
+        relevant = self.relevant_classes(channel, min_frequency)
         share = self.share[relevant, channel] / self.images[relevant]
         order = np.argsort(-share, kind="stable")
         return relevant[order], share[order]
@@ -412,14 +416,14 @@ class ClassStatistics:
         count = np.where(self.images[chosen], self.images[chosen], np.nan)
         return self._vectors(model, channel, self.pooled[chosen]) / count[:, None]
 
-    def arv_replicas(
+    def bootstrap_arvs(
         self, model: nn.Module, channel: int, classes: Sequence[int] | Int[NDArray[np.int64], " classes"]
     ) -> Float[NDArray[Any], "classes replicates sources"]:
         """Bootstrap replicates of :meth:`arv`: float64 ``[classes, replicates, sources]``."""
         chosen = np.asarray(classes, dtype=np.int64)
-        weights = self.weights[chosen]
+        weights = self.bootstrap_counts[chosen]
         count = np.where(weights, weights, np.nan)
-        return self._vectors(model, channel, self.replicas[chosen]) / count[..., None]
+        return self._vectors(model, channel, self.bootstrap_sums[chosen]) / count[..., None]
 
     def _vectors(self, model: nn.Module, channel: int, sums: NDArray[Any]) -> NDArray[np.float64]:
         if not 0 <= channel < self.channels:

@@ -59,7 +59,7 @@ class SplitChannel(nn.Module):
     channel
         The channel of it.
     owner
-        int64 ``[sources]``: see :func:`pure_nb.methods.ownership.owners`.
+        int64 ``[sources]``: see :func:`pure_nb.methods.ownership.assign_sources`.
     k
         Number of concepts.
 
@@ -128,8 +128,8 @@ def split_channel(model: nn.Module, layer: str, channel: int, owner: ArrayLike, 
         A channel of it.
     owner
         int64 ``[sources]``: which concept each source belongs to, -1 for shared ones; see
-        :func:`pure_nb.methods.ownership.owners`. The sources are the layer's input channels; with groups, those of the
-        channel's group.
+        :func:`pure_nb.methods.ownership.assign_sources`. The sources are the layer's input channels; with groups, those
+        of the channel's group.
     k
         Number of concepts, at least 2; some may own nothing.
 

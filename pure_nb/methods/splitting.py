@@ -1,8 +1,8 @@
 """Splitting: how well the parts of a channel keep its concepts apart, and which threshold does it best.
 
 :mod:`pure_nb.methods.ownership` says which sources of a channel belong to which concept, at any threshold. From that
-follow a part for each concept and a residual (:mod:`pure_nb.methods.rewiring`). How strongly images drive each of them
-can be measured without rewiring a network (:func:`part_activations`), and the threshold chosen by it
+follow a part for each concept and a residual (:mod:`pure_nb.methods.rewiring`). How strongly images activate each of
+them can be measured without rewiring a network (:func:`part_activations`), and the threshold chosen by it
 (:func:`choose_rho`), as Hesse et al. (2025) do for two classes.
 """
 
@@ -23,7 +23,7 @@ from pure_nb.images.data import Images
 from pure_nb.images.reading import readable
 from pure_nb.methods._shapes import Bool, Float, Int
 from pure_nb.methods.ownership import Assignment
-from pure_nb.methods.relevance import Criterion, attributed, carried
+from pure_nb.methods.relevance import Criterion, class_attribution, relevant_channels
 from pure_nb.methods.rewiring import channels_from_end, masked_copies, part_masks, split_channel, splittable
 from pure_nb.methods.windows import channel_sources
 from pure_nb.network.layers import INPUT, OUTPUT, activations, channel_axis, get_layer
@@ -37,7 +37,7 @@ Score = Literal["ratio", "bounded"]
 
 @dataclass(frozen=True, eq=False)
 class PartActivations:
-    """How strongly a channel and its parts are driven by images, for several thresholds.
+    """How strongly a channel and its parts are activated by images, for several thresholds.
 
     In the units of the activation. A pooled positive part, ``x+ = sum over positions of max(x, 0)``, says how active
     something is; a signed sum over the positions how much there is of it, of either sign.
@@ -47,7 +47,7 @@ class PartActivations:
     assignment
         What makes the parts.
     sample
-        int64 ``[images]``: numbers of the images.
+        int64 ``[images]``: indices of the images.
     parts
         float32 ``[images, rhos, k + 1]``: ``d_1+ ... d_k+`` and ``r+``.
     original
@@ -68,7 +68,7 @@ class PartActivations:
 
     @property
     def rhos(self) -> Float[NDArray[np.float64], " rhos"]:
-        """float64 ``[rhos]``: the thresholds of :func:`pure_nb.methods.ownership.owners`."""
+        """float64 ``[rhos]``: the thresholds of :func:`pure_nb.methods.ownership.assign_sources`."""
         return np.array(self.assignment.rhos, dtype=np.float64)
 
     @property
@@ -123,7 +123,7 @@ def part_activations(
     model, images
         What to run over what.
     samples
-        int ``[images]``: numbers of the images wanted.
+        int ``[images]``: indices of the images wanted.
     assignment
         The channel, and the sources of its parts.
     labels
@@ -136,8 +136,8 @@ def part_activations(
     Raises
     ------
     LayerError, ArgumentError
-        As :func:`pure_nb.methods.ownership.owners` and :func:`pure_nb.methods.rewiring.split_channel`; also for an
-        image that does not exist, or if the vectors do not have an entry for each source.
+        As :func:`pure_nb.methods.ownership.assign_sources` and :func:`pure_nb.methods.rewiring.split_channel`; also for
+        an image that does not exist, or if the vectors do not have an entry for each source.
     ImageError
         If an image can't be read.
     NonFiniteError
@@ -169,8 +169,10 @@ def part_activations(
             here = slice(start, start + len(batch.samples))
             if classes is not None:
                 rows = np.arange(len(batch.samples))
-                attribution = attributed(outputs[layer], outputs[OUTPUT], rows, classes[here], clamp=criterion.clamp)
-                relevant[here] = carried(attribution, criterion.share, criterion.mass)[:, channel]
+                attribution = class_attribution(
+                    outputs[layer], outputs[OUTPUT], rows, classes[here], clamp=criterion.clamp
+                )
+                relevant[here] = relevant_channels(attribution, criterion.share, criterion.mass)[:, channel]
             start = here.stop
     found = np.concatenate(pooled, axis=1)
     parts, signed_parts = found[..., :-1].reshape(2, len(samples), len(assignment.rhos), -1)
@@ -221,7 +223,7 @@ def choose_rho(activations: PartActivations, labels: ArrayLike, *, score: Score 
     Returns
     -------
     DataFrame
-        One row a threshold: ``rho, ratio, bounded, kept, best``. ``best`` is True in one row: that of the highest
+        One row a threshold: ``rho, ratio, bounded, retained, best``. ``best`` is True in one row: that of the highest
         score, the first among equals. So the chosen threshold is ``table.rho[table.best].item()``. ``kept``, how much
         of the whole channel a concept's own part has on average (``d_v+ / c+``), decides nothing, but says whether a
         good score is worth having: both scores compare the parts with each other, however little is left of them.
@@ -250,7 +252,7 @@ def choose_rho(activations: PartActivations, labels: ArrayLike, *, score: Score 
         np.stack([value[label == concept].mean(axis=0) for concept in range(k)])
         for value in (mine / (others + 1e-5), mine / np.maximum(mine + others, tiny), mine / np.maximum(whole, tiny))
     )
-    means = {"ratio": ratio.sum(axis=0), "bounded": bounded.mean(axis=0), "kept": kept.mean(axis=0)}
+    means = {"ratio": ratio.sum(axis=0), "bounded": bounded.mean(axis=0), "retained": kept.mean(axis=0)}
     table = pd.DataFrame({"rho": activations.rhos, **means})
     return table.assign(best=np.arange(len(table)) == table[score].to_numpy().argmax())
 
@@ -312,7 +314,7 @@ class Split:
 
     @property
     def owner(self) -> Int[NDArray[np.int64], " sources"]:
-        """int64 ``[sources]``: see :func:`pure_nb.methods.ownership.owners`."""
+        """int64 ``[sources]``: see :func:`pure_nb.methods.ownership.assign_sources`."""
         return self.assignment.owner(self.rho)
 
     def table(self) -> pd.DataFrame:

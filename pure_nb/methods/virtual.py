@@ -34,24 +34,24 @@ CHOICES = (2, 3, 4, 5)
 """Numbers of virtual neurons the paper looks at."""
 
 NEURONS = 64
-"""Neurons taken apart between two saves: what is lost at most when a run is stopped."""
+"""Neurons split into parts between two saves: what is lost at most when a run is stopped."""
 
 UMAP_NEIGHBOURS = 6
 """Neighbours of a vector in its layout, as in the paper."""
 
 MANY = 128
-"""Neurons from which on they are taken apart by all cores; for fewer it takes longer to start the processes."""
+"""Neurons from which on they are split into parts by all cores; for fewer it takes longer to start the processes."""
 
 
 @dataclass(frozen=True, eq=False)
 class VirtualNeurons:
-    """A neuron taken apart.
+    """A neuron split into parts.
 
     Attributes
     ----------
     labels
         int64 ``[n]``: which virtual neuron each reference image belongs to; 0 has the most images. -1 for images that
-        do not drive the neuron at all.
+        do not activate the neuron at all.
     centroids
         float32 ``[k, d]``: the mean circuit of each virtual neuron.
     silhouette
@@ -80,7 +80,7 @@ class VirtualNeurons:
         return [int((self.labels == part).sum()) for part in range(self.k)]
 
     @property
-    def effective(self) -> float:
+    def effective_clusters(self) -> float:
         """How many equally large parts would be as spread out as these: the exponential of the entropy of the sizes."""
         share = np.array([size for size in self.sizes if size]) / max(1, sum(self.sizes))
         return float(np.exp(-(share * np.log(share)).sum()))
@@ -92,16 +92,16 @@ class VirtualNeurons:
         ``(effective - 1) * silhouette_gain``: 0 for a neuron that is left whole, little for one with a few images
         that are unlike the others.
         """
-        return (self.effective - 1) * self.silhouette_gain
+        return (self.effective_clusters - 1) * self.silhouette_gain
 
-    def assign(self, vectors: Float[Vectors, "m d"]) -> Int[NDArray[np.int64], " m"]:
+    def predict(self, vectors: Float[Vectors, "m d"]) -> Int[NDArray[np.int64], " m"]:
         """The virtual neuron of new images, by their circuits: the nearest centroid.
 
         Parameters
         ----------
         vectors
             float ``[m, d]``: relevance vectors of the same channel, from :func:`pure_nb.methods.circuits.circuits`.
-            Those of zeros, of images that do not drive the neuron, belong to none: -1.
+            Those of zeros, of images that do not activate the neuron, belong to none: -1.
         """
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or vectors.shape[1] != self.centroids.shape[1]:
@@ -125,7 +125,7 @@ def on_one_thread(function: Callable[P, T]) -> Callable[P, T]:
     return limited
 
 
-def cluster(vectors: Float[Vectors, "n d"], k: int, *, n_init: int = 10, seed: int = 0) -> Int[NDArray[np.int64], " n"]:
+def kmeans(vectors: Float[Vectors, "n d"], k: int, *, n_init: int = 10, seed: int = 0) -> Int[NDArray[np.int64], " n"]:
     """k-means with the paper's settings; the largest cluster is number 0, equally large ones in order of appearance.
 
     The chapter :doc:`Virtual neurons </book/virtual-neurons>` builds it from scratch.
@@ -159,23 +159,23 @@ def cluster(vectors: Float[Vectors, "n d"], k: int, *, n_init: int = 10, seed: i
     return rank[inverse]
 
 
-def cluster_some(
-    vectors: Float[Vectors, "n d"], driven: Bool[NDArray[np.bool_], " n"], k: int, *, seed: int = 0
+def kmeans_some(
+    vectors: Float[Vectors, "n d"], active: Bool[NDArray[np.bool_], " n"], k: int, *, seed: int = 0
 ) -> Int[NDArray[np.int64], " n"]:
-    """:func:`cluster` of those images that drive the neuron; -1 for the others.
+    """:func:`kmeans` of those images that activate the neuron; -1 for the others.
 
     Parameters
     ----------
     vectors
         float ``[n, d]``.
-    driven
+    active
         Bool ``[n]``.
     k, seed
-        As for :func:`cluster`.
+        As for :func:`kmeans`.
     """
-    labels = np.full(len(driven), -1)
-    if driven.any():
-        labels[driven] = cluster(vectors[driven], k, seed=seed)
+    labels = np.full(len(active), -1)
+    if active.any():
+        labels[active] = kmeans(vectors[active], k, seed=seed)
     return labels
 
 
@@ -197,7 +197,7 @@ def refitted(
     training
         Bool ``[n]``: the vectors to cluster.
     seed
-        As for :func:`cluster`.
+        As for :func:`kmeans`.
 
     Returns
     -------
@@ -210,7 +210,7 @@ def refitted(
         If fewer different vectors are left than there are parts.
     """
     k = int(parts.max()) + 1
-    own = cluster(vectors[training], k, seed=seed)
+    own = kmeans(vectors[training], k, seed=seed)
     if own.max() + 1 < k:
         raise ArgumentError(
             f"every second image makes {own.max() + 1} clusters and not {k}: ask for fewer parts, or held_out=False"
@@ -236,15 +236,15 @@ def virtual_neurons(
     alpha: float = 0.05,
     seed: int = 0,
 ) -> VirtualNeurons:
-    """Take a neuron apart.
+    """Split a neuron into parts.
 
     The chapter :doc:`Virtual neurons </book/virtual-neurons>` builds its clustering from scratch.
 
     Parameters
     ----------
     vectors
-        float ``[n, d]``: relevance vectors of its reference images. Vectors of zeros, of images that do not drive the
-        neuron, belong to no part.
+        float ``[n, d]``: relevance vectors of its reference images. Vectors of zeros, of images that do not activate
+        the neuron, belong to no part.
     k
         Number of virtual neurons; ``"auto"`` takes the one of ``choices`` with the largest mean silhouette, or one if
         the best clusters are no clearer than those of draws from a single heap, :func:`pure_nb.methods.null.one_heap`.
@@ -272,24 +272,24 @@ def virtual_neurons(
     from sklearn.metrics import pairwise_distances
 
     vectors = _checked(vectors)
-    driven = vectors.any(axis=1)
-    labels = np.where(driven, 0, -1)
-    own = vectors[driven]
+    active = vectors.any(axis=1)
+    labels = np.where(active, 0, -1)
+    own = vectors[active]
     numbers = [number for number in choices if number < len(own)] if k == "auto" else [min(k, len(own))]
     # To check arguments would take as long as the rest.
     with config_context(assume_finite=True, skip_parameter_validation=True):
-        found = {number: cluster(own, number, seed=seed) for number in numbers if number > 0}
+        found = {number: kmeans(own, number, seed=seed) for number in numbers if number > 0}
         distance = pairwise_distances(own) if found else np.empty((0, 0))
-        clarity = {number: _silhouette(distance, parts) for number, parts in found.items()}
-    if not np.isfinite(list(clarity.values())).any():  # nothing to tell apart, or nothing asked for
+        silhouettes = {number: _silhouette(distance, parts) for number, parts in found.items()}
+    if not np.isfinite(list(silhouettes.values())).any():  # nothing to tell apart, or nothing asked for
         if k != "auto" and found:
-            labels[driven] = next(iter(found.values()))
+            labels[active] = next(iter(found.values()))
         return VirtualNeurons(labels, _centroids(vectors, labels), 0.0, 0.0, 1.0)
-    best = max(clarity, key=lambda number: (clarity[number], -number))
+    best = max(silhouettes, key=lambda number: (silhouettes[number], -number))
     gain, p = one_heap(own, numbers, draws=draws, seed=seed)
     if k != "auto" or p <= alpha:
-        labels[driven] = found[best]
-    return VirtualNeurons(labels, _centroids(vectors, labels), clarity[best], gain, p)
+        labels[active] = found[best]
+    return VirtualNeurons(labels, _centroids(vectors, labels), silhouettes[best], gain, p)
 
 
 def part_name(part: int) -> str:
@@ -299,7 +299,7 @@ def part_name(part: int) -> str:
 
 
 def packed(parts: Sequence[VirtualNeurons]) -> tuple[dict[str, NDArray[Any]], list[list[int]]]:
-    """Several neurons taken apart, as arrays to keep and a note of where each one's centroids are."""
+    """Several neurons split into parts, as arrays to keep and a note of where each one's centroids are."""
     sizes = [part.k for part in parts]
     arrays = {
         "labels": np.stack([part.labels for part in parts]),
@@ -383,7 +383,7 @@ def _checked(vectors: Vectors) -> Vectors:
 
 
 def _centroids(vectors: Vectors, labels: NDArray[np.int64]) -> NDArray[np.float32]:
-    if labels.max() < 0:  # nothing drives the neuron
+    if labels.max() < 0:  # nothing activates the neuron
         return np.zeros((1, vectors.shape[1]), dtype=np.float32)
     means = [vectors[labels == label].mean(axis=0, dtype=np.float64) for label in range(labels.max() + 1)]
     return np.stack(means).astype(np.float32)

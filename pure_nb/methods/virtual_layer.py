@@ -22,7 +22,7 @@ from pure_nb.methods._shapes import Float, Int
 from pure_nb.methods.circuits import cuts, normalised, summed
 from pure_nb.methods.virtual import VirtualNeurons, part_name
 from pure_nb.network.layers import channel_axis
-from pure_nb.parameters import Rule, Seed
+from pure_nb.parameters import Rule, Start
 
 if TYPE_CHECKING:
     from pure_nb.study import Study
@@ -41,7 +41,7 @@ class VirtualLayer(nn.Module):
         The layers L and L'.
     parts
         Virtual neurons by channel of the target.
-    rule, seed
+    rule, start
         How their circuits were computed; see :func:`pure_nb.methods.circuits.propagate`.
     assign
         ``"nearest"``: one virtual neuron of a channel has its activation, as in PURE; ``"mixture"``: each has its
@@ -73,7 +73,7 @@ class VirtualLayer(nn.Module):
         lower: str,
         parts: Mapping[int, VirtualNeurons],
         rule: Rule = "gradient",
-        seed: Seed = "activation",
+        start: Start = "activation",
         assign: Assign = "nearest",
     ) -> None:
         if assign not in get_args(Assign):
@@ -86,7 +86,7 @@ class VirtualLayer(nn.Module):
                 f"{sorted(widths)} entries"
             )
         self.model, self.target, self.lower = model, target, lower
-        self.rule, self.seed, self.assign = rule, seed, assign
+        self.rule, self.start, self.assign = rule, start, assign
         both = [(channel, part) for channel, one in parts.items() for part in range(one.k)]
         self.register_buffer("channel", torch.tensor([channel for channel, _ in both]))
         self.register_buffer("part", torch.tensor([part for _, part in both]))
@@ -100,7 +100,7 @@ class VirtualLayer(nn.Module):
         p = study.parameters
         wanted = range(study.references.channels) if channels is None else channels
         parts = {int(channel): study.virtual_of(int(channel)) for channel in wanted}
-        return cls(study.model, p.target, p.lower, parts, p.rule, p.seed, assign)
+        return cls(study.model, p.target, p.lower, parts, p.rule, p.start, assign)
 
     def forward(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """Activations of the virtual neurons.
@@ -122,7 +122,7 @@ class VirtualLayer(nn.Module):
             cut = cut_at(images.detach())
             for channel in wanted:
                 chosen = torch.full((len(images),), int(channel), device=images.device)
-                relevance = cut.relevance(chosen, self.seed, last=channel == wanted[-1])
+                relevance = cut.relevance(chosen, self.start, last=channel == wanted[-1])
                 members = np.flatnonzero(owner == channel)
                 share[:, members] = self._shares(normalised(summed(relevance)), centroids[members])
         axis = channel_axis(cut.top)
@@ -145,7 +145,7 @@ def mixture(
 ) -> Float[NDArray[np.float64], " k"]:
     """The shares of some mean circuits that together come nearest to a circuit: not negative, and 1 in sum.
 
-    Relevance adds up, so the circuit of an image that drove a channel in two ways lies between the two.
+    Relevance adds up, so the circuit of an image that activated a channel in two ways lies between the two.
 
     Parameters
     ----------

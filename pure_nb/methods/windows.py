@@ -20,7 +20,7 @@ from pure_nb.errors import LayerError
 from pure_nb.images.data import Images
 from pure_nb.images.reading import readable
 from pure_nb.methods._shapes import Float, Int
-from pure_nb.network.layers import INPUT, activations, by_position, computes_plainly, get_layer
+from pure_nb.network.layers import INPUT, activations, computes_plainly, flatten_positions, get_layer
 from pure_nb.network.targets import FOLDED, Target
 from pure_nb.parameters import Run
 
@@ -28,7 +28,7 @@ Weighted = nn.Conv2d | nn.Linear
 
 
 @dataclass(frozen=True)
-class Taps:
+class KernelWindows:
     """Which positions of its input each weight of a convolution sees.
 
     For a linear layer, as for a 1x1 convolution of stride 1, each weight sees all of them.
@@ -41,7 +41,7 @@ class Taps:
     mode: str = "constant"
 
     @classmethod
-    def of(cls, module: nn.Module) -> Taps:
+    def from_module(cls, module: nn.Module) -> KernelWindows:
         """The taps of a ``Conv2d`` or ``Linear``.
 
         Raises
@@ -67,7 +67,7 @@ class Taps:
     def pooled(self, activation: Float[Tensor, "b ..."]) -> Float[Tensor, "b inputs kernel"]:
         """Sum of what each weight sees over the positions of the output: ``[B, inputs, weights of the kernel]``."""
         if activation.ndim != 4:
-            return by_position(activation).sum(dim=2, keepdim=True)
+            return flatten_positions(activation).sum(dim=2, keepdim=True)
         padded = functional.pad(activation, self.padding, self.mode) if any(self.padding) else activation
         reach = [step * (size - 1) for size, step in zip(self.kernel, self.dilation)]
         seen = []
@@ -123,7 +123,7 @@ def pooled_inputs(
     model, images
         What to run over what, up to the layer.
     samples
-        int ``[images]``: numbers of the images wanted.
+        int ``[images]``: indices of the images wanted.
     layer
         Name of a ``Conv2d`` or ``Linear``.
     run
@@ -134,7 +134,7 @@ def pooled_inputs(
     ndarray
         float64 ``[images, inputs, kernel weights]``.
     """
-    taps, entrance = Taps.of(get_layer(model, layer)), INPUT + layer
+    taps, entrance = KernelWindows.from_module(get_layer(model, layer)), INPUT + layer
     chosen, found = np.asarray(samples, dtype=np.int64).tolist(), []
     with run.prepared(model), torch.inference_mode():
         for batch in readable(images, chosen, run=run):

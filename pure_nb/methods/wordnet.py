@@ -196,14 +196,14 @@ def _in_download(content: str) -> WordNet:
 
 def _download(package: str) -> None:
     """Let NLTK download one of its packages, but not wait for ever."""
-    patience = socket.getdefaulttimeout()
+    timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_PATIENCE)
     try:
         nltk.download(package, quiet=True, raise_on_error=True, print_error_to=io.StringIO())
     except (OSError, ValueError) as problem:
         raise WordNetError(f"NLTK's download failed ({problem})") from problem
     finally:
-        socket.setdefaulttimeout(patience)
+        socket.setdefaulttimeout(timeout)
 
 
 def _nltk_folders() -> list[str]:

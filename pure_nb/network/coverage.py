@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from zennit.core import Composite
 from zennit.types import BatchNorm, Linear
 
-from pure_nb._resting import resting
+from pure_nb._resting import frozen_eval
 from pure_nb.errors import LayerError
 from pure_nb.network.cut import Cut
 
@@ -173,7 +173,7 @@ def require_rules(model: nn.Module, images: Tensor, lower: str | None, target: s
     """
     canonized = Composite(canonizers=composite.canonizers)
     # At rest within the context, as canonizers bring weights of their own.
-    with canonized.context(model), resting(model), _Watch.over(model, composite) as watch, watch:
+    with canonized.context(model), frozen_eval(model), _Watch.over(model, composite) as watch, watch:
         Cut.at(model, images, lower, target)
 
 

@@ -1,4 +1,4 @@
-"""The network cut at two layers: what drives everything that asks which lower channels a channel came from.
+"""The network cut at two layers: what activates everything that asks which lower channels a channel came from.
 
 The output of a lower layer becomes the start of a new computational graph, so what the upper layer puts out is a
 function of the lower activations *only*, and a backward pass runs through the part between the two and through nothing
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.network.layers import activations, as_weights, channel_axis, forward_pass
 from pure_nb.network.targets import INPUT, Target
-from pure_nb.parameters import Seed
+from pure_nb.parameters import Start
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Cut:
         Parameters
         ----------
         model
-            Any network, best within :func:`pure_nb._resting.resting`.
+            Any network, best within :func:`pure_nb._resting.frozen_eval`.
         images
             A batch of its inputs; they are brought to the precision of its weights.
         lower
@@ -93,7 +93,7 @@ class Cut:
         return cls(found[below], found[target], lower or "the input", target, times_input)
 
     def relevance(
-        self, channel: Tensor, start: Seed = "activation", *, last: bool = False, index: Sequence[int] | None = None
+        self, channel: Tensor, start: Start = "activation", *, last: bool = False, index: Sequence[int] | None = None
     ) -> Tensor:
         """What each value of the lower layer contributed to a channel, image by image.
 
@@ -102,7 +102,7 @@ class Cut:
         channel
             int64 ``[b]``: the channel to start from in each of the first b images.
         start
-            Where relevance starts, see :func:`seeded`.
+            Where relevance starts, see :func:`initial_relevance`.
         last
             Whether the graph may be freed on the way, as nothing more will be asked of it.
         index
@@ -127,7 +127,7 @@ class Cut:
                 f"{channels - 1}"
             )
         above = torch.zeros_like(self.top)
-        above[:width] = seeded(self.top[:width], channel, start)
+        above[:width] = initial_relevance(self.top[:width], channel, start)
         (flow,) = torch.autograd.grad(self.top, self.leaf, above, retain_graph=not last)
         found = (self.leaf.detach() * flow if self.times_input else flow)[:width]
         if not torch.isfinite(found.float().sum()):
@@ -139,7 +139,7 @@ class Cut:
         return found
 
 
-def seeded(activation: Tensor, channel: Tensor, seed: Seed = "activation") -> Tensor:
+def initial_relevance(activation: Tensor, channel: Tensor, start: Start = "activation") -> Tensor:
     """The relevance at the target layer to start from.
 
     Parameters
@@ -148,7 +148,7 @@ def seeded(activation: Tensor, channel: Tensor, seed: Seed = "activation") -> Te
         Output of the target layer for b images, channels on any axis.
     channel
         int64 ``[b]``: the channel to start from in each image.
-    seed
+    start
         ``"activation"``: max(A, 0) at every position (the paper's); ``"peak"``: the same at the position of the
         maximum only; ``"unit"``: 1 at every position.
 
@@ -158,19 +158,19 @@ def seeded(activation: Tensor, channel: Tensor, seed: Seed = "activation") -> Te
         Of the activation's shape; zero outside the channels.
     """
     axis = channel_axis(activation)
-    start = torch.zeros_like(activation, memory_format=torch.preserve_format)
+    relevance = torch.zeros_like(activation, memory_format=torch.preserve_format)
     rows = torch.arange(len(channel), device=activation.device)
     first = activation.detach().movedim(axis, 1)[rows, channel]
-    if seed == "unit":
+    if start == "unit":
         value = torch.ones_like(first)
     else:
         value = first.clamp(min=0)
-        if seed == "peak":
+        if start == "peak":
             flat = value.reshape(len(value), -1)
             at = flat.argmax(dim=1, keepdim=True)
             value = torch.zeros_like(flat).scatter(1, at, flat.gather(1, at)).view_as(value)
-    start.movedim(axis, 1)[rows, channel] = value
-    return start
+    relevance.movedim(axis, 1)[rows, channel] = value
+    return relevance
 
 
 def _without_gradients(model: nn.Module, images: Tensor, lower: str | None, target: str) -> str:

@@ -23,8 +23,8 @@ from pure_nb.errors import LayerError, ModelError, PureError
 from pure_nb.network.targets import INPUT as INPUT
 from pure_nb.network.targets import OUTPUT as OUTPUT
 from pure_nb.network.targets import PATCHES, Pass, Target, misspelt, view
-from pure_nb.network.targets import by_position as by_position
 from pure_nb.network.targets import channel_axis as channel_axis
+from pure_nb.network.targets import flatten_positions as flatten_positions
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing")
 """Attributes by which modules of timm and Hugging Face are told to checkpoint activations."""

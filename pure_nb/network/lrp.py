@@ -25,7 +25,7 @@ from zennit.layer import Sum
 from zennit.rules import Pass
 from zennit.torchvision import ResNetCanonizer
 
-from pure_nb._resting import placed, resting
+from pure_nb._resting import frozen_eval, placed
 from pure_nb.errors import LayerError, ModelError
 from pure_nb.network.coverage import ADVICE, Weights, become, require_rules
 from pure_nb.network.cut import Cut
@@ -78,7 +78,7 @@ def ruled(
     LayerError
         See :func:`require_fit` and :func:`pure_nb.network.coverage.require_rules`.
     """
-    with resting(model, images.device), Weights.over(model) as weights, weights:
+    with frozen_eval(model, images.device), Weights.over(model) as weights, weights:
         expected = Cut.at(model, images, lower, target).top.detach()
     with placed(model, images.device), become(weights.plain):
         require_fit(model, images, target, composite, expected)
@@ -107,7 +107,7 @@ def require_fit(model: nn.Module, images: Tensor, target: str, composite: Compos
     LayerError
         If it does not, or not at all: the canonizers were made for networks of another kind.
     """
-    with resting(model, images.device), torch.no_grad():
+    with frozen_eval(model, images.device), torch.no_grad():
         try:
             with reusing(composite).context(model):
                 found = activations(model, images, [target])[target]

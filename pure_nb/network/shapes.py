@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pure_nb._resting import resting
+from pure_nb._resting import frozen_eval
 from pure_nb.errors import LayerError, StudyWarning
 from pure_nb.network.cut import Cut
 from pure_nb.network.layers import as_weights, forward_pass, get_layer, near, without_checkpoints
@@ -297,7 +297,7 @@ class _Looks:
         if high == low:  # in some norms nothing but rounding errors comes of a constant picture
             image = (low + noise[:1] * spread).to(image.dtype)
         other = (low + noise[1:] * spread / 4).to(image.dtype)  # darker and of less contrast, or of another class
-        with torch.random.fork_rng([image.device] if image.is_cuda else []), resting(model), torch.no_grad():
+        with torch.random.fork_rng([image.device] if image.is_cuda else []), frozen_eval(model), torch.no_grad():
             events = _Recorder(model, image).events
             _Recorder(model, torch.cat([image, other]), iter(events))
         _find_channels(events)
@@ -428,7 +428,7 @@ def require(
         get_layer(model, name)
     looks = _Looks(model, images, allow_nondeterministic)
     found = looks.usable(target), looks.usable(lower)
-    with resting(model):
+    with frozen_eval(model):
         Cut.at(model, images, lower, target)
     return found
 

@@ -132,7 +132,7 @@ def channel_axis(activation: Tensor) -> int:
     )
 
 
-def by_position(activation: Tensor) -> Tensor:
+def flatten_positions(activation: Tensor) -> Tensor:
     """An activation of any supported shape as ``[B, C, P]``: P positions (H x W, tokens, or one)."""
     if channel_axis(activation) == 2:
         return activation.transpose(1, 2)
@@ -261,7 +261,7 @@ def _part(target: Target, whole: Tensor, run: Pass) -> View:
             raise LayerError(
                 f"layer {str(target)!r}: the tokens of windows are in no order; name it without {target.prefix!r}"
             )
-        each = by_position(whole)  # [B * w, C, P]
+        each = flatten_positions(whole)  # [B * w, C, P]
         split = each.reshape(len(run.images), -1, *each.shape[1:]).transpose(2, 3)
 
         def folded(new: Tensor) -> Tensor:

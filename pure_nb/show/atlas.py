@@ -31,12 +31,12 @@ from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import write_atomically
 from pure_nb.errors import EmbedderError, LayerError, StudyError
-from pure_nb.figures.plots import strip
+from pure_nb.figures.plots import image_grid
 from pure_nb.figures.render import Picture, View
-from pure_nb.images.labels import spoken
+from pure_nb.images.labels import display_names
 from pure_nb.judges.truth import scores
 from pure_nb.methods.descriptions import LRP, OWN, Description, descriptions
-from pure_nb.methods.virtual import CHOICES, cluster_some, part_name
+from pure_nb.methods.virtual import CHOICES, kmeans_some, part_name
 from pure_nb.parameters import NEAREST
 
 with needed("show", "an atlas needs"):
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 STATIC = Path(__file__).with_name("static")
 """The templates, styles and scripts of the pages."""
 
-SHOWN = {"circuits": OWN, "circuits (LRP)": LRP, "activations": "activation"}
+SHOWN = {"circuits": OWN, "PURE LRP": LRP, "activations": "activation"}
 METHODS = tuple(SHOWN)
-"""By what an explorer can take a neuron apart; the first is the study's own way."""
+"""By what an explorer can split a neuron into parts; the first is the study's own way."""
 
 FORMAT = 3
 """Part of what finished pictures are known by; raised when this module draws them differently."""
@@ -125,7 +125,7 @@ class Atlas:
 
     @cached_property
     def described(self) -> dict[str, Description]:
-        """What each method takes a neuron apart by."""
+        """What each method splits a neuron into parts by."""
         given = descriptions(self.study)
         return {name: given[SHOWN[name]] for name in self.methods}
 
@@ -136,9 +136,9 @@ class Atlas:
             return None
         from pure_nb.show.report import part_names  # open_clip takes a second to import
 
-        return part_names(self.study, self.embedder).set_index(["channel", "part"])["said"]
+        return part_names(self.study, self.embedder).set_index(["channel", "part"])["label"]
 
-    def said(self, channel: int, part: str) -> str:
+    def label(self, channel: int, part: str) -> str:
         """What a part is called; "" where nothing is said, or nothing for sure."""
         if self.names is None or (channel, part) not in self.names.index:
             return ""
@@ -147,12 +147,12 @@ class Atlas:
 
     def labels(self, channel: int) -> dict[str, list[NDArray[np.int64]]]:
         """Which part each reference belongs to: by method, with the study's own number of parts, then each choice."""
-        own, seed = self.study.virtual_of(channel).labels, self.study.parameters.random
-        driven, found = own >= 0, {}
+        own, seed = self.study.virtual_of(channel).labels, self.study.parameters.seed
+        active, found = own >= 0, {}
         for name, description in self.described.items():
             vectors = description.of(channel)
-            first = own if name == METHODS[0] else cluster_some(vectors, driven, max(1, int(own.max()) + 1), seed=seed)
-            found[name] = [first, *(cluster_some(vectors, driven, k, seed=seed) for k in CHOICES)]
+            first = own if name == METHODS[0] else kmeans_some(vectors, active, max(1, int(own.max()) + 1), seed=seed)
+            found[name] = [first, *(kmeans_some(vectors, active, k, seed=seed) for k in CHOICES)]
         return found
 
     def data(self, channel: int) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class Atlas:
             "names": names,
             "label": [names.index(name) if name else -1 for name in neuron.names],
             "known": neuron.objects is not None,
-            "said": [self.said(channel, part_name(part)) for part in range(k)],
+            "part_labels": [self.label(channel, part_name(part)) for part in range(k)],
             "tiles": min(self.count, len(neuron.sample)),
             "columns": COLUMNS,
             "crops": f"crops/{channel}.webp",
@@ -191,7 +191,7 @@ class Atlas:
             mean = neuron.vectors[ranks].mean(axis=0, dtype=np.float64)
             top = np.argsort(-mean, kind="stable")[:CARRIERS].tolist()
             carriers = tuple(Carrier(lower, float(mean[lower])) for lower in top if mean[lower] > 0)
-            said = self.said(channel, "whole" if part is None else name)
+            said = self.label(channel, "whole" if part is None else name)
             found.append(Part(name, len(ranks), neuron.meanings(part), said, carriers))
         return found
 
@@ -199,7 +199,7 @@ class Atlas:
     def below(self) -> Study | None:
         """The study of the lower layer, for its reference images; None where it can't be studied by itself."""
         try:
-            below = self.study.using(target=self.study.parameters.lower, lower=NEAREST)
+            below = self.study.replace(target=self.study.parameters.lower, lower=NEAREST)
             below.shapes  # noqa: B018  raises
         except LayerError:
             return None
@@ -221,22 +221,22 @@ class Atlas:
     def classes(self, channel: int) -> list[tuple[str, float]]:
         """Classes that a channel is relevant to, with the share of their images in which it is so, largest first."""
         study, statistics = self.study, self.study.classes.statistics
-        classes, share = statistics.strongest_classes(channel, study.parameters.p)
-        return [(self._spoken[study.classes.names[label]], float(own)) for label, own in zip(classes, share)]
+        classes, share = statistics.strongest_classes(channel, study.parameters.min_frequency)
+        return [(self._display_names[study.classes.names[label]], float(own)) for label, own in zip(classes, share)]
 
     def pairs(self, channel: int) -> list[tuple[str, str, float]]:
         """Pairs of these classes and the cosine of their average relevance vectors, the least alike first."""
         table = self.study.classes.pairs
         own = table[table["channel"] == channel].sort_values("cosine", kind="stable")
         return [
-            (self._spoken[one], self._spoken[other], cosine)
+            (self._display_names[one], self._display_names[other], cosine)
             for one, other, cosine in own[["class_1", "class_2", "cosine"]].itertuples(index=False, name=None)
         ]
 
     @cached_property
-    def _spoken(self) -> dict[str, str]:
+    def _display_names(self) -> dict[str, str]:
         names = self.study.classes.names
-        return dict(zip(names, spoken(names)))
+        return dict(zip(names, display_names(names)))
 
 
 def write(
@@ -262,7 +262,7 @@ def write(
     channels
         Which neurons; all by default.
     methods
-        By what explorers take neurons apart: ``"circuits"`` and any others of :data:`METHODS`.
+        By what explorers split neurons into parts: ``"PURE"`` and any others of :data:`METHODS`.
     count
         The strongest reference images that get a picture.
     embedder
@@ -426,7 +426,7 @@ def _require_own(folder: Path) -> None:
 
 def _save(path: Path, pictures: Sequence[Picture], columns: int = COLUMNS) -> None:
     """Write pictures of one size as one, without gaps."""
-    image = Image.fromarray(strip(pictures, columns, gap=0))
+    image = Image.fromarray(image_grid(pictures, columns, gap=0))
     write_atomically(path, lambda temporary: image.save(temporary, format="webp", **WEBP))
 
 

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from pure_nb.compute.results import Results
 from pure_nb.compute.store import Store
 from pure_nb.errors import StudyError
-from pure_nb.images.labels import spoken
+from pure_nb.images.labels import display_names
 from pure_nb.judges import evaluation
 from pure_nb.judges.evaluation import TRUE, Metric
 from pure_nb.judges.naming import Namer, nouns, vocabulary_from
-from pure_nb.methods.descriptions import GRADIENT, LRP, RANDOM, fitting
+from pure_nb.methods.descriptions import LRP, PURE, RANDOM, fitting
 from pure_nb.methods.descriptions import descriptions as descriptions_of
-from pure_nb.methods.virtual import CHOICES, cluster_some, part_name
+from pure_nb.methods.virtual import CHOICES, kmeans_some, part_name
 
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Part of what stored tables are found by; raised when this package computes them differently."""
 
-METHODS = (GRADIENT, LRP, "activation", "activation at maximum")
+METHODS = (PURE, LRP, "activation", "activation at maximum")
 """What is judged of every study, where it has it; see :func:`pure_nb.methods.descriptions.descriptions`."""
 
 CROPPED = {
@@ -46,7 +46,7 @@ CROPPED = {
 """The parameter ``crop`` in words."""
 
 WHOLE = "whole"
-"""What a neuron that is not taken apart is called among its parts."""
+"""What a neuron that is not split into parts is called among its parts."""
 
 ALL = "one ResNet, all neurons"
 PUBLISHED = pd.DataFrame(
@@ -99,7 +99,7 @@ class Evaluation:
     alignment: pd.DataFrame
     metric: str
 
-    def summary(self, *, baseline: str = GRADIENT, clear: float | None = None) -> pd.DataFrame:
+    def summary(self, *, baseline: str = PURE, clear: float | None = None) -> pd.DataFrame:
         """Means, errors and paired tests; see :func:`pure_nb.judges.evaluation.summary`."""
         return evaluation.summary(self.distances, baseline, clear=clear, judge=self.judge)
 
@@ -124,7 +124,7 @@ def evaluate(
     metric: Metric = "euclidean",
     subsets: int = 30,
 ) -> Evaluation:
-    """Judge all ways of taking a study's neurons apart; results are kept in the study's store.
+    """Judge all ways of taking a study's neurons into parts; results are kept in the study's store.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def evaluate(
     judge
         The embedder that measures how far apart crops are.
     others
-        Embedders that take the neurons apart by their own vectors, as the judge's own do; for comparison.
+        Embedders that split the neurons into parts by their own vectors, as the judge's own do; for comparison.
     ks
         Numbers of parts.
     metric
@@ -151,23 +151,25 @@ def evaluate(
     StudyError
         If two methods have one name.
     EvaluationError
-        If the metric can't be used, or no neuron is driven by two images.
+        If the metric can't be used, or no neuron is activated by two images.
     """
     taken = [*METHODS, RANDOM, TRUE, *(embedder.name for embedder in (judge, *others))]
     if len(set(taken)) < len(taken):
         raise StudyError(f"two methods have the same name, among {', '.join(taken)}; name each embedder otherwise")
     evaluation.pair_distances(np.eye(2, dtype=np.float32), metric)  # a wrong metric fails now, and not after hours
-    if max(ks, default=0) > study.parameters.n:
-        raise StudyError(f"{study.parameters.n} reference images can't be in {max(ks)} parts; take a smaller k")
+    if max(ks, default=0) > study.parameters.n_references:
+        raise StudyError(
+            f"{study.parameters.n_references} reference images can't be in {max(ks)} parts; take a smaller k"
+        )
     vectors = descriptions(study, (judge, *others))
     own = vectors[judge.name]
     named = metric if isinstance(metric, str) else f"{metric.__module__}.{metric.__qualname__}"
     key: dict[str, object] = {"format": FORMAT, "judge": judge.name, "ks": list(ks), "metric": named}
-    key |= {"random": study.parameters.random, "references": study.ranked}
+    key |= {"seed": study.parameters.seed, "references": study.ranked}
     key["methods"] = {
         name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()[:16] for name, array in vectors.items()
     }
-    how: dict[str, Any] = {"used": study.driven, "metric": metric, "seed": study.parameters.random}
+    how: dict[str, Any] = {"used": study.active, "metric": metric, "seed": study.parameters.seed}
 
     def measured(blocks: Store | None) -> pd.DataFrame:
         more: dict[str, Any] = {"ks": ks, "store": blocks, "run": study.run}
@@ -190,7 +192,7 @@ def class_words(study: Study) -> list[str]:
     """Names of the network's classes as one says them: of ImageNet's ids the first English word."""
     if why := study.classes.without_labels:
         raise StudyError(f"the classes can't be the vocabulary, since {why}; give a list of words")
-    return spoken(study.classes.names)
+    return display_names(study.classes.names)
 
 
 def vocabulary(study: Study, source: str | None = None) -> list[str]:
@@ -223,9 +225,9 @@ def namer(study: Study, embedder: Embedder, words: Sequence[str] | None = None) 
     words
         The vocabulary; the names of the network's classes by default. See also :func:`pure_nb.judges.naming.nouns`.
     """
-    crops = study.crops.embeddings(embedder.joint)[study.driven]
+    crops = study.crops.embeddings(embedder.joint)[study.active]
     words = class_words(study) if words is None else list(dict.fromkeys(words))
-    return Namer(crops, words, study.crops.word_vectors(embedder, words), seed=study.parameters.random)
+    return Namer(crops, words, study.crops.word_vectors(embedder, words), seed=study.parameters.seed)
 
 
 def part_names(
@@ -250,16 +252,21 @@ def part_names(
     names, vectors = namer(study, embedder, words), study.crops.embeddings(embedder.joint)
     rows = []
     for channel in np.flatnonzero(study.references.alive).tolist():
-        neuron, driven = study.neuron(channel), study.driven[channel]
+        neuron, active = study.neuron(channel), study.active[channel]
         if k is None:
-            labels = np.where(driven, study.virtual[channel].labels, -1)
+            labels = np.where(active, study.virtual[channel].labels, -1)
         else:
-            labels = cluster_some(study.circuits[channel], driven, k, seed=study.parameters.random)
+            labels = kmeans_some(study.circuits[channel], active, k, seed=study.parameters.seed)
         for part in range(-1, labels.max() + 1):
-            members = driven if part < 0 else labels == part
-            name = names.name(vectors[channel][members], vectors[channel][driven])
+            members = active if part < 0 else labels == part
+            name = names.name(vectors[channel][members], vectors[channel][active])
             part_of = WHOLE if part < 0 else part_name(part)
-            row: dict[str, Any] = {"channel": channel, "part": part_of, "size": int(members.sum()), "said": name.said()}
+            row: dict[str, Any] = {
+                "channel": channel,
+                "part": part_of,
+                "size": int(members.sum()),
+                "label": name.label(),
+            }
             row |= asdict(name)
             if neuron.objects is not None:
                 label, count = np.unique(neuron.objects[members], return_counts=True)
@@ -316,7 +323,7 @@ def _markdown(found: Evaluation, tables: dict[str, pd.DataFrame], clear: float |
         f"{neurons} neurons; {found.metric} distances of their reference images, {found.crops}. *Intra* is the mean "
         "over pairs of images of one part, *inter* over pairs of different parts; good is a large gap between them. "
         "± is the standard error over "
-        f"neurons. *Difference* is that of the gap from {GRADIENT}'s, p by Wilcoxon's test over neurons, corrected for "
+        f"neurons. *Difference* is that of the gap from {PURE}'s, p by Wilcoxon's test over neurons, corrected for "
         "all methods and numbers of parts.",
         _distances_text(tables["summary"]),
         "![Intra and inter distances of each method](distances.png)",
@@ -372,12 +379,12 @@ def _names_text(names: pd.DataFrame) -> str:
     text = "A word is said where random crops do not fit as well (p at most 0.05) and where it stays the same when the "
     text += "crops are drawn anew (stability at least 0.95); otherwise the answer is *unsure*."
     for what, some in {"parts": names[names["part"] != WHOLE], "whole neurons": names[names["part"] == WHOLE]}.items():
-        sure = some[some["said"] == some["word"]]
+        sure = some[some["label"] == some["word"]]
         text += f" {len(sure)} of {len(some)} {what} get a name"
         if "true" in names and len(sure):
             text += f", {(sure['word'] == sure['true']).mean():.0%} of them that of their most frequent object"
         text += "."
-    columns = ["channel", "part", "size", "said", "runner_up", "score", "margin", "gain", "stability", "p"]
+    columns = ["channel", "part", "size", "label", "runner_up", "score", "margin", "gain", "stability", "p"]
     columns += [name for name in ("true", "share") if name in names]
     shown = names[columns].head(40).copy()
     for name in ("score", "margin", "gain", "stability", "p", "share"):

@@ -110,7 +110,7 @@ def explorer(
 def explore(
     study: Study, start: int | None = None, *, parts: bool = True, whole: bool = False, caption: str = ""
 ) -> ipywidgets.Widget | HTML:
-    """The neurons of a study, each taken apart: sliders for the neuron and the number of its parts, and the method.
+    """The neurons of a study, split into parts: sliders for the neuron and the number of its parts, and the method.
 
     In Jupyter also the layer: what is not known of it yet is computed when it is chosen, which takes a pass over the
     images. In the built book the neurons are those of an atlas beside the pages, see :mod:`pure_nb.show.atlas`: the
@@ -123,7 +123,7 @@ def explore(
     start
         The neuron to start at; the most polysemantic one by default.
     parts
-        Take the neurons apart; otherwise only their reference images are shown.
+        Split the neurons into parts; otherwise only their reference images are shown.
     whole
         Show whole pictures, dimmed where the neuron does not look, instead of crops.
     caption
@@ -137,12 +137,12 @@ def explore(
     Raises
     ------
     ArgumentError
-        If there is no such neuron, or no image drives it.
+        If there is no such neuron, or no image activates it.
     """
     first = int(study.neurons["channel"].iloc[0]) if start is None else study.neuron(start).channel
     if not study.references.alive[first]:
         some = _few(_living(study))
-        raise ArgumentError(f"no image drives channel {first}, so there is nothing to show; start at {some}")
+        raise ArgumentError(f"no image activates channel {first}, so there is nothing to show; start at {some}")
     folder = os.environ.get(BOOK)
     if folder:
         return _static_neurons(study, first, Path(folder), parts, whole, caption)
@@ -233,7 +233,7 @@ def _live_neurons(study: Study, start: int, parts: bool, whole: bool, caption: s
 
     @lru_cache(maxsize=8)
     def of_layer(name: str) -> atlas.Atlas:
-        chosen = study if name == own else study.using(target=name, lower=NEAREST)
+        chosen = study if name == own else study.replace(target=name, lower=NEAREST)
         return atlas.Atlas(chosen, atlas.METHODS)
 
     @lru_cache(maxsize=64)
@@ -243,7 +243,7 @@ def _live_neurons(study: Study, start: int, parts: bool, whole: bool, caption: s
         if not parts:
             return _picture(references_figure(one, 15 if whole else 24, 5 if whole else 8, whole=whole)), ""
         if k or by != atlas.METHODS[0]:
-            one = one.by(made.described[by].of(channel), k or one.virtual.k)
+            one = one.with_clusters(made.described[by].of(channel), k or one.virtual.k)
         sizes = ", ".join(f"{size} images {one.meanings(part)}".strip() for part, size in enumerate(one.virtual.sizes))
         return _picture(neuron_figure(one)), f"Neuron {channel} of {name} in {one.virtual.k} parts by {by}: {sizes}."
 
@@ -253,7 +253,7 @@ def _live_neurons(study: Study, start: int, parts: bool, whole: bool, caption: s
             say("a pass over all images ...")
             living = _living(of_layer(layer.value).study)
             if not living:
-                raise LayerError(f"no image drives any channel of {layer.value!r}")
+                raise LayerError(f"no image activates any channel of {layer.value!r}")
             current, neuron.options = layer.value, [str(channel) for channel in living]  # moves it to the first
         k = int(CHOICES[count.index - 1]) if count.index else 0
         return picture(layer.value, int(neuron.value), k, method.value)
@@ -307,7 +307,7 @@ def _static_neurons(study: Study, start: int, site: Path, parts: bool, whole: bo
         atlas.draw(made, site / name, channels)
     kind = f'data-kind="neuron" data-root="{SITE}/{name}/" data-neurons="{" ".join(map(str, channels))}"'
     kind += f' data-start="{start}" data-parts="{str(parts).lower()}" data-whole="{str(whole).lower()}"'
-    still = f'<img src="{SITE}/{name}/thumbs/{start}.webp" alt="The six images that drive neuron {start} most">'
+    still = f'<img src="{SITE}/{name}/thumbs/{start}.webp" alt="The six images that activate neuron {start} most">'
     words = '<p class="explorer-words" aria-live="polite"></p>'
     return _figure(kind, f"<noscript>{still}</noscript>", words, caption=caption)
 

@@ -213,7 +213,7 @@
       if (ticket !== latest) return; // the slider has moved on
       const whole = look ? look.index === 1 : figure.dataset.whole === "true";
       const every = neuron.points.map((_, rank) => rank);
-      let said = `Neuron ${channel}: the images that drive it most`;
+      let said = `Neuron ${channel}: its top-activating images`;
       view.replaceChildren();
       if (parts === "true") {
         const name = methods[method ? method.index : 0];
@@ -221,11 +221,11 @@
         const k = Math.max(0, ...[...labels].map(partOf)) + 1;
         if (count.index === 0) count.say(`${neuron.counts[0]} (${k})`);
         const agreement = neuron.agreement?.[name][count.index];
-        said = `Neuron ${channel}, ${k === 1 ? "left whole" : `taken apart into ${k} parts`} by ${name}`;
+        said = `Neuron ${channel}, ${k === 1 ? "left whole" : `split into ${k} parts`} by ${name}`;
         if (agreement !== undefined) said += `; agreement with the true objects (AMI) ${agreement.toFixed(2)}`;
         const rows = [row(neuron, root, whole, every, null, "", open, SHORT)];
         for (let part = 0; part < k && k > 1; part++) {
-          const word = count.index === 0 && name === methods[0] ? neuron.said?.[part] : ""; // the study's own parts
+          const word = count.index === 0 && name === methods[0] ? neuron.part_labels?.[part] : ""; // the study's own parts
           rows.push(row(neuron, root, whole, members(labels, part), part, word, open, SHORT));
         }
         const drawn = make("div", { class: "plane-box" }, plane(neuron, labels, `${said}. Each point is a reference image; similar circuits lie close together.`));

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from pure_nb.errors import ArgumentError
-from pure_nb.methods.concord import concord, similarity_matrix, with_similarities
+from pure_nb.methods.agreement import agreement, similarity_matrix, with_similarities
 from pure_nb.methods.wordnet import shipped_wordnet
 
 NAMES = [f"class{i}" for i in range(9)]
@@ -39,7 +39,7 @@ def test_the_correlation_is_scipys() -> None:
     similarity = likeness()
     pairs = points(similarity, 0.3)
     values = [similarity.loc[row.class_1, row.class_2] for row in pairs.itertuples()]
-    found = concord(pairs, similarity, permutations=19, replicates=20)
+    found = agreement(pairs, similarity, permutations=19, replicates=20)
     assert found.rho == pytest.approx(spearmanr(pairs["cosine"], values).statistic)
     assert found.n == len(pairs) == 120
     assert found.low <= found.rho <= found.high
@@ -49,7 +49,7 @@ def test_the_test_permutes_classes_one_by_one() -> None:
     """The same p as a loop that renames the classes of every point."""
     similarity = likeness()
     pairs = points(similarity, 1.0, seed=4)
-    found = concord(pairs, similarity, permutations=50, replicates=2, seed=3)
+    found = agreement(pairs, similarity, permutations=50, replicates=2, seed=3)
     generator, above = np.random.default_rng(3), 1
     for _ in range(50):
         renamed = dict(zip(NAMES, np.array(NAMES)[generator.permutation(len(NAMES))]))
@@ -61,14 +61,14 @@ def test_the_test_permutes_classes_one_by_one() -> None:
 def test_a_real_trend_is_seen_and_a_false_one_is_not() -> None:
     """With points that repeat each pair of classes, the permuted classes keep false alarms rare."""
     similarity = likeness()
-    strong = concord(points(similarity, 0.05), similarity, permutations=199, replicates=200)
+    strong = agreement(points(similarity, 0.05), similarity, permutations=199, replicates=200)
     assert strong.p == 1 / 200
     assert strong.low > 0.5
     alarms, naive = [], []
     for seed in range(60):
         other = likeness(seed + 1)  # the cosines follow a likeness that has nothing to do with the one compared with
         pairs = points(other, 0.05, seed)
-        alarms.append(concord(pairs, similarity, permutations=39, replicates=2).p <= 0.05)
+        alarms.append(agreement(pairs, similarity, permutations=39, replicates=2).p <= 0.05)
         values = [similarity.loc[row.class_1, row.class_2] for row in pairs.itertuples()]
         naive.append(spearmanr(pairs["cosine"], values, alternative="greater").pvalue <= 0.05)
     assert np.mean(alarms) <= 0.12
@@ -80,14 +80,14 @@ def test_pairs_without_a_value_are_left_out() -> None:
     pairs = points(similarity, 0.3)
     unknown = similarity.copy()
     unknown.loc["class0", :] = unknown.loc[:, "class0"] = np.nan
-    found = concord(pairs, unknown, permutations=9, replicates=5)
+    found = agreement(pairs, unknown, permutations=9, replicates=5)
     without = pairs[(pairs["class_1"] != "class0") & (pairs["class_2"] != "class0")]
-    assert found == concord(without, similarity.drop(index="class0", columns="class0"), permutations=9, replicates=5)
+    assert found == agreement(without, similarity.drop(index="class0", columns="class0"), permutations=9, replicates=5)
     pairs.loc[3:, "cosine"] = np.nan
-    assert concord(pairs, similarity, permutations=9, replicates=5).n == 3
+    assert agreement(pairs, similarity, permutations=9, replicates=5).n == 3
     pairs.loc[2:, "cosine"] = np.nan
     with pytest.raises(ArgumentError, match="at least three pairs of classes with a similarity, got 2"):
-        concord(pairs, similarity)
+        agreement(pairs, similarity)
 
 
 def test_a_single_pair_without_a_value_is_left_out() -> None:
@@ -96,7 +96,7 @@ def test_a_single_pair_without_a_value_is_left_out() -> None:
     pairs = points(similarity, 0.3)
     row = pairs.iloc[0]
     similarity.loc[row["class_1"], row["class_2"]] = similarity.loc[row["class_2"], row["class_1"]] = np.nan
-    found = concord(pairs, similarity, permutations=19, replicates=10)
+    found = agreement(pairs, similarity, permutations=19, replicates=10)
     values = np.array([similarity.loc[row.class_1, row.class_2] for row in pairs.itertuples()])
     known = ~np.isnan(values)
     assert found.n == known.sum() < len(pairs)
@@ -106,7 +106,7 @@ def test_a_single_pair_without_a_value_is_left_out() -> None:
 
 def test_points_of_one_channel_have_no_interval() -> None:
     similarity = likeness()
-    found = concord(points(similarity, 0.3, channels=1), similarity, permutations=9, replicates=5)
+    found = agreement(points(similarity, 0.3, channels=1), similarity, permutations=9, replicates=5)
     assert np.isfinite([found.rho, found.p]).all()
     assert np.isnan([found.low, found.high]).all()
 
@@ -114,7 +114,7 @@ def test_points_of_one_channel_have_no_interval() -> None:
 def test_without_any_spread_there_is_no_correlation() -> None:
     similarity = likeness()
     pairs = points(similarity, 0.3).assign(cosine=0.5)
-    found = concord(pairs, similarity, permutations=9, replicates=5)
+    found = agreement(pairs, similarity, permutations=9, replicates=5)
     assert np.isnan([found.rho, found.low, found.high, found.p]).all()
 
 
@@ -122,8 +122,8 @@ def test_the_same_twice() -> None:
     similarity = likeness()
     how: dict[str, Any] = {"permutations": 19, "replicates": 20}
     pairs = points(similarity, 0.5)
-    assert concord(pairs, similarity, seed=1, **how) == concord(pairs, similarity, seed=1, **how)
-    assert concord(pairs, similarity, seed=1, **how) != concord(pairs, similarity, seed=2, **how)
+    assert agreement(pairs, similarity, seed=1, **how) == agreement(pairs, similarity, seed=1, **how)
+    assert agreement(pairs, similarity, seed=1, **how) != agreement(pairs, similarity, seed=2, **how)
 
 
 def test_similarities_beside_the_pairs() -> None:

@@ -20,7 +20,7 @@ from pure_nb.compute.bars import progress_bar
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.images.data import MEAN, STD
 from pure_nb.methods._shapes import Int
-from pure_nb.network.layers import activations, by_position, get_layer
+from pure_nb.network.layers import activations, flatten_positions, get_layer
 from pure_nb.parameters import Run
 
 RATE = 0.05
@@ -54,7 +54,7 @@ def feature_visualisation(
     seed: int = 0,
     run: Run = Run(),
 ) -> Int[NDArray[np.uint8], "channels height width 3"]:
-    """Pictures that drive channels strongly, one a channel, optimised together.
+    """Pictures that activate channels strongly, one a channel, optimised together.
 
     Each maximises the mean of its channel over all positions. All start from the same noise and are shifted alike, so
     a picture does not depend on which other channels are asked for (but for rounding).
@@ -85,7 +85,7 @@ def feature_visualisation(
     -------
     ndarray
         uint8 ``[channels, H, W, 3]``. After a ReLU a channel may be 0 for the first picture, and without a gradient; it
-        then gets other noise, of more and more contrast, until something drives it. If nothing does, its picture is
+        then gets other noise, of more and more contrast, until something activates it. If nothing does, its picture is
         grey.
 
     Raises
@@ -122,8 +122,8 @@ def feature_visualisation(
             shifts = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
             waves.data[asleep] = START * (step + 1) * noise
             shifted = _pictures(waves, height, width).roll(shifts, dims=(2, 3))
-            driven = _driven(model, layer, chosen, (shifted - centre) / spread)
-            (gradient,) = torch.autograd.grad(-driven.sum(), waves)
+            activation = _activation(model, layer, chosen, (shifted - centre) / spread)
+            (gradient,) = torch.autograd.grad(-activation.sum(), waves)
             asleep &= ~gradient.flatten(1).any(dim=1)
             waves.grad = gradient
             optimiser.step()
@@ -143,20 +143,20 @@ def _pictures(waves: Tensor, height: int, width: int) -> Tensor:
     return torch.einsum("rc,nchw->nrhw", colours, mixed).sigmoid()
 
 
-def _driven(model: nn.Module, layer: str, channels: Tensor, images: Tensor) -> Tensor:
+def _activation(model: nn.Module, layer: str, channels: Tensor, images: Tensor) -> Tensor:
     """Mean over the positions of the i-th channel in the i-th image, ``[n]``."""
-    output = by_position(activations(model, images, [layer])[layer])
+    output = flatten_positions(activations(model, images, [layer])[layer])
     if not 0 <= int(channels.min()) <= int(channels.max()) < output.shape[1]:
         raise ArgumentError(
             f"channel {int(channels.max())} (lowest {int(channels.min())}): layer {layer!r} has channels 0 to "
             f"{output.shape[1] - 1}"
         )
-    driven = output[torch.arange(len(channels), device=output.device), channels].mean(dim=1)
-    if not driven.requires_grad:
+    activation = output[torch.arange(len(channels), device=output.device), channels].mean(dim=1)
+    if not activation.requires_grad:
         raise LayerError(f"no gradient leads from layer {layer!r} to the picture; look for no_grad or detach below it")
-    if not torch.isfinite(driven).all():
-        channel = int(channels[~torch.isfinite(driven)][0])
+    if not torch.isfinite(activation).all():
+        channel = int(channels[~torch.isfinite(activation)][0])
         raise NonFiniteError(
             f"channel {channel} of layer {layer!r} is NaN or infinite for a picture made for it; check the weights"
         )
-    return driven
+    return activation

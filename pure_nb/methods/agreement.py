@@ -1,4 +1,4 @@
-"""Do similar classes drive a channel alike? Cosines of ARVs against WordNet similarities (Hesse et al. 2025, fig. 3).
+"""Whether similar classes activate a channel alike: cosines of ARVs against WordNet (Hesse et al. 2025, fig. 3).
 
 A point is a channel and a pair of classes that it is relevant to. The points are not independent: a channel that is
 relevant to ten classes gives 45 of them, and a pair of classes returns in every channel it shares. So the interval
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Concord:
+class MantelResult:
     """How well two similarities of pairs of classes agree.
 
     Attributes
@@ -81,7 +81,7 @@ def with_similarities(
     return pd.concat([pairs.reset_index(drop=True), pd.DataFrame(chosen), found], axis=1)
 
 
-def concord(
+def agreement(
     pairs: pd.DataFrame,
     similarity: pd.DataFrame,
     *,
@@ -89,7 +89,7 @@ def concord(
     replicates: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> Concord:
+) -> MantelResult:
     """Rank correlation of the cosines with a similarity of the classes, with its interval and test.
 
     The chapter :doc:`Does WordNet agree? </book/wordnet>` builds it from scratch.
@@ -121,7 +121,7 @@ def concord(
     cosines = used["cosine"].to_numpy()
     rho = _rank(cosines, matrix[first, second])
     if np.isnan(rho):
-        return Concord(rho, rho, rho, rho, len(used))
+        return MantelResult(rho, rho, rho, rho, len(used))
     generator = np.random.default_rng(seed)
     # Not scipy.stats.permutation_test: it tries every order of a few classes, which gives other numbers than ours.
     orders = [generator.permutation(len(names)) for _ in range(permutations)]
@@ -130,7 +130,7 @@ def concord(
     picks = resampled(np.arange(len(rows)), draws=replicates, seed=generator)
     chosen = [np.concatenate([rows[i] for i in pick]) for pick in picks]
     spread = percentiles([_rank(cosines[some], matrix[first[some], second[some]]) for some in chosen], level)
-    return Concord(rho, *spread, (1 + permutations - sum(below)) / (1 + permutations), len(used))
+    return MantelResult(rho, *spread, (1 + permutations - sum(below)) / (1 + permutations), len(used))
 
 
 def similarity_matrix(

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.glyphs import MEAN, STD
-from pure_nb.methods import optimise as module
-from pure_nb.methods.optimise import feature_visualisation
+from pure_nb.methods import visualise as module
 from pure_nb.methods.rewiring import split_channel
-from pure_nb.network.layers import activations, by_position
+from pure_nb.methods.visualise import feature_visualisation
+from pure_nb.network.layers import activations, flatten_positions
 
 
-def driven(model: nn.Module, layer: str, channels: list[int], pictures: NDArray[np.uint8]) -> Tensor:
-    """How strongly each picture drives its channel."""
+def active(model: nn.Module, layer: str, channels: list[int], pictures: NDArray[np.uint8]) -> Tensor:
+    """How strongly each picture activates its channel."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     images = (torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - mean) / std
     with torch.no_grad():
-        output = by_position(activations(model, images, [layer])[layer])
+        output = flatten_positions(activations(model, images, [layer])[layer])
     return output[range(len(channels)), channels].mean(dim=1)
 
 
@@ -44,10 +44,10 @@ def test_pictures_drive_their_channels(glyphnet: nn.Module) -> None:
     )
     assert later.shape == (4, 96, 96, 3)
     assert later.dtype == np.uint8
-    start, end = (driven(glyphnet, "layer4", channels, pictures) for pictures in (first, later))
+    start, end = (active(glyphnet, "layer4", channels, pictures) for pictures in (first, later))
     assert (end > 5 + 3 * start).all()
-    # Each picture is for its own channel: no other of them drives it as strongly.
-    table = torch.stack([driven(glyphnet, "layer4", [c] * 4, later) for c in channels])
+    # Each picture is for its own channel: no other of them activates it as strongly.
+    table = torch.stack([active(glyphnet, "layer4", [c] * 4, later) for c in channels])
     assert (table.argmax(dim=1) == torch.arange(4)).all()
 
 
@@ -143,14 +143,14 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
 def test_layers_of_every_shape(layer: str, size: int) -> None:
     model = Tokens().eval()
     first, later = (feature_visualisation(model, layer, [2, 0], size=size, steps=steps) for steps in (1, 60))
-    assert (driven(model, layer, [2, 0], later) > driven(model, layer, [2, 0], first)).all()
+    assert (active(model, layer, [2, 0], later) > active(model, layer, [2, 0], first)).all()
 
 
 def test_the_parts_of_a_split_channel(glyphnet: nn.Module) -> None:
     owner = np.random.default_rng(0).integers(-1, 2, 32)
     split, layer = split_channel(glyphnet, "layer4.0.conv2", 3, owner), "layer4.0.conv2.parts"
     first, later = (feature_visualisation(split, layer, [0, 1, 2], size=96, steps=steps) for steps in (1, 30))
-    assert (driven(split, layer, [0, 1, 2], later) > 0.3 + driven(split, layer, [0, 1, 2], first)).all()
+    assert (active(split, layer, [0, 1, 2], later) > 0.3 + active(split, layer, [0, 1, 2], first)).all()
     assert not np.array_equal(later[0], later[1])
 
 
@@ -174,8 +174,8 @@ def test_a_channel_that_sleeps_at_first_is_woken() -> None:
         model[0].weight.copy_(oriented(0, 3, 3.0).expand(2, -1, -1, -1))
         model[0].bias.copy_(torch.tensor([-1.5, -1000]))
     found = feature_visualisation(model, "1", [0, 1], size=24, steps=120)
-    assert driven(model, "1", [0, 1], found)[0] > 0.1
-    assert np.ptp(found[1]) == 0  # what nothing drives stays grey
+    assert active(model, "1", [0, 1], found)[0] > 0.1
+    assert np.ptp(found[1]) == 0  # what nothing activates stays grey
     assert found[1].max() in (127, 128)
 
 

@@ -1,7 +1,7 @@
-"""Worlds where the right answer is known: a study, and for each reference image what really drove the neuron.
+"""Worlds where the right answer is known: a study, and for each reference image what really activated the neuron.
 
-Two kinds. Where objects are known it is the one under the maximum (:func:`objects_world`): natural neurons, but a truth
-of their inputs, not of their insides. In any network channels can be merged (:func:`planted_world`): a truth of the
+Two kinds. Where objects are known it is the one under the maximum (:func:`objects_task`): natural neurons, but a truth
+of their inputs, not of their insides. In any network channels can be merged (:func:`planted_task`): a truth of the
 insides, but of neurons that were made. A method that is right should do well in both.
 """
 
@@ -19,15 +19,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pure_nb._resting import resting
-from pure_nb.benchmark.planting import Groups, How, Planting, contributions, draw, drivers, likeness_of, plant, shares
+from pure_nb._resting import frozen_eval
+from pure_nb.benchmark.planting import (
+    Groups,
+    How,
+    Planting,
+    contributions,
+    dominant_source,
+    draw,
+    likeness_of,
+    plant,
+    shares,
+)
 from pure_nb.errors import LayerError, PlantingError, StudyError, StudyWarning
 from pure_nb.judges.truth import COMMON, activation_vectors
 from pure_nb.methods.descriptions import Description, descriptions
 from pure_nb.methods.windows import closed_form, dense_weight
 from pure_nb.network.coverage import LINEAR
-from pure_nb.network.cut import seeded
-from pure_nb.network.layers import INPUT, activations, by_position, nearest_below
+from pure_nb.network.cut import initial_relevance
+from pure_nb.network.layers import INPUT, activations, flatten_positions, nearest_below
 from pure_nb.network.targets import Target
 from pure_nb.parameters import NEAREST
 from pure_nb.study import Study
@@ -47,12 +57,12 @@ RECTIFIERS = frozenset((
 ))  # fmt: skip
 """Functions of each number alone, that let large ones through."""
 
-CLEAR = 2 / 3
-"""A reference image is clear if one source brought at least this part of what drove it."""
+DOMINANT = 2 / 3
+"""A source is dominant in a reference image if it contributed at least this part of the activation."""
 
 
 @dataclass(frozen=True, eq=False)
-class World:
+class Task:
     """A study whose right answer is known.
 
     Attributes
@@ -60,16 +70,16 @@ class World:
     name
         What it is, in words.
     study
-        The study whose neurons are to be taken apart.
+        The study whose neurons are to be split into parts.
     truth
-        int64 ``[channels, n]``: what drove each reference image, -1 where nothing did.
+        int64 ``[channels, n]``: the dominant source of each reference image, -1 where nothing did.
     share
         float64 ``[channels, n]``: the part of the activation that the driver brought; 1 where that is not known.
     base
         The study of the network as it was before anything was planted.
     planting
         What was planted; None if nothing.
-    brought
+    contributions
         float32 ``[channels, n, most sources]``: see :func:`pure_nb.benchmark.planting.contributions`.
     """
 
@@ -79,22 +89,22 @@ class World:
     share: NDArray[np.float64]
     base: Study
     planting: Planting | None = None
-    brought: NDArray[np.float32] | None = None
+    contributions: NDArray[np.float32] | None = None
 
     @property
     def k(self) -> NDArray[np.int64]:
-        """How many things each neuron means: what drove at least a twentieth of its references; int64 ``[channels]``.
+        """How many things a neuron means: what activated at least a twentieth of its references; int64 ``[channels]``.
 
-        A merged channel all of whose references were driven by one source means one thing, whatever was planted.
+        A merged channel all of whose references were activated by one source means one thing, whatever was planted.
         """
         least = COMMON * self.truth.shape[1]
         counts = [np.unique(own[own >= 0], return_counts=True)[1] for own in self.truth]
         return np.array([max(1, int((count >= least).sum())) for count in counts])
 
     @property
-    def clear(self) -> NDArray[np.bool_]:
-        """Which references were driven by one thing, for the most part: bool ``[channels, n]``."""
-        return self.share >= CLEAR
+    def dominant(self) -> NDArray[np.bool_]:
+        """Which references were activated by one thing, for the most part: bool ``[channels, n]``."""
+        return self.share >= DOMINANT
 
     def inside(self, layer: str) -> str:
         """What a layer of the network as it was is called in the network that is studied."""
@@ -117,20 +127,20 @@ class World:
             found = activations(base.model, base.images.example[None].to(base.run.local_device), [lower, nearest])
         return lower if torch.equal(found[lower], found[nearest]) else nearest
 
-    def using(self, **changes: Any) -> Study:
+    def replace(self, **changes: Any) -> Study:
         """The study with other parameters; layers are named as in the network as it was."""
         if "lower" in changes:
             changes["lower"] = self.inside(self.nearest if changes["lower"] == NEAREST else changes["lower"])
-        return self.study.using(**changes)
+        return self.study.replace(**changes)
 
     def descriptions(self, embedders: Sequence[Embedder] = ()) -> dict[str, Description]:
         """All that describes the reference images, without telling the answer; circuits start as the paper's do."""
-        how: dict[str, Any] = {"circuits": partial(self.circuits, seed="activation")}
+        how: dict[str, Any] = {"circuits": partial(self.circuits, start="activation")}
         return descriptions(self.study, embedders, activations=lambda: self.activations, **how)
 
     def circuits(self, **changes: Any) -> NDArray[np.float32]:
-        """Circuits by some recipe, without telling the answer: see :meth:`using` and :meth:`hidden`."""
-        study = self.using(**changes)
+        """Circuits by some recipe, without telling the answer: see :meth:`replace` and :meth:`hidden`."""
+        study = self.replace(**changes)
         return self.hidden(study.circuits, study.parameters.lower)
 
     def hidden(self, vectors: NDArray[np.float32], lower: str) -> NDArray[np.float32]:
@@ -145,7 +155,7 @@ class World:
         Parameters
         ----------
         vectors
-            Circuits of this world's study, ``[channels, n, lower channels]``.
+            Circuits of this task's study, ``[channels, n, lower channels]``.
         lower
             The lower layer, as the network that is studied calls it.
         """
@@ -264,20 +274,20 @@ def straight(
         bool ``[P, lower channels]``.
     """
     rows = []
-    with resting(model, image.device):
+    with frozen_eval(model, image.device):
         for chosen in torch.split(torch.from_numpy(channel).to(image.device), 32):
             with _Unmixed():
                 found = activations(model, image.expand(len(chosen), *image.shape[1:]), [lower, target], leaf=lower)
             leaf, top = found[lower], found[target]
             flow = torch.zeros_like(leaf)
             if top.requires_grad:
-                (flow,) = torch.autograd.grad(top, leaf, seeded(top, chosen, "unit"))
-            strength = by_position(flow).abs().sum(dim=2).cpu().numpy()
+                (flow,) = torch.autograd.grad(top, leaf, initial_relevance(top, chosen, "unit"))
+            strength = flatten_positions(flow).abs().sum(dim=2).cpu().numpy()
             rows.append((strength > 0) & (strength >= strength.max(axis=1, keepdims=True) / 2))
     return np.concatenate(rows)
 
 
-def objects_world(study: Study) -> World:
+def objects_task(study: Study) -> Task:
     """The natural neurons of a study, and the objects under their maxima.
 
     Parameters
@@ -294,24 +304,24 @@ def objects_world(study: Study) -> World:
         raise StudyError(
             f"the objects in {study.images.name!r} are not known, at layer {study.parameters.target!r}; images "
             "with a truth, such as glyph scenes, and a layer with a grid have it. "
-            "Plant one: pure_nb.benchmark.worlds.planted_world"
+            "Plant one: pure_nb.benchmark.tasks.planted_task"
         )
     alive = np.where(study.references.alive[:, None], study.objects, -1)
-    return World("objects", study, alive, np.ones(alive.shape), study)
+    return Task("objects", study, alive, np.ones(alive.shape), study)
 
 
-def planted_world(
+def planted_task(
     study: Study,
     count: int = 60,
     k: int = 2,
     *,
     how: How = "random",
-    null: int = 0,
+    self_merged: int = 0,
     strengths: Sequence[float] | None = None,
     groups: Groups | None = None,
     seed: int | None = None,
-) -> World:
-    """A study's network with merged channels, and what really drove each of their reference images.
+) -> Task:
+    """A study's network with merged channels, and the dominant source of each of their reference images.
 
     The chapter :doc:`How would we know? </book/bench>` builds it from scratch.
 
@@ -321,7 +331,7 @@ def planted_world(
         Any study. Its target layer is where channels are merged.
     count, k, how, seed
         See :func:`pure_nb.benchmark.planting.draw`; the seed is the study's by default.
-    null
+    self_merged
         Number of channels merged with themselves, to be told from the others. They are drawn at random.
     strengths
         ``k`` numbers, the strengths of the sources of every group; all equal by default.
@@ -333,7 +343,7 @@ def planted_world(
     PlantingError
         See :func:`pure_nb.benchmark.planting.plant` and :func:`pure_nb.benchmark.planting.draw`.
     """
-    drawn, seed = groups is None, study.parameters.random if seed is None else seed
+    drawn, seed = groups is None, study.parameters.seed if seed is None else seed
     if groups is None:
         alike = likeness(study) if how in ("similar", "dissimilar") else None
         groups = draw(study.references, count, k, how=how, likeness=alike, seed=seed)
@@ -344,25 +354,25 @@ def planted_world(
     for group, own in zip(groups, strong):
         if len(group) != len(own):
             raise PlantingError(f"strengths must be one number for each of {len(group)} sources, got {own}")
-    if null < 0:
-        raise PlantingError(f"the number of channels merged with themselves must be at least 0, got {null}")
-    if null:
+    if self_merged < 0:
+        raise PlantingError(f"the number of channels merged with themselves must be at least 0, got {self_merged}")
+    if self_merged:
         alive = np.flatnonzero(study.references.score.mean(axis=1) > 0)
-        if null > len(alive):
+        if self_merged > len(alive):
             warnings.warn(f"there are only {len(alive)} channels to merge with themselves", StudyWarning, stacklevel=2)
-            null = len(alive)
+            self_merged = len(alive)
         # A stream of its own, so that the groups stay the same however many are added.
-        picks = np.random.default_rng([seed, 1]).choice(alive, null, replace=False)
-        groups, strong = (*groups, *((int(channel),) * 2 for channel in picks)), strong + [[1.0, 1.0]] * null
+        picks = np.random.default_rng([seed, 1]).choice(alive, self_merged, replace=False)
+        groups, strong = (*groups, *((int(channel),) * 2 for channel in picks)), strong + [[1.0, 1.0]] * self_merged
     model, planting = plant(study.model, study.references, groups, strong)
-    planted = study.using(model=model, target=planting.target, lower=planting.renamed(study.parameters.lower))
-    brought = contributions(model, planted.images, planted.references, planting, run=study.run)
-    truth = drivers(brought)
-    part = shares(brought)
-    part[planting.null, :, 0] = part[planting.null].sum(axis=-1)
+    planted = study.replace(model=model, target=planting.target, lower=planting.renamed(study.parameters.lower))
+    contributed = contributions(model, planted.images, planted.references, planting, run=study.run)
+    truth = dominant_source(contributed)
+    part = shares(contributed)
+    part[planting.self_merged, :, 0] = part[planting.self_merged].sum(axis=-1)
     name = f"planted, k = {k}, {how}" if drawn else "planted, given groups"
     name += "" if strengths is None else f", strengths {', '.join(f'{value:g}' for value in strengths)}"
-    return World(name, planted, truth, part.max(axis=-1), study, planting, brought)
+    return Task(name, planted, truth, part.max(axis=-1), study, planting, contributed)
 
 
 def likeness(study: Study) -> NDArray[np.float64]:
