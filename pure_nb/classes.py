@@ -145,7 +145,7 @@ class Classes:
         how: dict[str, Any] = {"criterion": Criterion(p.min_share, p.cumulative_share or None), "seed": p.seed}
         module = closed_form(self.study.model, p.target, p.lower)
         own = ClassRelevance(p.target, p.lower, labels, len(names), module=module, **how)
-        own, lost = self.study.sweep_on_cluster("classes", self._key(), own, self.labelled)
+        own, lost = self.study.sweep("classes", self._key(), own, self.labelled)
         return own.result(), self.study.accepted(lost)
 
     @cached_property
@@ -445,5 +445,5 @@ class Classes:
         return [self.labelled.picture(sample) for sample in chosen.tolist()]
 
     def _key(self) -> dict[str, object]:
-        p, limit = self.study.parameters, "mass" if self.study.parameters.cumulative_share else "share"
+        p, limit = self.study.parameters, "cumulative_share" if self.study.parameters.cumulative_share else "min_share"
         return self.study.key("classes") | {limit: getattr(p, limit), "images": self.labelled.fingerprint}

@@ -92,7 +92,7 @@ class Parameters:
     start: Start = field(default="activation", metadata={"flag": "--start", "of": "neurons"})
     crop: Crop = field(default="peak", metadata={"of": "crops"})
     n_clusters: int = field(default=0, metadata={"flag": "--k", "least": 0, "of": "neurons"})
-    random: int = field(default=0, metadata={"flag": "--seed", "least": 0, "of": "neurons"})
+    seed: int = field(default=0, metadata={"flag": "--seed", "least": 0, "of": "neurons"})
     min_share: float = field(default=0.03, metadata={"of": "classes"})
     cumulative_share: float = field(default=0.0, metadata={"of": "classes"})
     min_frequency: float = field(default=0.75, metadata={"of": "classes"})
@@ -196,6 +196,18 @@ def _require_device(device: str) -> None:
     torch.zeros(1, device=device).item()
 
 
+RENAMED = {
+    "n": "n_references",
+    "k": "n_clusters",
+    "by": "ranked_by",
+    "share": "min_share",
+    "mass": "cumulative_share",
+    "p": "min_frequency",
+    "seed": "start",
+    "random": "seed",
+}
+"""What parameters were called in study files before 0.1.0; ``seed`` is another one now, a number."""
+
 PARAMETERS = tuple(f.name for f in fields(Parameters))
 RUN = tuple(f.name for f in fields(Run))
 
@@ -205,6 +217,10 @@ KINDS = get_type_hints(Parameters) | get_type_hints(Run, localns={"Cluster": obj
 
 def checked(values: Mapping[str, Any]) -> Parameters:
     """Parameters from their names and values, as a file or a call has them."""
+    before = [name for name in RENAMED if name in values and (name != "seed" or isinstance(values[name], str))]
+    if before:
+        changes = ", ".join(f"`{name}` is now `{RENAMED[name]}`" for name in before)
+        raise StudyError(f"parameters of a study were renamed: {changes}; write the new names")
     unknown = sorted(set(values) - set(PARAMETERS))
     if unknown:
         raise StudyError(f"there is no parameter {unknown[0]!r}; there are {', '.join(PARAMETERS)}")

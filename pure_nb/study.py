@@ -228,9 +228,7 @@ class Study:
             example = self.images.example[None].to(self.run.local_device)
             return survey(self.model, example, self.parameters.allow_nondeterministic)
 
-    def sweep_on_cluster(
-        self, step: str, key: dict[str, object], own: Any, images: Images
-    ) -> tuple[Any, list[Unreadable]]:
+    def sweep(self, step: str, key: dict[str, object], own: Any, images: Images) -> tuple[Any, list[Unreadable]]:
         """What an accumulator has taken in from all of some images, and those that could not be read and were left out.
 
         Found, or computed in one pass; if the study's references are of the same images and not known yet, the same
@@ -264,7 +262,7 @@ class Study:
     @cached_property
     def _found(self) -> tuple[References, list[Unreadable]]:
         """The reference images, and the images that could not be read."""
-        top, lost = self.sweep_on_cluster("references", self.key("references"), self._top(), self.images)
+        top, lost = self.sweep("references", self.key("references"), self._top(), self.images)
         return top.result(), lost
 
     def _top(self) -> TopReferences:

@@ -17,7 +17,7 @@ from pure_nb.compute.store import fingerprint
 from pure_nb.errors import StudyError
 from pure_nb.images.data import Images
 from pure_nb.loading import load_study
-from pure_nb.parameters import Parameters, Run, checked
+from pure_nb.parameters import PARAMETERS, RENAMED, Parameters, Run, checked
 from pure_nb.study import Study
 
 TOML = """\
@@ -83,6 +83,28 @@ def test_parameters_check_themselves(name: str, value: Any, message: str, tmp_pa
         with pytest.raises(StudyError) as caught:
             make()
         assert str(caught.value) == message or name == "lower"
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ('seed = "peak"\nrandom = 1\n', "`seed` is now `start`, `random` is now `seed`"),
+        ('seed = "all"\n', "`seed` is now `start`"),
+        ("n = 50\nk = 2\n", "`n` is now `n_references`, `k` is now `n_clusters`"),
+        ('by = "mean"\nshare = 0.1\n', "`by` is now `ranked_by`, `share` is now `min_share`"),
+        ("mass = 0.8\np = 0.5\n", "`mass` is now `cumulative_share`, `p` is now `min_frequency`"),
+    ],
+)
+def test_a_study_file_of_before_is_told_what_was_renamed(table: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError) as caught:
+        from_file(tmp_path, table)
+    assert str(caught.value) == f"parameters of a study were renamed: {told}; write the new names"
+
+
+def test_the_new_names_are_read(tmp_path: Path) -> None:
+    found = from_file(tmp_path, 'start = "peak"\nseed = 3\nmin_share = 0.1\n').parameters
+    assert (found.start, found.seed, found.min_share) == ("peak", 3, 0.1)
+    assert set(RENAMED.values()) <= set(PARAMETERS)
 
 
 @pytest.mark.parametrize(("name", "value", "message"), RUN)

@@ -20,7 +20,28 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
-IGNORED = {"weights", "images", "references", "format", "how", "embedder", "study", "world"}
+from pure_nb.parameters import RENAMED
+
+COLUMNS = {
+    "weights": "bootstrap_counts",
+    "replicas": "bootstrap_sums",
+    "clarity": "silhouette_gain",
+    "said": "label",
+    "kept": "retained",
+}
+"""Arrays and columns that were called otherwise before 0.1.0."""
+WORDS = (
+    ("ceiling: ", "oracle: "),
+    ("PURE gradient", "PURE"),
+    ("contestants", "virtual"),
+    ("by_means", "kmeans"),
+    ("by_mixture", "gaussian_mixture"),
+    ("by_spectrum", "spectral"),
+    ("by_density", "hdbscan"),
+    ("by_factors", "nmf"),
+)
+"""What stands for methods in keys and tables, before and after: names, then the module and functions of clusterers."""
+IGNORED = {"weights", "images", "references", "format", "how", "embedder", "study", "world", "task"}
 
 
 def results(store: Path) -> dict[str, list[Path]]:
@@ -29,12 +50,21 @@ def results(store: Path) -> dict[str, list[Path]]:
     for manifest in store.rglob("*.json"):
         told = json.loads(manifest.read_text(encoding="utf-8"))
         if isinstance(told, dict) and {"file", "key", "seal"} <= set(told):
-            key = {name: value for name, value in told["key"].items() if name not in IGNORED}
+            key = {named(name, value): value for name, value in told["key"].items() if name not in IGNORED}
+            if isinstance(key.get("parameters"), dict):
+                key["parameters"] = {named(name, value): value for name, value in key["parameters"].items()}
             file = manifest.with_name(told["file"])
             folder = file.parent.relative_to(store).parts[:1]
             told_of = json.dumps([*folder, file.name.partition("-")[0], key], sort_keys=True)
+            for old, new in WORDS:
+                told_of = told_of.replace(old, new)
             found[re.sub(r"pure_nb\.[\w.]*?(\w+)(?=\")", r"\1", told_of)].append(file)  # modules may have moved
     return found
+
+
+def named(name: str, value: Any) -> str:
+    """A parameter's name of today; ``seed`` said where relevance starts, by a word."""
+    return RENAMED.get(name, name) if name != "seed" or isinstance(value, str) else name
 
 
 def arrays(file: Path) -> dict[str, Any]:
@@ -42,8 +72,9 @@ def arrays(file: Path) -> dict[str, Any]:
     if file.suffix == ".npy":
         return {"array": np.load(file, mmap_mode="r", allow_pickle=False)}
     if file.suffix == ".parquet":
-        return {name: values for name, values in pd.read_parquet(file).items() if name != "seconds"}
-    return dict(load_file(file))
+        table = pd.read_parquet(file).drop(columns="seconds", errors="ignore")
+        return dict(table.replace(dict(WORDS[:2]), regex=True).rename(columns=COLUMNS).items())
+    return {COLUMNS.get(name, name): values for name, values in load_file(file).items()}
 
 
 def difference(first: Path, second: Path) -> str:

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from sklearn.utils.parallel import Parallel, delayed
 
-from pure_nb.benchmark.contestants import ORACLE, PURE, Contestant
+from pure_nb.benchmark.contestants import ORACLE, Contestant
 from pure_nb.benchmark.scoring import FEW, SCORES, agreements, matched, part_correlation, pearson, source_f1
 from pure_nb.benchmark.tasks import Task
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, StudyError, StudyWarning
 from pure_nb.images.reading import readable
+from pure_nb.methods.descriptions import PURE
 from pure_nb.methods.ownership import assign_sources
 from pure_nb.methods.statistics import percentiles, resampled, summary
 from pure_nb.methods.virtual import kmeans, virtual_neurons

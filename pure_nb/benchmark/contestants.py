@@ -46,7 +46,7 @@ from pure_nb.parameters import NEAREST
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
 
-PURE, PEAK, CLOSE, LAYERS = "PURE", "PURE at maximum", "PURE close", "PURE, several layers"
+PEAK, CLOSE, LAYERS = "PURE at maximum", "PURE close", "PURE, several layers"
 ORACLE, CLASSES = "oracle", "split by classes"
 
 ATOMS = 256

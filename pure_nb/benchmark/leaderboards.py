@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, get_args
 import pandas as pd
 
 from pure_nb.benchmark import bench
-from pure_nb.benchmark.contestants import PURE, Contestant, contestants
+from pure_nb.benchmark.contestants import Contestant, contestants
 from pure_nb.benchmark.planting import How
 from pure_nb.benchmark.tasks import Task, objects_task, planted_task
 from pure_nb.errors import PlantingError, StudyError
+from pure_nb.methods.descriptions import PURE
 
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder

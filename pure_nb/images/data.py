@@ -164,7 +164,7 @@ class Images:
         return str(_file(*_behind(self.dataset, int(sample))) or f"item {sample} of {self.name}")
 
     def label(self, sample: int) -> str:
-        """The name of an image's class, as :func:`~pure_nb.images.labels.display_names` has it, or "" where none is known."""
+        """The name of an image's class, see :func:`~pure_nb.images.labels.display_names`; "" where none is known."""
         target = -1 if self.targets is None else int(self.targets[sample])
         if target < 0:
             return ""

@@ -1,4 +1,4 @@
-"""Descriptions of reference images by vectors, by which neurons are split into parts: circuits, activations, embeddings."""
+"""Descriptions of reference images by vectors, by which neurons are split: circuits, activations, embeddings."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ class ClassRelevance:
         self._require_finite(pooled, own, lambda _: f"what {self.lower!r} brings to it")
         positive = attribution.clip(min=0)
         share = positive / np.maximum(positive.sum(axis=1, keepdims=True), np.finfo(float).tiny)
-        relevant = relevant_channels(attribution, limit.share, limit.mass)
+        relevant = relevant_channels(attribution, limit.min_share, limit.cumulative_share)
         self._add(labels, own, {"relevant": relevant, "share": share, "pooled": pooled})
 
     def _require_finite(
@@ -359,8 +359,8 @@ class ClassStatistics:
     relevant: Int[NDArray[np.int64], "classes channels"]
     share: Float[NDArray[np.float64], "classes channels"]
     pooled: Float[NDArray[np.float64], "classes width"]
-    weights: Float[NDArray[np.float32], "classes replicates"]
-    replicas: Float[NDArray[np.float32], "classes replicates width"]
+    bootstrap_counts: Float[NDArray[np.float32], "classes replicates"]
+    bootstrap_sums: Float[NDArray[np.float32], "classes replicates width"]
 
     @property
     def channels(self) -> int:

@@ -172,7 +172,8 @@ def part_activations(
                 attribution = class_attribution(
                     outputs[layer], outputs[OUTPUT], rows, classes[here], clamp=criterion.clamp
                 )
-                relevant[here] = relevant_channels(attribution, criterion.share, criterion.mass)[:, channel]
+                many = relevant_channels(attribution, criterion.min_share, criterion.cumulative_share)
+                relevant[here] = many[:, channel]
             start = here.stop
     found = np.concatenate(pooled, axis=1)
     parts, signed_parts = found[..., :-1].reshape(2, len(samples), len(assignment.rhos), -1)

@@ -125,7 +125,7 @@ def on_one_thread(function: Callable[P, T]) -> Callable[P, T]:
     return limited
 
 
-def kmeans(vectors: Float[Vectors, "n d"], k: int, *, n_init: int = 10, seed: int = 0) -> Int[NDArray[np.int64], " n"]:
+def kmeans(vectors: Float[Vectors, "n d"], k: int, seed: int = 0, *, n_init: int = 10) -> Int[NDArray[np.int64], " n"]:
     """k-means with the paper's settings; the largest cluster is number 0, equally large ones in order of appearance.
 
     The chapter :doc:`Virtual neurons </book/virtual-neurons>` builds it from scratch.
@@ -136,8 +136,8 @@ def kmeans(vectors: Float[Vectors, "n d"], k: int, *, n_init: int = 10, seed: in
         float ``[n, d]``.
     k
         Number of clusters. If there are fewer different vectors than that, there are as many clusters as those.
-    n_init, seed
-        Restarts and random state of scikit-learn's ``KMeans``.
+    seed, n_init
+        Random state and restarts of scikit-learn's ``KMeans``.
 
     Returns
     -------

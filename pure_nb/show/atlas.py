@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 STATIC = Path(__file__).with_name("static")
 """The templates, styles and scripts of the pages."""
 
-SHOWN = {"circuits": OWN, "PURE LRP": LRP, "activations": "activation"}
+SHOWN = {"PURE": OWN, "PURE LRP": LRP, "activations": "activation"}
 METHODS = tuple(SHOWN)
 """By what an explorer can split a neuron into parts; the first is the study's own way."""
 
