@@ -224,12 +224,13 @@ def command(*wanted: str, name: str | None = None) -> Callable[[Callable[..., No
         own: dict[str, Parameter] = {}
         for one in asks.values():
             own |= _options(one.annotation) if is_dataclass(one.annotation) else {one.name: one}
-        shared = {name: option for name, option in declared.items() if name not in own}
+        flags = {f"--{name.replace('_', '-')}" for name in own}
+        shared = {name: option for name, option in declared.items() if flags.isdisjoint(_flags(option))}
 
         def called(**given: Any) -> None:
             given["changes"] = {name: given[name] for name in shared if given[name] is not None}
             with _plainly():
-                function(**{name: part_masks(name, one.annotation, given) for name, one in asks.items()})
+                function(**{name: _given(name, one.annotation, given) for name, one in asks.items()})
 
         # Its own options come first, then those of the study, which have a heading.
         options = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in (own | shared).values()]
@@ -242,13 +243,18 @@ def command(*wanted: str, name: str | None = None) -> Callable[[Callable[..., No
     return made
 
 
+def _flags(option: Parameter) -> tuple[str, ...]:
+    """What sets an option."""
+    return option.annotation.__metadata__[0].param_decls or (f"--{option.name.replace('_', '-')}",)
+
+
 def _options(kind: Any) -> dict[str, Parameter]:
     """The options of a dataclass."""
     every = signature(kind, eval_str=True).parameters
     return {name: one for name, one in every.items() if get_origin(one.annotation) is Annotated}
 
 
-def part_masks(name: str, kind: Any, given: dict[str, Any]) -> Any:
+def _given(name: str, kind: Any, given: dict[str, Any]) -> Any:
     """A parameter of a command: what was given, or a dataclass of it."""
     return kind(**{one: given[one] for one in signature(kind).parameters}) if isinstance(kind, type) else given[name]
 

@@ -285,7 +285,7 @@ def evaluate(
     echo(f"{paths[0]}: the report, with {len(paths) - 1} tables and figures beside it")
 
 
-@command("n")
+@command("n_references")
 def bench(
     asked: Asked,
     *,

@@ -405,7 +405,7 @@ class Study:
         self, channel: NDArray[np.int64], sample: NDArray[np.int64], images: Images | None = None, **how: Any
     ) -> NDArray[np.float32]:
         p, quiet = self.parameters, replace(self.run, progress=False)
-        how = {"target": p.target, "lower": p.lower, "rule": p.rule, "seed": p.start, "run": quiet, **how}
+        how = {"target": p.target, "lower": p.lower, "rule": p.rule, "start": p.start, "run": quiet, **how}
         return circuits(self.model, self.images if images is None else images, channel, sample, **how)
 
     @property
@@ -430,7 +430,7 @@ class Study:
     def key(self, step: str) -> dict[str, object]:
         """What a step's result depends on, by which it is found."""
         found: dict[str, object] = {name: getattr(self.parameters, name) for name in ASKED[step]}
-        if "n" in found and step != "references":
+        if "n_references" in found and step != "references":
             found["references"] = self.ranked
         return {"step": step, "format": FORMAT[step], **self.identity, **found}
 

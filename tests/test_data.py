@@ -843,7 +843,7 @@ def test_an_image_that_never_arrives() -> None:
 
 
 def test_an_image_that_never_arrives_outside_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "PATIENCE", 0.1)
+    monkeypatch.setattr(reading, "TIMEOUT", 0.1)
     items = Blocked(4, late=0)
     images = Images(items)
     for look in (
@@ -864,7 +864,7 @@ def test_an_image_that_never_arrives_outside_of_batches(monkeypatch: pytest.Monk
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that begin with what this one has")
 def test_an_image_that_never_arrives_does_not_keep_a_process_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "PATIENCE", 0.1)
+    monkeypatch.setattr(reading, "TIMEOUT", 0.1)
 
     def look() -> None:
         with pytest.raises(ImageError, match="nothing arrived"):

@@ -136,7 +136,7 @@ SOME = {"arv", "pairs", "split", "bench"}
 TAKEN = {"neurons": WHOLE | {"split"}, "crops": {"plot", "atlas", "evaluate"}, "classes": {"arv", "pairs", "split"}}
 """The commands that take the parameters of some results."""
 
-OWN = {("evaluate", "k"), ("bench", "k"), ("bench", "seed")}
+OWN = {("evaluate", "n_clusters"), ("bench", "seed")}
 """Where a command's own option has the name of a parameter."""
 
 
@@ -150,13 +150,16 @@ def test_commands_take_what_is_declared() -> None:
             taking = TAKEN.get(field.metadata.get("of", ""), WHOLE | SOME) if field.name != "progress" else set()
             if (name, field.name) in OWN:
                 continue
-            assert (field.name in options) == (name in taking or (name, field.name) == ("bench", "n")), (name, field)
+            assert (field.name in options) == (name in taking or (name, field.name) == ("bench", "n_references")), (
+                name,
+                field,
+            )
             if field.name in options:
                 assert options[field.name].default is None  # what is not given stays as the study says
                 assert options[field.name].help[-1] == "."
                 assert "`" not in options[field.name].help
     flags = {option.name: option.opts for option in commands["run"].params}
-    assert [flags[name] for name in ("n", "seed", "random", "client", "batch_size", "skip_unreadable")] == [
+    assert [flags[name] for name in ("n_references", "start", "seed", "client", "batch_size", "skip_unreadable")] == [
         ["--n"], ["--start"], ["--seed"], ["--cluster"], ["--batch-size"], ["--skip-unreadable"]
     ]  # fmt: skip
     told = {option.name: option.help for option in commands["run"].params}

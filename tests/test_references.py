@@ -103,7 +103,9 @@ def test_other_precisions(dtype: torch.dtype) -> None:
     assert everything(top(values.to(dtype), 5).result()) == everything(top(values, 5).result())
 
 
-@given(data=st.data(), kind=st.sampled_from(list(SHAPES)), by=st.sampled_from(["max", "mean"]), n=st.integers(1, 12))
+@given(
+    data=st.data(), kind=st.sampled_from(list(SHAPES)), ranked_by=st.sampled_from(["max", "mean"]), n=st.integers(1, 12)
+)
 def test_any_batches_and_any_merges_give_the_same_bytes(data: Any, kind: str, ranked_by: RankedBy, n: int) -> None:
     count = data.draw(st.integers(1, 24))
     values = activation(kind, count, data.draw(st.integers(0, 5)), data.draw(st.integers(1, 4)))

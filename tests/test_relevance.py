@@ -397,7 +397,7 @@ def test_errors() -> None:
     with pytest.raises(ArgumentError, match="numbers below 2"):
         ClassRelevance("4", "2", np.array([0, 2]), 2)
     with pytest.raises(ArgumentError, match="min_share must be from 0 to 1, got 3"):
-        Criterion(share=3)
+        Criterion(min_share=3)
     with pytest.raises(LayerError, match="Conv2d or a Linear"):
         KernelWindows.from_module(nn.ReLU())
     with pytest.raises(ArgumentError, match="channels 0 to 5"):

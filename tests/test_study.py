@@ -709,7 +709,7 @@ def test_objects_belong_to_an_order_of_references(toml: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("start", ["activation", "peak", "unit"])
 def test_images_that_do_not_drive_a_channel_belong_to_no_part(tmp_path: Path, start: str) -> None:
-    images = noise(60, start=5)
+    images = noise(60, seed=5)
     model = plain()
     with torch.no_grad():
         model[4].bias.sub_(model[:5](images).amax(dim=(2, 3)).median(dim=0).values)  # so that half of them do not

@@ -181,7 +181,7 @@ def circuits(
         relevance flows (a dead channel).
     """
     shape, channel, sample = np.shape(channel), np.ravel(channel), np.ravel(sample)
-    how: dict[str, Any] = {"target": target, "lower": lower, "rule": rule, "seed": start, "run": run}
+    how: dict[str, Any] = {"target": target, "lower": lower, "rule": rule, "start": start, "run": run}
 
     def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.float32]:
         flows = propagate(model, images, channel[block], sample[block], **how)

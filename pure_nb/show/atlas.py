@@ -86,7 +86,7 @@ class Part(NamedTuple):
     name: str
     size: int
     meanings: str
-    said: str
+    label: str
     carriers: tuple[Carrier, ...]
 
 
