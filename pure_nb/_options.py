@@ -225,7 +225,7 @@ def command(*wanted: str, name: str | None = None) -> Callable[[Callable[..., No
         for one in asks.values():
             own |= _options(one.annotation) if is_dataclass(one.annotation) else {one.name: one}
         flags = {f"--{name.replace('_', '-')}" for name in own}
-        shared = {name: option for name, option in declared.items() if flags.isdisjoint(_flags(option))}
+        shared = {name: option for name, option in declared.items() if _set_by(option) not in flags}
 
         def called(**given: Any) -> None:
             given["changes"] = {name: given[name] for name in shared if given[name] is not None}
@@ -243,9 +243,9 @@ def command(*wanted: str, name: str | None = None) -> Callable[[Callable[..., No
     return made
 
 
-def _flags(option: Parameter) -> tuple[str, ...]:
-    """What sets an option."""
-    return option.annotation.__metadata__[0].param_decls or (f"--{option.name.replace('_', '-')}",)
+def _set_by(option: Parameter) -> str:
+    """The flag of an option, which typer calls its default where it stands in an annotation."""
+    return str(option.annotation.__metadata__[0].default)
 
 
 def _options(kind: Any) -> dict[str, Parameter]:

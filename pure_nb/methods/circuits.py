@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -182,17 +183,27 @@ def circuits(
     """
     shape, channel, sample = np.shape(channel), np.ravel(channel), np.ravel(sample)
     how: dict[str, Any] = {"target": target, "lower": lower, "rule": rule, "start": start, "run": run}
-
-    def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.float32]:
-        flows = propagate(model, images, channel[block], sample[block], **how)
-        vectors: Any = None
-        with closing(flows):  # whatever happens here, the model gets its state back at once
-            for rows, relevance, _, _ in flows:
-                own = summed(relevance)
-                vectors = np.empty((len(block), own.shape[1]), dtype=np.float32) if vectors is None else vectors
-                vectors[rows] = own
-                done(len(rows))
-        return normalised(vectors)
-
+    compute = partial(_of_block, model, images, channel, sample, how)
     with run.prepared(model):
         return map_in_blocks(sample, compute, name="circuits", store=store, new=new, run=run).reshape(*shape, -1)
+
+
+def _of_block(
+    model: nn.Module,
+    images: Images,
+    channel: NDArray[np.int64],
+    sample: NDArray[np.int64],
+    how: dict[str, Any],
+    block: NDArray[np.int64],
+    done: Callable[[int], Any],
+) -> NDArray[np.float32]:
+    """The relevance vectors of some of the pairs; no function within :func:`circuits`, since clusters are sent it."""
+    flows = propagate(model, images, channel[block], sample[block], **how)
+    vectors: Any = None
+    with closing(flows):  # whatever happens here, the model gets its state back at once
+        for rows, relevance, _, _ in flows:
+            own = summed(relevance)
+            vectors = np.empty((len(block), own.shape[1]), dtype=np.float32) if vectors is None else vectors
+            vectors[rows] = own
+            done(len(rows))
+    return normalised(vectors)
