@@ -162,7 +162,7 @@ class Planting:
     """Which channels are planted, and how."""
 
     count: Annotated[int, Option(help="Channels to plant.")] = 60
-    null: Annotated[int, Option(help="Channels merged with themselves, to be told from those.")] = 30
+    self_merged: Annotated[int, Option(help="Channels merged with themselves, to be told from those.")] = 30
     k: Annotated[int, Option(help="Sources of each planted channel, 2 or more.")] = 2
     how: Annotated[
         str, Option(help="How sources are drawn: random, similar (hard), dissimilar (easy), overlapping.")

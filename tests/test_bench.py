@@ -325,7 +325,7 @@ def told(task: Task) -> Parts:
     return Parts(task.truth.copy(), owner=true_sources(task))
 
 
-COLUMNS = ["channel", "method", "k", "null", *SCORES, "silhouette_gain", "chosen", "labels", "seconds"]
+COLUMNS = ["channel", "method", "k", "self_merged", *SCORES, "silhouette_gain", "chosen", "labels", "seconds"]
 
 
 def test_a_run(tmp_path: Path) -> None:
@@ -520,7 +520,7 @@ def test_a_stop_keeps_what_is_finished(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(task, entries, choose=False)
     assert (first.calls, third.calls) == (1, 0)
-    table = run(task, [entries[0], replace(entries[1], answer=random_parts), entries[2]], choose=False)
+    table = run(task, [entries[0], replace(entries[1], describe=random_parts), entries[2]], choose=False)
     assert (first.calls, third.calls) == (1, 1)
     assert len(table) == 18
     assert task.study.store is not None
@@ -722,7 +722,10 @@ def test_the_leaderboard_on_paper() -> None:
 
 def test_too_few_clear_references_are_told(tmp_path: Path, alone_in_one_process: None) -> None:
     task = world_of(tmp_path)
-    with pytest.warns(StudyWarning, match=f"ari_dominant is not known: it takes {FEW} clear .* among its 24 .*--n"):
+    with pytest.warns(
+        StudyWarning,
+        match=f"ari_dominant is not known: it takes {FEW} references with a dominant source .* among its 24 .*--n",
+    ):
         table = run(replace(task, share=np.zeros(task.share.shape)), [Contestant("told", told)], choose=False)
     assert table["ari_dominant"].isna().all()
 

@@ -103,7 +103,7 @@ def test_run(finished: Path) -> None:
     assert lines[1].startswith("The references are more than a twentieth of the images")
     steps = [line.split(":")[0] for line in lines[2:6]]
     assert steps == ["references", "circuits", "virtual", "neurons"]
-    assert re.search(r"\d+ of 32 neurons are split into parts", lines[6])
+    assert re.search(r"\d+ of 32 neurons are polysemantic by the test", lines[6])
     assert {path.name.split("-")[0] for path in (finished / "small").glob("[!.]*")} == {*steps, "objects"}
 
 
@@ -288,8 +288,8 @@ def test_split_judged_by_other_pictures(tmp_path: Path) -> None:
     [parameters]
     target = "4"
     lower = "input:4"
-    n = 6
-    share = 0.0
+    n_references = 6
+    min_share = 0.0
     """
     (tmp_path / "mine.toml").write_text(text)
     asked = ["split", tmp_path / "mine.toml", "--store", tmp_path, "--channel", 1, "--classes", "class0,class3"]
@@ -631,7 +631,7 @@ def test_stopped_by_ctrl_c_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cut_module, "seeded", stop)
+        patch.setattr(cut_module, "initial_relevance", stop)
         message = failed(on(tmp_path, "run"), 130)
     assert "Stopped. What is finished is kept; the same command goes on from there." in message
     assert list((tmp_path / "small").glob("references-*.safetensors"))
@@ -640,7 +640,7 @@ def test_stopped_by_ctrl_c_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         patch.setattr(TopReferences, "update", stop)  # the pass that is done is not done again
         result = on(tmp_path, "run")
     assert result.exit_code == 0
-    assert "neurons are split into parts" in result.stdout
+    assert "neurons are polysemantic by the test" in result.stdout
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are different here")

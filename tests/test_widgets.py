@@ -194,8 +194,8 @@ def test_explore_alive(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> N
     layer, neuron, count, method, shown, words, caption = explore(glyph_study, 22, caption="look").children
     alive = np.flatnonzero(glyph_study.references.alive)
     assert neuron.options == tuple(str(channel) for channel in alive)
-    assert (layer.value, neuron.value, method.value) == ("layer4", "22", "circuits")
-    assert "Neuron 22 of layer4 in 2 parts by circuits: " in words.value
+    assert (layer.value, neuron.value, method.value) == ("layer4", "22", "PURE")
+    assert "Neuron 22 of layer4 in 2 parts by PURE: " in words.value
     assert glyph_study.neuron(22).meanings(0).split(",")[0] in words.value
     seen = {shown.value}
     count.index = 2
