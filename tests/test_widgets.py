@@ -199,7 +199,7 @@ def test_explore_alive(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> N
     assert glyph_study.neuron(22).meanings(0).split(",")[0] in words.value
     seen = {shown.value}
     count.index = 2
-    assert "in 3 parts by circuits" in words.value
+    assert "in 3 parts by PURE" in words.value
     method.value = "activations"
     assert "in 3 parts by activations" in words.value
     made = glyph_study.neuron(22).with_clusters(glyph_study.activation_vectors["activation"][22], 3)
