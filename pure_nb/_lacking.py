@@ -23,7 +23,20 @@ NEEDS = ("objects", "labels", "splits", "synsets", "grid", "lrp", "import")
 
 
 def lacks(study: Study, *needs: str) -> dict[str, str]:
-    """See :meth:`pure_nb.study.Study.lacks`."""
+    """What a study lacks of what it is asked for, and why; empty if nothing.
+
+    Parameters
+    ----------
+    needs
+        ``"objects"`` under the maxima; ``"labels"`` that match the network's outputs; ``"splits"``, several images
+        of two classes that share a channel; ``"synsets"`` of such classes; a ``"grid"`` of positions; ``"lrp"``,
+        rules that fit; ``"import"``, by a plain process, of the network. All of them by default.
+
+    Returns
+    -------
+    dict
+        For each that is lacking, what completes "The study ...": ``{"labels": "has no labels that ..."}``.
+    """
     if unknown := set(needs) - set(NEEDS):
         raise ArgumentError(f"{sorted(unknown)[0]!r} is nothing that a study can lack; expected one of {NEEDS}")
     asked = _Asked(study)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.results import FORMAT
 from pure_nb.compute.store import Arrays, Store
+from pure_nb.compute.sweep import accepted
 from pure_nb.errors import ImageError, StudyError, StudyWarning
 from pure_nb.images.data import Images
 from pure_nb.images.labels import at_chance, class_labels, seen_labels
@@ -146,7 +147,7 @@ class Classes:
         module = closed_form(self.study.model, p.target, p.lower)
         own = ClassRelevance(p.target, p.lower, labels, len(names), module=module, **how)
         own, lost = self.study.sweep("classes", self._key(), own, self.labelled)
-        return own.result(), self.study.accepted(lost)
+        return own.result(), accepted(lost, self.study.run)
 
     @cached_property
     def pairs(self) -> pd.DataFrame:

@@ -162,7 +162,7 @@ class Neuron:
         return neuron_figure(self, count)
 
 
-def taken_apart(
+def cluster_channels(
     vectors: NDArray[np.float32],
     active: NDArray[np.bool_],
     parameters: Parameters,

@@ -28,9 +28,9 @@ from pure_nb._lacking import lacks
 from pure_nb.classes import Classes
 from pure_nb.compute.results import ASKED, FORMAT, Results
 from pure_nb.compute.store import Arrays, New, Store, store_folder
-from pure_nb.compute.sweep import noted, sweep
+from pure_nb.compute.sweep import accepted, noted, sweep
 from pure_nb.crops import Crops, misfit
-from pure_nb.errors import ArgumentError, ImageError, PureError, StudyWarning
+from pure_nb.errors import ArgumentError, PureError, StudyWarning
 from pure_nb.images._fitting import repeated
 from pure_nb.images.data import Images
 from pure_nb.images.reading import Unreadable
@@ -42,8 +42,8 @@ from pure_nb.methods.virtual import VirtualNeurons, embed, packed, unpacked
 from pure_nb.network import models
 from pure_nb.network.layers import nearest_below
 from pure_nb.network.shapes import LayerShape, require, survey
-from pure_nb.neuron import Neuron, neuron_table, taken_apart
-from pure_nb.parameters import NEAREST, PARAMETERS, RUN, Parameters, Run, check_name, checked
+from pure_nb.neuron import Neuron, cluster_channels, neuron_table
+from pure_nb.parameters import NEAREST, PARAMETERS, RENAMED, RUN, Parameters, Run, check_name, checked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,25 +128,8 @@ class Study:
         study.shapes  # noqa: B018  the layers are checked here, not after hours
         return study
 
-    of = from_model  # as it was called, by what others have written
-
     def __repr__(self) -> str:
-        p, known = self.parameters, "?"
-        if "fingerprint" in vars(self.images) and "_weights" in vars(self):  # it must take no time
-            with suppress(PureError):
-                known = ", ".join(self.known()) or "nothing yet"
-        parts = f"k = {p.n_clusters}" if p.n_clusters else "as many parts as are clear"
-        kept = f"kept in {self.store.folder}" if self.store else "kept nowhere"
-        return "\n".join(
-            [
-                f"Study {self.name!r}: the channels of {p.target!r} in {type(self.model).__name__}",
-                f"images: {len(self.images):,} of {self.images.name!r}",
-                f"asked: {p.n_references} references by {p.ranked_by}, circuits from {p.lower!r} by {p.rule}, {parts}",
-                f"known: {known}; {kept}",
-                f"runs: on {self.run.device}, {self.run.batch_size} images at a time",
-                *([f"of one run: {self.unsteady}"] if "shapes" in vars(self) and self.unsteady else []),
-            ]
-        )
+        return _described(self)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"
@@ -159,22 +142,7 @@ class Study:
         boxed = "_boxed" in vars(self.crops) or self.results.has("boxes", self.key("boxes"))
         return ["references", *steps, *(["boxes"] if boxed else [])]
 
-    def lacks(self, *needs: str) -> dict[str, str]:
-        """What this study lacks of what it is asked for, and why; empty if nothing.
-
-        Parameters
-        ----------
-        needs
-            ``"objects"`` under the maxima; ``"labels"`` that match the network's outputs; ``"splits"``, several images
-            of two classes that share a channel; ``"synsets"`` of such classes; a ``"grid"`` of positions; ``"lrp"``,
-            rules that fit; ``"import"``, by a plain process, of the network. All of them by default.
-
-        Returns
-        -------
-        dict
-            For each that is lacking, what completes "The study ...": ``{"labels": "has no labels that ..."}``.
-        """
-        return lacks(self, *needs)
+    lacks = lacks
 
     def replace(self, **changes: Any) -> Study:
         """The same study with other parameters, or run otherwise: ``study.replace(rule="lrp", device="cuda")``."""
@@ -182,6 +150,20 @@ class Study:
         how = {name: changes.pop(name) for name in RUN if name in changes}
         parameters = checked({**asdict(self.parameters), **asked})
         return replace(self, parameters=parameters, run=replace(self.run, **how), **changes)
+
+    def on(self, run: Run) -> Study:
+        """The same study run otherwise: ``study.on(Run(device="cuda"))``."""
+        return replace(self, run=run)
+
+    # What scripts elsewhere, written to show faults before 0.1.0, ask for; as `relevant` of classes.
+    _labels = property(lambda self: self.classes._labels)
+    boxes = property(lambda self: self.crops.boxes)
+    using = replace
+
+    @classmethod
+    def of(cls, *given: Any, **options: Any) -> Study:
+        """:meth:`from_model`, by the names that parameters had before 0.1.0."""
+        return cls.from_model(*given, **{RENAMED.get(name, name): value for name, value in options.items()})
 
     @property
     def results(self) -> Results:
@@ -198,16 +180,6 @@ class Study:
         """What the channels look at: boxes, pictures, embedders' vectors."""
         return Crops(self)
 
-    # Two names from before, as `relevant` of classes: what others have written to show faults asks for them.
-    @property
-    def _labels(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-        return self.classes._labels
-
-    @property
-    def boxes(self) -> NDArray[np.int32]:
-        """The squares that each channel looks at in its references: see :attr:`pure_nb.crops.Crops.boxes`."""
-        return self.crops.boxes
-
     @cached_property
     def shapes(self) -> tuple[LayerShape, LayerShape]:
         """How the target and the lower layer look; raises if they can't be studied together."""
@@ -215,11 +187,8 @@ class Study:
             example, p = self.images.example[None].to(self.run.local_device), self.parameters
             found = require(self.model, example, p.target, p.lower, p.allow_nondeterministic)
         if found[0].unsteady:
-            warnings.warn(
-                f"results are of one run, in batches of {self.run.batch_size}: of {p.target!r}, {found[0].unsteady}",
-                StudyWarning,
-                stacklevel=3,
-            )
+            where = f"in batches of {self.run.batch_size}: of {p.target!r}"
+            warnings.warn(f"results are of one run, {where}, {found[0].unsteady}", StudyWarning, stacklevel=3)
         return found
 
     def survey(self) -> list[LayerShape]:
@@ -250,15 +219,6 @@ class Study:
         arrays, note = self.results.arrays(step, key, compute, key | ({"with": ranked} if together else {}))
         return own.restored(arrays), [Unreadable(*entry) for entry in note]
 
-    def accepted(self, lost: list[Unreadable]) -> list[Unreadable]:
-        """What was left out of results, if that is all right with the user."""
-        if lost and not self.run.skip_unreadable:
-            raise ImageError(
-                f"{len(lost)} images could not be read and were left out of these results, the first {lost[0].path}; "
-                "accept that with skip_unreadable=True, or --skip-unreadable"
-            )
-        return lost
-
     @cached_property
     def _found(self) -> tuple[References, list[Unreadable]]:
         """The reference images, and the images that could not be read."""
@@ -271,13 +231,13 @@ class Study:
     @property
     def references(self) -> References:
         """The reference images of every channel of the target layer; one pass over all images."""
-        self.accepted(self._found[1])
+        accepted(self._found[1], self.run)
         return self._found[0]
 
     @property
     def skipped(self) -> list[Unreadable]:
         """The images that could not be read, and were left out."""
-        return self.accepted(self._found[1])
+        return accepted(self._found[1], self.run)
 
     @cached_property
     def circuits(self) -> NDArray[np.float32]:
@@ -304,7 +264,7 @@ class Study:
         if self._whole("virtual"):
             return self.virtual[channel]
         own = self.circuits_of(channel) if vectors is None else vectors
-        return taken_apart(own[None], self.active[[channel]], self.parameters)[0]
+        return cluster_channels(own[None], self.active[[channel]], self.parameters)[0]
 
     def _whole(self, step: str) -> bool:
         """Whether a step is there for all channels, or quickly computed for all."""
@@ -319,7 +279,7 @@ class Study:
         """Every channel split into parts."""
 
         def compute(blocks: Store | None) -> tuple[Arrays, Any]:
-            return packed(taken_apart(self.circuits, self.active, self.parameters, blocks, run=self.run))
+            return packed(cluster_channels(self.circuits, self.active, self.parameters, blocks, run=self.run))
 
         return unpacked(*self.results.arrays("virtual", self.key("virtual"), compute))
 
@@ -351,8 +311,8 @@ class Study:
         """Simpler descriptions of the references than circuits: see :func:`pure_nb.judges.truth.activation_vectors`."""
 
         def compute(_: Store | None) -> tuple[Arrays, None]:
-            p = self.parameters
-            return truth.activation_vectors(self.model, self.images, self.references, p.lower, run=self.run), None
+            own = self.model, self.images, self.references, self.parameters.lower
+            return truth.activation_vectors(*own, run=self.run), None
 
         return self.results.arrays("activations", self.key("activations"), compute)[0]
 
@@ -394,6 +354,10 @@ class Study:
         """One channel of the target layer, to look at; an :class:`ArgumentError` if there is none."""
         self._check(channel)
         return Neuron(self, int(channel))
+
+    def predict(self, channel: int, images: Any) -> NDArray[np.int64]:
+        """The virtual neurons of a channel that new images activate: see :meth:`pure_nb.neuron.Neuron.predict`."""
+        return self.neuron(channel).predict(images)
 
     def _check(self, channel: int) -> None:
         if not 0 <= channel < self.shapes[0].channels:
@@ -438,3 +402,21 @@ class Study:
     def ranked(self) -> str:
         """Stands for the references: what is said of them is in their order, which the last digit may decide."""
         return hashlib.sha256(self._found[0].sample.tobytes()).hexdigest()[:16]
+
+
+def _described(study: Study) -> str:
+    """What a study is, what is asked, what is known and how it runs: a line each."""
+    p, run, known = study.parameters, study.run, "?"
+    if "fingerprint" in vars(study.images) and "_weights" in vars(study):  # it must take no time
+        with suppress(PureError):
+            known = ", ".join(study.known()) or "nothing yet"
+    parts = f"k = {p.n_clusters}" if p.n_clusters else "as many parts as are clear"
+    lines = [
+        f"Study {study.name!r}: the channels of {p.target!r} in {type(study.model).__name__}",
+        f"images: {len(study.images):,} of {study.images.name!r}",
+        f"asked: {p.n_references} references by {p.ranked_by}, circuits from {p.lower!r} by {p.rule}, {parts}",
+        f"known: {known}; {f'kept in {study.store.folder}' if study.store else 'kept nowhere'}",
+        f"runs: on {run.device}, {run.batch_size} images at a time",
+        *([f"of one run: {study.unsteady}"] if "shapes" in vars(study) and study.unsteady else []),
+    ]
+    return "\n".join(lines)

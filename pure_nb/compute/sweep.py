@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.precision import autocast
 from pure_nb.compute.store import Store
-from pure_nb.errors import ArgumentError
+from pure_nb.errors import ArgumentError, ImageError
 from pure_nb.images.data import Images
 from pure_nb.images.reading import Unreadable, batches
 from pure_nb.network.layers import activations
@@ -258,6 +258,16 @@ def _loaded(name: str, job: Job, samples: range, store: Store | None) -> Part | 
     if lost and not job.run.skip_unreadable:
         raise lost[0].error()
     return Part(saved[0], lost)
+
+
+def accepted(lost: list[Unreadable], run: Run) -> list[Unreadable]:
+    """What was left out of results, if that is all right with the user."""
+    if lost and not run.skip_unreadable:
+        raise ImageError(
+            f"{len(lost)} images could not be read and were left out of these results, the first {lost[0].path}; "
+            "accept that with skip_unreadable=True, or --skip-unreadable"
+        )
+    return lost
 
 
 def noted(lost: Sequence[Unreadable]) -> list[tuple[Any, ...]]:
