@@ -43,7 +43,7 @@ from pure_nb.network import models
 from pure_nb.network.layers import nearest_below
 from pure_nb.network.shapes import LayerShape, require, survey
 from pure_nb.neuron import Neuron, cluster_channels, neuron_table
-from pure_nb.parameters import NEAREST, PARAMETERS, RENAMED, RUN, Parameters, Run, check_name, checked
+from pure_nb.parameters import NEAREST, RENAMED, RUN, Parameters, Run, check_name, checked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,10 +146,10 @@ class Study:
 
     def replace(self, **changes: Any) -> Study:
         """The same study with other parameters, or run otherwise: ``study.replace(rule="lrp", device="cuda")``."""
-        asked = {name: changes.pop(name) for name in PARAMETERS if name in changes}
+        own = {name: changes.pop(name) for name in ("name", "model", "images", "store") if name in changes}
         how = {name: changes.pop(name) for name in RUN if name in changes}
-        parameters = checked({**asdict(self.parameters), **asked})
-        return replace(self, parameters=parameters, run=replace(self.run, **how), **changes)
+        parameters = checked({**asdict(self.parameters), **changes})
+        return replace(self, parameters=parameters, run=replace(self.run, **how), **own)
 
     def on(self, run: Run) -> Study:
         """The same study run otherwise: ``study.on(Run(device="cuda"))``."""

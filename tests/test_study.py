@@ -41,7 +41,7 @@ from pure_nb.images.data import Images
 from pure_nb.judges.truth import shares
 from pure_nb.loading import load_study, shipped_studies
 from pure_nb.methods.virtual import embed, virtual_neurons
-from pure_nb.parameters import Crop, Parameters
+from pure_nb.parameters import Crop, Parameters, Run
 from pure_nb.study import Study
 
 TOML = """\
@@ -262,6 +262,11 @@ def test_using(tmp_path: Path) -> None:
     assert other.references.n == 3
     with pytest.raises(StudyError, match="rule must be one of"):
         study.replace(rule="magic")
+    with pytest.raises(StudyError, match="`mass` is now `cumulative_share`"):
+        study.replace(mass=0.5)
+    with pytest.raises(StudyError, match="there is no parameter 'colour'; there are target,"):
+        study.replace(colour=1)
+    assert study.on(Run(batch_size=7)).run.batch_size == 7
 
 
 @pytest.mark.parametrize("where", ["sweep", "circuits"])

@@ -64,7 +64,8 @@ def cuts(
         yield lambda images: Cut.at(model, images, lower, target, times_input=composite is None)
 
 
-def propagate(
+# Pairs, the cut's two ends, where relevance starts and how it flows: each a question of its own, as below.
+def propagate(  # noqa: PLR0913
     model: nn.Module,
     images: Images,
     channel: Int[NDArray[np.int64], " pairs"],
@@ -145,7 +146,7 @@ def normalised(vectors: Float[NDArray[np.float32], "*shape"]) -> Float[NDArray[n
     return vectors / (np.abs(vectors).sum(axis=-1, keepdims=True) + np.float32(1e-10))
 
 
-def circuits(
+def circuits(  # noqa: PLR0913
     model: nn.Module,
     images: Images,
     channel: Int[NDArray[np.int64], "*pairs"],

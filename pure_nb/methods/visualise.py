@@ -41,7 +41,8 @@ first one's, is that of ImageNet as published in lucid, the library of Olah et a
 """
 
 
-def feature_visualisation(
+# What an optimisation is asked for is known by these names in every library of feature visualisation.
+def feature_visualisation(  # noqa: PLR0913
     model: nn.Module,
     layer: str,
     channels: Sequence[int] | Int[NDArray[np.int64], " channels"],

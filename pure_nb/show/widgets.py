@@ -55,7 +55,8 @@ class _Axis(NamedTuple):
     start: int = 0
 
 
-def explorer(
+# What is drawn, and the words around it: most are left as they are.
+def explorer(  # noqa: PLR0913
     draw: Callable[..., Figure],
     values: Sequence[Value],
     *,
