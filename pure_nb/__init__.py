@@ -1,12 +1,11 @@
 """Split neurons that mean several things at once into virtual neurons.
 
-The shortest way in, from a study that ships or from your own network, layers and images:
+The shortest way in, from a study that ships or from your own network, layers and images::
 
-    >>> import pure_nb
-    >>> study = pure_nb.load_study("glyphs")                                    # doctest: +SKIP
-    >>> study = pure_nb.Study.from_model(model, images, "layer4", "layer3")             # doctest: +SKIP
-    >>> study.neurons.head()                                                    # doctest: +SKIP
-    >>> study.neuron(17).plot()                                                 # doctest: +SKIP
+    study = pure_nb.load_study("glyphs")
+    study = pure_nb.Study.from_model(model, images, "layer4", "layer3")
+    study.neurons.head()
+    study.neuron(17).plot()
 """
 
 from importlib.metadata import version

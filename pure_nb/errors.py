@@ -8,7 +8,16 @@ from __future__ import annotations
 
 
 class PureError(Exception):
-    """All errors of this package; the message names the thing, says what was expected and what to do."""
+    """All errors of this package; the message names the thing, says what was expected and what to do.
+
+    Examples
+    --------
+    >>> try:
+    ...     study.neuron(99)
+    ... except PureError as problem:
+    ...     print(problem)
+    channel 99: layer 'layer4' has channels 0 to 31
+    """
 
 
 class ArgumentError(PureError):

@@ -86,6 +86,12 @@ def load_model(source: str, weights: str | Path | None = None, **options: Any) -
     ----------
     source, weights, options
         As for :func:`pure_nb.network.models.load_model`, which it calls.
+
+    Examples
+    --------
+    >>> model = load_model("glyphnet")
+    >>> model(torch.rand(2, 3, 96, 96)).shape
+    torch.Size([2, 48])
     """
     return models.load_model(source, weights, shipped=NETWORKS, **options)
 
@@ -124,6 +130,12 @@ def load_study(
         If there is no such study, or it is not as expected.
     ModelError, ImageError, LayerError
         If its network, images or layers are not available.
+
+    Examples
+    --------
+    >>> study = load_study("glyphs", n_references=50)
+    >>> study.parameters.target, study.parameters.n_references
+    ('layer4', 50)
     """
     path = Path(source) if Path(source).suffix == ".toml" else STUDIES / f"{source}.toml"
     if not path.is_file():
@@ -153,7 +165,13 @@ def load_study(
 
 
 def shipped_studies() -> list[str]:
-    """Names of the studies in the package."""
+    """Names of the studies in the package.
+
+    Examples
+    --------
+    >>> shipped_studies()
+    ['cifar10-resnet20', 'glyphs', 'imagenet-resnet50', ...]
+    """
     return sorted(path.stem for path in STUDIES.glob("*.toml"))
 
 

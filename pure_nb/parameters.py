@@ -82,6 +82,11 @@ class Parameters:
 
         Such as below a dropout that is left on. Results are then of one run and one batch size; a warning is kept with
         them.
+
+    Examples
+    --------
+    >>> Parameters("layer4", "layer3", n_references=50).n_references
+    50
     """
 
     target: str
@@ -141,6 +146,11 @@ class Run:
     ------
     StudyError
         If one makes no sense, or the device can't be used.
+
+    Examples
+    --------
+    >>> Run(batch_size=64).device
+    'cpu'
     """
 
     batch_size: int = field(default=32, metadata={"least": 1})

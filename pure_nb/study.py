@@ -2,10 +2,6 @@
 
 Each step is a property that is computed when first asked for, and kept on disk: the reference images, the circuits,
 the virtual neurons, the table of all neurons. Nothing is computed again unless something it depends on changed.
-
-    >>> import pure_nb
-    >>> study = pure_nb.load_study("glyphs")                      # doctest: +SKIP
-    >>> study.neuron(17).plot()                                   # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -68,6 +64,12 @@ class Study:
         Where results are kept; None keeps them in memory only.
     run
         How it is run.
+
+    Examples
+    --------
+    >>> study = Study.from_model(model, images, target="layer4", lower="layer3", n_references=6)
+    >>> study.circuits.shape                # channels, references, channels of the lower layer
+    (32, 6, 64)
     """
 
     name: str
@@ -111,8 +113,7 @@ class Study:
         name, store
             Results are kept in the folder ``store / name``; by default in the user's cache. Two studies may share both.
         mean, std
-            The normalisation of the images, where they do not tell by themselves, as tensors and many transforms don't:
-            it is undone to look at them, and for embedders. See :func:`pure_nb.images.sources.as_images`.
+            The normalisation of the images where they do not tell: see :func:`pure_nb.images.sources.as_images`.
         options
             Anything else of :class:`Parameters`, and how to run: ``device="cuda"``, ``batch_size=64``.
 
@@ -264,7 +265,7 @@ class Study:
         if self._whole("virtual"):
             return self.virtual[channel]
         own = self.circuits_of(channel) if vectors is None else vectors
-        return cluster_channels(own[None], self.active[[channel]], self.parameters)[0]
+        return cluster_channels(own[None], self.references.active[[channel]], self.parameters)[0]
 
     def _whole(self, step: str) -> bool:
         """Whether a step is there for all channels, or quickly computed for all."""
@@ -279,7 +280,9 @@ class Study:
         """Every channel split into parts."""
 
         def compute(blocks: Store | None) -> tuple[Arrays, Any]:
-            return packed(cluster_channels(self.circuits, self.active, self.parameters, blocks, run=self.run))
+            return packed(
+                cluster_channels(self.circuits, self.references.active, self.parameters, blocks, run=self.run)
+            )
 
         return unpacked(*self.results.arrays("virtual", self.key("virtual"), compute))
 
@@ -300,11 +303,6 @@ class Study:
             return {"label": truth.objects_at_maxima(known, self.references, (height, width))}, None
 
         return self.results.arrays("objects", self.key("objects"), compute)[0]["label"]
-
-    @property
-    def active(self) -> NDArray[np.bool_]:
-        """Bool ``[channels, n]``: which references activate their channel at all, by a positive activation."""
-        return self.references.active
 
     @cached_property
     def activation_vectors(self) -> dict[str, NDArray[np.float32]]:
@@ -336,10 +334,9 @@ class Study:
     def neurons(self) -> pd.DataFrame:
         """One row for each channel, the most polysemantic first.
 
-        Columns: ``channel``; ``k`` virtual neurons; ``score`` and ``p`` of
-        :class:`~pure_nb.methods.virtual.VirtualNeurons`; ``q``, the false-discovery rate among the living neurons whose
-        ``p`` is no larger (Benjamini and Hochberg), by which to count the polysemantic ones: of those with ``q <=
-        0.05`` one in twenty is expected to be a single heap; ``sizes`` of the parts; ``strongest`` activation;
+        Columns: ``channel``; ``k`` virtual neurons; ``score`` and ``p`` of :class:`.VirtualNeurons`; ``q``, the
+        false-discovery rate among the living neurons whose ``p`` is no larger (Benjamini and Hochberg): of those with
+        ``q <= 0.05`` one in twenty is expected to be a single heap; ``sizes`` of the parts; ``strongest`` activation;
         ``meanings`` as :meth:`pure_nb.neuron.Neuron.meanings` gives them; and where the objects are known, the
         agreement ``ami`` of the parts with them. Dead channels come last.
         """

@@ -163,7 +163,7 @@ def test_evaluation_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     study = mine(tmp_path)
     found = evaluate(study, pixels(4), [Embedder("colours", "c", colours)], ks=(2, 3))
     vectors = descriptions(study, [pixels(4), Embedder("colours", "c", colours)])
-    expected = distance_table(vectors["pixels"], vectors, used=study.active, ks=(2, 3))
+    expected = distance_table(vectors["pixels"], vectors, used=study.references.active, ks=(2, 3))
     pd.testing.assert_frame_equal(found.distances, expected)
     assert set(found.alignment["method"]) == set(vectors) - {"pixels"}
     monkeypatch.setattr(report.evaluation, "distance_table", lambda *_, **__: pytest.fail("computed again"))
@@ -252,7 +252,7 @@ def test_references_that_do_not_drive_the_neuron(tmp_path: Path) -> None:
     model = plain()
     model[4].bias.data -= 0.18  # many references of most channels end below zero
     study = mine(tmp_path, model=model, n_references=15, n_clusters=2)
-    active = study.active
+    active = study.references.active
     assert 0 < (~active).sum() < active.size
     found = evaluate(study, pixels(4), ks=(2,))
     assert sorted(found.distances["channel"].unique()) == np.flatnonzero(active.sum(axis=1) >= 2).tolist()

@@ -5,9 +5,6 @@ images, ``[channels, n, d]``, which are then clustered; or the parts themselves,
 with all it knows. What it must not look at is ``task.truth``. It may look at ``task.k``, the number of parts wanted
 of each neuron, as all of them may.
 
-    >>> from pure_nb.benchmark.contestants import Contestant
-    >>> by_brightness = Contestant("brightness", lambda task: ...)               # doctest: +SKIP
-
 The literature: circuits (Dreyer et al. 2024), splits by average relevance vectors (Hesse et al. 2025), non-negative
 factors (Lee and Seung 1999; for concepts Fel et al. 2023), sparse codes (Olshausen and Field 1996).
 """
@@ -92,6 +89,12 @@ class Contestant:
         What clusters vectors; k-means as PURE does by default.
     fingerprint
         What stored answers are found by; "" stores none, so that a function that was changed is run again.
+
+    Examples
+    --------
+    >>> def heights(task):
+    ...     return [task.references.score[channel][:, None] for channel in task.channels]
+    >>> own = Contestant("activation", heights)
     """
 
     name: str

@@ -94,6 +94,10 @@ def run_benchmark(
     ------
     StudyError
         If there is no contestant of a name.
+
+    Examples
+    --------
+    >>> board = run_benchmark(planted_task(study, count=2), only=["PURE", "random"]).board
     """
     if not (task.k > 1).any():
         raise StudyError(

@@ -299,6 +299,11 @@ def objects_task(study: Study) -> Task:
     ------
     StudyError
         If they are not, or the target layer has no grid.
+
+    Examples
+    --------
+    >>> objects_task(study).truth.shape   # the object under each reference's maximum
+    (32, 6)
     """
     if study.objects is None:
         raise StudyError(
@@ -342,6 +347,12 @@ def planted_task(
     ------
     PlantingError
         See :func:`pure_nb.benchmark.planting.plant` and :func:`pure_nb.benchmark.planting.draw`.
+
+    Examples
+    --------
+    >>> task = planted_task(study, count=2)
+    >>> task.k, task.truth.shape          # sources of each merged channel; channels, references
+    (array([2, 2]), (2, 6))
     """
     drawn, seed = groups is None, study.parameters.seed if seed is None else seed
     if groups is None:

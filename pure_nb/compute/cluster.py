@@ -215,6 +215,12 @@ def connect(where: str = "local", *, device: str = "cpu") -> Cluster:
     ------
     ClusterError
         If there is no such cluster.
+
+    Examples
+    --------
+    >>> with connect("local:1") as cluster:
+    ...     study.replace(client=cluster).references.sample.shape
+    (32, 6)
     """
     kind, _, count = where.partition(":")
     if kind in ("local", "slurm") and count and not (count.isdecimal() and int(count)):

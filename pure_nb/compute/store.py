@@ -110,7 +110,17 @@ def _reserve(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of artifacts, each found by its name and its key."""
+    """A folder of artifacts, each found by its name and its key.
+
+    Examples
+    --------
+    >>> store = Store(folder / "store")
+    >>> key = {"step": "means", "of": "layer4"}
+    >>> path = store.save_arrays("means", key, {"mean": np.arange(3)})
+    >>> arrays, note = store.load_arrays("means", key)
+    >>> arrays["mean"]
+    array([0, 1, 2])
+    """
 
     folder: Path
 

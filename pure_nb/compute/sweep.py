@@ -118,7 +118,13 @@ class Part:
 
 
 def shards(count: int, batch_size: int, size: int = SHARD) -> list[range]:
-    """Cut ``count`` images into ranges of whole batches."""
+    """Cut ``count`` images into ranges of whole batches.
+
+    Examples
+    --------
+    >>> shards(40, batch_size=16, size=20)
+    [range(0, 16), range(16, 32), range(32, 40)]
+    """
     step = max(1, size // batch_size, -(-count // (MOST_SHARDS * batch_size))) * batch_size
     return [range(start, min(start + step, count)) for start in range(0, count, step)]
 

@@ -59,7 +59,12 @@ def literal(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure to a file in one step, and close it: pyplot would keep it otherwise."""
+    """Write a figure to a file in one step, and close it: pyplot would keep it otherwise.
+
+    Examples
+    --------
+    >>> save(study.neuron(3).plot(), folder / "neuron-3.png")
+    """
     try:
         write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
     finally:
@@ -67,7 +72,13 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def image_grid(pictures: Sequence[Picture], columns: int, *, gap: int = 6) -> Picture:
-    """Square pictures of one size, side by side in rows of ``columns``, on white."""
+    """Square pictures of one size, side by side in rows of ``columns``, on white.
+
+    Examples
+    --------
+    >>> image_grid([draw_scene(number).image for number in range(6)], columns=3).shape
+    (198, 300, 3)
+    """
     size = pictures[0].shape[0] if pictures else TILE
     rows = max(1, -(-len(pictures) // columns))
     sheet = np.full((rows * (size + gap) - gap, columns * (size + gap) - gap, 3), 255, dtype=np.uint8)
@@ -116,6 +127,10 @@ def neuron_figure(neuron: Neuron, count: int = 6) -> Figure:
         Of a study.
     count
         Images in each row.
+
+    Examples
+    --------
+    >>> figure = neuron_figure(study.neuron(3), count=4)
     """
     parts = neuron.virtual
     rows: list[int | None] = [None, *range(parts.k)] if parts.k > 1 else [None]
@@ -413,6 +428,12 @@ def densities_figure(split: Split, rho: float | None = None) -> Figure:
 
 
 def show(axes: Axes, picture: NDArray[np.uint8]) -> None:
-    """A picture without axes."""
+    """A picture without axes.
+
+    Examples
+    --------
+    >>> figure, axes = plt.subplots()
+    >>> show(axes, study.crops.of(3, [0])[0])
+    """
     axes.imshow(picture)
     axes.axis("off")

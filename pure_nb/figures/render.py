@@ -129,6 +129,13 @@ def heatmaps(
         If there is no such ``crop``.
     LayerError
         If the rules of CRP do not fit the network, or the layer has no grid for its activation map.
+
+    Examples
+    --------
+    >>> pairs = np.array([3, 3]), study.references.sample[3, :2]
+    >>> for rows, maps in heatmaps(model, study.images, *pairs, target="layer4"):
+    ...     print(rows, tuple(maps.shape))
+    [0 1] (2, 96, 96)
     """
     if crop not in get_args(Crop):
         raise ArgumentError(f"crop must be one of {get_args(Crop)}, got {crop!r}")

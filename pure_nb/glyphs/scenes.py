@@ -58,6 +58,12 @@ class SceneObject:
         Red, green and blue in 0..255.
     mask
         Boolean ``[SIZE, SIZE]``: the pixels where this object is what one sees.
+
+    Examples
+    --------
+    >>> one = draw_scene(7).objects[0]
+    >>> one.name, one.box
+    ('wheelchair', (57, 50, 84, 84))
     """
 
     label: int
@@ -73,7 +79,13 @@ class SceneObject:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture and everything that is in it: ``image`` is uint8 ``[SIZE, SIZE, 3]``."""
+    """A picture and everything that is in it: ``image`` is uint8 ``[SIZE, SIZE, 3]``.
+
+    Examples
+    --------
+    >>> [one.name for one in draw_scene(7).objects]
+    ['wheelchair', 'spade']
+    """
 
     image: NDArray[np.uint8]
     objects: tuple[SceneObject, ...]
@@ -102,7 +114,13 @@ class Scene:
 
 
 def colour_name(colour: tuple[int, int, int]) -> str:
-    """The plainest English name of a colour, by its hue, or by its lightness where it has little hue."""
+    """The plainest English name of a colour, by its hue, or by its lightness where it has little hue.
+
+    Examples
+    --------
+    >>> colour_name((255, 0, 0))
+    'red'
+    """
     hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in colour))
     if saturation < 0.25:
         return "white" if value > 0.7 else "grey" if value > 0.3 else "black"
@@ -217,6 +235,12 @@ def draw_scene(
     ------
     ArgumentError
         If the index is negative, or the labels are none, more than four or not classes.
+
+    Examples
+    --------
+    >>> scene = draw_scene(7)
+    >>> scene.image.shape, len(scene.objects)
+    ((96, 96, 3), 2)
     """
     if index < 0:
         raise ArgumentError(f"a scene's index counts from 0, got {index}")
@@ -261,7 +285,13 @@ def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
 
 
 def normalise(pixels: NDArray[np.uint8]) -> Tensor:
-    """Pixels ``[H, W, 3]`` in 0..255 to the float tensor ``[3, H, W]`` that the shipped network expects."""
+    """Pixels ``[H, W, 3]`` in 0..255 to the float tensor ``[3, H, W]`` that the shipped network expects.
+
+    Examples
+    --------
+    >>> normalise(draw_scene(7).image).shape
+    torch.Size([3, 96, 96])
+    """
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 255
     return (image - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
@@ -293,6 +323,13 @@ class GlyphScenes(Dataset[tuple[Tensor, Tensor]]):
         As for :func:`draw_scene`.
     transform
         From pixels (uint8 ``[SIZE, SIZE, 3]``) to a tensor; :func:`normalise` by default.
+
+    Examples
+    --------
+    >>> scenes = GlyphScenes(10)
+    >>> image, label = scenes[0]
+    >>> tuple(image.shape)
+    (3, 96, 96)
     """
 
     classes = tuple(c.name for c in CLASSES)
@@ -356,6 +393,11 @@ class GlyphObjects(GlyphScenes):
 
     An item is ``(image, label)``. Made for statistics per class, where a scene with four objects would blur
     what belongs to which.
+
+    Examples
+    --------
+    >>> len(GlyphObjects(per_class=2))
+    96
     """
 
     def __init__(
@@ -381,5 +423,11 @@ class GlyphObjects(GlyphScenes):
 
 
 def glyph_images(length: int = 4000, seed: int = 0) -> Images:
-    """Validation scenes of the glyph world."""
+    """Validation scenes of the glyph world.
+
+    Examples
+    --------
+    >>> len(glyph_images(100))
+    100
+    """
     return Images(GlyphScenes(length, "val", seed), "glyphs", MEAN, STD)

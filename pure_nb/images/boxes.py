@@ -88,6 +88,12 @@ def boxed_images(
     ------
     ImageError
         If the file is missing or not of that form, or names no picture.
+
+    Examples
+    --------
+    >>> images = boxed_images("street", "street/boxes.json")
+    >>> len(images)
+    2
     """
     path = Path(boxes)
     try:

@@ -81,6 +81,11 @@ class Images:
         The value of whole numbers that is white, as for :func:`scaled`.
     channels
         How often grey images are repeated, for a network that expects colours.
+
+    Examples
+    --------
+    >>> len(study.images), tuple(study.images.example.shape)
+    (40, (3, 96, 96))
     """
 
     dataset: Dataset[Any]

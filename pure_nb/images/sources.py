@@ -47,6 +47,11 @@ class Reader:
         The value that is white in grey pictures with more than 8 bits, as for :func:`~pure_nb.images.data.scaled`.
         If None, 16 bits end at 65535, floats at 1, and a TIFF of 12 bits or a PGM at what they say; other whole numbers
         are refused.
+
+    Examples
+    --------
+    >>> Reader(turned=True)("street/0.png").size
+    (64, 64)
     """
 
     turned: bool = False
@@ -116,6 +121,12 @@ def preprocessing(
     ------
     ImageError
         If a length is no whole number above 0, or mean and std are not a number above 0 for each channel.
+
+    Examples
+    --------
+    >>> transform = preprocessing(resize=64, crop=56)
+    >>> transform(Image.new("RGB", (80, 100))).shape
+    torch.Size([3, 56, 56])
     """
     for name, side in {"resize": resize, "crop": crop}.items():
         if side is not None and not (type(side) is int and side > 0):
@@ -176,6 +187,12 @@ def as_images(
     ------
     ImageError
         If it is none of these, can't be read item by item, or has no images.
+
+    Examples
+    --------
+    >>> images = as_images(torch.rand(10, 3, 32, 32), mean=(0.5,), std=(0.25,))
+    >>> len(images)
+    10
     """
     if (mean is None) != (std is None):
         raise ImageError(f"{name!r}: a mean and a std come together, got mean={mean} and std={std}")

@@ -3,11 +3,6 @@
 Each turns pictures into vectors: CLIP through open_clip, DINOv2 and anything else through timm, any torch network up to
 its last layer, raw pixels as the null, or a function of your own. Those with a text tower turn words into vectors as
 well. Two small ones ship with the package, trained on the glyph world, so that the book needs no download.
-
-    >>> from pure_nb.judges.embedders import load_embedder
-    >>> clip = load_embedder("clip")                                # doctest: +SKIP
-    >>> clip.images([picture]).shape                                # doctest: +SKIP
-    (1, 768)
 """
 
 from __future__ import annotations
@@ -256,6 +251,11 @@ def load_embedder(spec: str, *, features: Features = "tokens", run: Run = Run(),
     ------
     EmbedderError
         If the spec is not of these forms, or the embedder is not available.
+
+    Examples
+    --------
+    >>> load_embedder("pixels").images(study.crops.of(3, [0, 1])).shape
+    (2, 768)
     """
     kind, _, file = spec.partition("@")
     # A drive of Windows has a colon, too.

@@ -160,6 +160,11 @@ def distance_table(
     DataFrame
         A row for each neuron, method and k: ``channel, method, k, intra, inter, gap, overall``; the gap is inter minus
         intra. See :func:`intra_inter` for when these are NaN.
+
+    Examples
+    --------
+    >>> vectors = {"PURE": study.circuits}
+    >>> table = distance_table(study.crops.embeddings(load_embedder("pixels")), vectors, ks=[2])
     """
     if not ks or min(ks) < 1:
         raise EvaluationError(f"the numbers of parts must be 1 or more, got {list(ks)}")
@@ -299,6 +304,13 @@ def alignment(
         ``naive_low`` to ``naive_high``, the one that wrongly takes the pairs as independent; ``within``, the mean of
         the correlations inside single neurons, and ``within_se``; ``neurons``. For Spearman the bootstrap keeps the
         ranks of the full sample. NaN where distances do not vary, and for errors and intervals of a single neuron.
+
+    Examples
+    --------
+    >>> vectors = {"PURE": study.circuits}
+    >>> table = alignment(study.crops.embeddings(load_embedder("pixels")), vectors, subsets=2, draws=10)
+    >>> table.columns[0]
+    'method'
     """
     if subsets < 1:
         raise EvaluationError(f"there must be at least one subset, got {subsets}")

@@ -75,6 +75,13 @@ class Namer:
     ------
     ArgumentError
         If there are fewer than two words, or one twice, or the vectors don't fit together.
+
+    Examples
+    --------
+    >>> words = ["cat", "house"]
+    >>> judge = load_embedder("mini-clip")
+    >>> crops = judge.joint.images(study.crops.of(3, range(6)))
+    >>> namer = Namer(crops, words, judge.text(words))
     """
 
     def __init__(

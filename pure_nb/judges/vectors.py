@@ -47,6 +47,12 @@ class Embedder:
         tokens, by which the paper measures distances.
     prompts
         Sentences around a word, with ``{}`` in its place.
+
+    Examples
+    --------
+    >>> colour = Embedder.of("mean colour", lambda pictures: [picture.mean(axis=(0, 1)) for picture in pictures])
+    >>> colour.images(study.crops.of(3, [0, 1])).shape
+    (2, 3)
     """
 
     name: str

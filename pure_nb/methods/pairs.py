@@ -52,6 +52,13 @@ def class_pairs(
         ``cosine`` with its interval ``low`` to ``high``, and ``share_1``, ``share_2``, the mean shares of the positive
         attribution that the channel carries. Negative cosines are the strongest cases and stay. The cosine is NaN where
         an ARV is zero, and the interval where a class has fewer than two images; these come last.
+
+    Examples
+    --------
+    >>> own = study.replace(target="layer4.0.conv2", lower="input:layer4.0.conv2")
+    >>> pairs = class_pairs(own.classes.statistics, model, own.classes.names)
+    >>> list(pairs.columns[:3])
+    ['channel', 'class_1', 'class_2']
     """
     import pandas as pd  # late, see pure_nb._imports
 

@@ -130,6 +130,13 @@ class TopReferences:
         References for each channel; fewer where there are fewer images.
     ranked_by
         ``"max"``: the largest activation over the positions (the paper's); ``"mean"``: their mean.
+
+    Examples
+    --------
+    >>> top = TopReferences("layer4", n=6)
+    >>> _ = sweep(model, study.images, [top], run=Run(progress=False))
+    >>> top.result().sample.shape
+    (32, 6)
     """
 
     def __init__(self, layer: str, n: int = 100, ranked_by: RankedBy = "max") -> None:

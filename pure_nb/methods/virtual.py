@@ -61,6 +61,12 @@ class VirtualNeurons:
         that have all that the vectors have but separate heaps, see :func:`pure_nb.methods.null.one_heap`.
     p
         How probable it is that such a draw is as clear.
+
+    Examples
+    --------
+    >>> parts = study.neuron(3).virtual
+    >>> parts.labels.shape, parts.centroids.shape
+    ((6,), (2, 64))
     """
 
     labels: Int[NDArray[np.int64], " n"]
@@ -267,6 +273,13 @@ def virtual_neurons(
     ------
     ArgumentError
         If the vectors are not ``[n, d]``, or hold NaN.
+
+    Examples
+    --------
+    >>> heaps = np.repeat(np.eye(2, 5), 10, axis=0) + np.random.default_rng(0).normal(0, 0.1, (20, 5))
+    >>> parts = virtual_neurons(heaps.astype(np.float32), k=2)
+    >>> parts.sizes
+    [10, 10]
     """
     from sklearn import config_context  # late, see pure_nb._imports
     from sklearn.metrics import pairwise_distances

@@ -60,6 +60,11 @@ class VirtualLayer(nn.Module):
     ------
     ArgumentError
         If there are no virtual neurons, or their circuits are of different lengths.
+
+    Examples
+    --------
+    >>> layer = VirtualLayer(model, "layer4", "layer3", {3: study.neuron(3).virtual})
+    >>> out = layer(torch.rand(2, 3, 96, 96))
     """
 
     channel: Int[Tensor, " v"]

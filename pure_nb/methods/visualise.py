@@ -97,6 +97,11 @@ def feature_visualisation(  # noqa: PLR0913
         If it has no such channel.
     NonFiniteError
         If the activation is NaN or infinite.
+
+    Examples
+    --------
+    >>> feature_visualisation(model, "layer4", [3], size=96, steps=2).shape
+    (1, 96, 96, 3)
     """
     device = run.local_device
     chosen = torch.as_tensor(np.asarray(channels), device=device)

@@ -248,6 +248,12 @@ def activations(model: nn.Module, images: Tensor, layers: Sequence[str], leaf: s
     ------
     LayerError
         If a layer is missing, does not run, or does not put out one tensor.
+
+    Examples
+    --------
+    >>> found = activations(model, torch.rand(2, 3, 96, 96), ["layer3", "layer4"])
+    >>> found["layer4"].shape
+    torch.Size([2, 32, 12, 12])
     """
     found: dict[str, Tensor] = {}
 

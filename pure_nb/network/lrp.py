@@ -47,6 +47,11 @@ def default_composite(model: nn.Module) -> Composite:
     -------
     Composite
         zennit's ``EpsilonPlusFlat`` with the canonizers.
+
+    Examples
+    --------
+    >>> type(default_composite(model)).__name__
+    'EpsilonPlusFlat'
     """
     return EpsilonPlusFlat(canonizers=[CompositeCanonizer((ResNetCanonizer(), TimmResNetCanonizer()))])
 

@@ -395,6 +395,11 @@ def survey(model: nn.Module, images: Tensor, allow_nondeterministic: bool = Fals
         Any network, and a batch of its inputs; one image is enough.
     allow_nondeterministic
         List layers that depend on chance or on the batch, too.
+
+    Examples
+    --------
+    >>> [layer.name for layer in survey(model, torch.rand(1, 3, 96, 96))][:3]
+    ['conv1', 'bn1', 'relu']
     """
     looks = _Looks(model, images, allow_nondeterministic)
     if looks.unsteady and not allow_nondeterministic:

@@ -1,8 +1,5 @@
 """An atlas: a static site with a page for every neuron of a study, to read, to search and to share.
 
-    >>> from pure_nb.show import atlas
-    >>> atlas.write(study, "atlas")                                         # doctest: +SKIP
-
 It is a folder of plain files that works from a disk and from any web server: ``index.html`` with all neurons, the most
 polysemantic first; ``17.html`` with reference images, virtual neurons, circuit, classes and scores of neuron 17;
 ``lower/5.html`` for each lower channel that carries one of them. What the pages' explorers show is beside them:
@@ -281,6 +278,11 @@ def write(
         If a method is not known, or the folder holds another site.
     ArgumentError
         If there is no such channel.
+
+    Examples
+    --------
+    >>> write_atlas(study, folder / "atlas", channels=[3], count=4).name
+    'index.html'
     """
     folder = Path(folder)
     made = Atlas(study, tuple(methods), count, embedder)

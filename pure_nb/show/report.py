@@ -152,6 +152,11 @@ def evaluate(
         If two methods have one name.
     EvaluationError
         If the metric can't be used, or no neuron is activated by two images.
+
+    Examples
+    --------
+    >>> evaluate(study, load_embedder("pixels"), ks=[2], subsets=2).distances.columns[:3].tolist()
+    ['channel', 'method', 'k']
     """
     taken = [*METHODS, RANDOM, TRUE, *(embedder.name for embedder in (judge, *others))]
     if len(set(taken)) < len(taken):
@@ -169,7 +174,7 @@ def evaluate(
     key["methods"] = {
         name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()[:16] for name, array in vectors.items()
     }
-    how: dict[str, Any] = {"used": study.active, "metric": metric, "seed": study.parameters.seed}
+    how: dict[str, Any] = {"used": study.references.active, "metric": metric, "seed": study.parameters.seed}
 
     def measured(blocks: Store | None) -> pd.DataFrame:
         more: dict[str, Any] = {"ks": ks, "store": blocks, "run": study.run}
@@ -225,7 +230,7 @@ def namer(study: Study, embedder: Embedder, words: Sequence[str] | None = None) 
     words
         The vocabulary; the names of the network's classes by default. See also :func:`pure_nb.judges.naming.nouns`.
     """
-    crops = study.crops.embeddings(embedder.joint)[study.active]
+    crops = study.crops.embeddings(embedder.joint)[study.references.active]
     words = class_words(study) if words is None else list(dict.fromkeys(words))
     return Namer(crops, words, study.crops.word_vectors(embedder, words), seed=study.parameters.seed)
 
@@ -248,11 +253,16 @@ def part_names(
         ``channel, part`` (``"whole"``, A, B ...), ``size``, what is ``said`` (the word, or "unsure"), all of
         :class:`pure_nb.judges.naming.Name`, and where the objects are known ``true``, the most frequent one, with its
         ``share``. Dead neurons are left out.
+
+    Examples
+    --------
+    >>> part_names(study, load_embedder("mini-clip"), words=["cat", "house"]).columns[:3].tolist()
+    ['channel', 'part', 'size']
     """
     names, vectors = namer(study, embedder, words), study.crops.embeddings(embedder.joint)
     rows = []
     for channel in np.flatnonzero(study.references.alive).tolist():
-        neuron, active = study.neuron(channel), study.active[channel]
+        neuron, active = study.neuron(channel), study.references.active[channel]
         if k is None:
             labels = np.where(active, study.virtual[channel].labels, -1)
         else:

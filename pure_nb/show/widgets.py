@@ -94,6 +94,14 @@ def explorer(  # noqa: PLR0913
     -------
     Widget or HTML
         To be shown as the last line of a cell.
+
+    Examples
+    --------
+    >>> def bars(channel):
+    ...     figure, axes = plt.subplots()
+    ...     axes.bar(range(6), study.neuron(channel).score)
+    ...     return figure
+    >>> slider = explorer(bars, [0, 1, 2], name="scores")
     """
     if not values or (others is not None and not others):
         raise ArgumentError("an explorer needs at least one value to show")
@@ -139,6 +147,10 @@ def explore(
     ------
     ArgumentError
         If there is no such neuron, or no image activates it.
+
+    Examples
+    --------
+    >>> sliders = explore(study, 3)      # the last line of a cell shows it
     """
     first = int(study.neurons["channel"].iloc[0]) if start is None else study.neuron(start).channel
     if not study.references.alive[first]:
