@@ -50,7 +50,7 @@ def true_sources(task: Task) -> dict[int, NDArray[np.int64]]:
     """Who really owns the inputs of each merged channel of a convolution or linear layer: its sources' own weights.
 
     A source's average relevance vector is computed as in Hesse et al. (2025), from its own weights and the references
-    that it activated. An input belongs to the source that gets clearly more from it; see :data:`OWNED`.
+    in which it is dominant. An input belongs to the source that gets clearly more from it; see :data:`OWNED`.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def run(
     choose: bool = True,
     seed: int | None = None,
 ) -> pd.DataFrame:
-    """Let all contestants take all neurons of a task apart. Finished ones are kept in the study's store.
+    """Let all contestants split all neurons of a task into parts. Finished ones are kept in the study's store.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def run(
     Warns
     -----
     StudyWarning
-        If no neuron has enough references with a dominant source for ``ari_dominant``.
+        If no neuron has enough references with a clearly dominant source for ``ari_dominant``.
     """
     seed = task.study.parameters.seed if seed is None else seed
     names = [contestant.name for contestant in contestants]
@@ -133,8 +133,8 @@ def run(
     found = pd.concat(tables, ignore_index=True)
     if found["ari_dominant"].isna().all() and (task.k > 1).any():
         warnings.warn(
-            f"ari_dominant is not known: it takes {FEW} references with a dominant source of several things, and no "
-            f"neuron has them among its {task.truth.shape[1]} references. Ask for more (n_references=..., --n)",
+            f"ari_dominant is not known: it takes {FEW} references with a clearly dominant source, not all of one, and "
+            f"no neuron has them among its {task.truth.shape[1]} references. Ask for more (n_references=..., --n)",
             StudyWarning,
             stacklevel=2,
         )
@@ -180,7 +180,7 @@ def _scored(task: Task, name: str, answers: pd.DataFrame, owner: dict[int, NDArr
         if k > 1:
             row |= agreements(known, labels, task.dominant[channel])
             if task.planting is not None and task.contributions is not None:
-                sources = np.unique(known[known >= 0]).tolist()  # one that never activates it has no part to be found
+                sources = np.unique(known[known >= 0]).tolist()  # one that is never dominant has no part to be found
                 row["correlation"] = part_correlation(task.contributions[channel], labels, sources)
             if answer.owner is not None and channel in owner:
                 found = np.asarray(answer.owner, dtype=np.int64)
@@ -201,11 +201,11 @@ def downstream(
     task
         With planted channels.
     study
-        The recipe that splits them into parts: ``task.replace(...)``, with a number of parts ``k``.
+        The recipe that splits them into parts: ``task.replace(...)``, with a number of parts ``n_clusters``.
     channels
         Which of them.
     samples
-        Numbers of images. Leave out the references, and it is a test on new images.
+        Indices of images. Leave out the references, and it is a test on new images.
     assign
         See :class:`pure_nb.methods.virtual_layer.VirtualLayer`.
 
@@ -254,9 +254,9 @@ def downstream(
         part_of = matched(task.truth[channel], study.virtual_of(channel).labels)
         members = np.flatnonzero(owner == channel)  # in the order of the parts
         for place, source in enumerate(planting.groups[channel]):
-            active = contributions[:, order, place]
-            value = pearson(parts[:, members[part_of[place]]], active) if place in part_of else 0.0
-            rows.append((channel, source, value, pearson(whole[:, channel], active)))
+            contributed = contributions[:, order, place]
+            value = pearson(parts[:, members[part_of[place]]], contributed) if place in part_of else 0.0
+            rows.append((channel, source, value, pearson(whole[:, channel], contributed)))
     return pd.DataFrame(rows, columns=["channel", "source", "virtual", "whole"])
 
 
@@ -273,7 +273,7 @@ def detection(table: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
     dict
         For each method the area under the ROC curve (0.5: chance), and its 95 % bootstrap interval over the neurons.
         NaN without neurons of both kinds, or without silhouette gain. Neurons that were merged from several channels,
-        but all driven by one of them, are neither and left out.
+        of which one is dominant in nearly all references, are neither and left out.
     """
     found = {}
     for method, own in table.groupby("method", sort=False):
@@ -324,8 +324,7 @@ def leaderboard(table: pd.DataFrame, baseline: str = PURE) -> pd.DataFrame:
         Wilcoxon's signed-rank test, neuron by neuron, corrected for the number of methods; means of the other
         :data:`SCORES`, of ``ari_dominant`` over the ``dominant_neurons`` that have it; ``auc`` with ``auc_low`` and
         ``auc_high`` from :func:`detection`; ``k_right``, the share of neurons with several meanings for which the
-        true number was chosen,
-        and ``k_bias``, the mean of chosen minus true; ``seconds``.
+        true number was chosen, and ``k_bias``, the mean of chosen minus true; ``seconds``.
     """
     scored = table[table["k"] > 1]
     if scored.empty:

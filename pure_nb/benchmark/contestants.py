@@ -93,7 +93,7 @@ class Contestant:
     Examples
     --------
     >>> def heights(task):
-    ...     return [task.references.score[channel][:, None] for channel in task.channels]
+    ...     return task.study.references.score[..., None]  # [channels, n, 1]
     >>> own = Contestant("activation", heights)
     """
 
@@ -235,7 +235,7 @@ def oracle_of(describe: Callable[[Task], Vectors]) -> Callable[[Task], Parts]:
     """What can be read from a description if one is told the truth: no contestant, but a mark to measure them by.
 
     It is no strict bound, since it learns from few images. A ridge classifier is trained on four fifths of a neuron's
-    references and names the rest, five times. Things that activated fewer than five are left out: they can't be
+    references and names the rest, five times. Things that fewer than five of them show are left out: they can't be
     learned, and count as wrong.
     """
 
@@ -304,7 +304,7 @@ def contestants(task: Task, embedders: Sequence[Embedder] = (), only: Sequence[s
     Parameters
     ----------
     task
-        Where they are to compete.
+        What they are to solve.
     embedders
         Each makes a contestant of its own name, by its vectors of the crops.
     only
@@ -313,13 +313,13 @@ def contestants(task: Task, embedders: Sequence[Embedder] = (), only: Sequence[s
     answers = {name: partial(_described, one) for name, one in task.descriptions(embedders).items()}
     pure, lower = answers[PURE], answers["lower activation at maximum"]
     close = circuits_of(rule="gradient", start="peak", lower=NEAREST)
-    clusterer = {"PURE + Gaussian mixture": gaussian_mixture, "PURE + spectral": spectral, "PURE + HDBSCAN": hdbscan}
+    clusterers = {"PURE + Gaussian mixture": gaussian_mixture, "PURE + spectral": spectral, "PURE + HDBSCAN": hdbscan}
     found: dict[str, Callable[[Task], Any]] = {
         PURE: pure,
         PEAK: circuits_of(rule="gradient", start="peak"),
         CLOSE: close,
         LAYERS: several_layers,
-        **dict.fromkeys(clusterer, pure),
+        **dict.fromkeys(clusterers, pure),
         "activation": answers["activation"],
         "lower activation": lower,
         "NMF": lower,
@@ -336,8 +336,8 @@ def contestants(task: Task, embedders: Sequence[Embedder] = (), only: Sequence[s
     if CLASSES in found and (why := task.study.classes.without_labels):
         warnings.warn(f"the {CLASSES} is left out: {why}", StudyWarning, stacklevel=2)
         del found[CLASSES]
-    clusterer["NMF"] = nmf
-    made = [Contestant(name, answer, clusterer.get(name, kmeans), name) for name, answer in found.items()]
+    clusterers["NMF"] = nmf
+    made = [Contestant(name, answer, clusterers.get(name, kmeans), name) for name, answer in found.items()]
     made += [Contestant(one.name, answers[one.name], fingerprint=one.fingerprint) for one in embedders]
     return [one for one in made if not only or one.name in only]
 

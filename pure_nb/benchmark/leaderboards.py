@@ -1,4 +1,4 @@
-"""A whole competition: tasks with a known truth, all contestants, the leaderboard, and what is written of it."""
+"""The whole benchmark: tasks with a known truth, all contestants, the leaderboard, and what is written of it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class BenchmarkResult:
-    """What came of it.
+    """A task, the scores of all contestants on it, and the leaderboard.
 
     Attributes
     ----------
     task
-        Where it took place.
+        What was to be solved.
     table
         From :func:`pure_nb.benchmark.bench.run`.
     board
@@ -122,27 +122,30 @@ def words(task: Task) -> str:
         return text
     idle = int(((task.k == 1) & ~task.planting.self_merged).sum())
     text += f", {int(task.planting.self_merged.sum())} channels merged with themselves"
-    text += f", {task.dominant[task.k > 1].mean():.0%} of the references have a dominant source"
-    return text + (f"; {idle} planted channels are left out, one source activates nearly all of each" if idle else "")
+    text += f", {task.dominant[task.k > 1].mean():.0%} of the references have a clearly dominant source"
+    if idle:
+        text += f"; {idle} planted channels are left out, of which one source is dominant in nearly all references"
+    return text
 
 
 def write(made: BenchmarkResult, out: Path, *, command: str = "") -> list[Path]:
-    """Write the tables and figures of a competition to a folder, and what they were made from.
+    """Write the tables and figures of a benchmark to a folder, and what they were made from.
 
     Parameters
     ----------
     made
         From :func:`run_benchmark`.
     out
-        The folder; what an earlier competition with the same kind of truth has left there is replaced.
+        The folder; what an earlier benchmark with the same kind of truth has left there is replaced.
     command
         What was typed, if anything.
 
     Returns
     -------
     list of Path
-        ``WORLD.csv`` (the leaderboard), ``WORLD-neurons.parquet`` (all scores and labels), ``WORLD-k.csv`` (the
-        calibration, if anyone chose), ``WORLD.png`` and ``WORLD.json`` (the groups and parameters).
+        ``TRUTH.csv`` (the leaderboard), ``TRUTH-neurons.parquet`` (all scores and labels), ``TRUTH-k.csv`` (the
+        calibration, if anyone chose), ``TRUTH.png`` and ``TRUTH.json`` (the groups and parameters), where TRUTH is
+        ``planted`` or ``objects``.
     """
     from pure_nb.benchmark.bench_plots import leaderboard_figure  # plotting libraries take a second to import
     from pure_nb.figures.evaluation_plots import write_all

@@ -4,7 +4,7 @@ Nobody can say what an ordinary neuron really means, so nobody can say whether a
 right. Here channels of a trained layer are merged: ``A_m = sum_i w_i A_i / s_i``, where ``s_i`` is the mean score of
 channel i's own reference images, so that each source is as strong as the others where it is strong. The merged channels
 are a layer of their own, which can be studied like any other, and of each of its reference images it is known which
-source activated it. The network computes the same as before, and it computes it *through* the merged channels: in all
+source is dominant. The network computes the same as before, and it computes it *through* the merged channels: in all
 that comes after, each is an ordinary channel with classes it is relevant to.
 
 Two kinds of merging, by what the layer is. A ``Conv2d`` or ``Linear`` is linear in its input, so the merged channel is
@@ -266,7 +266,7 @@ def contributions(
     *,
     run: Run = Run(),
 ) -> NDArray[np.float32]:
-    """What each source brought to each reference image of each merged channel.
+    """What each source contributed to the activation of each merged channel in each of its reference images.
 
     Parameters
     ----------
@@ -289,12 +289,12 @@ def contributions(
     layer = f"{planting.layer}.whole"
     sources = planting.sources
     most = sources.shape[1]
-    contributions = np.stack([planting.weight[m, row] for m, row in enumerate(sources)])
+    weight = np.stack([planting.weight[m, row] for m, row in enumerate(sources)])
     for m, group in enumerate(planting.groups):
-        contributions[m, len(group) :] = 0
+        weight[m, len(group) :] = 0
         for channel in set(group):  # a channel that is in a group twice brings half as each
             twice = np.array([*(c == channel for c in group), *[False] * (most - len(group))])
-            contributions[m, twice] /= twice.sum()
+            weight[m, twice] /= twice.sum()
     found = np.empty((*references.sample.shape, most), dtype=np.float32)
     unique, pairs_of = grouped(references.sample)
     seen = 0
@@ -308,13 +308,13 @@ def contributions(
                     values = output.mean(axis=1)[sources[row]]
                 else:
                     values = output[sources[row], references.position[row, rank][:, None]]
-                found[row, rank] = values * contributions[row]
+                found[row, rank] = values * weight[row]
                 seen += 1
     return found
 
 
 def dominant_source(contributions: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """The source that activated each reference image most: an index into its group, -1 where none activated it.
+    """The source that contributed most to each reference image: an index into its group, -1 where none did.
 
     The chapter :doc:`How would we know? </book/bench>` builds it from scratch.
 
@@ -327,7 +327,7 @@ def dominant_source(contributions: NDArray[np.floating[Any]]) -> NDArray[np.int6
 
 
 def shares(contributions: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """The part of the dominant source of each reference image that each source brought; 0 where nothing activated it.
+    """The part of the activation in each reference image that each source contributed; 0 where none did.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ SCORES = ("ari", "ami", "accuracy", "ari_dominant", "correlation", "f1")
 """Columns that say how well a contestant did, neuron by neuron; the more the better."""
 
 FEW = 20
-"""Clear references that a neuron must have, to be scored by them alone."""
+"""References with a clearly dominant source that a neuron must have, to be scored by them alone."""
 
 
 def matched(truth: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[int, int]:
@@ -57,13 +57,13 @@ def agreements(truth: NDArray[np.int64], labels: NDArray[np.int64], dominant: ND
     truth, labels
         int64 ``[n]``. References without a truth (-1) are left out; label -1 is a part like any other.
     dominant
-        bool ``[n]``: the references that are activated by one thing for the most part.
+        bool ``[n]``: the references with a clearly dominant source.
 
     Returns
     -------
     dict
-        ``ari``, ``ami``, ``accuracy``; and ``ari_dominant``, the first of the references with a dominant source alone,
-        NaN if there are fewer than :data:`FEW` of them or they are all of one thing.
+        ``ari``, ``ami``, ``accuracy``; and ``ari_dominant``, the ARI over the references with a clearly dominant
+        source, NaN if there are fewer than :data:`FEW` of them or they are all of one thing.
     """
     plain = (truth >= 0) & dominant
     enough = plain.sum() >= FEW and len(np.unique(truth[plain])) > 1
@@ -84,7 +84,7 @@ def part_correlation(
     Parameters
     ----------
     contributions
-        float ``[n, sources]``: what each source brought to each image; see
+        float ``[n, sources]``: what each source contributed to each image; see
         :func:`pure_nb.benchmark.planting.contributions`.
     labels
         int64 ``[n]``: the parts.
@@ -97,8 +97,8 @@ def part_correlation(
         A source without a part counts as 0, as does one whose part is constant.
     """
     whole = np.asarray(contributions, dtype=np.float64).sum(axis=1)
-    driver = np.where(contributions.max(axis=1) > 0, contributions.argmax(axis=1), -1)
-    part_of = matched(np.where(np.isin(driver, sources), driver, -1), labels)
+    dominant = np.where(contributions.max(axis=1) > 0, contributions.argmax(axis=1), -1)
+    part_of = matched(np.where(np.isin(dominant, sources), dominant, -1), labels)
     values = []
     for source in sources:
         own = np.where(labels == part_of[source], whole, 0) if source in part_of else np.zeros(len(whole))
@@ -120,7 +120,7 @@ def source_f1(true: NDArray[np.int64], found: NDArray[np.int64], part_of: dict[i
     ----------
     true, found
         int64 ``[inputs]``: who owns each input, -1 for shared ones; see
-        :func:`pure_nb.methods.splitting.assign_sources`.
+        :func:`pure_nb.methods.ownership.assign_sources`.
     part_of
         The part that stands for each concept.
 

@@ -1,8 +1,8 @@
-"""Worlds where the right answer is known: a study, and for each reference image what really activated the neuron.
+"""Tasks whose right answer is known: a study, and for each reference image what it is that the neuron answers to.
 
 Two kinds. Where objects are known it is the one under the maximum (:func:`objects_task`): natural neurons, but a truth
-of their inputs, not of their insides. In any network channels can be merged (:func:`planted_task`): a truth of the
-insides, but of neurons that were made. A method that is right should do well in both.
+of their inputs, not of their insides. In any network channels can be merged (:func:`planted_task`), and it is the
+dominant source: a truth of the insides, but of neurons that were made. A method that is right should do well in both.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ RECTIFIERS = frozenset((
 """Functions of each number alone, that let large ones through."""
 
 DOMINANT = 2 / 3
-"""A source is dominant in a reference image if it contributed at least this part of the activation."""
+"""A source is clearly dominant in a reference image if it contributed at least this part of the activation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +72,11 @@ class Task:
     study
         The study whose neurons are to be split into parts.
     truth
-        int64 ``[channels, n]``: the dominant source of each reference image, -1 where nothing did.
+        int64 ``[channels, n]``: the dominant source of each reference image, or the object under its maximum; -1 where
+        there is none.
     share
-        float64 ``[channels, n]``: the part of the activation that the driver brought; 1 where that is not known.
+        float64 ``[channels, n]``: the part of the activation that the dominant source contributed; 1 where it is not
+        known.
     base
         The study of the network as it was before anything was planted.
     planting
@@ -93,9 +95,9 @@ class Task:
 
     @property
     def k(self) -> NDArray[np.int64]:
-        """How many things a neuron means: what activated at least a twentieth of its references; int64 ``[channels]``.
+        """How many things a neuron means: those of at least a twentieth of its references each; int64 ``[channels]``.
 
-        A merged channel all of whose references were activated by one source means one thing, whatever was planted.
+        A merged channel with one dominant source in all of its references means one thing, whatever was planted.
         """
         least = COMMON * self.truth.shape[1]
         counts = [np.unique(own[own >= 0], return_counts=True)[1] for own in self.truth]
@@ -103,7 +105,7 @@ class Task:
 
     @property
     def dominant(self) -> NDArray[np.bool_]:
-        """Which references were activated by one thing, for the most part: bool ``[channels, n]``."""
+        """Which references have a clearly dominant source, see :data:`DOMINANT`: bool ``[channels, n]``."""
         return self.share >= DOMINANT
 
     def inside(self, layer: str) -> str:
