@@ -43,7 +43,7 @@ MANY_BACKWARD = 128
 """Channels from which on class relevance without a closed form is computed only when asked for."""
 
 _Concepts = tuple[tuple[str, ...], Images, NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]
-"""What a channel is split between: names, images, numbers of those that show a concept, which one, those that the split
+"""What a channel is split between: names, images, indices of those that show a concept, which one, those that the split
 is fitted to, and ARVs."""
 
 
@@ -357,8 +357,8 @@ class Classes:
         parts = neuron.virtual
         if parts.k < 2:
             raise StudyError(
-                f"channel {channel} is not split into parts, so there is nothing to split it between; name classes, or "
-                "ask for parts with n_clusters=2"
+                f"channel {channel} has a single virtual neuron, so there is nothing to split it between; name "
+                "classes, or ask for parts with n_clusters=2"
             )
         used = np.flatnonzero(parts.labels >= 0)
         vectors, concept = neuron.vectors[used].astype(np.float64), parts.labels[used]

@@ -47,7 +47,7 @@ class Neuron:
     study: Study
     channel: int
     clusters: VirtualNeurons | None = None
-    """Split otherwise than the study says, by :meth:`with_clusters`."""
+    """Its parts, if they are others than the study's; see :meth:`with_clusters`."""
 
     def __repr__(self) -> str:
         return f"<Neuron {self.name} of {self.study.name!r}>"
@@ -82,11 +82,11 @@ class Neuron:
 
     @cached_property
     def virtual(self) -> VirtualNeurons:
-        """The neuron split into parts, as the study's parameters say, or as :meth:`with_clusters` did."""
+        """Its virtual neurons, by the study's parameters or by :meth:`with_clusters`."""
         return self.clusters or self.study.virtual_of(self.channel, self.vectors)
 
     def with_clusters(self, vectors: NDArray[np.float32], k: int) -> Neuron:
-        """The same neuron, split into ``k`` by other descriptions of its reference images, ``[n, d]``."""
+        """The same neuron, split into ``k`` parts by other descriptions of its reference images, ``[n, d]``."""
         seed = self.study.parameters.seed
         return replace(self, clusters=virtual_neurons(vectors, k, draws=0, seed=seed))
 
@@ -131,7 +131,7 @@ class Neuron:
         return ", ".join(f"{name} {share:.0%}" for name, share in named if name)
 
     def predict(self, images: Any, samples: Sequence[int] | None = None) -> NDArray[np.int64]:
-        """The virtual neurons that new images activate the channel through.
+        """The virtual neurons that new images activate.
 
         Parameters
         ----------
@@ -156,7 +156,7 @@ class Neuron:
         return np.where(active, self.virtual.predict(vectors), -1)
 
     def plot(self, count: int = 6) -> Figure:
-        """The neuron split into parts, as a picture: its circuits in the plane, and images of each part."""
+        """The neuron and its parts as a picture: its circuits in the plane, and images of each part."""
         from pure_nb.figures.plots import neuron_figure  # plotting libraries take a second to import
 
         return neuron_figure(self, count)
@@ -170,7 +170,7 @@ def cluster_channels(
     *,
     run: Run = Run(progress=False),
 ) -> list[VirtualNeurons]:
-    """Channels split into parts, each by the relevance vectors of the images that activate it.
+    """Split channels into parts, each by the relevance vectors of the images that activate it.
 
     Parameters
     ----------
@@ -179,7 +179,7 @@ def cluster_channels(
     active
         Bool ``[channels, n]``: which of the images activate the channel.
     parameters
-        How: ``k`` and ``random``.
+        Their ``n_clusters`` and ``seed``.
     blocks
         A store for finished blocks of channels, from which it goes on after a stop; none are kept by default.
     run
@@ -235,5 +235,5 @@ def neuron_table(study: Study) -> pd.DataFrame:
         rows.append(row)
     table = pd.DataFrame(rows)
     table.loc[references.alive, "q"] = false_discovery_control(table.loc[references.alive, "p"])
-    # Of those left whole, whose score is 0, the ones first that come nearest to being split.
+    # Those left whole have the score 0; those come first that are nearest to being split.
     return table.sort_values(["score", "p"], ascending=[False, True], kind="stable", ignore_index=True)

@@ -69,7 +69,7 @@ class Parameters:
     cumulative_share
         Instead: the strongest channels that carry this part together.
 
-        With 0, it is the share; see :func:`pure_nb.methods.relevance.relevant_channels`.
+        With 0, ``min_share`` holds; see :func:`pure_nb.methods.relevance.relevant_channels`.
     min_frequency
         Part of a class's images in which a relevant channel is so.
     precision
@@ -216,7 +216,7 @@ RENAMED = {
     "seed": "start",
     "random": "seed",
 }
-"""What parameters were called in study files before 0.1.0; ``seed`` is another one now, a number."""
+"""What parameters were called in study files before 0.1.0; ``seed`` is now the seed of all that is random."""
 
 PARAMETERS = tuple(f.name for f in fields(Parameters))
 RUN = tuple(f.name for f in fields(Run))

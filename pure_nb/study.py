@@ -260,7 +260,7 @@ class Study:
         return self._run_circuits(np.full_like(sample, channel), sample)
 
     def virtual_of(self, channel: int, vectors: NDArray[np.float32] | None = None) -> VirtualNeurons:
-        """One channel split into parts; it alone where all would take long, by its ``vectors`` if they are at hand."""
+        """The virtual neurons of one channel; of it alone where all would take long, by its ``vectors`` if at hand."""
         self._check(channel)
         if self._whole("virtual"):
             return self.virtual[channel]
@@ -277,7 +277,7 @@ class Study:
 
     @cached_property
     def virtual(self) -> list[VirtualNeurons]:
-        """Every channel split into parts."""
+        """The virtual neurons of every channel."""
 
         def compute(blocks: Store | None) -> tuple[Arrays, Any]:
             return packed(

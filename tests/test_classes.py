@@ -428,7 +428,7 @@ def test_split_of_a_grouped_convolution(tmp_path: Path) -> None:
             1,
             None,
             StudyError,
-            "channel 1 is not split into parts, .*name classes, or ask for parts with n_clusters=2",
+            "channel 1 has a single virtual neuron, .*name classes, or ask for parts with n_clusters=2",
         ),
     ],
 )

@@ -172,7 +172,7 @@ def run_shard(
     model, images, accumulators, precision, run
         As for :func:`sweep`.
     samples
-        Numbers of the shard's images.
+        Indices of the shard's images.
     """
     layers = list(dict.fromkeys(layer for accumulator in accumulators for layer in accumulator.layers))
     leaves = {accumulator.leaf for accumulator in accumulators} - {None}

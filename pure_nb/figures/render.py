@@ -42,7 +42,7 @@ MOST = 16
 """Images that go through the network at once at most: all of it is propagated back through."""
 
 THRESHOLD = 0.02
-"""What is seen: where the smoothed heatmap exceeds this share of its maximum."""
+"""What is in the mask: where the smoothed heatmap exceeds this share of its maximum."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class View:
     Attributes
     ----------
     sample
-        The image's number.
+        The image's index.
     picture
         uint8 ``[H, W, 3]``.
     mask
@@ -65,7 +65,7 @@ class View:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """``(left, top, right, bottom)``: the smallest square, within the picture, that holds the seen part."""
+        """``(left, top, right, bottom)``: the smallest square, within the picture, that holds the mask."""
         return square_around(self.mask)
 
     def crop(self, size: int | None = None) -> Picture:
@@ -73,7 +73,7 @@ class View:
         return resized(cropped(self.picture, self.box), size)
 
     def highlighted(self, size: int | None = None, *, dim: float = 0.4, crop: bool = True) -> Picture:
-        """The crop as the paper shows it: what is not seen is dimmed towards white, and its edge drawn.
+        """The crop as the paper shows it: what is outside the mask is dimmed towards white, and its edge drawn.
 
         Parameters
         ----------

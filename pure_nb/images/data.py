@@ -135,7 +135,7 @@ class Images:
         return found
 
     def try_load(self, sample: int) -> Tensor | Unreadable:
-        """The network's input for an image, or why there is none. There is no timeout."""
+        """The network's input for an image, or why there is none; without a timeout."""
         try:
             with self._lock:
                 source, number = _behind(self.dataset, int(sample))
@@ -246,9 +246,9 @@ class Images:
         """Changes when the images change.
 
         It covers the number of images, the transform, the labels, how files are read, and sixteen items spread over
-        the data set; of files also each one's name, size and time of change, of a Subset its
-        indices, of a ``TensorDataset`` all that is in it, and of Hugging Face's data their own fingerprint. A
-        normalisation or a white that is given belongs to it.
+        the data set; of files also each one's name, size and time of change, of a ``Subset`` its indices, of a
+        ``TensorDataset`` all that is in it, and of Hugging Face's data their own fingerprint. A normalisation or a
+        white that is given belongs to it.
 
         Raises
         ------

@@ -1,7 +1,7 @@
 """Images as they are read: in batches, in threads or processes beside the calling one.
 
 One image of a data set is read at a time, so that loading can overlap with computing, and an image that never arrives
-ends in an error and not in a wait without a timeout.
+ends in an error after a timeout.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pure_nb.images.data import Images
 
 TIMEOUT = 300.0
-"""Seconds that an image, or a batch of worker processes, is waited for."""
+"""Seconds to wait for an image, or for a batch of worker processes."""
 
 
 def printable(text: str) -> str:
@@ -39,7 +39,7 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that could not be read: its number, its file where that is known, and the reason."""
+    """An image that could not be read: its index, its file where that is known, and the reason."""
 
     sample: int
     path: str
@@ -55,7 +55,7 @@ class Unreadable:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some images: their numbers, their tensors ``[B, 3, H, W]``, and those that could not be read."""
+    """Some images: their indices, their tensors ``[B, 3, H, W]``, and those that could not be read."""
 
     samples: NDArray[np.int64]
     images: Tensor

@@ -266,7 +266,7 @@ class _Pictures(Dataset[Tensor]):
         self.loader, self.transform, self.targets, self.classes = loader, transform, targets, classes
         named, self.root = [os.path.dirname(file) for file in self.files if isinstance(file, str)], root
         if named and not root:
-            with suppress(ValueError):  # files on several activates have nothing in common
+            with suppress(ValueError):  # files on several drives have nothing in common
                 self.root = os.path.commonpath(named)
 
     @property

@@ -1,4 +1,4 @@
-"""Circuits: which lower channels activated a channel, image by image (PURE, section 3.2).
+"""Circuits: through which lower channels a channel was reached, image by image (PURE, section 3.2).
 
 Start at the target layer L with relevance in one channel c and none in the others, and propagate it back to a
 lower layer L'. Summed over positions, the relevance of the lower channels is a vector that says through which
@@ -198,7 +198,7 @@ def _of_block(
     block: NDArray[np.int64],
     done: Callable[[int], Any],
 ) -> NDArray[np.float32]:
-    """The relevance vectors of some of the pairs; no function within :func:`circuits`, since clusters are sent it."""
+    """The relevance vectors of some of the pairs; not within :func:`circuits`, since it is sent to clusters."""
     flows = propagate(model, images, channel[block], sample[block], **how)
     vectors: Any = None
     with closing(flows):  # whatever happens here, the model gets its state back at once

@@ -67,7 +67,7 @@ def descriptions(
         Each describes by its vectors of the crops.
     circuits, activations
         What makes circuits by other parameters and all activations (see
-        :func:`pure_nb.judges.truth.activation_vectors`) instead of the study: worlds of the benchmark hide their truth.
+        :func:`pure_nb.judges.truth.activation_vectors`) instead of the study: tasks of the benchmark hide their truth.
     """
 
     def recipe(name: str, **changes: Any) -> Description:

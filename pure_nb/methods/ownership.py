@@ -2,8 +2,8 @@
 
 A channel of a convolution or linear layer is a sum over *sources*, the input channels of the layer. Each concept, be it
 a class (Hesse et al. 2025, arXiv 2504.12939) or a virtual neuron of PURE, has an average relevance vector (ARV) that
-says how much each source brings to the channel on the concept's images. A source that clearly belongs to one concept is
-owned by it, the others are shared.
+says how much each source contributes to the channel on the concept's images. A source that clearly belongs to one
+concept is owned by it, the others are shared.
 """
 
 from __future__ import annotations

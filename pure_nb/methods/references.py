@@ -4,7 +4,7 @@ The score of an image for a channel is the channel's largest activation over all
 (2024), or its mean. :class:`TopReferences` keeps the best n of each channel while the images stream by; its memory
 does not grow with the number of images.
 
-Equal scores are put in the order of the images' numbers. That makes the order total, so the result depends
+Equal scores are put in the order of the images' indices. That makes the order total, so the result depends
 neither on the batches nor on the order in which partial results are merged.
 """
 
@@ -70,7 +70,7 @@ class References:
 
     @property
     def active(self) -> Bool[NDArray[np.bool_], "channels n"]:
-        """Which references activate their channel, by an activation above 0 somewhere: bool ``[channels, n]``."""
+        """In which references the channel is active, that is above 0 somewhere: bool ``[channels, n]``."""
         return self.peak > 0
 
     @property

@@ -2,7 +2,7 @@
 
 A channel is *relevant* to a class if in most of the class's images it carries a good part of what speaks for the
 class. Its *average relevance vector* (ARV) for the class says through which sources, the channels below, it was
-activated in these images, on average. A channel that is relevant to two classes and was activated by different sources
+reached in these images, on average. A channel that is relevant to two classes and was reached through different sources
 for each is *gamma-polysemantic*: the cosine of its two ARVs is below gamma.
 
 The vectors need not be computed channel by channel. If the layer is a convolution or a linear layer and the sources are
@@ -67,7 +67,7 @@ def relevant_channels(
     min_share: float = 0.03,
     cumulative_share: float | None = None,
 ) -> Bool[NDArray[np.bool_], "b channels"]:
-    """Which channels an image's class stands on.
+    """The channels that are relevant to an image's class.
 
     Parameters
     ----------
@@ -156,8 +156,7 @@ class ClassRelevance:
         When a channel is relevant in an image.
     replicates, seed
         Bootstrap replicates of each sum, for intervals. Each image gets a Poisson weight in each replicate that depends
-        on its number and the seed alone, so that neither batches nor shards enter. Cheaper than keeping the
-        images.
+        on its index and the seed alone, so that neither batches nor shards enter. Cheaper than keeping the images.
 
     Notes
     -----
@@ -186,9 +185,9 @@ class ClassRelevance:
             raise ArgumentError(f"labels must be numbers below {classes}, the number of classes, got {labels.max()}")
         self.layer, self.lower, self.labels, self.classes = layer, lower, labels, classes
         self.criterion, self.replicates, self.seed = criterion, replicates, seed
-        self.taps = KernelWindows.from_module(module) if module is not None else None
+        self.windows = KernelWindows.from_module(module) if module is not None else None
         self.layers = (lower, layer, OUTPUT)
-        self.leaf: str | None = layer if self.taps else lower
+        self.leaf: str | None = layer if self.windows else lower
         self._sums: dict[str, NDArray[Any]] = {}
 
     def update(self, samples: Int[NDArray[np.int64], " b"], outputs: Mapping[str, Tensor]) -> None:
@@ -222,7 +221,7 @@ class ClassRelevance:
         rows = torch.from_numpy(known).to(logits.device)
         limit, own = self.criterion, samples[known]
         attribution = class_attribution(
-            target, logits, known, labels, clamp=limit.clamp, retain_graph=self.taps is None
+            target, logits, known, labels, clamp=limit.clamp, retain_graph=self.windows is None
         )
         self._require_finite(attribution, own, lambda channel: f"the attribution of channel {channel} to the class")
         pooled = self._pooled(outputs[self.lower], target)[rows].double().cpu().numpy().reshape(len(known), -1)
@@ -243,8 +242,8 @@ class ClassRelevance:
 
     def _pooled(self, lower: Tensor, target: Tensor) -> Tensor:
         """What is summed over a class's images: inputs by kernel weight, or relevance by channel and source."""
-        if self.taps is not None:
-            return self.taps.pooled(in_single(lower.detach()))
+        if self.windows is not None:
+            return self.windows.pooled(in_single(lower.detach()))
         vectors = []
         channels = target.shape[channel_axis(target)]
         for channel in range(channels):
@@ -326,7 +325,7 @@ class ClassRelevance:
             raise ArgumentError(
                 f"no labelled image was seen, so nothing is known of the classes at layer {self.layer!r}"
             )
-        return ClassStatistics(self.layer, self.lower, closed=self.taps is not None, **self._sums)
+        return ClassStatistics(self.layer, self.lower, closed=self.windows is not None, **self._sums)
 
 
 @dataclass(frozen=True, eq=False)

@@ -320,11 +320,11 @@ def part_masks(owner: Int[NDArray[np.int64], " sources"], k: int) -> Bool[NDArra
     return (owner == concept) | (owner == SHARED)
 
 
-def masked_copies(whole: Weighted, channel: int, taken: Bool[NDArray[np.bool_], "outputs sources"]) -> Weighted:
-    """A layer with a copy of one channel for each row of ``taken [outputs, sources]``, with those sources only."""
+def masked_copies(whole: Weighted, channel: int, masks: Bool[NDArray[np.bool_], "outputs sources"]) -> Weighted:
+    """A layer with a copy of one channel for each row of ``masks [outputs, sources]``, with those sources only."""
     weight = whole.weight.detach()[channel]
-    mask = torch.from_numpy(taken).to(weight.device).reshape(*taken.shape, *[1] * (weight.ndim - 1))
-    masked = empty_like(whole, taken.shape[1], taken.shape[0])
+    mask = torch.from_numpy(masks).to(weight.device).reshape(*masks.shape, *[1] * (weight.ndim - 1))
+    masked = empty_like(whole, masks.shape[1], masks.shape[0])
     with torch.no_grad():
         masked.weight.copy_(torch.where(mask, weight, weight.new_zeros(())))
         if whole.bias is not None:

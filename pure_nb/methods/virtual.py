@@ -2,7 +2,7 @@
 
 k-means over the relevance vectors of a neuron's reference images, as in Dreyer et al. (2024). Each cluster is one
 virtual neuron: the same channel, reached through one circuit. Beyond the paper, the number of clusters can be
-chosen, with one as a possible answer, and a score says into how many parts the neuron falls, and how clearly.
+chosen, with one as a possible answer, and a score says into how many parts the neuron is split, and how clearly.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHOICES = (2, 3, 4, 5)
 """Numbers of virtual neurons the paper looks at."""
 
 NEURONS = 64
-"""Neurons split into parts between two saves: what is lost at most when a run is stopped."""
+"""Neurons that are split into parts between two saves: what is lost at most when a run is stopped."""
 
 UMAP_NEIGHBOURS = 6
 """Neighbours of a vector in its layout, as in the paper."""
@@ -45,7 +45,7 @@ MANY = 128
 
 @dataclass(frozen=True, eq=False)
 class VirtualNeurons:
-    """A neuron split into parts.
+    """The virtual neurons that a neuron is split into.
 
     Attributes
     ----------
@@ -93,10 +93,10 @@ class VirtualNeurons:
 
     @property
     def score(self) -> float:
-        """How polysemantic the neuron is: into how many parts it falls beyond one, times how clearly.
+        """How polysemantic the neuron is: into how many parts it is split beyond one, times how clearly.
 
-        ``(effective - 1) * silhouette_gain``: 0 for a neuron that is left whole, little for one with a few images
-        that are unlike the others.
+        ``(effective_clusters - 1) * silhouette_gain``: 0 for a neuron that is left whole, little for one with a few
+        images that are unlike the others.
         """
         return (self.effective_clusters - 1) * self.silhouette_gain
 
@@ -312,7 +312,7 @@ def part_name(part: int) -> str:
 
 
 def packed(parts: Sequence[VirtualNeurons]) -> tuple[dict[str, NDArray[Any]], list[list[int]]]:
-    """Several neurons split into parts, as arrays to keep and a note of where each one's centroids are."""
+    """The virtual neurons of several neurons, as arrays to keep and a note of where each one's centroids are."""
     sizes = [part.k for part in parts]
     arrays = {
         "labels": np.stack([part.labels for part in parts]),

@@ -42,7 +42,7 @@ class KernelWindows:
 
     @classmethod
     def from_module(cls, module: nn.Module) -> KernelWindows:
-        """The taps of a ``Conv2d`` or ``Linear``.
+        """The windows of a ``Conv2d`` or ``Linear``.
 
         Raises
         ------
@@ -134,12 +134,12 @@ def pooled_inputs(
     ndarray
         float64 ``[images, inputs, kernel weights]``.
     """
-    taps, entrance = KernelWindows.from_module(get_layer(model, layer)), INPUT + layer
+    windows, entrance = KernelWindows.from_module(get_layer(model, layer)), INPUT + layer
     chosen, found = np.asarray(samples, dtype=np.int64).tolist(), []
     with run.prepared(model), torch.inference_mode():
         for batch in readable(images, chosen, run=run):
             entering = activations(model, batch.images.to(run.local_device), [entrance])[entrance]
-            found.append(taps.pooled(in_single(entering)).double().cpu().numpy())
+            found.append(windows.pooled(in_single(entering)).double().cpu().numpy())
     return np.concatenate(found)
 
 

@@ -48,7 +48,7 @@ STATIC = Path(__file__).with_name("static")
 
 SHOWN = {"PURE": OWN, "PURE LRP": LRP, "activations": "activation"}
 METHODS = tuple(SHOWN)
-"""By what an explorer can split a neuron into parts; the first is the study's own way."""
+"""Descriptions by which an explorer can split a neuron into parts; the first is the study's own."""
 
 FORMAT = 3
 """Part of what finished pictures are known by; raised when this module draws them differently."""
@@ -122,7 +122,7 @@ class Atlas:
 
     @cached_property
     def described(self) -> dict[str, Description]:
-        """What each method splits a neuron into parts by."""
+        """The descriptions by which each method splits a neuron into parts."""
         given = descriptions(self.study)
         return {name: given[SHOWN[name]] for name in self.methods}
 
@@ -136,7 +136,7 @@ class Atlas:
         return part_names(self.study, self.embedder).set_index(["channel", "part"])["label"]
 
     def label(self, channel: int, part: str) -> str:
-        """What a part is called; "" where nothing is said, or nothing for sure."""
+        """The word that a part is called; "" where there is none, or none is sure enough."""
         if self.names is None or (channel, part) not in self.names.index:
             return ""
         word = str(self.names.loc[(channel, part)])
@@ -259,7 +259,7 @@ def write(
     channels
         Which neurons; all by default.
     methods
-        By what explorers split neurons into parts: ``"PURE"`` and any others of :data:`METHODS`.
+        The descriptions by which explorers split neurons into parts: ``"PURE"`` and any others of :data:`METHODS`.
     count
         The strongest reference images that get a picture.
     embedder

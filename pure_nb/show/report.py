@@ -46,7 +46,7 @@ CROPPED = {
 """The parameter ``crop`` in words."""
 
 WHOLE = "whole"
-"""What a neuron that is not split into parts is called among its parts."""
+"""What the whole neuron is called among its parts."""
 
 ALL = "one ResNet, all neurons"
 PUBLISHED = pd.DataFrame(
@@ -124,7 +124,7 @@ def evaluate(
     metric: Metric = "euclidean",
     subsets: int = 30,
 ) -> Evaluation:
-    """Judge all ways of taking a study's neurons into parts; results are kept in the study's store.
+    """Judge all ways of splitting a study's neurons into parts; results are kept in the study's store.
 
     Parameters
     ----------
@@ -250,7 +250,7 @@ def part_names(
     Returns
     -------
     DataFrame
-        ``channel, part`` (``"whole"``, A, B ...), ``size``, what is ``said`` (the word, or "unsure"), all of
+        ``channel, part`` (``"whole"``, A, B ...), ``size``, ``label`` (the word, or "unsure"), all of
         :class:`pure_nb.judges.naming.Name`, and where the objects are known ``true``, the most frequent one, with its
         ``share``. Dead neurons are left out.
 
@@ -386,8 +386,8 @@ def _with_error(table: pd.DataFrame, name: str, error: str) -> pd.Series[str]:
 
 
 def _names_text(names: pd.DataFrame) -> str:
-    text = "A word is said where random crops do not fit as well (p at most 0.05) and where it stays the same when the "
-    text += "crops are drawn anew (stability at least 0.95); otherwise the answer is *unsure*."
+    text = "A part gets a word where random crops do not fit as well (p at most 0.05) and where it stays the same when "
+    text += "the crops are drawn anew (stability at least 0.95); otherwise the answer is *unsure*."
     for what, some in {"parts": names[names["part"] != WHOLE], "whole neurons": names[names["part"] == WHOLE]}.items():
         sure = some[some["label"] == some["word"]]
         text += f" {len(sure)} of {len(some)} {what} get a name"

@@ -119,7 +119,7 @@ def explorer(  # noqa: PLR0913
 def explore(
     study: Study, start: int | None = None, *, parts: bool = True, whole: bool = False, caption: str = ""
 ) -> ipywidgets.Widget | HTML:
-    """The neurons of a study, split into parts: sliders for the neuron and the number of its parts, and the method.
+    """The neurons of a study and their parts: sliders for the neuron and the number of its parts, and the method.
 
     In Jupyter also the layer: what is not known of it yet is computed when it is chosen, which takes a pass over the
     images. In the built book the neurons are those of an atlas beside the pages, see :mod:`pure_nb.show.atlas`: the
@@ -320,7 +320,7 @@ def _static_neurons(study: Study, start: int, site: Path, parts: bool, whole: bo
         atlas.draw(made, site / name, channels)
     kind = f'data-kind="neuron" data-root="{SITE}/{name}/" data-neurons="{" ".join(map(str, channels))}"'
     kind += f' data-start="{start}" data-parts="{str(parts).lower()}" data-whole="{str(whole).lower()}"'
-    still = f'<img src="{SITE}/{name}/thumbs/{start}.webp" alt="The six images that activate neuron {start} most">'
+    still = f'<img src="{SITE}/{name}/thumbs/{start}.webp" alt="The six top-activating images of neuron {start}">'
     words = '<p class="explorer-words" aria-live="polite"></p>'
     return _figure(kind, f"<noscript>{still}</noscript>", words, caption=caption)
 
