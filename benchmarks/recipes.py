@@ -134,7 +134,7 @@ def recipes() -> list[Contestant]:
 
 
 def tasks(shared: Path | None, count: int) -> dict[str, Task]:
-    """Where they compete."""
+    """What they are to solve."""
     glyphs = load_study("glyphs", progress=False)
     found = {"glyphs, objects": objects_task(glyphs), "glyphs, planted": planted_task(glyphs, count)}
     if shared is None:

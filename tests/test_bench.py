@@ -58,7 +58,7 @@ def alone_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "Parallel", lambda n_jobs: Parallel(n_jobs=1))
 
 
-def world_of(folder: Path, target: str = "4", lower: str = "input:4", self_merged: int = 2, **how: Any) -> Task:
+def task_of(folder: Path, target: str = "4", lower: str = "input:4", self_merged: int = 2, **how: Any) -> Task:
     """Four merged channels and some nulls in the random network, over thirty images."""
     model = how.pop("model", None) or plain()
     study = Study.from_model(model, Items(noise(30)), target, lower, n_references=24, n_clusters=2, store=folder, **how)
@@ -185,7 +185,7 @@ def test_agreement_is_that_of_slow_loops(seed: int) -> None:
         assert found["ami"] == pytest.approx(adjusted_slowly(truth.tolist(), labels.tolist()), abs=1e-9)
 
 
-def test_clear_references_alone() -> None:
+def test_clearly_dominant_sources_alone() -> None:
     generator = np.random.default_rng(0)
     truth, labels = generator.integers(0, 2, 40), generator.integers(0, 2, 40)
     clear = np.arange(40) < FEW
@@ -271,8 +271,8 @@ def grouped_convolution() -> nn.Sequential:
 @pytest.mark.parametrize(
     ("make", "target"), [(plain, "4"), (grouped_convolution, "2"), (plain, "8")], ids=["plain", "groups", "linear"]
 )
-def test_true_owners_are_those_of_a_slow_loop(tmp_path: Path, make: Any, target: str) -> None:
-    task = world_of(tmp_path, target, f"input:{target}", model=make())
+def test_true_sources_are_those_of_a_slow_loop(tmp_path: Path, make: Any, target: str) -> None:
+    task = task_of(tmp_path, target, f"input:{target}", model=make())
     found = true_sources(task)
     assert set(found) == set(np.flatnonzero(task.k > 1).tolist())
     assert found
@@ -301,15 +301,15 @@ def test_true_owners_are_those_of_a_slow_loop(tmp_path: Path, make: Any, target:
     assert seen == ({0, 1} if target == "8" else {-1, 0, 1})
 
 
-def test_only_what_reads_the_layers_input_has_true_owners(tmp_path: Path) -> None:
-    task = world_of(tmp_path, "5", "3")
+def test_only_what_reads_the_layers_input_has_true_sources(tmp_path: Path) -> None:
+    task = task_of(tmp_path, "5", "3")
     assert (task.k > 1).any()
     assert true_sources(task) == {}
     assert true_sources(Task("w", task.base, task.truth, task.share, task.base)) == {}
 
 
 def test_a_broken_image_is_named(tmp_path: Path) -> None:
-    task = world_of(tmp_path)
+    task = task_of(tmp_path)
     image = int(task.study.references.sample[0, 0])
     study = replace(task.study, images=Images(Items(noise(30), {image: OSError("gone")})))
     study.__dict__["_swept"] = study.__dict__["_found"] = task.study.references, []
@@ -329,7 +329,7 @@ COLUMNS = ["channel", "method", "k", "self_merged", *SCORES, "silhouette_gain", 
 
 
 def test_a_run(tmp_path: Path) -> None:
-    task = world_of(tmp_path)
+    task = task_of(tmp_path)
     entries = [Contestant("told", told), Contestant("random", random_parts), Contestant("PURE", circuits_of())]
     table = run(task, entries, choose=False)
     assert list(table) == COLUMNS
@@ -389,20 +389,20 @@ def test_a_dead_neuron_is_no_null(glyph_study: Study) -> None:
 
 
 def test_two_of_one_name(tmp_path: Path) -> None:
-    task = world_of(tmp_path, self_merged=0)
+    task = task_of(tmp_path, self_merged=0)
     entries = [Contestant(name, random_parts) for name in ("b", "a", "b", "a")]
     with pytest.raises(StudyError, match="two contestants are called 'a'; name one of them otherwise"):
         run(task, entries, choose=False)
 
 
 def test_a_contestant_of_the_wrong_shape(tmp_path: Path) -> None:
-    task = world_of(tmp_path, self_merged=0)
+    task = task_of(tmp_path, self_merged=0)
     with pytest.raises(StudyError, match=r"contestant 'odd' returned an array of shape \[4, 7\]"):
         run(task, [Contestant("odd", lambda _: np.zeros((4, 7)))], choose=False)
 
 
 def test_the_number_of_parts_is_chosen(tmp_path: Path, alone_in_one_process: None) -> None:
-    task = world_of(tmp_path)
+    task = task_of(tmp_path)
     vectors = circuits_of()(task)
     entries = [
         Contestant("PURE", circuits_of()),
@@ -421,7 +421,7 @@ def test_the_number_of_parts_is_chosen(tmp_path: Path, alone_in_one_process: Non
 
 @pytest.mark.nightly
 def test_all_cores_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = world_of(tmp_path, self_merged=0)
+    task = task_of(tmp_path, self_merged=0)
     many = run(task, [Contestant("PURE", circuits_of())])
     monkeypatch.setattr(bench, "Parallel", lambda n_jobs: Parallel(n_jobs=1))
     one = run(task, [Contestant("PURE", circuits_of())])
@@ -450,8 +450,8 @@ def test_answers_are_found_again(tmp_path: Path, alone_in_one_process: None) -> 
         Contestant("o", owned, fingerprint="o"),
         Contestant("no fingerprint", Counting(random_parts)),
     ]
-    first = run(world_of(tmp_path), entries)
-    second = run(world_of(tmp_path), entries)
+    first = run(task_of(tmp_path), entries)
+    second = run(task_of(tmp_path), entries)
     assert (vectors.calls, labels.calls, owned.calls) == (1, 1, 1)
     assert entries[3].describe.calls == 2  # type: ignore[attr-defined]
     kept = first["method"] != "no fingerprint"
@@ -463,23 +463,23 @@ def test_answers_are_found_again(tmp_path: Path, alone_in_one_process: None) -> 
 
 def test_two_runs_are_the_same_to_the_byte(tmp_path: Path) -> None:
     entries = [Contestant("PURE", circuits_of(), fingerprint="p"), Contestant("told", told, fingerprint="t")]
-    tables = [run(world_of(tmp_path / name), entries, choose=False) for name in ("one", "other")]
+    tables = [run(task_of(tmp_path / name), entries, choose=False) for name in ("one", "other")]
     pd.testing.assert_frame_equal(*(table.drop(columns="seconds") for table in tables), check_exact=True)
 
 
 def test_what_changes_the_answers_is_asked_again(tmp_path: Path) -> None:
     answer = Counting(random_parts)
     one = Contestant("l", answer, fingerprint="1")
-    task = world_of(tmp_path)
+    task = task_of(tmp_path)
     others: list[tuple[Task, Contestant, dict[str, Any]]] = [
         (task, one, {"seed": 1}),
         (task, replace(one, fingerprint="2"), {}),
         (task, replace(one, name="m"), {}),
         (replace(task, truth=np.roll(task.truth, 1, axis=1)), one, {}),
-        (world_of(tmp_path, lower="2"), one, {}),
-        (world_of(tmp_path, seed=3), one, {}),
-        (world_of(tmp_path, model=plain(seed=1)), one, {}),
-        (world_of(tmp_path, self_merged=3), one, {}),
+        (task_of(tmp_path, lower="2"), one, {}),
+        (task_of(tmp_path, seed=3), one, {}),
+        (task_of(tmp_path, model=plain(seed=1)), one, {}),
+        (task_of(tmp_path, self_merged=3), one, {}),
     ]
     run(task, [one], choose=False)
     for asked, (other, contestant, how) in enumerate(others, 2):
@@ -491,14 +491,14 @@ def test_what_changes_the_answers_is_asked_again(tmp_path: Path) -> None:
 
 def test_another_clusterer_is_asked_again(tmp_path: Path) -> None:
     """``replace(contestant, clusterer=...)`` is how one tries another on the same vectors."""
-    task, one = world_of(tmp_path), Contestant("v", circuits_of(), fingerprint="v")
+    task, one = task_of(tmp_path), Contestant("v", circuits_of(), fingerprint="v")
     run(task, [one], choose=False)
     whole = replace(one, clusterer=lambda vectors, k, seed: np.zeros(len(vectors), np.int64))
     assert not np.array(run(task, [whole], choose=False)["labels"].tolist()).any()
 
 
-def test_a_world_without_a_store(tmp_path: Path) -> None:
-    task = world_of(tmp_path)
+def test_a_task_without_a_store(tmp_path: Path) -> None:
+    task = task_of(tmp_path)
     answer = Counting(random_parts)
     nowhere = replace(task, study=replace(task.study, store=None))
     for _ in range(2):
@@ -516,7 +516,7 @@ def test_a_stop_keeps_what_is_finished(tmp_path: Path) -> None:
         Contestant("second", stop, fingerprint="2"),
         Contestant("third", third, fingerprint="3"),
     ]
-    task = world_of(tmp_path)
+    task = task_of(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run(task, entries, choose=False)
     assert (first.calls, third.calls) == (1, 0)
@@ -646,7 +646,7 @@ def test_calibration_on_paper() -> None:
     found = calibration(table)
     assert found.index.names == ["method", "k"]
     assert found.columns.name == "chosen"
-    # The last neuron was merged of two but is activated by one: neither.
+    # The last neuron was merged of two, of which one is always dominant: neither.
     assert found.columns.tolist() == [1, 2, 3]
     assert found.index.tolist() == [("a", 1), ("a", 2), ("a", 3)]
     assert found.to_numpy().tolist() == [[1, 0, 0], [0.25, 0.5, 0.25], [0, 0, 1]]
@@ -720,8 +720,8 @@ def test_the_leaderboard_on_paper() -> None:
     assert by_method.loc["worse", ["k_right", "k_bias", "auc", "auc_low", "auc_high"]].isna().all()
 
 
-def test_too_few_clear_references_are_told(tmp_path: Path, alone_in_one_process: None) -> None:
-    task = world_of(tmp_path)
+def test_too_few_clearly_dominant_sources_are_told(tmp_path: Path, alone_in_one_process: None) -> None:
+    task = task_of(tmp_path)
     with pytest.warns(
         StudyWarning,
         match=f"ari_dominant is not known: it takes {FEW} references .* its 24 .*--n",
@@ -732,7 +732,7 @@ def test_too_few_clear_references_are_told(tmp_path: Path, alone_in_one_process:
 
 def test_answers_belong_to_an_order_of_references(tmp_path: Path, alone_in_one_process: None) -> None:
     """In another order, which the last digit may decide, they are asked for again, though the truth is the same."""
-    task, asked = world_of(tmp_path), []
+    task, asked = task_of(tmp_path), []
 
     def answers(it: Task) -> NDArray[np.int64]:
         asked.append(it.study.references.sample[0, 0])
@@ -750,7 +750,7 @@ def test_answers_belong_to_an_order_of_references(tmp_path: Path, alone_in_one_p
 
 
 def test_the_seed_is_the_studys(tmp_path: Path, alone_in_one_process: None) -> None:
-    task, seeds = world_of(tmp_path, seed=7), []
+    task, seeds = task_of(tmp_path, seed=7), []
 
     def clusterer(vectors: NDArray[np.float32], k: int, seed: int) -> NDArray[np.int64]:
         seeds.append(seed)
@@ -777,7 +777,7 @@ def test_nothing_to_compare() -> None:
 
 
 def test_a_leaderboard_of_a_run(tmp_path: Path, alone_in_one_process: None) -> None:
-    task = world_of(tmp_path)
+    task = task_of(tmp_path)
     entries = [Contestant("told", told), Contestant("PURE", circuits_of()), Contestant("random", random_parts)]
     table = run(task, entries)
     found = leaderboard(table)

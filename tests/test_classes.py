@@ -230,7 +230,7 @@ def test_wordnet_beside_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         study.classes.wordnet_pairs()
 
 
-def test_concord_of_a_study(tmp_path: Path) -> None:
+def test_agreement_of_a_study(tmp_path: Path) -> None:
     study = mine(tmp_path)
     how: dict[str, Any] = {"permutations": 9, "replicates": 5, "seed": 3}
     found = study.classes.agreement("lch", shipped_wordnet(), **how)

@@ -722,8 +722,8 @@ def test_evaluate(finished: Path, tmp_path: Path) -> None:
 def test_bench(finished: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.py"
     own.write_text(
-        "import numpy as np\n\ndef first(world):\n    every = np.arange(world.truth.size)\n"
-        "    return every.reshape(world.truth.shape) % 2\n"
+        "import numpy as np\n\ndef first(task):\n    every = np.arange(task.truth.size)\n"
+        "    return every.reshape(task.truth.shape) % 2\n"
     )
     out = tmp_path / "out"
     how = [

@@ -99,12 +99,12 @@ def two_sources() -> nn.Sequential:
     return model.eval()
 
 
-def hand_world(folder: Path, self_merged: int = 0) -> Task:
+def hand_task(folder: Path, self_merged: int = 0) -> Task:
     study = Study.from_model(two_sources(), two_inputs(), "0", "input:0", n_references=20, n_clusters=2, store=folder)
     return planted_task(study.replace(progress=False), groups=((0, 1),), self_merged=self_merged)
 
 
-def small_world(folder: Path, target: str = "4", lower: str = "input:4", *, self_merged: int = 1, **how: Any) -> Task:
+def small_task(folder: Path, target: str = "4", lower: str = "input:4", *, self_merged: int = 1, **how: Any) -> Task:
     """Three merged channels and a null in the random network, with labels."""
     items = labelled(noise(40), [number % 4 for number in range(40)], "wxyz")
     model = how.pop("model", None) or plain()
@@ -255,7 +255,7 @@ def test_random_parts_agree_with_nothing() -> None:
     assert abs(np.mean(values)) < 0.02
 
 
-def test_the_ceiling_of_what_can_be_told_and_what_can_not() -> None:
+def test_the_oracle_of_what_can_be_told_and_what_can_not() -> None:
     vectors, truth = blobs(3)
     generator = np.random.default_rng(0)
     task = bare([truth, truth, np.zeros(60)])
@@ -267,7 +267,7 @@ def test_the_ceiling_of_what_can_be_told_and_what_can_not() -> None:
     assert answer.vectors is None
 
 
-def test_the_ceiling_is_that_of_a_slow_loop() -> None:
+def test_the_oracle_is_that_of_a_slow_loop() -> None:
     generator = np.random.default_rng(3)
     truth = np.repeat([0, 1, 2, 3, -1], [20, 15, 5, 4, 6])
     own = generator.standard_normal((50, 5)) + 1.2 * np.eye(5)[truth]
@@ -284,14 +284,14 @@ def test_the_ceiling_is_that_of_a_slow_loop() -> None:
     assert 0.5 < (expected == truth[:40]).mean() < 1
 
 
-def test_the_ceiling_of_too_few() -> None:
-    """Two things, one of which activated four images: the neuron stays whole."""
+def test_the_oracle_of_too_few() -> None:
+    """Two things, one of which is in four images only: the neuron stays whole."""
     truth = np.repeat([0, 1], [20, 4])
     assert not oracle_of(lambda _: np.eye(24)[None])(bare([truth])).labels.any()
 
 
-def test_descriptions_of_a_world(tmp_path: Path) -> None:
-    task = small_world(tmp_path, "5", "3")
+def test_descriptions_of_a_task(tmp_path: Path) -> None:
+    task = small_task(tmp_path, "5", "3")
     np.testing.assert_array_equal(circuits_of(start="peak")(task), task.study.replace(start="peak").circuits)
     assert circuits_of(lower="2")(task).shape == (4, 20, 7)
     for name, vectors in task.activations.items():
@@ -305,7 +305,7 @@ def test_descriptions_of_a_world(tmp_path: Path) -> None:
 
 def test_several_layers_take_each_once(tmp_path: Path) -> None:
     """Here the study's own lower layer is the nearest one already."""
-    task = small_world(tmp_path)
+    task = small_task(tmp_path)
     parts = [task.study.replace(lower=name).circuits for name in ("input:4.merged", "2")]
     np.testing.assert_array_equal(several_layers(task), np.concatenate(parts, axis=2))
 
@@ -315,7 +315,7 @@ def test_several_layers_take_each_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by", ["parts", "classes"])
 def test_a_split_on_paper(tmp_path: Path, by: str) -> None:
-    task = hand_world(tmp_path, self_merged=1)
+    task = hand_task(tmp_path, self_merged=1)
     assert task.truth[0].tolist() == [0, 1] * 10
     answer = split_by(task, by)
     assert adjusted_rand_score(task.truth[0], answer.labels[0]) == 1
@@ -331,7 +331,7 @@ def test_a_split_on_paper(tmp_path: Path, by: str) -> None:
 
 @pytest.mark.parametrize("by", ["parts", "classes"])
 def test_a_split_is_that_of_a_slow_loop(tmp_path: Path, by: str) -> None:
-    task = small_world(tmp_path)
+    task = small_task(tmp_path)
     answer = split_by(task, by)
     several = np.flatnonzero(task.k > 1).tolist()
     assert several
@@ -390,7 +390,7 @@ def test_what_breaks_is_no_answer(
     tmp_path: Path, by: str, place: str, fails: Any, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The benchmark stops, and nothing is stored; afterwards it goes on as if nothing had been."""
-    task = hand_world(tmp_path)
+    task = hand_task(tmp_path)
     entry = Contestant("split", lambda it: split_by(it, by), fingerprint="split")
     store = task.study.store
     assert store is not None
@@ -507,7 +507,7 @@ ALWAYS = {
 
 
 def test_all_contestants_of_a_convolution(tmp_path: Path) -> None:
-    task = small_world(tmp_path, crop="activation")
+    task = small_task(tmp_path, crop="activation")
     embedder: Any = Brightness()
     found = contestants(task, [embedder])
     names = [one.name for one in found]
@@ -532,7 +532,7 @@ def test_all_contestants_of_a_convolution(tmp_path: Path) -> None:
 
 def test_the_papers_recipe_does_not_depend_on_the_studys(tmp_path: Path) -> None:
     """However the study was run, PURE is PURE."""
-    task = small_world(tmp_path, "5", "3", rule="lrp", start="peak")
+    task = small_task(tmp_path, "5", "3", rule="lrp", start="peak")
     by_name = {one.name: one.describe(task) for one in contestants(task) if one.name in (PURE, PEAK, CLOSE, LRP)}
     for name, recipe in {
         PURE: {"rule": "gradient", "start": "activation"},
@@ -545,12 +545,12 @@ def test_the_papers_recipe_does_not_depend_on_the_studys(tmp_path: Path) -> None
 
 def test_no_splits_of_another_layer(tmp_path: Path) -> None:
     for target, lower in (("5", "3"), ("4", "2")):
-        names = {one.name for one in contestants(small_world(tmp_path, target, lower))}
+        names = {one.name for one in contestants(small_task(tmp_path, target, lower))}
         assert names == ALWAYS | {LRP, "activation at maximum"}
 
 
 def test_without_a_grid_there_is_no_maximum(tmp_path: Path) -> None:
-    names = {one.name for one in contestants(small_world(tmp_path, "7", "5"))}
+    names = {one.name for one in contestants(small_task(tmp_path, "7", "5"))}
     assert names == ALWAYS | {LRP}
 
 
@@ -573,7 +573,7 @@ def test_where_the_rules_do_not_fit_they_are_left_out(tmp_path: Path) -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
     ).eval()
-    task = small_world(tmp_path, "0", "input:0", model=model)
+    task = small_task(tmp_path, "0", "input:0", model=model)
     with pytest.warns(StudyWarning, match="PURE LRP is left out: merging batch norms"):
         names = {one.name for one in contestants(task)}
     assert LRP not in names
@@ -587,7 +587,7 @@ def test_where_the_rules_do_not_fit_they_are_left_out(tmp_path: Path) -> None:
 
 
 def test_contestants_of_tokens(tmp_path: Path) -> None:
-    task = small_world(tmp_path, "second", "first", model=Tokens().eval())
+    task = small_task(tmp_path, "second", "first", model=Tokens().eval())
     with pytest.warns(StudyWarning, match="PURE LRP is left out: .* no rule for the operation 'layer_norm'"):
         found = contestants(task)
     names = {one.name for one in found}
@@ -637,7 +637,7 @@ def test_a_number_is_no_function(tmp_path: Path) -> None:
 
 
 def test_a_users_own_contestant(tmp_path: Path) -> None:
-    task, path, calls = hand_world(tmp_path / "store"), tmp_path / "mine.py", tmp_path / "calls"
+    task, path, calls = hand_task(tmp_path / "store"), tmp_path / "mine.py", tmp_path / "calls"
     text = (
         "from pathlib import Path\n"
         "def own(task):\n"

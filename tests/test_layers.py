@@ -549,7 +549,7 @@ def test_cut_wants_a_target_that_runs(two: nn.Module) -> None:
         cut(two, noise(1), "stem", "unused")
 
 
-def test_resting_puts_everything_back() -> None:
+def test_frozen_eval_puts_everything_back() -> None:
     model = plain().train()
     model[2].eval()
     model[0].weight.requires_grad_(False)

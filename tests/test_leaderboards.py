@@ -1,4 +1,4 @@
-"""A whole competition: which tasks a study has, who takes part, what is written and drawn."""
+"""The whole benchmark: which tasks a study has, who takes part, what is written and drawn."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def made(glyph_study: Study) -> BenchmarkResult:
     return run_benchmark(task, only=("activation", "random"), choose=False)
 
 
-def test_worlds_of(glyph_study: Study, tmp_path: Path) -> None:
+def test_tasks_of(glyph_study: Study, tmp_path: Path) -> None:
     names = [task.name for task in tasks_of(glyph_study, count=3, self_merged=1)]
     assert names == ["objects", "planted, k = 2, random"]
     assert [task.name for task in tasks_of(glyph_study, "objects")] == ["objects"]
@@ -40,7 +40,7 @@ def test_worlds_of(glyph_study: Study, tmp_path: Path) -> None:
         tasks_of(own, "objects")
 
 
-def test_only_some_compete_and_the_baseline_always(made: BenchmarkResult) -> None:
+def test_only_some_take_part_and_the_baseline_always(made: BenchmarkResult) -> None:
     assert set(made.board["method"]) == {"PURE", "activation", "random"}
     assert made.board.loc[made.board["method"] == "PURE", "difference"].item() == 0
     expected = bench.leaderboard(made.table)

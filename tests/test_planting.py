@@ -80,7 +80,7 @@ def table(scores: Any, sample: Any = None, layer: str = "l") -> References:
     return References(layer, "max", numbers, score, np.zeros(score.shape, np.int64), (2, 2), score)
 
 
-def hand_world(tmp_path: Path, target: str = "0", **how: Any) -> Task:
+def hand_task(tmp_path: Path, target: str = "0", **how: Any) -> Task:
     study = Study.from_model(
         by_hand(), Items(HAND), target, "input:0", n_references=6, n_clusters=2, store=tmp_path / "hand"
     )
@@ -145,7 +145,7 @@ def test_contributions_on_paper(layer: str, by: Any) -> None:
     np.testing.assert_allclose(shares(contributed), [[[0, 1], [1, 0], [0.6, 0.4], [1, 0], [0, 1], [0, 0]]])
 
 
-def test_the_weaker_source_drives_less() -> None:
+def test_the_weaker_source_contributes_less() -> None:
     """With b at a tenth the fourth image still has it as driver, and of the mixed one a brings 1.5 of 1.6."""
     model, images = by_hand(), Images(Items(HAND))
     planted, planting = plant(model, references(model, images, "1"), [(0, 1)], [(1, 0.1)])
@@ -170,9 +170,9 @@ def test_a_source_twice_brings_half_as_each() -> None:
     assert contributed[1, :3].tolist() == [[3.5, 0, 3.5], [0, 4, 0], [1.5, 1, 1.5]]
 
 
-def test_drivers_and_shares_on_paper() -> None:
+def test_dominant_sources_and_shares_on_paper() -> None:
     contributions = np.array([[1, 3], [2, 2], [-1, 0.5], [-1, -2], [0, 0], [3, -1]], dtype=np.float32)
-    # Equal ones go to the first; what pushes the other way activates nothing.
+    # Equal ones go to the first; what pushes the other way is dominant nowhere.
     assert dominant_source(contributions).tolist() == [1, 0, 1, -1, -1, 0]
     assert shares(contributions).tolist() == [[0.25, 0.75], [0.5, 0.5], [0, 1], [0, 0], [0, 0], [1, 0]]
 
@@ -590,8 +590,8 @@ def test_likeness_is_the_cosine() -> None:
 
 
 @pytest.mark.parametrize("target", ["0", "1"])
-def test_a_world_on_paper(tmp_path: Path, target: str) -> None:
-    task = hand_world(tmp_path, target, self_merged=1, seed=4)
+def test_a_task_on_paper(tmp_path: Path, target: str) -> None:
+    task = hand_task(tmp_path, target, self_merged=1, seed=4)
     assert task.planting is not None
     assert task.contributions is not None
     source = task.planting.groups[1][0]
@@ -603,7 +603,7 @@ def test_a_world_on_paper(tmp_path: Path, target: str) -> None:
     np.testing.assert_allclose(task.share[0], [1, 1, 0.6, 1, 1, 0])
     assert task.dominant[0].tolist() == [True, True, False, True, True, False]
     assert task.contributions[0].tolist() == BROUGHT
-    # The null has one source, so it is clear wherever it is activated at all.
+    # The one merged with itself has one source, which is dominant wherever it is active at all.
     active = task.study.references.score[1] > 0
     assert task.truth[1].tolist() == np.where(active, 0, -1).tolist()
     assert task.share[1].tolist() == active.astype(float).tolist()
@@ -612,20 +612,20 @@ def test_a_world_on_paper(tmp_path: Path, target: str) -> None:
 
 
 def test_a_twentieth_of_the_references_is_a_meaning(tmp_path: Path) -> None:
-    task = hand_world(tmp_path)
+    task = hand_task(tmp_path)
     truth = np.zeros((5, 40), dtype=np.int64)
     truth[1, :2] = 1  # exactly a twentieth
     truth[2, 0] = 1  # less
     truth[3] = np.arange(40) % 4
-    truth[3, 20:] = -1  # nothing activated these, and that is no meaning
+    truth[3, 20:] = -1  # these have no dominant source, and that is no meaning
     truth[4] = -1
     assert replace(task, truth=truth).k.tolist() == [1, 2, 1, 4, 1]
 
 
-def test_clear_begins_at_two_thirds(tmp_path: Path) -> None:
+def test_clearly_dominant_begins_at_two_thirds(tmp_path: Path) -> None:
     share = np.array([[0, 0.5, 0.66, 2 / 3, 1]])
     assert DOMINANT == 2 / 3
-    assert replace(hand_world(tmp_path), share=share).dominant.tolist() == [[False, False, False, True, True]]
+    assert replace(hand_task(tmp_path), share=share).dominant.tolist() == [[False, False, False, True, True]]
 
 
 def mine(tmp_path: Path, model: nn.Module | None = None, **how: Any) -> Study:
@@ -635,7 +635,7 @@ def mine(tmp_path: Path, model: nn.Module | None = None, **how: Any) -> Study:
 
 
 @pytest.mark.parametrize(("target", "lower"), [("4", "input:4"), ("4", "2"), ("5", "3"), ("5", "input:4")])
-def test_a_planted_world_is_a_study_like_any_other(tmp_path: Path, target: str, lower: str) -> None:
+def test_a_planted_task_is_a_study_like_any_other(tmp_path: Path, target: str, lower: str) -> None:
     study = mine(tmp_path, target=target, lower=lower)
     task = planted_task(study, 3, self_merged=1, seed=2)
     assert task.planting is not None
@@ -738,7 +738,7 @@ def test_descriptions_do_not_tell_the_sources(tmp_path: Path, target: str) -> No
         np.testing.assert_allclose(found["lower activation"][channel, rank], below[image].mean(axis=1), rtol=1e-3)
 
 
-def test_descriptions_of_a_world_where_nothing_was_planted(tmp_path: Path) -> None:
+def test_descriptions_of_a_task_where_nothing_was_planted(tmp_path: Path) -> None:
     study = mine(tmp_path)
     task = Task("w", study, np.zeros((6, 6), np.int64), np.ones((6, 6)), study)
     assert task.activations is study.activation_vectors
@@ -776,7 +776,7 @@ def test_nulls_do_not_change_the_draw(tmp_path: Path) -> None:
     assert {0, 1, 2} >= set(few.truth.ravel().tolist()) - {-1}
 
 
-def test_similar_sources_in_a_world(tmp_path: Path) -> None:
+def test_similar_sources_in_a_task(tmp_path: Path) -> None:
     """Of a convolution by the channels' own weights, of anything else by their mean circuits."""
     early, late = mine(tmp_path), mine(tmp_path, target="5", lower="3")
     weight = early.model.get_submodule("4").weight.detach().double().flatten(1).numpy()  # type: ignore[operator]
@@ -805,7 +805,7 @@ def test_a_layer_without_a_grid_has_no_objects(glyph_study: Study) -> None:
         objects_task(glyph_study.replace(target="fc", lower="layer4"))
 
 
-def test_the_world_of_objects(glyph_study: Study) -> None:
+def test_the_task_of_objects(glyph_study: Study) -> None:
     task = objects_task(glyph_study)
     assert task.planting is None
     assert task.contributions is None

@@ -57,7 +57,7 @@ def channel(glyph_study: Study) -> int:
     return int(glyph_study.neurons["channel"][0])
 
 
-def test_strip() -> None:
+def test_image_grid() -> None:
     pictures = [np.full((4, 4, 3), value, np.uint8) for value in (10, 20, 30)]
     sheet = image_grid(pictures, 2, gap=2)
     assert sheet.shape == (10, 10, 3)
@@ -185,7 +185,7 @@ def test_arvs_figure_of_a_channel_without_classes(conv_study: Study) -> None:
     assert "relevant to no class" in [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_concord_figure(conv_study: Study) -> None:
+def test_mantel_figure(conv_study: Study) -> None:
     pairs = conv_study.classes.wordnet_pairs()
     figure = mantel_figure(pairs, "path", 0.6, MantelResult(0.1234, -0.05, 0.3, 0.021, 2), marked=3)
     (axes,) = figure.axes

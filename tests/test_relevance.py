@@ -370,7 +370,7 @@ def test_carried(cumulative_share: float | None, values: NDArray[np.float64]) ->
         assert set(np.flatnonzero(own)) == expected
 
 
-def test_a_mass_carries_over_between_widths() -> None:
+def test_a_cumulative_share_carries_over_between_widths() -> None:
     """Each channel copied ten times over, with a tenth of the attribution: the same channels are relevant."""
     values = np.random.default_rng(0).exponential(size=(4, 8)) ** 2
     wide = np.repeat(values / 10, 10, axis=1)

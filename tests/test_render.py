@@ -35,7 +35,7 @@ def in_order(model: nn.Module, images: Images, channel: Any, sample: Any, **how:
 
 
 def network_and_images(name: str, glyphnet: nn.Module, count: int) -> tuple[nn.Module, Tensor, list[int]]:
-    """With two channels of layer4 that all of the images drive."""
+    """With two channels of layer4 that all of the images activate."""
     model, images = glyphnet, torch.stack([GlyphScenes(count)[index][0] for index in range(count)])
     if name == "resnet18":
         torch.manual_seed(0)

@@ -248,7 +248,7 @@ def test_vocabularies(glyph_study: Study, tmp_path: Path) -> None:
         report.vocabulary(unlabelled)
 
 
-def test_references_that_do_not_drive_the_neuron(tmp_path: Path) -> None:
+def test_references_that_do_not_activate_the_neuron(tmp_path: Path) -> None:
     model = plain()
     model[4].bias.data -= 0.18  # many references of most channels end below zero
     study = mine(tmp_path, model=model, n_references=15, n_clusters=2)

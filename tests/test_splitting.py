@@ -64,7 +64,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-def owners_slowly(arvs: NDArray[Any], rho: float, ownership: str) -> list[int]:
+def assigned_slowly(arvs: NDArray[Any], rho: float, ownership: str) -> list[int]:
     found = []
     for column in (np.maximum(arvs, 0) if ownership == "symmetric" else arvs).T.tolist():
         owning = [v for v in range(len(column)) if rho * column[v] > max(column[:v] + column[v + 1 :])]
@@ -79,10 +79,10 @@ ARVS = st.tuples(st.integers(2, 5), st.integers(1, 8)).flatmap(lambda shape: arr
 
 
 @given(ARVS, st.sampled_from(RHOS), st.sampled_from(["symmetric", "published"]))
-def test_owners_are_those_of_a_slow_loop(arvs: NDArray[np.float64], rho: float, ownership: Any) -> None:
+def test_assigned_sources_are_those_of_a_slow_loop(arvs: NDArray[np.float64], rho: float, ownership: Any) -> None:
     found = assign_sources(arvs, rho, ownership)
     assert found.dtype == np.int64
-    assert found.tolist() == owners_slowly(arvs, rho, ownership)
+    assert found.tolist() == assigned_slowly(arvs, rho, ownership)
 
 
 @given(ARVS)
@@ -94,7 +94,7 @@ def test_a_larger_rho_gives_sources_away_and_never_moves_them(arvs: NDArray[np.f
         previous = found
 
 
-def test_owners_of_two_concepts_are_the_papers() -> None:
+def test_assigned_sources_of_two_concepts_are_the_papers() -> None:
     first, second = np.random.default_rng(0).normal(size=(2, 100))
     a, b = first.clip(0), second.clip(0)
     for rho in RHOS:

@@ -254,7 +254,7 @@ def test_without_a_store(tmp_path: Path) -> None:
     assert list((tmp_path / "other").rglob("*.safetensors"))
 
 
-def test_using(tmp_path: Path) -> None:
+def test_replace(tmp_path: Path) -> None:
     study = mine(tmp_path)
     other = study.replace(n_references=3, batch_size=7, rule="lrp")
     assert (other.parameters.n_references, other.run.batch_size, other.parameters.rule) == (3, 7, "lrp")
@@ -713,7 +713,7 @@ def test_objects_belong_to_an_order_of_references(toml: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("start", ["activation", "peak", "unit"])
-def test_images_that_do_not_drive_a_channel_belong_to_no_part(tmp_path: Path, start: str) -> None:
+def test_images_that_do_not_activate_a_channel_belong_to_no_part(tmp_path: Path, start: str) -> None:
     images = noise(60, seed=5)
     model = plain()
     with torch.no_grad():

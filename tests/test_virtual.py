@@ -84,7 +84,7 @@ def test_auto_leaves_one_cloud_whole() -> None:
     assert parts.count(1) >= 8
 
 
-def test_images_that_do_not_drive_the_neuron_belong_to_no_part() -> None:
+def test_images_that_do_not_activate_the_neuron_belong_to_no_part() -> None:
     one = blobs(1, 60, seed=3)[0]
     vectors = np.concatenate([one, np.zeros((25, one.shape[1]), np.float32)])
     found = virtual_neurons(vectors)
@@ -259,7 +259,7 @@ def test_names_of_many_parts() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_images_that_do_not_drive_the_neuron_are_assigned_to_no_part() -> None:
+def test_images_that_do_not_activate_the_neuron_are_of_no_part() -> None:
     parts = virtual_neurons(np.array([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1]]), 2, draws=0)
     found = parts.predict(np.array([[0.0, 0], [1, 0], [0, 1]]))
     assert found.tolist() == [-1, parts.labels[0], parts.labels[2]]

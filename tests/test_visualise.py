@@ -37,7 +37,7 @@ def oriented(angle: float, size: int = 9, period: float = 5.0) -> Tensor:
     return wave.expand(3, -1, -1)
 
 
-def test_pictures_drive_their_channels(glyphnet: nn.Module) -> None:
+def test_pictures_activate_their_channels(glyphnet: nn.Module) -> None:
     channels = [0, 1, 3, 12]
     first, later = (
         feature_visualisation(glyphnet, "layer4", channels, size=96, steps=steps, seed=1) for steps in (1, 60)

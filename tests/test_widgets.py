@@ -292,7 +292,7 @@ def test_what_goes_wrong_at_another_layer_is_said(glyph_study: Study, monkeypatc
     assert "Neuron 22 of layer4" in words.value
 
 
-def test_explore_starts_at_a_channel_that_is_driven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explore_starts_at_a_channel_that_is_active(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = plain()
     with torch.no_grad():
         model[4].weight[2] = 0

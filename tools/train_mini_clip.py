@@ -68,7 +68,7 @@ Made by `tools/train_mini_clip.py`; do not edit.
 - **Data**: glyph scenes, split `train`, drawn by code: {scenes:,} of seed {seed}, and {singles:,} pictures of one
   object of the next. Crops around an object, 0.9 to 2.2 times its size and shifted, and every eighth time the whole
   scene, with captions of what is in them (object, colour, ground). No photographs, no third-party data. Neither the
-  network that the book takes apart nor its activations were seen.
+  network that the book studies nor its activations were seen.
 - **Recipe**: open_clip's `ClipLoss`, AdamW, weight decay 0.1, one cycle up to {rate} over {steps:,} batches of {batch},
   bfloat16 autocast. {minutes:.0f} minutes on {threads} core(s).
 - **Held out** (world of seed 0, split `val`, 4,800 pictures of one object, the prompt `a NAME`, 48 names):

@@ -71,7 +71,7 @@ Made by `tools/train_mini_dino.py`; do not edit.
   {parameters:,} parameters, pictures of {size} x {size} pixels. `pure_nb.judges.embedders.mini_dino()` loads it.
 - **Data**: crops of glyph scenes of seed {seed}, split `train`, drawn by code: {scenes:,} scenes. Windows lie around
   objects; what they show was never told. No photographs, no third-party data. Neither the network that the book
-  takes apart nor its activations were seen.
+  studies nor its activations were seen.
 - **Recipe**: no labels; two views of a crop, each another part of it in other colours, are to be near each other and
   far from those of other crops: lightly's `NTXentLoss` (SimCLR) at temperature {temperature}, AdamW, one cycle up to
   {rate} over {steps:,} batches of {batch}. (DINO's own loss stayed at the uniform answer on this budget.)

@@ -225,9 +225,9 @@ def choose_rho(activations: PartActivations, labels: ArrayLike, *, score: Score 
     -------
     DataFrame
         One row a threshold: ``rho, ratio, bounded, retained, best``. ``best`` is True in one row: that of the highest
-        score, the first among equals. So the chosen threshold is ``table.rho[table.best].item()``. ``kept``, how much
-        of the whole channel a concept's own part has on average (``d_v+ / c+``), decides nothing, but says whether a
-        good score is worth having: both scores compare the parts with each other, however little is left of them.
+        score, the first among equals. So the chosen threshold is ``table.rho[table.best].item()``. ``retained``, how
+        much of the whole channel a concept's own part has on average (``d_v+ / c+``), decides nothing, but says whether
+        a good score is worth having: both scores compare the parts with each other, however little is left of them.
 
     Raises
     ------
