@@ -118,8 +118,8 @@ MUTANTS = [
            "if not 0 <= channel <= self.shapes[0].channels:", "study"),
     Mutant("study: new images that do not activate a channel", "(maps[:, self.channel].amax(dim=1) > 0)",
            "(maps[:, self.channel].amax(dim=1) >= 0)", "study"),
-    Mutant("study: what was left out is accepted", "        if lost and not run.skip_unreadable:\n",
-           "        if lost and self.run.skip_unreadable is None:\n", "study classes"),
+    Mutant("study: what was left out is accepted", "    if lost and not run.skip_unreadable:\n",
+           "    if lost and run.skip_unreadable is None:\n", "study classes"),
     # Pairs in blocks.
     Mutant("blocks: values in the order of the images", "found[blocks[number]] = values",
            "found[np.sort(blocks[number])] = values", "blocks circuits"),
