@@ -53,12 +53,14 @@ def results(store: Path) -> dict[str, list[Path]]:
             key = {named(name, value): value for name, value in told["key"].items() if name not in IGNORED}
             if isinstance(key.get("parameters"), dict):
                 key["parameters"] = {named(name, value): value for name, value in key["parameters"].items()}
+                key["parameters"].setdefault("allow_nondeterministic", False)
             file = manifest.with_name(told["file"])
             folder = file.parent.relative_to(store).parts[:1]
             told_of = json.dumps([*folder, file.name.partition("-")[0], key], sort_keys=True)
             for old, new in WORDS:
                 told_of = told_of.replace(old, new)
-            found[re.sub(r"pure_nb\.[\w.]*?(\w+)(?=\")", r"\1", told_of)].append(file)  # modules may have moved
+            told_of = re.sub(r"pure_nb\.[\w.]*?(\w+)(?=\")", r"\1", told_of)  # modules may have moved
+            found[json.dumps(json.loads(told_of), sort_keys=True)].append(file)
     return found
 
 

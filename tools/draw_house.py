@@ -1,4 +1,4 @@
-"""Draw the house into CONTRIBUTING.md: the layers of the import contract, and what each member says of itself.
+"""Draw the house into CONTRIBUTING.md: the layers of the import contract, and what each member and file says of itself.
 
     python tools/draw_house.py
 
@@ -19,7 +19,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "CONTRIBUTING.md"
-DRAWN = re.compile(r"(?<=\n)```mermaid\n.*?```\n", re.DOTALL)
+DRAWN = re.compile(r"(?<=\n)```mermaid\n.*?```\n(\n\|.*?\|\n(?=\n))?", re.DOTALL)
 
 
 def layers() -> list[list[str]]:
@@ -29,12 +29,12 @@ def layers() -> list[list[str]]:
     return [[name.strip() for name in layer.split(":")] for layer in contract["layers"]]
 
 
-def words(name: str) -> str:
-    """What a module or folder says of itself: its first sentence."""
+def words(name: str, end: str = r"[.:]") -> str:
+    """What a module or folder says of itself: its first sentence, or to a colon."""
     path = ROOT / "pure_nb" / name
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return re.split(r"[.:](?:\s|$)", text)[0].replace('"', "'").replace("\n", " ").replace("``", "")
+    return re.split(rf"(?<!et al){end}(?:\s|$)", text)[0].replace('"', "'").replace("\n", " ").replace("``", "")
 
 
 def drawing() -> str:
@@ -45,7 +45,17 @@ def drawing() -> str:
         lines += [f'    {name}["<b>{name}</b><br>{words(name)}"]' for name in layer]
         lines += [f"    {upper} --> {lower}" for upper in above for lower in layer]
         above = layer
-    return "```mermaid\n" + "\n".join(lines) + "\n```\n"
+    return "```mermaid\n" + "\n".join(lines) + "\n```\n\n" + files()
+
+
+def files() -> str:
+    """A table of the files in folders."""
+    folders = [name for layer in layers() for name in layer if (ROOT / "pure_nb" / name).is_dir()]
+    rows = ["| file | |", "|---|---|"]
+    for folder in folders:
+        names = sorted(path.stem for path in (ROOT / "pure_nb" / folder).glob("*.py") if path.stem != "__init__")
+        rows += [f"| `{folder}/{name}` | {words(f'{folder}/{name}', r'[.]')} |" for name in names]
+    return "\n".join(rows) + "\n"
 
 
 def main() -> None:

@@ -240,7 +240,7 @@ def downstream(
         with study.run.prepared(study.model), torch.no_grad():
             outputs = activations(study.model, images, names)
         maps = [
-            flatten_positions(tensor).double().cpu().numpy() for tensor in (*map(outputs.get, names), layer(images))
+            flatten_positions(tensor).cpu().double().numpy() for tensor in (*map(outputs.get, names), layer(images))
         ]
         merged, sources, parts = maps  # [images, channels, positions] each
         place = merged.argmax(axis=2)

@@ -236,7 +236,7 @@ def _early(whole: Any, weight: NDArray[np.float64]) -> Weighted:
     with torch.no_grad():
         merged.weight.copy_(torch.from_numpy(weights.reshape(merged.weight.shape)))
         if merged.bias is not None:
-            merged.bias.copy_(torch.from_numpy(weight @ whole.bias.detach().double().cpu().numpy()))
+            merged.bias.copy_(torch.from_numpy(weight @ whole.bias.detach().cpu().double().numpy()))
     return merged
 
 

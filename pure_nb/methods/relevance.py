@@ -129,8 +129,8 @@ def class_attribution(
     own = torch.from_numpy(rows).to(logits.device)
     chosen[own, torch.from_numpy(labels).to(logits.device)] = 1
     (flow,) = torch.autograd.grad(logits, target, chosen, retain_graph=retain_graph)
-    each = flatten_positions(in_single(target.detach()) * in_single(flow))[own].double()
-    found: NDArray[np.float64] = (each.clamp(min=0) if clamp == "positions" else each).sum(dim=2).cpu().numpy()
+    each = flatten_positions(in_single(target.detach()) * in_single(flow))[own].cpu().double()
+    found: NDArray[np.float64] = (each.clamp(min=0) if clamp == "positions" else each).sum(dim=2).numpy()
     return found
 
 
@@ -224,7 +224,7 @@ class ClassRelevance:
             target, logits, known, labels, clamp=limit.clamp, retain_graph=self.windows is None
         )
         self._require_finite(attribution, own, lambda channel: f"the attribution of channel {channel} to the class")
-        pooled = self._pooled(outputs[self.lower], target)[rows].double().cpu().numpy().reshape(len(known), -1)
+        pooled = self._pooled(outputs[self.lower], target)[rows].cpu().double().numpy().reshape(len(known), -1)
         self._require_finite(pooled, own, lambda _: f"what {self.lower!r} brings to it")
         positive = attribution.clip(min=0)
         share = positive / np.maximum(positive.sum(axis=1, keepdims=True), np.finfo(float).tiny)

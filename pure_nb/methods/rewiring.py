@@ -293,7 +293,7 @@ def _merged(module: nn.Module) -> Weighted:
     whole, parts = _merged(module.whole), _merged(module.parts)
     with torch.no_grad():
         for name, joint in whole.named_parameters():
-            part = parts.get_parameter(name).double()  # where k equal weights minus k - 1 of them are exactly one
+            part = parts.get_parameter(name).cpu().double()  # where k equal weights minus k - 1 of them are exactly one
             joint[int(module.channel)] = (part[: module.k].sum(dim=0) - (module.k - 1) * part[module.k]).to(joint.dtype)
     return whole
 

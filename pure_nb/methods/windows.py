@@ -99,7 +99,7 @@ def dense_weight(module: nn.Module, channel: int) -> Float[NDArray[np.float64], 
     Zero for the inputs that belong to other groups.
     """
     assert isinstance(module, Weighted)
-    weight = module.weight.detach().double().cpu()[channel].reshape(module.weight.shape[1], -1)
+    weight = module.weight.detach().cpu().double()[channel].reshape(module.weight.shape[1], -1)
     found = np.zeros((len(weight) * getattr(module, "groups", 1), weight.shape[1]))
     found[channel_sources(module, channel)] = weight
     return found
@@ -139,7 +139,7 @@ def pooled_inputs(
     with run.prepared(model), torch.inference_mode():
         for batch in readable(images, chosen, run=run):
             entering = activations(model, batch.images.to(run.local_device), [entrance])[entrance]
-            found.append(windows.pooled(in_single(entering)).double().cpu().numpy())
+            found.append(windows.pooled(in_single(entering)).cpu().double().numpy())
     return np.concatenate(found)
 
 
