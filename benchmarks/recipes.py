@@ -1,4 +1,4 @@
-"""Which recipe of PURE takes planted channels apart best? One change at a time, then the winners together.
+"""Which recipe of PURE splits planted channels best? One change at a time, then the winners together.
 
     python benchmarks/recipes.py --shared path/to/shared --out benchmarks/results/recipes.csv
 

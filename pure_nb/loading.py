@@ -117,7 +117,7 @@ def load_study(
         Folder of results: each study gets a folder of its own in it. By default ``$PURE_NB_STORE``, or the
         user's cache.
     changes
-        As for :meth:`Study.replace`: ``n=50``, ``device="cuda"``.
+        As for :meth:`Study.replace`: ``n_references=50``, ``device="cuda"``.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Is it right, says a truth that is known: planted channels, contestants, leaderboards."""
+"""The benchmark, where the right answer is known: planted channels, contestants, leaderboards."""
 
 from typing import TYPE_CHECKING
 

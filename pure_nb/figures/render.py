@@ -1,4 +1,4 @@
-"""Where does the neuron look? Heatmaps of a channel in the picture, and the crops and outlines made from them.
+"""Where a neuron looks: heatmaps of a channel in the picture, and the crops and outlines made from them.
 
 A heatmap is the relevance of one channel, propagated down to the pixels by the rules of layer-wise relevance
 propagation (CRP, Achtibat et al. 2023) from where the channel is largest. Smoothed and scaled by its maximum, it says

@@ -1,8 +1,8 @@
-"""Are the parts purer than the whole? Distances between reference images within and across parts (PURE, section 4).
+"""How pure parts are: distances between reference images within and across parts (PURE, section 4).
 
-A judge that knows nothing of the network, such as CLIP, says how far apart two crops are. Of a good way of taking a
-neuron apart the images within a part are near each other (*intra*), and those of different parts far apart (*inter*).
-And the better the distances of circuits follow those of the judge, the better they are aligned with what people see.
+A judge that knows nothing of the network, such as CLIP, says how far apart two crops are. Where a neuron is split well,
+the images within a part are near each other (*intra*), and those of different parts far apart (*inter*). And the
+better the distances of circuits follow those of the judge, the better they are aligned with what people see.
 
 Neurons are what is sampled: errors are standard errors over neurons, tests are paired by neuron, and bootstraps
 resample whole neurons, since the 4,950 pairs of a hundred images hold far less than 4,950 independent facts. The

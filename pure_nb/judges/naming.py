@@ -1,4 +1,4 @@
-"""What is a part called? Virtual neurons named by CLIP: the word whose vector is nearest to those of its crops.
+"""Names of virtual neurons by CLIP: the word whose vector is nearest to those of a part's crops.
 
 An answer needs its doubt. Some words are near every picture, so a word counts by how much nearer it is to this part
 than to all crops together. The best of many words is always near something: a part whose best word is no better than

@@ -1,4 +1,4 @@
-"""How right is it? Virtual neurons against the object that the neuron looked at.
+"""How right virtual neurons are, against the object that the neuron looked at in each image.
 
 Of glyph scenes and of pictures with boxes the object under each reference image's maximum is known. A good way of
 splitting a neuron into parts puts reference images with the same object together. This module asks that of PURE and of

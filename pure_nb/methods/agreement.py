@@ -1,4 +1,4 @@
-"""Whether similar classes activate a channel alike: cosines of ARVs against WordNet (Hesse et al. 2025, fig. 3).
+"""Whether similar classes activate a channel alike: cosines of ARVs against WordNet (Hesse et al. 2025, figure 3).
 
 A point is a channel and a pair of classes that it is relevant to. The points are not independent: a channel that is
 relevant to ten classes gives 45 of them, and a pair of classes returns in every channel it shares. So the interval

@@ -1,4 +1,4 @@
-"""Does a neuron mean one thing? Its vectors, compared with draws that have all that they have but separate heaps."""
+"""Whether a neuron means one thing: its vectors against draws that have all that they have but separate heaps."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""What would a channel like to see? Pictures made by gradient ascent on its activation.
+"""Feature visualisation: pictures made by gradient ascent on a channel's activation.
 
-Feature visualisation as in Olah, Mordvintsev and Schubert (2017), "Feature Visualization", Distill. A picture is not
-optimised pixel by pixel, which gives noise, but as the coefficients of its Fourier transform, each divided by its
-frequency, in colours that vary independently in natural images; and it is shifted at random before every step. The
-pictures of a channel before and after it is split (:mod:`pure_nb.methods.rewiring`) say whether the parts mean one
-thing each.
+As in Olah, Mordvintsev and Schubert (2017), "Feature Visualization", Distill. A picture is not optimised pixel by
+pixel, which gives noise, but as the coefficients of its Fourier transform, each divided by its frequency, in colours
+that vary independently in natural images; and it is shifted at random before every step. The pictures of a channel
+before and after it is split (:mod:`pure_nb.methods.rewiring`) say whether the parts mean one thing each.
 """
 
 from __future__ import annotations

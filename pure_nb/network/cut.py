@@ -1,4 +1,4 @@
-"""The network cut at two layers: what stands behind all that asks through which lower channels a channel was reached.
+"""The network cut at two layers: relevance of channels at a lower layer, by one forward pass and as many backward.
 
 The output of a lower layer becomes the start of a new computational graph, so what the upper layer puts out is a
 function of the lower activations *only*, and a backward pass runs through the part between the two and through nothing
