@@ -158,7 +158,7 @@ class Study:
 
     # What scripts elsewhere, written to show faults before 0.1.0, ask for; as `relevant` of classes.
     _labels = property(lambda self: self.classes._labels)
-    boxes = property(lambda self: self.crops.boxes)
+    boxes = property(lambda self: self.crops.boxes, doc="As :attr:`pure_nb.crops.Crops.boxes`.")
     using = replace
 
     @classmethod
