@@ -28,7 +28,7 @@ def lacks(study: Study, *needs: str) -> dict[str, str]:
     Parameters
     ----------
     study
-        The one that is asked.
+        The study that is asked.
     needs
         ``"objects"`` under the maxima; ``"labels"`` that match the network's outputs; ``"splits"``, several images
         of two classes that share a channel; ``"synsets"`` of such classes; a ``"grid"`` of positions; ``"lrp"``,

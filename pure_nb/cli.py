@@ -335,7 +335,7 @@ def info(
     for shape in found.survey():
         grid = " x ".join(str(size) for size in shape.grid) or "no positions"
         echo(f"  {shape.name:<28} {shape.kind:<18} {shape.channels:>5} channels, {grid}")
-    manifests = found.store.manifests() if found.store else []
+    manifests = found.results.manifests()
     echo(f"Results in {found.store.folder if found.store else 'memory'}: {len(manifests) or 'none yet'}")
     for manifest in manifests:
         echo(f"  {manifest['file']}  sha256 {manifest['sha256'][:12]}")
@@ -354,20 +354,16 @@ def stored(
     """List what studies have stored: how much, how old, of which network, images and layers. --prune tidies it."""
     import pandas as pd
 
-    from pure_nb.compute.results import outdated
+    from pure_nb.compute.results import Results, unwanted
     from pure_nb.compute.store import Store, store_folder
 
     if days is not None and not (prune and days >= 0):
         raise StudyError(f"--days is a number from 0 and goes with --prune, got {days:g}")
-    root, now = store_folder(store), time()
-
-    def unwanted(result: Result) -> bool:
-        useless = result.key is not None and (not result.key or outdated(result.key))
-        return useless or (days is not None and now - result.written > days * 86400)
-
+    root = store_folder(store)
     folders = [path for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
-    stores = {path: Store(path).results() for path in folders if study in (None, path.name)}
-    rows = [_row(path.name, one, unwanted(one), now) for path, results in stores.items() for one in results]
+    kept = {path.name: Results(Store(path)) for path in folders if study in (None, path.name)}
+    every = [(name, one, unwanted(one, days)) for name, results in kept.items() for one in results.stored()]
+    rows = [_row(*one) for one in every]
     if not rows:
         echo(f"nothing is stored in {str(root)!r}{'' if study is None else f' of a study {study!r}'}")
         return
@@ -380,20 +376,20 @@ def stored(
     echo(f"{str(root)!r}: {len(rows)} results, {table['MB'].sum():.1f} MB; days since the last one")
     if not prune:
         return
-    chosen = [result for results in stores.values() for result in results if unwanted(result)]
+    chosen = [result for _, result, useless in every if useless]
     size = sum(result.size for result in chosen) / 1e6
     if not yes and not typer.confirm(f"Remove {len(chosen)} results, {size:.1f} MB, and what killed runs have left?"):
         return
-    for path in stores:
+    for name, results in kept.items():
         try:
-            gone = Store(path).prune(unwanted)
+            gone = results.prune(days)
         except StoreError as problem:  # the others can be tidied all the same
             secho(f"Warning: {problem}", err=True)
         else:
-            echo(f"{path.name}: {len(gone)} results removed, {sum(one.size for one in gone) / 1e6:.1f} MB")
+            echo(f"{name}: {len(gone)} results removed, {sum(one.size for one in gone) / 1e6:.1f} MB")
 
 
-def _row(study: str, result: Result, unwanted: bool, now: float) -> dict[str, Any]:
+def _row(study: str, result: Result, unwanted: bool) -> dict[str, Any]:
     """What a stored result is of, its size and its age."""
     key = result.key or {}
     return {
@@ -404,7 +400,7 @@ def _row(study: str, result: Result, unwanted: bool, now: float) -> dict[str, An
         "state": "unfinished" if result.key is None else "unwanted" if unwanted else "",
         "results": 1,
         "MB": result.size / 1e6,
-        "days": (now - result.written) / 86400,
+        "days": (time() - result.written) / 86400,
     }
 
 

@@ -48,6 +48,11 @@ SMALL = 4_000
 """Pairs of a channel and a reference, up to which a study never computes a single channel alone."""
 
 
+def _boxes(study: Study) -> NDArray[np.int32]:
+    """As :attr:`pure_nb.crops.Crops.boxes`."""
+    return study.crops.boxes
+
+
 @dataclass(frozen=True, eq=False)
 class Study:
     """A network, its images, what is asked, and the store of what was found.
@@ -158,7 +163,7 @@ class Study:
 
     # What scripts elsewhere, written to show faults before 0.1.0, ask for; as `relevant` of classes.
     _labels = property(lambda self: self.classes._labels)
-    boxes = property(lambda self: self.crops.boxes)
+    boxes = property(_boxes)
     using = replace
 
     @classmethod

@@ -113,3 +113,14 @@ def test_links_back_lead_to_chapters_with_a_link_there() -> None:
                 assert f"\n# {title}\n" in text, f"{module}.{name} calls the chapter {page} {title!r}"
                 back += "from scratch" in (inspect.getdoc(thing) or "")
     assert back >= 10
+
+
+@pytest.mark.parametrize("folder", ["", *(f".{page.stem}" for page in sorted((BOOK / "api").glob("*.md")))])
+def test_a_page_begins_with_the_public_names(folder: str) -> None:
+    page = BOOK / (f"api/{folder[1:]}.md" if folder else "api.md")
+    (line,) = re.findall(rf"^\*\*From `pure_nb{folder}`\*\*: (.+)\.$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    told = dict(re.findall(r"`(\w+) <([\w.]+)>`", line))
+    door = importlib.import_module(f"pure_nb{folder}")
+    names = {name: getattr(door, name) for name in door.__all__}
+    expected = {name: thing for name, thing in names.items() if inspect.isclass(thing) or inspect.isfunction(thing)}
+    assert told == {name: f"{thing.__module__}.{thing.__qualname__}" for name, thing in expected.items()}

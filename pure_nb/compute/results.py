@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from time import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pure_nb.compute.store import Arrays, New, Store
+from pure_nb.compute.store import Arrays, New, Result, Store
 from pure_nb.parameters import Run
 
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ def outdated(key: Mapping[str, object]) -> bool:
     step = str(key.get("step"))
     step = {"embeddings": "boxes", "ratios": "classes"}.get(step, step)  # whose keys are theirs, with more in them
     return step in FORMAT and key.get("format") != FORMAT[step]
+
+
+def unwanted(result: Result, days: float | None = None) -> bool:
+    """Whether no study finds a stored result any more, or it is older than so many days."""
+    useless = result.key is not None and (not result.key or outdated(result.key))
+    return useless or (days is not None and time() - result.written > days * 86400)
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,18 @@ class Results:
                 saved = keep(self.store, every.part("run", how))
             every.clear()  # and with them those that were made under other settings
         return saved
+
+    def stored(self) -> list[Result]:
+        """All that is stored, of whatever study; with what killed runs have left."""
+        return self.store.results() if self.store else []
+
+    def manifests(self) -> list[dict[str, Any]]:
+        """What is found again: each result's file, key and checksum."""
+        return self.store.manifests() if self.store else []
+
+    def prune(self, days: float | None = None) -> list[Result]:
+        """Remove what no study finds any more, and what is older than so many days; returns what was removed."""
+        return self.store.prune(lambda result: unwanted(result, days)) if self.store else []
 
     def has(self, step: str, key: Mapping[str, object]) -> bool:
         """Whether a step is in the store."""
