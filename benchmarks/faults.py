@@ -47,7 +47,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset
 
-from pure_nb import study as study_module
+from pure_nb import neuron as neuron_module
 from pure_nb.compute import blocks, store, sweep
 from pure_nb.errors import PureError, StoreWarning
 from pure_nb.images.sources import folder_images
@@ -399,7 +399,7 @@ def main() -> None:
     sweep.shards = partial(sweep.shards, size=8)
     sweep.SAVE = sweep.SPARE = 0.0
     blocks.BLOCK = 4
-    study_module.virtual_neurons = partial(virtual_neurons, draws=4)  # what takes time and touches no file
+    neuron_module.virtual_neurons = partial(virtual_neurons, draws=4)  # what takes time and touches no file
     with tempfile.TemporaryDirectory() as folder:
         outcomes: Outcomes = Counter()
         for work, count in ((killed, args.kills), (damaged, args.damages), (malformed, args.inputs)):

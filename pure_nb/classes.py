@@ -283,7 +283,7 @@ class Classes:
             If a class is not known, a class or virtual neuron has fewer than two images, or none for validation, there
             is a single virtual neuron, or the lower layer is not the target's input.
         """
-        self.study._check(channel)
+        self.study.require_channel(channel)
         p = self.study.parameters
         module = closed_form(self.study.model, p.target, p.lower)
         if module is None:
@@ -376,7 +376,7 @@ class Classes:
         """The images of one's own that show a concept, and which one."""
         if classes is None:
             every = np.arange(len(images))
-            vectors = self.study._run_circuits(np.full_like(every, channel), every, images=images)
+            vectors = self.study.run_circuits(np.full_like(every, channel), every, images=images)
             active = vectors.any(axis=1)
             return every[active], self.study.neuron(channel).virtual.predict(vectors[active])
         labels, names = class_labels(images, len(self.names))

@@ -110,7 +110,7 @@ def atlas(
     out: Annotated[Path, Option(help="Folder for the site.")] = Path("atlas"),
     neurons: Neurons = None,
     method: Annotated[
-        list[str] | None, Option(help="What explorers compare: PURE, PURE LRP, activations. Once for each.")
+        list[str] | None, Option(help="What explorers compare: circuits, circuits (LRP), activations. Once for each.")
     ] = None,
     embedder: Annotated[
         str | None, Option(help="Names the virtual neurons: clip, mini-clip, open_clip:MODEL/TAG, with @FILE.")

@@ -111,7 +111,7 @@ class Crops:
 
     def of(self, channel: int, ranks: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Crops of a channel's references of given ranks, as embedders see them: uint8 ``[side, side, 3]`` each."""
-        self.study._check(channel)
+        self.study.require_channel(channel)
         numbers, places = self.study.references.sample[channel], self.boxes[channel]
         return [cropped(self.study.images.picture(int(numbers[rank])), places[rank]) for rank in ranks]
 

@@ -147,7 +147,7 @@ class Neuron:
         model, run, target = self.study.model, self.study.run, self.study.parameters.target
         images = repeated(model, as_images(images))
         every = np.arange(len(images)) if samples is None else np.asarray(samples, dtype=np.int64)
-        vectors = self.study._run_circuits(np.full_like(every, self.channel), every, images=images)
+        vectors = self.study.run_circuits(np.full_like(every, self.channel), every, images=images)
         active: list[bool] = []
         with run.prepared(model), torch.inference_mode():
             for batch in readable(images, every.tolist(), run=run):

@@ -32,7 +32,7 @@ NEAREST = "nearest"
 """As the lower layer: the one right below the target, see :func:`pure_nb.network.layers.nearest_below`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parameters:
     """What is asked of the network.
 
@@ -85,7 +85,7 @@ class Parameters:
 
     Examples
     --------
-    >>> Parameters("layer4", "layer3", n_references=50).n_references
+    >>> Parameters(target="layer4", lower="layer3", n_references=50).n_references
     50
     """
 
@@ -225,9 +225,14 @@ KINDS = get_type_hints(Parameters) | get_type_hints(Run, localns={"Cluster": obj
 """The types of the fields of both."""
 
 
+def renamed(name: str, value: Any) -> str:
+    """A parameter's name of today; ``seed`` said where relevance starts, by a word."""
+    return RENAMED.get(name, name) if name != "seed" or isinstance(value, str) else name
+
+
 def checked(values: Mapping[str, Any]) -> Parameters:
     """Parameters from their names and values, as a file or a call has them."""
-    before = [name for name in RENAMED if name in values and (name != "seed" or isinstance(values[name], str))]
+    before = [name for name, value in values.items() if renamed(name, value) != name]
     if before:
         changes = ", ".join(f"`{name}` is now `{RENAMED[name]}`" for name in before)
         raise StudyError(f"parameters of a study were renamed: {changes}; write the new names")

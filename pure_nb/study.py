@@ -26,7 +26,7 @@ from pure_nb.compute.results import ASKED, FORMAT, Results
 from pure_nb.compute.store import Arrays, New, Store, store_folder
 from pure_nb.compute.sweep import accepted, noted, sweep
 from pure_nb.crops import Crops, misfit
-from pure_nb.errors import ArgumentError, PureError, StudyWarning
+from pure_nb.errors import ArgumentError, PureError, StudyError, StudyWarning
 from pure_nb.images._fitting import repeated
 from pure_nb.images.data import Images
 from pure_nb.images.reading import Unreadable
@@ -39,13 +39,31 @@ from pure_nb.network import models
 from pure_nb.network.layers import nearest_below
 from pure_nb.network.shapes import LayerShape, require, survey
 from pure_nb.neuron import Neuron, cluster_channels, neuron_table
-from pure_nb.parameters import NEAREST, RENAMED, RUN, Parameters, Run, check_name, checked
+from pure_nb.parameters import NEAREST, RUN, Parameters, Run, check_name, checked, renamed
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SMALL = 4_000
 """Pairs of a channel and a reference, up to which a study never computes a single channel alone."""
+
+
+def _described(study: Study) -> str:
+    """What a study is, what is asked, what is known and how it runs: a line each."""
+    p, run, known = study.parameters, study.run, "?"
+    if "fingerprint" in vars(study.images) and "_weights" in vars(study):  # it must take no time
+        with suppress(PureError):
+            known = ", ".join(study.known()) or "nothing yet"
+    parts = f"k = {p.n_clusters}" if p.n_clusters else "as many parts as are clear"
+    lines = [
+        f"Study {study.name!r}: the channels of {p.target!r} in {type(study.model).__name__}",
+        f"images: {len(study.images):,} of {study.images.name!r}",
+        f"asked: {p.n_references} references by {p.ranked_by}, circuits from {p.lower!r} by {p.rule}, {parts}",
+        f"known: {known}; {f'kept in {study.store.folder}' if study.store else 'kept nowhere'}",
+        f"runs: on {run.device}, {run.batch_size} images at a time",
+        *([f"of one run: {study.unsteady}"] if "shapes" in vars(study) and study.unsteady else []),
+    ]
+    return "\n".join(lines)
 
 
 def _boxes(study: Study) -> NDArray[np.int32]:
@@ -85,6 +103,8 @@ class Study:
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.run, Run):
+            raise StudyError(f"how a study runs must be a Run, as Run(device='cuda'), got {self.run!r}")
         object.__setattr__(self, "model", models.unwrapped(self.model))
         p = self.parameters
         if p.lower == NEAREST:
@@ -134,8 +154,8 @@ class Study:
         study.shapes  # noqa: B018  the layers are checked here, not after hours
         return study
 
-    def __repr__(self) -> str:
-        return _described(self)
+    __repr__ = _described
+    lacks = lacks
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"
@@ -148,14 +168,12 @@ class Study:
         boxed = "_boxed" in vars(self.crops) or self.results.has("boxes", self.key("boxes"))
         return ["references", *steps, *(["boxes"] if boxed else [])]
 
-    lacks = lacks
-
     def replace(self, **changes: Any) -> Study:
         """The same study with other parameters, or run otherwise: ``study.replace(rule="lrp", device="cuda")``."""
         own = {name: changes.pop(name) for name in ("name", "model", "images", "store") if name in changes}
         how = {name: changes.pop(name) for name in RUN if name in changes}
-        parameters = checked({**asdict(self.parameters), **changes})
-        return replace(self, parameters=parameters, run=replace(self.run, **how), **own)
+        run = replace(changes.pop("run", self.run), **how)
+        return replace(self, parameters=checked({**asdict(self.parameters), **changes}), run=run, **own)
 
     def on(self, run: Run) -> Study:
         """The same study run otherwise: ``study.on(Run(device="cuda"))``."""
@@ -169,7 +187,7 @@ class Study:
     @classmethod
     def of(cls, *given: Any, **options: Any) -> Study:
         """:meth:`from_model`, by the names that parameters had before 0.1.0."""
-        return cls.from_model(*given, **{RENAMED.get(name, name): value for name, value in options.items()})
+        return cls.from_model(*given, **{renamed(name, value): value for name, value in options.items()})
 
     @property
     def results(self) -> Results:
@@ -252,21 +270,21 @@ class Study:
         def compute(blocks: Store | None, new: New) -> NDArray[np.float32]:
             sample = self.references.sample
             channel = np.broadcast_to(np.arange(len(sample))[:, None], sample.shape)
-            return self._run_circuits(channel, sample, store=blocks, new=new, run=self.run)
+            return self.run_circuits(channel, sample, store=blocks, new=new, run=self.run)
 
         return self.results.mapped("circuits", self.key("circuits"), compute).reshape(*self.references.sample.shape, -1)
 
     def circuits_of(self, channel: int) -> NDArray[np.float32]:
         """Relevance vectors of one channel's references, ``[n, lower channels]``, without the others'."""
-        self._check(channel)
+        self.require_channel(channel)
         if self._whole("circuits"):
             return self.circuits[channel]
         sample = self.references.sample[channel]
-        return self._run_circuits(np.full_like(sample, channel), sample)
+        return self.run_circuits(np.full_like(sample, channel), sample)
 
     def virtual_of(self, channel: int, vectors: NDArray[np.float32] | None = None) -> VirtualNeurons:
         """The virtual neurons of one channel; of it alone where all would take long, by its ``vectors`` if at hand."""
-        self._check(channel)
+        self.require_channel(channel)
         if self._whole("virtual"):
             return self.virtual[channel]
         own = self.circuits_of(channel) if vectors is None else vectors
@@ -330,7 +348,7 @@ class Study:
 
     def layout_of(self, channel: int, vectors: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """One channel's circuits in the plane, ``[n, 2]``; it alone where all would take long."""
-        self._check(channel)
+        self.require_channel(channel)
         if self._whole("layouts"):
             return self.layouts[channel]
         return embed(self.circuits_of(channel) if vectors is None else vectors, seed=self.parameters.seed)
@@ -354,22 +372,22 @@ class Study:
 
     def neuron(self, channel: int) -> Neuron:
         """One channel of the target layer, to look at; an :class:`ArgumentError` if there is none."""
-        self._check(channel)
+        self.require_channel(channel)
         return Neuron(self, int(channel))
 
-    def predict(self, channel: int, images: Any) -> NDArray[np.int64]:
+    def predict(self, channel: int, images: Any, samples: Sequence[int] | None = None) -> NDArray[np.int64]:
         """The virtual neurons of a channel that new images activate: see :meth:`pure_nb.neuron.Neuron.predict`."""
-        return self.neuron(channel).predict(images)
+        return self.neuron(channel).predict(images, samples)
 
-    def _check(self, channel: int) -> None:
-        if not 0 <= channel < self.shapes[0].channels:
-            raise ArgumentError(
-                f"channel {channel}: layer {self.parameters.target!r} has channels 0 to {self.shapes[0].channels - 1}"
-            )
+    def require_channel(self, channel: int) -> None:
+        """Raise if there is no such channel."""
+        if channel not in range(count := self.shapes[0].channels):
+            raise ArgumentError(f"channel {channel}: layer {self.parameters.target!r} has channels 0 to {count - 1}")
 
-    def _run_circuits(
+    def run_circuits(
         self, channel: NDArray[np.int64], sample: NDArray[np.int64], images: Images | None = None, **how: Any
     ) -> NDArray[np.float32]:
+        """Relevance vectors of pairs, as the study asks for them: see :func:`pure_nb.methods.circuits.circuits`."""
         p, quiet = self.parameters, replace(self.run, progress=False)
         how = {"target": p.target, "lower": p.lower, "rule": p.rule, "start": p.start, "run": quiet, **how}
         return circuits(self.model, self.images if images is None else images, channel, sample, **how)
@@ -404,21 +422,3 @@ class Study:
     def ranked(self) -> str:
         """Stands for the references: what is said of them is in their order, which the last digit may decide."""
         return hashlib.sha256(self._found[0].sample.tobytes()).hexdigest()[:16]
-
-
-def _described(study: Study) -> str:
-    """What a study is, what is asked, what is known and how it runs: a line each."""
-    p, run, known = study.parameters, study.run, "?"
-    if "fingerprint" in vars(study.images) and "_weights" in vars(study):  # it must take no time
-        with suppress(PureError):
-            known = ", ".join(study.known()) or "nothing yet"
-    parts = f"k = {p.n_clusters}" if p.n_clusters else "as many parts as are clear"
-    lines = [
-        f"Study {study.name!r}: the channels of {p.target!r} in {type(study.model).__name__}",
-        f"images: {len(study.images):,} of {study.images.name!r}",
-        f"asked: {p.n_references} references by {p.ranked_by}, circuits from {p.lower!r} by {p.rule}, {parts}",
-        f"known: {known}; {f'kept in {study.store.folder}' if study.store else 'kept nowhere'}",
-        f"runs: on {run.device}, {run.batch_size} images at a time",
-        *([f"of one run: {study.unsteady}"] if "shapes" in vars(study) and study.unsteady else []),
-    ]
-    return "\n".join(lines)

@@ -79,6 +79,6 @@ def glyphnet() -> nn.Module:
 @pytest.fixture(scope="session")
 def glyph_study(glyphnet: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """The shipped network on 200 scenes, 20 references a neuron, each in two parts."""
-    parameters = Parameters("layer4", "layer3", n_references=20, n_clusters=2)
+    parameters = Parameters(target="layer4", lower="layer3", n_references=20, n_clusters=2)
     store = Store(tmp_path_factory.mktemp("study"))
     return Study("glyphs", glyphnet, glyph_images(200), parameters, store, Run(batch_size=50, progress=False))

@@ -62,8 +62,8 @@ def site(glyph_study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_data_are_what_the_study_found(glyph_study: Study, site: Path) -> None:
     vectors = {
-        "PURE": glyph_study.circuits,
-        "PURE LRP": glyph_study.replace(rule="lrp").circuits,
+        "circuits": glyph_study.circuits,
+        "circuits (LRP)": glyph_study.replace(rule="lrp").circuits,
         "activations": glyph_study.activation_vectors["activation"],
     }
     for channel in (22, 3, 8):
@@ -237,7 +237,7 @@ def test_parts_are_named(glyph_study: Study, tmp_path: Path) -> None:
 
 def test_bad_wishes(glyph_study: Study, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="'umap'"):
-        atlas.write(glyph_study, tmp_path, methods=["PURE", "umap"])
+        atlas.write(glyph_study, tmp_path, methods=["circuits", "umap"])
     with pytest.raises(StudyError, match="'activations'"):
         atlas.write(glyph_study, tmp_path, methods=["activations"])
     with pytest.raises(EmbedderError, match="no text tower"):

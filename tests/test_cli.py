@@ -707,7 +707,7 @@ def test_evaluate(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = on(finished, "evaluate", "--embedder", "mini-clip", "--embedder", "pixels", "--k", "2", "3", "--out", out)
     assert result.exit_code == 0, result.output
-    assert "PURE" in result.output
+    assert re.search(r"\bPURE\b(?! LRP)", result.output)
     assert "PURE LRP" in result.output
     assert f"{out / 'report.md'}: the report" in result.output.replace("\n", "")
     table = pd.read_parquet(out / "distances.parquet")

@@ -441,7 +441,7 @@ def test_activations_leave_no_hooks_behind(resnet: nn.Module) -> None:
 
 
 def test_activations_name_layers_that_do_not_run(two: nn.Module) -> None:
-    with pytest.raises(LayerError, match=r"layers \['unused'\] did not run in the forward pass of Two"):
+    with pytest.raises(LayerError, match=r"layer 'unused' did not run in the forward pass of Two"):
         activations(two, noise(1), ["stem", "unused"])
 
 
@@ -545,7 +545,7 @@ def test_cut_wants_layers_that_exist(two: nn.Module, lower: str, target: str, na
 
 
 def test_cut_wants_a_target_that_runs(two: nn.Module) -> None:
-    with pytest.raises(LayerError, match=r"layers \['unused'\] did not run in the forward pass of Two"):
+    with pytest.raises(LayerError, match=r"layer 'unused' did not run in the forward pass of Two"):
         cut(two, noise(1), "stem", "unused")
 
 

@@ -13,8 +13,9 @@ from small import Items, noise, plain
 from typer.main import get_command
 
 from pure_nb.cli import app
+from pure_nb.compute.results import FORMAT, outdated
 from pure_nb.compute.store import fingerprint
-from pure_nb.errors import StudyError
+from pure_nb.errors import ArgumentError, StudyError
 from pure_nb.images.data import Images
 from pure_nb.loading import load_study
 from pure_nb.parameters import PARAMETERS, RENAMED, Parameters, Run, checked
@@ -109,7 +110,7 @@ def test_the_new_names_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "value", "message"), RUN)
 def test_how_to_run_is_checked(name: str, value: Any, message: str, tmp_path: Path) -> None:
-    images, parameters = Images(Items(noise(4))), Parameters("4", "2", n_references=2)
+    images, parameters = Images(Items(noise(4))), Parameters(target="4", lower="2", n_references=2)
     for make in (
         lambda: Run(**{name: value}),
         lambda: Study("own", plain(), images, parameters).replace(**{name: value}),
@@ -121,13 +122,13 @@ def test_how_to_run_is_checked(name: str, value: Any, message: str, tmp_path: Pa
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    found = Parameters("4", "2", n_references=np.int64(9), min_share=1, min_frequency=np.float32(0.5))
+    found = Parameters(target="4", lower="2", n_references=np.int64(9), min_share=1, min_frequency=np.float32(0.5))
     assert (type(found.n_references), type(found.min_share), type(found.min_frequency)) == (int, float, float)
     key = {"n_references": found.n_references, "min_share": found.min_share}
     assert fingerprint(key) == fingerprint({"n_references": 9, "min_share": 1.0})
     images = Images(Items(noise(4)))
     run = Run(batch_size=np.int32(3), device=torch.device("cpu"))
-    study = Study("own", plain(), images, Parameters("4", "2", n_references=2), run=run)  # type: ignore[arg-type]
+    study = Study("own", plain(), images, Parameters(target="4", lower="2", n_references=2), run=run)  # type: ignore[arg-type]
     assert (study.run.batch_size, study.run.device) == (3, "cpu")
 
 
@@ -165,3 +166,32 @@ def test_commands_take_what_is_declared() -> None:
     told = {option.name: option.help for option in commands["run"].params}
     assert told["rule"] == "How relevance is propagated: gradient or lrp."  # as the docstring says
     assert told["client"] == "Run on processes: local, local:4, slurm:8, or the address of a Dask scheduler."
+
+
+def test_results_of_before_the_names_are_unwanted() -> None:
+    today = {"step": "boxes", "format": FORMAT["boxes"], "target": "4", "n_references": 5}
+    assert not outdated(today)
+    assert not outdated({**today, "seed": 1})
+    assert outdated({**today, "seed": "peak"})
+    assert outdated({"step": "boxes", "format": FORMAT["boxes"], "target": "4", "n": 5})
+
+
+def test_parameters_by_their_old_names() -> None:
+    study = Study.of(plain(), noise(6), "4", "2", n=3, seed=2)
+    assert (study.parameters.n_references, study.parameters.seed) == (3, 2)
+    assert Study.of(plain(), noise(6), "4", "2", seed="peak").parameters.start == "peak"
+
+
+@pytest.mark.parametrize("run", [None, 3, "cuda"])
+def test_how_a_study_runs_is_a_run(run: Any) -> None:
+    study = Study.from_model(plain(), noise(6), "4", "2")
+    with pytest.raises(StudyError, match=r"must be a Run, as Run\(device='cuda'\), got"):
+        study.on(run)
+
+
+@pytest.mark.parametrize("channel", [-1, 6, 2.5])
+def test_a_channel_is_a_whole_number(channel: Any) -> None:
+    study = Study.from_model(plain(), noise(6), "4", "2")
+    with pytest.raises(ArgumentError, match=f"channel {channel}: layer '4' has channels 0 to 5"):
+        study.neuron(channel)
+    assert study.neuron(np.int64(3)).channel == 3

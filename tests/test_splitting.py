@@ -506,7 +506,7 @@ def test_a_layer_that_does_not_run() -> None:
 
     images = Images(Items(noise(2)))
     unused, used = (Assignment(layer, 0, np.ones((2, 3))) for layer in ("unused", "used"))
-    with pytest.raises(LayerError, match=r"layers \['input:unused'\] did not run in the forward pass of Idle"):
+    with pytest.raises(LayerError, match=r"layer 'input:unused' did not run in the forward pass of Idle"):
         part_activations(Idle(), images, [0], unused)
     assert part_activations(Idle(), images, [0], used).parts.shape == (1, 20, 3)
 

@@ -782,7 +782,7 @@ def test_a_device_that_only_the_workers_have(toml: Path, tmp_path: Path, monkeyp
     assert away.activations.keys() == task.activations.keys()
     assert {one.name for one in contestants(away)} == {one.name for one in contestants(task)}
     monkeypatch.setattr(study_module, "circuits", lambda *_, **how: how)
-    assert there._run_circuits(np.zeros(1), np.zeros(1))["run"].client is there.run.client
+    assert there.run_circuits(np.zeros(1), np.zeros(1))["run"].client is there.run.client
 
 
 def test_a_layer_that_fails_later_is_no_reason_for_other_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

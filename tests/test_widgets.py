@@ -194,12 +194,12 @@ def test_explore_alive(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> N
     layer, neuron, count, method, shown, words, caption = explore(glyph_study, 22, caption="look").children
     alive = np.flatnonzero(glyph_study.references.alive)
     assert neuron.options == tuple(str(channel) for channel in alive)
-    assert (layer.value, neuron.value, method.value) == ("layer4", "22", "PURE")
-    assert "Neuron 22 of layer4 in 2 parts by PURE: " in words.value
+    assert (layer.value, neuron.value, method.value) == ("layer4", "22", "circuits")
+    assert "Neuron 22 of layer4 in 2 parts by circuits: " in words.value
     assert glyph_study.neuron(22).meanings(0).split(",")[0] in words.value
     seen = {shown.value}
     count.index = 2
-    assert "in 3 parts by PURE" in words.value
+    assert "in 3 parts by circuits" in words.value
     method.value = "activations"
     assert "in 3 parts by activations" in words.value
     made = glyph_study.neuron(22).with_clusters(glyph_study.activation_vectors["activation"][22], 3)
@@ -331,7 +331,7 @@ def test_explore_in_a_second_session_moves_the_network(tmp_path: Path) -> None:
             "mine",
             Elsewhere(),
             as_images(noise(30)),
-            Parameters("inner.4", "inner.2", n_references=12, n_clusters=2),
+            Parameters(target="inner.4", lower="inner.2", n_references=12, n_clusters=2),
             Store(tmp_path),
             Run(progress=False),
         )

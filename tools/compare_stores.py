@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
-from pure_nb.parameters import RENAMED
+from pure_nb.parameters import renamed
 
 COLUMNS = {
     "weights": "bootstrap_counts",
@@ -50,9 +50,9 @@ def results(store: Path) -> dict[str, list[Path]]:
     for manifest in store.rglob("*.json"):
         told = json.loads(manifest.read_text(encoding="utf-8"))
         if isinstance(told, dict) and {"file", "key", "seal"} <= set(told):
-            key = {named(name, value): value for name, value in told["key"].items() if name not in IGNORED}
+            key = {renamed(name, value): value for name, value in told["key"].items() if name not in IGNORED}
             if isinstance(key.get("parameters"), dict):
-                key["parameters"] = {named(name, value): value for name, value in key["parameters"].items()}
+                key["parameters"] = {renamed(name, value): value for name, value in key["parameters"].items()}
                 key["parameters"].setdefault("allow_nondeterministic", False)
             file = manifest.with_name(told["file"])
             folder = file.parent.relative_to(store).parts[:1]
@@ -62,11 +62,6 @@ def results(store: Path) -> dict[str, list[Path]]:
             told_of = re.sub(r"pure_nb\.[\w.]*?(\w+)(?=\")", r"\1", told_of)  # modules may have moved
             found[json.dumps(json.loads(told_of), sort_keys=True)].append(file)
     return found
-
-
-def named(name: str, value: Any) -> str:
-    """A parameter's name of today; ``seed`` said where relevance starts, by a word."""
-    return RENAMED.get(name, name) if name != "seed" or isinstance(value, str) else name
 
 
 def arrays(file: Path) -> dict[str, Any]:

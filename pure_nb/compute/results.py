@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pure_nb.compute.store import Arrays, New, Result, Store
-from pure_nb.parameters import Run
+from pure_nb.parameters import Run, renamed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +52,9 @@ ASKED: dict[str, tuple[str, ...]] = {
 
 
 def outdated(key: Mapping[str, object]) -> bool:
-    """Whether a stored result is computed differently now, so that no study finds it any more."""
+    """Whether a stored result is computed or called differently now, so that no study finds it any more."""
+    if any(renamed(name, value) != name for name, value in key.items()):
+        return True  # of before 0.1.0
     step = str(key.get("step"))
     step = {"embeddings": "boxes", "ratios": "classes"}.get(step, step)  # whose keys are theirs, with more in them
     return step in FORMAT and key.get("format") != FORMAT[step]

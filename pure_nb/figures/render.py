@@ -64,6 +64,11 @@ class View:
     mask: NDArray[np.bool_]
 
     @property
+    def seen(self) -> NDArray[np.bool_]:
+        """As ``mask``: what it was called, by scripts elsewhere."""
+        return self.mask
+
+    @property
     def box(self) -> tuple[int, int, int, int]:
         """``(left, top, right, bottom)``: the smallest square, within the picture, that holds the mask."""
         return square_around(self.mask)

@@ -146,6 +146,7 @@ def normalised(vectors: Float[NDArray[np.float32], "*shape"]) -> Float[NDArray[n
     return vectors / (np.abs(vectors).sum(axis=-1, keepdims=True) + np.float32(1e-10))
 
 
+# The questions of `propagate`, and where what is finished is kept.
 def circuits(  # noqa: PLR0913
     model: nn.Module,
     images: Images,

@@ -283,5 +283,5 @@ def activations(model: nn.Module, images: Tensor, layers: Sequence[str], leaf: s
         stack.enter_context(suppress(_Reached))
         forward_pass(model, images)
     if missing := [name for name in layers if name not in found]:
-        raise LayerError(f"layers {missing} did not run in the forward pass of {type(model).__name__}")
+        raise LayerError(f"layer {missing[0]!r} did not run in the forward pass of {type(model).__name__}")
     return found

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 STATIC = Path(__file__).with_name("static")
 """The templates, styles and scripts of the pages."""
 
-SHOWN = {"PURE": OWN, "PURE LRP": LRP, "activations": "activation"}
+SHOWN = {"circuits": OWN, "circuits (LRP)": LRP, "activations": "activation"}
 METHODS = tuple(SHOWN)
 """Descriptions by which an explorer can split a neuron into parts; the first is the study's own."""
 
@@ -259,7 +259,7 @@ def write(
     channels
         Which neurons; all by default.
     methods
-        The descriptions by which explorers split neurons into parts: ``"PURE"`` and any others of :data:`METHODS`.
+        By what explorers split neurons: ``"circuits"``, the study's own, and any others of :data:`METHODS`.
     count
         The strongest reference images that get a picture.
     embedder
