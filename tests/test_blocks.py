@@ -34,8 +34,8 @@ def test_every_pair_once_and_images_together(sample: list[int], batch_size: int,
     np.testing.assert_array_equal(found[:, 0], np.arange(len(numbers)))
     np.testing.assert_array_equal(found[:, 1], 2 * numbers)
     assert sorted(np.concatenate(asked).tolist()) == list(range(len(numbers)))
-    assign_sources = [set(numbers[block].tolist()) for block in asked]
-    assert sum(map(len, assign_sources)) == len(set(sample))  # no image is in two blocks
+    images = [set(numbers[block].tolist()) for block in asked]
+    assert sum(map(len, images)) == len(set(sample))  # no image is in two blocks
     assert all(count >= size for count in done[:-1])
 
 

@@ -116,10 +116,10 @@ def named(requirement: str) -> str:
     return Requirement(requirement).name.lower().replace("_", "-")
 
 
-def contributions(extra: str) -> set[str]:
+def installed_by(extra: str) -> set[str]:
     """The distributions that an extra names, and the extras that it is made of."""
     parts = [Requirement(line) for line in EXTRAS[extra]]
-    inner = [contributions(one) for part in parts if part.name == "pure-nb" for one in part.extras]
+    inner = [installed_by(one) for part in parts if part.name == "pure-nb" for one in part.extras]
     others = [part for part in parts if part.name != "pure-nb"]  # dask[distributed] brings distributed
     return {named(str(part)) for part in others}.union(*inner, *(part.extras for part in others))
 
@@ -151,18 +151,18 @@ def test_every_import_is_of_a_hard_dependency_or_says_which_extra_brings_it() ->
         for name, extra in imports(ast.parse(path.read_text(encoding="utf-8"))):
             if name in sys.stdlib_module_names or name == "pure_nb":
                 continue
-            assert providers[name] & (HARD | (contributions(extra) if extra else set())), f"{path.name} imports {name}"
+            assert providers[name] & (HARD | (installed_by(extra) if extra else set())), f"{path.name} imports {name}"
             hard |= providers[name] & HARD if not extra else set()
     assert hard | {"pyarrow"} == HARD  # by which pandas writes tables
 
 
 def test_there_are_few_hard_dependencies() -> None:
     assert len(PROJECT["dependencies"]) <= 18
-    assert contributions("all") == {
-        one for extra in ("clip", "cluster", "huggingface", "show", "wordnet") for one in contributions(extra)
+    assert installed_by("all") == {
+        one for extra in ("clip", "cluster", "huggingface", "show", "wordnet") for one in installed_by(extra)
     }
-    assert contributions("all") <= contributions("book") & contributions("test")
-    assert not HARD & contributions("all")
+    assert installed_by("all") <= installed_by("book") & installed_by("test")
+    assert not HARD & installed_by("all")
 
 
 def without(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
@@ -219,7 +219,7 @@ def test_what_is_missing_is_named_with_the_extra_that_brings_it(
         use()
     assert library in str(caught.value)
     (extra,) = re.findall(r"pure-nb\[(\w+)\]", str(caught.value))
-    assert {named(one) for one in packages_distributions()[library]} & contributions(extra)
+    assert {named(one) for one in packages_distributions()[library]} & installed_by(extra)
 
 
 def test_a_study_without_nltk(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +257,7 @@ def needed_by(names: set[str]) -> set[str]:
 @pytest.mark.slow
 def test_the_five_lines_need_the_hard_dependencies_alone(tmp_path: Path) -> None:
     """Those of the README, on few images, in a process that finds nothing of what the extras bring."""
-    hard, extra = needed_by(HARD), needed_by(contributions("all"))
+    hard, extra = needed_by(HARD), needed_by(installed_by("all"))
     here = {name: {named(one) for one in some} for name, some in packages_distributions().items()}
     barred = {name for name, some in here.items() if some & extra and not some & hard}
     assert {"dask", "ipywidgets", "nltk", "open_clip", "timm"} <= barred

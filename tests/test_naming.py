@@ -16,7 +16,7 @@ from pure_nb.judges.naming import ABSTAIN, Namer, nouns, vocabulary_from
 WORDS = ["cat", "hammer", "moon", "cup"]
 
 
-def task(seed: int = 0, noise: float = 0.4) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+def some_crops(seed: int = 0, noise: float = 0.4) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """Vectors of 200 crops of four things, of the four words, and which thing each crop shows."""
     generator = np.random.default_rng(seed)
     words = generator.normal(size=(4, 16)).astype(np.float32)
@@ -35,7 +35,7 @@ def slow_score(crops: NDArray[np.float32], every: NDArray[np.float32], word: NDA
 
 @given(st.integers(0, 10**6), st.integers(1, 30))
 def test_scores(seed: int, count: int) -> None:
-    crops, words, _ = task(seed)
+    crops, words, _ = some_crops(seed)
     names = Namer(crops, WORDS, words, draws=9)
     some, whole = crops[:count], crops[:60]
     expected = [slow_score(some, crops, word) for word in words]
@@ -51,7 +51,7 @@ def test_scores(seed: int, count: int) -> None:
 
 
 def test_a_part_that_shows_one_thing_is_named() -> None:
-    crops, words, thing = task()
+    crops, words, thing = some_crops()
     names = Namer(crops, WORDS, words)
     for label, word in enumerate(WORDS):
         found = names.name(crops[thing == label][:20])
@@ -60,7 +60,7 @@ def test_a_part_that_shows_one_thing_is_named() -> None:
 
 
 def test_a_part_that_shows_anything_is_unsure() -> None:
-    crops, words, _ = task()
+    crops, words, _ = some_crops()
     names = Namer(crops, WORDS, words)
     generator = np.random.default_rng(5)
     found = [names.name(crops[generator.choice(200, 20, replace=False)]) for _ in range(200)]
@@ -71,7 +71,7 @@ def test_a_part_that_shows_anything_is_unsure() -> None:
 
 def test_a_part_that_shows_two_things_is_unsure() -> None:
     """It is nearer to both words than random crops are, but which one is best depends on the crops."""
-    crops, words, thing = task()
+    crops, words, thing = some_crops()
     names = Namer(crops, WORDS, words)
     both = np.concatenate([crops[thing == 0][:15], crops[thing == 1][:15]])
     found = names.name(both)
@@ -88,14 +88,14 @@ def test_a_part_that_shows_two_things_is_unsure() -> None:
 
 
 def test_the_same_answer_whatever_was_asked_before() -> None:
-    crops, words, _ = task()
+    crops, words, _ = some_crops()
     first, second = Namer(crops, WORDS, words), Namer(crops, WORDS, words)
     first.name(crops[:7])
     assert first.name(crops[:12]) == second.name(crops[:12])
 
 
 def test_errors() -> None:
-    crops, words, _ = task()
+    crops, words, _ = some_crops()
     with pytest.raises(ArgumentError, match="at least two words"):
         Namer(crops, ["cat"], words[:1])
     with pytest.raises(ArgumentError, match="a vector for each, got 4, 3"):

@@ -560,7 +560,7 @@ def test_half_precision(dtype: torch.dtype, network: str, monkeypatch: pytest.Mo
     np.testing.assert_allclose(half.references.score, exact.references.score, rtol=0.1, atol=0.05)
     channel = int(exact.references.score[:, -1].argmax())
     sample = exact.references.sample[channel]
-    found = [study._run_circuits(np.full_like(sample, channel), sample) for study in studies]
+    found = [study.run_circuits(np.full_like(sample, channel), sample) for study in studies]
     for one, other in zip(*found):
         assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.99
     assert half.virtual_of(channel).k == 2

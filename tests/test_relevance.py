@@ -487,7 +487,7 @@ def hooked(layer: nn.Conv2d) -> nn.Module:
     return layer
 
 
-def split_tree(layer: nn.Conv2d) -> nn.Module:
+def branched(layer: nn.Conv2d) -> nn.Module:
     layer.register_forward_pre_hook(lambda module, inputs: (inputs[0] / 2,))
     return layer
 
@@ -500,7 +500,7 @@ def replaced(layer: nn.Conv2d) -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize("change", [standardised, hooked, split_tree, replaced])
+@pytest.mark.parametrize("change", [standardised, hooked, branched, replaced])
 def test_a_convolution_that_does_something_else_is_differentiated(change: Callable[[nn.Conv2d], nn.Module]) -> None:
     model = plain()
     made = model[4] = change(model[4])

@@ -310,7 +310,6 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     store, ready = Store(tmp_path), tmp_path / "ready"
     script = f"""
 import time
-import weakref
 from pathlib import Path
 from pure_nb.compute.store import Store
 with Store(Path({str(tmp_path)!r})).claimed("name", {KEY!r}):
