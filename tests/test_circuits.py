@@ -362,6 +362,13 @@ def test_wrong_pairs(channel: list[int], sample: list[int], error: type[Exceptio
         list(propagate(plain(), images, np.array(channel), np.array(sample), target="4", lower="2"))
 
 
+def test_a_wrong_channel_is_told_before_its_turn() -> None:
+    pairs = np.array([0, 1, 6]), np.array([0, 0, 0])  # the third round of one image
+    flows = propagate(plain(), Images(Items(noise(2))), *pairs, target="4", lower="2")
+    with pytest.raises(ArgumentError, match=r"channel 6 .*layer '4' has channels 0 to 5"):
+        next(flows)
+
+
 def test_no_pairs() -> None:
     with pytest.raises(ArgumentError, match="no pairs of a channel and an image"):
         circuits(plain(), Images(Items(noise(2))), np.array([], int), np.array([], int), target="4", lower="2")

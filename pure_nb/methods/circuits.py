@@ -129,6 +129,7 @@ def propagate(  # noqa: PLR0913
             members = [pairs_of[i] for i in order[begin : begin + len(batch.samples)]]
             begin += len(members)
             cut = cut_at(batch.images.to(example.device))
+            cut.require_channels(channel)  # of all pairs, and not when it is their turn
             for turn in range(len(members[0])):
                 rows = np.array([pairs[turn] for pairs in members if len(pairs) > turn])
                 chosen, last = torch.from_numpy(channel[rows]).to(example.device), turn == len(members[0]) - 1

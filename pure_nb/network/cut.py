@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
@@ -120,12 +122,8 @@ class Cut:
         NonFiniteError
             If the relevance is NaN or infinite.
         """
-        width, channels = len(channel), self.top.shape[channel_axis(self.top)]
-        if not 0 <= channel.min() <= channel.max() < channels:
-            raise ArgumentError(
-                f"channel {channel.max()} (lowest {channel.min()}): layer {self.target!r} has channels 0 to "
-                f"{channels - 1}"
-            )
+        self.require_channels(channel)
+        width = len(channel)
         above = torch.zeros_like(self.top)
         above[:width] = initial_relevance(self.top[:width], channel, start)
         (flow,) = torch.autograd.grad(self.top, self.leaf, above, retain_graph=not last)
@@ -137,6 +135,15 @@ class Cut:
                 f"(channel, image) {pairs[:5]} ..."
             )
         return found
+
+    def require_channels(self, channel: Tensor | NDArray[np.int64]) -> None:
+        """Raise if the target has no such channels."""
+        channels = self.top.shape[channel_axis(self.top)]
+        if not 0 <= channel.min() <= channel.max() < channels:
+            raise ArgumentError(
+                f"channel {channel.max()} (lowest {channel.min()}): layer {self.target!r} has channels 0 to "
+                f"{channels - 1}"
+            )
 
 
 def initial_relevance(activation: Tensor, channel: Tensor, start: Start = "activation") -> Tensor:
