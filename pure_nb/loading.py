@@ -160,8 +160,11 @@ def load_study(
         raise StudyError(f"{str(path)!r} has an entry in [run] that is not known: {sorted(unknown)[0]!r}")
     # A device that this process lacks may be one that a cluster has.
     run |= {option: changes.pop(option) for option in RUN if option in changes}
-    study = Study(name, model, images, checked(tables["parameters"]), Store(store_folder(store) / name), Run(**run))
-    return study.replace(**changes)
+    own = {field: changes.pop(field) for field in ("name", "model", "images", "run") if field in changes}
+    # Before "nearest" is looked up, as the target may be another.
+    parameters = checked({**tables["parameters"], **changes})
+    study = Study(name, model, images, parameters, Store(store_folder(store) / name), Run(**run))
+    return study.replace(**own) if own else study
 
 
 def shipped_studies() -> list[str]:

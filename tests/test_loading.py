@@ -16,7 +16,7 @@ from small import Items, link, noise, picture_folder
 
 from pure_nb.errors import ImageError, StudyError
 from pure_nb.glyphs import glyph_images
-from pure_nb.loading import load_study
+from pure_nb.loading import STUDIES, load_study
 
 TOML = """\
 [model]
@@ -259,3 +259,11 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for table in ('split = "test"', 'root = "."'):
         with pytest.raises(ImageError, match=r"need more packages: pip install 'pure-nb\[huggingface\]'"):
             study_of(tmp_path, f'source = "huggingface:my/pets"\n{table}')
+
+
+def test_the_nearest_is_that_of_the_target_that_is_asked_for(tmp_path: Path) -> None:
+    text = (STUDIES / "glyphs.toml").read_text(encoding="utf-8")
+    file = tmp_path / "near.toml"
+    file.write_text(text.replace('lower = "layer3"', 'lower = "nearest"'), encoding="utf-8")
+    assert load_study(file).parameters.lower == "input:layer4.0"
+    assert load_study(file, target="layer3").parameters.lower == "input:layer3.0"
