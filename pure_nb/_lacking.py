@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from pure_nb.errors import ArgumentError, LayerError, WordNetError
-from pure_nb.network.layers import INPUT, get_layer
+from pure_nb.network.layers import INPUT, computes_plainly, get_layer
 from pure_nb.network.models import USER
 from pure_nb.network.targets import Target
 
@@ -52,7 +50,7 @@ def splittable(study: Study) -> str | None:
     if ":" in target:
         return None
     inside = get_layer(study.model, target).named_modules(prefix=target)
-    found = [name for name, part in inside if type(part) in (nn.Conv2d, nn.Linear) and "downsample" not in name]
+    found = [name for name, part in inside if computes_plainly(part) and "downsample" not in name]
     return found[-1] if found else None
 
 

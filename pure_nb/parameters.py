@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -171,7 +172,7 @@ class Run:
             )
         try:
             if self.client is not None:
-                self.client.run(_require_device, self.device)  # on each worker; this process need not have it
+                _require_on_workers(self.client, self.device)  # this process need not have it
             elif self.device != "cpu":
                 _require_device(self.device)
         except (RuntimeError, AssertionError) as problem:  # torch without CUDA asserts
@@ -199,11 +200,19 @@ class Run:
         return frozen_eval(model, self.local_device, torch.channels_last if self.channels_last else None)
 
 
+# Once for each device: a run is made anew for every little change, such as of the size of batches.
+@lru_cache(maxsize=8)
 def _require_device(device: str) -> None:
     """Raise torch's own error if this process can't use a device, or if it computes nothing, as ``meta``."""
     import torch  # here, so that parameters are known at once
 
     torch.zeros(1, device=device).item()
+
+
+@lru_cache(maxsize=8)
+def _require_on_workers(client: Cluster, device: str) -> None:
+    """Raise as :func:`_require_device` if a worker can't use a device."""
+    client.run(_require_device, device)
 
 
 RENAMED = {

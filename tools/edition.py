@@ -245,12 +245,11 @@ def draw(study: Study, edition: Edition, folder: Path) -> None:
 def forget(study: Study, folder: Path) -> None:
     """Remove an earlier build if the study has changed since: the chapters' code does not tell."""
     identity = atlas.Atlas(study).identity
-    kept = folder / "study.txt"
-    if not kept.is_file() or kept.read_text(encoding="utf-8") != identity:
+    if atlas.identity_of(folder) != identity:
         for made in (".jupyter_cache", ".doctrees", "html", "extra"):
             shutil.rmtree(folder / "_build" / made, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        kept.write_text(identity, encoding="utf-8")
+        (folder / "study.txt").write_text(identity, encoding="utf-8")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics.cluster import contingency_matrix
 
+from pure_nb.benchmark.planting import dominant_source
 from pure_nb.judges.truth import scores
 from pure_nb.methods.ownership import SHARED
 
@@ -97,7 +98,7 @@ def part_correlation(
         A source without a part counts as 0, as does one whose part is constant.
     """
     whole = np.asarray(contributions, dtype=np.float64).sum(axis=1)
-    dominant = np.where(contributions.max(axis=1) > 0, contributions.argmax(axis=1), -1)
+    dominant = dominant_source(contributions)
     part_of = matched(np.where(np.isin(dominant, sources), dominant, -1), labels)
     values = []
     for source in sources:
