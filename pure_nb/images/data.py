@@ -28,7 +28,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import functional
 
-from pure_nb.errors import ImageError, PureError, StudyWarning
+from pure_nb.errors import ArgumentError, ImageError, PureError, StudyWarning
 from pure_nb.images.labels import Labels, display_names, labels_of
 from pure_nb.images.reading import Unreadable, printable, read
 
@@ -167,6 +167,12 @@ class Images:
     def path(self, sample: int) -> str:
         """The file behind an image, or a description where there is none, which may be hard to print."""
         return str(_file(*_behind(self.dataset, int(sample))) or f"item {sample} of {self.name}")
+
+    def require(self, samples: NDArray[np.int64]) -> None:
+        """Raise if there are no images of these indices."""
+        count = len(self)
+        if len(samples) and not 0 <= samples.min() <= samples.max() < count:
+            raise ArgumentError(f"image {samples.max()} (lowest {samples.min()}) of {count} images of {self.name!r}")
 
     def label(self, sample: int) -> str:
         """The name of an image's class, see :func:`~pure_nb.images.labels.display_names`; "" where none is known."""

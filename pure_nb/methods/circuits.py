@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from zennit.core import Composite
@@ -117,8 +116,7 @@ def propagate(  # noqa: PLR0913
     channel, sample = np.asarray(channel, dtype=np.int64), np.asarray(sample, dtype=np.int64)
     if channel.shape != sample.shape or channel.ndim != 1:
         raise ArgumentError(f"channel and sample must be vectors of one length, got {channel.shape} and {sample.shape}")
-    if len(sample) and not 0 <= sample.min() <= sample.max() < len(images):
-        raise ArgumentError(f"image {sample.max()} (lowest {sample.min()}) of {len(images)} images of {images.name!r}")
+    images.require(sample)
     # Images with similarly many pairs share a batch, so that few rows of a round are idle.
     unique, pairs_of = grouped(sample)
     order = np.argsort([-len(pairs) for pairs in pairs_of], kind="stable")
@@ -132,8 +130,8 @@ def propagate(  # noqa: PLR0913
             cut.require_channels(channel)  # of all pairs, and not when it is their turn
             for turn in range(len(members[0])):
                 rows = np.array([pairs[turn] for pairs in members if len(pairs) > turn])
-                chosen, last = torch.from_numpy(channel[rows]).to(example.device), turn == len(members[0]) - 1
-                relevance = cut.relevance(chosen, start, last=last, index=sample[rows].tolist())
+                last = turn == len(members[0]) - 1
+                relevance = cut.relevance(channel[rows], start, last=last, index=sample[rows].tolist())
                 yield rows, relevance, cut.leaf.detach()[: len(rows)], cut.top.detach()[: len(rows)]
 
 

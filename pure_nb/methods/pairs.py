@@ -12,6 +12,7 @@ from torch import nn
 
 from pure_nb.methods._shapes import Float
 from pure_nb.methods.relevance import ClassStatistics
+from pure_nb.methods.statistics import percentiles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,8 +74,8 @@ def class_pairs(
         share = statistics.share[classes, channel] / statistics.images[classes]
         for i, j in combinations(range(len(classes)), 2):
             spread = cosine(drawn_arvs[i], drawn_arvs[j])
-            enough = statistics.images[classes[[i, j]]].min() > 1 and np.isfinite(spread).any()
-            low, high = np.nanquantile(spread, [(1 - level) / 2, (1 + level) / 2]) if enough else (np.nan, np.nan)
+            enough = statistics.images[classes[[i, j]]].min() > 1
+            low, high = percentiles(spread, level) if enough else (np.nan, np.nan)
             pair, near = (names[classes[i]], names[classes[j]]), float(cosine(vectors[i], vectors[j]))
             rows.append((channel, *pair, near, low, high, share[i], share[j]))
     return pd.DataFrame(rows, columns=columns).sort_values("cosine", kind="stable", ignore_index=True)

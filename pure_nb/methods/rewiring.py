@@ -15,7 +15,6 @@ what the network does.
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +32,7 @@ from pure_nb.errors import ArgumentError, LayerError, ModelError
 from pure_nb.methods._shapes import Bool, Int
 from pure_nb.methods.ownership import SHARED
 from pure_nb.methods.windows import Weighted
-from pure_nb.network.layers import computes_plainly, get_layer
+from pure_nb.network.layers import computes_plainly, get_layer, near
 
 if TYPE_CHECKING:
     from pure_nb.methods.splitting import Split
@@ -303,11 +302,10 @@ def splittable(model: nn.Module, layer: str, channel: int) -> Weighted:
     module: Any = get_layer(model, layer)
     if not computes_plainly(module):
         names = [name for name, candidate in model.named_modules() if computes_plainly(candidate) and name]
-        near = difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[:8]
         raise LayerError(
             f"layer {layer!r} is a {type(module).__name__}; only a Conv2d or a Linear without hooks or a forward of "
             "its own can be split, for instance: "
-            f"{', '.join(map(repr, near)) or 'none, this network has none'}"
+            f"{near(layer, names) or 'none, this network has none'}"
         )
     if not 0 <= channel < len(module.weight):
         raise ArgumentError(f"channel {channel}: layer {layer!r} has channels 0 to {len(module.weight) - 1}")

@@ -146,10 +146,7 @@ def part_activations(
     samples = np.asarray(samples, dtype=np.int64)
     if samples.ndim != 1 or not len(samples):
         raise ArgumentError(f"samples must be a vector with at least one image, got the shape {list(samples.shape)}")
-    if not 0 <= samples.min() <= samples.max() < len(images):
-        raise ArgumentError(
-            f"image {samples.max()} (lowest {samples.min()}) of {len(images)} images of {images.name!r}"
-        )
+    images.require(samples)
     stacked, layer, channel = _parts_of(model, assignment), assignment.layer, assignment.channel
     sources = channel_sources(get_layer(model, layer), channel)
     pooled, relevant = [], np.ones(len(samples), dtype=np.bool_)

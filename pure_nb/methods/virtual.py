@@ -112,8 +112,25 @@ class VirtualNeurons:
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or vectors.shape[1] != self.centroids.shape[1]:
             raise ArgumentError(f"expected vectors of shape [m, {self.centroids.shape[1]}], got {list(vectors.shape)}")
-        distance = ((vectors[:, None] - self.centroids) ** 2).sum(axis=-1)
-        return np.where(vectors.any(axis=1), distance.argmin(axis=1), -1)
+        return np.where(vectors.any(axis=1), nearest(vectors, self.centroids), -1)
+
+
+def nearest(
+    vectors: Float[NDArray[np.floating], "m d"], centroids: Float[NDArray[np.floating], "k d"]
+) -> Int[NDArray[np.int64], " m"]:
+    """The centroid that is nearest to each vector; of equally near ones the first.
+
+    Parameters
+    ----------
+    vectors, centroids
+        float ``[m, d]`` and ``[k, d]``.
+
+    Returns
+    -------
+    ndarray
+        int64 ``[m]``, below k.
+    """
+    return ((vectors[:, None] - centroids) ** 2).sum(axis=-1).argmin(axis=1)
 
 
 def on_one_thread(function: Callable[P, T]) -> Callable[P, T]:
@@ -227,7 +244,7 @@ def refitted(
     centroids = np.empty((k, vectors.shape[1]))
     for new, old in enumerate(number.tolist()):
         centroids[old] = vectors[training][own == new].mean(axis=0)
-    found = ((vectors[:, None] - centroids) ** 2).sum(axis=-1).argmin(axis=1)
+    found = nearest(vectors, centroids)
     found[training] = number[own]
     return found
 

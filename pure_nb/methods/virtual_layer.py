@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pure_nb.errors import ArgumentError
 from pure_nb.methods._shapes import Float, Int
 from pure_nb.methods.circuits import cuts, normalised, summed
-from pure_nb.methods.virtual import VirtualNeurons, part_name
+from pure_nb.methods.virtual import VirtualNeurons, nearest, part_name
 from pure_nb.network.layers import channel_axis
 from pure_nb.parameters import Rule, Start
 
@@ -126,8 +126,7 @@ class VirtualLayer(nn.Module):
         with cuts(self.model, images[:1].detach(), self.target, self.lower, self.rule) as cut_at:
             cut = cut_at(images.detach())
             for channel in wanted:
-                chosen = torch.full((len(images),), int(channel), device=images.device)
-                relevance = cut.relevance(chosen, self.start, last=channel == wanted[-1])
+                relevance = cut.relevance(np.full(len(images), channel), self.start, last=channel == wanted[-1])
                 members = np.flatnonzero(owner == channel)
                 share[:, members] = self._shares(normalised(summed(relevance)), centroids[members])
         axis = channel_axis(cut.top)
@@ -141,8 +140,7 @@ class VirtualLayer(nn.Module):
         """What each virtual neuron of a channel gets of its activation, given the circuits."""
         if self.assign == "mixture":
             return np.stack([mixture(vector, centroids) for vector in vectors])
-        nearest = ((vectors[:, None] - centroids) ** 2).sum(axis=2).argmin(axis=1)
-        return np.eye(len(centroids))[nearest]
+        return np.eye(len(centroids))[nearest(vectors, centroids)]
 
 
 def mixture(

@@ -95,14 +95,19 @@ class Cut:
         return cls(found[below], found[target], lower or "the input", target, times_input)
 
     def relevance(
-        self, channel: Tensor, start: Start = "activation", *, last: bool = False, index: Sequence[int] | None = None
+        self,
+        channel: Tensor | NDArray[np.int64],
+        start: Start = "activation",
+        *,
+        last: bool = False,
+        index: Sequence[int] | None = None,
     ) -> Tensor:
         """What each value of the lower layer contributed to a channel, image by image.
 
         Parameters
         ----------
         channel
-            int64 ``[b]``: the channel to start from in each of the first b images.
+            int64 ``[b]``: the channel to start from in each of the first b images; as an array a GPU is not waited for.
         start
             Where relevance starts, see :func:`initial_relevance`.
         last
@@ -125,7 +130,8 @@ class Cut:
         self.require_channels(channel)
         width = len(channel)
         above = torch.zeros_like(self.top)
-        above[:width] = initial_relevance(self.top[:width], channel, start)
+        chosen = torch.as_tensor(channel, device=self.top.device)
+        above[:width] = initial_relevance(self.top[:width], chosen, start)
         (flow,) = torch.autograd.grad(self.top, self.leaf, above, retain_graph=not last)
         found = (self.leaf.detach() * flow if self.times_input else flow)[:width]
         if not torch.isfinite(found.float().sum()):
