@@ -79,7 +79,7 @@ def shown() -> list[str]:
 
 @cache
 def classes(module: str) -> dict[str, type]:
-    """The package's classes by the names that annotations in a module have for them, also where only mypy knows them."""
+    """The package's classes by the names that annotations in a module have for them, also those for mypy alone."""
     source = ast.walk(ast.parse(Path(importlib.import_module(module).__file__ or "").read_text(encoding="utf-8")))
     froms = [node for node in source if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pure_nb")]
     known = {

@@ -29,6 +29,7 @@ from pure_nb.benchmark.planting import (
     draw,
     likeness_of,
     plant,
+    possible_sources,
     shares,
 )
 from pure_nb.errors import LayerError, PlantingError, StudyError, StudyWarning
@@ -370,7 +371,7 @@ def planted_task(
     if self_merged < 0:
         raise PlantingError(f"the number of channels merged with themselves must be at least 0, got {self_merged}")
     if self_merged:
-        alive = np.flatnonzero(study.references.score.mean(axis=1) > 0)
+        alive = possible_sources(study.references)
         if self_merged > len(alive):
             warnings.warn(f"there are only {len(alive)} channels to merge with themselves", StudyWarning, stacklevel=2)
             self_merged = len(alive)

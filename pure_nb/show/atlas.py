@@ -27,7 +27,7 @@ from PIL import Image
 from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import write_atomically
-from pure_nb.errors import EmbedderError, LayerError, StudyError
+from pure_nb.errors import LayerError, StudyError
 from pure_nb.figures.plots import image_grid
 from pure_nb.figures.render import Picture, View
 from pure_nb.images.labels import display_names
@@ -104,9 +104,8 @@ class Atlas:
             )
         if self.count < 1:
             raise StudyError(f"at least one reference image is shown of each neuron, got count={self.count}")
-        judge = self.embedder
-        if judge is not None and judge.encode_text is None:
-            raise EmbedderError(f"{judge.name} has no text tower and can't name anything; take CLIP or mini-CLIP")
+        if self.embedder is not None:
+            self.embedder.joint  # noqa: B018  raises where there is no text tower
 
     @cached_property
     def identity(self) -> str:
