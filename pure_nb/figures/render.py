@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import scipy
@@ -23,7 +23,7 @@ from torch.nn.functional import interpolate
 
 from pure_nb.compute.blocks import grouped, map_in_blocks
 from pure_nb.compute.store import Store
-from pure_nb.errors import ArgumentError, LayerError
+from pure_nb.errors import LayerError, require_choice
 from pure_nb.images.data import Images
 from pure_nb.images.reading import readable
 from pure_nb.methods.circuits import propagate
@@ -142,8 +142,7 @@ def heatmaps(
     ...     print(rows, tuple(maps.shape))
     [0 1] (2, 96, 96)
     """
-    if crop not in get_args(Crop):
-        raise ArgumentError(f"crop must be one of {get_args(Crop)}, got {crop!r}")
+    require_choice("crop", crop, Crop)
     run = replace(run, batch_size=min(run.batch_size, MOST))
     if crop != "activation":
         flows = propagate(

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
+from pure_nb.errors import ArgumentError, LayerError, NonFiniteError, require_choice
 from pure_nb.methods._shapes import Bool, Float, Int
 from pure_nb.network.layers import channel_axis, flatten_positions
 from pure_nb.parameters import RankedBy
@@ -142,8 +142,7 @@ class TopReferences:
     def __init__(self, layer: str, n: int = 100, ranked_by: RankedBy = "max") -> None:
         if n < 1:
             raise ArgumentError(f"a channel needs at least one reference image, got n={n}")
-        if ranked_by not in ("max", "mean"):
-            raise ArgumentError(f"ranked_by must be 'max' or 'mean', got {ranked_by!r}")
+        require_choice("ranked_by", ranked_by, RankedBy)
         self.layer, self.n, self.ranked_by = layer, n, ranked_by
         self.layers: tuple[str, ...] = (layer,)
         self.leaf: str | None = None

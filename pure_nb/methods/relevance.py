@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
+from pure_nb.errors import ArgumentError, LayerError, NonFiniteError, require_choice
 from pure_nb.methods._shapes import Bool, Float, Int
 from pure_nb.methods.windows import KernelWindows, dense_weight, in_single
 from pure_nb.network.layers import INPUT, OUTPUT, channel_axis, flatten_positions, get_layer
@@ -58,8 +58,7 @@ class Criterion:
             raise ArgumentError(f"min_share must be from 0 to 1, got {self.min_share}")
         if self.cumulative_share is not None and not 0 < self.cumulative_share <= 1:
             raise ArgumentError(f"cumulative_share must be above 0 and at most 1, or None, got {self.cumulative_share}")
-        if self.clamp not in get_args(Clamp):
-            raise ArgumentError(f"clamp must be 'channels' or 'positions', got {self.clamp!r}")
+        require_choice("clamp", self.clamp, Clamp)
 
 
 def relevant_channels(

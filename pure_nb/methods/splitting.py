@@ -11,14 +11,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from pure_nb.errors import ArgumentError, NonFiniteError, StudyWarning
+from pure_nb.errors import ArgumentError, NonFiniteError, StudyWarning, require_choice
 from pure_nb.images.data import Images
 from pure_nb.images.reading import readable
 from pure_nb.methods._shapes import Bool, Float, Int
@@ -233,8 +233,7 @@ def choose_rho(activations: PartActivations, labels: ArrayLike, *, score: Score 
     """
     import pandas as pd  # late, see pure_nb._imports
 
-    if score not in get_args(Score):
-        raise ArgumentError(f"score must be 'ratio' or 'bounded', got {score!r}")
+    require_choice("score", score, Score)
     k, tiny = activations.k, np.finfo(np.float64).tiny
     label = _labels(labels, len(activations.original), k)
     for concept in range(k):
