@@ -79,6 +79,16 @@ class StoreWarning(UserWarning):
 
 
 def require_choice(name: str, value: object, choices: Any, kind: type[PureError] = ArgumentError) -> None:
-    """Raise an error of some kind unless a value is one of the choices of its ``Literal``."""
+    """Raise unless a value is one of some choices.
+
+    Parameters
+    ----------
+    name, value
+        The parameter or option, and what was given for it.
+    choices
+        A ``Literal`` of all of them.
+    kind
+        Of the error to raise.
+    """
     if value not in get_args(choices):
         raise kind(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")

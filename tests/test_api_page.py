@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 import pure_nb
-from pure_nb import errors
 
 BOOK = Path(__file__).parents[1] / "book"
 WALKED = pkgutil.walk_packages(pure_nb.__path__, "pure_nb.")
@@ -131,7 +130,7 @@ def source_of(module: str) -> str:
 def test_the_pages_tell_of_what_is_public_and_of_nothing_else() -> None:
     """What is exported, the classes that it takes and gives back, and what these take; and all errors, once each."""
     exported = door()
-    public = set(exported) | {f"pure_nb.errors.{name}" for name, kind in vars(errors).items() if inspect.isclass(kind)}
+    public = set(exported) | {f"pure_nb.errors.{name}" for name in classes("pure_nb.errors")}
     todo = [thing for thing in exported.values() if thing is not None]
     while todo:
         for kind in mentioned(todo.pop()):
