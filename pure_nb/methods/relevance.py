@@ -256,14 +256,17 @@ class ClassRelevance:
     def _add(self, labels: NDArray[np.int64], samples: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
         if not self._sums:
             self._sums = self._zeros(values["relevant"].shape[1], values["pooled"].shape[1])
-        sums = self._sums
-        for row, (label, sample) in enumerate(zip(labels, samples)):
-            weights = np.random.default_rng([self.seed, int(sample)]).poisson(1, self.replicates).astype(np.float32)
-            sums["images"][label] += 1
-            for name, value in values.items():
-                sums[name][label] += value[row]
-            sums["bootstrap_counts"][label] += weights
-            sums["bootstrap_sums"][label] += weights[:, None] * values["pooled"][row].astype(np.float32)
+        sums, single = self._sums, values["pooled"].astype(np.float32)
+        draws = [np.random.default_rng([self.seed, int(sample)]).poisson(1, self.replicates) for sample in samples]
+        weights = np.array(draws, dtype=np.float32)
+        for label in np.unique(labels):
+            rows = np.flatnonzero(labels == label)
+            sums["images"][label] += len(rows)
+            for name, value in values.items():  # one after the other, so that batches make no difference
+                sums[name][label] = np.concatenate([sums[name][[label]], value[rows]]).sum(axis=0)
+            sums["bootstrap_counts"][label] += weights[rows].sum(axis=0)
+            product = np.matmul if len(rows) > 1 else np.multiply  # which is the faster for one
+            sums["bootstrap_sums"][label] += product(weights[rows].T, single[rows])
 
     def _zeros(self, channels: int, width: int) -> dict[str, NDArray[Any]]:
         """Empty tables; ``width`` numbers are summed for each class."""
