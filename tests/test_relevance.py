@@ -253,7 +253,7 @@ def test_replicas_are_poisson_weighted_sums() -> None:
             np.testing.assert_allclose(replicas, expected[:, channel], rtol=1e-4, atol=1e-5)
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=24), st.integers(1, 12), st.integers(0, 99))
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=24), st.integers(2, 12), st.integers(0, 99))
 def test_sums_of_a_batch_are_those_of_one_image_at_a_time(labels: list[int], width: int, seed: int) -> None:
     """To the bit, but for replicates: these are products of single precision, added in another order."""
     generator, label = np.random.default_rng(seed), np.array(labels)

@@ -262,7 +262,7 @@ class ClassRelevance:
         for label in np.unique(labels):
             rows = np.flatnonzero(labels == label)
             sums["images"][label] += len(rows)
-            for name, value in values.items():  # one after the other, so that batches make no difference
+            for name, value in values.items():  # row after row, from what was there on
                 sums[name][label] = np.concatenate([sums[name][[label]], value[rows]]).sum(axis=0)
             sums["bootstrap_counts"][label] += weights[rows].sum(axis=0)
             product = np.matmul if len(rows) > 1 else np.multiply  # which is the faster for one
