@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -860,6 +861,45 @@ def test_an_image_that_never_arrives_outside_of_batches(monkeypatch: pytest.Monk
     items.allowed.set()
     assert soon(lambda: not readers())
     assert images.tensor(0).equal(noise(4)[0])
+
+
+def test_pictures_are_read_by_threads_that_wait_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread is started only where all others are reading, or hang."""
+    started, start = [], threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread) or start(thread))
+    monkeypatch.setattr(reading._Reader, "idle", deque())
+    images = Images(Items(noise(30)))
+    for sample in range(30):
+        assert images.tensor(sample).equal(noise(30)[sample])
+    assert len(started) == 1
+    ahead = batches(images, range(30), run=Run(batch_size=4))
+    assert next(ahead).samples.tolist() == [0, 1, 2, 3]
+    assert images.tensor(7).equal(noise(30)[7])
+    assert len(started) == 2
+    ahead.close()
+    monkeypatch.setattr(reading, "TIMEOUT", 0.1)
+    items = Blocked(4, late=0)
+    for _ in range(2):
+        with pytest.raises(ImageError, match="nothing arrived for 0.1 s"):
+            Images(items).tensor(0)
+    assert images.tensor(3).equal(noise(30)[3])
+    assert len(started) == 3  # for those that hang, and the one that goes on
+    items.allowed.set()
+    assert soon(lambda: len(reading._Reader.idle) == 3)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that begin with what this one has")
+def test_threads_that_wait_are_not_those_of_a_forked_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = Images(Items(noise(2)))
+    assert images.tensor(0).equal(noise(2)[0])
+    assert reading._Reader.idle
+    monkeypatch.setattr(reading, "TIMEOUT", 5.0)
+    process = multiprocessing.get_context("fork").Process(target=lambda: images.tensor(1))
+    process.start()
+    process.join(30)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that begin with what this one has")
