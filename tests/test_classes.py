@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def test_stopped_and_resumed_with_other_references(
     broken, images.images = images.images, images.images.clone()
     images.images[30] = float("nan")
     with pytest.raises(NonFiniteError):
-        _ = study.replace().classes.statistics
+        _ = replace(study).classes.statistics
     images.images = broken
     assert list((tmp_path / "store").rglob("shard-*.safetensors"))  # so there is something to be mistaken for its own
     resumed = mine(tmp_path, images, n_references=3).replace(batch_size=4, **change)
@@ -572,7 +573,7 @@ def test_a_part_of_the_images_can_not_be_read(tmp_path: Path) -> None:
 
 def test_glyphs_are_not_asked(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Classes, "_doubt", lambda *_: pytest.fail("asked"))
-    assert len(glyph_study.replace().classes.names) == 48
+    assert len(replace(glyph_study).classes.names) == 48
 
 
 @pytest.mark.slow

@@ -880,7 +880,7 @@ def test_pictures_are_read_by_threads_that_wait_for_the_next(monkeypatch: pytest
     monkeypatch.setattr(reading, "TIMEOUT", 0.1)
     items = Blocked(4, late=0)
     for _ in range(2):
-        with pytest.raises(ImageError, match="nothing arrived for 0.1 s"):
+        with pytest.raises(ImageError, match=r"nothing arrived for 0\.1 s"):
             Images(items).tensor(0)
     assert images.tensor(3).equal(noise(30)[3])
     assert len(started) == 3  # for those that hang, and the one that goes on
