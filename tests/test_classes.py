@@ -20,8 +20,10 @@ from small import Items, noise, plain, shared
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from pure_nb import _splits as splits_module
 from pure_nb import load_study
 from pure_nb import study as study_module
+from pure_nb._splits import Splitter
 from pure_nb.classes import Classes
 from pure_nb.compute import sweep as sweep_module
 from pure_nb.compute.sweep import shards, sweep
@@ -470,8 +472,26 @@ def test_ratios_of_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not published["rho"].equals(found["rho"])
     assert study.classes.ratios(-1).empty
     again = mine(tmp_path)
-    monkeypatch.setattr(Classes, "split", lambda *_: pytest.fail("split again"))
+    monkeypatch.setattr(Splitter, "splits", lambda *_: pytest.fail("split again"))
     pd.testing.assert_frame_equal(again.classes.ratios(gamma), found)
+
+
+@pytest.mark.parametrize("most", [0, 1e9])
+def test_images_are_run_once_for_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: float) -> None:
+    """All, and before that the half that splits are fitted to, and not two classes for each of the pairs."""
+    images = Labelled()
+    study = mine(tmp_path, images)
+    _ = study.classes.pairs
+    images.loaded.clear()
+    monkeypatch.setattr(splits_module, "MOST_BYTES", most)
+    found = study.classes.ratios(2)
+    pairs = len(found.drop_duplicates(["channel", "class_1", "class_2"]))
+    assert len(found) == pairs > 8
+    assert len(images.loaded) == (20 + 40 if most else 20 + 20 * pairs)
+    for row in found.itertuples(index=False):
+        split = study.classes.split(row.channel, [row.class_1, row.class_2])
+        assert split.rho == row.rho
+        assert split.table()["signed"].to_numpy()[[0, 4]].mean() == pytest.approx(row.signed_own, rel=1e-5)
 
 
 def test_ratios_where_a_class_has_one_image(tmp_path: Path) -> None:

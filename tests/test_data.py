@@ -254,17 +254,17 @@ def test_files_are_read_once_for_the_fingerprint(tmp_path: Path, monkeypatch: py
     read_bytes = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda file: read.append(file) or read_bytes(file))
     expected = [f"{len(file.name)} {hashlib.sha256(file.name.encode()).hexdigest()[:32]}" for file in files]
-    assert contents.digests(files) == expected
+    assert contents.digests([*map(str, files)]) == expected
     assert read == files
     read.clear()
-    assert contents.digests(files) == expected
+    assert contents.digests([*map(str, files)]) == expected
     assert read == []
     files[3].write_bytes(b"3.pnG")  # as long as before, and just now: its time may still be that of a further change
     for _ in range(2):
-        assert contents.digests(files)[3] == f"5 {hashlib.sha256(b'3.pnG').hexdigest()[:32]}"
+        assert contents.digests([*map(str, files)])[3] == f"5 {hashlib.sha256(b'3.pnG').hexdigest()[:32]}"
     assert read == [files[3]] * 2
     files[3].unlink()
-    assert contents.digests(files)[3] == "can't be read"
+    assert contents.digests([*map(str, files)])[3] == "can't be read"
 
 
 def test_who_is_stopped_does_not_begin_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,8 +282,8 @@ def test_who_is_stopped_does_not_begin_again(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Path, "read_bytes", stopped)
     with pytest.raises(KeyboardInterrupt):
-        contents.digests(files)
-    contents.digests(files)
+        contents.digests([*map(str, files)])
+    contents.digests([*map(str, files)])
     assert len(read) == 550 + 600 - 2 * contents.EVERY
 
 

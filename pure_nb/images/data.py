@@ -15,7 +15,6 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
@@ -167,7 +166,7 @@ class Images:
 
     def path(self, sample: int) -> str:
         """The file behind an image, or a description where there is none, which may be hard to print."""
-        return str(_file(*_behind(self.dataset, int(sample))) or f"item {sample} of {self.name}")
+        return _file(*_behind(self.dataset, int(sample))) or f"item {sample} of {self.name}"
 
     def require(self, samples: NDArray[np.int64]) -> None:
         """Raise if there are no images of these indices."""
@@ -269,7 +268,7 @@ class Images:
         digest.update(repr(None if self.targets is None else self.targets.tolist()).encode())
         digest.update(repr(list(self.classes) or None).encode())
         before: object = self.dataset
-        files: dict[int, list[Path]] = {}  # of each data set that is a part of this one
+        files: dict[int, list[str]] = {}  # of each data set that is a part of this one
         for sample in range(len(self)):
             source, number = _behind(self.dataset, sample)
             if source is not before:
@@ -368,7 +367,7 @@ def scaled(values: Tensor, white: float | None = None, what: str = "a picture") 
     return (values.double() / known).float()
 
 
-def _require_bytes(file: Path | None) -> None:
+def _require_bytes(file: str | None) -> None:
     """Raise for a picture that torchvision's loader cuts off at 255."""
     if file is not None:
         with Image.open(file) as picture:
@@ -415,7 +414,7 @@ def _behind(dataset: Any, sample: int) -> tuple[Any, int]:
     return dataset, sample
 
 
-def _file(dataset: object, sample: int) -> Path | None:
+def _file(dataset: object, sample: int) -> str | None:
     """The file of an item, where the data set has a list of them as torchvision's have."""
     for name in ("samples", "files", "_samples", "_image_files", "_images"):
         files = getattr(dataset, name, None)
@@ -423,7 +422,7 @@ def _file(dataset: object, sample: int) -> Path | None:
             entry = files[sample]
             found = entry[0] if isinstance(entry, (list, tuple)) and entry else entry
             if isinstance(found, (str, os.PathLike)):
-                return Path(found)
+                return str(os.fspath(found))
     return None
 
 
