@@ -17,7 +17,7 @@ from pure_nb.images.labels import class_labels
 from pure_nb.images.sources import as_images
 from pure_nb.methods.ownership import Assignment, Ownership
 from pure_nb.methods.relevance import Clamp, Criterion
-from pure_nb.methods.splitting import PartActivations, Score, Split, all_part_activations, every_second
+from pure_nb.methods.splitting import PartActivations, Score, Split, _part_activations, every_second
 from pure_nb.methods.virtual import part_name, refitted
 from pure_nb.methods.windows import channel_sources, closed_form, dense_weight, pooled_inputs
 from pure_nb.network.layers import INPUT, computes_plainly, get_layer
@@ -132,7 +132,7 @@ class Splitter:
             if classes is not None:
                 outputs[own] = np.array([self.classes._number[name] for name in classes])[concept]
         p = self.study.parameters
-        return all_part_activations(
+        return _part_activations(
             self.study.model,
             images,
             [*place],

@@ -113,23 +113,7 @@ def part_activations(
     criterion: Criterion = Criterion(),
     run: Run = Run(),
 ) -> PartActivations:
-    """Activations of a channel and of its parts at every threshold: see :func:`all_part_activations`."""
-    samples = np.asarray(samples, dtype=np.int64)
-    shown = [(assignment, np.arange(len(samples)))]
-    return all_part_activations(model, images, samples, shown, labels=labels, criterion=criterion, run=run)[0]
-
-
-def all_part_activations(
-    model: nn.Module,
-    images: Images,
-    samples: ArrayLike,
-    shown: Sequence[tuple[Assignment, NDArray[np.int64]]],
-    *,
-    labels: ArrayLike | None = None,
-    criterion: Criterion = Criterion(),
-    run: Run = Run(),
-) -> list[PartActivations]:
-    """Activations of channels of one layer and of their parts at every threshold, in one pass over some images.
+    """Activations of a channel and of its parts at every threshold, in one pass over some images.
 
     No network is split for it: the network runs up to the layer's input, and the parts of all thresholds are computed
     from that as the channels of one layer. With labels it runs on to its end, and backward to the layer.
@@ -140,8 +124,8 @@ def all_part_activations(
         What to run over what.
     samples
         int ``[images]``: indices of the images wanted.
-    shown
-        For each result its channel, with the sources of its parts, and which of the samples it is for, by their places.
+    assignment
+        The channel, and the sources of its parts.
     labels
         int ``[images]``: the network's output for the class of each image, to find out where the channel is relevant.
     criterion
@@ -159,6 +143,21 @@ def all_part_activations(
     NonFiniteError
         If an activation is NaN or infinite.
     """
+    shown = [(assignment, np.arange(np.size(samples)))]
+    return _part_activations(model, images, samples, shown, labels=labels, criterion=criterion, run=run)[0]
+
+
+def _part_activations(
+    model: nn.Module,
+    images: Images,
+    samples: ArrayLike,
+    shown: Sequence[tuple[Assignment, NDArray[np.int64]]],
+    *,
+    labels: ArrayLike | None = None,
+    criterion: Criterion = Criterion(),
+    run: Run = Run(),
+) -> list[PartActivations]:
+    """As :func:`part_activations`, of several channels, each shown some samples by their places; each is run once."""
     samples = np.asarray(samples, dtype=np.int64)
     if samples.ndim != 1 or not len(samples):
         raise ArgumentError(f"samples must be a vector with at least one image, got the shape {list(samples.shape)}")
