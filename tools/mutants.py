@@ -256,8 +256,8 @@ MUTANTS = [
            "if type(module).get_extra_state is None:", "models"),
     Mutant("fingerprints: labels do not matter",
            "repr(None if self.targets is None else self.targets.tolist())", "repr(self.targets is None)", "data"),
-    Mutant("fingerprints: files do not matter", 'digest.update(_state(file, getattr(source, "root", None)))',
-           'digest.update(b"file")', "data"),
+    Mutant("fingerprints: files do not matter", "digest.update(told(some))", 'digest.update(b"file")', "data"),
+    Mutant("fingerprints: times of change do not matter", "if state == known:", "if state[:1] == known[:1]:", "data"),
 ]  # fmt: skip
 """Ordered by area."""
 

@@ -94,7 +94,7 @@ class Task:
     planting: Planting | None = None
     contributions: NDArray[np.float32] | None = None
 
-    @property
+    @cached_property
     def k(self) -> NDArray[np.int64]:
         """How many things a neuron means: those of at least a twentieth of its references each; int64 ``[channels]``.
 
@@ -104,7 +104,7 @@ class Task:
         counts = [np.unique(own[own >= 0], return_counts=True)[1] for own in self.truth]
         return np.array([max(1, int((count >= least).sum())) for count in counts])
 
-    @property
+    @cached_property
     def dominant(self) -> NDArray[np.bool_]:
         """Which references have a clearly dominant source, see :data:`DOMINANT`: bool ``[channels, n]``."""
         return self.share >= DOMINANT

@@ -255,14 +255,20 @@ class ClassRelevance:
     def _add(self, labels: NDArray[np.int64], samples: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
         if not self._sums:
             self._sums = self._zeros(values["relevant"].shape[1], values["pooled"].shape[1])
-        sums = self._sums
-        for row, (label, sample) in enumerate(zip(labels, samples)):
-            weights = np.random.default_rng([self.seed, int(sample)]).poisson(1, self.replicates).astype(np.float32)
-            sums["images"][label] += 1
-            for name, value in values.items():
-                sums[name][label] += value[row]
-            sums["bootstrap_counts"][label] += weights
-            sums["bootstrap_sums"][label] += weights[:, None] * values["pooled"][row].astype(np.float32)
+        draws = [np.random.default_rng([self.seed, int(sample)]).poisson(1, self.replicates) for sample in samples]
+        order, sums = np.argsort(labels, kind="stable"), self._sums
+        weights, single = np.array(draws, dtype=np.float32)[order], values["pooled"][order].astype(np.float32)
+        sorted_values = {name: value[order] for name, value in values.items()}
+        starts = np.flatnonzero(np.diff(labels[order], prepend=-1)).tolist()
+        for start, end in zip(starts, [*starts[1:], len(order)]):
+            label, several = labels[order[start]], end > start + 1
+            sums["images"][label] += end - start
+            for name, value in sorted_values.items():  # row after row, from what was there on
+                rows = np.concatenate([sums[name][[label]], value[start:end]]) if several else value[start]
+                sums[name][label] = rows.sum(axis=0) if several else sums[name][label] + rows
+            sums["bootstrap_counts"][label] += weights[start:end].sum(axis=0)
+            product = np.matmul if several else np.multiply  # which is the faster for one
+            sums["bootstrap_sums"][label] += product(weights[start:end].T, single[start:end])
 
     def _zeros(self, channels: int, width: int) -> dict[str, NDArray[Any]]:
         """Empty tables; ``width`` numbers are summed for each class."""

@@ -111,8 +111,9 @@ def pooled_inputs(
     samples: Sequence[int] | Int[NDArray[np.int64], " images"],
     layer: str,
     *,
+    labels: Int[NDArray[np.int64], " images"] | None = None,
     run: Run = Run(),
-) -> Float[NDArray[np.float64], "images inputs kernel"]:
+) -> Float[NDArray[np.float64], "rows inputs kernel"]:
     """What each weight of a convolution or linear layer sees of each image, summed over the output's positions.
 
     Times the weights of a channel (:func:`dense_weight`) and summed over the kernel, it is the channel's relevance
@@ -126,21 +127,29 @@ def pooled_inputs(
         int ``[images]``: indices of the images wanted.
     layer
         Name of a ``Conv2d`` or ``Linear``.
+    labels
+        int ``[images]``: if given, the images of one label are averaged, which takes no more memory for more images.
     run
         How it is run.
 
     Returns
     -------
     ndarray
-        float64 ``[images, inputs, kernel weights]``.
+        float64 ``[images, inputs, kernel weights]``; or ``[labels, inputs, kernel weights]``, the least label first.
     """
     windows, entrance = KernelWindows.from_module(get_layer(model, layer)), INPUT + layer
-    chosen, found = np.asarray(samples, dtype=np.int64).tolist(), []
+    chosen, rows = np.asarray(samples, dtype=np.int64).tolist(), range(len(samples))
+    places, counts = (rows, 1) if labels is None else np.unique(labels, return_inverse=True, return_counts=True)[1:]
+    found, seen = np.empty(0), 0
     with run.prepared(model), torch.inference_mode():
         for batch in readable(images, chosen, run=run):
             entering = activations(model, batch.images.to(run.local_device), [entrance])[entrance]
-            found.append(windows.pooled(in_single(entering)).cpu().double().numpy())
-    return np.concatenate(found)
+            pooled = windows.pooled(in_single(entering)).cpu().double().numpy()
+            found = found if found.size else np.zeros((max(places) + 1, *pooled.shape[1:]))
+            for row, place in zip(pooled, places[seen : seen + len(pooled)]):
+                found[place] += row
+            seen += len(pooled)
+    return found / np.reshape(counts, (-1, 1, 1))
 
 
 def closed_form(model: nn.Module, layer: str, lower: str) -> nn.Module | None:
