@@ -1,4 +1,4 @@
-"""Whatever runs on another device finds what the CPU finds, and waits for it as often for large batches as for small."""
+"""What runs on another device finds what the CPU finds, and waits for it as often for large batches as for small."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def windows(images: Images, run: Run) -> list[NDArray[Any]]:
     return [pooled_inputs(plain(), images, np.arange(len(images)), "4", run=run)]
 
 
-# By step, how often a batch may wait for the device: for the result, and in circuits and crops, in each round of which
+# By step, how often a batch may wait for the device at most: for the result, and in circuits and crops, in each round of which
 # each image has one pair, for the word that it is finite. LRP asks each layer whether its inputs are zero.
 STEPS: dict[str, tuple[Step, int]] = {
     "references": (references, 5),  # of two layers: the peaks twice, the means once, and where the peaks are
@@ -94,7 +94,7 @@ def test_it_is_what_the_cpu_finds_and_large_batches_wait_no_longer(name: str) ->
         waits[size] = device.waits.total()
         assert device.sent
     # Twice as many batches of half the size: the difference is what four, and two, more batches cost.
-    assert waits[2] - waits[4] == 2 * (waits[4] - waits[8]) == 4 * most, waits
+    assert 0 < waits[2] - waits[4] == 2 * (waits[4] - waits[8]) <= 4 * most, waits
 
 
 def test_a_picture_of_a_channel_is_made_there() -> None:
