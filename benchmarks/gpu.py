@@ -209,15 +209,16 @@ def row(world: World, name: str, unit: str, count: int, ours: Any, peer: Any, pr
         except Exception as problem:
             print(f"zennit-crp, {name}, {precision}: {type(problem).__name__}: {problem}", flush=True)
             peer = None
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {"ms": [], "zennit-crp ms": []}
     for _ in range(args.repeats):
         for side, run, units in (("ms", mine, count), ("zennit-crp ms", theirs, each if peer else 0)):
             if units:
                 waiting(args.device)
-                begin = time.perf_counter()
+                begin = clock()
                 run()
                 waiting(args.device)
-                seconds[side].append((time.perf_counter() - begin) / units)
+                seconds[side].append((clock() - begin) / units)
     entry |= {side: 1e3 * statistics.median(values) for side, values in seconds.items() if values}
     if peer:
         entry["times faster"] = entry["zennit-crp ms"] / entry["ms"]
@@ -253,9 +254,7 @@ def main() -> None:
         "class relevance": ("image", args.images, world.relevance, world.relevance_peer),
         "virtual neurons": ("channel", args.channels, world.virtual, None),
     }
-    rows = [
-        row(world, name, *step, precision) for name, step in steps.items() for precision in args.precisions or known
-    ]
+    rows = [row(world, name, *step, precision) for name, step in steps.items() for precision in precisions]
     report([{"model": args.model, "card": card, **entry} for entry in rows], args)
 
 
