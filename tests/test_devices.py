@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from away import DEVICE, away
 from numpy.typing import NDArray
-from small import Items, noise, plain
+from small import ROOT, Items, crp, noise, plain
 
 from pure_nb.compute.sweep import sweep
 from pure_nb.figures.render import boxes
@@ -122,3 +126,18 @@ def test_what_would_fail_on_a_gpu_fails_here() -> None:
         assert torch.equal(there, there)
         assert (there.cpu() + torch.ones(3)).tolist() == [2, 2, 2]
     assert device.waits.total() == 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)  # a process of its own, with the peer's passes
+def test_the_table_of_a_gpu_can_be_made(tmp_path: Path) -> None:
+    crp("attribution")
+    script, table = ROOT / "benchmarks" / "gpu.py", tmp_path / "gpu.csv"
+    asked = ["--device", "cpu", "--small", "--repeats", "1", "--precisions", "float32", "--out", str(table)]
+    done = subprocess.run([sys.executable, str(script), *asked], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = pd.read_csv(table).set_index("step")
+    assert len(found) == 7
+    assert (found["ms"] > 0).all()
+    peers = found["zennit-crp ms"].drop(["bare forward", "virtual neurons"])
+    assert (peers > 0).all()

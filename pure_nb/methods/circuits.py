@@ -238,8 +238,9 @@ def _of_block(
     """The relevance vectors of some of the pairs; not within :func:`circuits`, since it is sent to clusters."""
     what = model, images, channel[block], sample[block]
     module = closed_form(model, how["target"], how["lower"]) if how["rule"] == "gradient" else None
-    closed = module is not None and getattr(module, "groups", 1) == 1
-    flows: Any = _propagate_closed(*what, module, how) if closed else propagate(*what, **how)
+    flows: Any = propagate(*what, **how)
+    if module is not None and getattr(module, "groups", 1) == 1:
+        flows = _propagate_closed(*what, module, how)
     vectors: Any = None
     with closing(flows):  # whatever happens here, the model gets its state back at once
         for rows, relevance, *_ in flows:
