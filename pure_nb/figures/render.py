@@ -165,14 +165,14 @@ def heatmaps(
     with run.prepared(model):
         for batch in readable(images, unique.tolist(), run=run):
             with torch.no_grad():  # never across a yield, where it would reach the caller
-                output = activations(model, batch.images.to(run.local_device), [target])[target]
+                output = activations(model, batch.images.to(run.local_device), [target])[target].float().cpu()
             if output.ndim != 4:
                 raise LayerError(f"layer {target!r} has no grid of positions to scale up; use crop='peak'")
             for maps in output:
                 rows = pairs_of[image]
-                small = maps[torch.from_numpy(channel[rows]).to(run.local_device)].clamp(min=0)
+                small = maps[torch.from_numpy(channel[rows])].clamp(min=0)
                 large = interpolate(small[:, None], size=batch.images.shape[-2:], mode="bilinear")[:, 0]
-                yield rows, large.float().cpu()
+                yield rows, large
                 image += 1
 
 

@@ -6,7 +6,7 @@ Summed over the positions of the output, what a weight sees is all that has to b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,20 +64,23 @@ class KernelWindows:
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         return cls(kernel, _two(module.stride), dilation, padding, mode)
 
-    def pooled(self, activation: Float[Tensor, "b ..."]) -> Float[Tensor, "b inputs kernel"]:
-        """Sum of what each weight sees over the positions of the output: ``[B, inputs, weights of the kernel]``."""
+    def seen(self, activation: Float[Tensor, "b ..."]) -> Iterator[Float[Tensor, "b inputs ..."]]:
+        """What each weight of the kernel sees, one after the other: ``[B, inputs, positions]``, of one or two axes."""
         if activation.ndim != 4:
-            return flatten_positions(activation).sum(dim=2, keepdim=True)
+            yield flatten_positions(activation)
+            return
         padded = functional.pad(activation, self.padding, self.mode) if any(self.padding) else activation
         reach = [step * (size - 1) for size, step in zip(self.kernel, self.dilation)]
-        seen = []
         for row in range(self.kernel[0]):
             for column in range(self.kernel[1]):
                 top, left = row * self.dilation[0], column * self.dilation[1]
                 bottom = padded.shape[2] - reach[0] + top
                 right = padded.shape[3] - reach[1] + left
-                seen.append(padded[:, :, top : bottom : self.stride[0], left : right : self.stride[1]].sum(dim=(2, 3)))
-        return torch.stack(seen, dim=2)
+                yield padded[:, :, top : bottom : self.stride[0], left : right : self.stride[1]]
+
+    def pooled(self, activation: Float[Tensor, "b ..."]) -> Float[Tensor, "b inputs kernel"]:
+        """Sum of what each weight sees over the positions of the output: ``[B, inputs, weights of the kernel]``."""
+        return torch.stack([each.sum(dim=tuple(range(2, each.ndim))) for each in self.seen(activation)], dim=2)
 
 
 def _two(size: Any) -> tuple[int, int]:
