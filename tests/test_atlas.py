@@ -27,7 +27,7 @@ from pure_nb.judges.embedders import Embedder
 from pure_nb.methods.virtual import CHOICES, kmeans
 from pure_nb.show import atlas
 from pure_nb.show.atlas import COLUMNS, CROP, METHODS, WHOLE, Atlas
-from pure_nb.show.plane import matched, points_apart
+from pure_nb.show.plane import points_apart, relettered
 from tests.small import noise, picture_folder, plain
 
 
@@ -78,7 +78,7 @@ def test_data_are_what_the_study_found(glyph_study: Study, site: Path) -> None:
         own = [kmeans(vectors["circuits"][channel], k) for k in (2, *CHOICES)]
         for name, every in found["parts"].items():
             # Letters are those of the study's own parts, as far as they share images.
-            expected = [matched(kmeans(vectors[name][channel], k), like) for k, like in zip((2, *CHOICES), own)]
+            expected = [relettered(kmeans(vectors[name][channel], k), like) for k, like in zip((2, *CHOICES), own)]
             assert [as_labels(own) for own in every] == [own.tolist() for own in expected]
             agreement = [adjusted_mutual_info_score(objects[channel], own) for own in expected]
             assert found["agreement"][name] == pytest.approx(agreement, abs=1e-4)

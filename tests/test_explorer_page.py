@@ -17,7 +17,7 @@ from PIL import Image
 
 from pure_nb import Study
 from pure_nb.show import atlas
-from pure_nb.show.plane import ACROSS, matched, points_apart
+from pure_nb.show.plane import ACROSS, points_apart, relettered
 
 CHANNELS = [3, 8, 22]
 
@@ -312,7 +312,7 @@ def test_points_at_one_place_are_spread(n: int) -> None:
 def test_parts_are_matched_as_well_as_they_can_be(k: int, own_k: int) -> None:
     draw = np.random.default_rng(k)
     labels, own = draw.integers(-1, k, 60), draw.integers(-1, own_k, 60)
-    found = matched(labels, own)
+    found = relettered(labels, own)
     assert ((found == -1) == (labels == -1)).all()
     for part in range(k):
         assert len(np.unique(found[labels == part])) == 1, "a part is still one part"

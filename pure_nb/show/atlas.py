@@ -28,6 +28,7 @@ from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import write_atomically
 from pure_nb.errors import EmbedderError, LayerError, StudyError
+from pure_nb.figures.colours import part_colour
 from pure_nb.figures.plots import image_grid
 from pure_nb.figures.render import Picture, View
 from pure_nb.images.labels import display_names
@@ -35,7 +36,7 @@ from pure_nb.judges.truth import scores
 from pure_nb.methods.descriptions import LRP, OWN, Description, descriptions
 from pure_nb.methods.virtual import CHOICES, kmeans_some, part_name
 from pure_nb.parameters import NEAREST
-from pure_nb.show.plane import matched, points_apart
+from pure_nb.show.plane import points_apart, relettered
 
 with needed("show", "an atlas needs"):
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -153,7 +154,7 @@ class Atlas:
             first = own if name == METHODS[0] else kmeans_some(vectors, active, max(1, int(own.max()) + 1), seed=seed)
             every = [first, *(kmeans_some(vectors, active, k, seed=seed) for k in CHOICES)]
             reference = found.get(METHODS[0], every)  # the study's own is the first of all descriptions
-            found[name] = [matched(labels, like) for labels, like in zip(every, reference)]
+            found[name] = [relettered(labels, like) for labels, like in zip(every, reference)]
         return found
 
     def data(self, channel: int) -> dict[str, Any]:
@@ -168,6 +169,7 @@ class Atlas:
             "activation": [float(f"{score:.4g}") for score in neuron.score],
             "counts": ["as chosen", *map(str, CHOICES)],
             "parts": {name: ["".join(DIGITS[part] for part in own) for own in every] for name, every in labels.items()},
+            "colours": [part_colour(part) for part in range(max(k, *CHOICES))],
             "names": names,
             "label": [names.index(name) if name else -1 for name in neuron.names],
             "known": neuron.objects is not None,

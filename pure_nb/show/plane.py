@@ -1,4 +1,4 @@
-"""The plane of an explorer: where the points are, so that each can be seen, and which colour a part gets."""
+"""The plane of an explorer: where the points are, so that each can be seen, and which letter a part gets."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from scipy.spatial import KDTree
+
+from pure_nb.benchmark.scoring import matched
 
 ACROSS = 36.0
 """Least distance of two points of a hundred, where the plane is 1,000 wide: a point has a radius of 15 there, in
@@ -61,7 +62,7 @@ def _within(points: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     return (points - low) * 1000 / np.maximum(points.max(axis=0) - low, 1000)
 
 
-def matched(labels: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
+def relettered(labels: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
     """The same parts, numbered as those of another division that they share most images with.
 
     So that a part keeps its letter and its colour when a reader changes the method.
@@ -74,13 +75,9 @@ def matched(labels: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int
     Returns
     -------
     ndarray
-        int64 ``[n]``. Parts that there are more of than in ``own`` get the next numbers, in their order.
+        int64 ``[n]``. Parts that none of ``own`` is left for get the lowest numbers that are free, in their order.
     """
-    k = max(int(labels.max()), int(own.max())) + 1
-    if k < 1:
-        return labels
-    shared = np.zeros((k, k), dtype=np.int64)
-    both = (labels >= 0) & (own >= 0)
-    np.add.at(shared, (labels[both], own[both]), 1)
-    number = np.append(linear_sum_assignment(shared, maximize=True)[1], -1)
-    return number[labels]
+    taken = {part: thing for thing, part in matched(own, labels).items()}
+    free = iter(sorted(set(range(len(labels))) - set(taken.values())))
+    number = [taken[part] if part in taken else next(free) for part in range(int(labels.max(initial=-1)) + 1)]
+    return np.array([*number, -1])[labels]

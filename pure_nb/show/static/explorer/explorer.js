@@ -6,14 +6,8 @@
 (() => {
   "use strict";
 
-  // seaborn's colour-blind palette, and the same darker; every part has its letter too.
-  const COLOURS = [
-    "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9",
-    "#00466d", "#7f5203", "#01573f", "#7a3600", "#8a3a7b", "#6e4a2a", "#c93f9c", "#4d4d4d", "#8f8709", "#16679a",
-  ];
   const SHORT = 6; // images of a row, until all are asked for
   const SVG = "http://www.w3.org/2000/svg";
-  const colour = (part) => COLOURS[part % COLOURS.length];
   const letter = (part) => String.fromCharCode(65 + part);
   let number = 0;
 
@@ -296,7 +290,7 @@
     const head = make("div", { class: "row-head" });
     if (part !== null) {
       const key = make("span", { class: "row-key", "aria-hidden": "true" });
-      key.style.backgroundColor = colour(part);
+      key.style.backgroundColor = neuron.colours.at(part);
       head.append(key);
     }
     const text = `, ${ranks.length} image${ranks.length === 1 ? "" : "s"}${name ? `, “${name}”` : ""}${meant ? `: ${meant}` : ""}`;
@@ -329,7 +323,7 @@
       head.append(more);
     }
     const box = make("div", { class: "row" }, head, strip);
-    if (part !== null) box.style.setProperty("--part", colour(part));
+    if (part !== null) box.style.setProperty("--part", neuron.colours.at(part));
     return box;
   };
 
@@ -363,7 +357,7 @@
     return placed.map((one) => {
       const element = tile(state, one.rank, false);
       element.classList.add("thumb");
-      element.style.cssText += `left: ${one.left / 10}%; top: ${one.top / 10}%; border-color: ${colour(one.part)}`;
+      element.style.cssText += `left: ${one.left / 10}%; top: ${one.top / 10}%; border-color: ${state.neuron.colours.at(one.part)}`;
       element.append(make("span", { "aria-hidden": "true" }, letter(one.part)));
       return element;
     });
@@ -382,7 +376,7 @@
       point.setAttribute("cy", y);
       point.setAttribute("r", Math.min(15, 290 / Math.sqrt(points.length))); // as far apart as points_apart puts them
       point.setAttribute("data-rank", rank);
-      point.setAttribute("fill", labels[rank] === "-" ? "none" : colour(partOf(labels[rank])));
+      point.setAttribute("fill", labels[rank] === "-" ? "none" : neuron.colours.at(partOf(labels[rank])));
       svg.append(point);
     });
     const peek = make("div", { class: "peek" }, make("p", {}, "Point at an image, or go through them with the arrow keys."));
