@@ -319,6 +319,7 @@ def _static_neurons(study: Study, start: int, site: Path, parts: bool, whole: bo
     if name != "neurons":
         atlas.draw(made, site / name, channels)
     kind = f'data-kind="neuron" data-root="{SITE}/{name}/" data-neurons="{" ".join(map(str, channels))}"'
+    kind += ' data-pages="true"' if name == "neurons" else ""  # the others have no pages to link to
     kind += f' data-start="{start}" data-parts="{str(parts).lower()}" data-whole="{str(whole).lower()}"'
     still = f'<img src="{SITE}/{name}/thumbs/{start}.webp" alt="The six top-activating images of neuron {start}">'
     words = '<p class="explorer-words" aria-live="polite"></p>'
