@@ -93,7 +93,7 @@ class Task:
     planting: Planting | None = None
     contributions: NDArray[np.float32] | None = None
 
-    @property
+    @cached_property
     def k(self) -> NDArray[np.int64]:
         """How many things a neuron means: those of at least a twentieth of its references each; int64 ``[channels]``.
 

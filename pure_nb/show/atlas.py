@@ -50,7 +50,7 @@ SHOWN = {"circuits": OWN, "circuits (LRP)": LRP, "activations": "activation"}
 METHODS = tuple(SHOWN)
 """Descriptions by which an explorer can split a neuron into parts; the first is the study's own."""
 
-FORMAT = 3
+FORMAT = 4
 """Part of what finished pictures are known by; raised when this module draws them differently."""
 
 WEBP = {"quality": 82, "method": 2}
