@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pure_nb.compute.bars import progress_bar
-from pure_nb.compute.store import Store
+from pure_nb.compute.store import Arrays, Store
 from pure_nb.errors import ArgumentError
 from pure_nb.figures.render import View
 from pure_nb.images._fitting import repeated
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pure_nb.study import Study
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,22 +192,57 @@ def cluster_channels(
     list of VirtualNeurons
         One for each channel.
     """
+
+    def used(some: slice) -> NDArray[np.float32]:
+        # With start="unit" those that do not activate it have relevance, too.
+        return np.where(active[some, :, None], vectors[some], 0)
+
+    split = partial(virtual_neurons, k=parameters.n_clusters or "auto", seed=parameters.seed)
+    return _of_each(split, used, len(vectors), "virtual", packed, unpacked, blocks, run)
+
+
+def lay_out(
+    vectors: NDArray[np.float32],
+    embed: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    blocks: Store | None,
+    run: Run,
+) -> NDArray[np.float32]:
+    """The circuits of channels in the plane, ``[channels, n, 2]``, by ``embed``; else as :func:`cluster_channels`."""
+
+    def pack(points: list[NDArray[np.float32]]) -> tuple[Arrays, None]:
+        return {"points": np.stack(points)}, None
+
+    def unpack(arrays: Arrays, _: None) -> list[NDArray[np.float32]]:
+        return list(arrays["points"])
+
+    every = len(vectors)
+    points = _of_each(embed, lambda some: vectors[some], every, "layouts", pack, unpack, blocks, run)
+    return np.stack(points)
+
+
+def _of_each(
+    function: Callable[[NDArray[np.float32]], T],
+    vectors: Callable[[slice], NDArray[np.float32]],
+    channels: int,
+    what: str,
+    pack: Callable[[list[T]], tuple[Arrays, Any]],
+    unpack: Callable[[Arrays, Any], list[T]],
+    blocks: Store | None,
+    run: Run,
+) -> list[T]:
+    """A function of each channel's vectors, by all cores where there are many, and in blocks that survive a stop."""
     from sklearn.utils.parallel import Parallel, delayed  # late, see pure_nb._imports
 
-    how: dict[str, Any] = {"k": parameters.n_clusters or "auto", "seed": parameters.seed}
-    found: list[VirtualNeurons] = []
-    bar = progress_bar(desc="virtual", total=len(vectors), unit="neuron", shown=run.progress)
-    with bar, Parallel(n_jobs=-1 if len(vectors) >= MANY else 1) as parallel:
-        for first in range(0, len(vectors), NEURONS):
-            some = slice(first, first + NEURONS)
+    found: list[T] = []
+    bar = progress_bar(desc=what, total=channels, unit="neuron", shown=run.progress)
+    with bar, Parallel(n_jobs=-1 if channels >= MANY else 1) as parallel:
+        for first in range(0, channels, NEURONS):
             if saved := blocks.load_arrays("block", {"first": first}) if blocks else None:
-                part = unpacked(*saved)
+                part = unpack(*saved)
             else:
-                # With start="unit" those that do not activate it have relevance, too.
-                used = np.where(active[some, :, None], vectors[some], 0)
-                part = list(parallel(delayed(virtual_neurons)(own, **how) for own in used))
+                part = list(parallel(delayed(function)(own) for own in vectors(slice(first, first + NEURONS))))
                 if blocks:
-                    blocks.save_arrays("block", {"first": first}, *packed(part))
+                    blocks.save_arrays("block", {"first": first}, *pack(part))
             found += part
             bar.update(len(part))
     return found

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ from pure_nb.methods.virtual import VirtualNeurons, embed, packed, unpacked
 from pure_nb.network import models
 from pure_nb.network.layers import nearest_below
 from pure_nb.network.shapes import LayerShape, require, survey
-from pure_nb.neuron import Neuron, cluster_channels, neuron_table
+from pure_nb.neuron import Neuron, cluster_channels, lay_out, neuron_table
 from pure_nb.parameters import NEAREST, RUN, Parameters, Run, check_name, checked, renamed
 
 if TYPE_CHECKING:
@@ -350,8 +350,9 @@ class Study:
     def layouts(self) -> NDArray[np.float32]:
         """The circuits of all channels laid out in the plane by UMAP, float32 ``[channels, n, 2]``."""
 
-        def compute(_: Store | None) -> tuple[Arrays, None]:
-            return {"points": np.stack([embed(own, seed=self.parameters.seed) for own in self.circuits])}, None
+        def compute(blocks: Store | None) -> tuple[Arrays, None]:
+            seeded = partial(embed, seed=self.parameters.seed)
+            return {"points": lay_out(self.circuits, seeded, blocks, self.run)}, None
 
         return self.results.arrays("layouts", self.key("layouts"), compute)[0]["points"]
 

@@ -12,7 +12,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 
 from pure_nb.methods import null
-from pure_nb.methods.null import one_heap
+from pure_nb.methods.null import clearest, one_heap
 
 CHOICES = (2, 3, 4, 5)
 HEAPS = {
@@ -58,15 +58,16 @@ def test_p_counts_draws_and_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
     def clearest(gram: NDArray[Any], *_: Any) -> NDArray[Any]:
         calls.append(len(gram))
         often = frequent[len(calls) % 2]  # of the two kinds of draws by turns
-        return np.zeros(len(gram)) if len(calls) == 1 else np.where(np.arange(len(gram)) % 10 < often, 0.0, -1.0)
+        return np.where(np.arange(len(gram)) % 10 < often, 0.0, -1.0)
 
+    monkeypatch.setattr(null, "_own", lambda *_: (2, 0.0, 0.0))
     monkeypatch.setattr(null, "_clearest", clearest)
     for share, expected, made in [(0, 1 / 401, 400), (1, 25 / 241, 250), (5, 25 / 45, 50), (10, 1, 50)]:
         for both in ((share, 0), (0, share), (share, share)):
             frequent[:] = both
             calls.clear()
             assert one_heap(blobs(1), CHOICES, draws=400) == (pytest.approx(1 - share / 10), pytest.approx(expected))
-            assert sum(calls[1:]) == 2 * made
+            assert sum(calls) == 2 * made
     assert one_heap(blobs(1), CHOICES, draws=0) == (0.0, 1.0)
 
 
@@ -145,3 +146,53 @@ def test_batches_are_a_plain_k_means_with_scikit_learns_silhouettes(
         for number, points in enumerate(sets)
     ]
     assert np.all(np.array(inertia) <= 1.15 * np.array(best))
+
+
+@pytest.mark.parametrize("apart", [0.0, 3.0, 8.0])
+def test_the_number_is_that_of_the_clearest_of_the_narrowest_clusters(
+    apart: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By plain k-means, from the same starts, and scikit-learn's silhouettes."""
+    monkeypatch.setattr(null, "STARTS", 6)
+    points, numbers = blobs(3, 12, apart), (4, 2, 3, 5)
+    with monkeypatch.context() as patched:
+        patched.setattr(null, "ITERATIONS", 0)
+        axes = null._principal(null._centred(points))
+        gram = np.broadcast_to(null._gram(axes[None]), (6, 36, 36))
+        starts = null._partitions(gram, numbers, np.random.default_rng(0))
+    silhouettes = []
+    for k, own in zip(numbers, starts):
+        parts = [slow_k_means(points, start.argmax(axis=0), k) for start in own]
+        spread = [
+            sum(points[part == one].var(axis=0).sum() * (part == one).sum() for one in set(part)) for part in parts
+        ]
+        silhouettes.append(silhouette_score(points, parts[int(np.argmin(spread))]))
+    found = clearest(points, numbers, draws=0)
+    assert found.number == numbers[int(np.argmax(silhouettes))]
+    assert found.silhouette == pytest.approx(max(silhouettes), abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_the_number_of_clear_clusters_is_that_by_scikit_learn(count: int) -> None:
+    vectors = blobs(count, 60 // count)
+    parts = {k: KMeans(k, n_init=10, random_state=0).fit(vectors) for k in CHOICES}
+    silhouettes = {k: silhouette_score(vectors, part.labels_) for k, part in parts.items()}
+    found = clearest(vectors, CHOICES, draws=0)
+    assert found.number == max(silhouettes, key=lambda k: silhouettes[k]) == count
+    assert found.silhouette == pytest.approx(silhouettes[count], abs=1e-5)
+
+
+def test_of_equally_clear_numbers_the_smallest_is_chosen() -> None:
+    found = clearest(np.repeat(np.eye(2, 4), 6, axis=0), (5, 3, 2, 4), draws=0)
+    assert (found.number, found.silhouette) == (2, pytest.approx(1))
+
+
+def test_shuffles_are_of_all_orders_alike() -> None:
+    """Each of the six orders of three entries a sixth of the time, with a standard error of 0.002."""
+    entries = np.tile([[0.5], [-1.0], [0.25]], 30_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(null, "_gram", lambda drawn: drawn)
+        drawn = null._shuffles(entries, 1, np.random.default_rng(0))[0]
+    orders, counts = np.unique(drawn, axis=1, return_counts=True)
+    assert orders.shape == (3, 6)
+    np.testing.assert_allclose(counts / 30_000, 1 / 6, atol=0.01)

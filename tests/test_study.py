@@ -149,6 +149,25 @@ def test_layouts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "layouts" not in {m["file"].split("-")[0] for m in alone.store.manifests()}
 
 
+def test_layouts_go_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = mine(tmp_path)
+    expected = np.stack([embed(own, seed=0) for own in study.circuits])
+    monkeypatch.setattr("pure_nb.neuron.NEURONS", 3)
+    made: list[int] = []
+
+    def stops(vectors: Any, seed: int) -> Any:
+        made.append(seed)
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        return embed(vectors, seed=seed)
+
+    monkeypatch.setattr(study_module, "embed", stops)
+    with pytest.raises(KeyboardInterrupt):
+        study.layouts  # noqa: B018
+    np.testing.assert_array_equal(mine(tmp_path).layouts, expected)
+    assert len(made) == 5 + len(expected) - 3  # the first block is not laid out again
+
+
 def test_the_table_is_sorted_by_score(tmp_path: Path) -> None:
     study = mine(tmp_path, n_clusters=0)
     scores = study.neurons["score"].dropna().to_numpy()

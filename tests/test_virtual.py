@@ -79,6 +79,26 @@ def test_auto_finds_separate_clouds(count: int) -> None:
         np.testing.assert_allclose(found.centroids[part], vectors[found.labels == part].mean(axis=0), atol=1e-5)
 
 
+@pytest.mark.parametrize("apart", [2.0, 8.0])
+def test_scikit_learn_is_asked_for_the_reported_number_alone(apart: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, _ = blobs(3, apart=apart)
+    asked: list[int] = []
+
+    def fitted(self: KMeans, *arguments: Any, **how: Any) -> Any:
+        asked.append(self.n_clusters)
+        return fit(self, *arguments, **how)
+
+    fit = KMeans.fit
+    monkeypatch.setattr(KMeans, "fit", fitted)
+    parts = [virtual_neurons(vectors, alpha=1), virtual_neurons(vectors, 4), virtual_neurons(vectors, alpha=0)]
+    assert asked == [parts[0].k, 4]
+    assert parts[2].silhouette == pytest.approx(parts[0].silhouette, abs=1e-3)
+    monkeypatch.undo()
+    for found in parts[:2]:
+        assert (found.labels == kmeans(vectors, found.k)).all()
+        assert found.silhouette == pytest.approx(silhouette_score(vectors, found.labels))
+
+
 def test_auto_leaves_one_cloud_whole() -> None:
     parts = [virtual_neurons(blobs(1, 60, seed=seed)[0], draws=99).k for seed in range(10)]
     assert parts.count(1) >= 8

@@ -36,7 +36,7 @@ from pure_nb.methods.windows import dense_weight, pooled_inputs
 from pure_nb.network.layers import activations, flatten_positions, get_layer
 from pure_nb.study import Study
 
-FORMAT = 3
+FORMAT = 4
 """Part of what stored answers are found by; raised when this package computes them differently."""
 
 DRAWS = 199

@@ -22,9 +22,9 @@ T = TypeVar("T")
 FORMAT = {
     "references": 4,
     "circuits": 5,
-    "virtual": 8,
+    "virtual": 9,
     "layouts": 5,
-    "neurons": 8,
+    "neurons": 9,
     "labels": 1,
     "classes": 5,
     "boxes": 3,

@@ -1,12 +1,15 @@
-"""Whether a neuron means one thing: its vectors against draws that have all that they have but separate heaps."""
+"""Whether a neuron means one thing: its vectors against draws that have all that they have but separate heaps.
+
+All k-means of a neuron, from all starts and of all draws, are batches that need the vectors' scalar products alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 
 from pure_nb.methods._shapes import Float
@@ -39,12 +42,32 @@ STRAIGHT = 0.01
 """Least skewness of a draw's axis; as good as none."""
 
 
-def one_heap(
-    vectors: Float[Vectors, "n d"], numbers: Sequence[int], *, draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float]:
-    """Test whether vectors lie in several heaps, against draws that have all that the vectors have but heaps.
+class Clearest(NamedTuple):
+    """Into how many clusters vectors fall most clearly, and how clearly beside one heap.
 
-    There are two kinds of draws, since a vector can be odd in two ways, and ``p`` is the larger one of theirs.
+    Attributes
+    ----------
+    number
+        The number of clusters with the largest mean silhouette, each by its best start; of equals the smallest.
+    silhouette
+        That silhouette.
+    gain
+        By how much it is larger, by the mean start, than the mean of the first :data:`BATCH` draws, 0 without any.
+    p
+        The probability that a draw is at least as clear.
+    """
+
+    number: int
+    silhouette: float
+    gain: float
+    p: float
+
+
+def clearest(vectors: Float[Vectors, "n d"], numbers: Sequence[int], *, draws: int = DRAWS, seed: int = 0) -> Clearest:
+    """Choose a number of clusters, and test whether there are any, against draws of one heap.
+
+    There are two kinds of draws, since a vector can be odd in two ways, and ``gain`` and ``p`` are by the kind of draws
+    that are the clearer ones.
 
     * A single *heap* of the same shape: along each principal axis numbers of the same variance, and of the same
       skewness as far as that is not by chance, from a gamma distribution (Pearson's type III). It keeps what ties the
@@ -69,17 +92,11 @@ def one_heap(
         least p, a false-discovery rate of 5 % needs ``20 m / r`` draws.
     seed
         Of the draws, and of the starts of k-means.
-
-    Returns
-    -------
-    gain, p
-        By how much the vectors' silhouette is larger than the mean of the first :data:`BATCH` draws, 0 without any, and
-        the probability that a draw is at least as clear; by the kind of draws that are the clearer ones.
     """
     generator = np.random.default_rng(seed)
     centred = _centred(vectors)
     axes = _principal(centred)
-    own = _clearest(_gram(axes[None]), numbers, generator, STARTS).mean()
+    number, silhouette, own = _own(_gram(axes[None]), numbers, generator)
     null, hits, made = np.zeros(2), np.zeros(2, dtype=np.int64), 0
     while made < draws:
         count = min(BATCH, draws - made, max(1, ELEMENTS // len(axes) ** 2))
@@ -88,9 +105,17 @@ def one_heap(
         null = null if made else values.mean(axis=1)
         reached = hits[:, None] + np.cumsum(values >= own, axis=1)
         if (ends := (reached >= HITS).any(axis=0)).any():
-            return float(own - null.max()), HITS / (made + 1 + int(np.argmax(ends)))
+            return Clearest(number, silhouette, float(own - null.max()), HITS / (made + 1 + int(np.argmax(ends))))
         made, hits = made + count, reached[:, -1]
-    return float(own - null.max()) if draws else 0.0, (1 + int(hits.max())) / (1 + made)
+    gain = float(own - null.max()) if draws else 0.0
+    return Clearest(number, silhouette, gain, (1 + int(hits.max())) / (1 + made))
+
+
+def one_heap(
+    vectors: Float[Vectors, "n d"], numbers: Sequence[int], *, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
+    """Test whether vectors lie in several heaps: ``gain`` and ``p`` of :func:`clearest`."""
+    return clearest(vectors, numbers, draws=draws, seed=seed)[2:]
 
 
 def _centred(vectors: Vectors) -> Vectors:
@@ -100,26 +125,37 @@ def _centred(vectors: Vectors) -> Vectors:
 
 
 def _principal(centred: Vectors) -> Vectors:
-    """Coordinates of vectors in their principal axes, float32 ``[n, axes]``; their mean square is 1."""
-    left, values, _ = np.linalg.svd(centred, full_matrices=False)
-    axes = (left * values)[:, values > 1e-5 * values[0]]
+    """Coordinates of vectors in their principal axes, widest first, float32 ``[n, axes]``; their mean square is 1."""
+    squares, axes = np.linalg.eigh(centred @ centred.T)  # a sixth of the time of singular values where d is large
+    some = np.flatnonzero(squares > 1e-10 * squares[-1])[::-1]
+    axes = axes[:, some] * np.sqrt(squares[some])
     return (axes / np.sqrt((axes**2).mean() if axes.size else 1.0)).astype(np.float32)
 
 
 def _heaps(axes: Vectors, count: int, generator: np.random.Generator) -> Vectors:
     """Scalar products, ``[count, n, n]``, of points from one heap of the shape of ``axes``, ``[n, axes]``."""
-    n, measured = len(axes), scipy.stats.skew(axes.astype(np.float64), axis=0)
-    by_chance = np.sqrt(12 / (np.pi * n))  # mean absolute skewness of n normal numbers
+    centred = axes - axes.mean(axis=0, dtype=np.float64)
+    measured = (centred**3).mean(axis=0) / (centred**2).mean(axis=0) ** 1.5
+    by_chance = np.sqrt(12 / (np.pi * len(axes)))  # mean absolute skewness of n normal numbers
     lean = np.copysign(np.maximum(np.abs(measured) - by_chance, STRAIGHT), measured)
     shape = (4 / lean**2).astype(np.float32)
     gamma = generator.standard_gamma(shape, (count, *axes.shape), dtype=np.float32)
-    return _gram((gamma - shape) * (np.sign(lean) * axes.std(axis=0) / np.sqrt(shape)).astype(np.float32))
+    gamma -= shape
+    gamma *= (np.sign(lean) * axes.std(axis=0) / np.sqrt(shape)).astype(np.float32)
+    return _gram(gamma)
 
 
 def _shuffles(centred: Vectors, count: int, generator: np.random.Generator) -> Vectors:
     """Scalar products, ``[count, n, n]``, of vectors ``[n, d]`` whose entries were shuffled, each by itself."""
-    columns = np.ascontiguousarray(centred.T, dtype=np.float32)  # one draw at a time, since d may be large
-    return np.concatenate([_gram(generator.permuted(columns, axis=1).T[None]) for _ in range(count)])
+    entries = np.ascontiguousarray(centred.T, dtype=np.float32).view(np.uint32).astype(np.uint64)
+
+    def shuffled() -> Vectors:
+        # Random numbers, each with an entry as its lower half, are sorted three times as fast as entries are permuted.
+        mixed = generator.integers(1 << 32, size=entries.shape, dtype=np.uint64) << 32 | entries
+        mixed.sort(axis=1)
+        return mixed.astype(np.uint32).view(np.float32).T
+
+    return np.concatenate([_gram(shuffled()[None]) for _ in range(count)])  # one at a time, since d may be large
 
 
 def _gram(points: Vectors) -> Vectors:
@@ -127,16 +163,34 @@ def _gram(points: Vectors) -> Vectors:
     return points @ points.transpose(0, 2, 1)
 
 
-def _clearest(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator, starts: int = 1) -> Vectors:
-    """The largest mean silhouette of each set of points over numbers of clusters: ``[sets, n, n]`` to ``[sets]``.
+def _own(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator) -> tuple[int, float, float]:
+    """The number of clusters with the largest silhouette, that silhouette, and its mean over starts, ``[1, n, n]``.
 
-    Of a single set, from each of several starts: ``[starts]``.
+    For each number, the start counts whose clusters are the narrowest, as for scikit-learn's k-means; for the mean, the
+    largest silhouette of each start.
     """
-    square = np.einsum("sii->si", gram)
-    distance = np.sqrt(np.maximum(square[:, :, None] + square[:, None] - 2 * gram, 0))
-    distance[:, np.arange(gram.shape[1]), np.arange(gram.shape[1])] = 0
-    gram = np.broadcast_to(gram, (max(starts, len(gram)), *gram.shape[1:]))
+    parts = _partitions(np.broadcast_to(gram, (STARTS, *gram.shape[1:])), numbers, generator)
+    values = np.stack([_silhouettes(_distances(gram), part) for part in parts])
+    # The sum of squares within clusters is that of all points without that of the clusters' means.
+    means = [(((part @ gram) * part).sum(axis=2) / np.maximum(part.sum(axis=2), 1)).sum(axis=1) for part in parts]
+    best = values[np.arange(len(numbers)), np.argmax(means, axis=1)]
+    number, silhouette = max(zip(numbers, best.tolist()), key=lambda pair: (pair[1], -pair[0]))
+    return number, silhouette, float(values.max(axis=0).mean())
+
+
+def _clearest(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator) -> Vectors:
+    """The largest mean silhouette of each set of points over numbers of clusters: ``[sets, n, n]`` to ``[sets]``."""
+    distance = _distances(gram)
     return np.max([_silhouettes(distance, part) for part in _partitions(gram, numbers, generator)], axis=0)
+
+
+def _distances(gram: Vectors) -> Vectors:
+    """Distances between points by their scalar products, both ``[sets, n, n]``."""
+    square, distance = np.einsum("sii->si", gram), -2 * gram
+    distance += square[:, :, None]
+    distance += square[:, None]
+    np.einsum("sii->si", distance)[:] = 0
+    return np.sqrt(np.maximum(distance, 0, out=distance), out=distance)
 
 
 def _partitions(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator) -> list[Vectors]:
@@ -156,46 +210,51 @@ def _partitions(gram: Vectors, numbers: Sequence[int], generator: np.random.Gene
     list of arrays
         For each number k, one-hot labels, float ``[sets, k, n]``. A cluster may end up empty.
     """
-    ends = np.cumsum([0, *numbers])
-    labels = np.concatenate([_started(gram, k, generator) for k in numbers], axis=1)
-    moving = np.arange(len(gram))
+    parts = [slice(a, b) for a, b in pairwise(np.cumsum([0, *numbers]))]
+    labels = np.concatenate([_one_hot(_started(gram, k, generator)) for k in numbers])
+    moving, products, old = np.arange(len(gram)), gram, labels.copy()
     for _ in range(ITERATIONS):
-        old = labels[moving]
-        size = old.sum(axis=2, keepdims=True)
-        towards = old @ (gram if len(moving) == len(gram) else gram[moving]) / np.maximum(size, 1)
-        centre_square = np.einsum("skn,skn->sk", old, towards)[:, :, None] / np.maximum(size, 1)
-        distance = np.where(size > 0, centre_square - 2 * towards, np.inf)
-        new = np.concatenate([_one_hot(distance[:, a:b]) for a, b in pairwise(ends)], axis=1)
-        labels[moving] = new
-        moving = moving[(new != old).any(axis=(1, 2))]
-        if not len(moving):
+        size = np.count_nonzero(old, axis=2)
+        mean = np.divide(old, np.maximum(size, 1)[..., None], dtype=gram.dtype)
+        towards = np.empty_like(mean)
+        np.matmul(mean.transpose(1, 0, 2), products, out=towards.transpose(1, 0, 2))
+        half = np.where(size, np.einsum("ksn,ksn->ks", mean, towards) / 2, np.inf)
+        # Half the squared distance to a mean, but for the point's own square, which is the same for all.
+        distance = np.subtract(half[..., None], towards, out=towards)
+        new = np.concatenate([_one_hot(distance[part]) for part in parts])
+        labels[:, moving] = new
+        still = (new != old).any(axis=(0, 2))
+        if not still.any():
             break
-    return [labels[:, a:b] for a, b in pairwise(ends)]
+        if still.sum() < 0.7 * len(still):  # to copy the products of those that still move costs as much as a step
+            moving, products, new = moving[still], products[still], new[:, still]
+        old = new
+    return [labels[part].transpose(1, 0, 2).astype(gram.dtype) for part in parts]
 
 
 def _started(gram: Vectors, k: int, generator: np.random.Generator) -> Vectors:
-    """One-hot labels ``[sets, k, n]`` by centres among the points, drawn as k-means++ does."""
+    """Squared distances, ``[k, sets, n]``, to centres among the points, drawn as k-means++ does."""
     sets, n, _ = gram.shape
     every, square = np.arange(sets)[:, None], np.einsum("sii->si", gram)
-    distance = np.empty((sets, k, n), dtype=gram.dtype)
+    distance = np.empty((k, sets, n), dtype=gram.dtype)
     nearest = np.ones((sets, n), dtype=gram.dtype)
     for centre in range(k):
         reach = np.cumsum(nearest, axis=1)[:, None]
         chance = generator.random((sets, TRIALS if centre else 1, 1), dtype=np.float32) * reach[:, :, -1:]
-        tried = np.minimum((reach <= chance).sum(axis=2), n - 1)
+        tried = np.minimum(np.count_nonzero(reach <= chance, axis=2), n - 1)
         away = np.maximum(square[:, None] + square[every, tried][..., None] - 2 * gram[every, tried], 0)
         nearer = np.minimum(nearest[:, None], away) if centre else away
         best = nearer.sum(axis=2).argmin(axis=1)
-        distance[:, centre], nearest = away[every[:, 0], best], nearer[every[:, 0], best]
-    return _one_hot(distance)
+        distance[centre], nearest = away[every[:, 0], best], nearer[every[:, 0], best]
+    return distance
 
 
-def _one_hot(distance: Vectors) -> Vectors:
-    """1 for the nearest centre, the first of equals: ``[sets, k, n]``."""
-    nearest = distance == distance.min(axis=1, keepdims=True)
-    if np.count_nonzero(nearest) > nearest[:, 0].size:
-        nearest &= nearest.cumsum(axis=1) == 1
-    return nearest.astype(distance.dtype)
+def _one_hot(distance: Vectors) -> NDArray[np.bool_]:
+    """Which centre is nearest, the first of equals: ``[k, sets, n]``."""
+    nearest = distance == distance.min(axis=0)
+    if np.count_nonzero(nearest) > nearest[0].size:
+        nearest &= nearest.cumsum(axis=0) == 1
+    return nearest
 
 
 def _silhouettes(distance: Vectors, labels: Vectors) -> Vectors:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from string import ascii_uppercase
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -18,11 +18,11 @@ import numpy as np
 import scipy
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from pure_nb.errors import ArgumentError
 from pure_nb.methods._shapes import Bool, Float, Int
-from pure_nb.methods.null import DRAWS, one_heap
+from pure_nb.methods.null import DRAWS, clearest
 
 Vectors = NDArray[np.floating[Any]]
 Layout = Literal["umap", "pca"]
@@ -58,7 +58,7 @@ class VirtualNeurons:
         How clearly the parts are apart, -1..1; of a neuron that is left whole, how clearly the best parts would be.
     silhouette_gain
         How much clearer k-means' parts are, by one start, than those it finds where there is nothing to find: in draws
-        that have all that the vectors have but separate heaps, see :func:`pure_nb.methods.null.one_heap`.
+        that have all that the vectors have but separate heaps, see :func:`pure_nb.methods.null.clearest`.
     p
         How probable it is that such a draw is as clear.
 
@@ -133,16 +133,21 @@ def nearest(
     return ((vectors[:, None] - centroids) ** 2).sum(axis=-1).argmin(axis=1)
 
 
+@cache
+def _threads() -> ThreadpoolController:
+    # scikit-learn takes half as long to import as torch, so it waits until something is clustered. But not until
+    # the threads are limited: that holds for the libraries that are loaded by then.
+    import sklearn.cluster  # noqa: F401
+
+    return ThreadpoolController()  # to look for the libraries takes 4 ms
+
+
 def on_one_thread(function: Callable[P, T]) -> Callable[P, T]:
     """Decorate what clusters: on a hundred vectors threads cost five times what they bring."""
 
     @wraps(function)
     def limited(*args: P.args, **kwargs: P.kwargs) -> T:
-        # scikit-learn takes half as long to import as torch, so it waits until something is clustered. But not until
-        # the threads are limited: that holds for the libraries that are loaded by then.
-        import sklearn.cluster  # noqa: F401
-
-        with threadpool_limits(limits=1):
+        with _threads().limit(limits=1):
             return function(*args, **kwargs)
 
     return limited
@@ -270,11 +275,12 @@ def virtual_neurons(
         the neuron, belong to no part.
     k
         Number of virtual neurons; ``"auto"`` takes the one of ``choices`` with the largest mean silhouette, or one if
-        the best clusters are no clearer than those of draws from a single heap, :func:`pure_nb.methods.null.one_heap`.
+        the best clusters are no clearer than those of draws from a single heap, :func:`pure_nb.methods.null.clearest`.
+        Only the number is chosen so; the parts are those of :func:`kmeans`.
     choices
         Numbers to choose from.
     draws
-        Largest number of draws; see :func:`pure_nb.methods.null.one_heap`. With 0, ``p`` is 1.
+        Largest number of draws; see :func:`pure_nb.methods.null.clearest`. With 0, ``p`` is 1.
     alpha
         The neuron is left whole unless ``p`` is at most this. It holds for one neuron; how many of a layer have several
         meanings is to be counted by the false-discovery rate, ``q`` in :attr:`pure_nb.study.Study.neurons`.
@@ -299,27 +305,27 @@ def virtual_neurons(
     [10, 10]
     """
     from sklearn import config_context  # late, see pure_nb._imports
-    from sklearn.metrics import pairwise_distances
 
     vectors = _checked(vectors)
     active = vectors.any(axis=1)
     labels = np.where(active, 0, -1)
     own = vectors[active]
-    numbers = [number for number in choices if number < len(own)] if k == "auto" else [min(k, len(own))]
-    # To check arguments would take as long as the rest.
-    with config_context(assume_finite=True, skip_parameter_validation=True):
-        found = {number: kmeans(own, number, seed=seed) for number in numbers if number > 0}
-        distance = pairwise_distances(own) if found else np.empty((0, 0))
-        silhouettes = {number: _silhouette(distance, parts) for number, parts in found.items()}
-    if not np.isfinite(list(silhouettes.values())).any():  # nothing to tell apart, or nothing asked for
-        if k != "auto" and found:
-            labels[active] = next(iter(found.values()))
-        return VirtualNeurons(labels, _centroids(vectors, labels), 0.0, 0.0, 1.0)
-    best = max(silhouettes, key=lambda number: (silhouettes[number], -number))
-    gain, p = one_heap(own, numbers, draws=draws, seed=seed)
-    if k != "auto" or p <= alpha:
-        labels[active] = found[best]
-    return VirtualNeurons(labels, _centroids(vectors, labels), silhouettes[best], gain, p)
+    silhouette, gain, p = 0.0, 0.0, 1.0
+    if k == "auto":
+        parts, numbers = 1, [number for number in choices if 1 < number < len(own)]
+        if numbers and (own != own[0]).any():
+            number, silhouette, gain, p = clearest(own, numbers, draws=draws, seed=seed)
+            parts = number if p <= alpha else 1
+    else:
+        parts = min(k, len(own))
+    if parts > 1:
+        # To check arguments would take as long as the rest.
+        with config_context(assume_finite=True, skip_parameter_validation=True):
+            labels[active] = kmeans(own, parts, seed=seed)
+            silhouette = _silhouette(own, labels[active])
+        if k != "auto" and draws and np.isfinite(silhouette):
+            _, _, gain, p = clearest(own, [parts], draws=draws, seed=seed)
+    return VirtualNeurons(labels, _centroids(vectors, labels), np.nan_to_num(silhouette), gain, p)
 
 
 def part_name(part: int) -> str:
@@ -419,10 +425,8 @@ def _centroids(vectors: Vectors, labels: NDArray[np.int64]) -> NDArray[np.float3
     return np.stack(means).astype(np.float32)
 
 
-def _silhouette(distance: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> float:
-    """Mean silhouette by distances ``[n, n]``; NaN where it is not defined (one cluster, or as many as vectors)."""
+def _silhouette(vectors: Vectors, labels: NDArray[np.int64]) -> float:
+    """Mean silhouette; NaN where it is not defined (one cluster, or as many as vectors)."""
     from sklearn.metrics import silhouette_score  # late, see pure_nb._imports
 
-    if not 1 < labels.max() + 1 < len(distance):
-        return float("nan")
-    return float(silhouette_score(distance, labels, metric="precomputed"))
+    return float(silhouette_score(vectors, labels)) if 1 < labels.max() + 1 < len(vectors) else float("nan")
