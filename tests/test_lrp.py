@@ -29,7 +29,7 @@ from pure_nb.errors import LayerError
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
 from pure_nb.network.coverage import require_rules
-from pure_nb.network.lrp import TimmResNetCanonizer, default_composite, reusing, ruled
+from pure_nb.network.lrp import ResidualCanonizer, default_composite, reusing, ruled
 from pure_nb.network.models import fingerprint
 
 
@@ -119,7 +119,7 @@ def test_timms_blocks_compute_the_same(name: str) -> None:
     images = noise(2, 64)
     with torch.no_grad():
         expected = model(images)
-        with Composite(canonizers=[TimmResNetCanonizer()]).context(model) as modified:
+        with Composite(canonizers=[ResidualCanonizer()]).context(model) as modified:
             assert any(hasattr(module, "canonizer_sum") for module in model.modules())
             torch.testing.assert_close(modified(images), expected)
         assert not any(hasattr(module, "canonizer_sum") for module in model.modules())
@@ -562,7 +562,7 @@ def test_passes_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
         rules.append(weakref.ref(rule))
         return rule
 
-    monkeypatch.setattr("pure_nb.network.lrp.partial", remembered)
+    monkeypatch.setattr("pure_nb.network.rules.partial", remembered)
     with ruled(model, images[:1], None, "4", default_composite(model)), frozen_eval(model):
         leaf, top = cut(model, images, None, "4")
         torch.autograd.grad(top.sum(), leaf)
