@@ -176,11 +176,11 @@ class _Sharing(Passing):
         return super().register(module)
 
     def relevance(self, module: nn.Module, kept: dict[str, Any], above: Tensor) -> tuple[Tensor, ...]:
-        if "shares" not in kept:
-            sides = kept.pop("inputs")
-            total = stabilize(sum(sides))
-            kept["shares"] = tuple(side / total for side in sides)
-        return tuple(above * share for share in kept["shares"])
+        one, other = kept["inputs"]
+        if "factor" not in kept:
+            kept["factor"] = stabilize(one + other).reciprocal_()
+        each = above * kept["factor"]
+        return each * one, each.mul_(other)
 
 
 class Reusing(Passing):
