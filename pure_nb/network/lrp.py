@@ -1,4 +1,7 @@
-"""Layer-wise relevance propagation through zennit, once it is known to fit, by :mod:`pure_nb.network.rules`."""
+"""Layer-wise relevance propagation through zennit, once it is known to fit a network.
+
+The rules are zennit's and unchanged; :mod:`pure_nb.network.rules` has them fit for many backward passes.
+"""
 
 from __future__ import annotations
 

@@ -232,8 +232,8 @@ class Reusing(Passing):
             alive = bool(input.detach().any())
             with _with_modified(self.rule, modify_params, module) as modified, torch.enable_grad():
                 output = modify_output(modified.forward(input if alive else input[:1]))
+                outputs.append(output if alive else output.expand(len(input), *output.shape[1:]))
             inputs.append(input)
-            outputs.append(output if alive else output.expand(len(input), *output.shape[1:]))
             live += [i] if alive else []
         with torch.no_grad():
             factors = self.rule.gradient_mapper(torch.ones_like(outputs[0]), outputs)
