@@ -18,6 +18,7 @@ from pure_nb.compute.store import Arrays, New, Store
 from pure_nb.errors import EmbedderError, LayerError, StudyWarning
 from pure_nb.figures.render import Looked, View, boxes, cropped, heatmaps
 from pure_nb.methods.circuits import propagate
+from pure_nb.network.layers import get_layer
 from pure_nb.parameters import Crop
 
 if TYPE_CHECKING:
@@ -41,7 +42,13 @@ class Crops:
 
     @cached_property
     def _without_crp(self) -> str:
-        return misfit(self.study, None)
+        if self._lower is not None:
+            get_layer(self.study.model, self._lower)  # a misspelt one is no misfit
+        return misfit(self.study, self._lower)
+
+    @property
+    def _lower(self) -> str | None:
+        return self.study.parameters.crop_lower or None
 
     @property
     def boxes(self) -> NDArray[np.int32]:
@@ -76,6 +83,7 @@ class Crops:
                 sample,
                 target=self.study.parameters.target,
                 crop=crop,
+                lower=self._lower,
                 store=blocks,
                 looked=self._looked,
                 run=self.study.run,
@@ -111,7 +119,8 @@ class Crops:
             return [View(n, p, np.ones(p.shape[:2], dtype=bool)) for n, p in zip(sample.tolist(), pictures)]
         if why:
             warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=2)
-        how: dict[str, Any] = {"target": self.study.parameters.target, "crop": found, "run": self.study.run}
+        how: dict[str, Any] = {"target": self.study.parameters.target, "crop": found, "lower": self._lower}
+        how["run"] = self.study.run
         asked = [(found, *pair) for pair in zip(channel.tolist(), sample.tolist())]
         looks = {pair: self._looked[pair] for pair in asked if pair in self._looked}
         new = {pair: row for row, pair in enumerate(asked) if pair not in looks}

@@ -109,6 +109,7 @@ def heatmaps(
     *,
     target: str,
     crop: Crop = "peak",
+    lower: str | None = None,
     run: Run = Run(),
 ) -> Generator[tuple[NDArray[np.int64], Tensor], None, None]:
     """Heatmaps of single channels in the pictures, for many pairs of a channel and an image.
@@ -123,6 +124,9 @@ def heatmaps(
         ``"crp"``: the same from all positions, each with its positive activation, as PURE's circuits start: all that
         activates the channel. ``"activation"``: the positive part of the activation map, scaled up bilinearly, which
         needs no backward pass, and a layer with a grid.
+    lower
+        Where relevance stops, summed over channels and scaled up bilinearly: a layer with a grid. The pixels by
+        default.
     run
         How it is run, with no more than :data:`MOST` images at once.
 
@@ -155,13 +159,21 @@ def heatmaps(
             channel,
             sample,
             target=target,
-            lower=None,
+            lower=lower,
             rule="lrp",
             start="peak" if crop == "peak" else "activation",
             run=run,
         )
         with closing(flows):
             for rows, relevance, _, _ in flows:
+                if lower is not None:
+                    if relevance.ndim != 4:
+                        raise LayerError(
+                            f"layer {lower!r} has no grid of positions to scale up; choose one with a grid"
+                        )
+                    relevance = interpolate(
+                        relevance.sum(dim=1, keepdim=True), images.example.shape[-2:], mode="bilinear"
+                    )
                 yield rows, relevance.sum(dim=1).cpu()
         return
     unique, pairs_of = grouped(sample)
@@ -249,7 +261,8 @@ def places(maps: Tensor) -> list[tuple[int, int, int, int]]:
     return [square_around(mask) for mask in heatmap_mask(maps, blur=CROP_BLUR)]
 
 
-def views(
+# As of heatmaps, and what is made of them.
+def views(  # noqa: PLR0913
     model: nn.Module,
     images: Images,
     channel: NDArray[np.int64],
@@ -257,6 +270,7 @@ def views(
     *,
     target: str,
     crop: Crop = "peak",
+    lower: str | None = None,
     mask: Callable[[Tensor], NDArray[np.bool_]] = heatmap_mask,
     run: Run = Run(),
 ) -> list[View]:
@@ -264,7 +278,7 @@ def views(
 
     Parameters
     ----------
-    model, images, channel, sample, target, crop, run
+    model, images, channel, sample, target, crop, lower, run
         As for :func:`heatmaps`.
     mask
         What the channel looks at, by a heatmap; :func:`heatmap_mask` with another blur and threshold, or a way of one's
@@ -276,7 +290,7 @@ def views(
         In the order of the pairs.
     """
     masks: dict[int, NDArray[np.bool_]] = {}
-    flows = heatmaps(model, images, channel, sample, target=target, crop=crop, run=run)
+    flows = heatmaps(model, images, channel, sample, target=target, crop=crop, lower=lower, run=run)
     with closing(flows):
         for rows, maps in flows:
             masks |= dict(zip(rows.tolist(), mask(maps)))
@@ -299,6 +313,7 @@ def boxes(  # noqa: PLR0913
     *,
     target: str,
     crop: Crop = "peak",
+    lower: str | None = None,
     store: Store | None = None,
     looked: Looked | None = None,
     run: Run = Run(),
@@ -311,7 +326,7 @@ def boxes(  # noqa: PLR0913
 
     Parameters
     ----------
-    model, images, channel, sample, target, crop, run
+    model, images, channel, sample, target, crop, lower, run
         As for :func:`heatmaps`; ``channel`` and ``sample`` may have any one shape.
     store
         As for :func:`pure_nb.methods.circuits.circuits`.
@@ -337,7 +352,8 @@ def boxes(  # noqa: PLR0913
         found = np.array([look[1] if look else (0, 0, 0, 0) for look in looks], dtype=np.int32)
         new = np.flatnonzero([look is None for look in looks])
         done(len(block) - len(new))
-        flows = heatmaps(model, images, channel[block[new]], sample[block[new]], target=target, crop=crop, run=run)
+        asked = model, images, channel[block[new]], sample[block[new]]
+        flows = heatmaps(*asked, target=target, crop=crop, lower=lower, run=run)
         with closing(flows):
             for rows, maps in flows if len(new) else ():
                 found[new[rows]] = places(maps)
