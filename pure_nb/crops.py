@@ -16,8 +16,9 @@ from pure_nb.compute.blocks import map_in_blocks
 from pure_nb.compute.results import FORMAT
 from pure_nb.compute.store import Arrays, New, Store
 from pure_nb.errors import EmbedderError, LayerError, StudyWarning
-from pure_nb.figures.render import View, boxes, cropped, views
+from pure_nb.figures.render import Looked, View, boxes, cropped, heatmaps
 from pure_nb.methods.circuits import propagate
+from pure_nb.network.layers import get_layer
 from pure_nb.parameters import Crop
 
 if TYPE_CHECKING:
@@ -36,8 +37,18 @@ class Crops:
     study: Study
 
     @cached_property
+    def _looked(self) -> Looked:
+        return Looked()
+
+    @cached_property
     def _without_crp(self) -> str:
-        return misfit(self.study, None)
+        if self._lower is not None:
+            get_layer(self.study.model, self._lower)  # a misspelt one is no misfit
+        return misfit(self.study, self._lower)
+
+    @property
+    def _lower(self) -> str | None:
+        return self.study.parameters.crop_lower or None
 
     @property
     def boxes(self) -> NDArray[np.int32]:
@@ -72,7 +83,9 @@ class Crops:
                 sample,
                 target=self.study.parameters.target,
                 crop=crop,
+                lower=self._lower,
                 store=blocks,
+                looked=self._looked,
                 run=self.study.run,
             )
             return {"box": found}, f"crops follow the activation map, since {why}" if why else ""
@@ -106,8 +119,22 @@ class Crops:
             return [View(n, p, np.ones(p.shape[:2], dtype=bool)) for n, p in zip(sample.tolist(), pictures)]
         if why:
             warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=2)
-        how: dict[str, Any] = {"target": self.study.parameters.target, "crop": found, "run": self.study.run}
-        return views(self.study.model, self.study.images, channel, sample, **how)
+        how: dict[str, Any] = {"target": self.study.parameters.target, "crop": found, "lower": self._lower}
+        how["run"] = self.study.run
+        asked = [(found, *pair) for pair in zip(channel.tolist(), sample.tolist())]
+        looks = {pair: self._looked[pair] for pair in asked if pair in self._looked}
+        new = {pair: row for row, pair in enumerate(asked) if pair not in looks}
+        chosen = np.array(list(new.values()), dtype=np.int64)
+        flows = heatmaps(self.study.model, self.study.images, channel[chosen], sample[chosen], **how)
+        with closing(flows):
+            for rows, maps in flows if new else ():
+                pairs = [asked[chosen[row]] for row in rows]
+                self._looked.take_in(pairs, maps)
+                looks |= {pair: self._looked[pair] for pair in pairs}
+        shown = {number: self.study.images.picture(number) for number in np.unique(sample).tolist()}
+        shape = self.study.images.example.shape[-2:]
+        masks = [np.unpackbits(looks[pair][0], count=shape.numel()).astype(bool).reshape(shape) for pair in asked]
+        return [View(pair[2], shown[pair[2]], mask) for pair, mask in zip(asked, masks)]
 
     def of(self, channel: int, ranks: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Crops of a channel's references of given ranks, as embedders see them: uint8 ``[side, side, 3]`` each."""

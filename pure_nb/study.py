@@ -424,6 +424,8 @@ class Study:
     def key(self, step: str) -> dict[str, object]:
         """What a step's result depends on, by which it is found."""
         found: dict[str, object] = {name: getattr(self.parameters, name) for name in ASKED[step]}
+        if not found.get("crop_lower", True):  # there was none once
+            del found["crop_lower"]
         if "n_references" in found and step != "references":
             found["references"] = self.ranked
         return {"step": step, "format": FORMAT[step], **self.identity, **found}

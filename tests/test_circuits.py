@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from small import Items, Tokens, crp, noise, plain, stirred
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, ImageError, LayerError, NonFiniteError, StoreWarning
 from pure_nb.glyphs import GlyphScenes
 from pure_nb.images.data import Images
-from pure_nb.methods.circuits import circuits, cuts, normalised, propagate, summed
+from pure_nb.methods.circuits import circuits, cuts, filled, normalised, propagate, summed
 from pure_nb.network.cut import Cut, initial_relevance
 from pure_nb.network.layers import activations
 from pure_nb.parameters import Run, Start
@@ -249,6 +251,35 @@ def test_each_image_is_loaded_once() -> None:
     items = Items(noise(5))
     circuits(plain(), Images(items), np.array([0, 1, 2, 3, 4]), np.array([4, 4, 1, 4, 1]), target="4", lower="2")
     assert sorted(items.loaded) == [0, 1, 4]  # the first for its shape
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 8))
+def test_rows_are_filled_by_the_images_with_most_pairs(counts: list[int], batch_size: int, forward: int) -> None:
+    """Against all that can be had by splitting, and one row for each image."""
+    ends = np.cumsum(counts)
+    rows = filled([np.arange(end - count, end) for end, count in zip(ends, counts)], batch_size, forward)
+    assert sorted(np.concatenate(rows).tolist()) == list(range(sum(counts)))
+    image = np.searchsorted(ends, np.concatenate(rows), side="right")
+    parts = np.split(image, np.cumsum([len(row) for row in rows])[:-1])
+    assert all(len(set(part.tolist())) == 1 for part in parts)
+
+    def cost(lengths: list[int]) -> int:
+        lengths = sorted(lengths, reverse=True)
+        batches = [lengths[first : first + batch_size] for first in range(0, len(lengths), batch_size)]
+        return sum(len(batch) * (forward + batch[0]) for batch in batches)
+
+    assert [len(row) for row in rows] == sorted(map(len, rows), reverse=True)
+    assert cost([len(row) for row in rows]) <= cost(counts)
+
+
+def test_few_images_with_many_pairs_fill_their_batch() -> None:
+    sample = np.repeat([2, 0, 1], [96, 3, 1])
+    rounds = propagate(
+        plain(), Images(Items(noise(3))), np.arange(100) % 5, sample, target="4", lower="2", run=Run(batch_size=8)
+    )
+    found = [len(rows) for rows, *_ in rounds]
+    assert sum(found) == 100
+    assert len(found) < 30  # and not 96, most of them of one row
 
 
 def test_a_composite_of_ones_own(glyphnet: nn.Module) -> None:

@@ -22,14 +22,16 @@ from torch.nn.utils import parametrize, prune
 from torch.utils.data import TensorDataset
 from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus, EpsilonPlusFlat
 from zennit.core import Composite, Hook, RemovableHandleList
+from zennit.rules import Epsilon, Flat, ZPlus
 from zennit.torchvision import ResNetCanonizer
 
 from pure_nb._resting import frozen_eval
 from pure_nb.errors import LayerError
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
+from pure_nb.network import lrp
 from pure_nb.network.coverage import require_rules
-from pure_nb.network.lrp import TimmResNetCanonizer, default_composite, reusing, ruled
+from pure_nb.network.lrp import ResidualCanonizer, default_composite, reusing, ruled
 from pure_nb.network.models import fingerprint
 
 
@@ -73,6 +75,77 @@ def test_reusing_changes_nothing(make: Any, network: str) -> None:
         assert other.abs().max() > 0
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * float(other.abs().max()))
     assert not torch.equal(expected[0], expected[1])
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 8, 7, stride=2, padding=3),
+        nn.Conv2d(3, 6, 3, padding="same", padding_mode="reflect", dilation=2),
+        nn.Conv2d(3, 6, 3, groups=3, bias=False),
+        Conv2dSame(3, 4, 4, stride=3),
+    ],
+)
+@pytest.mark.parametrize("make", [ZPlus, Flat, Epsilon])
+def test_rules_of_one_layer_are_zennits(make: Any, layer: nn.Module) -> None:
+    """In float64 and with inputs of both signs, of which the shortcuts for what is empty must not lose any."""
+    layer, images = copy.deepcopy(layer).double(), noise(2, 17).double()
+    for inputs in (images, images.relu(), -images.relu(), torch.zeros_like(images)):
+        rule = Composite(module_map=lambda context, name, module: make() if module is layer else None)
+        expected, found = (
+            relevances(nn.Sequential(layer, nn.Flatten()), one, [inputs]) for one in (rule, reusing(rule))
+        )
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_a_merged_norm_is_a_number() -> None:
+    """Which zennit's relevance has, too; here it is taken up by the layer before, or by the norm after a cut."""
+    model = stirred(torchvision.models.resnet18(weights=None))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.3
+    composite, images = EpsilonPlusFlat(canonizers=[ResNetCanonizer()]), [noise(2, 32)]
+    model, images = model.double(), [one.double() for one in images]
+    expected, found = (relevances(model, one, images) for one in (composite, reusing(default_composite(model))))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12 * float(other.abs().max()))
+    with frozen_eval(model), composite.context(model):
+        leaf, top = cut(model, images[0], "layer4.1.conv1", "layer4")
+        (expected_flow,) = torch.autograd.grad(top.sum(), leaf)
+    with frozen_eval(model), reusing(default_composite(model)).context(model), frozen_eval(model):
+        leaf, top = cut(model, images[0], "layer4.1.conv1", "layer4")
+        (flow,) = torch.autograd.grad(top.sum(), leaf)
+    assert expected_flow.abs().max() > 0
+    torch.testing.assert_close(flow, expected_flow, rtol=1e-9, atol=1e-12 * float(expected_flow.abs().max()))
+
+
+def test_whether_rules_fit_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again as soon as the network is another one; nor is it kept alive by that."""
+    model, asked = plain(), []
+    watched = lrp.require_rules
+    monkeypatch.setattr(lrp, "require_rules", lambda *args: asked.append(args[2:4]) or watched(*args))
+
+    def run(lower: str | None, model: nn.Module = model) -> None:
+        with ruled(model, noise(1), lower, "4", default_composite(model)):
+            pass
+
+    for lower in ("2", "2", None, "2", None):
+        run(lower)
+    assert asked == [("2", "4"), (None, "4")]
+    with torch.no_grad():
+        model[2].weight += 1
+    run("2")
+    model[3] = nn.ReLU()
+    run("2")
+    model[3] = nn.GELU()
+    run("2")
+    assert len(asked) == 5
+    kept = weakref.ref(model)
+    del model, run
+    asked.clear()
+    gc.collect()
+    assert kept() is None
 
 
 def test_reusing_runs_each_layer_once_for_many_backward_passes() -> None:
@@ -119,7 +192,7 @@ def test_timms_blocks_compute_the_same(name: str) -> None:
     images = noise(2, 64)
     with torch.no_grad():
         expected = model(images)
-        with Composite(canonizers=[TimmResNetCanonizer()]).context(model) as modified:
+        with Composite(canonizers=[ResidualCanonizer()]).context(model) as modified:
             assert any(hasattr(module, "canonizer_sum") for module in model.modules())
             torch.testing.assert_close(modified(images), expected)
         assert not any(hasattr(module, "canonizer_sum") for module in model.modules())
@@ -562,7 +635,7 @@ def test_passes_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
         rules.append(weakref.ref(rule))
         return rule
 
-    monkeypatch.setattr("pure_nb.network.lrp.partial", remembered)
+    monkeypatch.setattr("pure_nb.network.rules.partial", remembered)
     with ruled(model, images[:1], None, "4", default_composite(model)), frozen_eval(model):
         leaf, top = cut(model, images, None, "4")
         torch.autograd.grad(top.sum(), leaf)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from small import Items, Tokens, noise, plain
@@ -21,11 +22,13 @@ from pure_nb.classes import Classes
 from pure_nb.compute import blocks
 from pure_nb.compute.store import Store
 from pure_nb.errors import EmbedderError, EvaluationError, LayerError, StudyError
+from pure_nb.figures import render
 from pure_nb.figures.evaluation_plots import named_parts_figure
-from pure_nb.figures.render import CROP_BLUR, boxes, heatmap_mask, views
+from pure_nb.figures.render import CROP_BLUR, boxes, heatmap_mask, heatmaps, views
 from pure_nb.images.data import Images
 from pure_nb.judges.embedders import Embedder, mini_clip, pixels
 from pure_nb.judges.evaluation import distance_table, intra_inter, pair_distances
+from pure_nb.methods.circuits import propagate
 from pure_nb.methods.virtual import kmeans
 from pure_nb.show import report
 from pure_nb.show.report import LRP, PURE, WHOLE, descriptions, evaluate, namer, part_names, write
@@ -55,6 +58,75 @@ def test_boxes_are_those_of_the_views(glyph_study: Study, crop: Any) -> None:
     assert study.crops.boxes[[3, 9], :4].reshape(-1, 4).tolist() == found.tolist()
     # Circuits and crops are asked for apart.
     assert study.replace(start="peak").crops.boxes.tolist() == study.crops.boxes.tolist()
+
+
+@pytest.mark.parametrize("first", ["boxes", "views"])
+def test_heatmaps_are_made_once_for_boxes_and_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    made: list[tuple[int, int]] = []
+    original = render.propagate
+
+    def counting(*args: Any, **how: Any) -> Any:
+        made.extend(zip(args[2].tolist(), args[3].tolist()))
+        return original(*args, **how)
+
+    study, other = mine(tmp_path / "one"), mine(tmp_path / "other")
+    expected = other.crops.boxes
+    neuron, sample = study.neuron(2), study.references.sample
+    monkeypatch.setattr(render, "propagate", counting)
+    if first == "boxes":
+        study.crops.boxes  # noqa: B018
+    seen = [neuron.views([0, 3, 3, 1]), neuron.views([3, 4]), study.neuron(1).views([0])]
+    np.testing.assert_array_equal(study.crops.boxes, expected)
+    assert sorted(made) == sorted((c, int(image)) for c, own in enumerate(sample) for image in own)
+    for rank, view in zip((0, 3, 3, 1, 3, 4), (*seen[0], *seen[1]), strict=True):
+        pair = np.array([2]), sample[2, [rank]]
+        (alone,) = views(study.model, study.images, *pair, target="4")
+        assert view.sample == alone.sample
+        assert (view.mask == alone.mask).all()
+        assert (view.picture == alone.picture).all()
+
+
+def test_what_is_kept_of_heatmaps_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strongest references of each channel stay, as they are those that are shown."""
+    monkeypatch.setattr(render, "LOOKED", 14)
+    study = mine(tmp_path)
+    study.crops.boxes  # noqa: B018
+    kept = study.crops._looked
+    assert set(kept) == {
+        ("peak", c, int(own[rank])) for c, own in enumerate(study.references.sample) for rank in (0, 1)
+    }
+    study.neuron(0).views([5, 4, 3, 2])
+    assert len(kept) == 14
+    assert len(study.neuron(0).views(range(6))) == 6
+
+
+def test_relevance_for_crops_may_stop_at_a_layer(tmp_path: Path, glyph_study: Study) -> None:
+    """Against circuits by hand, scaled up; and boxes are others, found by another key."""
+    study = glyph_study.replace(crop_lower="layer1")
+    channel, sample = np.repeat([3, 9], 3), study.references.sample[[3, 9], :3].ravel()
+    how: dict[str, Any] = {"target": "layer4", "lower": "layer1"}
+    flows = propagate(study.model, study.images, channel, sample, rule="lrp", start="peak", **how)
+    found = {}
+    for rows, relevance, _, _ in flows:
+        small = relevance.sum(dim=1, keepdim=True)
+        large = torch.nn.functional.interpolate(small, (96, 96), mode="bilinear")[:, 0]
+        found |= dict(zip(rows.tolist(), heatmap_mask(large)))
+    for row, view in enumerate(study.crops.views(channel, sample)):
+        assert (view.mask == found[row]).all()
+    boxed = boxes(study.model, study.images, channel, sample, **how)
+    assert study.crops.boxes[[3, 9], :3].reshape(-1, 4).tolist() == boxed.tolist()
+    assert "crop_lower" not in glyph_study.key("boxes")
+    assert study.key("boxes") == glyph_study.key("boxes") | {"crop_lower": "layer1"}
+    assert boxed.tolist() != glyph_study.crops.boxes[[3, 9], :3].reshape(-1, 4).tolist()
+
+
+def test_where_relevance_for_crops_can_not_stop(tmp_path: Path) -> None:
+    with pytest.raises(LayerError, match="no layer 'nowhere'"):
+        mine(tmp_path, crop_lower="nowhere").crops.boxes  # noqa: B018
+    with pytest.raises(LayerError, match="layer '7' has no grid of positions to scale up"):
+        next(heatmaps(plain(), Images(Items(noise(1))), np.zeros(1, int), np.zeros(1, int), target="8", lower="7"))
 
 
 def test_crops_are_cut_from_the_pictures(glyph_study: Study) -> None:

@@ -169,8 +169,8 @@ MUTANTS = [
            "flatten_positions(relevance).float().abs().sum(dim=2)", "circuits"),
     Mutant("circuits: the first channel of an image for all", "[pairs[turn] for pairs in members if len(pairs) > turn]",
            "[pairs[0] for pairs in members if len(pairs) > turn]", "circuits"),
-    Mutant("circuits: another image's channels", "for i in order[begin : begin + len(batch.samples)]]",
-           "for i in range(begin, begin + len(batch.samples))]", "circuits"),
+    Mutant("circuits: another image's channels", "rows_of[begin : begin + len(batch.samples)]",
+           "rows_of[: len(batch.samples)]", "circuits"),
     Mutant("circuits: one image too many", "samples.min() <= samples.max() < count:",
            "samples.min() <= samples.max() <= count:", "circuits splitting"),
     # Virtual neurons.

@@ -44,7 +44,7 @@ ASKED: dict[str, tuple[str, ...]] = {
     "neurons": ("target", "lower", "n_references", "ranked_by", "rule", "start", "n_clusters", "seed"),
     "labels": (),
     "classes": ("target", "lower", "seed"),
-    "boxes": ("target", "n_references", "ranked_by", "crop"),
+    "boxes": ("target", "n_references", "ranked_by", "crop", "crop_lower"),
     "activations": ("target", "lower", "n_references", "ranked_by"),
     "objects": ("target", "n_references", "ranked_by"),
 }

@@ -8,7 +8,7 @@ up to the size of the picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,6 +40,9 @@ CROP_BLUR = 5 / 224
 
 MOST = 16
 """Images that go through the network at once at most: all of it is propagated back through."""
+
+LOOKED = 4096
+"""Pairs of which it is kept what the channel looks at: 26 MB for pictures of 224 pixels a side."""
 
 THRESHOLD = 0.02
 """What is in the mask: where the smoothed heatmap exceeds this share of its maximum."""
@@ -106,6 +109,7 @@ def heatmaps(
     *,
     target: str,
     crop: Crop = "peak",
+    lower: str | None = None,
     run: Run = Run(),
 ) -> Generator[tuple[NDArray[np.int64], Tensor], None, None]:
     """Heatmaps of single channels in the pictures, for many pairs of a channel and an image.
@@ -120,6 +124,9 @@ def heatmaps(
         ``"crp"``: the same from all positions, each with its positive activation, as PURE's circuits start: all that
         activates the channel. ``"activation"``: the positive part of the activation map, scaled up bilinearly, which
         needs no backward pass, and a layer with a grid.
+    lower
+        Where relevance stops, summed over channels and scaled up bilinearly: a layer with a grid. The pixels by
+        default.
     run
         How it is run, with no more than :data:`MOST` images at once.
 
@@ -151,13 +158,21 @@ def heatmaps(
             channel,
             sample,
             target=target,
-            lower=None,
+            lower=lower,
             rule="lrp",
             start="peak" if crop == "peak" else "activation",
             run=run,
         )
         with closing(flows):
             for rows, relevance, _, _ in flows:
+                if lower is not None:
+                    if relevance.ndim != 4:
+                        raise LayerError(
+                            f"layer {lower!r} has no grid of positions to scale up; choose one with a grid"
+                        )
+                    relevance = interpolate(
+                        relevance.sum(dim=1, keepdim=True), images.example.shape[-2:], mode="bilinear"
+                    )
                 yield rows, relevance.sum(dim=1).cpu()
         return
     unique, pairs_of = grouped(sample)
@@ -225,7 +240,28 @@ def square_around(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-def views(
+class Looked(dict[tuple[Crop, int, int], tuple[NDArray[np.uint8], tuple[int, int, int, int]]]):
+    """What channels look at, by crop, channel and image: a picture's mask, its bits packed, and an embedder's box.
+
+    Of the last :data:`LOOKED` pairs: so their heatmaps are made once for crops, masks and pictures.
+    """
+
+    def take_in(self, pairs: Iterable[tuple[Crop, int, int]], maps: Tensor, found: Any = None) -> None:
+        """Keep what heatmaps point at, with their boxes where these are known already."""
+        found = places(maps) if found is None else found
+        for pair, mask, box in zip(pairs, heatmap_mask(maps), found):
+            self[pair] = np.packbits(mask), tuple(box)
+            if len(self) > LOOKED:
+                del self[next(iter(self))]
+
+
+def places(maps: Tensor) -> list[tuple[int, int, int, int]]:
+    """The squares around what heatmaps point at, as embedders see them: with a blur of :data:`CROP_BLUR`."""
+    return [square_around(mask) for mask in heatmap_mask(maps, blur=CROP_BLUR)]
+
+
+# As of heatmaps, and what is made of them.
+def views(  # noqa: PLR0913
     model: nn.Module,
     images: Images,
     channel: NDArray[np.int64],
@@ -233,6 +269,7 @@ def views(
     *,
     target: str,
     crop: Crop = "peak",
+    lower: str | None = None,
     mask: Callable[[Tensor], NDArray[np.bool_]] = heatmap_mask,
     run: Run = Run(),
 ) -> list[View]:
@@ -240,7 +277,7 @@ def views(
 
     Parameters
     ----------
-    model, images, channel, sample, target, crop, run
+    model, images, channel, sample, target, crop, lower, run
         As for :func:`heatmaps`.
     mask
         What the channel looks at, by a heatmap; :func:`heatmap_mask` with another blur and threshold, or a way of one's
@@ -252,7 +289,7 @@ def views(
         In the order of the pairs.
     """
     masks: dict[int, NDArray[np.bool_]] = {}
-    flows = heatmaps(model, images, channel, sample, target=target, crop=crop, run=run)
+    flows = heatmaps(model, images, channel, sample, target=target, crop=crop, lower=lower, run=run)
     with closing(flows):
         for rows, maps in flows:
             masks |= dict(zip(rows.tolist(), mask(maps)))
@@ -266,7 +303,8 @@ def cropped(picture: Picture, box: Sequence[int] | NDArray[np.int32]) -> Picture
     return picture[top:bottom, left:right]
 
 
-def boxes(
+# The pairs and how their heatmaps are made; where what is finished is kept, and what is known.
+def boxes(  # noqa: PLR0913
     model: nn.Module,
     images: Images,
     channel: NDArray[np.int64],
@@ -274,7 +312,9 @@ def boxes(
     *,
     target: str,
     crop: Crop = "peak",
+    lower: str | None = None,
     store: Store | None = None,
+    looked: Looked | None = None,
     run: Run = Run(),
 ) -> NDArray[np.int32]:
     """Where each channel looks, as the square of :attr:`View.box`: all that is kept of the crops fed to embedders.
@@ -285,10 +325,13 @@ def boxes(
 
     Parameters
     ----------
-    model, images, channel, sample, target, crop, run
+    model, images, channel, sample, target, crop, lower, run
         As for :func:`heatmaps`; ``channel`` and ``sample`` may have any one shape.
     store
         As for :func:`pure_nb.methods.circuits.circuits`.
+    looked
+        What is known already of some pairs, which takes in what is found of the first along the last axis; it does not
+        go to a cluster.
 
     Returns
     -------
@@ -297,13 +340,24 @@ def boxes(
     """
     shape = np.shape(channel)
     channel, sample = np.ravel(channel), np.ravel(sample)
+    known = Looked() if looked is None or run.client is not None else looked
+    first = 0 if looked is None else LOOKED * shape[-1] // len(sample)
+
+    def pairs(rows: NDArray[np.int64]) -> list[tuple[Crop, int, int]]:
+        return [(crop, int(channel[row]), int(sample[row])) for row in rows]
 
     def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.int32]:
-        flows = heatmaps(model, images, channel[block], sample[block], target=target, crop=crop, run=run)
-        found = np.empty((len(block), 4), dtype=np.int32)
+        looks = [known.get(pair) for pair in pairs(block)]
+        found = np.array([look[1] if look else (0, 0, 0, 0) for look in looks], dtype=np.int32)
+        new = np.flatnonzero([look is None for look in looks])
+        done(len(block) - len(new))
+        asked = model, images, channel[block[new]], sample[block[new]]
+        flows = heatmaps(*asked, target=target, crop=crop, lower=lower, run=run)
         with closing(flows):
-            for rows, maps in flows:
-                found[rows] = [square_around(mask) for mask in heatmap_mask(maps, blur=CROP_BLUR)]
+            for rows, maps in flows if len(new) else ():
+                found[new[rows]] = places(maps)
+                kept = np.flatnonzero(block[new[rows]] % shape[-1] < first)
+                known.take_in(pairs(block[new[rows[kept]]]), maps[kept], found[new[rows[kept]]].tolist())
                 done(len(rows))
         return found
 

@@ -6,7 +6,8 @@ lower layer L'. Summed over positions, the relevance of the lower channels is a 
 
 Only the part of the network between the two layers is ever run backward, and each image is run forward once
 however many channels it is a reference for: the pairs (channel, image) are grouped by image, and each round
-takes one pair of every image of a batch through the same graph.
+takes one pair of every image of a batch through the same graph. An image that has far more pairs than others is run
+again, in several rows of a batch, lest these idle.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ from pure_nb.network.cut import Cut, start_values
 from pure_nb.network.layers import activations, channel_axis, flatten_positions, get_layer
 from pure_nb.network.lrp import default_composite, ruled
 from pure_nb.parameters import Rule, Run, Start
+
+FORWARD = 6
+"""What a forward pass of an image takes, in rounds of circuits: for a ResNet's last stage."""
+
+PIXELS = 2
+"""The same in rounds down to the pixels, which are as long as a forward pass, of which the rules need two."""
 
 
 @contextmanager
@@ -119,14 +126,12 @@ def propagate(  # noqa: PLR0913
     if channel.shape != sample.shape or channel.ndim != 1:
         raise ArgumentError(f"channel and sample must be vectors of one length, got {channel.shape} and {sample.shape}")
     images.require(sample)
-    # Images with similarly many pairs share a batch, so that few rows of a round are idle.
-    unique, pairs_of = grouped(sample)
-    order = np.argsort([-len(pairs) for pairs in pairs_of], kind="stable")
+    rows_of = filled(grouped(sample)[1], run.batch_size, PIXELS if lower is None else FORWARD)
     example = images.example[None].to(run.local_device)
     with run.prepared(model), cuts(model, example, target, lower, rule) as cut_at:
         begin = 0
-        for batch in readable(images, unique[order].tolist(), run=run):
-            members = [pairs_of[i] for i in order[begin : begin + len(batch.samples)]]
+        for batch in readable(images, [int(sample[pairs[0]]) for pairs in rows_of], run=run):
+            members = rows_of[begin : begin + len(batch.samples)]
             begin += len(members)
             cut = cut_at(batch.images.to(example.device))
             cut.require_channels(channel)  # of all pairs, and not when it is their turn
@@ -135,6 +140,38 @@ def propagate(  # noqa: PLR0913
                 last = turn == len(members[0]) - 1
                 relevance = cut.relevance(channel[rows], start, last=last, index=sample[rows].tolist())
                 yield rows, relevance, cut.leaf.detach()[: len(rows)], cut.top.detach()[: len(rows)]
+
+
+def filled(pairs_of: list[NDArray[np.int64]], batch_size: int, forward: float) -> list[NDArray[np.int64]]:
+    """Rows for batches, longest first, such that few idle while others have pairs left.
+
+    Images with similarly many pairs share a batch. One with more than is best is in several rows.
+
+    Parameters
+    ----------
+    pairs_of
+        Of each image its pairs.
+    batch_size
+        Rows of a batch.
+    forward
+        What it costs to have one more row, in rounds of it.
+
+    Returns
+    -------
+    list of ndarray
+        The pairs of each row, all of one image.
+    """
+    counts = np.sort([len(pairs) for pairs in pairs_of])[::-1]
+
+    def cost(most: int) -> float:
+        parts = -(-counts // most)
+        lengths = np.sort(np.repeat(-(-counts // parts), parts))[::-1]
+        return float((np.repeat(lengths[::batch_size], batch_size)[: len(lengths)] + forward).sum())
+
+    longest = counts.max(initial=1)
+    most = min(np.unique(-(-longest // np.arange(1, longest + 1)))[::-1].tolist(), key=cost)
+    rows = [row for pairs in pairs_of for row in np.array_split(pairs, -(-len(pairs) // most))]
+    return sorted(rows, key=len, reverse=True)
 
 
 def summed(relevance: Float[Tensor, "b ..."]) -> Float[NDArray[np.float32], "b channels"]:
