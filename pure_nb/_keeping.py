@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from pure_nb.compute.results import ASKED
-from pure_nb.parameters import PARAMETERS
+from pure_nb.parameters import NEAREST, PARAMETERS, RUN, checked
 
 if TYPE_CHECKING:
     from pure_nb.study import Study
@@ -32,8 +33,6 @@ OF_STUDY: dict[str, set[str]] = {
 OF_PARTS: dict[str, dict[str, set[str]]] = {
     "classes": {
         "labelled": set(),
-        "_labels": set(),
-        "without_labels": set(),
         "_wordnet": set(),
         "_classified": _CLASSES,
         "pairs": {*_CLASSES, "min_frequency"},
@@ -43,14 +42,23 @@ OF_PARTS: dict[str, dict[str, set[str]]] = {
 """The same of what a study knows of classes, and of its crops."""
 
 
-def keep(before: Study, after: Study) -> None:
-    """Let a study have all that another has found and that depends on nothing in which the two differ.
+def replaced(study: Study, **changes: Any) -> Study:
+    """The same study with other parameters, or run otherwise: ``study.replace(rule="lrp", device="cuda")``.
 
-    Parameters
-    ----------
-    before, after
-        The study, and what was made of it by :meth:`pure_nb.study.Study.replace`.
+    It has at hand what this one has found and what does not depend on the changes. A lower layer that was asked for as
+    the nearest is that of the new target.
     """
+    own = {name: changes.pop(name) for name in ("name", "model", "images", "store") if name in changes}
+    how = {name: changes.pop(name) for name in RUN if name in changes}
+    run = replace(changes.pop("run", study.run), **how)
+    asked = asdict(study.parameters) | ({"lower": NEAREST} if vars(study)["_nearest"] else {})
+    made = replace(study, parameters=checked({**asked, **changes}), run=run, **own)
+    _keep(study, made)
+    return made
+
+
+def _keep(before: Study, after: Study) -> None:
+    """Let a study have all that another has found and that depends on nothing in which the two differ."""
     p, other = before.parameters, after.parameters
     changed = {name for name in PARAMETERS if getattr(p, name) != getattr(other, name)}
     changed |= {name for name in ("model", "images", "store") if getattr(before, name) is not getattr(after, name)}

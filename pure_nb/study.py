@@ -11,7 +11,7 @@ import html
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from pure_nb._keeping import keep
+from pure_nb._keeping import replaced
 from pure_nb._lacking import lacks
 from pure_nb.classes import Classes
 from pure_nb.compute.results import ASKED, FORMAT, Results
@@ -158,6 +158,7 @@ class Study:
 
     __repr__ = _described
     lacks = lacks
+    replace = replaced
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"
@@ -170,20 +171,6 @@ class Study:
         boxed = "_boxed" in vars(self.crops) or self.results.has("boxes", self.key("boxes"))
         return ["references", *steps, *(["boxes"] if boxed else [])]
 
-    def replace(self, **changes: Any) -> Study:
-        """The same study with other parameters, or run otherwise: ``study.replace(rule="lrp", device="cuda")``.
-
-        It has all at hand that this one has found and that does not depend on what is changed. A lower layer that was
-        asked for as the nearest is that of the new target.
-        """
-        own = {name: changes.pop(name) for name in ("name", "model", "images", "store") if name in changes}
-        how = {name: changes.pop(name) for name in RUN if name in changes}
-        run = replace(changes.pop("run", self.run), **how)
-        asked = asdict(self.parameters) | ({"lower": NEAREST} if vars(self)["_nearest"] else {})
-        made = replace(self, parameters=checked({**asked, **changes}), run=run, **own)
-        keep(self, made)
-        return made
-
     def on(self, run: Run) -> Study:
         """The same study run otherwise: ``study.on(Run(device="cuda"))``."""
         return self.replace(run=run)
@@ -191,7 +178,7 @@ class Study:
     # What scripts elsewhere, written to show faults before 0.1.0, ask for; as `relevant` of classes.
     _labels = property(lambda self: self.classes._labels)
     boxes = property(_boxes)
-    using = replace
+    using = replaced
 
     @classmethod
     def of(cls, *given: Any, **options: Any) -> Study:

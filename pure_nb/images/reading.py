@@ -236,10 +236,7 @@ def batches(
     expected, batch_size = images.example.shape, run.batch_size
     parts = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
     if run.workers and not current_process().daemon:
-        kept = [] if loaders is None else loaders
-        loader = kept.pop() if kept else Loader(images, expected, run.workers, timeout)
-        yield from loader.batches(parts)
-        kept.append(loader)  # and not where one failed, or the caller went away
+        yield from _by_workers(images, expected, parts, run.workers, timeout, [] if loaders is None else loaders)
         return
     allowed = Semaphore(batch_size)
     with closing(arriving(images, samples, timeout, allowed)) as found:
@@ -262,28 +259,37 @@ class _Loading(Dataset[Batch]):
         return _collate(self.images, self.expected, samples, map(self.images.try_load, samples))
 
 
-class Loader:
-    """Processes that load the images of one data set, for one call after the other."""
+Loader = tuple[list[Sequence[int]], "DataLoader[Batch]"]
+"""Processes that load images, and the list of the samples that they are to load next."""
 
-    def __init__(self, images: Images, expected: torch.Size, workers: int, timeout: float) -> None:
-        self._images, self._timeout, self._parts = images, timeout, list[Sequence[int]]()
+
+def _by_workers(
+    images: Images,
+    expected: torch.Size,
+    parts: list[Sequence[int]],
+    workers: int,
+    timeout: float,
+    loaders: list[Loader],
+) -> Generator[Batch, None, None]:
+    """Batches that processes load, which are kept for the next call if none fails and the caller does not go away."""
+    asked: list[Sequence[int]] = []
+    if loaders:
+        asked, loader = loaders.pop()
+    else:
         own = _Loading(replace(images), expected)  # with a lock of its own: processes may be forked as one is held
         how: Any = {"batch_size": None, "num_workers": workers, "timeout": timeout, "persistent_workers": True}
-        self._loader = DataLoader(own, sampler=self._parts, **how)
-
-    def batches(self, parts: list[Sequence[int]]) -> Generator[Batch, None, None]:
-        """Batches of some images."""
-        self._parts[:], loader = parts, None
-        for part in parts:
-            try:
-                loader = iter(self._loader) if loader is None else loader
-                batch = next(loader)
-            except RuntimeError as problem:
-                if not str(problem).startswith("DataLoader "):
-                    raise
-                # It timed out, or a worker was killed.
-                raise _late(self._images, part, self._timeout, str(problem)) from problem
-            yield batch
+        loader = DataLoader(own, sampler=asked, **how)
+    asked[:], found = parts, None
+    for part in parts:
+        try:
+            found = iter(loader) if found is None else found
+            batch = next(found)
+        except RuntimeError as problem:
+            if not str(problem).startswith("DataLoader "):
+                raise
+            raise _late(images, part, timeout, str(problem)) from problem  # it timed out, or a worker was killed
+        yield batch
+    loaders.append((asked, loader))
 
 
 def readable(
