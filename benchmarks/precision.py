@@ -7,28 +7,36 @@ against float32. *References* is the share of the reference images that are the 
 the relevance vectors of the same pairs, *parts* the mean adjusted Rand index of two virtual neurons of the same
 references. *Sweep* and *circuits, time* are times as shares of float32's, in one run on the same images. Rounding is
 the baseline: float32 in batches of another size, which changes the order of sums and nothing else. A study uses half
-precision for the sweep alone; here circuits are computed in it too, to see what that would do.
+precision for the sweep alone; here circuits are computed in it too, to see what that would do. With --compile there are
+rows of a sweep through a network made by torch.compile, which needs a C++ compiler, and *compile*, how many images the
+sweep in float32 could go through in the time that this takes; give whole batches of 32 images, or it compiles twice.
 """
 
 from __future__ import annotations
 
+import copy
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from common import arguments, report, start
 from sklearn.metrics import adjusted_rand_score
+from torch import nn
 from torch.utils.data import Subset
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from pure_nb.compute.precision import autocast
 from pure_nb.compute.sweep import sweep
 from pure_nb.glyphs import glyph_images
 from pure_nb.images.data import Images
+from pure_nb.images.reading import batches
 from pure_nb.images.sources import folder_images
 from pure_nb.loading import load_model
 from pure_nb.methods.circuits import circuits
-from pure_nb.methods.references import TopReferences
+from pure_nb.methods.references import References, TopReferences
 from pure_nb.methods.virtual import kmeans
 from pure_nb.parameters import Run
 
@@ -41,6 +49,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def compiled_sweep(model: nn.Module, images: Images, n: int, channels_last: bool) -> tuple[References, float, float]:
+    """The references, and the processor seconds of the sweep and of compiling for it, in whichever process."""
+    extract: Any = create_feature_extractor(copy.deepcopy(model), ["layer4"]).eval().requires_grad_(False)
+    extract = torch.compile(extract.to(memory_format=torch.channels_last) if channels_last else extract)
+    run, top = Run(progress=False), TopReferences("layer4", n)
+    clocks = [sum(os.times()[:4])]
+    with torch.no_grad():
+        extract(torch.stack([images.tensor(i) for i in range(run.batch_size)]))
+        clocks.append(sum(os.times()[:4]))
+        for batch in batches(images, range(len(images)), run=run):
+            top.update(batch.samples, extract(batch.images))
+    clocks.append(sum(os.times()[:4]))
+    return top.result(), clocks[2] - clocks[1], clocks[1] - clocks[0]
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", default="torchvision:resnet50")
@@ -49,6 +72,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--channels", type=int, default=16, help="channels whose circuits are compared")
+    parser.add_argument("--compile", action="store_true", help="also sweep through a compiled network, on the CPU")
     parser.add_argument("-n", type=int, default=100, help="references for each channel")
     args = start(parser)
     model = load_model(args.model, args.weights) if args.weights else load_model("glyphnet")
@@ -103,6 +127,12 @@ def main() -> None:
                 "pairs": channel.size,
             }
         )
+    for name, last in {"compiled": False, "compiled, channels last": True}.items() if args.compile else ():
+        found, swept, compiling = compiled_sweep(model, images, args.n, last)
+        same = [len(np.intersect1d(*pair)) / found.n for pair in zip(found.sample, exact["references"].sample)]
+        entry = {"variant": f"float32, {name}", "references": np.mean(same), "sweep": swept / exact["sweep"]}
+        rows.append(rows[0] | dict.fromkeys(("circuits", "parts", "circuits, time")) | entry)
+        rows[-1]["compile"] = round(compiling / exact["sweep"] * len(images))
     report(rows, args)
 
 

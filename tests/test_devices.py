@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from away import DEVICE, away
 from numpy.typing import NDArray
 from small import ROOT, Items, crp, noise, plain
 
+from pure_nb._resting import frozen_eval
 from pure_nb.compute.sweep import sweep
 from pure_nb.figures.render import boxes
 from pure_nb.images.data import Images
@@ -141,3 +143,15 @@ def test_the_table_of_a_gpu_can_be_made(tmp_path: Path) -> None:
     assert (found["ms"] > 0).all()
     peers = found["zennit-crp ms"].drop(["bare forward", "virtual neurons"])
     assert (peers > 0).all()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_memory_that_was_freed_is_used_again() -> None:
+    from resource import RUSAGE_SELF, getrusage  # not on Windows
+
+    with frozen_eval(plain()):
+        pass
+    torch.ones(2**26)  # freed at once
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    torch.ones(2**25)  # of 32,768 pages
+    assert getrusage(RUSAGE_SELF).ru_minflt - before < 2**10
