@@ -39,9 +39,9 @@ LIMITS |= {name: 1 / 3 for name in CODE if "help" in name}
 """How much of the time of ``import torch`` each may take."""
 
 
-def seconds(code: list[str]) -> float:
+def seconds(code: list[str], threads: int = 1) -> float:
     """Processor time of a process."""
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
+    settings = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": ""}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", *code], check=True, stdout=subprocess.DEVNULL, env=settings)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -58,6 +58,9 @@ else:
 STUDIES = Path(__file__).with_name("studies")
 """The files of those that ship."""
 
+SHIPPED = STUDIES / "results"
+"""What is known of them without computing; ``tools/ship_results.py`` makes it."""
+
 NETWORKS = {"glyphnet": GLYPHNET}
 """Networks that ship, by name: what makes each, and its weights."""
 
@@ -163,7 +166,7 @@ def load_study(
     own = {field: changes.pop(field) for field in ("name", "model", "images", "run") if field in changes}
     # Before "nearest" is looked up, as the target may be another.
     parameters = checked({**tables["parameters"], **changes})
-    study = Study(name, model, images, parameters, Store(store_folder(store) / name), Run(**run))
+    study = Study(name, model, images, parameters, Store(store_folder(store) / name, SHIPPED), Run(**run))
     return study.replace(**own) if own else study
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -66,6 +67,16 @@ for arguments in ([], *([command] for command in commands)):
     assert made.exit_code == 0 and "Usage" in made.output, made.output
 """
     assert not loaded(code) & HEAVY
+
+
+@pytest.mark.slow
+def test_the_five_lines_import_nothing_that_computes(tmp_path: Path) -> None:
+    """What ships is found, and drawn without what takes longer to import than to draw."""
+    (five,) = re.findall(r"```python\n(.*?)```", (SOURCE.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    found = loaded(f"import os, sys\nos.chdir(sys.argv[1])\n{five}", str(tmp_path))
+    assert not found & {"numba", "scipy.stats", "seaborn", "sklearn", "umap"}
+    assert (tmp_path / "neuron.png").is_file()
+    assert not any(Path(os.environ["PURE_NB_STORE"]).iterdir())
 
 
 @pytest.mark.slow

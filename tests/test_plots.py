@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import seaborn as sns
 import torch
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -25,6 +26,7 @@ from pure_nb.figures.colours import PALETTE, part_colour, readable
 from pure_nb.figures.evaluation_plots import alignment_figure, distances_figure, gaps_figure
 from pure_nb.figures.plots import (
     TILE,
+    _contours,
     agreement_figure,
     arvs_figure,
     circuits_figure,
@@ -120,6 +122,23 @@ def test_neuron_figure_of_a_dead_neuron(glyph_study: Study, channel: int) -> Non
     study.__dict__["references"] = references
     study.__dict__["circuits"] = np.zeros_like(glyph_study.circuits)
     assert not_blank(neuron_figure(study.neuron(channel), 3))
+
+
+def test_contours_and_colours_are_seaborns() -> None:
+    for seed in range(3):
+        points = np.random.default_rng(seed).normal(size=(7 + 40 * seed, 2)).astype(np.float32)
+        _, (ours, theirs) = plt.subplots(1, 2)
+        _contours(ours, points.astype(np.float64).T)
+        how = {"levels": 5, "bw_adjust": 0.6, "color": "0.75", "linewidths": 0.8, "zorder": 1}
+        sns.kdeplot(x=points[:, 0], y=points[:, 1], ax=theirs, **how)
+        (own,), (other,) = ours.collections, theirs.collections
+        assert len(own.get_paths()) == len(other.get_paths()) == 5
+        for path, expected in zip(own.get_paths(), other.get_paths()):
+            np.testing.assert_allclose(path.vertices, expected.vertices, rtol=0, atol=1e-6)
+        assert (own.get_edgecolor() == other.get_edgecolor()).all()
+        assert (own.get_linewidth() == other.get_linewidth()).all()
+        assert own.get_zorder() == other.get_zorder()
+    assert list(PALETTE) == sns.color_palette("colorblind", 10)
 
 
 def test_many_parts_have_colours(glyph_study: Study, channel: int) -> None:

@@ -126,6 +126,30 @@ def test_truncated(tmp_path: Path, kind: str, left: int) -> None:
         assert load() is None
 
 
+@pytest.mark.parametrize("kind", ["arrays", "table", "mapped"])
+def test_what_ships_is_read_where_the_own_folder_lacks_it(tmp_path: Path, kind: str) -> None:
+    shipped, own = tmp_path / "shipped", tmp_path / "own"
+    path, _ = saved(shipped, kind)
+    before = {file.name: file.read_bytes() for file in shipped.iterdir()}
+    store = Store(own, shipped)
+    found = {"arrays": store.load_arrays, "table": store.load_table, "mapped": store.load_mapped}[kind]
+    assert found("name", KEY) is not None
+    assert found("name", {**KEY, "n": 4}) is None
+    assert store.found("name", KEY, path.suffix) == path
+    assert not own.exists()
+    assert store.manifests() == store.results() == store.prune(lambda _: True) == []
+    store.remove("name", KEY, path.suffix)
+    store.clear()
+    assert {file.name: file.read_bytes() for file in shipped.iterdir()} == before
+    mine, _ = saved(own, kind)
+    assert store.found("name", KEY, path.suffix) == mine
+    assert store.part("name", KEY).found("name", KEY, path.suffix) is None
+    mine.unlink()
+    path.write_bytes(b"damaged")
+    with pytest.warns(StoreWarning, match="is not used and will be computed again: .*checksum"):
+        assert found("name", KEY) is None
+
+
 def test_files_swapped_with_their_manifests(tmp_path: Path) -> None:
     store, other = Store(tmp_path), {**KEY, "n": 4}
     mine = store.save_arrays("name", KEY, {"a": np.zeros(3)})

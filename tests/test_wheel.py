@@ -17,6 +17,8 @@ import nbformat
 import pytest
 from packaging.requirements import Requirement
 
+from pure_nb.loading import SHIPPED
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "_build" / "html" / "notebooks"
 CLEAN = os.environ.get("PURE_NB_CLEAN_INSTALL", "0") not in ("", "0")
@@ -50,6 +52,7 @@ def test_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert all(name.startswith("pure_nb/") for name in held)
     assert not [name for name in held if name.endswith((".pyc", ".ipynb")) or "/test" in name]
     assert {"pure_nb/py.typed", "pure_nb/studies/glyphs.toml", "pure_nb/glyphs/network.safetensors"} <= held
+    assert {f"pure_nb/studies/results/{path.name}" for path in SHIPPED.iterdir()} <= held
 
 
 def test_is_small(wheel: Path) -> None:

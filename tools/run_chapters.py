@@ -50,7 +50,7 @@ IMPORTED = [
 ]
 """What kernels have imported already. It must start no thread of Python's, which a fork would lose."""
 
-DATA = ("**/*.safetensors", "glyphs/*.txt", "judges/mini-*/*.*", "methods/wordnet-*/*", "studies/*.*")
+DATA = ("**/*.safetensors", "glyphs/*.txt", "judges/mini-*/*.*", "methods/wordnet-*/*", "studies/**/*.*")
 """Files of the package that any chapter may read."""
 
 INLINE = "module://matplotlib_inline.backend_inline"

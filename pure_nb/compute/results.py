@@ -171,4 +171,4 @@ class Results:
     def has(self, step: str, key: Mapping[str, object]) -> bool:
         """Whether a step is in the store."""
         suffix = ".npy" if step == "circuits" else ".safetensors"
-        return self.store is not None and self.store.path(step, key, suffix).exists()
+        return self.store is not None and self.store.found(step, key, suffix) is not None

@@ -113,6 +113,13 @@ def _reserve(path: Path) -> None:
 class Store:
     """A folder of artifacts, each found by its name and its key.
 
+    Attributes
+    ----------
+    folder
+        Where artifacts are kept.
+    shipped
+        A folder of artifacts that ship: read where the first lacks one, and left as it is.
+
     Examples
     --------
     >>> store = Store(folder / "store")
@@ -124,10 +131,17 @@ class Store:
     """
 
     folder: Path
+    shipped: Path | None = None
 
     def path(self, name: str, key: Key, suffix: str = ".safetensors") -> Path:
-        """Where an artifact is, or would be."""
+        """Where an artifact is kept, or would be."""
         return self.folder / f"{name}-{fingerprint(key)}{suffix}"
+
+    def found(self, name: str, key: Key, suffix: str = ".safetensors") -> Path | None:
+        """Where an artifact can be read that looks whole: here, or among those that ship; None if nowhere."""
+        own = self.path(name, key, suffix)
+        places = (own, self.shipped / own.name) if self.shipped else (own,)
+        return next((path for path in places if path.exists() and _manifest_of(path).exists()), None)
 
     def part(self, name: str, key: Key) -> Store:
         """A store in a folder of its own within this one, for the pieces of one result."""
@@ -223,22 +237,23 @@ class Store:
 
     def load_mapped(self, name: str, key: Key) -> NDArray[Any] | None:
         """An array of :meth:`save_mapped`, read from its file as it is looked at; None if it can't be trusted."""
-        saved = self._load(self.path(name, key, ".npy"), key, partial(np.load, mmap_mode="r", allow_pickle=False))
+        saved = self._load(name, key, ".npy", partial(np.load, mmap_mode="r", allow_pickle=False))
         return saved and saved[0]
 
     def load_arrays(self, name: str, key: Key) -> tuple[Arrays, Any] | None:
         """The arrays and the note kept under a name and key; None if there are none that can be trusted."""
-        return self._load(self.path(name, key), key, load_file)
+        return self._load(name, key, ".safetensors", load_file)
 
     def load_table(self, name: str, key: Key) -> tuple[pd.DataFrame, Any] | None:
         """The table and the note kept under a name and key; None if there is none that can be trusted."""
         import pandas as pd  # late, see pure_nb._imports
 
-        return self._load(self.path(name, key, ".parquet"), key, pd.read_parquet)
+        return self._load(name, key, ".parquet", pd.read_parquet)
 
-    def _load(self, path: Path, key: Key, read: Callable[[Path], Any]) -> tuple[Any, Any] | None:
+    def _load(self, name: str, key: Key, suffix: str, read: Callable[[Path], Any]) -> tuple[Any, Any] | None:
         """What is in an artifact and the note beside it, if both are whole and made from this very key."""
-        if not path.exists() or not _manifest_of(path).exists():
+        path = self.found(name, key, suffix)
+        if path is None:
             return None
         try:
             manifest = _read_manifest(path)

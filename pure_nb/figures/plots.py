@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.mlab import GaussianKDE
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
-from scipy.stats import gaussian_kde
 
 from pure_nb.compute.store import write_atomically
 from pure_nb.figures.colours import PALETTE, part_colour, readable
@@ -28,6 +26,8 @@ from pure_nb.methods.splitting import Split
 from pure_nb.methods.virtual import part_name
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pure_nb.neuron import Neuron
     from pure_nb.study import Study
 
@@ -156,9 +156,7 @@ def _circuit_plane(axes: Axes, neuron: Neuron, pictures: dict[int, Picture]) -> 
     """The circuits of all references as points, some with their pictures."""
     points, labels = neuron.layout(), neuron.virtual.labels
     if len(points) > 5 and np.linalg.matrix_rank(points - points.mean(axis=0)) == 2:
-        sns.kdeplot(
-            x=points[:, 0], y=points[:, 1], ax=axes, color="0.75", levels=5, bw_adjust=0.6, linewidths=0.8, zorder=1
-        )
+        _contours(axes, points.astype(np.float64).T)
     for part in range(neuron.virtual.k):
         own, colour = points[labels == part], part_colour(part)
         axes.scatter(own[:, 0], own[:, 1], s=26, color=colour, edgecolor="white", linewidth=0.6, zorder=2)
@@ -173,7 +171,18 @@ def _circuit_plane(axes: Axes, neuron: Neuron, pictures: dict[int, Picture]) -> 
     axes.margins(0.22)
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel("circuits of the reference images, laid out in the plane", fontsize=9)
-    sns.despine(ax=axes, left=True, bottom=True)
+    axes.spines[:].set_visible(False)
+
+
+def _contours(axes: Axes, points: NDArray[np.float64]) -> None:
+    """Lines around 100, 76, 52, 28 and 5 % of the density of points ``[2, n]``, as :func:`seaborn.kdeplot` has them."""
+    kernel = GaussianKDE(points, 0.6 * points.shape[1] ** (-1 / 6))
+    reach = 3 * np.sqrt(np.diag(kernel.covariance))
+    grid = np.linspace(points.min(axis=1) - reach, points.max(axis=1) + reach, 200, axis=1)
+    density = kernel(np.reshape(np.meshgrid(*grid), (2, -1)))
+    falling = np.sort(density)[::-1]
+    within = np.searchsorted(falling.cumsum() / falling.sum(), 1 - np.linspace(0.05, 1, 5))
+    axes.contour(*grid, density.reshape(200, 200), falling[within], colors="0.75", linewidths=0.8, zorder=1)
 
 
 def _spread(points: NDArray[np.float32], members: NDArray[np.int64], shown: list[int]) -> list[int]:
@@ -198,22 +207,16 @@ def circuits_figure(neuron: Neuron, strongest: int = 12) -> Figure:
     strongest
         How many lower channels to show; those with the largest mean absolute relevance.
     """
+    import seaborn as sns  # late, see pure_nb._imports
+
     vectors, labels = neuron.vectors, neuron.virtual.labels
     chosen = np.sort(np.argsort(-np.abs(vectors).mean(axis=0), kind="stable")[:strongest])
     order = np.argsort(labels, kind="stable")[(labels < 0).sum() :]
     figure, axes = plt.subplots(figsize=(8.5, 4), layout="constrained")
     limit = float(np.abs(vectors[:, chosen]).max()) or 1.0
     lower = neuron.study.parameters.lower
-    sns.heatmap(
-        vectors[order][:, chosen].T,
-        ax=axes,
-        cmap="vlag",
-        vmin=-limit,
-        vmax=limit,
-        xticklabels=False,
-        yticklabels=[str(channel) for channel in chosen],
-        cbar_kws={"label": "share of relevance"},
-    )
+    how: dict[str, Any] = {"vmin": -limit, "vmax": limit, "cmap": "vlag", "cbar_kws": {"label": "share of relevance"}}
+    sns.heatmap(vectors[order][:, chosen].T, ax=axes, xticklabels=False, yticklabels=[*map(str, chosen)], **how)
     start = 0
     for part, size in enumerate(neuron.virtual.sizes):
         colour = part_colour(part)
@@ -238,6 +241,8 @@ def agreement_figure(summary: pd.DataFrame, table: pd.DataFrame, measure: str = 
     measure
         ``"ami"`` or ``"ari"``.
     """
+    import seaborn as sns  # late, see pure_nb._imports
+
     names = {"ami": "adjusted mutual information", "ari": "adjusted Rand index"}
     figure, axes = plt.subplots(figsize=(8, 0.6 + 0.48 * len(summary)), layout="constrained")
     order = summary["method"].tolist()
@@ -339,7 +344,7 @@ def mantel_figure(
         interval = f"{found.low:.2f} to {found.high:.2f}"
         axes.set_title(f"rank correlation {found.rho:.2f} ({interval}), p = {found.p:.2g}", fontsize=10, pad=18)
     axes.set(xlabel="cosine of the two ARVs", ylabel=f"WordNet similarity ({labels.get(measure, measure)})")
-    sns.despine(ax=axes)
+    axes.spines[["right", "top"]].set_visible(False)
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
     return figure
@@ -393,6 +398,8 @@ def densities_figure(split: Split, rho: float | None = None) -> Figure:
     rho
         The threshold; the chosen one by default.
     """
+    from scipy.stats import gaussian_kde  # late, see pure_nb._imports
+
     rho = split.rho if rho is None else rho
     parts = split.activations.at(rho)
     columns = {"whole channel": split.activations.original}
@@ -416,7 +423,7 @@ def densities_figure(split: Split, rho: float | None = None) -> Figure:
             axes.plot(own, np.zeros(len(own)), "|", color=colour, markersize=9)
         axes.set(ylabel="", yticks=[], ylim=(-0.06, 1.12))
         axes.set_title(title, loc="left", fontsize=10)
-        sns.despine(ax=axes, left=True)
+        axes.spines[["left", "right", "top"]].set_visible(False)
     keys = [Patch(color=part_colour(n), alpha=0.35, linewidth=0) for n in range(len(split.concepts))]
     # Given with its name each, or Matplotlib would leave out a class whose name starts with "_".
     all_axes[0].legend(

@@ -3,8 +3,9 @@
 Everything is told in an order of its own and without addresses, so that it is the same in another process. Of modules
 these are parameters, buffers, parts, hooks and plain attributes; of classes and functions their compiled code, which is
 what runs, and of those that are the user's own also what they refer to. What belongs to torch, NumPy and Python itself
-goes by its name, and what other libraries have installed by its code alone. Devices, memory formats and training modes
-are left out, and what a forward pass writes.
+goes by its name, and so do classes of torchvision and of the network that ships: code is another under each Python, and
+what ships is found under all. What other libraries have installed goes by its code alone. Devices, memory formats and
+training modes are left out, and what a forward pass writes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from torch import Tensor, nn
 
 BY_NAME = frozenset(("torch", "numpy", "builtins")) | sys.stdlib_module_names
 """Libraries whose classes and functions go by their names."""
+
+NAMED = ("torchvision.", "pure_nb.glyphs.")
+"""Modules whose classes do, too; their functions may have been made with something that decides."""
 
 SILENT = frozenset(("logging", "threading", "_thread", "weakref", "_weakref"))
 """Whose objects decide nothing."""
@@ -209,7 +213,7 @@ class _Digest:
     def _class(self, kind: type) -> None:
         for one in kind.__mro__:
             self.text(one.__qualname__)
-            if _root(one) in BY_NAME:
+            if _root(one) in BY_NAME or one.__module__.startswith(NAMED):
                 self.text(one.__module__)
                 continue
             for name, value in sorted(vars(one).items()):
