@@ -207,7 +207,15 @@ def lay_out(
     blocks: Store | None,
     run: Run,
 ) -> NDArray[np.float32]:
-    """The circuits of channels in the plane, ``[channels, n, 2]``, by ``embed``; else as :func:`cluster_channels`."""
+    """The circuits of channels in the plane, float32 ``[channels, n, 2]``.
+
+    Parameters
+    ----------
+    vectors, blocks, run
+        As for :func:`cluster_channels`.
+    embed
+        Lays out those of one channel.
+    """
 
     def pack(points: list[NDArray[np.float32]]) -> tuple[Arrays, None]:
         return {"points": np.stack(points)}, None

@@ -608,6 +608,7 @@ def test_a_task_on_paper(tmp_path: Path, target: str) -> None:
     assert task.truth[1].tolist() == np.where(active, 0, -1).tolist()
     assert task.share[1].tolist() == active.astype(float).tolist()
     assert task.k.tolist() == [2, 1]
+    assert task.k is task.k  # asked for channel by channel
     assert task.base.parameters.target == target
 
 

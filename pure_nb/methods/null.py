@@ -114,7 +114,13 @@ def clearest(vectors: Float[Vectors, "n d"], numbers: Sequence[int], *, draws: i
 def one_heap(
     vectors: Float[Vectors, "n d"], numbers: Sequence[int], *, draws: int = DRAWS, seed: int = 0
 ) -> tuple[float, float]:
-    """Test whether vectors lie in several heaps: ``gain`` and ``p`` of :func:`clearest`."""
+    """Test whether vectors lie in several heaps: ``gain`` and ``p`` of :func:`clearest`.
+
+    Parameters
+    ----------
+    vectors, numbers, draws, seed
+        As for :func:`clearest`.
+    """
     return clearest(vectors, numbers, draws=draws, seed=seed)[2:]
 
 
