@@ -236,7 +236,7 @@ def batches(
     expected, batch_size = images.example.shape, run.batch_size
     parts = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
     if run.workers and not current_process().daemon:
-        yield from _by_workers(images, expected, parts, run.workers, timeout, [] if loaders is None else loaders)
+        yield from _by_workers(images, expected, parts, run, timeout, [] if loaders is None else loaders)
         return
     allowed = Semaphore(batch_size)
     with closing(arriving(images, samples, timeout, allowed)) as found:
@@ -264,12 +264,7 @@ Loader = tuple[list[Sequence[int]], "DataLoader[Batch]"]
 
 
 def _by_workers(
-    images: Images,
-    expected: torch.Size,
-    parts: list[Sequence[int]],
-    workers: int,
-    timeout: float,
-    loaders: list[Loader],
+    images: Images, expected: torch.Size, parts: list[Sequence[int]], run: Run, timeout: float, loaders: list[Loader]
 ) -> Generator[Batch, None, None]:
     """Batches that processes load, which are kept for the next call if none fails and the caller does not go away."""
     asked: list[Sequence[int]] = []
@@ -277,7 +272,7 @@ def _by_workers(
         asked, loader = loaders.pop()
     else:
         own = _Loading(replace(images), expected)  # with a lock of its own: processes may be forked as one is held
-        how: Any = {"batch_size": None, "num_workers": workers, "timeout": timeout, "persistent_workers": True}
+        how: Any = {"batch_size": None, "num_workers": run.workers, "timeout": timeout, "persistent_workers": True}
         loader = DataLoader(own, sampler=asked, **how)
     asked[:], found = parts, None
     for part in parts:
