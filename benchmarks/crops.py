@@ -99,7 +99,8 @@ def compare(source: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     )
 
     def ours(channel: NDArray[np.int64], sample: NDArray[np.int64]) -> list[Any]:
-        found = views(model, images, channel, sample, target=TARGET, run=Run(batch_size=args.batch_size))
+        run = Run(batch_size=args.batch_size)
+        found = views(model, images, channel, sample, target=TARGET, lower=args.lower, run=run)
         return [view.highlighted() for view in found]
 
     def bare() -> None:
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=100, help="references for each channel in the case of all of them")
     parser.add_argument("--population", type=int, default=50_000, help="images the references are drawn from")
     parser.add_argument("--images", type=int, default=32, help="images in the slice of all")
+    parser.add_argument("--lower", help="where our relevance stops, such as layer1; the pixels by default")
     parser.add_argument("--size", type=int, default=224, help="side of the noise in pixels")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--peer-batches", type=int, nargs="+", default=[1, 8, 32])

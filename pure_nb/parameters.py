@@ -62,7 +62,7 @@ class Parameters:
     crop_lower
         Where relevance for crops stops, to be scaled up: a layer with a grid; the pixels if empty.
 
-        Such as the first stage of a residual network: it saves a fifth of the time, and boxes differ a little.
+        Such as the first stage of a ResNet: a fifth of the time is saved, and four fifths of a box stay the same.
     n_clusters
         Virtual neurons of each neuron; 0 chooses, neuron by neuron.
     seed
