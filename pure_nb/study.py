@@ -44,9 +44,6 @@ from pure_nb.parameters import NEAREST, RUN, Parameters, Run, check_name, checke
 if TYPE_CHECKING:
     import pandas as pd
 
-SMALL = 4_000
-"""Pairs of a channel and a reference, up to which a study never computes a single channel alone."""
-
 
 def _described(study: Study) -> str:
     """What a study is, what is asked, what is known and how it runs: a line each."""
@@ -277,22 +274,18 @@ class Study:
     def circuits_of(self, channel: int) -> NDArray[np.float32]:
         """Relevance vectors of one channel's references, ``[n, lower channels]``, without the others'."""
         self.require_channel(channel)
-        if self._whole("circuits"):
+        if self._is_there("circuits"):
             return self.circuits[channel]
         sample = self.references.sample[channel]
         return self.run_circuits(np.full_like(sample, channel), sample)
 
     def virtual_of(self, channel: int, vectors: NDArray[np.float32] | None = None) -> VirtualNeurons:
-        """The virtual neurons of one channel; of it alone where all would take long, by its ``vectors`` if at hand."""
+        """The virtual neurons of one channel, without the others', by its ``vectors`` if at hand."""
         self.require_channel(channel)
-        if self._whole("virtual"):
+        if self._is_there("virtual"):
             return self.virtual[channel]
         own = self.circuits_of(channel) if vectors is None else vectors
         return cluster_channels(own[None], self.references.active[[channel]], self.parameters)[0]
-
-    def _whole(self, step: str) -> bool:
-        """Whether a step is there for all channels, or quickly computed for all."""
-        return self._is_there(step) or self.references.sample.size < SMALL
 
     def _is_there(self, step: str) -> bool:
         """Whether a step was computed before."""
@@ -347,9 +340,9 @@ class Study:
         return self.results.arrays("layouts", self.key("layouts"), compute)[0]["points"]
 
     def layout_of(self, channel: int, vectors: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """One channel's circuits in the plane, ``[n, 2]``; it alone where all would take long."""
+        """One channel's circuits in the plane, ``[n, 2]``, without the others'."""
         self.require_channel(channel)
-        if self._whole("layouts"):
+        if self._is_there("layouts"):
             return self.layouts[channel]
         return embed(self.circuits_of(channel) if vectors is None else vectors, seed=self.parameters.seed)
 
