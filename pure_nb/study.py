@@ -22,11 +22,13 @@ from torch import nn
 
 from pure_nb._lacking import lacks
 from pure_nb.classes import Classes
+from pure_nb.compute import batches
 from pure_nb.compute.results import ASKED, FORMAT, Results
 from pure_nb.compute.store import Arrays, New, Store, store_folder
 from pure_nb.compute.sweep import accepted, noted, sweep
 from pure_nb.crops import Crops, misfit
 from pure_nb.errors import ArgumentError, PureError, StudyError, StudyWarning
+from pure_nb.estimating import estimate
 from pure_nb.images._fitting import repeated
 from pure_nb.images.data import Images
 from pure_nb.images.reading import Unreadable
@@ -39,7 +41,7 @@ from pure_nb.network import models
 from pure_nb.network.layers import nearest_below
 from pure_nb.network.shapes import LayerShape, require, survey
 from pure_nb.neuron import Neuron, cluster_channels, neuron_table
-from pure_nb.parameters import NEAREST, RUN, Parameters, Run, check_name, checked, renamed
+from pure_nb.parameters import AUTO, NEAREST, RUN, Parameters, Run, check_name, checked, renamed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,6 +108,8 @@ class Study:
         p = self.parameters
         if p.lower == NEAREST:
             object.__setattr__(self, "parameters", replace(p, lower=nearest_below(self.model, p.target)))
+        if self.run.batch_size == AUTO:
+            object.__setattr__(self, "run", batches.measured(self))
 
     @classmethod
     def from_model(
@@ -153,6 +157,7 @@ class Study:
 
     __repr__ = _described
     lacks = lacks
+    estimate = estimate
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"

@@ -265,9 +265,7 @@ def _live_neurons(
         chosen = study if name == own else study.replace(target=name, lower=NEAREST)
         return atlas.Atlas(chosen, atlas.METHODS)
 
-    @lru_cache(maxsize=64)
-    def of_channel(name: str, channel: int) -> Neuron:
-        return of_layer(name).study.neuron(channel)  # which keeps its circuits
+    of_channel = lru_cache(64)(lambda name, channel: of_layer(name).study.neuron(channel))  # which keeps its circuits
 
     @lru_cache(maxsize=64)
     def picture(name: str, channel: int, k: int, by: str) -> tuple[bytes, str]:
@@ -275,8 +273,8 @@ def _live_neurons(
         if not parts:
             return _picture(references_figure(one, 15 if whole else 24, 5 if whole else 8, whole=whole)), ""
         one = _split(one, k, by, of_layer(name))
-        sizes = ", ".join(f"{size} images {one.meanings(part)}".strip() for part, size in enumerate(one.virtual.sizes))
-        return _picture(neuron_figure(one)), f"Neuron {channel} of {name} in {one.virtual.k} parts by {by}: {sizes}."
+        told = f"Neuron {channel} of {name} in {one.virtual.k} parts by {by}: {_sizes(one)}."
+        return _picture(neuron_figure(one)), told
 
     def drawn(say: Callable[[str], None]) -> tuple[bytes, str]:
         nonlocal current
@@ -304,6 +302,11 @@ def _live_neurons(
     if rank:
         progress.start()  # when the first picture is there
     return box
+
+
+def _sizes(one: Neuron) -> str:
+    """How large its parts are, and what they mean."""
+    return ", ".join(f"{size} images {one.meanings(part)}".strip() for part, size in enumerate(one.virtual.sizes))
 
 
 def _split(one: Neuron, k: int, by: str, made: atlas.Atlas) -> Neuron:
