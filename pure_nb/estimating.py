@@ -274,11 +274,12 @@ class _Trial:
         generator = np.random.default_rng(0)
         if not hasattr(self, "found"):
             self.found = self._referring(np.tile(self._sample(IMAGES), (TURNS, 1))).circuits
-        some = self.found.reshape(-1, self.lower.channels)
-        one, other = generator.integers(0, len(some), (2, 2, self.n))
+        # Of each channel its own: between those of two channels there would be heaps where there are none.
+        one, other = generator.integers(0, self.found.shape[1], (2, 2, self.n, 1))
+        first, second = (np.take_along_axis(self.found[:2], chosen, axis=1) for chosen in (one, other))
         part = generator.random((2, self.n, 1), dtype=np.float32)
         sample = generator.choice(len(self.study.images), (2, self.n))
-        return self._referring(sample, circuits=part * some[one] + (1 - part) * some[other])
+        return self._referring(sample, circuits=part * first + (1 - part) * second)
 
     def _channels(self, step: str, compute: Callable[[], object], each: float) -> dict[str, Any]:
         """What a step takes that is done channel by channel, by what it takes for two, and what it takes once."""
