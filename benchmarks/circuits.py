@@ -63,7 +63,7 @@ def peer(
         relevance = result.relevances[LOWER]
         if rule == "gradient":
             relevance = relevance * result.activations[LOWER]
-        vectors.append(relevance.detach().flatten(2).sum(dim=2).numpy())
+        vectors.append(relevance.detach().flatten(2).sum(dim=2).cpu().numpy())
     return normalised(np.concatenate(vectors))
 
 

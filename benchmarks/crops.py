@@ -41,7 +41,8 @@ def prepared(model: nn.Module, dataset: Noise, neurons: NDArray[np.int64], folde
     study = FeatureVisualization(
         CondAttribution(model), dataset, {TARGET: ChannelConcept()}, max_target="max", abs_norm=False, path=folder
     )
-    maps = activations(model, dataset.images, [TARGET])[TARGET].flatten(2)
+    images = dataset.images.to(next(model.parameters()).device)
+    maps = activations(model, images, [TARGET])[TARGET].flatten(2).cpu()
     data = np.zeros((len(dataset) // len(neurons), maps.shape[1]), dtype=np.int64)
     data[:, neurons] = np.arange(len(dataset)).reshape(len(neurons), -1).T
     where = np.take_along_axis(maps.argmax(dim=2).numpy(), data, axis=0)

@@ -22,17 +22,10 @@ from typing import Any
 import pandas as pd
 import torch
 from common import arguments, network, report, start
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
 from pure_nb.estimating import STEPS
 from pure_nb.loading import load_study
 from pure_nb.study import Study
-
-NORMAL = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-PHOTOGRAPHS = v2.Compose(
-    [v2.Resize(256), v2.CenterCrop(224), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), NORMAL]
-)
 
 
 def glyphs(store: str, shared: Path, images: int) -> Study:
@@ -54,8 +47,8 @@ def resnet18(store: str, shared: Path, images: int) -> Study:
 def resnet50(store: str, shared: Path, images: int) -> Study:
     """Photographs."""
     model = network("torchvision:resnet50")
-    data = ImageFolder(shared / "data" / "photographs", PHOTOGRAPHS)
-    some = torch.utils.data.Subset(data, range(0, len(data), max(1, len(data) // images)))
+    files = sorted((shared / "data" / "photographs" / "pictures").rglob("*.jpg"))
+    some = files[:: max(1, len(files) // images)][:images]
     how: dict[str, Any] = {"n_references": 4, "progress": False, "store": store, "name": "resnet50"}
     return Study.from_model(model, some, "layer1.2.conv2", "input:layer1.2.conv2", **how)
 

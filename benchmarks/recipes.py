@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +127,11 @@ def recipes() -> list[Contestant]:
         Contestant(f"{CLOSE}, Ward", close, ward),
         Contestant(f"{CLOSE}, Gaussian mixture", close, gaussian_mixture),
         Contestant(f"{CLOSE}, references: 300", more_references(CLOSES, 300)),
-        Contestant(f"{ORACLE}: {PURE}", oracle_of(paper)),
-        Contestant(f"{ORACLE}: {CLOSE}", oracle_of(close)),
+        Contestant(f"{ORACLE}: {PURE}", oracle_of(paper), oracle=True),
+        Contestant(f"{ORACLE}: {CLOSE}", oracle_of(close), oracle=True),
     ]
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # what is changed here is computed again
-    return [Contestant(one.name, one.describe, one.clusterer, fingerprint=f"{digest} {one.name}") for one in found]
+    return [replace(one, fingerprint=f"{digest} {one.name}") for one in found]
 
 
 def tasks(shared: Path | None, count: int) -> dict[str, Task]:

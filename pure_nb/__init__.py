@@ -25,20 +25,7 @@ if TYPE_CHECKING:
     from pure_nb.show.widgets import explore, explorer
     from pure_nb.study import Study
 else:
-    __getattr__, __dir__ = lazily(
-        __name__,
-        {
-            "compute.cluster": "connect",
-            "images.data": "Images",
-            "images.sources": "as_images",
-            "judges.embedders": "Embedder load_embedder",
-            "loading": "load_model load_study shipped_studies",
-            "parameters": "Parameters Run",
-            "show.atlas": "write=write_atlas",
-            "show.widgets": "explore explorer",
-            "study": "Study",
-        },
-    )
+    __getattr__, __dir__ = lazily(__name__)
 
 __version__ = version("pure-nb")
 

@@ -7,8 +7,9 @@ scipy`` brings when they are used), and all that is optional. ``benchmarks/impor
 
 from __future__ import annotations
 
+import ast
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,23 +19,15 @@ from typing import Any
 from pure_nb.errors import PureError
 
 
-def lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazily(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """A package's ``__getattr__`` and ``__dir__`` (PEP 562), so that whoever wants one name does not wait for all.
 
-    Parameters
-    ----------
-    package
-        Its name.
-    homes
-        For each module, relative to the package, the names to hand out, with spaces between; ``write=write_atlas`` for
-        one that is called otherwise there. Modules and packages within the package, and modules in such packages, come
-        by their own names: ``pure_nb.sources`` is ``pure_nb.images.sources``.
+    What there is, and where, is what its source imports for type checkers. Modules and packages within the package, and
+    modules in such packages, come by their own names: ``pure_nb.sources`` is ``pure_nb.images.sources``.
     """
-    found = {}
-    for module, names in homes.items():
-        for entry in names.split():
-            own, _, shown = entry.partition("=")
-            found[shown or own] = f"{package}.{module}", own
+    loader: Any = sys.modules[package].__loader__
+    imports = [node for node in ast.walk(ast.parse(loader.get_source(package))) if isinstance(node, ast.ImportFrom)]
+    found = {one.asname or one.name: (str(node.module), one.name) for node in imports for one in node.names}
 
     def get(name: str) -> Any:
         if name in found:

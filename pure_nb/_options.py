@@ -17,12 +17,12 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass
 from inspect import Parameter, Signature, getdoc, signature
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
 import typer
 from typer import Argument, Option, echo, secho
 
-from pure_nb.errors import LayerError, PureError, StoreWarning, StudyError, StudyWarning
+from pure_nb.errors import LayerError, PureError, StoreWarning, StudyError, StudyWarning, require_choice
 from pure_nb.parameters import KINDS, BatchSize, Parameters, Run
 
 if TYPE_CHECKING:
@@ -317,12 +317,6 @@ def decimals(text: str, flag: str) -> list[float]:
         return [float(entry) for entry in text.split(",")]
     except ValueError as problem:
         raise StudyError(f"can't read {flag} {text!r}; expected numbers such as 1,0.5") from problem
-
-
-def require_choice(flag: str, value: str, choices: Any) -> None:
-    """Raise unless an option is one of the choices of its ``Literal``."""
-    if value not in get_args(choices):
-        raise StudyError(f"{flag} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 def require_place(out: Path | None, *suffixes: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pure_nb._splits import Splitter
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.results import FORMAT
 from pure_nb.compute.store import Arrays, Store
@@ -23,13 +23,12 @@ from pure_nb.images.labels import at_chance, class_labels, seen_labels
 from pure_nb.images.reading import Unreadable, batches
 from pure_nb.images.sources import as_images
 from pure_nb.methods.agreement import MantelResult, agreement, similarity_matrix, with_similarities
-from pure_nb.methods.ownership import Assignment, Ownership
+from pure_nb.methods.ownership import Ownership
 from pure_nb.methods.pairs import class_pairs, gamma_polysemantic
 from pure_nb.methods.relevance import Clamp, ClassRelevance, ClassStatistics, Criterion
-from pure_nb.methods.splitting import PartActivations, Score, Split, every_second, part_activations
-from pure_nb.methods.virtual import part_name, refitted
-from pure_nb.methods.windows import channel_sources, closed_form, dense_weight, pooled_inputs
-from pure_nb.network.layers import INPUT, as_weights, computes_plainly, get_layer
+from pure_nb.methods.splitting import Score, Split
+from pure_nb.methods.windows import closed_form
+from pure_nb.network.layers import as_weights
 from pure_nb.network.shapes import require_output
 
 if TYPE_CHECKING:
@@ -41,10 +40,6 @@ if TYPE_CHECKING:
 
 MANY_BACKWARD = 128
 """Channels from which on class relevance without a closed form is computed only when asked for."""
-
-_Concepts = tuple[tuple[str, ...], Images, NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]
-"""What a channel is split between: names, images, indices of those that show a concept, which one, those that the split
-is fitted to, and ARVs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,110 +279,28 @@ class Classes:
             is a single virtual neuron, or the lower layer is not the target's input.
         """
         self.study.require_channel(channel)
-        p = self.study.parameters
-        module = closed_form(self.study.model, p.target, p.lower)
-        if module is None:
-            modules = get_layer(self.study.model, p.target).named_modules(prefix=p.target)
-            inside = [repr(name) for name, part in modules if computes_plainly(part)]
-            raise StudyError(
-                f"a channel is split by the inputs of its own layer, and target={p.target!r} with lower={p.lower!r} is "
-                f"no such pair. Choose a Conv2d or Linear as the target ({', '.join(inside[:6]) or 'none is inside'}) "
-                f"and '{INPUT}' with its name as the lower layer"
-            )
-        halved = held_out and validation is None
-        if classes is None:
-            found = self._virtual_concepts(channel, halved)
-        else:
-            found = self._class_concepts(channel, classes, halved)
-        names, images, samples, concept, training, arvs = found
-        assignment = Assignment(p.target, channel, arvs[:, channel_sources(module, channel)], ownership=ownership)
-        how: dict[str, Any] = {
-            "criterion": Criterion(p.min_share, p.cumulative_share or None, clamp),
-            "run": self.study.run,
-        }
+        asked = Splitter(self, score, ownership, clamp, held_out, validation)
+        return next(asked.splits([(channel, classes)]))
 
-        def measured(images: Images, samples: NDArray[np.int64], concept: NDArray[np.int64]) -> PartActivations:
-            outputs = None if classes is None else np.array([self.names.index(name) for name in classes])[concept]
-            return part_activations(self.study.model, images, samples, assignment, labels=outputs, **how)
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        """The network's output of each class, by its name."""
+        return {name: number for number, name in reversed([*enumerate(self.names)])}
 
-        parts = measured(images, samples, concept)
-        if validation is not None:
-            images = as_images(validation, "validation")
-            samples, more = self._validation_concepts(channel, classes, images)
-            parts = parts.followed_by(measured(images, samples, more))
-            training = np.arange(len(concept) + len(more)) < len(concept)
-            concept = np.concatenate([concept, more])
-        return Split.chosen(parts, concept, names, score, training)
+    @cached_property
+    def _by_class(self) -> list[NDArray[np.int64]]:
+        """The labelled images of each class, without those that could not be read."""
+        labels = self._labels[0].copy()
+        labels[[lost.sample for lost in self._classified[1]]] = -1
+        order = np.argsort(labels, kind="stable")
+        return np.split(order, np.searchsorted(labels[order], np.arange(len(self.names))))[1:]
 
-    def _class_concepts(self, channel: int, classes: Sequence[str], halved: bool) -> _Concepts:
-        labels, names = self._labels
-        unknown = [name for name in classes if name not in names]
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], names, n=3, cutoff=0.4) or names[:8]
-            raise StudyError(f"there is no class {unknown[0]!r} among {len(names)}; near it: {', '.join(near)}")
-        if len(set(classes)) < max(2, len(classes)):
-            raise StudyError(f"a channel is split between two or more different classes, got {list(classes)}")
-        numbers = [names.index(name) for name in classes]
-        samples = self._samples_of(numbers)
-        concept = np.array([numbers.index(label) for label in labels[samples]], dtype=np.int64)
-        training = self._fitted(channel, classes, concept)
-        if not halved:
-            arvs = self.statistics.arv(self.study.model, channel, numbers)
-            return tuple(classes), self.labelled, samples, concept, training, arvs
-        p, chosen = self.study.parameters, samples[training]
-        inputs = pooled_inputs(self.study.model, self.labelled, chosen, p.target, run=self.study.run)
-        means = np.stack([inputs[concept[training] == number].mean(axis=0) for number in range(len(classes))])
-        arvs = (means * dense_weight(get_layer(self.study.model, p.target), channel)).sum(axis=2)
-        return tuple(classes), self.labelled, samples, concept, training, arvs
-
-    def _fitted(self, channel: int, names: Sequence[str], concept: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Every second image of each concept, if each has two."""
-        few = [name for name, count in zip(names, np.bincount(concept, minlength=len(names))) if count < 2]
-        if few:
-            raise StudyError(f"channel {channel} can't be split: each concept needs two images, {few[0]} has fewer")
-        return every_second(concept)
-
-    def _samples_of(self, classes: Sequence[int]) -> NDArray[np.int64]:
-        """The labelled images of some classes, without those that could not be read."""
-        samples = np.flatnonzero(np.isin(self._labels[0], classes))
-        return samples[~np.isin(samples, [lost.sample for lost in self._classified[1]])]
-
-    def _virtual_concepts(self, channel: int, halved: bool) -> _Concepts:
-        neuron = self.study.neuron(channel)
-        parts = neuron.virtual
-        if parts.k < 2:
-            raise StudyError(
-                f"channel {channel} has a single virtual neuron, so there is nothing to split it between; name "
-                "classes, or ask for parts with n_clusters=2"
-            )
-        used = np.flatnonzero(parts.labels >= 0)
-        vectors, concept = neuron.vectors[used].astype(np.float64), parts.labels[used]
-        names = tuple(part_name(part) for part in range(parts.k))
-        training = self._fitted(channel, names, concept)
-        if halved:
-            concept = refitted(vectors, concept, training, seed=self.study.parameters.seed)
-        fitted = training if halved else np.ones_like(training)
-        arvs = np.stack([vectors[fitted & (concept == part)].mean(axis=0) for part in range(parts.k)])
-        return names, self.study.images, neuron.sample[used], concept, training, arvs
-
-    def _validation_concepts(
-        self, channel: int, classes: Sequence[str] | None, images: Images
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The images of one's own that show a concept, and which one."""
-        if classes is None:
-            every = np.arange(len(images))
-            vectors = self.study.run_circuits(np.full_like(every, channel), every, images=images)
-            active = vectors.any(axis=1)
-            return every[active], self.study.neuron(channel).virtual.predict(vectors[active])
-        labels, names = class_labels(images, len(self.names))
-        numbers = [names.index(name) if name in names else -2 for name in classes]
-        for name, number in zip(classes, numbers):
-            if not (labels == number).any():
-                raise StudyError(
-                    f"the images for validation show no {name!r}; their classes are {', '.join(names[:8])}"
-                )
-        samples = np.flatnonzero(np.isin(labels, numbers))
-        return samples, np.array([numbers.index(label) for label in labels[samples]], dtype=np.int64)
+    def _samples_of(self, classes: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The labelled images of some classes, and which of these each is of."""
+        found = [self._by_class[number] for number in classes]
+        samples, concept = np.concatenate(found), np.repeat(np.arange(len(found)), [*map(len, found)])
+        order = np.argsort(samples)
+        return samples[order], concept[order]
 
     def ratios(self, gamma: float = 0.5, *, validation: Any = None, **how: Any) -> pd.DataFrame:
         """How well splits work on the whole: one for each gamma-polysemantic pair (Hesse et al., their average table).
@@ -423,26 +336,27 @@ class Classes:
     def _ratios(self, gamma: float, how: dict[str, Any]) -> pd.DataFrame:
         import pandas as pd  # late, see pure_nb._imports
 
-        rows: list[tuple[Any, ...]] = []
         chosen = gamma_polysemantic(self.pairs, gamma)
-        pairs = chosen[["channel", "class_1", "class_2", "cosine"]].itertuples(index=False, name=None)
-        bar = progress_bar(pairs, "splits", len(chosen), unit="pair", shown=self.study.run.progress)
-        for channel, *classes, value in bar:
-            if min(self.statistics.images[self.names.index(name)] for name in classes) < 2:
-                rows.append((channel, *classes, value, *[np.nan] * 7))
-                continue
-            split = self.split(channel, classes, **how)
+        pairs = [*chosen[["channel", "class_1", "class_2", "cosine"]].itertuples(index=False, name=None)]
+        rows = [(*pair, *[np.nan] * 7) for pair in pairs]
+        numbers = np.array([[self._number[name] for name in pair[1:3]] for pair in pairs], dtype=np.int64)
+        images = self.statistics.images[numbers.reshape(-1, 2)]
+        # Those of the same classes one after the other, since not all may fit into memory at once.
+        able = sorted(np.flatnonzero(images.min(axis=1) > 1).tolist(), key=lambda row: pairs[row][1:3])
+        splits = Splitter(self, **how).splits([(pairs[row][0], pairs[row][1:3]) for row in able]) if able else ()
+        bar = progress_bar(splits, "splits", len(able), unit="pair", shown=self.study.run.progress)
+        for row, split in zip(able, bar):
             table = split.table()
             own, rest = table["part"] == table["images"], table["part"] == "residual"
             parts = (own, ~own & ~rest, rest)
             means = [table[sums][which].mean() for sums in ("positive", "signed") for which in parts]
-            rows.append((channel, *classes, value, split.rho, *means))
+            rows[row] = (*pairs[row], split.rho, *means)
         ratios = [f"{sums}_{part}" for sums in ("positive", "signed") for part in ("own", "other", "residual")]
         return pd.DataFrame(rows, columns=["channel", "class_1", "class_2", "cosine", "rho", *ratios])
 
     def pictures(self, name: str, count: int = 5) -> list[NDArray[np.uint8]]:
         """The first labelled images of a class, as pictures."""
-        chosen = self._samples_of([self.names.index(name)])[:count]
+        chosen = self._by_class[self._number[name]][:count]
         return [self.labelled.picture(sample) for sample in chosen.tolist()]
 
     def _key(self) -> dict[str, object]:

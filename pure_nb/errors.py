@@ -6,6 +6,8 @@ for reasons of its own: so a fault in a user's code, or in ours, is never taken 
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 
 class PureError(Exception):
     """All errors of this package; the message names the thing, says what was expected and what to do.
@@ -74,3 +76,19 @@ class StudyWarning(UserWarning):
 
 class StoreWarning(UserWarning):
     """Something in a folder of results that was damaged or could not be used, and is computed again."""
+
+
+def require_choice(name: str, value: object, choices: Any, kind: type[PureError] = ArgumentError) -> None:
+    """Raise unless a value is one of some choices.
+
+    Parameters
+    ----------
+    name, value
+        The parameter or option, and what was given for it.
+    choices
+        A ``Literal`` of all of them.
+    kind
+        Of the error to raise.
+    """
+    if value not in get_args(choices):
+        raise kind(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")

@@ -166,14 +166,16 @@ class _Trial:
         return self._small(_found=(found, []), shapes=(replace(self.target, channels=len(sample)), self.lower), **known)
 
     def _sample(self, count: int, images: Images | None = None) -> NDArray[np.int64]:
-        """So many of the images, drawn at random from those that can be read; fewer if there are not as many."""
+        """So many of the images, drawn at random; none that is left out since it can't be read."""
         images, draws = images or self.study.images, np.random.default_rng(0)
         found: list[int] = []
         many = len(images) > 100 * count
         drawn = draws.integers(0, len(images), 9 * count) if many else draws.permutation(len(images))
         for number in dict.fromkeys(drawn.tolist()):
-            if len(found) < count and not isinstance(images.try_load(number), Unreadable):
-                found.append(number)
+            skipped = self.run.skip_unreadable and isinstance(images.try_load(number), Unreadable)
+            found += [] if skipped else [number]
+            if len(found) == count:
+                break
         return np.array(found or [0])
 
     def _row(self, count: str, cost: Cost, images: float, kept: float, batch: float = 1) -> dict[str, Any]:

@@ -30,7 +30,7 @@ Crop = Literal["peak", "crp", "activation"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 AUTO = "auto"
-"""As the size of batches: whatever suits the network and the machine, see :mod:`pure_nb.compute.batches`."""
+"""As the size of batches: whatever suits the network and the machine, see ``pure_nb.compute.batches``."""
 
 if TYPE_CHECKING:
     BatchSize = Any  # a number for all that computes, since a study looks for one as soon as it is made
@@ -128,8 +128,8 @@ class Run:
     batch_size
         Images in a batch; auto measures what suits.
 
-        On a GPU the largest power of two that fits, on a CPU the fastest; see :mod:`pure_nb.compute.batches`. It is for
-        studies, which look for it when they are made.
+        On a GPU the largest power of two that fits, on a CPU the fastest. It is for studies, which look for it when
+        they are made.
     device
         Where the network runs: cpu, cuda, mps.
 

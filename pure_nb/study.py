@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from pure_nb._keeping import keep
 from pure_nb._lacking import lacks
 from pure_nb.classes import Classes
 from pure_nb.compute import batches
@@ -106,6 +107,7 @@ class Study:
             raise StudyError(f"how a study runs must be a Run, as Run(device='cuda'), got {self.run!r}")
         object.__setattr__(self, "model", models.unwrapped(self.model))
         p = self.parameters
+        vars(self)["_nearest"] = p.lower == NEAREST
         if p.lower == NEAREST:
             object.__setattr__(self, "parameters", replace(p, lower=nearest_below(self.model, p.target)))
         if self.run.batch_size == AUTO:
@@ -171,15 +173,22 @@ class Study:
         return ["references", *steps, *(["boxes"] if boxed else [])]
 
     def replace(self, **changes: Any) -> Study:
-        """The same study with other parameters, or run otherwise: ``study.replace(rule="lrp", device="cuda")``."""
+        """The same study with other parameters, or run otherwise: ``study.replace(rule="lrp", device="cuda")``.
+
+        It has all at hand that this one has found and that does not depend on what is changed. A lower layer that was
+        asked for as the nearest is that of the new target.
+        """
         own = {name: changes.pop(name) for name in ("name", "model", "images", "store") if name in changes}
         how = {name: changes.pop(name) for name in RUN if name in changes}
         run = replace(changes.pop("run", self.run), **how)
-        return replace(self, parameters=checked({**asdict(self.parameters), **changes}), run=run, **own)
+        asked = asdict(self.parameters) | ({"lower": NEAREST} if vars(self)["_nearest"] else {})
+        made = replace(self, parameters=checked({**asked, **changes}), run=run, **own)
+        keep(self, made)
+        return made
 
     def on(self, run: Run) -> Study:
         """The same study run otherwise: ``study.on(Run(device="cuda"))``."""
-        return replace(self, run=run)
+        return self.replace(run=run)
 
     # What scripts elsewhere, written to show faults before 0.1.0, ask for; as `relevant` of classes.
     _labels = property(lambda self: self.classes._labels)

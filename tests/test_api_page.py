@@ -1,15 +1,18 @@
-"""The reference is complete, and the chapters and it link to each other."""
+"""The reference tells of all that is public and of nothing else, and the chapters and it link to each other."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import pure_nb
 
@@ -17,14 +20,22 @@ BOOK = Path(__file__).parents[1] / "book"
 WALKED = pkgutil.walk_packages(pure_nb.__path__, "pure_nb.")
 MODULES = [name for _, name, package in WALKED if not package and "._" not in name]
 CHAPTERS = sorted(BOOK.glob("*.md"))
+PAGES = [BOOK / "api.md", *sorted(BOOK.glob("api/*.md"))]
+SOURCES = yaml.safe_load((BOOK.parent / "_config.yml").read_text("utf-8"))["repository"]["url"] + "/blob/main/"
 
 
 def linked(chapter: Path) -> list[str]:
     """Names that a chapter links to in the reference."""
-    return re.findall(r"\{py:\w+\}`~?([\w.]+)`", chapter.read_text(encoding="utf-8"))
+    return re.findall(r"\{py:\w+\}`(?:~|[^`<]*<)?([\w.]+)>?`", chapter.read_text(encoding="utf-8"))
 
 
-LINKED = {name for chapter in CHAPTERS for name in linked(chapter)}
+def sourced(chapter: Path) -> list[str]:
+    """Names that a chapter links to in the source, since they are private."""
+    link = rf"\[`(\w+)(?:\(\))?`\]\({re.escape(SOURCES)}(pure_nb[\w/]*)\.py\)"
+    return [f"{file.replace('/', '.')}.{name}" for name, file in re.findall(link, chapter.read_text(encoding="utf-8"))]
+
+
+LINKED = {name for chapter in CHAPTERS for name in linked(chapter) + sourced(chapter)}
 
 
 def public(module: str) -> list[tuple[str, Any]]:
@@ -55,10 +66,80 @@ def documented(thing: Any) -> set[str]:
     return names | set(re.findall(r"``\*{0,2}(\w+)", text))
 
 
-def test_every_public_module_is_on_one_page() -> None:
-    pages = [BOOK / "api.md", *BOOK.glob("api/*.md")]
-    shown = [name for page in pages for name in re.findall(r"automodule:: (\S+)", page.read_text(encoding="utf-8"))]
-    assert sorted(shown) == sorted(MODULES)
+def shown() -> list[str]:
+    """What the pages tell of: names of modules, and of what is in them."""
+    found = []
+    for page in PAGES:
+        for module, options in re.findall(r"automodule:: (\S+)\n((?:   .*\n)*)", page.read_text(encoding="utf-8")):
+            (members,) = re.findall(r":(?:no-)?members:(.*)", options)
+            found += [module, *(f"{module}.{name}" for name in re.findall(r"\w+", members))]
+    return found
+
+
+@cache
+def classes(module: str) -> dict[str, type]:
+    """The package's classes by the names that annotations in a module have for them, also those for mypy alone."""
+    source = ast.walk(ast.parse(Path(importlib.import_module(module).__file__ or "").read_text(encoding="utf-8")))
+    froms = [node for node in source if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pure_nb")]
+    known = {
+        name.asname or name.name: getattr(importlib.import_module(node.module or ""), name.name)
+        for node in froms
+        for name in node.names
+    }
+    known |= vars(importlib.import_module(module))
+    own = {name: thing for name, thing in known.items() if inspect.isclass(thing)}
+    return {name: thing for name, thing in own.items() if thing.__module__ in MODULES}
+
+
+def mentioned(thing: Any) -> set[type]:
+    """The package's classes in the signature of a function, or in the fields and public methods of a class."""
+    parts = [thing]
+    if inspect.isclass(thing):
+        parts += [_plain(own) for name, own in vars(thing).items() if not name.startswith("_") or name == "__init__"]
+    words = [
+        word
+        for part in parts
+        for name, annotation in getattr(part, "__annotations__", {}).items()
+        if not name.startswith("_")
+        for word in re.findall(r"\w+", str(annotation))
+    ]
+    known = classes(thing.__module__)
+    return {known[word] for word in words if word in known}
+
+
+def door() -> dict[str, Any]:
+    """What is exported, under the names of the modules where it is at home."""
+    found = {}
+    for page in PAGES:
+        package = "pure_nb" if page.stem == "api" else f"pure_nb.{page.stem}"
+        for name in set(importlib.import_module(package).__all__) - {"__version__"}:
+            thing = getattr(importlib.import_module(package), name)
+            if inspect.isclass(thing) or inspect.isfunction(thing):
+                found[f"{thing.__module__}.{thing.__qualname__}"] = thing
+            else:  # a constant, which does not know its home
+                homes = [module for module in MODULES if re.search(rf"^{name}\b.* = ", source_of(module), re.MULTILINE)]
+                homes.sort(key=lambda module: not module.startswith(package))
+                found[f"{homes[0]}.{name}"] = None
+    return found
+
+
+def source_of(module: str) -> str:
+    return inspect.getsource(importlib.import_module(module))
+
+
+def test_the_pages_tell_of_what_is_public_and_of_nothing_else() -> None:
+    """What is exported, the classes that it takes and gives back, and what these take; and all errors, once each."""
+    exported = door()
+    public = set(exported) | {f"pure_nb.errors.{name}" for name in classes("pure_nb.errors")}
+    todo = [thing for thing in exported.values() if thing is not None]
+    while todo:
+        for kind in mentioned(todo.pop()):
+            if (name := f"{kind.__module__}.{kind.__qualname__}") not in public:
+                public.add(name)
+                todo.append(kind)
+    assert len(public) > len(exported) + 20  # or annotations are not read
+    modules = {name.rpartition(".")[0] for name in public} | {"pure_nb.cli"}
+    assert sorted(shown()) == sorted(public | modules)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -86,8 +167,16 @@ def test_parameters_are_explained(module: str) -> None:
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 def test_what_a_chapter_links_to_exists(chapter: Path) -> None:
+    """In the reference if it is public, and if it is private where its source is."""
+    told = shown()
     for name in linked(chapter):
         resolved(name)
+        assert name in told or name.rpartition(".")[0] in told, f"{name} is on no page: link to its source"
+    for name in sourced(chapter):
+        assert resolved(name).__module__ == name.rpartition(".")[0]
+        assert name not in told, f"{name} has a place in the reference"
+    text = chapter.read_text(encoding="utf-8")
+    assert text.count(f"{SOURCES}pure_nb/") == len(sourced(chapter)), "a link to the source names what is there"
 
 
 def resolved(name: str) -> Any:

@@ -28,6 +28,7 @@ from pure_nb.methods import circuits
 from pure_nb.methods.virtual import CHOICES, kmeans
 from pure_nb.show import atlas
 from pure_nb.show.atlas import COLUMNS, CROP, METHODS, WHOLE, Atlas
+from pure_nb.show.plane import points_apart, relettered
 from tests.small import noise, picture_folder, plain
 
 
@@ -75,8 +76,10 @@ def test_data_are_what_the_study_found(glyph_study: Study, site: Path) -> None:
         objects = glyph_study.objects
         assert objects is not None
         assert [found["names"][label] for label in found["label"]] == [CLASSES[o].name for o in objects[channel]]
+        own = [kmeans(vectors["circuits"][channel], k) for k in (2, *CHOICES)]
         for name, every in found["parts"].items():
-            expected = [kmeans(vectors[name][channel], k) for k in (2, *CHOICES)]
+            # Letters are those of the study's own parts, as far as they share images.
+            expected = [relettered(kmeans(vectors[name][channel], k), like) for k, like in zip((2, *CHOICES), own)]
             assert [as_labels(own) for own in every] == [own.tolist() for own in expected]
             agreement = [adjusted_mutual_info_score(objects[channel], own) for own in expected]
             assert found["agreement"][name] == pytest.approx(agreement, abs=1e-4)
@@ -86,7 +89,10 @@ def test_data_are_what_the_study_found(glyph_study: Study, site: Path) -> None:
         assert (points.max(axis=0) == 1000).all()
         layout = glyph_study.layout_of(channel)
         for axis, sign in ((0, 1), (1, -1)):
-            assert np.corrcoef(points[:, axis], sign * layout[:, axis])[0, 1] > 0.9999
+            assert np.corrcoef(points[:, axis], sign * layout[:, axis])[0, 1] > 0.98  # some are pushed apart
+        assert (points == points_apart(layout)).all()
+        assert found["sample"] == glyph_study.neuron(channel).sample.tolist()
+        assert found["activation"] == pytest.approx(glyph_study.neuron(channel).score, rel=1e-3)
 
 
 def test_sprites_hold_the_reference_images(glyph_study: Study, site: Path) -> None:

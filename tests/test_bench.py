@@ -325,7 +325,7 @@ def told(task: Task) -> Parts:
     return Parts(task.truth.copy(), owner=true_sources(task))
 
 
-COLUMNS = ["channel", "method", "k", "self_merged", *SCORES, "silhouette_gain", "chosen", "labels", "seconds"]
+COLUMNS = ["channel", "method", "oracle", "k", "self_merged", *SCORES, "silhouette_gain", "chosen", "labels", "seconds"]
 
 
 def test_a_run(tmp_path: Path) -> None:
@@ -592,7 +592,7 @@ def test_downstream_equals_a_slow_loop(tmp_path: Path, assign: Assign) -> None:
 
 
 def rows(method: str, k: list[int], null: list[bool], **columns: Any) -> pd.DataFrame:
-    table = pd.DataFrame({"channel": range(len(k)), "method": method, "k": k, "self_merged": null})
+    table = pd.DataFrame({"channel": range(len(k)), "method": method, "oracle": False, "k": k, "self_merged": null})
     return table.assign(**(dict.fromkeys((*SCORES, "silhouette_gain", "chosen", "seconds"), np.nan) | columns))
 
 
@@ -769,6 +769,24 @@ def test_another_baseline() -> None:
     assert found.loc["a", "difference"] == pytest.approx(0.3)
     with pytest.raises(ArgumentError, match=r"there is no method 'PURE' to compare with; there are \['a', 'b'\]"):
         leaderboard(table)
+
+
+def test_an_oracle_says_so_itself(tmp_path: Path, alone_in_one_process: None) -> None:
+    """Whatever it is called: it takes no part in the correction for many tests, and has no p of its own."""
+    entries = [
+        Contestant("PURE", circuits_of()),
+        Contestant("random", random_parts),
+        Contestant("oracle of Delphi", random_parts),
+        Contestant("told", told, oracle=True),
+    ]
+    table = run(task_of(tmp_path), entries, choose=False)
+    assert table.groupby("method")["oracle"].first().to_dict() == {one.name: one.oracle for one in entries}
+    found = leaderboard(table).set_index("method")
+    assert np.isnan(found.loc["told", "p"])
+    assert np.isfinite(found.loc["told", "difference"])
+    without = leaderboard(table[table["method"] != "told"]).set_index("method")
+    assert np.isfinite(without.loc["oracle of Delphi", "p"])
+    pd.testing.assert_series_equal(found["p"].drop("told"), without["p"])
 
 
 def test_nothing_to_compare() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,32 @@ def test_linear_layers_are_weights_times_inputs() -> None:
     np.testing.assert_allclose(found, expected / (np.abs(expected).sum(axis=1, keepdims=True) + 1e-10), atol=1e-5)
     assert (found[top[sample, channel] <= 0] == 0).all()
     assert (top < 0).any()
+
+
+CLOSED: dict[str, tuple[nn.Module, str]] = {
+    "convolution": (plain(), "2"),
+    "linear": (plain(), "8"),
+    "tokens": (Tokens(), "second.mlp.0"),
+    "dilated": (nn.Sequential(nn.Conv2d(3, 4, (2, 3), 2, (1, 2), 2, padding_mode="reflect")), "0"),
+    "same": (nn.Sequential(nn.Conv2d(3, 4, (1, 3), padding="same", bias=False)), "0"),
+    "grouped": (nn.Sequential(nn.Conv2d(3, 6, 3, groups=3)), "0"),
+}
+
+
+@pytest.mark.parametrize("start", ["activation", "peak", "unit"])
+@pytest.mark.parametrize("name", CLOSED)
+def test_a_layer_by_its_own_input_is_run_forward_only(name: str, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, target = CLOSED[name]
+    pairs = np.array([[0, 1], [2, 0], [3, 3]]), np.array([[4, 4], [0, 4], [2, 2]])
+    how: dict[str, Any] = {"target": target, "lower": f"input:{target}", "start": start, "run": Run(batch_size=2)}
+    exact = pairwise(
+        copy.deepcopy(model).double(), Images(Items(noise(5).double())), *(side.ravel() for side in pairs), **how
+    )
+    expected = normalised(np.concatenate([summed(own[None].double()) for own in exact])).reshape(3, 2, -1)
+    if name != "grouped":
+        monkeypatch.setattr(torch.autograd, "grad", None)
+    found = circuits(model, Images(Items(noise(5))), *pairs, **how)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", RULES)

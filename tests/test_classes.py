@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from small import Items, noise, plain, shared
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from pure_nb import _splits as splits_module
 from pure_nb import load_study
 from pure_nb import study as study_module
+from pure_nb._splits import Splitter
 from pure_nb.classes import Classes
 from pure_nb.compute import sweep as sweep_module
 from pure_nb.compute.sweep import shards, sweep
@@ -136,7 +139,7 @@ def test_stopped_and_resumed_with_other_references(
     broken, images.images = images.images, images.images.clone()
     images.images[30] = float("nan")
     with pytest.raises(NonFiniteError):
-        _ = study.replace().classes.statistics
+        _ = replace(study).classes.statistics
     images.images = broken
     assert list((tmp_path / "store").rglob("shard-*.safetensors"))  # so there is something to be mistaken for its own
     resumed = mine(tmp_path, images, n_references=3).replace(batch_size=4, **change)
@@ -469,8 +472,26 @@ def test_ratios_of_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not published["rho"].equals(found["rho"])
     assert study.classes.ratios(-1).empty
     again = mine(tmp_path)
-    monkeypatch.setattr(Classes, "split", lambda *_: pytest.fail("split again"))
+    monkeypatch.setattr(Splitter, "splits", lambda *_: pytest.fail("split again"))
     pd.testing.assert_frame_equal(again.classes.ratios(gamma), found)
+
+
+@pytest.mark.parametrize("most", [0, 1e9])
+def test_images_are_run_once_for_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: float) -> None:
+    """All, and before that the half that splits are fitted to, and not two classes for each of the pairs."""
+    images = Labelled()
+    study = mine(tmp_path, images)
+    _ = study.classes.pairs
+    images.loaded.clear()
+    monkeypatch.setattr(splits_module, "MOST_BYTES", most)
+    found = study.classes.ratios(2)
+    pairs = len(found.drop_duplicates(["channel", "class_1", "class_2"]))
+    assert len(found) == pairs > 8
+    assert len(images.loaded) == (20 + 40 if most else 20 + 20 * pairs)
+    for row in found.itertuples(index=False):
+        split = study.classes.split(row.channel, [row.class_1, row.class_2])
+        assert split.rho == row.rho
+        assert split.table()["signed"].to_numpy()[[0, 4]].mean() == pytest.approx(row.signed_own, rel=1e-5)
 
 
 def test_ratios_where_a_class_has_one_image(tmp_path: Path) -> None:
@@ -572,7 +593,7 @@ def test_a_part_of_the_images_can_not_be_read(tmp_path: Path) -> None:
 
 def test_glyphs_are_not_asked(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Classes, "_doubt", lambda *_: pytest.fail("asked"))
-    assert len(glyph_study.replace().classes.names) == 48
+    assert len(replace(glyph_study).classes.names) == 48
 
 
 @pytest.mark.slow

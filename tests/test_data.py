@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import math
 import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import signal
 import struct
 import sys
@@ -15,6 +17,7 @@ import threading
 import time
 import warnings
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,7 +37,7 @@ from torchvision.transforms import v2
 from pure_nb.errors import ImageError, StudyError, StudyWarning
 from pure_nb.glyphs import MEAN, STD, GlyphObjects, GlyphScenes, draw_scene, glyph_images
 from pure_nb.glyphs.font import glyph
-from pure_nb.images import reading
+from pure_nb.images import contents, reading
 from pure_nb.images.data import Images
 from pure_nb.images.labels import at_chance, class_labels, display_names, seen_labels
 from pure_nb.images.reading import batches, readable
@@ -198,13 +201,17 @@ def test_fingerprint_of_a_folder_follows_its_files(tmp_path: Path) -> None:
     assert now(mean=(0.5, 0.5, 0.5)) != first
     file = root / "class0" / "000.png"
     os.utime(file, ns=(1, 1))
-    touched = now()
-    assert touched != first
+    assert now() == first
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)  # as many bytes as before, at another time
+    changed = now()
+    assert changed != first
     file.rename(root / "class0" / "zzz.png")
     renamed = now()
-    assert renamed not in (first, touched)
+    assert renamed not in (first, changed)
     (root / "class1" / "001.png").unlink()
-    assert now() not in (first, touched, renamed)
+    assert now() not in (first, changed, renamed)
 
 
 def test_fingerprint_of_a_folder_moves_with_it(tmp_path: Path) -> None:
@@ -212,6 +219,84 @@ def test_fingerprint_of_a_folder_moves_with_it(tmp_path: Path) -> None:
     first = folder_images(root).fingerprint
     root.rename(tmp_path / "b")
     assert folder_images(tmp_path / "b").fingerprint == first
+
+
+def test_a_copy_of_a_folder_is_the_same_data_set(tmp_path: Path) -> None:
+    """Also one that was written at another time, for a data set without a root, and for a part and a row of such."""
+    copies = [picture_folder(tmp_path / "a", 6), tmp_path / "elsewhere" / "b"]
+    shutil.copytree(copies[0], copies[1], copy_function=shutil.copyfile)
+    for file in copies[1].rglob("*.png"):
+        os.utime(file, ns=(1, 1))
+    for make in (
+        lambda root: folder_images(root),
+        lambda root: path_images(sorted(root.rglob("*.png"))),
+        lambda root: Images(ImageFolder(root, transforms.ToTensor())),
+        lambda root: Images(Subset(folder_images(root).dataset, [5, 4, 3, 2, 1, 0])),
+        lambda root: Images(
+            ConcatDataset([folder_images(root).dataset, ImageFolder(copies[0], transforms.ToTensor())])
+        ),
+    ):
+        found = [make(root).fingerprint for root in copies]
+        assert found[0] == found[1]
+        last = next(copies[1].rglob("001.png"))
+        before = last.read_bytes()
+        last.write_bytes(before + b"0")
+        assert make(copies[1]).fingerprint != found[0]
+        last.write_bytes(before)
+
+
+def test_files_are_read_once_for_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(600)]
+    for file in files:
+        file.write_bytes(file.name.encode())
+        os.utime(file, ns=(10**9, 10**9))
+    read: list[Path] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda file: read.append(file) or read_bytes(file))
+    expected = [f"{len(file.name)} {hashlib.sha256(file.name.encode()).hexdigest()[:32]}" for file in files]
+    assert contents.digests([*map(str, files)]) == expected
+    assert read == files
+    read.clear()
+    assert contents.digests([*map(str, files)]) == expected
+    assert read == []
+    files[3].write_bytes(b"3.pnG")  # as long as before, and just now: its time may still be that of a further change
+    for _ in range(2):
+        assert contents.digests([*map(str, files)])[3] == f"5 {hashlib.sha256(b'3.pnG').hexdigest()[:32]}"
+    assert read == [files[3]] * 2
+    files[3].unlink()
+    assert contents.digests([*map(str, files)])[3] == "can't be read"
+
+
+def test_who_is_stopped_does_not_begin_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(600)]
+    for file in files:
+        file.touch()
+        os.utime(file, ns=(10**9, 10**9))
+    read: list[Path] = []
+
+    def stopped(file: Path) -> bytes:
+        read.append(file)
+        if len(read) == 550:
+            raise KeyboardInterrupt
+        return b""
+
+    monkeypatch.setattr(Path, "read_bytes", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        contents.digests([*map(str, files)])
+    contents.digests([*map(str, files)])
+    assert len(read) == 550 + 600 - 2 * contents.EVERY
+
+
+@pytest.mark.parametrize("kind", ["a damaged file", "no folder"])
+def test_a_cache_that_can_not_be_used_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    images = folder_images(picture_folder(tmp_path / "a", 4))
+    expected = images.fingerprint
+    if kind == "no folder":
+        (tmp_path / "taken").touch()
+        monkeypatch.setenv("PURE_NB_STORE", str(tmp_path / "taken"))
+    else:
+        (contents.cache_folder() / "digests.sqlite").write_bytes(b"no database" * 999)
+    assert folder_images(tmp_path / "a").fingerprint == expected
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -325,7 +410,7 @@ def test_a_folder_of_pictures_without_classes(tmp_path: Path) -> None:
     first = images.fingerprint
     (tmp_path / "zoo").rename(tmp_path / "park")
     assert folder_images(tmp_path / "park", resize=None, crop=None).fingerprint == first
-    os.utime(tmp_path / "park" / "001.png", ns=(1, 1))
+    shutil.copyfile(tmp_path / "park" / "002.png", tmp_path / "park" / "001.png")
     assert folder_images(tmp_path / "park", resize=None, crop=None).fingerprint != first
 
 
@@ -600,9 +685,9 @@ def test_a_part_of_a_folder(tmp_path: Path) -> None:
     first = some.fingerprint
     assert Images(Subset(whole.dataset, [4, 1])).fingerprint == first
     assert Images(Subset(whole.dataset, [1, 4])).fingerprint != first
-    os.utime(whole.path(0), ns=(1, 1))
+    shutil.copyfile(whole.path(2), whole.path(0))
     assert Images(Subset(whole.dataset, [4, 1])).fingerprint == first
-    os.utime(whole.path(1), ns=(1, 1))
+    shutil.copyfile(whole.path(2), whole.path(1))
     assert Images(Subset(whole.dataset, [4, 1])).fingerprint != first
 
 
@@ -860,6 +945,45 @@ def test_an_image_that_never_arrives_outside_of_batches(monkeypatch: pytest.Monk
     items.allowed.set()
     assert soon(lambda: not readers())
     assert images.tensor(0).equal(noise(4)[0])
+
+
+def test_pictures_are_read_by_threads_that_wait_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread is started only where all others are reading, or hang."""
+    started, start = [], threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread) or start(thread))
+    monkeypatch.setattr(reading._Reader, "idle", deque())
+    images = Images(Items(noise(30)))
+    for sample in range(30):
+        assert images.tensor(sample).equal(noise(30)[sample])
+    assert len(started) == 1
+    ahead = batches(images, range(30), run=Run(batch_size=4))
+    assert next(ahead).samples.tolist() == [0, 1, 2, 3]
+    assert images.tensor(7).equal(noise(30)[7])
+    assert len(started) == 2
+    ahead.close()
+    monkeypatch.setattr(reading, "TIMEOUT", 0.1)
+    items = Blocked(4, late=0)
+    for _ in range(2):
+        with pytest.raises(ImageError, match=r"nothing arrived for 0\.1 s"):
+            Images(items).tensor(0)
+    assert images.tensor(3).equal(noise(30)[3])
+    assert len(started) == 3  # for those that hang, and the one that goes on
+    items.allowed.set()
+    assert soon(lambda: len(reading._Reader.idle) == 3)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that begin with what this one has")
+def test_threads_that_wait_are_not_those_of_a_forked_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = Images(Items(noise(2)))
+    assert images.tensor(0).equal(noise(2)[0])
+    assert reading._Reader.idle
+    monkeypatch.setattr(reading, "TIMEOUT", 5.0)
+    process = multiprocessing.get_context("fork").Process(target=lambda: images.tensor(1))
+    process.start()
+    process.join(30)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that begin with what this one has")

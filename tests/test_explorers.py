@@ -59,7 +59,7 @@ class Explorer:
         self.page = visit.page
         self.box = visit.page.locator("figure.explorer").nth(place)
         self.name = f"explorer {place + 1}"
-        self.controls = self.box.locator("input[type=range], select")
+        self.controls = self.box.locator("input[type=range], select, fieldset")
 
     def state(self) -> dict[str, Any]:
         """What is seen now, once it has arrived."""
@@ -122,6 +122,21 @@ def play_choice(explorer: Explorer, choice: Any, name: str) -> None:
     assert explorer.until(before.__eq__) == before, f"{name} does not come back to its start"
 
 
+def play_keys(explorer: Explorer, keys: Any, name: str) -> None:
+    """Press every key by keyboard; what is seen must not be the same for all."""
+    inputs = keys.locator("input")
+    count = inputs.count()
+    assert count > 1, f"{name} has one key only"
+    before = explorer.state()
+    states = [before]
+    for place in range(1, count):
+        states.append(explorer.press(inputs.nth(place - 1), "ArrowRight"))
+        assert inputs.nth(place).is_checked(), f"{name} cannot be pressed by keyboard"
+    assert len({state["view"] for state in states}) > 1, f"{name} does not change the picture"
+    explorer.press(inputs.nth(count - 1), "ArrowRight")
+    assert explorer.until(before.__eq__) == before, f"{name} does not come back to its start"
+
+
 def play_all(visit: Visit, touch: bool) -> None:
     """Use every control of every explorer of a page."""
     shown = [Explorer(visit, place) for place in range(visit.page.locator("figure.explorer").count())]
@@ -139,13 +154,16 @@ def play_all(visit: Visit, touch: bool) -> None:
         assert explorer.controls.count(), f"{explorer.name} has no control"
         for place in range(explorer.controls.count()):
             control = explorer.controls.nth(place)
-            label = control.evaluate("control => control.labels[0]?.innerText.trim() || ''")
+            label = control.evaluate("one => (one.labels?.[0] ?? one.querySelector('legend'))?.innerText.trim() || ''")
             name = f"{explorer.name}, {label!r}"
             assert label, f"{name} has no label"
             assert control.is_visible(), f"{name} is not to be seen"
             assert control.is_enabled(), f"{name} cannot be used"
-            if control.evaluate("control => control.tagName") == "SELECT":
+            kind = control.evaluate("control => control.tagName")
+            if kind == "SELECT":
                 play_choice(explorer, control, name)
+            elif kind == "FIELDSET":
+                play_keys(explorer, control, name)
             else:
                 play_slider(explorer, control, name, touch)
     assert not visit.troubles, "\n".join(visit.troubles)

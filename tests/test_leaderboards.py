@@ -19,7 +19,7 @@ from pure_nb.benchmark.contestants import Contestant
 from pure_nb.benchmark.leaderboards import BenchmarkResult, run_benchmark, tasks_of, words, write
 from pure_nb.benchmark.tasks import Task, objects_task, planted_task
 from pure_nb.errors import StudyError
-from pure_nb.figures.plots import PALETTE
+from pure_nb.figures.colours import PALETTE
 from pure_nb.study import Study
 
 
@@ -119,4 +119,4 @@ def test_parts_figure_of_a_natural_neuron_and_of_a_null(made: BenchmarkResult, g
     figure = parts_figure(task, table, 3, ["none"])
     assert figure.axes[0].get_title("left") == "Neuron 3"
     colours = figure.axes[2].images[0].cmap(figure.axes[2].images[0].norm([[0]]))
-    assert tuple(colours[0, 0, :3]) == NOBODY
+    assert tuple(colours[0, 0, :3]) == to_rgb(NOBODY)

@@ -869,3 +869,12 @@ def test_relevance_of_a_null_inside_a_block(glyph_study: Study) -> None:
     how: dict[str, Any] = {"target": "layer4.0.conv1", "lower": "layer3", "rule": EpsilonPlusFlat()}
     expected = circuits(base.model, base.images, numbers, sample, **how)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_what_each_neuron_means_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not again for all neurons whenever one is asked for."""
+    task, counted, unique = hand_task(tmp_path), [], np.unique
+    monkeypatch.setattr(np, "unique", lambda *given, **how: counted.append(given) or unique(*given, **how))
+    assert [task.k[channel] for channel in range(len(task.truth))] == task.k.tolist()
+    assert len(counted) == len(task.truth)
+    assert task.dominant is task.dominant

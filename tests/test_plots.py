@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox
 from matplotlib.text import Text
@@ -19,9 +21,9 @@ from torch import nn
 
 from pure_nb.benchmark.bench_plots import leaderboard_figure
 from pure_nb.errors import StoreError
+from pure_nb.figures.colours import PALETTE, part_colour, readable
 from pure_nb.figures.evaluation_plots import alignment_figure, distances_figure, gaps_figure
 from pure_nb.figures.plots import (
-    PALETTE,
     TILE,
     agreement_figure,
     arvs_figure,
@@ -99,7 +101,7 @@ def test_neuron_figure(glyph_study: Study, channel: int) -> None:
     assert sum(len(dots.get_offsets()) for dots in plane.collections if len(dots.get_offsets()) in sizes) >= 20
     assert len([box for box in plane.get_children() if isinstance(box, AnnotationBbox)]) >= 2
     assert figure.get_suptitle() == f"layer4 / {channel}: 2 virtual neurons"
-    assert [axes._left_title.get_color() for axes in rows] == ["black", PALETTE[0], PALETTE[1]]
+    assert [axes._left_title.get_color() for axes in rows] == ["black", *(readable(to_hex(own)) for own in PALETTE[:2])]
     assert not_blank(figure)
 
 
@@ -124,7 +126,30 @@ def test_many_parts_have_colours(glyph_study: Study, channel: int) -> None:
     figure = neuron_figure(glyph_study.replace(n_clusters=5).neuron(channel), 2)
     assert len(figure.axes) == 7
     assert len({axes._left_title.get_color() for axes in figure.axes[2:]}) == 5
-    assert len(set(PALETTE)) == 10
+    assert len({part_colour(part) for part in range(40)}) == 40
+    assert [part_colour(part) for part in range(10)] == [to_hex(own) for own in PALETTE]
+
+
+@pytest.mark.parametrize("part", range(40))
+def test_text_in_a_colour_can_be_read(part: int) -> None:
+    colour = part_colour(part)
+    dark = readable(colour)
+    assert contrast(dark, "#ffffff") >= 4.5
+    assert dark == colour or contrast(colour, "#ffffff") < 4.5
+    # Darker, and of the same hue.
+    assert np.argsort(to_rgb(dark)).tolist() == np.argsort(to_rgb(colour)).tolist()
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours, channel by channel as WCAG 2.2 writes it down."""
+    light = []
+    for colour in (one, other):
+        red, green, blue = (
+            value / 12.92 if value <= 0.04045 else math.pow((value + 0.055) / 1.055, 2.4)
+            for value in (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+        )
+        light.append(0.2126 * red + 0.7152 * green + 0.0722 * blue)
+    return (max(light) + 0.05) / (min(light) + 0.05)
 
 
 def test_circuits_figure(glyph_study: Study, channel: int) -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from small import Items, noise, plain
 
-from pure_nb.compute.precision import PRECISIONS, autocast
+from pure_nb.compute.precision import autocast
 from pure_nb.compute.sweep import sweep
 from pure_nb.errors import ArgumentError, StudyError
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
 from pure_nb.methods.references import TopReferences
-from pure_nb.parameters import Run, checked
+from pure_nb.parameters import Precision, Run, checked
 from pure_nb.study import Study
 
 HOW: dict[str, Any] = {"target": "4", "lower": "2"}
@@ -56,9 +56,9 @@ def test_circuits_stay_exact(tmp_path: Path) -> None:
 
 
 def test_what_there_is() -> None:
-    with pytest.raises(ArgumentError, match=r"precision must be one of \('float32', .*got 'double'"):
+    with pytest.raises(ArgumentError, match="precision must be one of float32, bfloat16, float16, got 'double'"):
         autocast("cpu", "double")  # type: ignore[arg-type]
-    assert [checked({**HOW, "precision": name}).precision for name in PRECISIONS] == list(PRECISIONS)
+    assert [checked({**HOW, "precision": name}).precision for name in get_args(Precision)] == [*get_args(Precision)]
     with pytest.raises(StudyError, match="precision must be one of"):
         checked({**HOW, "precision": "double"})
 

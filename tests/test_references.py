@@ -185,7 +185,7 @@ def test_not_finite_where_it_is_not_the_largest() -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(ArgumentError, match="at least one reference image, got n=0"):
         TopReferences("layer", 0)
-    with pytest.raises(ArgumentError, match="ranked_by must be 'max' or 'mean', got 'median'"):
+    with pytest.raises(ArgumentError, match="ranked_by must be one of max, mean, got 'median'"):
         TopReferences("layer", 1, "median")  # type: ignore[arg-type]
 
 

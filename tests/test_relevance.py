@@ -253,6 +253,45 @@ def test_replicas_are_poisson_weighted_sums() -> None:
             np.testing.assert_allclose(replicas, expected[:, channel], rtol=1e-4, atol=1e-5)
 
 
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=24), st.integers(2, 12), st.integers(0, 99))
+def test_sums_of_a_batch_are_those_of_one_image_at_a_time(labels: list[int], width: int, seed: int) -> None:
+    """To the bit, but for replicates: these are products of single precision, added in another order."""
+    generator, label = np.random.default_rng(seed), np.array(labels)
+    count = len(labels)
+    own = ClassRelevance("4", "2", label, 4, replicates=5, seed=seed)
+    expected: dict[str, Any] = {}
+    for _ in range(2):
+        relevant, share = generator.random((count, 3)) < 0.5, generator.random((count, 3))
+        pooled = generator.normal(size=(count, width))
+        own._add(label, np.arange(count), {"relevant": relevant, "share": share, "pooled": pooled})
+        expected = expected or {name: np.zeros(value.shape) for name, value in own._sums.items()}
+        for row in range(count):
+            weights = np.random.default_rng([seed, row]).poisson(1, 5)
+            added = {"images": 1, "relevant": relevant[row], "share": share[row], "pooled": pooled[row]}
+            replicates = {"bootstrap_counts": weights, "bootstrap_sums": weights[:, None] * pooled[row]}
+            for name, value in {**added, **replicates}.items():
+                expected[name][label[row]] += value
+    replicates = own._sums.pop("bootstrap_sums")
+    for name, value in own._sums.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    largest = np.abs(expected["bootstrap_sums"]).max()
+    np.testing.assert_allclose(replicates, expected["bootstrap_sums"], rtol=1e-6, atol=1e-6 * largest)
+
+
+def test_replicates_of_a_class_are_added_once_a_batch() -> None:
+    class Counted(np.ndarray):  # type: ignore[type-arg]
+        def __setitem__(self, *given: Any) -> None:
+            added.append(given)
+            super().__setitem__(*given)
+
+    added: list[Any] = []
+    own = ClassRelevance("4", "2", np.array([0] * 20 + [2] * 12), 4, replicates=5)
+    own._sums = {name: value.view(Counted) for name, value in own._zeros(3, 6).items()}
+    values = {"relevant": np.ones((32, 3), bool), "share": np.ones((32, 3)), "pooled": np.ones((32, 6))}
+    own._add(own.labels, np.arange(32), values)
+    assert len(added) == 2 * len(own._sums)  # of two classes
+
+
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     """Draw images of two classes many times: the true cosine must lie in most 90 % intervals, and not in all."""
     generator = np.random.default_rng(0)

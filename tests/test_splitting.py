@@ -146,7 +146,7 @@ def test_wrong_vectors(arvs: Any, rho: float, message: str) -> None:
 
 
 def test_wrong_rules() -> None:
-    with pytest.raises(ArgumentError, match="ownership must be 'symmetric' or 'published', got 'paper'"):
+    with pytest.raises(ArgumentError, match="ownership must be one of symmetric, published, got 'paper'"):
         assign_sources([[1.0], [2.0]], 0.5, "paper")  # type: ignore[arg-type]
 
 
@@ -589,7 +589,7 @@ def test_wrong_labels(labels: list[Any], message: str) -> None:
 
 def test_wrong_choices() -> None:
     activations, labels = measured(0, 2)
-    with pytest.raises(ArgumentError, match="'ratio' or 'bounded', got 'best'"):
+    with pytest.raises(ArgumentError, match="score must be one of ratio, bounded, got 'best'"):
         choose_rho(activations, labels, score="best")  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match=r"rho=0\.3 was not measured; measured are \[0\.25, 0\.5, 0\.75, 1\.0\]"):
         activations.at(0.3)
@@ -684,7 +684,7 @@ def test_positions_are_clamped_before_or_after_the_sum() -> None:
     assert table["positive"].isna().all()
     assert table["signed_n"].tolist() == [0] * 6
     assert Split.chosen(found["positions"], np.array(labels), ("a", "b")).table()["positive"][0] == 1
-    with pytest.raises(ArgumentError, match="clamp must be 'channels' or 'positions', got 'both'"):
+    with pytest.raises(ArgumentError, match="clamp must be one of channels, positions, got 'both'"):
         Criterion(clamp="both")  # type: ignore[arg-type]
 
 

@@ -20,6 +20,7 @@ from torchvision.datasets import ImageFolder
 import pure_nb
 from pure_nb import crops as crops_module
 from pure_nb import study as study_module
+from pure_nb._keeping import OF_PARTS, OF_STUDY
 from pure_nb.benchmark.contestants import contestants
 from pure_nb.benchmark.tasks import planted_task
 from pure_nb.compute import blocks
@@ -38,11 +39,12 @@ from pure_nb.figures.render import boxes, cropped, heatmaps, views
 from pure_nb.glyphs import CLASSES, MEAN, STD, GlyphScenes
 from pure_nb.glyphs.network import GlyphNet
 from pure_nb.images.data import Images
+from pure_nb.images.sources import as_images
 from pure_nb.judges.truth import shares
 from pure_nb.loading import load_study, shipped_studies
 from pure_nb.methods import circuits as circuits_module
 from pure_nb.methods.virtual import embed, virtual_neurons
-from pure_nb.parameters import Crop, Parameters, Run
+from pure_nb.parameters import RUN, Crop, Parameters, Run
 from pure_nb.study import Study
 
 TOML = """\
@@ -291,6 +293,65 @@ def test_replace(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="there is no parameter 'colour'; there are target,"):
         study.replace(colour=1)
     assert study.on(Run(batch_size=7)).run.batch_size == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "dropped"),
+    [
+        ({}, ""),
+        ({"batch_size": 7, "channels_last": True}, ""),
+        ({"skip_unreadable": True}, ""),
+        ({"n_clusters": 3}, "virtual neurons"),
+        ({"seed": 1}, "virtual neurons layouts _classified pairs"),
+        ({"crop": "activation"}, "_boxed"),
+        ({"rule": "lrp"}, "circuits virtual neurons layouts"),
+        ({"min_frequency": 0.5}, "pairs"),
+        ({"min_share": 0.1}, "_classified pairs"),
+        ({"lower": "0"}, "shapes circuits virtual neurons layouts activation_vectors without_lrp _classified pairs"),
+    ],
+)
+def test_what_still_holds_is_kept(tmp_path: Path, change: dict[str, Any], dropped: str) -> None:
+    images = Items(noise(15))
+    images.targets, images.classes = [i % 4 for i in range(15)], list("abcd")  # type: ignore[attr-defined]
+    study = mine(tmp_path, images=images, lower="input:4").replace(progress=False)
+    for one in (study.neurons, study.layouts, study.activation_vectors, study.objects, study.without_lrp):
+        assert one is None or len(one) >= 0
+    assert study.crops.boxes.shape == (6, 6, 4)
+    assert len(study.classes.pairs) > 0
+    other, kept = study.replace(**change), {**OF_STUDY, **OF_PARTS["classes"], **OF_PARTS["crops"]}
+    for before, after in ((study, other), (study.classes, other.classes), (study.crops, other.crops)):
+        had = set(kept) & set(vars(before))
+        assert {name for name in had if vars(after).get(name) is not vars(before)[name]} == had & set(dropped.split())
+        assert len(had) > 1
+    assert other._weights is study._weights
+    asked = {"lower": "input:4"} | {name: value for name, value in change.items() if name not in RUN}
+    assert contents(other) == contents(mine(tmp_path / "other", images=images, **asked))
+
+
+@pytest.mark.parametrize("change", [{"target": "5"}, {"n_references": 5}, {"precision": "bfloat16"}, {"store": None}])
+def test_what_depends_on_a_change_is_not_kept(tmp_path: Path, change: dict[str, Any]) -> None:
+    study = mine(tmp_path)
+    study.neurons  # noqa: B018
+    other = study.replace(**change)
+    assert not {"_found", "ranked", "circuits", "virtual", "neurons"} & set(vars(other))
+    assert "_weights" not in vars(study.replace(model=plain(1)))
+    assert not set(OF_STUDY) & set(vars(study.replace(images=as_images(noise(15)))))
+
+
+def test_images_that_were_left_out_are_not_kept(tmp_path: Path) -> None:
+    study = mine(tmp_path, images=Items(noise(15), {3: OSError("gone")}), skip_unreadable=True)
+    assert study.circuits.shape == (6, 6, 7)
+    with pytest.raises(ImageError, match="1 images could not be read"):
+        study.replace(skip_unreadable=False).circuits  # noqa: B018
+
+
+def test_the_nearest_lower_layer_is_that_of_the_new_target(tmp_path: Path) -> None:
+    study = mine(tmp_path, target="4", lower="nearest")
+    assert study.parameters.lower == "input:4"
+    for same in (study, study.on(Run(batch_size=7)), study.replace(rule="lrp")):
+        assert same.replace(target="2").parameters.lower == "input:2"
+    assert study.replace(target="2", lower="0").replace(target="4").parameters.lower == "0"
+    assert mine(tmp_path, lower="input:4").replace(target="6").parameters.lower == "input:4"
 
 
 @pytest.mark.parametrize("where", ["sweep", "circuits"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 import signal
 from contextlib import nullcontext
@@ -75,6 +77,41 @@ def test_equal_to_one_pass_by_hand() -> None:
 def test_workers_change_nothing() -> None:
     images = Images(Items(noise(21)))
     assert bytes_of(run(images)[0]) == bytes_of(run(images, workers=2)[0])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_workers_are_started_once_for_all_shards(fails: bool) -> None:
+    class Numbered(Items):
+        """Images that say which process has read them."""
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return torch.full((3, 8, 8), float(os.getpid())), 0
+
+    class Readers:
+        """Of all accumulators, that which needs the least."""
+
+        layers, leaf = ("input:0",), None
+
+        def update(self, samples: Any, outputs: Any) -> None:
+            seen.append(int(outputs["input:0"][0, 0, 0, 0]))
+            assert not fails or len(seen) < 8
+
+        def merge(self, other: Any) -> None:
+            pass
+
+        def state(self) -> dict[str, Any]:
+            return {}
+
+        def restored(self, state: Any) -> Any:
+            return self
+
+    seen: list[int] = []
+    with pytest.raises(AssertionError) if fails else nullcontext():
+        sweep(plain(), Images(Numbered(noise(24))), [Readers()], run=Run(batch_size=2, workers=2, progress=False))
+    assert len(seen) == (8 if fails else 12)
+    assert len(set(seen)) == 2
+    gc.collect()
+    assert not multiprocessing.active_children()
 
 
 def test_the_size_of_a_shard_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

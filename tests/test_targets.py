@@ -35,7 +35,7 @@ def test_prefixes_in_another_order_are_refused(layer: str) -> None:
         Target.parse(layer)
 
 
-@pytest.mark.parametrize("layer", ["patch:4", "input:patch:4", "Input:4", "heads:4"])
+@pytest.mark.parametrize("layer", ["patch:4", "input:patch:4", "Input:4", "heads:4", "dict:4", "basis:4"])
 def test_prefixes_that_there_are_not_are_refused(layer: str) -> None:
     with pytest.raises(LayerError, match=re.escape(f"layer {layer!r}: {GRAMMAR}")):
         get_layer(plain(), layer)

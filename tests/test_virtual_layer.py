@@ -149,7 +149,7 @@ def test_what_can_t_be_wrapped() -> None:
     wrong = {0: parts_of([[1, 0]]), 1: parts_of([[1, 0, 0]])}
     with pytest.raises(ArgumentError, match=r"2 channels with circuits of \[2, 3\] entries"):
         VirtualLayer(model, "5", "3", wrong)
-    with pytest.raises(ArgumentError, match="assign must be one of"):
+    with pytest.raises(ArgumentError, match="assign must be one of nearest, mixture, got 'soft'"):
         VirtualLayer(model, "5", "3", {0: parts_of([[1, 0]])}, assign="soft")  # type: ignore[arg-type]
 
 

@@ -21,8 +21,7 @@ from typing import Any
 
 import yaml
 
-from pure_nb import load_study, shipped_studies
-from pure_nb._lacking import splittable
+from pure_nb import _lacking, load_study, shipped_studies
 from pure_nb.errors import PureError
 from pure_nb.glyphs.network import GlyphNet
 from pure_nb.show import atlas
@@ -30,7 +29,7 @@ from pure_nb.study import Study
 
 ROOT = Path(__file__).parents[1]
 
-NEEDS = ("objects", "labels", "splits", "synsets", "judge", "glyphs", "grid", "lrp", "import")
+NEEDS = (*_lacking.NEEDS, "judge", "glyphs")
 """What a cell can need, in the order in which notes say it is missing: what any study may lack (`Study.lacks`), and
 what only the glyph world has."""
 
@@ -93,7 +92,7 @@ def edition_of(study: Study, source: str) -> Edition:
         f"{type(study.model).__name__}, `{p.target}` through `{p.lower}`; {len(study.neurons):,} neurons, "
         f"{len(study.images):,} images, {study.references.n} references each"
     )
-    return Edition(study.name, source, facts, splittable(study), lacking(study))
+    return Edition(study.name, source, facts, _lacking.splittable(study), lacking(study))
 
 
 def lacking(study: Study) -> dict[str, str]:

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from pure_nb.benchmark.leaderboards import run_benchmark
     from pure_nb.benchmark.tasks import objects_task, planted_task
 else:
-    __getattr__, __dir__ = lazily(
-        __name__, {"contestants": "Contestant", "leaderboards": "run_benchmark", "tasks": "objects_task planted_task"}
-    )
+    __getattr__, __dir__ = lazily(__name__)
 
 __all__ = ["Contestant", "objects_task", "planted_task", "run_benchmark"]

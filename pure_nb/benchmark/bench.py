@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from sklearn.utils.parallel import Parallel, delayed
 
-from pure_nb.benchmark.contestants import ORACLE, Contestant
+from pure_nb.benchmark.contestants import Contestant
 from pure_nb.benchmark.scoring import FEW, SCORES, agreements, matched, part_correlation, pearson, source_f1
 from pure_nb.benchmark.tasks import Task
 from pure_nb.compute.bars import progress_bar
@@ -100,11 +100,12 @@ def run(
     Returns
     -------
     DataFrame
-        A row for each neuron and contestant. ``channel``, ``method``, ``k`` (how many things the neuron means) and
-        ``self_merged`` (whether it was merged with itself); the :data:`SCORES`, NaN where a neuron means one thing;
-        ``silhouette_gain`` (how much clearer the best parts are than those of draws from one heap) and ``chosen``
-        (number of parts, if it is not told), NaN for contestants that do not cluster by k-means; ``labels`` (a list,
-        int); ``seconds`` that the contestant took for all neurons, without what was in the store before.
+        A row for each neuron and contestant. ``channel``, ``method``, ``oracle`` (whether that is told the truth),
+        ``k`` (how many things the neuron means) and ``self_merged`` (whether it was merged with itself); the
+        :data:`SCORES`, NaN where a neuron means one thing; ``silhouette_gain`` (how much clearer the best parts are
+        than those of draws from one heap) and ``chosen`` (number of parts, if it is not told), NaN for contestants that
+        do not cluster by k-means; ``labels`` (a list, int); ``seconds`` that the contestant took for all neurons,
+        without what was in the store before.
 
     Raises
     ------
@@ -129,7 +130,7 @@ def run(
         for contestant in bar:
             bar.set_postfix_str(contestant.name)
             answers = _load_or_compute(task, contestant, choose, seed, parallel)
-            tables.append(_scored(task, contestant.name, answers, owner))
+            tables.append(_scored(task, contestant, answers, owner))
     found = pd.concat(tables, ignore_index=True)
     if found["ari_dominant"].isna().all() and (task.k > 1).any():
         warnings.warn(
@@ -169,13 +170,16 @@ def _load_or_compute(task: Task, contestant: Contestant, choose: bool, seed: int
     return study.results.table("bench", key, compute)
 
 
-def _scored(task: Task, name: str, answers: pd.DataFrame, owner: dict[int, NDArray[np.int64]]) -> pd.DataFrame:
+def _scored(
+    task: Task, contestant: Contestant, answers: pd.DataFrame, owner: dict[int, NDArray[np.int64]]
+) -> pd.DataFrame:
     rows = []
     self_merged = task.planting.self_merged if task.planting else (task.k == 1) & (task.truth >= 0).any(axis=1)
     for channel, answer in enumerate(answers.itertuples()):
         labels = np.asarray(answer.labels, dtype=np.int64)
         known, k = task.truth[channel], int(task.k[channel])
-        row: dict[str, Any] = {"channel": channel, "method": name, "k": k, "self_merged": bool(self_merged[channel])}
+        row: dict[str, Any] = {"channel": channel, "method": contestant.name, "oracle": contestant.oracle}
+        row |= {"k": k, "self_merged": bool(self_merged[channel])}
         row |= dict.fromkeys(SCORES, np.nan)
         if k > 1:
             row |= agreements(known, labels, task.dominant[channel])
@@ -329,7 +333,7 @@ def leaderboard(table: pd.DataFrame, baseline: str = PURE) -> pd.DataFrame:
     scored = table[table["k"] > 1]
     if scored.empty:
         raise ArgumentError("no neuron means more than one thing, so there is nothing to compare")
-    bound = scored["method"].str.startswith(ORACLE)
+    bound = scored["oracle"]
     found = summary(scored[~bound], baseline, "ari")
     if bound.any():  # what was told the truth takes no part in the correction for many tests
         told = summary(scored[bound | (scored["method"] == baseline)], baseline, "ari")

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from pure_nb.benchmark.scoring import matched
 from pure_nb.benchmark.tasks import Task
-from pure_nb.figures.plots import PALETTE, image_grid, literal, show, tiles
+from pure_nb.figures.colours import PALETTE, part_colour
+from pure_nb.figures.plots import image_grid, literal, show, tiles
 
-NOBODY = (0.85, 0.85, 0.85)
+NOBODY = "#d9d9d9"
 """Colour of what belongs to no part, or to one that stands for nothing."""
 
 
@@ -74,7 +75,7 @@ def parts_figure(task: Task, table: pd.DataFrame, channel: int, methods: Sequenc
     order = np.lexsort((-share, truth))
     order = np.concatenate([order[truth[order] >= 0], order[truth[order] < 0]])
     things = [int(thing) for thing in np.unique(truth[truth >= 0])]
-    colours = {thing: PALETTE[number % len(PALETTE)] for number, thing in enumerate(things)}
+    colours = {thing: part_colour(number) for number, thing in enumerate(things)}
     own = table[table["channel"] == channel].set_index("method")
     heights, size = [3, 1, *[0.6] * len(methods)], (9, 2.1 + 0.34 * len(methods))
     figure, axes = plt.subplots(len(heights), figsize=size, height_ratios=heights, layout="constrained")
@@ -97,9 +98,7 @@ def parts_figure(task: Task, table: pd.DataFrame, channel: int, methods: Sequenc
     return figure
 
 
-def _stripe(
-    axes: Axes, labels: NDArray[np.int64], part_of: dict[int, int], colours: dict[int, tuple[float, ...]]
-) -> None:
+def _stripe(axes: Axes, labels: NDArray[np.int64], part_of: dict[int, int], colours: dict[int, str]) -> None:
     """A cell for each image, in the colour of the true thing that its part stands for."""
     thing_of = {part: thing for thing, part in part_of.items()}
     palette = [

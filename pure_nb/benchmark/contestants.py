@@ -89,6 +89,8 @@ class Contestant:
         What clusters vectors; k-means as PURE does by default.
     fingerprint
         What stored answers are found by; "" stores none, so that a function that was changed is run again.
+    oracle
+        Whether it is told the truth: a mark to measure the others by, which takes no part in the comparison.
 
     Examples
     --------
@@ -101,6 +103,7 @@ class Contestant:
     describe: Callable[[Task], Any]
     clusterer: Clusterer = field(default_factory=lambda: kmeans)
     fingerprint: str = ""
+    oracle: bool = False
 
     def parts(self, task: Task, seed: int | None = None) -> Parts:
         """The contestant's answer for a task, clustered with the study's seed unless another is given.
@@ -314,6 +317,7 @@ def contestants(task: Task, embedders: Sequence[Embedder] = (), only: Sequence[s
     pure, lower = answers[PURE], answers["lower activation at maximum"]
     close = circuits_of(rule="gradient", start="peak", lower=NEAREST)
     clusterers = {"PURE + Gaussian mixture": gaussian_mixture, "PURE + spectral": spectral, "PURE + HDBSCAN": hdbscan}
+    oracles = {f"{ORACLE}: {PURE}": oracle_of(pure), f"{ORACLE}: {CLOSE}": oracle_of(close)}
     found: dict[str, Callable[[Task], Any]] = {
         PURE: pure,
         PEAK: circuits_of(rule="gradient", start="peak"),
@@ -325,8 +329,7 @@ def contestants(task: Task, embedders: Sequence[Embedder] = (), only: Sequence[s
         "NMF": lower,
         "sparse codes": sparse_codes,
         RANDOM: random_parts,
-        f"{ORACLE}: {PURE}": oracle_of(pure),
-        f"{ORACLE}: {CLOSE}": oracle_of(close),
+        **oracles,
         **{name: answers[name] for name in ("activation at maximum", LRP) if name in answers},
     }
     own = task.study.parameters
@@ -337,7 +340,9 @@ def contestants(task: Task, embedders: Sequence[Embedder] = (), only: Sequence[s
         warnings.warn(f"the {CLASSES} is left out: {why}", StudyWarning, stacklevel=2)
         del found[CLASSES]
     clusterers["NMF"] = nmf
-    made = [Contestant(name, answer, clusterers.get(name, kmeans), name) for name, answer in found.items()]
+    made = [
+        Contestant(name, answer, clusterers.get(name, kmeans), name, name in oracles) for name, answer in found.items()
+    ]
     made += [Contestant(one.name, answers[one.name], fingerprint=one.fingerprint) for one in embedders]
     return [one for one in made if not only or one.name in only]
 

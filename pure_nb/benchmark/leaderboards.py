@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -14,7 +14,7 @@ from pure_nb.benchmark import bench
 from pure_nb.benchmark.contestants import Contestant, contestants
 from pure_nb.benchmark.planting import How
 from pure_nb.benchmark.tasks import Task, objects_task, planted_task
-from pure_nb.errors import PlantingError, StudyError
+from pure_nb.errors import PlantingError, StudyError, require_choice
 from pure_nb.methods.descriptions import PURE
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ def tasks_of(study: Study, truth: str | None = None, **planting: Any) -> list[Ta
     """
     if truth not in (None, "planted", "objects"):
         raise StudyError(f"truth must be planted or objects, got {truth!r}")
-    if planting.get("how", "random") not in get_args(How):
-        raise PlantingError(f"how must be one of {', '.join(get_args(How))}, got {planting['how']!r}")
+    require_choice("how", planting.get("how", "random"), How, PlantingError)
     found = []
     if truth == "objects" or (truth is None and study.objects is not None):
         found.append(objects_task(study))

@@ -198,11 +198,16 @@ def plant(
     return planted, Planting(layer, chosen, weight, early)
 
 
+def possible_sources(references: References) -> NDArray[np.int64]:
+    """Which channels of a layer can be sources: those of a mean score above 0, by which they are scaled."""
+    return np.flatnonzero(references.score.astype(np.float64).mean(axis=1) > 0)
+
+
 def _weights(
     references: References, groups: Sequence[Sequence[int]], strengths: Sequence[Sequence[float]] | None
 ) -> NDArray[np.float64]:
     """What each channel brings to each merged one, ``[merged, channels]``."""
-    scale = references.score.astype(np.float64).mean(axis=1)
+    scale, possible = references.score.astype(np.float64).mean(axis=1), possible_sources(references)
     if not len(groups):
         raise PlantingError(f"no channels of layer {references.layer!r} were named to be merged")
     if strengths is not None and [len(s) for s in strengths] != [len(group) for group in groups]:
@@ -216,7 +221,7 @@ def _weights(
                 raise PlantingError(
                     f"there is no channel {channel} in layer {references.layer!r}, which has {references.channels}"
                 )
-            if not scale[channel] > 0:
+            if channel not in possible:
                 raise PlantingError(
                     f"channel {channel} of layer {references.layer!r} is dead, its mean score is {scale[channel]:g}, "
                     "so it can't be a source"
@@ -369,7 +374,7 @@ def draw(
     PlantingError
         If there are too few living channels, or likeness is missing.
     """
-    alive = np.flatnonzero(references.score.mean(axis=1) > 0)
+    alive = possible_sources(references)
     if len(alive) < k or k < 2 or count < 1:
         raise PlantingError(
             f"can't draw {count} groups of {k} from {len(alive)} living channels of {references.layer!r}"

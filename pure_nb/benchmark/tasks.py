@@ -29,6 +29,7 @@ from pure_nb.benchmark.planting import (
     draw,
     likeness_of,
     plant,
+    possible_sources,
     shares,
 )
 from pure_nb.errors import LayerError, PlantingError, StudyError, StudyWarning
@@ -93,7 +94,7 @@ class Task:
     planting: Planting | None = None
     contributions: NDArray[np.float32] | None = None
 
-    @property
+    @cached_property
     def k(self) -> NDArray[np.int64]:
         """How many things a neuron means: those of at least a twentieth of its references each; int64 ``[channels]``.
 
@@ -103,7 +104,7 @@ class Task:
         counts = [np.unique(own[own >= 0], return_counts=True)[1] for own in self.truth]
         return np.array([max(1, int((count >= least).sum())) for count in counts])
 
-    @property
+    @cached_property
     def dominant(self) -> NDArray[np.bool_]:
         """Which references have a clearly dominant source, see :data:`DOMINANT`: bool ``[channels, n]``."""
         return self.share >= DOMINANT
@@ -370,7 +371,7 @@ def planted_task(
     if self_merged < 0:
         raise PlantingError(f"the number of channels merged with themselves must be at least 0, got {self_merged}")
     if self_merged:
-        alive = np.flatnonzero(study.references.score.mean(axis=1) > 0)
+        alive = possible_sources(study.references)
         if self_merged > len(alive):
             warnings.warn(f"there are only {len(alive)} channels to merge with themselves", StudyWarning, stacklevel=2)
             self_merged = len(alive)

@@ -9,6 +9,6 @@ if TYPE_CHECKING:
     from pure_nb.compute.store import Store
     from pure_nb.compute.sweep import shards
 else:
-    __getattr__, __dir__ = lazily(__name__, {"cluster": "connect", "store": "Store", "sweep": "shards"})
+    __getattr__, __dir__ = lazily(__name__)
 
 __all__ = ["Store", "connect", "shards"]

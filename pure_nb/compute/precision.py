@@ -9,14 +9,11 @@ split a channel into parts by them. The chapter *When it does not fit* shows by 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import get_args
 
 import torch
 
-from pure_nb.errors import ArgumentError
+from pure_nb.errors import require_choice
 from pure_nb.parameters import Precision
-
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 def autocast(device: str, precision: Precision) -> AbstractContextManager[object]:
@@ -34,8 +31,7 @@ def autocast(device: str, precision: Precision) -> AbstractContextManager[object
     ArgumentError
         For another precision.
     """
-    if precision not in PRECISIONS:
-        raise ArgumentError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    require_choice("precision", precision, Precision)
     if precision == "float32":
         return nullcontext()
     return torch.autocast(torch.device(device).type, getattr(torch, precision))

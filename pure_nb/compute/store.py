@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pure_nb.errors import StoreError, StoreWarning
+from pure_nb.images.contents import cache_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -404,7 +405,4 @@ def _manifest_of(path: Path) -> Path:
 
 def store_folder(store: str | Path | None) -> Path:
     """The folder of all results: the given one, ``$PURE_NB_STORE``, or the user's cache."""
-    if store is not None:
-        return Path(store)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("PURE_NB_STORE") or cache / "pure_nb")
+    return cache_folder() if store is None else Path(store)

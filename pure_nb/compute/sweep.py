@@ -27,7 +27,7 @@ from pure_nb.compute.precision import autocast
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, ImageError
 from pure_nb.images.data import Images
-from pure_nb.images.reading import Unreadable, batches
+from pure_nb.images.reading import Loader, Unreadable, batches
 from pure_nb.network.layers import activations
 from pure_nb.parameters import Precision, Run
 
@@ -79,6 +79,8 @@ class Job:
     ----------
     threads
         Of torch, in whichever process. Some networks compute other last digits with other numbers of threads.
+    loaders
+        The processes that load images, from one shard to the next.
     """
 
     model: nn.Module
@@ -87,6 +89,10 @@ class Job:
     run: Run = Run()
     precision: Precision = "float32"
     threads: int = field(default_factory=torch.get_num_threads)
+    loaders: list[Loader] = field(default_factory=list)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "loaders": []}  # which belong to the process that started them
 
     def key(self, samples: range) -> dict[str, object]:
         """What the part for some images is found by in the store of a sweep."""
@@ -164,6 +170,7 @@ def run_shard(
     *,
     precision: Precision = "float32",
     run: Run = Run(),
+    loaders: list[Loader] | None = None,
 ) -> Generator[int | Unreadable, None, None]:
     """Feed one shard to the accumulators; yields the number of images of each batch, and what was unreadable.
 
@@ -173,6 +180,8 @@ def run_shard(
         As for :func:`sweep`.
     samples
         Indices of the shard's images.
+    loaders
+        As for :func:`pure_nb.images.reading.batches`.
     """
     layers = list(dict.fromkeys(layer for accumulator in accumulators for layer in accumulator.layers))
     leaves = {accumulator.leaf for accumulator in accumulators} - {None}
@@ -180,7 +189,7 @@ def run_shard(
         raise ArgumentError(f"one pass can keep the graph from one layer, not from each of {sorted(map(str, leaves))}")
     leaf = next(iter(leaves), None)
     with run.prepared(model):
-        for batch in batches(images, samples, run=run):
+        for batch in batches(images, samples, run=run, loaders=loaders):
             yield from batch.unreadable
             if not len(batch.samples):
                 continue
@@ -221,7 +230,8 @@ def shard_part(
     del begun, saved  # which may be large
     done(seen)
     saving, last = 0.0, perf_counter()
-    events = run_shard(job.model, job.images, running, samples[seen:], precision=job.precision, run=job.run)
+    how: Any = {"precision": job.precision, "run": job.run, "loaders": job.loaders}
+    events = run_shard(job.model, job.images, running, samples[seen:], **how)
     with threaded(job.threads), closing(events):  # whatever happens here, the model gets its state back at once
         for event in events:
             if isinstance(event, Unreadable):
@@ -395,8 +405,11 @@ def sweep(
     job = Job(model, images, accumulators, run, precision)
     cut = shards(len(images), run.batch_size)
     bar = progress_bar(desc="sweep", total=len(images), unit="img", shown=run.progress)
-    with bar, run.prepared(model):
-        part = (run.client.sweep_on_cluster if run.client else load_or_compute_part)(job, cut, store, bar.update)
+    try:
+        with bar, run.prepared(model):
+            part = (run.client.sweep_on_cluster if run.client else load_or_compute_part)(job, cut, store, bar.update)
+    finally:
+        job.loaders.clear()
     if len(part.lost) == len(images):
         raise part.lost[0].error()
     for accumulator, found in zip(accumulators, part.accumulators(accumulators)):

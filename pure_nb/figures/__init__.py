@@ -8,6 +8,6 @@ if TYPE_CHECKING:
     from pure_nb.figures.plots import image_grid, neuron_figure, save, show
     from pure_nb.figures.render import heatmaps
 else:
-    __getattr__, __dir__ = lazily(__name__, {"plots": "neuron_figure save show image_grid", "render": "heatmaps"})
+    __getattr__, __dir__ = lazily(__name__)
 
 __all__ = ["heatmaps", "image_grid", "neuron_figure", "save", "show"]

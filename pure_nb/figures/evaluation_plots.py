@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pure_nb.compute.store import write_atomically
-from pure_nb.figures.plots import PALETTE, TILE, image_grid, literal, save, show
+from pure_nb.figures.colours import PALETTE, part_colour, readable
+from pure_nb.figures.plots import TILE, image_grid, literal, save, show
 from pure_nb.figures.render import resized
 from pure_nb.judges.evaluation import TRUE
 from pure_nb.methods.descriptions import RANDOM
@@ -194,7 +195,7 @@ def named_parts_figure(
     title = f"{study.parameters.target} / {channel} in {len(parts) - 1} parts"
     axes.text(sheet.shape[1] / 2, 14, title, ha="center", va="top", fontsize=12)
     for place, (part, text) in enumerate(zip(parts, texts)):
-        colour = "black" if part < 0 else PALETTE[part % len(PALETTE)]
+        colour = "black" if part < 0 else readable(part_colour(part))
         below = head + place * (label + TILE) + label - 7
         axes.text(8, below, text, va="baseline", fontsize=11, color=colour)
     return figure

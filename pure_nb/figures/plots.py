@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
 from pure_nb.compute.store import write_atomically
+from pure_nb.figures.colours import PALETTE, part_colour, readable
 from pure_nb.figures.render import Picture, View, resized
 from pure_nb.methods.agreement import MantelResult
 from pure_nb.methods.pairs import cosine
@@ -29,9 +30,6 @@ from pure_nb.methods.virtual import part_name
 if TYPE_CHECKING:
     from pure_nb.neuron import Neuron
     from pure_nb.study import Study
-
-PALETTE = tuple(sns.color_palette("colorblind", 10))
-"""Colours of virtual neurons A, B, C ...; they can be told apart by the colour-blind."""
 
 TILE = 96
 """Side in pixels of a reference image in a figure."""
@@ -144,7 +142,7 @@ def neuron_figure(neuron: Neuron, count: int = 6) -> Figure:
     for number, (part, own) in enumerate(zip(rows, ranks)):
         axes = figure.add_subplot(grid[number, 1])
         show(axes, image_grid([pictures[rank] for rank in own.tolist()], count))
-        colour = "black" if part is None else PALETTE[part % len(PALETTE)]
+        colour = "black" if part is None else readable(part_colour(part))
         label = "all" if part is None else part_name(part)
         size = len(neuron.members(part))
         words = textwrap.shorten(f"{label} ({size} images) {neuron.meanings(part)}", 72, placeholder=" ...")
@@ -162,7 +160,7 @@ def _circuit_plane(axes: Axes, neuron: Neuron, pictures: dict[int, Picture]) -> 
             x=points[:, 0], y=points[:, 1], ax=axes, color="0.75", levels=5, bw_adjust=0.6, linewidths=0.8, zorder=1
         )
     for part in range(neuron.virtual.k):
-        own, colour = points[labels == part], PALETTE[part % len(PALETTE)]
+        own, colour = points[labels == part], part_colour(part)
         axes.scatter(own[:, 0], own[:, 1], s=26, color=colour, edgecolor="white", linewidth=0.6, zorder=2)
     middle = points.mean(axis=0)
     for part in range(neuron.virtual.k):
@@ -170,7 +168,7 @@ def _circuit_plane(axes: Axes, neuron: Neuron, pictures: dict[int, Picture]) -> 
             away = np.sign(points[rank] - middle) * (30, 26)
             how: dict[str, Any] = {"xybox": tuple(away), "boxcoords": "offset points", "pad": 0.1}
             how["arrowprops"] = {"arrowstyle": "-", "color": "0.5", "linewidth": 0.6}
-            how["bboxprops"] = {"edgecolor": PALETTE[part % len(PALETTE)], "linewidth": 1.2}
+            how["bboxprops"] = {"edgecolor": part_colour(part), "linewidth": 1.2}
             axes.add_artist(AnnotationBbox(OffsetImage(pictures[rank], zoom=0.36), points[rank], **how))
     axes.margins(0.22)
     axes.set(xticks=[], yticks=[])
@@ -218,9 +216,11 @@ def circuits_figure(neuron: Neuron, strongest: int = 12) -> Figure:
     )
     start = 0
     for part, size in enumerate(neuron.virtual.sizes):
-        colour = PALETTE[part % len(PALETTE)]
+        colour = part_colour(part)
         axes.add_patch(Rectangle((start, -0.5), size, 0.5, color=colour, clip_on=False))
-        axes.text(start + size / 2, -0.7, part_name(part), color=colour, ha="center", va="bottom", fontsize=10)
+        axes.text(
+            start + size / 2, -0.7, part_name(part), color=readable(colour), ha="center", va="bottom", fontsize=10
+        )
         start += size
     axes.set_xlabel(f"reference images of {neuron.name}, by virtual neuron")
     axes.set_ylabel(f"channel of {lower}")
@@ -404,7 +404,7 @@ def densities_figure(split: Split, rho: float | None = None) -> Figure:
     )
     for axes, (title, values) in zip(all_axes, columns.items()):
         for number in range(len(split.concepts)):
-            own, colour = values[split.labels == number], PALETTE[number % len(PALETTE)]
+            own, colour = values[split.labels == number], part_colour(number)
             # Each to its own height: next to a part that is hardly activated, the others would be flat.
             if np.ptp(own) > 0:
                 grid = np.linspace(0, reach, 400)
@@ -417,7 +417,7 @@ def densities_figure(split: Split, rho: float | None = None) -> Figure:
         axes.set(ylabel="", yticks=[], ylim=(-0.06, 1.12))
         axes.set_title(title, loc="left", fontsize=10)
         sns.despine(ax=axes, left=True)
-    keys = [Patch(color=PALETTE[n % len(PALETTE)], alpha=0.35, linewidth=0) for n in range(len(split.concepts))]
+    keys = [Patch(color=part_colour(n), alpha=0.35, linewidth=0) for n in range(len(split.concepts))]
     # Given with its name each, or Matplotlib would leave out a class whose name starts with "_".
     all_axes[0].legend(
         keys, split.concepts, title="images of", fontsize=9, title_fontsize=9, loc="upper left", frameon=False

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import scipy
@@ -23,7 +23,7 @@ from torch.nn.functional import interpolate
 
 from pure_nb.compute.blocks import grouped, map_in_blocks
 from pure_nb.compute.store import Store
-from pure_nb.errors import ArgumentError, LayerError
+from pure_nb.errors import LayerError, require_choice
 from pure_nb.images.data import Images
 from pure_nb.images.reading import readable
 from pure_nb.methods.circuits import propagate
@@ -142,8 +142,7 @@ def heatmaps(
     ...     print(rows, tuple(maps.shape))
     [0 1] (2, 96, 96)
     """
-    if crop not in get_args(Crop):
-        raise ArgumentError(f"crop must be one of {get_args(Crop)}, got {crop!r}")
+    require_choice("crop", crop, Crop)
     run = replace(run, batch_size=min(run.batch_size, MOST))
     if crop != "activation":
         flows = propagate(
@@ -166,14 +165,14 @@ def heatmaps(
     with run.prepared(model):
         for batch in readable(images, unique.tolist(), run=run):
             with torch.no_grad():  # never across a yield, where it would reach the caller
-                output = activations(model, batch.images.to(run.local_device), [target])[target]
+                output = activations(model, batch.images.to(run.local_device), [target])[target].float().cpu()
             if output.ndim != 4:
                 raise LayerError(f"layer {target!r} has no grid of positions to scale up; use crop='peak'")
             for maps in output:
                 rows = pairs_of[image]
-                small = maps[torch.from_numpy(channel[rows]).to(run.local_device)].clamp(min=0)
+                small = maps[torch.from_numpy(channel[rows])].clamp(min=0)
                 large = interpolate(small[:, None], size=batch.images.shape[-2:], mode="bilinear")[:, 0]
-                yield rows, large.float().cpu()
+                yield rows, large
                 image += 1
 
 

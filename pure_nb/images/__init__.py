@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from pure_nb.images.data import Images
     from pure_nb.images.sources import Reader, as_images, preprocessing
 else:
-    __getattr__, __dir__ = lazily(
-        __name__, {"boxes": "boxed_images", "data": "Images", "sources": "Reader as_images preprocessing"}
-    )
+    __getattr__, __dir__ = lazily(__name__)
 
 __all__ = ["Images", "Reader", "as_images", "boxed_images", "preprocessing"]

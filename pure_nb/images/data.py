@@ -15,7 +15,6 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,6 +28,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import functional
 
 from pure_nb.errors import ArgumentError, ImageError, PureError, StudyWarning
+from pure_nb.images.contents import told
 from pure_nb.images.labels import Labels, display_names, labels_of
 from pure_nb.images.reading import Unreadable, printable, read
 
@@ -166,7 +166,7 @@ class Images:
 
     def path(self, sample: int) -> str:
         """The file behind an image, or a description where there is none, which may be hard to print."""
-        return str(_file(*_behind(self.dataset, int(sample))) or f"item {sample} of {self.name}")
+        return _file(*_behind(self.dataset, int(sample))) or f"item {sample} of {self.name}"
 
     def require(self, samples: NDArray[np.int64]) -> None:
         """Raise if there are no images of these indices."""
@@ -252,9 +252,9 @@ class Images:
         """Changes when the images change.
 
         It covers the number of images, the transform, the labels, how files are read, and sixteen items spread over
-        the data set; of files also each one's name, size and time of change, of a ``Subset`` its indices, of a
+        the data set; of files also each one's name and what is in it, of a ``Subset`` its indices, of a
         ``TensorDataset`` all that is in it, and of Hugging Face's data their own fingerprint. A normalisation or a
-        white that is given belongs to it.
+        white that is given belongs to it. Where the files are does not, nor when they were written.
 
         Raises
         ------
@@ -268,6 +268,7 @@ class Images:
         digest.update(repr(None if self.targets is None else self.targets.tolist()).encode())
         digest.update(repr(list(self.classes) or None).encode())
         before: object = self.dataset
+        files: dict[int, list[str]] = {}  # of each data set that is a part of this one
         for sample in range(len(self)):
             source, number = _behind(self.dataset, sample)
             if source is not before:
@@ -277,7 +278,9 @@ class Images:
                 digest.update(f"{number} ".encode())
             file = _file(source, number)
             if file is not None:
-                digest.update(_state(file, getattr(source, "root", None)))
+                files.setdefault(id(source), []).append(file)
+        for some in files.values():
+            digest.update(told(some))
         if isinstance(self.dataset, TensorDataset):
             for tensor in self.dataset.tensors:
                 digest.update(_bytes(tensor))
@@ -364,7 +367,7 @@ def scaled(values: Tensor, white: float | None = None, what: str = "a picture") 
     return (values.double() / known).float()
 
 
-def _require_bytes(file: Path | None) -> None:
+def _require_bytes(file: str | None) -> None:
     """Raise for a picture that torchvision's loader cuts off at 255."""
     if file is not None:
         with Image.open(file) as picture:
@@ -411,7 +414,7 @@ def _behind(dataset: Any, sample: int) -> tuple[Any, int]:
     return dataset, sample
 
 
-def _file(dataset: object, sample: int) -> Path | None:
+def _file(dataset: object, sample: int) -> str | None:
     """The file of an item, where the data set has a list of them as torchvision's have."""
     for name in ("samples", "files", "_samples", "_image_files", "_images"):
         files = getattr(dataset, name, None)
@@ -419,19 +422,8 @@ def _file(dataset: object, sample: int) -> Path | None:
             entry = files[sample]
             found = entry[0] if isinstance(entry, (list, tuple)) and entry else entry
             if isinstance(found, (str, os.PathLike)):
-                return Path(found)
+                return str(os.fspath(found))
     return None
-
-
-def _state(file: Path, root: object) -> bytes:
-    """A file's name from its data set's folder on, its size and time of change."""
-    inside = isinstance(root, (str, os.PathLike)) and file.is_relative_to(root)
-    name = (file.relative_to(root) if inside else file).as_posix()  # type: ignore[arg-type]
-    try:
-        status = file.stat()
-    except OSError:
-        return os.fsencode(f"{name} can't be read\n")
-    return os.fsencode(f"{name} {status.st_size} {status.st_mtime_ns}\n")
 
 
 def _normalisation(thing: object) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -6,21 +6,22 @@ ends in an error after a timeout.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from multiprocessing import current_process
 from queue import Empty, SimpleQueue
 from threading import Event, Semaphore, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from pure_nb.errors import ImageError
 from pure_nb.parameters import Run
@@ -67,8 +68,8 @@ def arriving(
 ) -> Generator[Tensor | Unreadable, None, None]:
     """Images one by one, or why there is none.
 
-    A thread of their own reads them, unless they are at hand. It ends with the generator, so that a caller who goes
-    away leaves nothing behind. It is none of a ``ThreadPoolExecutor``: one that hangs would keep the process alive.
+    A thread beside the caller reads them, unless they are at hand. It stops with the generator, so that a caller who
+    goes away leaves nothing behind that reads, and waits for whoever comes next; one that hangs is left to itself.
 
     Parameters
     ----------
@@ -103,8 +104,7 @@ def arriving(
         except BaseException as problem:  # raised where the images are waited for
             arrived.put(problem)
 
-    reader = Thread(target=reading, name=f"reading {images.name}", daemon=True)
-    reader.start()
+    over = _Reader.free().start_on(reading, f"reading {images.name}")
     try:
         for sample in samples:
             try:
@@ -117,7 +117,50 @@ def arriving(
     finally:
         stopped.set()
         allowed.release()
-        reader.join(timeout=1)  # it may never end
+        over.wait(timeout=1)  # it may never end
+
+
+class _Reader(Thread):
+    """A thread that reads for one caller after the other, of whom most want a single image.
+
+    It is none of a ``ThreadPoolExecutor``: one that hangs would keep the process alive.
+    """
+
+    idle: ClassVar[deque[_Reader]] = deque()
+    """Those that wait; after a fork, which takes no threads along, none."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._work: SimpleQueue[tuple[Callable[[], None], str, Event]] = SimpleQueue()
+        self.start()
+
+    @classmethod
+    def free(cls) -> _Reader:
+        """One that waits, or a new one where all are reading, or hang."""
+        try:
+            return cls.idle.pop()
+        except IndexError:
+            return cls()
+
+    def start_on(self, work: Callable[[], None], name: str) -> Event:
+        """Have some work done, beside the caller; what is returned is set when it is over."""
+        over = Event()
+        self._work.put((work, name, over))
+        return over
+
+    def run(self) -> None:
+        """Do what there is to do, for as long as the process lives."""
+        while True:
+            work, self.name, over = self._work.get()
+            work()
+            self.name = "waits to read"
+            del work  # and with it the images
+            self.idle.append(self)
+            over.set()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Reader.idle.clear)
 
 
 def read(images: Images, samples: Sequence[int]) -> list[Tensor | Unreadable]:
@@ -163,6 +206,7 @@ def batches(
     *,
     timeout: float = TIMEOUT,
     run: Run = Run(),
+    loaders: list[Loader] | None = None,
 ) -> Generator[Batch, None, None]:
     """The given images, in the given order, in batches.
 
@@ -179,6 +223,9 @@ def batches(
         Its ``batch_size``, of which the last batch may fall short; and its ``workers``, processes that load ahead, two
         batches each: 0 loads in a thread of this process, one batch ahead, and so does a process that can't have
         children.
+    loaders
+        Where the workers are kept for the next call with the same images; they end when it is cleared. If None, they
+        end with the last batch.
 
     Raises
     ------
@@ -189,7 +236,10 @@ def batches(
     expected, batch_size = images.example.shape, run.batch_size
     parts = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
     if run.workers and not current_process().daemon:
-        yield from _by_workers(images, expected, parts, run.workers, timeout)
+        kept = [] if loaders is None else loaders
+        loader = kept.pop() if kept else Loader(images, expected, run.workers, timeout)
+        yield from loader.batches(parts)
+        kept.append(loader)  # and not where one failed, or the caller went away
         return
     allowed = Semaphore(batch_size)
     with closing(arriving(images, samples, timeout, allowed)) as found:
@@ -201,25 +251,39 @@ def batches(
             yield batch
 
 
-def _by_workers(
-    images: Images, expected: torch.Size, parts: list[Sequence[int]], workers: int, timeout: float
-) -> Generator[Batch, None, None]:
-    """Batches that processes load."""
-    load = partial(_load, replace(images), expected)  # with a lock of its own: processes may be forked as one is held
-    some: Any = parts  # a data set of them, as each process loads a whole one
-    loader = iter(DataLoader(some, batch_size=None, num_workers=workers, collate_fn=load, timeout=timeout))
-    for part in parts:
-        try:
-            batch = next(loader)
-        except RuntimeError as problem:
-            if not str(problem).startswith("DataLoader "):
-                raise
-            raise _late(images, part, timeout, str(problem)) from problem  # it timed out, or a worker was killed
-        yield batch
+@dataclass(frozen=True, eq=False)
+class _Loading(Dataset[Batch]):
+    """What a worker loads: the batch of some samples."""
+
+    images: Images
+    expected: torch.Size
+
+    def __getitem__(self, samples: Sequence[int]) -> Batch:
+        return _collate(self.images, self.expected, samples, map(self.images.try_load, samples))
 
 
-def _load(images: Images, expected: torch.Size, samples: Sequence[int]) -> Batch:
-    return _collate(images, expected, samples, map(images.try_load, samples))
+class Loader:
+    """Processes that load the images of one data set, for one call after the other."""
+
+    def __init__(self, images: Images, expected: torch.Size, workers: int, timeout: float) -> None:
+        self._images, self._timeout, self._parts = images, timeout, list[Sequence[int]]()
+        own = _Loading(replace(images), expected)  # with a lock of its own: processes may be forked as one is held
+        how: Any = {"batch_size": None, "num_workers": workers, "timeout": timeout, "persistent_workers": True}
+        self._loader = DataLoader(own, sampler=self._parts, **how)
+
+    def batches(self, parts: list[Sequence[int]]) -> Generator[Batch, None, None]:
+        """Batches of some images."""
+        self._parts[:], loader = parts, None
+        for part in parts:
+            try:
+                loader = iter(self._loader) if loader is None else loader
+                batch = next(loader)
+            except RuntimeError as problem:
+                if not str(problem).startswith("DataLoader "):
+                    raise
+                # It timed out, or a worker was killed.
+                raise _late(self._images, part, self._timeout, str(problem)) from problem
+            yield batch
 
 
 def readable(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -251,23 +250,18 @@ def _tensors(values: Tensor | NDArray[Any], labels: Any = None, *more: object) -
 
 
 class _Pictures(Dataset[Tensor]):
-    """Files of pictures, or pictures of PIL's, and labels if there are any; names of files count from ``root`` on."""
+    """Files of pictures, or pictures of PIL's, and labels if there are any."""
 
     def __init__(
         self,
         files: Sequence[Any],
         loader: Reader,
         transform: Callable[[Any], Tensor],
-        root: str = "",
         targets: Sequence[int] | None = None,
         classes: Sequence[str] = (),
     ) -> None:
         self.files = [file if isinstance(file, Image.Image) else os.path.abspath(file) for file in files]
         self.loader, self.transform, self.targets, self.classes = loader, transform, targets, classes
-        named, self.root = [os.path.dirname(file) for file in self.files if isinstance(file, str)], root
-        if named and not root:
-            with suppress(ValueError):  # files on several drives have nothing in common
-                self.root = os.path.commonpath(named)
 
     @property
     def fingerprint(self) -> str:
@@ -384,7 +378,7 @@ def _folder(root: Path, loader: Reader, transform: Callable[[Any], Tensor]) -> _
         )
     files = [file for name in classes for file in inside[name]]
     targets = [number for number, name in enumerate(classes) for _ in inside[name]]
-    return _Pictures(files, loader, transform, os.path.abspath(root), targets, classes)
+    return _Pictures(files, loader, transform, targets, classes)
 
 
 def _is_shown(name: str) -> bool:

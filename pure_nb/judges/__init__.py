@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from pure_nb.judges.evaluation import alignment, distance_table
     from pure_nb.judges.naming import Namer
 else:
-    __getattr__, __dir__ = lazily(
-        __name__, {"embedders": "Embedder load_embedder", "evaluation": "alignment distance_table", "naming": "Namer"}
-    )
+    __getattr__, __dir__ = lazily(__name__)
 
 __all__ = ["Embedder", "Namer", "alignment", "distance_table", "load_embedder"]

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from importlib import import_module, resources
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from urllib.error import URLError
 
 import torch
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pure_nb._imports import needed
-from pure_nb.errors import EmbedderError, ModelError
+from pure_nb.errors import EmbedderError, ModelError, require_choice
 from pure_nb.judges.vectors import Embedder as Embedder
 from pure_nb.judges.vectors import encoder, fingerprint, from_network, pixels
 from pure_nb.network import models
@@ -366,8 +366,7 @@ def _causes(problem: BaseException | None) -> list[BaseException]:
 
 
 def _check_features(features: str) -> None:
-    if features not in get_args(Features):
-        raise EmbedderError(f"features must be one of {', '.join(get_args(Features))}, got {features!r}")
+    require_choice("features", features, Features, EmbedderError)
 
 
 def _asset(name: str) -> Path:

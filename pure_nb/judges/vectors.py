@@ -128,7 +128,7 @@ class Embedder:
             If there is no text tower, no word, or a word that it can't read.
         """
         if self.encode_text is None:
-            raise EmbedderError(f"{self.name} has no text tower and can't name anything; take CLIP or mini-CLIP")
+            raise self._mute
         total = 0.0
         for prompt in self.prompts:
             texts = [prompt.format(word) for word in words]
@@ -140,9 +140,13 @@ class Embedder:
     def joint(self) -> Embedder:
         """The same network, giving the vectors of pictures that can be compared with those of words."""
         if self.encode_text is None or self.encode_joint is None:
-            raise EmbedderError(f"{self.name} has no text tower and can't name anything; take CLIP or mini-CLIP")
+            raise self._mute
         network, _, _ = self.fingerprint.rpartition("-")
         return replace(self, encode=self.encode_joint, fingerprint=f"{network}-pooled")
+
+    @property
+    def _mute(self) -> EmbedderError:
+        return EmbedderError(f"{self.name} has no text tower and can't name anything; take CLIP or mini-CLIP")
 
     def _checked(
         self, encode: Callable[[Any], Any], items: Sequence[Any], what: str, batch_size: int

@@ -11,15 +11,6 @@ if TYPE_CHECKING:
     from pure_nb.methods.virtual_layer import VirtualLayer
     from pure_nb.methods.visualise import feature_visualisation
 else:
-    __getattr__, __dir__ = lazily(
-        __name__,
-        {
-            "visualise": "feature_visualisation",
-            "pairs": "class_pairs",
-            "references": "TopReferences",
-            "virtual": "VirtualNeurons virtual_neurons",
-            "virtual_layer": "VirtualLayer",
-        },
-    )
+    __getattr__, __dir__ = lazily(__name__)
 
 __all__ = ["TopReferences", "VirtualLayer", "VirtualNeurons", "class_pairs", "feature_visualisation", "virtual_neurons"]

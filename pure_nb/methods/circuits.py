@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from zennit.core import Composite
@@ -28,8 +29,9 @@ from pure_nb.errors import ArgumentError
 from pure_nb.images.data import Images
 from pure_nb.images.reading import readable
 from pure_nb.methods._shapes import Float, Int
-from pure_nb.network.cut import Cut
-from pure_nb.network.layers import flatten_positions, get_layer
+from pure_nb.methods.windows import KernelWindows, closed_form, in_single
+from pure_nb.network.cut import Cut, start_values
+from pure_nb.network.layers import activations, channel_axis, flatten_positions, get_layer
 from pure_nb.network.lrp import default_composite, ruled
 from pure_nb.parameters import Rule, Run, Start
 
@@ -140,6 +142,41 @@ def summed(relevance: Float[Tensor, "b ..."]) -> Float[NDArray[np.float32], "b c
     return flatten_positions(relevance).float().sum(dim=2).cpu().numpy()
 
 
+def _propagate_closed(
+    model: nn.Module,
+    images: Images,
+    channel: NDArray[np.int64],
+    sample: NDArray[np.int64],
+    module: nn.Module,
+    how: dict[str, Any],
+) -> Generator[tuple[NDArray[np.int64], Tensor], None, None]:
+    """As :func:`propagate` by gradient, from a convolution or linear layer to its own input, summed over positions.
+
+    A channel's own weights are all that is used, where a backward pass multiplies by those of every channel.
+    """
+    target, lower, run = how["target"], how["lower"], how["run"]
+    windows = KernelWindows.from_module(module)
+    images.require(sample)
+    unique, pairs_of = grouped(sample)
+    members = iter(pairs_of)
+    with run.prepared(model):
+        for batch in readable(images, unique.tolist(), run=run):
+            with torch.no_grad():  # never across a yield, where it would reach the caller
+                found = activations(model, batch.images.to(run.local_device), [lower, target])
+            cut = Cut(found[lower], found[target], lower, target)
+            cut.require_channels(channel)
+            for image, rows in zip(range(len(batch.samples)), members):
+                chosen = torch.from_numpy(channel[rows]).to(cut.top.device)
+                above = start_values(cut.top[image].expand(len(rows), *cut.top.shape[1:]), chosen, how["start"])
+                above = in_single(above).reshape(len(rows), -1)
+                weight = in_single(cast(Tensor, module.weight).detach())[chosen]
+                weight = weight.reshape(len(rows), cut.leaf.shape[channel_axis(cut.leaf)], -1)
+                vectors = torch.zeros_like(weight[:, :, 0])
+                for number, seen in enumerate(windows.seen(cut.leaf[image : image + 1])):
+                    vectors += above @ in_single(seen)[0].flatten(1).T * weight[:, :, number]
+                yield rows, cut.finite(vectors, channel[rows], sample[rows].tolist())
+
+
 def normalised(vectors: Float[NDArray[np.float32], "*shape"]) -> Float[NDArray[np.float32], "*shape"]:
     """Divide relevance vectors by their L1 norm over the last axis, plus 1e-10 (PURE's reference implementation)."""
     return vectors / (np.abs(vectors).sum(axis=-1, keepdims=True) + np.float32(1e-10))
@@ -199,10 +236,14 @@ def _of_block(
     done: Callable[[int], Any],
 ) -> NDArray[np.float32]:
     """The relevance vectors of some of the pairs; not within :func:`circuits`, since it is sent to clusters."""
-    flows = propagate(model, images, channel[block], sample[block], **how)
+    what = model, images, channel[block], sample[block]
+    module = closed_form(model, how["target"], how["lower"]) if how["rule"] == "gradient" else None
+    flows: Any = propagate(*what, **how)
+    if module is not None and getattr(module, "groups", 1) == 1:
+        flows = _propagate_closed(*what, module, how)
     vectors: Any = None
     with closing(flows):  # whatever happens here, the model gets its state back at once
-        for rows, relevance, _, _ in flows:
+        for rows, relevance, *_ in flows:
             own = summed(relevance)
             vectors = np.empty((len(block), own.shape[1]), dtype=np.float32) if vectors is None else vectors
             vectors[rows] = own

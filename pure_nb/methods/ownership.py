@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pure_nb.errors import ArgumentError
+from pure_nb.errors import ArgumentError, require_choice
 from pure_nb.methods._shapes import Float, Int
 
 RHOS = tuple(round(0.05 * step, 2) for step in range(1, 21))
@@ -73,8 +73,7 @@ def assign_sources(
         )
     if not 0 < rho <= 1:
         raise ArgumentError(f"rho must be above 0 and at most 1, got {rho}")
-    if ownership not in get_args(Ownership):
-        raise ArgumentError(f"ownership must be 'symmetric' or 'published', got {ownership!r}")
+    require_choice("ownership", ownership, Ownership)
     if ownership == "symmetric":
         evidence = evidence.clip(min=0)
     best, largest = np.sort(evidence, axis=0)[:-3:-1].copy(), evidence.argmax(axis=0)

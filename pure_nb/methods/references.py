@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
+from pure_nb.errors import ArgumentError, LayerError, NonFiniteError, require_choice
 from pure_nb.methods._shapes import Bool, Float, Int
 from pure_nb.network.layers import channel_axis, flatten_positions
 from pure_nb.parameters import RankedBy
@@ -142,8 +142,7 @@ class TopReferences:
     def __init__(self, layer: str, n: int = 100, ranked_by: RankedBy = "max") -> None:
         if n < 1:
             raise ArgumentError(f"a channel needs at least one reference image, got n={n}")
-        if ranked_by not in ("max", "mean"):
-            raise ArgumentError(f"ranked_by must be 'max' or 'mean', got {ranked_by!r}")
+        require_choice("ranked_by", ranked_by, RankedBy)
         self.layer, self.n, self.ranked_by = layer, n, ranked_by
         self.layers: tuple[str, ...] = (layer,)
         self.leaf: str | None = None
@@ -171,22 +170,22 @@ class TopReferences:
         activation = outputs[self.layer]
         values = flatten_positions(activation.detach().float())
         top, position = values.max(dim=2)
-        finite = torch.isfinite(values.sum(dim=2))
-        if not finite.all():
-            image, channel = (~finite).nonzero()[0].tolist()
+        top = top.where(torch.isfinite(values.sum(dim=2)), torch.nan).cpu()  # a GPU is waited for once, and not to ask
+        if (wrong := top.isnan()).any():
+            image, channel = wrong.nonzero()[0].tolist()
             raise NonFiniteError(
                 f"layer {self.layer!r} puts out NaN or infinity: channel {channel}, image {samples[image]}. Check that "
                 "image, the weights, and whether half precision overflows"
             )
-        score = top if self.ranked_by == "max" else values.mean(dim=2)
+        score = top if self.ranked_by == "max" else values.mean(dim=2).cpu()
         axis = channel_axis(activation)
         self._shaped(score.shape[1], tuple(size for i, size in enumerate(activation.shape) if i not in (0, axis)))
         best, full = self._best, bool(self._best) and len(self._best["score"]) >= self.n
         later = full and int(samples.min()) > int(best["sample"].max())  # so a tie with the last one does not enter
-        if later and not (score > best["score"][-1].to(score)).any():
+        if later and not (score > best["score"][-1]).any():
             return
         sample = torch.from_numpy(samples)[:, None].expand(-1, score.shape[1])
-        self._take({"score": score.cpu(), "sample": sample, "position": position.cpu(), "peak": top.cpu()})
+        self._take({"score": score, "sample": sample, "position": position.cpu(), "peak": top})
 
     def merge(self, other: TopReferences) -> None:
         """Take in what another accumulator of the same layer has taken in."""

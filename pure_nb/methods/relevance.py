@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
+from pure_nb.errors import ArgumentError, LayerError, NonFiniteError, require_choice
 from pure_nb.methods._shapes import Bool, Float, Int
 from pure_nb.methods.windows import KernelWindows, dense_weight, in_single
 from pure_nb.network.layers import INPUT, OUTPUT, channel_axis, flatten_positions, get_layer
@@ -58,8 +58,7 @@ class Criterion:
             raise ArgumentError(f"min_share must be from 0 to 1, got {self.min_share}")
         if self.cumulative_share is not None and not 0 < self.cumulative_share <= 1:
             raise ArgumentError(f"cumulative_share must be above 0 and at most 1, or None, got {self.cumulative_share}")
-        if self.clamp not in get_args(Clamp):
-            raise ArgumentError(f"clamp must be 'channels' or 'positions', got {self.clamp!r}")
+        require_choice("clamp", self.clamp, Clamp)
 
 
 def relevant_channels(
@@ -256,14 +255,20 @@ class ClassRelevance:
     def _add(self, labels: NDArray[np.int64], samples: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
         if not self._sums:
             self._sums = self._zeros(values["relevant"].shape[1], values["pooled"].shape[1])
-        sums = self._sums
-        for row, (label, sample) in enumerate(zip(labels, samples)):
-            weights = np.random.default_rng([self.seed, int(sample)]).poisson(1, self.replicates).astype(np.float32)
-            sums["images"][label] += 1
-            for name, value in values.items():
-                sums[name][label] += value[row]
-            sums["bootstrap_counts"][label] += weights
-            sums["bootstrap_sums"][label] += weights[:, None] * values["pooled"][row].astype(np.float32)
+        draws = [np.random.default_rng([self.seed, int(sample)]).poisson(1, self.replicates) for sample in samples]
+        order, sums = np.argsort(labels, kind="stable"), self._sums
+        weights, single = np.array(draws, dtype=np.float32)[order], values["pooled"][order].astype(np.float32)
+        sorted_values = {name: value[order] for name, value in values.items()}
+        starts = np.flatnonzero(np.diff(labels[order], prepend=-1)).tolist()
+        for start, end in zip(starts, [*starts[1:], len(order)]):
+            label, several = labels[order[start]], end > start + 1
+            sums["images"][label] += end - start
+            for name, value in sorted_values.items():  # row after row, from what was there on
+                rows = np.concatenate([sums[name][[label]], value[start:end]]) if several else value[start]
+                sums[name][label] = rows.sum(axis=0) if several else sums[name][label] + rows
+            sums["bootstrap_counts"][label] += weights[start:end].sum(axis=0)
+            product = np.matmul if several else np.multiply  # which is the faster for one
+            sums["bootstrap_sums"][label] += product(weights[start:end].T, single[start:end])
 
     def _zeros(self, channels: int, width: int) -> dict[str, NDArray[Any]]:
         """Empty tables; ``width`` numbers are summed for each class."""

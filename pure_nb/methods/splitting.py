@@ -11,14 +11,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from pure_nb.errors import ArgumentError, NonFiniteError, StudyWarning
+from pure_nb.errors import ArgumentError, NonFiniteError, StudyWarning, require_choice
 from pure_nb.images.data import Images
 from pure_nb.images.reading import readable
 from pure_nb.methods._shapes import Bool, Float, Int
@@ -143,13 +143,29 @@ def part_activations(
     NonFiniteError
         If an activation is NaN or infinite.
     """
+    shown = [(assignment, np.arange(np.size(samples)))]
+    return _part_activations(model, images, samples, shown, labels=labels, criterion=criterion, run=run)[0]
+
+
+def _part_activations(
+    model: nn.Module,
+    images: Images,
+    samples: ArrayLike,
+    shown: Sequence[tuple[Assignment, NDArray[np.int64]]],
+    *,
+    labels: ArrayLike | None = None,
+    criterion: Criterion = Criterion(),
+    run: Run = Run(),
+) -> list[PartActivations]:
+    """As :func:`part_activations`, of several channels, each shown some samples by their places; each is run once."""
     samples = np.asarray(samples, dtype=np.int64)
     if samples.ndim != 1 or not len(samples):
         raise ArgumentError(f"samples must be a vector with at least one image, got the shape {list(samples.shape)}")
     images.require(samples)
-    stacked, layer, channel = _parts_of(model, assignment), assignment.layer, assignment.channel
-    sources = channel_sources(get_layer(model, layer), channel)
-    pooled, relevant = [], np.ones(len(samples), dtype=np.bool_)
+    layer = shown[0][0].layer
+    made = [(_parts_of(model, one), channel_sources(get_layer(model, layer), one.channel)) for one, _ in shown]
+    found = [np.empty((2, len(own), parts.weight.shape[0]), np.float32) for (parts, _), (_, own) in zip(made, shown)]
+    relevant = [np.ones(len(own), dtype=np.bool_) for _, own in shown]
     classes = None if labels is None else np.asarray(labels)
     entrance = INPUT + layer
     layers, leaf = ([entrance], None) if classes is None else ([entrance, layer, OUTPUT], layer)
@@ -157,28 +173,34 @@ def part_activations(
     with run.prepared(model), torch.no_grad():
         for batch in readable(images, samples.tolist(), run=run):
             outputs = activations(model, batch.images.to(run.local_device), layers, leaf)
-            pooled.append(_pooled(stacked, outputs[entrance], sources))
-            for place in np.flatnonzero(~np.isfinite(pooled[-1]).all(axis=(0, 2))):
-                raise NonFiniteError(
-                    f"channel {channel} of layer {layer!r}, or a part of it, is NaN or infinite for image "
-                    f"{batch.samples[place]}. Check that image, the weights, and whether half precision overflows"
-                )
-            here = slice(start, start + len(batch.samples))
+            stop = start + len(batch.samples)
             if classes is not None:
-                rows = np.arange(len(batch.samples))
-                attribution = class_attribution(
-                    outputs[layer], outputs[OUTPUT], rows, classes[here], clamp=criterion.clamp
-                )
+                every, own = np.arange(stop - start), classes[start:stop]
+                attribution = class_attribution(outputs[layer], outputs[OUTPUT], every, own, clamp=criterion.clamp)
                 many = relevant_channels(attribution, criterion.min_share, criterion.cumulative_share)
-                relevant[here] = many[:, channel]
-            start = here.stop
-    found = np.concatenate(pooled, axis=1)
-    parts, signed_parts = found[..., :-1].reshape(2, len(samples), len(assignment.rhos), -1)
-    original, signed_original = found[..., -1].copy()
-    return PartActivations(assignment, samples, parts, original, relevant, signed_parts, signed_original)
+            for (assignment, places), (parts, sources), values, where in zip(shown, made, found, relevant):
+                here = np.flatnonzero((places >= start) & (places < stop))
+                if not len(here):
+                    continue
+                rows, channel = places[here] - start, assignment.channel
+                values[:, here] = _pooled(parts, outputs[entrance][rows], sources)
+                for sample in batch.samples[rows[~np.isfinite(values[:, here]).all(axis=(0, 2))]]:
+                    raise NonFiniteError(
+                        f"channel {channel} of layer {layer!r}, or a part of it, is NaN or infinite for image {sample}"
+                        ". Check that image, the weights, and whether half precision overflows"
+                    )
+                if classes is not None:
+                    where[here] = many[rows, channel]
+            start = stop
+    results = []
+    for (assignment, places), values, where in zip(shown, found, relevant):
+        parts, signed = values[..., :-1].reshape(2, len(places), len(assignment.rhos), -1)
+        whole, signed_whole = values[..., -1].copy()
+        results.append(PartActivations(assignment, samples[places], parts, whole, where, signed, signed_whole))
+    return results
 
 
-def _parts_of(model: nn.Module, assignment: Assignment) -> nn.Module:
+def _parts_of(model: nn.Module, assignment: Assignment) -> Any:
     """A layer of all parts, ``d_1 ... d_k, r`` for each threshold, and of the channel itself."""
     layer, channel = assignment.layer, assignment.channel
     module, sources = splittable(model, layer, channel), assignment.arvs.shape[-1]
@@ -233,8 +255,7 @@ def choose_rho(activations: PartActivations, labels: ArrayLike, *, score: Score 
     """
     import pandas as pd  # late, see pure_nb._imports
 
-    if score not in get_args(Score):
-        raise ArgumentError(f"score must be 'ratio' or 'bounded', got {score!r}")
+    require_choice("score", score, Score)
     k, tiny = activations.k, np.finfo(np.float64).tiny
     label = _labels(labels, len(activations.original), k)
     for concept in range(k):

@@ -9,7 +9,7 @@ circuit is a mixture of theirs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import scipy
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pure_nb.errors import ArgumentError
+from pure_nb.errors import ArgumentError, require_choice
 from pure_nb.methods._shapes import Float, Int
 from pure_nb.methods.circuits import cuts, normalised, summed
 from pure_nb.methods.virtual import VirtualNeurons, nearest, part_name
@@ -81,8 +81,7 @@ class VirtualLayer(nn.Module):
         start: Start = "activation",
         assign: Assign = "nearest",
     ) -> None:
-        if assign not in get_args(Assign):
-            raise ArgumentError(f"assign must be one of {get_args(Assign)}, got {assign!r}")
+        require_choice("assign", assign, Assign)
         super().__init__()
         widths = {one.centroids.shape[1] for one in parts.values()}
         if len(widths) != 1:

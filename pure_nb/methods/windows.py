@@ -6,7 +6,7 @@ Summed over the positions of the output, what a weight sees is all that has to b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,20 +64,23 @@ class KernelWindows:
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         return cls(kernel, _two(module.stride), dilation, padding, mode)
 
-    def pooled(self, activation: Float[Tensor, "b ..."]) -> Float[Tensor, "b inputs kernel"]:
-        """Sum of what each weight sees over the positions of the output: ``[B, inputs, weights of the kernel]``."""
+    def seen(self, activation: Float[Tensor, "b ..."]) -> Iterator[Float[Tensor, "b inputs ..."]]:
+        """What each weight of the kernel sees, one after the other: ``[B, inputs, positions]``, of one or two axes."""
         if activation.ndim != 4:
-            return flatten_positions(activation).sum(dim=2, keepdim=True)
+            yield flatten_positions(activation)
+            return
         padded = functional.pad(activation, self.padding, self.mode) if any(self.padding) else activation
         reach = [step * (size - 1) for size, step in zip(self.kernel, self.dilation)]
-        seen = []
         for row in range(self.kernel[0]):
             for column in range(self.kernel[1]):
                 top, left = row * self.dilation[0], column * self.dilation[1]
                 bottom = padded.shape[2] - reach[0] + top
                 right = padded.shape[3] - reach[1] + left
-                seen.append(padded[:, :, top : bottom : self.stride[0], left : right : self.stride[1]].sum(dim=(2, 3)))
-        return torch.stack(seen, dim=2)
+                yield padded[:, :, top : bottom : self.stride[0], left : right : self.stride[1]]
+
+    def pooled(self, activation: Float[Tensor, "b ..."]) -> Float[Tensor, "b inputs kernel"]:
+        """Sum of what each weight sees over the positions of the output: ``[B, inputs, weights of the kernel]``."""
+        return torch.stack([each.sum(dim=tuple(range(2, each.ndim))) for each in self.seen(activation)], dim=2)
 
 
 def _two(size: Any) -> tuple[int, int]:
@@ -111,8 +114,9 @@ def pooled_inputs(
     samples: Sequence[int] | Int[NDArray[np.int64], " images"],
     layer: str,
     *,
+    labels: Int[NDArray[np.int64], " images"] | None = None,
     run: Run = Run(),
-) -> Float[NDArray[np.float64], "images inputs kernel"]:
+) -> Float[NDArray[np.float64], "rows inputs kernel"]:
     """What each weight of a convolution or linear layer sees of each image, summed over the output's positions.
 
     Times the weights of a channel (:func:`dense_weight`) and summed over the kernel, it is the channel's relevance
@@ -126,21 +130,29 @@ def pooled_inputs(
         int ``[images]``: indices of the images wanted.
     layer
         Name of a ``Conv2d`` or ``Linear``.
+    labels
+        int ``[images]``: if given, the images of one label are averaged, which takes no more memory for more images.
     run
         How it is run.
 
     Returns
     -------
     ndarray
-        float64 ``[images, inputs, kernel weights]``.
+        float64 ``[images, inputs, kernel weights]``; or ``[labels, inputs, kernel weights]``, the least label first.
     """
     windows, entrance = KernelWindows.from_module(get_layer(model, layer)), INPUT + layer
-    chosen, found = np.asarray(samples, dtype=np.int64).tolist(), []
+    chosen, rows = np.asarray(samples, dtype=np.int64).tolist(), range(len(samples))
+    places, counts = (rows, 1) if labels is None else np.unique(labels, return_inverse=True, return_counts=True)[1:]
+    found, seen = np.empty(0), 0
     with run.prepared(model), torch.inference_mode():
         for batch in readable(images, chosen, run=run):
             entering = activations(model, batch.images.to(run.local_device), [entrance])[entrance]
-            found.append(windows.pooled(in_single(entering)).cpu().double().numpy())
-    return np.concatenate(found)
+            pooled = windows.pooled(in_single(entering)).cpu().double().numpy()
+            found = found if found.size else np.zeros((max(places) + 1, *pooled.shape[1:]))
+            for row, place in zip(pooled, places[seen : seen + len(pooled)]):
+                found[place] += row
+            seen += len(pooled)
+    return found / np.reshape(counts, (-1, 1, 1))
 
 
 def closed_form(model: nn.Module, layer: str, lower: str) -> nn.Module | None:

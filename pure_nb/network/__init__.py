@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from pure_nb.network.lrp import default_composite
     from pure_nb.network.shapes import survey
 else:
-    __getattr__, __dir__ = lazily(
-        __name__, {"cut": "Cut", "layers": "activations", "lrp": "default_composite", "shapes": "survey"}
-    )
+    __getattr__, __dir__ = lazily(__name__)
 
 __all__ = ["Cut", "activations", "default_composite", "survey"]

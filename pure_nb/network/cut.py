@@ -134,11 +134,14 @@ class Cut:
         above[:width] = initial_relevance(self.top[:width], chosen, start)
         (flow,) = torch.autograd.grad(self.top, self.leaf, above, retain_graph=not last)
         found = (self.leaf.detach() * flow if self.times_input else flow)[:width]
+        return self.finite(found, channel, range(width) if index is None else index)
+
+    def finite(self, found: Tensor, channel: Tensor | NDArray[np.int64], index: Sequence[int]) -> Tensor:
+        """Relevance as it is; raises if it is NaN or infinite, and names some of the channels and images."""
         if not torch.isfinite(found.float().sum()):
-            pairs = list(zip(channel.tolist(), range(width) if index is None else index))
             raise NonFiniteError(
                 f"the relevance of layer {self.target!r} at {self.lower!r} is NaN or infinite for one of the pairs "
-                f"(channel, image) {pairs[:5]} ..."
+                f"(channel, image) {list(zip(channel.tolist(), index))[:5]} ..."
             )
         return found
 
@@ -170,20 +173,24 @@ def initial_relevance(activation: Tensor, channel: Tensor, start: Start = "activ
     Tensor
         Of the activation's shape; zero outside the channels.
     """
-    axis = channel_axis(activation)
     relevance = torch.zeros_like(activation, memory_format=torch.preserve_format)
     rows = torch.arange(len(channel), device=activation.device)
-    first = activation.detach().movedim(axis, 1)[rows, channel]
-    if start == "unit":
-        value = torch.ones_like(first)
-    else:
-        value = first.clamp(min=0)
-        if start == "peak":
-            flat = value.reshape(len(value), -1)
-            at = flat.argmax(dim=1, keepdim=True)
-            value = torch.zeros_like(flat).scatter(1, at, flat.gather(1, at)).view_as(value)
-    relevance.movedim(axis, 1)[rows, channel] = value
+    relevance.movedim(channel_axis(activation), 1)[rows, channel] = start_values(activation, channel, start)
     return relevance
+
+
+def start_values(activation: Tensor, channel: Tensor, start: Start) -> Tensor:
+    """The relevance to start from, at the positions of the channels alone: ``[b, ...]``; see the above."""
+    rows = torch.arange(len(channel), device=activation.device)
+    first = activation.detach().movedim(channel_axis(activation), 1)[rows, channel]
+    if start == "unit":
+        return torch.ones_like(first)
+    value = first.clamp(min=0)
+    if start == "peak":
+        flat = value.reshape(len(value), -1)
+        at = flat.argmax(dim=1, keepdim=True)
+        value = torch.zeros_like(flat).scatter(1, at, flat.gather(1, at)).view_as(value)
+    return value
 
 
 def _without_gradients(model: nn.Module, images: Tensor, lower: str | None, target: str) -> str:

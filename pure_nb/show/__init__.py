@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from pure_nb.show.report import evaluate, part_names
     from pure_nb.show.widgets import explore, explorer
 else:
-    __getattr__, __dir__ = lazily(
-        __name__, {"atlas": "write=write_atlas", "report": "evaluate part_names", "widgets": "explore explorer"}
-    )
+    __getattr__, __dir__ = lazily(__name__)
 
 __all__ = ["evaluate", "explore", "explorer", "part_names", "write_atlas"]

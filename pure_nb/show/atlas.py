@@ -27,7 +27,8 @@ from PIL import Image
 from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import write_atomically
-from pure_nb.errors import EmbedderError, LayerError, StudyError
+from pure_nb.errors import LayerError, StudyError
+from pure_nb.figures.colours import part_colour
 from pure_nb.figures.plots import image_grid
 from pure_nb.figures.render import Picture, View
 from pure_nb.images.labels import display_names
@@ -35,6 +36,7 @@ from pure_nb.judges.truth import scores
 from pure_nb.methods.descriptions import LRP, OWN, Description, descriptions
 from pure_nb.methods.virtual import CHOICES, kmeans_some, part_name
 from pure_nb.parameters import NEAREST
+from pure_nb.show.plane import points_apart, relettered
 
 with needed("show", "an atlas needs"):
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -50,7 +52,7 @@ SHOWN = {"circuits": OWN, "circuits (LRP)": LRP, "activations": "activation"}
 METHODS = tuple(SHOWN)
 """Descriptions by which an explorer can split a neuron into parts; the first is the study's own."""
 
-FORMAT = 3
+FORMAT = 4
 """Part of what finished pictures are known by; raised when this module draws them differently."""
 
 WEBP = {"quality": 82, "method": 2}
@@ -104,9 +106,8 @@ class Atlas:
             )
         if self.count < 1:
             raise StudyError(f"at least one reference image is shown of each neuron, got count={self.count}")
-        judge = self.embedder
-        if judge is not None and judge.encode_text is None:
-            raise EmbedderError(f"{judge.name} has no text tower and can't name anything; take CLIP or mini-CLIP")
+        if self.embedder is not None:
+            self.embedder.joint  # noqa: B018  raises where there is no text tower
 
     @cached_property
     def identity(self) -> str:
@@ -145,11 +146,14 @@ class Atlas:
     def labels(self, channel: int) -> dict[str, list[NDArray[np.int64]]]:
         """Which part each reference belongs to: by method, with the study's own number of parts, then each choice."""
         own, seed = self.study.virtual_of(channel).labels, self.study.parameters.seed
-        active, found = own >= 0, {}
+        active = own >= 0
+        found: dict[str, list[NDArray[np.int64]]] = {}
         for name, description in self.described.items():
             vectors = description.of(channel)
             first = own if name == METHODS[0] else kmeans_some(vectors, active, max(1, int(own.max()) + 1), seed=seed)
-            found[name] = [first, *(kmeans_some(vectors, active, k, seed=seed) for k in CHOICES)]
+            every = [first, *(kmeans_some(vectors, active, k, seed=seed) for k in CHOICES)]
+            reference = found.get(METHODS[0], every)  # the study's own is the first of all descriptions
+            found[name] = [relettered(labels, like) for labels, like in zip(every, reference)]
         return found
 
     def data(self, channel: int) -> dict[str, Any]:
@@ -159,9 +163,12 @@ class Atlas:
         names = sorted({name for name in neuron.names if name})
         found: dict[str, Any] = {
             "channel": channel,
-            "points": _unit(study.layout_of(channel)).tolist(),
+            "points": points_apart(study.layout_of(channel)).tolist(),
+            "sample": neuron.sample.tolist(),
+            "activation": [float(f"{score:.4g}") for score in neuron.score],
             "counts": ["as chosen", *map(str, CHOICES)],
             "parts": {name: ["".join(DIGITS[part] for part in own) for own in every] for name, every in labels.items()},
+            "colours": [part_colour(part) for part in range(max(k, *CHOICES))],
             "names": names,
             "label": [names.index(name) if name else -1 for name in neuron.names],
             "known": neuron.objects is not None,
@@ -435,13 +442,6 @@ def _save(path: Path, pictures: Sequence[Picture], columns: int = COLUMNS) -> No
 
 def _write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _unit(points: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Points in the plane, each axis scaled to whole numbers from 0 to 1000, with y downwards as on a screen."""
-    reach = np.ptp(points, axis=0)
-    scaled = np.where(reach > 0, (points - points.min(axis=0)) / np.where(reach > 0, reach, 1), 0.5)
-    return np.round(1000 * np.column_stack([scaled[:, 0], 1 - scaled[:, 1]])).astype(np.int64)
 
 
 def _digest(value: Any) -> str:

@@ -124,8 +124,8 @@ def explore(
 
     In Jupyter also the layer: what is not known of it yet is computed when it is chosen, which takes a pass over the
     images. So do the references of a study that was never run, and no more is waited for: the neurons come in the order
-    of their activations, while a thread finds out which are the most polysemantic (:mod:`pure_nb.show.ranking`). In
-    the built book the neurons are those of an atlas beside the pages, see :mod:`pure_nb.show.atlas`: the first of
+    of their activations, while a thread finds out which are the most polysemantic. In the built book the neurons are
+    those of an atlas beside the pages, see :mod:`pure_nb.show.atlas`: the first of
     :meth:`~pure_nb.study.Study.most_polysemantic`.
 
     Parameters
@@ -362,6 +362,7 @@ def _static_neurons(study: Study, start: int, site: Path, parts: bool, whole: bo
     if name != "neurons":
         atlas.draw(made, site / name, channels)
     kind = f'data-kind="neuron" data-root="{SITE}/{name}/" data-neurons="{" ".join(map(str, channels))}"'
+    kind += ' data-pages="true"' if name == "neurons" else ""  # the others have no pages to link to
     kind += f' data-start="{start}" data-parts="{str(parts).lower()}" data-whole="{str(whole).lower()}"'
     still = f'<img src="{SITE}/{name}/thumbs/{start}.webp" alt="The six top-activating images of neuron {start}">'
     words = '<p class="explorer-words" aria-live="polite"></p>'

@@ -1,0 +1,65 @@
+"""What a study has found that still holds when it asks for something else, or runs otherwise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pure_nb.compute.results import ASKED
+from pure_nb.parameters import PARAMETERS
+
+if TYPE_CHECKING:
+    from pure_nb.study import Study
+
+ALWAYS = {"model", "images", "store", "run", "precision", "allow_nondeterministic"}
+"""What all depends on but the network's fingerprint."""
+
+_REFERENCES, _CLASSES = {*ASKED["references"]}, {*ASKED["classes"], "min_share", "cumulative_share"}
+
+OF_STUDY: dict[str, set[str]] = {
+    "shapes": {"target", "lower"},
+    "_found": _REFERENCES,
+    "ranked": _REFERENCES,
+    "circuits": {*ASKED["circuits"]},
+    "virtual": {*ASKED["virtual"]},
+    "layouts": {*ASKED["layouts"]},
+    "neurons": {*ASKED["neurons"]},
+    "objects": {*ASKED["objects"]},
+    "activation_vectors": {*ASKED["activations"]},
+    "without_lrp": {*_REFERENCES, "lower"},
+}
+"""What a study has in memory, and the parameters that it depends on."""
+
+OF_PARTS: dict[str, dict[str, set[str]]] = {
+    "classes": {
+        "labelled": set(),
+        "_labels": set(),
+        "without_labels": set(),
+        "_wordnet": set(),
+        "_classified": _CLASSES,
+        "pairs": {*_CLASSES, "min_frequency"},
+    },
+    "crops": {"_boxed": {*ASKED["boxes"]}, "_without_crp": _REFERENCES},
+}
+"""The same of what a study knows of classes, and of its crops."""
+
+
+def keep(before: Study, after: Study) -> None:
+    """Let a study have all that another has found and that depends on nothing in which the two differ.
+
+    Parameters
+    ----------
+    before, after
+        The study, and what was made of it by :meth:`pure_nb.study.Study.replace`.
+    """
+    p, other = before.parameters, after.parameters
+    changed = {name for name in PARAMETERS if getattr(p, name) != getattr(other, name)}
+    changed |= {name for name in ("model", "images", "store") if getattr(before, name) is not getattr(after, name)}
+    if before.run != after.run and (before.run.skip_unreadable > after.run.skip_unreadable or p.allow_nondeterministic):
+        changed.add("run")  # images that were left out are asked for, or results are of one size of batches
+    if "model" not in changed and "_weights" in vars(before):
+        vars(after)["_weights"] = before._weights
+    pairs: list[tuple[Any, Any, dict[str, set[str]]]] = [(before, after, OF_STUDY)]
+    pairs += [(vars(before)[part], getattr(after, part), own) for part, own in OF_PARTS.items() if part in vars(before)]
+    for old, new, kept in pairs:
+        holds = {name for name, asked in kept.items() if name in vars(old) and not changed & (asked | ALWAYS)}
+        vars(new).update({name: vars(old)[name] for name in holds})

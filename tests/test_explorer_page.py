@@ -1,0 +1,322 @@
+"""Explorers of an atlas in a browser: their address, their tools, their plane, and that the page stands still."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from built import DESK, PHONE, Visit, chromium, served
+from PIL import Image
+
+from pure_nb import Study
+from pure_nb.show import atlas
+from pure_nb.show.plane import ACROSS, points_apart, relettered
+
+CHANNELS = [3, 8, 22]
+
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Two explorers</title>
+<link rel="icon" href="data:,"><link rel="stylesheet" href="atlas/explorer.css">
+<link rel="stylesheet" href="atlas/atlas.css"><script src="atlas/explorer.js" defer></script></head><body><main>
+<h1>Two explorers</h1>{}<p id="below">below</p>{}</main></body></html>"""
+
+FIGURE = """<figure class="explorer" data-kind="neuron" data-root="atlas/" data-neurons="3 8 22" data-start="8"
+data-pages="true" data-parts="{}" data-whole="false"><p class="explorer-words" aria-live="polite"></p></figure>"""
+
+
+@pytest.fixture(scope="module")
+def folder(glyph_study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An atlas, and beside it a page with two explorers of it, the second without parts."""
+    folder = tmp_path_factory.mktemp("site")
+    atlas.write(glyph_study, folder / "atlas", channels=CHANNELS, methods=("circuits", "activations"))
+    (folder / "page.html").write_text(PAGE.format(FIGURE.format("true"), FIGURE.format("false")), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    with served(folder) as address:
+        yield f"{address}/page.html"
+
+
+@pytest.fixture
+def context(browser: Any) -> Iterator[Any]:
+    context = browser.new_context(viewport=DESK)
+    yield context
+    context.close()
+
+
+def known(folder: Path, channel: int) -> dict[str, Any]:
+    """The data of a neuron."""
+    text = (folder / f"atlas/data/{channel}.js").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text[text.index("(") + 1 : text.rindex(")")])
+    return loaded
+
+
+def words(visit: Visit, place: int = 0) -> str:
+    return str(visit.page.locator(".explorer-words").nth(place).inner_text())
+
+
+def reads(visit: Visit, text: str, place: int = 0) -> None:
+    """Wait until an explorer says something."""
+    visit.page.locator(".explorer-words").nth(place).filter(has_text=text).wait_for()
+
+
+def address(visit: Visit, ending: str) -> None:
+    """Wait until the address ends so."""
+    visit.page.wait_for_function("ending => location.href.endsWith(ending)", arg=ending)
+
+
+def choose(visit: Visit, parts: str) -> None:
+    visit.page.locator(f"fieldset input[value='{parts}']").first.click()
+
+
+def test_a_link_leads_to_what_it_shows(context: Any, url: str) -> None:
+    link = f"{url}#1.neuron=22&1.parts=3&1.method=activations&2.neuron=3"
+    with Visit(context, link) as visit:
+        reads(visit, "Neuron 22, split into 3 parts by activations")
+        reads(visit, "Neuron 3", 1)
+        choose(visit, "2")
+        reads(visit, "split into 2 parts")
+        address(visit, "#1.neuron=22&1.parts=2&1.method=activations&2.neuron=3")
+        visit.page.go_back()
+        reads(visit, "Neuron 22, split into 3 parts by activations")
+        visit.page.go_forward()
+        reads(visit, "split into 2 parts")
+        assert not visit.troubles
+
+
+def test_going_back_undoes_step_by_step_to_the_start(context: Any, url: str) -> None:
+    with Visit(context, url) as visit:
+        reads(visit, "Neuron 8")
+        first = words(visit)
+        visit.page.get_by_label("next neuron").first.click()
+        reads(visit, "Neuron 22")
+        address(visit, "#1.neuron=22")
+        visit.page.locator(".explorer").nth(1).get_by_label("previous neuron").click()
+        reads(visit, "Neuron 3", 1)
+        address(visit, "#1.neuron=22&2.neuron=3")
+        visit.page.go_back()
+        reads(visit, "Neuron 8", 1)
+        reads(visit, "Neuron 22")
+        visit.page.go_back()
+        reads(visit, "Neuron 8")
+        assert words(visit) == first
+        assert "#" not in visit.page.url
+
+
+def test_an_address_that_nothing_answers_to_is_the_start(context: Any, url: str) -> None:
+    with Visit(context, f"{url}#1.neuron=999&1.parts=77&7.neuron=3") as visit:
+        reads(visit, "Neuron 8")
+        assert not visit.troubles
+    with Visit(context, f"{url}#below") as visit:
+        reads(visit, "Neuron 8")
+        assert visit.page.url.endswith("#below")
+
+
+def test_numbers_and_chance(context: Any, url: str) -> None:
+    with Visit(context, url) as visit:
+        typed = visit.page.get_by_label("number of the neuron").first
+        typed.fill("22")
+        typed.press("Enter")
+        reads(visit, "Neuron 22")
+        typed.fill("4")
+        typed.press("Enter")
+        assert "3, 8, 22" in typed.evaluate("input => input.validationMessage")
+        reads(visit, "Neuron 22")
+        seen = set()
+        for _ in range(40):
+            visit.page.get_by_label("a random neuron").first.click()
+            visit.page.wait_for_timeout(20)
+            seen.add(words(visit).split(",")[0])
+        assert len(seen) == 3
+
+
+@pytest.mark.parametrize("at", ["disk", "server"])
+def test_a_link_is_copied_whole(context: Any, url: str, folder: Path, at: str) -> None:
+    own = url if at == "server" else (folder / "page.html").as_uri()
+    if at == "server":
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+    with Visit(context, own) as visit:
+        choose(visit, "3")
+        visit.page.get_by_label("copy a link").first.click()
+        visit.page.get_by_text("copied").wait_for()
+        field = visit.page.get_by_label("number of the neuron").first
+        field.evaluate("input => { input.type = 'text'; input.value = ''; input.focus(); }")
+        visit.page.keyboard.press("Control+V")
+        assert field.input_value() == f"{own}#1.neuron=8&1.parts=3&1.method=circuits&1.show=what%20it%20looks%20at"
+
+
+def test_the_table_is_what_is_known(context: Any, url: str, folder: Path, glyph_study: Study) -> None:
+    with Visit(context, f"{url}#1.neuron=22&1.parts=3") as visit:
+        reads(visit, "split into 3 parts")
+        with visit.page.expect_download() as download:
+            visit.page.get_by_label("download a table").first.click()
+        text = Path(download.value.path()).read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    neuron = glyph_study.neuron(22)
+    assert download.value.suggested_filename == "neuron-22.csv"
+    assert [int(row["image"]) for row in rows] == neuron.sample.tolist()
+    assert [float(row["activation"]) for row in rows] == pytest.approx(neuron.score, rel=1e-3)
+    assert [row["name"] for row in rows] == neuron.names
+    labels = known(folder, 22)["parts"]["circuits"][2]
+    assert [row["part"] for row in rows] == ["ABC"[int(own)] for own in labels]
+
+
+def test_the_picture_shows_the_images_in_true_colour(context: Any, url: str, folder: Path) -> None:
+    with Visit(context, f"{url}#1.neuron=22") as visit:
+        reads(visit, "Neuron 22")
+        with visit.page.expect_download() as download:
+            visit.page.get_by_label("download a picture").first.click()
+        with Image.open(download.value.path()) as image:
+            picture = np.asarray(image.convert("RGB")).astype(int)
+        place = """() => {
+            const view = document.querySelector('.explorer-view').getBoundingClientRect();
+            const box = document.querySelector('.tiles .tile').getBoundingClientRect();
+            return [box.top - view.top, box.left - view.left, box.width].map(at => Math.round(2 * at));
+        }"""
+        top, left, side = visit.page.evaluate(place)
+    shown = picture[top + 60 : top + 60 + side, left : left + side]
+    with Image.open(folder / "atlas/crops/22.webp") as image:
+        expected = np.asarray(image.convert("RGB").crop((0, 0, atlas.CROP, atlas.CROP)).resize((side, side))).astype(
+            int
+        )
+    assert np.abs(shown - expected).mean() < 6
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000
+
+
+def test_a_picture_of_a_page_from_the_disk_is_refused_in_words(context: Any, folder: Path) -> None:
+    with Visit(context, (folder / "page.html").as_uri()) as visit:
+        reads(visit, "Neuron 8")
+        visit.page.get_by_label("download a picture").first.click()
+        reads(visit, "it does from a server")
+
+
+@pytest.mark.parametrize(("viewport", "scheme"), [(DESK, "light"), (PHONE, "dark")])
+def test_the_page_stands_still(browser: Any, url: str, viewport: dict[str, int], scheme: str) -> None:
+    context = browser.new_context(viewport=viewport, color_scheme=scheme)
+    top = "() => document.getElementById('below').getBoundingClientRect().top + scrollY"
+    with Visit(context, url) as visit:
+        tops = set()
+        for channel in map(str, CHANNELS):
+            typed = visit.page.get_by_label("number of the neuron").first
+            typed.fill(channel)
+            typed.press("Enter")
+            for parts in ("auto", "2", "3", "4", "5"):
+                choose(visit, parts)
+                reads(visit, f"Neuron {channel}")
+                tops.add(visit.page.evaluate(top))
+        assert len(tops) == 1
+        wide = visit.page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0, "the page scrolls sideways"
+        if viewport is PHONE:
+            small = """() => [...document.querySelectorAll('.explorer-controls :is(button, select, input, span)')]
+                .filter(one => one.checkVisibility({opacityProperty: true}) && !one.matches('.explorer-value'))
+                .map(one => one.getBoundingClientRect().height).filter(height => height < 44)"""
+            assert visit.page.evaluate(small) == []
+    context.close()
+
+
+def test_points_are_reached_by_keyboard_and_by_tap(browser: Any, url: str, folder: Path) -> None:
+    context = browser.new_context(viewport=PHONE, has_touch=True)
+    data = known(folder, 22)
+    with Visit(context, f"{url}#1.neuron=22&1.parts=2") as visit:
+        reads(visit, "split into 2 parts")
+        plane = visit.page.locator(".plane")
+        plane.focus()
+        for key, rank in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("ArrowLeft", 0), ("ArrowLeft", 19)):
+            plane.press(key)
+            told = plane.get_attribute("aria-valuetext")
+            part = "AB"[int(data["parts"]["circuits"][1][rank])]
+            assert told == (
+                f"rank {rank + 1}, activation {data['activation'][rank]:g}, {data['names'][data['label'][rank]]}, "
+                f"part {part}, image {data['sample'][rank]}"
+            )
+            assert visit.page.locator(".peek").inner_text() == told
+            assert visit.page.locator("circle.marked").get_attribute("data-rank") == str(rank)
+        visit.page.locator("circle[data-rank='7']").tap()
+        assert visit.page.locator(".peek").inner_text().startswith("rank 8,")
+    context.close()
+
+
+def test_an_image_is_enlarged(context: Any, url: str) -> None:
+    with Visit(context, f"{url}#1.neuron=22") as visit:
+        reads(visit, "Neuron 22")
+        first = visit.page.locator(".tiles .tile").first
+        first.focus()
+        first.press("ArrowRight")
+        visit.page.keyboard.press("Enter")
+        dialog = visit.page.locator("dialog[open]")
+        assert dialog.inner_text().startswith("rank 2,")
+        visit.page.keyboard.press("ArrowRight")
+        assert dialog.inner_text().startswith("rank 3,")
+        assert dialog.locator(".tile").first.bounding_box()["width"] > 250
+        visit.page.keyboard.press("Escape")
+        dialog.wait_for(state="detached")
+        assert not visit.troubles
+
+
+def test_pictures_of_parts_hide_no_point(context: Any, url: str) -> None:
+    inside = """() => [...document.querySelectorAll('circle')].filter(point => {
+        const at = point.getBoundingClientRect(), x = at.left + at.width / 2, y = at.top + at.height / 2;
+        return [...document.querySelectorAll('.thumb')].some(thumb => {
+            const box = thumb.getBoundingClientRect();
+            return x > box.left && x < box.right && y > box.top && y < box.bottom;
+        });
+    }).length"""
+    with Visit(context, url) as visit:
+        for parts, count in (("2", 2), ("5", 5)):
+            choose(visit, parts)
+            reads(visit, f"split into {parts} parts")
+            assert visit.page.locator(".thumb").count() == count
+            assert visit.page.evaluate(inside) == 0
+
+
+def test_points_are_apart_and_near_where_they_were() -> None:
+    draw = np.random.default_rng(0)
+    heaps = np.concatenate([draw.normal(0, 0.1, (60, 2)), draw.normal(4, 0.1, (39, 2)), [[9, 9]]])
+    apart = points_apart(heaps)
+    assert apart.min() >= 0
+    assert apart.max() <= 1000
+    gap = np.linalg.norm(apart[:, None] - apart[None], axis=-1)[np.triu_indices(100, 1)]
+    assert gap.min() > ACROSS - 2  # whole numbers
+    # Heaps are still heaps, one lower left and one nearer the middle, and what stood alone has not moved.
+    first, second = apart[:60].mean(axis=0), apart[60:99].mean(axis=0)
+    far = np.linalg.norm(apart[:99, None] - np.stack([first, second]), axis=-1)
+    assert (far.argmin(axis=1) == np.arange(99) // 60).all()
+    assert first[0] < second[0] < 600
+    assert first[1] > second[1] > 400
+    assert apart[99].tolist() == [1000, 0]
+
+
+@pytest.mark.parametrize("n", [1, 2, 30])
+def test_points_at_one_place_are_spread(n: int) -> None:
+    apart = points_apart(np.zeros((n, 2)))
+    assert apart.shape == (n, 2)
+    assert len(np.unique(apart, axis=0)) == n
+
+
+@pytest.mark.parametrize(("k", "own_k"), [(2, 2), (4, 4), (3, 5), (5, 3)])
+def test_parts_are_matched_as_well_as_they_can_be(k: int, own_k: int) -> None:
+    draw = np.random.default_rng(k)
+    labels, own = draw.integers(-1, k, 60), draw.integers(-1, own_k, 60)
+    found = relettered(labels, own)
+    assert ((found == -1) == (labels == -1)).all()
+    for part in range(k):
+        assert len(np.unique(found[labels == part])) == 1, "a part is still one part"
+    assert len(np.unique(found[found >= 0])) == k
+    both = (labels >= 0) & (own >= 0)
+    most = max(int((np.array(order)[labels[both]] == own[both]).sum()) for order in permutations(range(max(k, own_k))))
+    assert int((found[both] == own[both]).sum()) == most
