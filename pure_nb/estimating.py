@@ -49,6 +49,9 @@ STEPS = (*RUN_STEPS, *COMMANDS)
 ON_WORKERS = ("references", "circuits", "boxes", "classes")
 """Steps that run on the workers of a cluster."""
 
+ON_CORES = ("virtual", "layouts")
+"""Steps that all cores of this machine take for many channels."""
+
 IMAGES, TURNS, ENOUGH = 10, 3, 3.0
 """Images that a step is tried on, and pairs of each; more images as long as it takes less than so many times as long as
 for two, of which most is what it takes once."""
@@ -290,6 +293,8 @@ class _Trial:
         first, cost = measured(compute), measured(compute)
         once = [max(0.0, a - b) for a, b in zip(first[:2], cost[:2])]
         times = [one + other * self.channels / 2 for one, other in zip(once, cost[:2])]
+        if self.channels >= MANY and step in ON_CORES:
+            times[0] /= cpu_count() or 1
         return self._row(f"{self.channels:,} channels", Cost(times[0], times[1], cost.memory), 0, each * self.channels)
 
     def _again(self, step: str) -> Callable[[], object]:
@@ -302,10 +307,7 @@ class _Trial:
         return compute
 
     def _virtual(self) -> dict[str, Any]:
-        row = self._channels("virtual", self._again("virtual"), 8.0 * self.n + 4 * 3 * self.lower.channels)
-        if self.channels >= MANY:  # by all cores
-            row["seconds"] /= cpu_count() or 1
-        return row
+        return self._channels("virtual", self._again("virtual"), 8.0 * self.n + 4 * 3 * self.lower.channels)
 
     def _neurons(self) -> dict[str, Any]:
         self._two.__dict__.setdefault("virtual", self._two.virtual)
