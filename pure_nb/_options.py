@@ -23,7 +23,7 @@ import typer
 from typer import Argument, Option, echo, secho
 
 from pure_nb.errors import LayerError, PureError, StoreWarning, StudyError, StudyWarning, require_choice
-from pure_nb.parameters import KINDS, Parameters, Run
+from pure_nb.parameters import KINDS, BatchSize, Parameters, Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,9 +69,15 @@ def _declared(thing: type[Parameters] | type[Run], wanted: Collection[str], pane
     for one in fields(thing):
         if _flag(one) and (one.metadata.get("of") in (None, *wanted) or one.name in wanted):
             kind: Any = KINDS[one.name] if KINDS[one.name] in (int, float, bool) else str
-            told = Annotated[kind | None, Option(_flag(one), help=words.get(one.name), rich_help_panel=panel)]
+            read = {"parser": _size, "metavar": "SIZE"} if KINDS[one.name] == BatchSize else {}
+            told = Annotated[kind | None, Option(_flag(one), help=words.get(one.name), rich_help_panel=panel, **read)]
             found[one.name] = Parameter(one.name, Parameter.KEYWORD_ONLY, default=None, annotation=told)
     return found
+
+
+def _size(text: str) -> int | str:
+    """A number or a word, as a study file has them."""
+    return int(text) if text.isdecimal() else text
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ What takes long to import, as torch and whatever needs it, is imported by the co
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter, time
@@ -42,8 +43,16 @@ __all__ = ["app"]
 
 
 @command("neurons")
-def run(asked: Asked) -> None:
+def run(
+    asked: Asked,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Run nothing but ten images and a few channels, and tell what all will take.")
+    ] = False,
+) -> None:
     """Run all steps of a study. Ctrl-C stops it; the same command goes on from there."""
+    from pure_nb.estimating import RUN_STEPS, TimeLeft, in_words
+
+    where = str(asked.changes.pop("client", "")) if dry_run else ""
     found = asked.load()
     top, below = found.shapes
     echo(
@@ -54,9 +63,20 @@ def run(asked: Asked) -> None:
         echo(f"There are fewer images than references asked for: each neuron gets all {len(found.images)}.")
     elif 20 * found.parameters.n_references > len(found.images):
         echo("The references are more than a twentieth of the images, so the weaker ones mean little: lower --n.")
-    for step in ("references", "circuits", "virtual", "neurons"):
+    if dry_run:
+        table = found.estimate(cluster=where)
+        print_table(table.reset_index(names="step"))
+        echo(f"pure-nb run takes about {in_words(table['seconds']['run'])}{where and f' by {where}'}.")
+        return
+    expected: dict[Any, float] = {}
+    if found.run.progress and not os.environ.get("TQDM_DISABLE"):  # the bars tell what is left
+        expected = found.estimate(steps=RUN_STEPS)["seconds"].to_dict()
+        echo(f"all steps: about {in_words(expected.pop('run'))}")
+    left = TimeLeft({step: seconds for step, seconds in expected.items() if step in RUN_STEPS})
+    for step in RUN_STEPS:
         start = perf_counter()
-        getattr(found, step)
+        with left.step(step):
+            getattr(found, step)
         echo(f"{step}: {perf_counter() - start:.1f} s")
     for lost in found.skipped:
         echo(f"left out: image {lost.sample} ({lost.path}): {lost.reason}")

@@ -90,7 +90,9 @@ class Neuron:
     def with_clusters(self, vectors: NDArray[np.float32], k: int) -> Neuron:
         """The same neuron, split into ``k`` parts by other descriptions of its reference images, ``[n, d]``."""
         seed = self.study.parameters.seed
-        return replace(self, clusters=virtual_neurons(vectors, k, draws=0, seed=seed))
+        found = replace(self, clusters=virtual_neurons(vectors, k, draws=0, seed=seed))
+        found.__dict__.update({name: value for name, value in vars(self).items() if name in ("vectors", "names")})
+        return found
 
     @property
     def objects(self) -> NDArray[np.int64] | None:

@@ -29,6 +29,14 @@ RankedBy = Literal["max", "mean"]
 Crop = Literal["peak", "crp", "activation"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
+AUTO = "auto"
+"""As the size of batches: whatever suits the network and the machine, see ``pure_nb.compute.batches``."""
+
+if TYPE_CHECKING:
+    BatchSize = Any  # a number for all that computes, since a study looks for one as soon as it is made
+else:
+    BatchSize = int | Literal["auto"]
+
 NEAREST = "nearest"
 """As the lower layer: the one right below the target, see :func:`pure_nb.network.layers.nearest_below`."""
 
@@ -123,7 +131,10 @@ class Run:
     Attributes
     ----------
     batch_size
-        Images in a batch.
+        Images in a batch; auto measures what suits.
+
+        On a GPU the largest power of two that fits, on a CPU the fastest. It is for studies, which look for it when
+        they are made.
     device
         Where the network runs: cpu, cuda, mps.
 
@@ -159,7 +170,7 @@ class Run:
     'cpu'
     """
 
-    batch_size: int = field(default=32, metadata={"least": 1})
+    batch_size: BatchSize = field(default=32, metadata={"least": 1})
     device: str = "cpu"
     workers: int = field(default=0, metadata={"least": 0})
     skip_unreadable: bool = False
@@ -268,17 +279,17 @@ def _check(asked: Parameters | Run) -> None:
             raise StudyError(f"{name} must be the name of a layer, got {value!r}")
         if kind is bool and not isinstance(value, bool):
             raise StudyError(f"{name} must be true or false, got {value!r}")
-        if kind is int:
-            value = _whole(name, value, one.metadata["least"])
+        if kind is int or (kind == BatchSize and value != AUTO):
+            value = _whole(name, value, one.metadata["least"], "" if kind is int else f"; {AUTO!r} looks for one")
         elif kind is float:
             value = _part(name, value)
         object.__setattr__(asked, name, value)
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def _whole(name: str, value: Any, least: int, more: str) -> int:
     """A whole number, of Python or NumPy, that is large enough."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise StudyError(f"{name} must be a whole number and at least {least}, got {value!r}")
+        raise StudyError(f"{name} must be a whole number and at least {least}, got {value!r}{more}")
     return int(value)
 
 

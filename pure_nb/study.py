@@ -23,11 +23,13 @@ from torch import nn
 from pure_nb._keeping import replaced
 from pure_nb._lacking import lacks
 from pure_nb.classes import Classes
+from pure_nb.compute import batches
 from pure_nb.compute.results import ASKED, FORMAT, Results
 from pure_nb.compute.store import Arrays, New, Store, store_folder
 from pure_nb.compute.sweep import accepted, noted, sweep
 from pure_nb.crops import Crops, misfit
 from pure_nb.errors import ArgumentError, PureError, StudyError, StudyWarning
+from pure_nb.estimating import estimate
 from pure_nb.images._fitting import repeated
 from pure_nb.images.data import Images
 from pure_nb.images.reading import Unreadable
@@ -40,13 +42,10 @@ from pure_nb.network import models
 from pure_nb.network.layers import nearest_below
 from pure_nb.network.shapes import LayerShape, require, survey
 from pure_nb.neuron import Neuron, cluster_channels, lay_out, neuron_table
-from pure_nb.parameters import NEAREST, RUN, Parameters, Run, check_name, checked, renamed
+from pure_nb.parameters import AUTO, NEAREST, RUN, Parameters, Run, check_name, checked, renamed
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SMALL = 4_000
-"""Pairs of a channel and a reference, up to which a study never computes a single channel alone."""
 
 
 def _described(study: Study) -> str:
@@ -111,6 +110,8 @@ class Study:
         vars(self)["_nearest"] = p.lower == NEAREST
         if p.lower == NEAREST:
             object.__setattr__(self, "parameters", replace(p, lower=nearest_below(self.model, p.target)))
+        if self.run.batch_size == AUTO:
+            object.__setattr__(self, "run", batches.measured(self))
 
     @classmethod
     def from_model(
@@ -159,6 +160,7 @@ class Study:
     __repr__ = _described
     lacks = lacks
     replace = replaced
+    estimate = estimate
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"
@@ -273,22 +275,18 @@ class Study:
     def circuits_of(self, channel: int) -> NDArray[np.float32]:
         """Relevance vectors of one channel's references, ``[n, lower channels]``, without the others'."""
         self.require_channel(channel)
-        if self._whole("circuits"):
+        if self._is_there("circuits"):
             return self.circuits[channel]
         sample = self.references.sample[channel]
         return self.run_circuits(np.full_like(sample, channel), sample)
 
     def virtual_of(self, channel: int, vectors: NDArray[np.float32] | None = None) -> VirtualNeurons:
-        """The virtual neurons of one channel; of it alone where all would take long, by its ``vectors`` if at hand."""
+        """The virtual neurons of one channel, without the others', by its ``vectors`` if at hand."""
         self.require_channel(channel)
-        if self._whole("virtual"):
+        if self._is_there("virtual"):
             return self.virtual[channel]
         own = self.circuits_of(channel) if vectors is None else vectors
         return cluster_channels(own[None], self.references.active[[channel]], self.parameters)[0]
-
-    def _whole(self, step: str) -> bool:
-        """Whether a step is there for all channels, or quickly computed for all."""
-        return self._is_there(step) or self.references.sample.size < SMALL
 
     def _is_there(self, step: str) -> bool:
         """Whether a step was computed before."""
@@ -344,9 +342,9 @@ class Study:
         return self.results.arrays("layouts", self.key("layouts"), compute)[0]["points"]
 
     def layout_of(self, channel: int, vectors: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """One channel's circuits in the plane, ``[n, 2]``; it alone where all would take long."""
+        """One channel's circuits in the plane, ``[n, 2]``, without the others'."""
         self.require_channel(channel)
-        if self._whole("layouts"):
+        if self._is_there("layouts"):
             return self.layouts[channel]
         return embed(self.circuits_of(channel) if vectors is None else vectors, seed=self.parameters.seed)
 

@@ -125,7 +125,7 @@ def test_the_next_commands_work_as_they_are_printed(finished: Path, monkeypatch:
     for command in (neurons, plot):
         assert call(*command).exit_code == 0
     new = {path.name.split("-")[0] for path in (finished / "small").glob("[!.]*") if path.name not in made}
-    assert new == {"layouts"}  # nothing else was computed anew
+    assert new == set()  # nothing was computed anew, but the layouts of those that are drawn
 
 
 def test_what_is_given_is_heard_though_it_is_nothing(tmp_path: Path) -> None:
@@ -166,6 +166,14 @@ def test_plot(finished: Path, tmp_path: Path) -> None:
     for file in expected:
         assert Image.open(file).size[0] == 1140
     assert plt.get_fignums() == []  # or two thousand neurons would stay in memory
+
+
+def test_plot_of_a_study_that_was_never_run(tmp_path: Path) -> None:
+    """Takes the sweep, and what is drawn alone."""
+    (tmp_path / "small.toml").write_text(TOML)
+    result = on(tmp_path, "plot", "--neurons", "3", "--count", 2, "--out", tmp_path / "figures")
+    assert result.exit_code == 0, result.output
+    assert {path.name.split("-")[0] for path in (tmp_path / "small").glob("[!.]*")} == {"references", "objects"}
 
 
 def test_plot_takes_the_most_polysemantic_by_default(finished: Path, tmp_path: Path) -> None:

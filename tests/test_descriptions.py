@@ -19,10 +19,9 @@ def mine(folder: Path, target: str = "4", lower: str = "2", **how: str) -> Study
     return Study.from_model(plain(), Items(noise(15)), target, lower, n_references=6, n_clusters=2, store=folder, **how)
 
 
-def test_every_description_neuron_by_neuron(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_description_neuron_by_neuron(tmp_path: Path) -> None:
     study = mine(tmp_path, start="peak")
     found = descriptions(study, [pixels(4)])
-    monkeypatch.setattr("pure_nb.study.SMALL", 0)  # a channel alone is not all of them
     alone = {name: one.of(2) for name, one in found.items() if name in (OWN, PURE, LRP)}
     assert study.store is not None
     assert not [entry for entry in study.store.results() if entry.name == "circuits"]

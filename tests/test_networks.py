@@ -447,10 +447,7 @@ def table() -> Iterator[dict[tuple[str, ...], dict[str, str]]]:
     ("network", "target", "lower"),
     [pytest.param(*case, marks=[] if case[0] in DAILY else pytest.mark.nightly) for case in CASES],
 )
-def test_network(
-    network: str, target: str, lower: str, table: dict[tuple[str, ...], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pure_nb.study.SMALL", 0)  # a few channels alone
+def test_network(network: str, target: str, lower: str, table: dict[tuple[str, ...], Any]) -> None:
     found = row(network, target, lower)
     key = tuple(found[name] for name in COLUMNS[:4])
     if os.environ.get("PURE_NB_WRITE"):
@@ -543,9 +540,8 @@ def test_channels_of_some_tokens_are_not_merged() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
 @pytest.mark.parametrize("network", ["nn.Sequential", "VisionTransformer"])
-def test_half_precision(dtype: torch.dtype, network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision(dtype: torch.dtype, network: str) -> None:
     """The same as in single precision, up to rounding."""
-    monkeypatch.setattr("pure_nb.study.SMALL", 0)
     _, size, make = NETWORKS[network]
     target, lower = LAYERS[network][1]
     assert isinstance(size, int)

@@ -42,6 +42,7 @@ from pure_nb.images.data import Images
 from pure_nb.images.sources import as_images
 from pure_nb.judges.truth import shares
 from pure_nb.loading import load_study, shipped_studies
+from pure_nb.methods import circuits as circuits_module
 from pure_nb.methods.virtual import embed, virtual_neurons
 from pure_nb.parameters import RUN, Crop, Parameters, Run
 from pure_nb.study import Study
@@ -136,15 +137,14 @@ def test_a_study_of_glyphs(toml: Path, tmp_path: Path) -> None:
 
 def test_layouts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = mine(tmp_path)
-    found = study.neuron(2).layout()
-    np.testing.assert_array_equal(found, embed(study.circuits[2], seed=0))
+    found = study.layouts
+    np.testing.assert_array_equal(found[2], embed(study.circuits[2], seed=0))
     again = mine(tmp_path)
     monkeypatch.setattr(study_module, "embed", None)
-    np.testing.assert_array_equal(again.neuron(2).layout(), found)
+    np.testing.assert_array_equal(again.neuron(2).layout(), found[2])
     monkeypatch.undo()
-    monkeypatch.setattr(study_module, "SMALL", 0)  # as if it would take long: the one asked for alone
     alone = mine(tmp_path / "other")
-    np.testing.assert_array_equal(alone.neuron(2).layout(), found)
+    np.testing.assert_array_equal(alone.neuron(2).layout(), found[2])
     assert alone.store is not None
     assert "layouts" not in {m["file"].split("-")[0] for m in alone.store.manifests()}
 
@@ -166,6 +166,30 @@ def test_layouts_go_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         study.layouts  # noqa: B018
     np.testing.assert_array_equal(mine(tmp_path).layouts, expected)
     assert len(made) == 5 + len(expected) - 3  # the first block is not laid out again
+
+
+def test_one_neuron_needs_its_own_pairs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network that was never run: the sweep, and once the circuits of the one neuron."""
+    pairs: list[int] = []
+    propagate = circuits_module.propagate
+
+    def counted(model: Any, images: Any, channel: Any, *rest: Any, **how: Any) -> Any:
+        pairs.extend(channel.tolist())
+        return propagate(model, images, channel, *rest, **how)
+
+    monkeypatch.setattr(circuits_module, "propagate", counted)
+    study = mine(tmp_path)
+    neuron = study.neuron(2)
+    neuron.plot()
+    assert pairs == [2] * study.references.n
+    parts = neuron.with_clusters(neuron.vectors, 3)
+    parts.plot()  # whose layout is that of the same circuits
+    assert pairs == [2] * study.references.n
+    found, labels = study.virtual_of(2, neuron.vectors), study.virtual[2].labels  # all of them, now
+    np.testing.assert_array_equal(found.labels, labels)
+    del pairs[:]
+    study.neuron(3).plot()
+    assert pairs == []
 
 
 def test_the_table_is_sorted_by_score(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,8 +24,9 @@ from PIL import Image
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, ImageError
 from pure_nb.images.sources import as_images
+from pure_nb.methods import circuits
 from pure_nb.parameters import Parameters, Run
-from pure_nb.show import atlas
+from pure_nb.show import atlas, ranking
 from pure_nb.show.widgets import BOOK, explore, explorer
 from pure_nb.study import Study
 from tests.small import noise, plain
@@ -45,6 +48,14 @@ def nasty(value: int) -> str:
 @pytest.fixture(autouse=True)
 def fresh() -> None:
     drawings.clear()
+
+
+def finish() -> None:
+    """Wait for what runs in the background."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("ranking"):
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 class Images(HTMLParser):
@@ -190,7 +201,7 @@ def test_where_the_slider_starts() -> None:
 
 
 @pytest.mark.slow
-def test_explore_alive(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explore_alive(glyph_study: Study) -> None:
     layer, neuron, count, method, shown, words, caption = explore(glyph_study, 22, caption="look").children
     alive = np.flatnonzero(glyph_study.references.alive)
     assert neuron.options == tuple(str(channel) for channel in alive)
@@ -208,17 +219,143 @@ def test_explore_alive(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> N
     neuron.value = "3"
     seen |= {shown.value}
     assert len(seen) == 3
-    monkeypatch.setattr("pure_nb.study.SMALL", 0)  # of another layer only the one neuron
     layer.value = "layer3"
     assert len(neuron.options) == int(glyph_study.replace(target="layer3", lower="nearest").references.alive.sum())
     assert f"Neuron {neuron.value} of layer3 in 3 parts" in words.value
     assert caption.value == "<small>look</small>"
 
 
+def never_run(store: Path | None, **how: Any) -> Study:
+    """A study of six neurons, each its own strength, of which nothing is known."""
+    study = Study.from_model(plain(), noise(40), "4", "2", n_references=12, progress=False, **how)
+    return replace(study, store=None if store is None else Store(store))
+
+
+@pytest.fixture
+def pairs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The channels of all pairs whose circuits are computed from now on."""
+    found: list[int] = []
+    propagate = circuits.propagate
+
+    def counted(model: Any, images: Any, channel: Any, *rest: Any, **how: Any) -> Any:
+        found.extend(channel.tolist())
+        return propagate(model, images, channel, *rest, **how)
+
+    monkeypatch.setattr(circuits, "propagate", counted)
+    return found
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_explore_what_was_never_run(
+    stored: bool, pairs: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First a strong neuron alone; then all are ranked, and the one that is looked at stays."""
+    study = never_run(tmp_path if stored else None)
+    with monkeypatch.context() as patch:
+        patch.setattr(ranking.Progress, "_run", lambda self: None)
+        *_, progress, shown, words, _ = explore(study).children
+    strong = np.argsort(-study.references.score.mean(axis=1)).tolist()
+    assert progress.children[1].description == "Stop"
+    assert f"Neuron {strong[0]} of 4 in " in words.value
+    assert pairs == 12 * [strong[0]]
+    _, neuron, count, _, progress, shown, words, _ = explore(study).children
+    before, drawn = words.value, shown.value
+    finish()
+    ranked = study.neurons["channel"].tolist()
+    assert ranked != strong
+    assert [int(option) for option in neuron.options] == ranked
+    assert (neuron.value, words.value, shown.value) == (str(strong[0]), before, drawn)
+    assert progress.layout.display == "none"
+    assert study.known()[:3] == ["references", "circuits", "virtual"]
+    del pairs[:]
+    count.index = 2  # of what is there
+    assert "in 3 parts" in words.value
+    assert pairs == []
+    expected = study.replace(store=None).neurons
+    assert study.neurons["channel"].tolist() == expected["channel"].tolist()
+    assert explore(study).children[1].value == str(ranked[0])
+
+
+def test_the_ranking_can_be_stopped_and_goes_on(
+    pairs: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pure_nb.compute.blocks.BLOCK", 20)
+    study = never_run(tmp_path, batch_size=4)
+    look = ranking.Progress._look
+    with monkeypatch.context() as patch:
+
+        def clicked(self: ranking.Progress, bar: Any = None) -> None:
+            if bar is not None and bar.done > 40:
+                self.button.click()
+            look(self, bar)
+
+        patch.setattr(ranking.Progress, "_look", clicked)
+        _, neuron, *_, progress, _, words, _ = explore(study).children
+        finish()
+    assert "stopped" in progress.children[2].value
+    assert 0.5 < progress.children[0].value < 1
+    assert not study._is_there("circuits")
+    neuron.index = 3  # the explorer goes on
+    assert f"Neuron {neuron.value} of 4" in words.value
+    del pairs[:]
+    explore(study)
+    finish()
+    assert study._is_there("virtual")
+    assert len(pairs) < 12 + 72 - 20  # a neuron to look at, and what was not finished
+
+
+def test_who_draws_comes_between() -> None:
+    turns, done, stop = ranking.Turns(), [0], threading.Event()
+
+    def work() -> None:
+        with turns.turn:
+            while not stop.is_set():
+                done[0] += 1
+                turns.give_way()
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    for _ in range(20):
+        with turns.drawing():
+            before = done[0]
+            time.sleep(0.003)
+            assert done[0] == before
+    stop.set()
+    worker.join(30)
+    assert not worker.is_alive()
+    assert done[0] > 5
+
+
+def test_the_ranking_runs_a_copy_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever draws meanwhile puts the rules of LRP into the other."""
+    study, models = never_run(tmp_path), []
+    propagate = circuits.propagate
+
+    def noted(model: Any, *rest: Any, **how: Any) -> Any:
+        models.append((threading.current_thread() is threading.main_thread(), model))
+        return propagate(model, *rest, **how)
+
+    monkeypatch.setattr(circuits, "propagate", noted)
+    explore(study)
+    finish()
+    assert {main for main, _ in models} == {True, False}
+    assert all((model is study.model) == main for main, model in models)
+
+
+def test_a_network_that_cannot_be_copied_is_not_ranked(tmp_path: Path) -> None:
+    study = never_run(tmp_path)
+    study.model[4].weight = torch.nn.Parameter(study.model[4].weight.data)
+    study.model.mine = torch.ones(2, requires_grad=True) * 2  # of which torch makes no copy
+    *_, progress, shown, _, _ = explore(study).children
+    assert "can&#x27;t be copied" in progress.children[2].value
+    assert shown.value
+
+
 def test_explore_only_the_references(glyph_study: Study) -> None:
+    first = str(glyph_study.neurons["channel"].iloc[0])
     box = explore(glyph_study, parts=False)
     assert [child.description for child in box.children[:2]] == ["layer", "neuron"]
-    assert box.children[1].value == str(glyph_study.neurons["channel"].iloc[0])
+    assert box.children[1].value == first
     with pytest.raises(ArgumentError, match="channel 99"):
         explore(glyph_study, 99)
 
@@ -337,6 +474,7 @@ def test_explore_in_a_second_session_moves_the_network(tmp_path: Path) -> None:
         )
         assert session == 0 or (study.neurons is not None and not study.model.moved)
         assert "of inner.4" in explore(study).children[-2].value
+        finish()
 
 
 def test_any_value_names_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from pure_nb.errors import ArgumentError, LayerError, PureError
 from pure_nb.figures.plots import neuron_figure, references_figure
 from pure_nb.methods.virtual import CHOICES
 from pure_nb.parameters import NEAREST, file_word
-from pure_nb.show import atlas
+from pure_nb.show import atlas, ranking
 
 with needed("show", "explorers need"):
     import ipywidgets
@@ -36,6 +36,7 @@ with needed("show", "explorers need"):
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from pure_nb.neuron import Neuron
     from pure_nb.study import Study
 
 Value = TypeVar("Value", bound=Hashable)
@@ -122,15 +123,18 @@ def explore(
     """The neurons of a study and their parts: sliders for the neuron and the number of its parts, and the method.
 
     In Jupyter also the layer: what is not known of it yet is computed when it is chosen, which takes a pass over the
-    images. In the built book the neurons are those of an atlas beside the pages, see :mod:`pure_nb.show.atlas`: the
-    first of :meth:`~pure_nb.study.Study.most_polysemantic`.
+    images. So do the references of a study that was never run, and no more is waited for: the neurons come in the order
+    of their activations, while a thread finds out which are the most polysemantic. In the built book the neurons are
+    those of an atlas beside the pages, see :mod:`pure_nb.show.atlas`: the first of
+    :meth:`~pure_nb.study.Study.most_polysemantic`.
 
     Parameters
     ----------
     study
         Any study.
     start
-        The neuron to start at; the most polysemantic one by default.
+        The neuron to start at, of a list by number. By default the most polysemantic one, or the strongest one as long
+        as that is not known, of a list in this order.
     parts
         Split the neurons into parts; otherwise only their reference images are shown.
     whole
@@ -152,14 +156,20 @@ def explore(
     --------
     >>> sliders = explore(study, 3)      # the last line of a cell shows it
     """
-    first = int(study.neurons["channel"].iloc[0]) if start is None else study.neuron(start).channel
-    if not study.references.alive[first]:
-        some = _few(_living(study))
-        raise ArgumentError(f"no image activates channel {first}, so there is nothing to show; start at {some}")
     folder = os.environ.get(BOOK)
+    channels = _living(study) if start is not None else ranking.ordered(study, wait=bool(folder))
+    if start is None and not channels:
+        raise ArgumentError(
+            f"no image activates any channel of {study.parameters.target!r}, so there is nothing to show"
+        )
+    first = channels[0] if start is None else study.neuron(start).channel
+    if first not in channels:
+        some = _few(channels)
+        raise ArgumentError(f"no image activates channel {first}, so there is nothing to show; start at {some}")
     if folder:
         return _static_neurons(study, first, Path(folder), parts, whole, caption)
-    return _live_neurons(study, first, parts, whole, caption)
+    rank = start is None and parts and not ranking.is_known(study)
+    return _live_neurons(study, channels, channels.index(first), rank, parts=parts, whole=whole, caption=caption)
 
 
 def _picture(figure: Figure) -> bytes:
@@ -192,7 +202,10 @@ def _small(text: str) -> str:
 
 
 def _box(
-    controls: Sequence[Any], drawn: Callable[[Callable[[str], None]], tuple[bytes, str]], caption: str
+    controls: Sequence[Any],
+    drawn: Callable[[Callable[[str], None]], tuple[bytes, str]],
+    caption: str,
+    beside: Sequence[ipywidgets.Widget] = (),
 ) -> ipywidgets.Widget:
     """Controls, and below them the picture and the words that they ask for; ``drawn`` can say what takes it so long.
 
@@ -219,7 +232,7 @@ def _box(
     for control in controls:
         control.observe(show, names="index")
     show()
-    return ipywidgets.VBox([*controls, shown, words, ipywidgets.HTML(_small(caption))])
+    return ipywidgets.VBox([*controls, *beside, shown, words, ipywidgets.HTML(_small(caption))])
 
 
 def _live(
@@ -235,12 +248,15 @@ def _live(
     return _box(sliders, lambda _: drawn(*(slider.index for slider in sliders)), caption)
 
 
-def _live_neurons(study: Study, start: int, parts: bool, whole: bool, caption: str) -> ipywidgets.Widget:
+def _live_neurons(
+    study: Study, channels: list[int], place: int, rank: bool, *, parts: bool, whole: bool, caption: str
+) -> ipywidgets.Widget:
     own = current = study.parameters.target
+    stays = ""
     names = [shape.name for shape in study.survey()]
     layer = ipywidgets.Dropdown(options=list(dict.fromkeys([own, *names])), value=own, description="layer")
-    channels = _living(study)
-    neuron = _slider("neuron", channels, channels.index(start))
+    listed = {own: channels}
+    neuron = _slider("neuron", channels, place)
     count = _slider("parts", ["as chosen", *CHOICES])
     method = ipywidgets.Dropdown(options=list(atlas.METHODS), description="method")
 
@@ -249,29 +265,56 @@ def _live_neurons(study: Study, start: int, parts: bool, whole: bool, caption: s
         chosen = study if name == own else study.replace(target=name, lower=NEAREST)
         return atlas.Atlas(chosen, atlas.METHODS)
 
+    of_channel = lru_cache(64)(lambda name, channel: of_layer(name).study.neuron(channel))  # which keeps its circuits
+
     @lru_cache(maxsize=64)
     def picture(name: str, channel: int, k: int, by: str) -> tuple[bytes, str]:
-        made = of_layer(name)
-        one = made.study.neuron(channel)
+        one = of_channel(name, channel)
         if not parts:
             return _picture(references_figure(one, 15 if whole else 24, 5 if whole else 8, whole=whole)), ""
-        if k or by != atlas.METHODS[0]:
-            one = one.with_clusters(made.described[by].of(channel), k or one.virtual.k)
-        sizes = ", ".join(f"{size} images {one.meanings(part)}".strip() for part, size in enumerate(one.virtual.sizes))
-        return _picture(neuron_figure(one)), f"Neuron {channel} of {name} in {one.virtual.k} parts by {by}: {sizes}."
+        one = _split(one, k, by, of_layer(name))
+        told = f"Neuron {channel} of {name} in {one.virtual.k} parts by {by}: {_sizes(one)}."
+        return _picture(neuron_figure(one)), told
 
     def drawn(say: Callable[[str], None]) -> tuple[bytes, str]:
         nonlocal current
         if layer.value != current:
             say("a pass over all images ...")
-            living = _living(of_layer(layer.value).study)
+            living = listed.get(layer.value) or _living(of_layer(layer.value).study)
             if not living:
                 raise LayerError(f"no image activates any channel of {layer.value!r}")
             current, neuron.options = layer.value, [str(channel) for channel in living]  # moves it to the first
         k = int(CHOICES[count.index - 1]) if count.index else 0
-        return picture(layer.value, int(neuron.value), k, method.value)
+        with turns.drawing():
+            return picture(layer.value, int(stays or neuron.value), k, method.value)
 
-    return _box([layer, neuron, *([count, method] if parts else [])], drawn, caption)
+    def resort(ranked: list[int]) -> None:
+        nonlocal stays
+        listed[own] = ranked
+        if current == own:
+            stays = neuron.value  # as new options move it to the first
+            neuron.options = [str(channel) for channel in ranked]
+            neuron.value, stays = stays, ""
+
+    turns = ranking.Turns()
+    progress = ranking.Progress(study, turns, resort)
+    box = _box([layer, neuron, *[count, method] * parts], drawn, caption, [progress.box] * rank)
+    if rank:
+        progress.start()  # when the first picture is there
+    return box
+
+
+def _sizes(one: Neuron) -> str:
+    """How large its parts are, and what they mean."""
+    return ", ".join(f"{size} images {one.meanings(part)}".strip() for part, size in enumerate(one.virtual.sizes))
+
+
+def _split(one: Neuron, k: int, by: str, made: atlas.Atlas) -> Neuron:
+    """A neuron in ``k`` parts by a method of an atlas; as it is for 0 and the first method."""
+    own = by == atlas.METHODS[0]
+    if own and not k:
+        return one
+    return one.with_clusters(one.vectors if own else made.described[by].of(one.channel), k or one.virtual.k)
 
 
 def _living(study: Study) -> list[int]:
