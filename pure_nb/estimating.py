@@ -52,9 +52,9 @@ ON_WORKERS = ("references", "circuits", "boxes", "classes")
 ON_CORES = ("virtual", "layouts")
 """Steps that all cores of this machine take for many channels."""
 
-IMAGES, TURNS, ENOUGH = 10, 3, 3.0
+IMAGES, TURNS, ENOUGH, TOLD = 10, 3, 3.0, 1.5
 """Images that a step is tried on, and pairs of each; more images as long as it takes less than so many times as long as
-for two, of which most is what it takes once."""
+for two, of which most is what it takes once, and more pairs until they take so many times as long as one of each."""
 
 BOTH = ("seconds", "processor")
 
@@ -146,6 +146,8 @@ class _Trial:
         self.run = replace(run, client=None, device=run.local_device, progress=False)
         self.target, self.lower = study.shapes
         self.channels = self.target.channels
+        self.draws = np.random.default_rng(0)  # others each time, as those that were read may be at hand
+        self.rows = min(2, self.channels)
         self.n = min(study.parameters.n_references, len(study.images))
         study.images.fingerprint  # noqa: B018  which is no step of its own
 
@@ -170,7 +172,7 @@ class _Trial:
 
     def _sample(self, count: int, images: Images | None = None) -> NDArray[np.int64]:
         """So many of the images, drawn at random; none that is left out since it can't be read."""
-        images, draws = images or self.study.images, np.random.default_rng(0)
+        images, draws = images or self.study.images, self.draws
         found: list[int] = []
         many = len(images) > 100 * count
         drawn = draws.integers(0, len(images), 9 * count) if many else draws.permutation(len(images))
@@ -218,7 +220,8 @@ class _Trial:
         most, count = min(most, max(IMAGES, 2 * self.run.batch_size)), IMAGES
         while (cost := tried(min(count, most))).seconds < ENOUGH * few.seconds and count < most:
             count *= 4
-        return cost, min(count, most)
+        again = tried(min(count, most))  # without what the first images take, such as the first glyphs that are drawn
+        return Cost(min(cost[0], again[0]), min(cost[1], again[1]), cost.memory), min(count, most)
 
     def _pairs(self, compute: Callable[[Study], object]) -> tuple[Cost, int]:
         """What all pairs cost, and on how many images that was tried."""
@@ -232,10 +235,14 @@ class _Trial:
         few = tried(two, 1)
         once, count = self._enough(lambda count: tried(self._sample(count), 1), few, len(self.study.images))
         some = self._sample(count)
-        often = tried(some, TURNS)
-        image = _slope(few, once, len(two), len(some))  # with a pair each
-        pair = _slope(once, often, len(some), TURNS * len(some))
         pairs = self.channels * self.n
+        turns, most = min(TURNS, self.channels), min(self.channels, int(np.ceil(pairs / self._unique)))
+        often = tried(some, turns)
+        while often.seconds < TOLD * once.seconds and turns < most:
+            turns = min(TURNS * turns, most)
+            often = tried(some, turns)
+        image = _slope(few, once, len(two), len(some))  # with a pair each
+        pair = _slope(once, often, len(some), turns * len(some)) if turns > 1 else image
         times = [max(0.0, one - other) * self._unique + other * pairs for one, other in zip(image[:2], pair[:2])]
         return Cost(times[0], times[1], often.memory), len(some)
 
@@ -278,12 +285,12 @@ class _Trial:
         """Two channels with as many references as all have, and circuits between some that were found."""
         generator = np.random.default_rng(0)
         if not hasattr(self, "found"):
-            self.found = self._referring(np.tile(self._sample(IMAGES), (TURNS, 1))).circuits
+            self.found = self._referring(np.tile(self._sample(IMAGES), (self.rows, 1))).circuits
         # Of each channel its own: between those of two channels there would be heaps where there are none.
-        one, other = generator.integers(0, self.found.shape[1], (2, 2, self.n, 1))
-        first, second = (np.take_along_axis(self.found[:2], chosen, axis=1) for chosen in (one, other))
-        part = generator.random((2, self.n, 1), dtype=np.float32)
-        sample = generator.choice(len(self.study.images), (2, self.n))
+        one, other = generator.integers(0, self.found.shape[1], (2, self.rows, self.n, 1))
+        first, second = (np.take_along_axis(self.found[: self.rows], chosen, axis=1) for chosen in (one, other))
+        part = generator.random((self.rows, self.n, 1), dtype=np.float32)
+        sample = generator.choice(len(self.study.images), (self.rows, self.n))
         return self._referring(sample, circuits=part * first + (1 - part) * second)
 
     def _channels(self, step: str, compute: Callable[[], object], each: float) -> dict[str, Any]:
@@ -292,7 +299,7 @@ class _Trial:
             return self._done()
         first, cost = measured(compute), measured(compute)
         once = [max(0.0, a - b) for a, b in zip(first[:2], cost[:2])]
-        times = [one + other * self.channels / 2 for one, other in zip(once, cost[:2])]
+        times = [one + other * self.channels / self.rows for one, other in zip(once, cost[:2])]
         if self.channels >= MANY and step in ON_CORES:
             times[0] /= cpu_count() or 1
         return self._row(f"{self.channels:,} channels", Cost(times[0], times[1], cost.memory), 0, each * self.channels)

@@ -71,6 +71,28 @@ def test_time_is_that_of_the_images_and_of_the_pairs(clock: list[float]) -> None
     assert found["count"].tolist() == ["200 images", "48 pairs", "", ""]
 
 
+def test_pairs_are_tried_until_they_can_be_told_from_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair may take a thousandth of what an image takes."""
+    tried = estimating._Trial(mine(images=Items(noise(10))), None)
+    turns: list[int] = []
+
+    def measured(compute: Callable[[], object]) -> Cost:
+        compute()
+        return Cost(1.0 + 0.02 * turns[-1], 1.0, 0.0)
+
+    referring = tried._referring
+    monkeypatch.setattr(tried, "_referring", lambda sample: turns.append(len(sample)) or referring(sample))
+    monkeypatch.setattr(estimating, "measured", measured)
+    tried._pairs(lambda study: None)
+    assert turns[-2:] == [3, 5]  # six channels of eight references are five pairs of each of ten images
+
+
+def test_a_layer_of_one_channel(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 1, 3))
+    study = Study.from_model(model, noise(30), "2", "1", n_references=8, store=tmp_path, progress=False)
+    assert (study.estimate(steps=RUN_STEPS)["seconds"] > 0).all()
+
+
 def test_it_is_what_then_happens(clock: list[float]) -> None:
     """To the last digit, once the references are known."""
     study = mine()
