@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +123,7 @@ class Crops:
 
         def compute(blocks: Store | None, new: New) -> NDArray[np.float32]:
             sample, box = self.study.references.sample.ravel(), self.boxes.reshape(-1, 4)
-
+            images = self.study.images  # and not the study, since what is below is sent to clusters
             lengths: set[int] = set()
 
             def of(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.float32]:
@@ -133,7 +133,7 @@ class Crops:
                     for row in block[start : start + CROPS].tolist():  # the pairs of one image follow each other
                         if sample[row] != last:
                             last = int(sample[row])
-                            picture = self.study.images.picture(last)
+                            picture = images.picture(last)
                         crops.append(cropped(picture, box[row]))
                     parts.append(embedder.images(crops))
                     lengths.add(parts[-1].shape[1])
@@ -143,9 +143,7 @@ class Crops:
                 return np.concatenate(parts)
 
             name = f"crops to {embedder.name}"
-            # An embedder has its own device, and is not sent to a cluster.
-            run = replace(self.study.run, client=None, device=self.study.run.local_device)
-            return map_in_blocks(sample, of, name=name, unit="crop", store=blocks, new=new, run=run)
+            return map_in_blocks(sample, of, name=name, unit="crop", store=blocks, new=new, run=self.study.run)
 
         key = self.study.key("boxes") | {
             "step": "embeddings",

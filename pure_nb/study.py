@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from torch import nn
 
 from pure_nb._lacking import lacks
 from pure_nb.classes import Classes
+from pure_nb.compute.blocks import NOTHING, Kept, each_neuron
 from pure_nb.compute.results import ASKED, FORMAT, Results
 from pure_nb.compute.store import Arrays, New, Store, store_folder
 from pure_nb.compute.sweep import accepted, noted, sweep
@@ -64,6 +65,23 @@ def _described(study: Study) -> str:
         *([f"of one run: {study.unsteady}"] if "shapes" in vars(study) and study.unsteady else []),
     ]
     return "\n".join(lines)
+
+
+def _clustered(parameters: Parameters, vectors: NDArray[np.float32], active: NDArray[np.bool_]) -> VirtualNeurons:
+    """The virtual neurons of a single channel."""
+    return cluster_channels(vectors[None], active[None], parameters)[0]
+
+
+def _kept(blocks: Store | None) -> Kept:
+    """Where virtual neurons that workers have found are kept."""
+    if blocks is None:
+        return NOTHING
+
+    def load(first: int) -> list[VirtualNeurons] | None:
+        saved = blocks.load_arrays("neurons", {"first": first})
+        return saved and unpacked(*saved)
+
+    return Kept(load, lambda first, found: blocks.save_arrays("neurons", {"first": first}, *packed(found)))
 
 
 def _boxes(study: Study) -> NDArray[np.int32]:
@@ -288,7 +306,7 @@ class Study:
         if self._whole("virtual"):
             return self.virtual[channel]
         own = self.circuits_of(channel) if vectors is None else vectors
-        return cluster_channels(own[None], self.references.active[[channel]], self.parameters)[0]
+        return _clustered(self.parameters, own, self.references.active[channel])
 
     def _whole(self, step: str) -> bool:
         """Whether a step is there for all channels, or quickly computed for all."""
@@ -303,8 +321,15 @@ class Study:
         """The virtual neurons of every channel."""
 
         def compute(blocks: Store | None) -> tuple[Arrays, Any]:
+            every, active, p = self.circuits, self.references.active, self.parameters
+            if self.run.client is None:
+                return packed(cluster_channels(every, active, p, blocks, run=self.run))
+
+            def given(channel: int) -> tuple[Any, ...]:
+                return np.asarray(every[channel]), active[channel]
+
             return packed(
-                cluster_channels(self.circuits, self.references.active, self.parameters, blocks, run=self.run)
+                each_neuron(partial(_clustered, p), given, len(every), name="virtual", kept=_kept(blocks), run=self.run)
             )
 
         return unpacked(*self.results.arrays("virtual", self.key("virtual"), compute))
