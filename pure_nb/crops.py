@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +21,18 @@ from pure_nb.methods.circuits import propagate
 from pure_nb.parameters import Crop
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from pure_nb.images.data import Images
     from pure_nb.judges.embedders import Embedder
     from pure_nb.study import Study
 
 
 CROPS = 256
 """Crops cut at once, to be embedded."""
+
+WORDS = 256
+"""Words that a worker embeds at once: a batch of :meth:`pure_nb.judges.vectors.Embedder.text`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +115,25 @@ class Crops:
         how: dict[str, Any] = {"target": self.study.parameters.target, "crop": found, "run": self.study.run}
         return views(self.study.model, self.study.images, channel, sample, **how)
 
+    def drawn(self, blocks: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> Iterator[tuple[int, list[View]]]:
+        """:meth:`views` of many pairs in blocks, as they come: the number of each, and its pictures.
+
+        A cluster, if the study has one, finds out what is seen; the pictures are read here.
+        """
+        run, images, (crop, why) = self.study.run, self.study.images, self._fitting(self.study.parameters.crop)
+        if run.client is None or crop is None:
+            yield from ((number, self.views(*pairs)) for number, pairs in enumerate(blocks))
+            return
+        if why:
+            warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=2)
+        how: dict[str, Any] = {"target": self.study.parameters.target, "crop": crop, "run": run}
+        work = partial(_seen, self.study.model, images, how)
+        for number, (seen, shape) in run.client.each(work, blocks.__getitem__, range(len(blocks))):
+            masks = np.unpackbits(seen, count=int(np.prod(shape))).reshape(shape).astype(bool)
+            numbers = blocks[number][1].tolist()
+            pictures = {sample: images.picture(sample) for sample in set(numbers)}
+            yield number, [View(sample, pictures[sample], mask) for sample, mask in zip(numbers, masks)]
+
     def of(self, channel: int, ranks: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Crops of a channel's references of given ranks, as embedders see them: uint8 ``[side, side, 3]`` each."""
         self.study.require_channel(channel)
@@ -156,8 +181,23 @@ class Crops:
         """An embedder's vectors of words, float32 ``[words, d]``; kept, since a large vocabulary takes long."""
         asked = {"embedder": embedder.fingerprint, "prompts": list(embedder.prompts), "words": list(words)}
         key: dict[str, object] = {"step": "words", **asked}
-        found, _ = self.study.results.arrays("words", key, lambda _: ({"vectors": embedder.text(words)}, None))
-        return found["vectors"]
+
+        def compute(_: Store | None) -> tuple[Arrays, None]:
+            client, firsts = self.study.run.client, range(0, len(words), WORDS)
+            if client is None:
+                return {"vectors": embedder.text(words)}, None
+            parts = dict(client.each(embedder.text, lambda first: (words[first : first + WORDS],), firsts))
+            return {"vectors": np.concatenate([parts[first] for first in firsts])}, None
+
+        return self.study.results.arrays("words", key, compute)[0]["vectors"]
+
+
+def _seen(
+    model: nn.Module, images: Images, how: dict[str, Any], channel: NDArray[np.int64], sample: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
+    """The masks of pairs, eight pixels a byte, and their shape; not within :meth:`Crops.drawn`, as it is sent away."""
+    masks = np.stack([view.mask for view in views(model, images, channel, sample, **how)])
+    return np.packbits(masks), masks.shape
 
 
 def misfit(study: Study, lower: str | None) -> str:

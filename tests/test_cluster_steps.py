@@ -26,9 +26,11 @@ from pure_nb.benchmark.tasks import planted_task
 from pure_nb.compute import blocks, store, sweep
 from pure_nb.compute.sweep import shards
 from pure_nb.errors import ArgumentError, ClusterError, EmbedderError, StoreError
+from pure_nb.judges.embedders import load_embedder
 from pure_nb.judges.evaluation import distance_table
 from pure_nb.judges.vectors import Embedder, encoder, from_network, pixels
 from pure_nb.parameters import Run
+from pure_nb.show import atlas
 from pure_nb.study import Study
 
 distributed = pytest.importorskip("distributed")
@@ -66,6 +68,13 @@ def contest(study: Study) -> bytes:
     return table.drop(columns="seconds").to_csv().encode()
 
 
+def pages(study: Study) -> bytes:
+    """The atlas; its folder goes with the study's results, and two channels are drawn at once."""
+    folder = study.store.folder / "atlas"  # type: ignore[union-attr]
+    atlas.write(study, folder, count=4)
+    return b"".join(f"{path.name}".encode() + path.read_bytes() for path in sorted(folder.rglob("*.*")))
+
+
 STEPS: dict[str, Callable[[Study], bytes]] = {
     "references": lambda study: study.references.sample.tobytes() + study.references.score.tobytes(),
     "classes": lambda study: study.classes.statistics.relevant.tobytes(),
@@ -75,6 +84,7 @@ STEPS: dict[str, Callable[[Study], bytes]] = {
     "virtual": lambda study: b"".join(part.labels.tobytes() + part.centroids.tobytes() for part in study.virtual),
     "distances": distances,
     "bench": contest,
+    "atlas": pages,
 }
 
 
@@ -84,6 +94,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 8)
     monkeypatch.setattr(blocks, "NEURONS", 2)
     monkeypatch.setattr(bench, "DRAWS", 9)
+    monkeypatch.setattr(atlas, "PAIRS", 8)
     monkeypatch.setattr("sklearn.utils.parallel.Parallel", lambda n_jobs: Parallel(n_jobs=1))  # starts no processes
 
 
@@ -269,6 +280,22 @@ def test_an_embedder_runs_where_the_workers_do() -> None:
     picture = np.zeros((2, 2, 3), np.uint8)
     with pytest.raises(LookupError, match="cuda"):
         encoder(lambda images: images, ToTensor(), run, Moved())([picture])
+
+
+def test_words(tmp_path: Path, client: Any) -> None:
+    words, judge = ["sun", "cloud", "moon"] * 100, load_embedder("mini-clip")
+    found = study(tmp_path, client=client).crops.word_vectors(judge, words)
+    assert found.tobytes() == judge.text(words).tobytes()
+
+
+@pytest.mark.parametrize("name", ["mini-clip", "mini-dino", "pixels"])
+def test_embedders_that_ship_can_be_sent(name: str) -> None:
+    pictures = [np.random.default_rng(size).integers(0, 256, (size, size, 3), dtype=np.uint8) for size in (24, 40)]
+    embedder = load_embedder(name)
+    packed, packs = cluster._packing.packed(embedder)
+    assert len(packs) == (name != "pixels")
+    again = cluster._packing.received(packed, *packs)
+    assert again.images(pictures).tobytes() == embedder.images(pictures).tobytes()
 
 
 def test_embedders_of_several_lengths(tmp_path: Path, client: Any) -> None:
