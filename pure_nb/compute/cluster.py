@@ -71,6 +71,9 @@ RETRIES = 2
 AHEAD = 4
 """Tasks handed out for each thread of the workers: enough to keep them busy, few enough for their memory."""
 
+ASKED = 1.0
+"""Seconds between two questions for the threads of all workers, which take a thousand of them a millisecond."""
+
 BRANCH = 32
 """Shards that are merged on the workers before anything else knows of them; their files are then one file."""
 
@@ -263,12 +266,13 @@ class Cluster(Client):  # type: ignore[misc]
         """Futures as they finish, with what each is of; only as many tasks are begun as keep the workers busy."""
         todo, waiting = iter(tasks), as_completed()
         running: dict[Future, T] = {}
+        most, asked = 0, -ASKED
 
         def more() -> None:
-            # Threads of all workers that are there now; more may come, as a queue lets them.
-            while (
-                len(running) < AHEAD * max(1, sum(self.nthreads().values())) and (task := next(todo, None)) is not None
-            ):
+            nonlocal most, asked
+            if monotonic() - asked > ASKED:  # more may come, as a queue lets them
+                most, asked = AHEAD * max(1, sum(self.nthreads().values())), monotonic()
+            while len(running) < most and (task := next(todo, None)) is not None:
                 begun = begin(task)
                 running.update(begun)
                 waiting.update(begun)
