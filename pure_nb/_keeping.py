@@ -50,7 +50,8 @@ def replaced(study: Study, **changes: Any) -> Study:
     """
     own = {name: changes.pop(name) for name in ("name", "model", "images", "store") if name in changes}
     how = {name: changes.pop(name) for name in RUN if name in changes}
-    run = replace(changes.pop("run", study.run), **how)
+    run = changes.pop("run", study.run)
+    run = replace(run, **how) if how else run
     asked = asdict(study.parameters) | ({"lower": NEAREST} if vars(study)["_nearest"] else {})
     made = replace(study, parameters=checked({**asked, **changes}), run=run, **own)
     _keep(study, made)

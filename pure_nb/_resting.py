@@ -26,6 +26,12 @@ def keep_memory() -> None:
         library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
+def give_memory_back() -> None:
+    """Let this process keep nothing that it has freed, for now, so that its memory tells what it needs."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @contextmanager
 def placed(
     model: nn.Module, device: str | torch.device | None = None, layout: torch.memory_format | None = None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,18 +16,24 @@ from pure_nb.compute.blocks import map_in_blocks
 from pure_nb.compute.results import FORMAT
 from pure_nb.compute.store import Arrays, New, Store
 from pure_nb.errors import EmbedderError, LayerError, StudyWarning
-from pure_nb.figures.render import Looked, View, boxes, cropped, heatmaps
+from pure_nb.figures.render import Looked, View, boxes, cropped, heatmaps, views
 from pure_nb.methods.circuits import propagate
 from pure_nb.network.layers import get_layer
 from pure_nb.parameters import Crop
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from pure_nb.images.data import Images
     from pure_nb.judges.embedders import Embedder
     from pure_nb.study import Study
 
 
 CROPS = 256
 """Crops cut at once, to be embedded."""
+
+WORDS = 256
+"""Words that a worker embeds at once: a batch of :meth:`pure_nb.judges.vectors.Embedder.text`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +142,25 @@ class Crops:
         masks = [np.unpackbits(looks[pair][0], count=shape.numel()).astype(bool).reshape(shape) for pair in asked]
         return [View(pair[2], shown[pair[2]], mask) for pair, mask in zip(asked, masks)]
 
+    def drawn(self, blocks: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> Iterator[tuple[int, list[View]]]:
+        """:meth:`views` of many pairs in blocks, as they come: the number of each, and its pictures.
+
+        A cluster, if the study has one, finds out what is seen; the pictures are read here.
+        """
+        run, images, (crop, why) = self.study.run, self.study.images, self._fitting(self.study.parameters.crop)
+        if run.client is None or crop is None:
+            yield from ((number, self.views(*pairs)) for number, pairs in enumerate(blocks))
+            return
+        if why:
+            warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=2)
+        how: dict[str, Any] = {"target": self.study.parameters.target, "crop": crop, "lower": self._lower, "run": run}
+        work = partial(_seen, self.study.model, images, how)
+        for number, (seen, shape) in run.client.each(work, blocks.__getitem__, range(len(blocks))):
+            masks = np.unpackbits(seen, count=int(np.prod(shape))).reshape(shape).astype(bool)
+            numbers = blocks[number][1].tolist()
+            pictures = {sample: images.picture(sample) for sample in set(numbers)}
+            yield number, [View(sample, pictures[sample], mask) for sample, mask in zip(numbers, masks)]
+
     def of(self, channel: int, ranks: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Crops of a channel's references of given ranks, as embedders see them: uint8 ``[side, side, 3]`` each."""
         self.study.require_channel(channel)
@@ -150,7 +175,7 @@ class Crops:
 
         def compute(blocks: Store | None, new: New) -> NDArray[np.float32]:
             sample, box = self.study.references.sample.ravel(), self.boxes.reshape(-1, 4)
-
+            images = self.study.images  # and not the study, since what is below is sent to clusters
             lengths: set[int] = set()
 
             def of(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.float32]:
@@ -160,7 +185,7 @@ class Crops:
                     for row in block[start : start + CROPS].tolist():  # the pairs of one image follow each other
                         if sample[row] != last:
                             last = int(sample[row])
-                            picture = self.study.images.picture(last)
+                            picture = images.picture(last)
                         crops.append(cropped(picture, box[row]))
                     parts.append(embedder.images(crops))
                     lengths.add(parts[-1].shape[1])
@@ -170,9 +195,7 @@ class Crops:
                 return np.concatenate(parts)
 
             name = f"crops to {embedder.name}"
-            # An embedder has its own device, and is not sent to a cluster.
-            run = replace(self.study.run, client=None, device=self.study.run.local_device)
-            return map_in_blocks(sample, of, name=name, unit="crop", store=blocks, new=new, run=run)
+            return map_in_blocks(sample, of, name=name, unit="crop", store=blocks, new=new, run=self.study.run)
 
         key = self.study.key("boxes") | {
             "step": "embeddings",
@@ -185,8 +208,23 @@ class Crops:
         """An embedder's vectors of words, float32 ``[words, d]``; kept, since a large vocabulary takes long."""
         asked = {"embedder": embedder.fingerprint, "prompts": list(embedder.prompts), "words": list(words)}
         key: dict[str, object] = {"step": "words", **asked}
-        found, _ = self.study.results.arrays("words", key, lambda _: ({"vectors": embedder.text(words)}, None))
-        return found["vectors"]
+
+        def compute(_: Store | None) -> tuple[Arrays, None]:
+            client, firsts = self.study.run.client, range(0, len(words), WORDS)
+            if client is None:
+                return {"vectors": embedder.text(words)}, None
+            parts = dict(client.each(embedder.text, lambda first: (words[first : first + WORDS],), firsts))
+            return {"vectors": np.concatenate([parts[first] for first in firsts])}, None
+
+        return self.study.results.arrays("words", key, compute)[0]["vectors"]
+
+
+def _seen(
+    model: nn.Module, images: Images, how: dict[str, Any], channel: NDArray[np.int64], sample: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
+    """The masks of pairs, eight pixels a byte, and their shape; not within :meth:`Crops.drawn`, as it is sent away."""
+    masks = np.stack([view.mask for view in views(model, images, channel, sample, **how)])
+    return np.packbits(masks), masks.shape
 
 
 def misfit(study: Study, lower: str | None) -> str:

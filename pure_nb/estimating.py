@@ -24,13 +24,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Subset
 
+from pure_nb._resting import give_memory_back
 from pure_nb.compute.bars import Bar, watched
+from pure_nb.compute.blocks import MANY
 from pure_nb.compute.sweep import threaded
 from pure_nb.errors import ArgumentError, PureError
 from pure_nb.images.data import Images
 from pure_nb.images.reading import Unreadable
 from pure_nb.methods.references import References
-from pure_nb.methods.virtual import MANY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +47,7 @@ COMMANDS = {"layouts": "plot, atlas", "boxes": "evaluate", "embeddings": "evalua
 
 STEPS = (*RUN_STEPS, *COMMANDS)
 
-ON_WORKERS = ("references", "circuits", "boxes", "classes")
+ON_WORKERS = ("references", "circuits", "virtual", "layouts", "boxes", "embeddings", "classes")
 """Steps that run on the workers of a cluster."""
 
 ON_CORES = ("virtual", "layouts")
@@ -113,8 +114,9 @@ def estimate(
         tried = _Trial(study, embedder)
         rows = {step: getattr(tried, f"_{step}")() for step in STEPS if step in steps}
     rows = {step: row for step, row in rows.items() if row}
+    cores = 1 if cluster or study.run.client or tried.channels < MANY else cpu_count() or 1
     for step, row in rows.items():
-        row["seconds"] /= workers if step in ON_WORKERS else 1
+        row["seconds"] /= (workers if step in ON_WORKERS else 1) * (cores if step in ON_CORES else 1)
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.insert(0, "command", [COMMANDS.get(step, "run") for step in rows])
     for name, some in {"run": table[table["command"] == "run"], "total": table.copy()}.items():
@@ -300,8 +302,6 @@ class _Trial:
         first, cost = measured(compute), measured(compute)
         once = [max(0.0, a - b) for a, b in zip(first[:2], cost[:2])]
         times = [one + other * self.channels / self.rows for one, other in zip(once, cost[:2])]
-        if self.channels >= MANY and step in ON_CORES:
-            times[0] /= cpu_count() or 1
         return self._row(f"{self.channels:,} channels", Cost(times[0], times[1], cost.memory), 0, each * self.channels)
 
     def _again(self, step: str) -> Callable[[], object]:
@@ -384,6 +384,7 @@ def _times(cost: Cost, count: float) -> Cost:
 
 def _reset_peak() -> float:
     """Forget how many bytes the process took at most, where that is possible; returns those that it takes now."""
+    give_memory_back()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return _status("VmRSS")

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pure_nb.compute.bars import progress_bar
+from pure_nb.compute.blocks import NOTHING, Kept, each_neuron
 from pure_nb.compute.store import Arrays, Store
 from pure_nb.errors import ArgumentError
 from pure_nb.figures.render import View
@@ -21,8 +21,6 @@ from pure_nb.images.reading import readable
 from pure_nb.images.sources import as_images
 from pure_nb.judges import truth
 from pure_nb.methods.virtual import (
-    MANY,
-    NEURONS,
     Layout,
     VirtualNeurons,
     embed,
@@ -38,8 +36,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pure_nb.study import Study
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +183,7 @@ def cluster_channels(
     blocks
         A store for finished blocks of channels, from which it goes on after a stop; none are kept by default.
     run
-        Its ``progress``.
+        Its ``progress`` and ``client``.
 
     Returns
     -------
@@ -195,12 +191,12 @@ def cluster_channels(
         One for each channel.
     """
 
-    def used(some: slice) -> NDArray[np.float32]:
+    def used(channel: int) -> tuple[NDArray[np.float32]]:
         # With start="unit" those that do not activate it have relevance, too.
-        return np.where(active[some, :, None], vectors[some], 0)
+        return (np.where(active[channel, :, None], vectors[channel], 0),)
 
     split = partial(virtual_neurons, k=parameters.n_clusters or "auto", seed=parameters.seed)
-    return _of_each(split, used, len(vectors), "virtual", packed, unpacked, blocks, run)
+    return each_neuron(split, used, len(vectors), name="virtual", kept=_kept(blocks, packed, unpacked), run=run)
 
 
 def lay_out(
@@ -225,37 +221,25 @@ def lay_out(
     def unpack(arrays: Arrays, _: None) -> list[NDArray[np.float32]]:
         return list(arrays["points"])
 
-    every = len(vectors)
-    points = _of_each(embed, lambda some: vectors[some], every, "layouts", pack, unpack, blocks, run)
-    return np.stack(points)
+    def given(channel: int) -> tuple[NDArray[np.float32]]:
+        return (np.asarray(vectors[channel]),)
+
+    kept = _kept(blocks, pack, unpack)
+    return np.stack(each_neuron(embed, given, len(vectors), name="layouts", kept=kept, run=run))
 
 
-def _of_each(
-    function: Callable[[NDArray[np.float32]], T],
-    vectors: Callable[[slice], NDArray[np.float32]],
-    channels: int,
-    what: str,
-    pack: Callable[[list[T]], tuple[Arrays, Any]],
-    unpack: Callable[[Arrays, Any], list[T]],
-    blocks: Store | None,
-    run: Run,
-) -> list[T]:
-    """A function of each channel's vectors, by all cores where there are many, and in blocks that survive a stop."""
-    from sklearn.utils.parallel import Parallel, delayed  # late, see pure_nb._imports
+def _kept(
+    blocks: Store | None, pack: Callable[[list[Any]], tuple[Arrays, Any]], unpack: Callable[[Arrays, Any], list[Any]]
+) -> Kept:
+    """Where finished blocks of channels are kept."""
+    if blocks is None:
+        return NOTHING
 
-    found: list[T] = []
-    bar = progress_bar(desc=what, total=channels, unit="neuron", shown=run.progress)
-    with bar, Parallel(n_jobs=-1 if channels >= MANY else 1) as parallel:
-        for first in range(0, channels, NEURONS):
-            if saved := blocks.load_arrays("block", {"first": first}) if blocks else None:
-                part = unpack(*saved)
-            else:
-                part = list(parallel(delayed(function)(own) for own in vectors(slice(first, first + NEURONS))))
-                if blocks:
-                    blocks.save_arrays("block", {"first": first}, *pack(part))
-            found += part
-            bar.update(len(part))
-    return found
+    def load(first: int) -> list[Any] | None:
+        saved = blocks.load_arrays("block", {"first": first})
+        return None if saved is None else unpack(*saved)
+
+    return Kept(load, lambda first, found: blocks.save_arrays("block", {"first": first}, *pack(found)))
 
 
 def neuron_table(study: Study) -> pd.DataFrame:

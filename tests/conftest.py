@@ -30,7 +30,19 @@ settings.register_profile("daily", deadline=None, max_examples=20, derandomize=T
 settings.register_profile("nightly", deadline=None, max_examples=500, print_blob=True)
 settings.load_profile("daily")
 
-WHOLE = {"atlas", "bench", "cli", "cluster", "contestants", "edition", "faults", "imports", "networks", "report"}
+WHOLE = {
+    "atlas",
+    "bench",
+    "cli",
+    "cluster",
+    "cluster_steps",
+    "contestants",
+    "edition",
+    "faults",
+    "imports",
+    "networks",
+    "report",
+}
 """Modules about the whole package: none of their tests is a unit test."""
 
 

@@ -20,7 +20,6 @@ from sklearn.utils.parallel import Parallel
 from small import Items, noise, plain
 from torch import nn
 
-from pure_nb.benchmark import bench
 from pure_nb.benchmark.bench import DRAWS, calibration, detection, downstream, leaderboard, run, true_sources
 from pure_nb.benchmark.contestants import Contestant, Parts, circuits_of, gaussian_mixture, random_parts
 from pure_nb.benchmark.scoring import (
@@ -55,7 +54,7 @@ def ints(*values: int) -> NDArray[np.int64]:
 @pytest.fixture
 def alone_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """To start others takes seconds."""
-    monkeypatch.setattr(bench, "Parallel", lambda n_jobs: Parallel(n_jobs=1))
+    monkeypatch.setattr("sklearn.utils.parallel.Parallel", lambda n_jobs: Parallel(n_jobs=1))
 
 
 def task_of(folder: Path, target: str = "4", lower: str = "input:4", self_merged: int = 2, **how: Any) -> Task:
@@ -423,7 +422,7 @@ def test_the_number_of_parts_is_chosen(tmp_path: Path, alone_in_one_process: Non
 def test_all_cores_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = task_of(tmp_path, self_merged=0)
     many = run(task, [Contestant("PURE", circuits_of())])
-    monkeypatch.setattr(bench, "Parallel", lambda n_jobs: Parallel(n_jobs=1))
+    monkeypatch.setattr("sklearn.utils.parallel.Parallel", lambda n_jobs: Parallel(n_jobs=1))
     one = run(task, [Contestant("PURE", circuits_of())])
     pd.testing.assert_frame_equal(many.drop(columns="seconds"), one.drop(columns="seconds"))
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, pearsonr, sem, spearmanr, wilcoxon
 
+from pure_nb.compute import blocks
 from pure_nb.compute.store import Store
 from pure_nb.errors import EvaluationError
 from pure_nb.judges import evaluation
@@ -159,7 +160,7 @@ def test_random_labels_do_not_depend_on_the_other_neurons() -> None:
 
 @pytest.mark.parametrize("stop", [0, 1, 2])
 def test_table_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
-    monkeypatch.setattr(evaluation, "NEURONS", 2)
+    monkeypatch.setattr(blocks, "NEURONS", 2)
     judge, methods, truth = case()
     expected = distance_table(judge, methods | {TRUE: truth}, ks=(2,))
     calls: list[int] = []

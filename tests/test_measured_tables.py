@@ -115,6 +115,22 @@ def networks() -> str:
     return markdown(table[["network", "library", "target", "lower", "pictures", "LRP"]])
 
 
+def many_machines() -> str:
+    return markdown(
+        measured("cluster-costs")[["images", "cores", "hours", "of which references", "read, TB", "dollars"]]
+    )
+
+
+def simulated() -> str:
+    columns = ["workers", "tasks", "sleep", "processor a task, ms", "predicted", "wall"]
+    table = measured("cluster-simulated")
+    return markdown(table.assign(**{"processor a task, ms": 1000 * table["processor a task"]})[columns], 1)
+
+
+def local_workers() -> str:
+    return markdown(measured("cluster-local")[["step", "workers", "predicted", "busiest", "busiest/predicted"]])
+
+
 TABLES = {
     "recipes": ("bench", recipes()),
     "recipes, shortcuts": (
@@ -138,6 +154,9 @@ TABLES = {
         ),
     ),
     "steps": ("scale", steps()),
+    "many machines": ("scale", many_machines()),
+    "simulated workers": ("scale", simulated()),
+    "local workers": ("scale", local_workers()),
     "scaling, drawn": ("scale", drawn_scaling()),
     "precision": ("scale", rounding()),
     "faults": ("scale", markdown(measured("faults")[["fault", "trials", "outcome", "times"]].rename(columns=FAULTS))),

@@ -152,7 +152,7 @@ def test_layouts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_layouts_go_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = mine(tmp_path)
     expected = np.stack([embed(own, seed=0) for own in study.circuits])
-    monkeypatch.setattr("pure_nb.neuron.NEURONS", 3)
+    monkeypatch.setattr("pure_nb.compute.blocks.NEURONS", 3)
     made: list[int] = []
 
     def stops(vectors: Any, seed: int) -> Any:
@@ -441,23 +441,13 @@ def test_assign(tmp_path: Path) -> None:
     assert same.mean() > 0.8
 
 
-def test_circuits_of_one_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = mine(tmp_path / "whole").circuits
-    # Small: all are computed, and kept.
+def test_circuits_of_one_channel(tmp_path: Path) -> None:
     study = mine(tmp_path)
-    assert (study.circuits_of(3) == whole[3]).all()
-    assert "circuits" in study.__dict__
-    # Large: only what is asked for.
-    big = mine(tmp_path / "big")
-    references = big.references
-
-    class Large:
-        sample = type("Sample", (np.ndarray,), {"size": 10_000})
-
-    large = references.sample.view(Large.sample)
-    big.__dict__["_swept"] = big.__dict__["_found"] = (replace(references, sample=large), [])
-    np.testing.assert_allclose(np.asarray(big.circuits_of(3)), whole[3], atol=1e-5)
-    assert "circuits" not in big.__dict__
+    alone = study.circuits_of(3)
+    assert "circuits" not in study.__dict__
+    assert not study.results.has("circuits", study.key("circuits"))
+    np.testing.assert_allclose(alone, study.circuits[3], atol=1e-5)
+    assert (study.circuits_of(3) == study.circuits[3]).all()  # from now on
 
 
 @pytest.mark.parametrize("channel", [-1, 6, 100])
@@ -575,7 +565,7 @@ def test_missing_study_file(tmp_path: Path) -> None:
         (
             "n_references = 8",
             "m = 8",
-            "there is no parameter 'm'; there are target, lower, n_references, ranked_by, rule, start, crop, "
+            "there is no parameter 'm'; there are target, lower, n_references, ranked_by, rule, start, crop, crop_lower, "
             "n_clusters, seed",
         ),
         ("n_references = 8", "n_references = 1", "n_references must be a whole number and at least 2, got 1"),

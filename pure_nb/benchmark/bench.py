@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -18,12 +19,12 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
-from sklearn.utils.parallel import Parallel, delayed
 
 from pure_nb.benchmark.contestants import Contestant
 from pure_nb.benchmark.scoring import FEW, SCORES, agreements, matched, part_correlation, pearson, source_f1
 from pure_nb.benchmark.tasks import Task
 from pure_nb.compute.bars import progress_bar
+from pure_nb.compute.blocks import each_neuron
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, StudyError, StudyWarning
 from pure_nb.images.reading import readable
@@ -126,10 +127,10 @@ def run(
         raise StudyError("nobody takes part: name at least one contestant")
     owner, tables = true_sources(task), []
     shown = progress_bar(contestants, task.name, unit="method", shown=task.study.run.progress)
-    with Parallel(n_jobs=-1) as parallel, shown as bar:
+    with shown as bar:
         for contestant in bar:
             bar.set_postfix_str(contestant.name)
-            answers = _load_or_compute(task, contestant, choose, seed, parallel)
+            answers = _load_or_compute(task, contestant, choose, seed)
             tables.append(_scored(task, contestant, answers, owner))
     found = pd.concat(tables, ignore_index=True)
     if found["ari_dominant"].isna().all() and (task.k > 1).any():
@@ -142,7 +143,7 @@ def run(
     return found
 
 
-def _load_or_compute(task: Task, contestant: Contestant, choose: bool, seed: int, parallel: Parallel) -> pd.DataFrame:
+def _load_or_compute(task: Task, contestant: Contestant, choose: bool, seed: int) -> pd.DataFrame:
     """A contestant's answers, a row for each neuron: from the store, or now."""
 
     def compute(_: Store | None) -> pd.DataFrame:
@@ -152,8 +153,10 @@ def _load_or_compute(task: Task, contestant: Contestant, choose: bool, seed: int
         table["owner"] = pd.Series([parts.owner.get(channel) for channel in table.index], dtype=object)
         table[["silhouette_gain", "chosen"]] = np.nan
         if choose and parts.vectors is not None and contestant.clusterer is kmeans:
-            alone = delayed(virtual_neurons)  # k-means is not told how many parts there are
-            found = parallel(alone(vectors, draws=DRAWS, seed=seed) for vectors in parts.vectors)
+            vectors: Any = parts.vectors
+            how: dict[str, Any] = {"name": "parts", "many": 1, "run": replace(task.study.run, progress=False)}
+            alone = partial(virtual_neurons, draws=DRAWS, seed=seed)  # k-means is not told how many parts there are
+            found = each_neuron(alone, lambda channel: (vectors[channel],), len(vectors), **how)
             table["silhouette_gain"] = [one.silhouette_gain for one in found]
             table["chosen"] = [float(one.k) for one in found]
         return table

@@ -29,6 +29,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from pure_nb.benchmark.tasks import Task
+from pure_nb.compute.blocks import each_neuron
 from pure_nb.errors import ModelError, PureError, StudyError, StudyWarning
 from pure_nb.methods.descriptions import LRP, PURE, RANDOM, Description, fitting
 from pure_nb.methods.ownership import RHOS, SHARED, Assignment
@@ -38,7 +39,7 @@ from pure_nb.methods.windows import channel_sources, closed_form
 from pure_nb.network.digests import digest
 from pure_nb.network.layers import get_layer, stage_before
 from pure_nb.network.models import function_in
-from pure_nb.parameters import NEAREST
+from pure_nb.parameters import NEAREST, Run
 
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
@@ -121,7 +122,7 @@ class Contestant:
         if values.ndim == 2:
             return Parts(values)
         seed = task.study.parameters.seed if seed is None else seed
-        return Parts(cluster_each(values, task.k, self.clusterer, seed), values)
+        return Parts(cluster_each(values, task.k, self.clusterer, seed, task.study.run), values)
 
     def _checked(self, found: Any, task: Task, axes: tuple[int, ...]) -> NDArray[Any]:
         """Vectors or labels for each reference image of a task; labels as whole numbers."""
@@ -145,7 +146,7 @@ class Contestant:
         return values.astype(np.int64)
 
 
-def cluster_each(vectors: Vectors, k: NDArray[np.int64], clusterer: Clusterer, seed: int) -> Labels:
+def cluster_each(vectors: Vectors, k: NDArray[np.int64], clusterer: Clusterer, seed: int, run: Run = Run()) -> Labels:
     """Every neuron's references in parts, by their vectors ``[channels, n, d]``; with ``k = 1`` it stays whole.
 
     Parameters
@@ -158,9 +159,19 @@ def cluster_each(vectors: Vectors, k: NDArray[np.int64], clusterer: Clusterer, s
         What clusters the vectors of one neuron.
     seed
         Of the clustering.
+    run
+        Its ``client`` computes it, or else this process.
     """
-    whole = np.zeros(vectors.shape[1], dtype=np.int64)
-    return np.stack([clusterer(own, int(parts), seed) if parts > 1 else whole for own, parts in zip(vectors, k)])
+    found = np.zeros(vectors.shape[:2], dtype=np.int64)
+    several = np.flatnonzero(np.asarray(k) > 1)
+
+    def given(number: int) -> tuple[Any, ...]:
+        return vectors[several[number]], int(k[several[number]]), seed
+
+    own = each_neuron(clusterer, given, len(several), name="parts", run=replace(run, progress=False))
+    for channel, labels in zip(several, own):
+        found[channel] = labels
+    return found
 
 
 def circuits_of(**recipe: Any) -> Callable[[Task], Vectors]:

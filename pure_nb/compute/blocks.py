@@ -1,9 +1,10 @@
-"""Long work over pairs of a channel and an image, in blocks that survive a stop."""
+"""Long work over pairs of a channel and an image, or over neurons, in blocks that survive a stop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,13 @@ from pure_nb.compute.store import New, Store
 from pure_nb.errors import ArgumentError
 from pure_nb.parameters import Run
 
+T = TypeVar("T")
 Compute = Callable[[NDArray[np.int64], Callable[[int], Any]], NDArray[Any]]
 BLOCK = 2048
 """Pairs computed between two saves: at most these are lost when a run is stopped."""
+
+NEURONS, MANY = 64, 128
+"""The same of neurons; and neurons from which on all cores are used, since for fewer it takes longer to start them."""
 
 
 def grouped(sample: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
@@ -89,6 +94,9 @@ def map_in_blocks(
         for number, values in results:
             if found is None:
                 found = new((len(sample), *values.shape[1:]), values.dtype)
+            if values.shape[1:] != found.shape[1:]:
+                lengths = sorted({values.shape[1:], found.shape[1:]})
+                raise ArgumentError(f"{name}: expected values of one shape for each {unit}, got {lengths}")
             found[blocks[number]] = values
     assert found is not None
     return found
@@ -123,6 +131,72 @@ def load_or_compute_block(
     if store:
         store.save_arrays("block", key, {"values": values})
     return values
+
+
+class Kept(NamedTuple):
+    """Where finished blocks of neurons are kept: by the number of the first, what was found for each."""
+
+    load: Callable[[int], list[Any] | None]
+    save: Callable[[int, list[Any]], object]
+
+
+NOTHING = Kept(lambda first: None, lambda first, found: None)
+
+
+def each_neuron(
+    one: Callable[..., T],
+    given: Callable[[int], tuple[Any, ...]],
+    count: int,
+    *,
+    name: str,
+    kept: Kept = NOTHING,
+    many: int = MANY,
+    run: Run = Run(progress=False),
+) -> list[T]:
+    """Do something for each of some neurons, many at once: by all cores, or by the workers of a cluster.
+
+    Parameters
+    ----------
+    one
+        A pure function, for a single neuron.
+    given
+        Its arguments for a number from 0 to ``count - 1``, asked for when it is that one's turn.
+    count
+        How many there are.
+    name
+        What to write beside the progress bar.
+    kept
+        Where finished blocks are kept, and found by a run that goes on.
+    many
+        From how many on all cores are used.
+    run
+        Its ``client`` computes them, or else this process.
+    """
+    from sklearn.utils.parallel import Parallel, delayed  # late, see pure_nb._imports
+
+    found = {first: kept.load(first) for first in range(0, count, NEURONS)}
+    todo = [first for first, known in found.items() if known is None]
+
+    def block(first: int) -> list[tuple[Any, ...]]:
+        return [given(number) for number in range(first, min(first + NEURONS, count))]
+
+    jobs = -1 if count >= many else 1
+    bar = progress_bar(desc=name, total=count, unit="neuron", shown=run.progress)
+    with bar, Parallel(n_jobs=1 if run.client else jobs) as parallel:
+        bar.update(sum(len(known) for known in found.values() if known is not None))
+        if run.client:
+            results = run.client.each(partial(_in_turn, one), lambda first: (block(first),), todo)
+        else:
+            results = ((first, parallel(delayed(one)(*own) for own in block(first))) for first in todo)
+        for first, values in results:
+            kept.save(first, values)
+            found[first] = values
+            bar.update(len(values))
+    return [value for known in found.values() for value in known or ()]
+
+
+def _in_turn(one: Callable[..., T], block: list[tuple[Any, ...]]) -> list[T]:
+    return [one(*own) for own in block]
 
 
 def _blocks(pairs_of: list[NDArray[np.int64]], batch_size: int) -> Iterator[NDArray[np.int64]]:

@@ -19,17 +19,17 @@ The network and the data set are sent to the workers by pickle: use clusters tha
 
 from __future__ import annotations
 
+import hashlib
 import os
-import pickle
 import secrets
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import closing, contextmanager
-from functools import lru_cache, wraps
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 import torch
@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from pure_nb._imports import needed
 from pure_nb.compute.blocks import Compute, load_or_compute_block
-from pure_nb.compute.store import Store, write_atomically
+from pure_nb.compute.store import Arrays, Key, Store, write_atomically
 from pure_nb.compute.sweep import (
     Job,
     Part,
@@ -51,16 +51,16 @@ from pure_nb.compute.sweep import (
     threaded,
 )
 from pure_nb.errors import ClusterError, PureError, StoreError
-from pure_nb.network.models import USER
 
 with needed("cluster", "clusters need", ClusterError):
-    import cloudpickle
     import dask
     from dask.system import CPU_COUNT as CPU_COUNT  # which the command line asks for
     from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster, as_completed
     from distributed.client import Future
     from distributed.comm import CommClosedError
     from distributed.scheduler import KilledWorker
+
+    from pure_nb.compute import _packing
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -71,12 +71,19 @@ RETRIES = 2
 AHEAD = 4
 """Tasks handed out for each thread of the workers: enough to keep them busy, few enough for their memory."""
 
+ASKED = 1.0
+"""Seconds between two questions for the threads of all workers, which take a thousand of them a millisecond."""
+
 BRANCH = 32
 """Shards that are merged on the workers before anything else knows of them; their files are then one file."""
 
 
 class Cluster(Client):  # type: ignore[misc]
-    """A client of Dask that computes sweeps and blocks; one that made a cluster ends it with itself."""
+    """A client of Dask that computes sweeps, blocks and tasks; one that made a cluster ends it with itself."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._pieces: dict[str, Future] = {}
+        super().__init__(*arguments, **options)
 
     def sweep_on_cluster(
         self, job: Job, cut: Sequence[range], store: Store | None, done: Callable[[int], object]
@@ -93,37 +100,46 @@ class Cluster(Client):  # type: ignore[misc]
             Called with the number of images of each finished shard.
         """
         known: dict[range, Part] = {}
+        told: set[range] = set()
         tree = subtrees(cut, BRANCH)
-        with _failing(), _seen(self, store) as token:
-            sent = _sent(self, job)
 
-            def start(cut: Sequence[range], watched: dict[Future, tuple[Sequence[range], int]]) -> Future:
-                """A part of the tree, on its way; its shards, and how many images they have, are to be watched."""
-                stored = stored_part(job, cut, store)
-                if stored is not None:
-                    future = self.submit(lambda: stored, pure=False)
-                elif len(cut) > 1:
-                    halves = [start(half, watched) for half in split_tree(cut)]
-                    return self.submit(_merged, sent, *halves, retries=RETRIES, pure=False)
-                else:
-                    future = self.submit(_part, sent, cut, store, token, retries=RETRIES, pure=False)
-                watched[future] = cut, len(covered(cut))
-                return future
-
-            def begin(branch: Sequence[range]) -> dict[Future, tuple[Sequence[range], int]]:
-                watched: dict[Future, tuple[Sequence[range], int]] = {}
-                watched.setdefault(start(branch, watched), (branch, 0))
-                return watched
-
-            with closing(self._handed_out(tree, begin)) as finished:
-                for (own, images), future in finished:
-                    done(images)
-                    if store is None:
-                        if own in tree:
-                            known[covered(own)] = _checked(future.result())
-                    elif not store.path("shard", job.key(covered(own))).exists():  # the worker did not keep it there
-                        save_part(job, own, store, _checked(future.result()))
+        with _seen(self, store) as token:
+            for attempt in self._attempts():
+                with attempt:
+                    sent = self._sent(partial(_swept, job, store, token))
+                    left = [branch for branch in tree if covered(branch) not in known]
+                    with closing(self._handed_out(left, partial(self._branch, job, store, sent))) as finished:
+                        for (own, images), future in finished:
+                            if store is None:
+                                if own in tree:
+                                    known[covered(own)] = _checked(future.result())
+                            elif not store.path("shard", job.key(covered(own))).exists():  # the worker kept none there
+                                save_part(job, own, store, _checked(future.result()))
+                            if images and covered(own) not in told:
+                                told.add(covered(own))
+                                done(images)
+                    break
         return load_or_compute_part(job, cut, store, known=known)
+
+    def _branch(
+        self, job: Job, store: Store | None, sent: list[Future], branch: Sequence[range]
+    ) -> dict[Future, tuple[Sequence[range], int]]:
+        """A branch of the tree, on its way; its futures that are to be watched, and how many images are new in each."""
+        watched: dict[Future, tuple[Sequence[range], int]] = {}
+
+        def start(cut: Sequence[range]) -> Future:
+            stored = stored_part(job, cut, store)
+            if stored is not None:
+                future = self.submit(lambda: stored, pure=False)
+            elif len(cut) > 1:
+                return self._begun(sent, *map(start, split_tree(cut)))
+            else:
+                future = self._begun(sent, cut)
+            watched[future] = cut, len(covered(cut))
+            return future
+
+        watched.setdefault(start(branch), (branch, 0))
+        return watched
 
     def blocks(
         self,
@@ -151,19 +167,98 @@ class Cluster(Client):  # type: ignore[misc]
             else:
                 done(len(block))
                 yield number, saved[0]["values"]
-        with _failing(), _seen(self, store) as token:
-            sent = _sent(self, (compute, torch.get_num_threads()))
+        with _seen(self, store) as token:
+            work = partial(_block, compute, store, token)
+            for number, values in self.each(work, lambda number: (tasks[number],), todo):
+                if store and not store.path("block", tasks[number][1]).exists():  # the worker does not see it
+                    store.save_arrays("block", tasks[number][1], {"values": values})
+                done(len(values))
+                yield number, values
 
-            def begin(number: int) -> dict[Future, int]:
-                return {self.submit(_block, sent, tasks[number], store, token, retries=RETRIES, pure=False): number}
+    def each(
+        self, work: Callable[..., T], given: Callable[[int], tuple[Any, ...]], numbers: Sequence[int]
+    ) -> Iterator[tuple[int, T]]:
+        """What the workers make of each of some things, as it comes: its number, and the result.
 
-            with closing(self._handed_out(todo, begin)) as finished:
-                for number, future in finished:
-                    values = _checked(future.result())
-                    if store and not store.path("block", tasks[number][1]).exists():  # the worker does not see it
-                        store.save_arrays("block", tasks[number][1], {"values": values})
-                    done(len(values))
-                    yield number, values
+        Parameters
+        ----------
+        work
+            A pure function; whoever computes it is alone in its process.
+        given
+            The arguments for a number, asked for when it is its turn.
+        numbers
+            Of what is to be done.
+        """
+        left = list(numbers)
+        for attempt in self._attempts():
+            with attempt:
+                sent = self._sent(work)
+
+                def begin(number: int, sent: list[Future] = sent) -> dict[Future, int]:
+                    return {self._begun(sent, *given(number)): number}
+
+                with closing(self._handed_out(list(left), begin)) as finished:
+                    for number, future in finished:
+                        found = _checked(future.result())
+                        left.remove(number)
+                        yield number, found
+                return
+
+    def _begun(self, sent: list[Future], *given: Any) -> Future:
+        """A task on its way: what was sent, of what is given."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sending large graph")
+            return self.submit(_task, sent, *given, retries=RETRIES, pure=False)
+
+    def _sent(self, work: Callable[..., Any]) -> list[Future]:
+        """Work on its way to the workers, once for all tasks; the networks and data sets in it once for all steps.
+
+        It is kept by the scheduler, so no lost worker takes it.
+        """
+        packed, packs = _packing.packed((work, torch.get_num_threads()))
+        futures = []
+        for pack in (packed, *packs):
+            # By its content: what is there already is not sent again, and a network that was changed is another.
+            key = f"pure-nb-{hashlib.sha256(pack).hexdigest()}"
+            future = self._pieces.pop(key, None)
+            if future is None or future.cancelled():
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="Sending large graph")
+                    future = self.submit(bytes, pack, key=key)
+            futures.append(future)
+            self._pieces[key] = future
+        for key in list(self._pieces)[: -_packing.PIECES - len(futures)]:
+            del self._pieces[key]
+        return futures
+
+    def _attempts(self) -> Iterator[AbstractContextManager[None]]:
+        """Within each, something is tried; the next is for when the scheduler was lost and has come back."""
+        return (self._tried(last) for last in (*[False] * RETRIES, True))
+
+    @contextmanager
+    def _tried(self, last: bool) -> Iterator[None]:
+        """Failures of the cluster itself in words, but for one from which it comes back."""
+        try:
+            yield
+        except (KilledWorker, CancelledError, CommClosedError, TimeoutError) as problem:
+            if not last and not isinstance(problem, KilledWorker) and self._is_back():
+                return
+            raise ClusterError(
+                f"the cluster gave up ({type(problem).__name__}: {problem}). Workers that die again and again mostly "
+                "lack memory: give them more, or a smaller batch_size. What is finished is kept in the store, and the "
+                "same call goes on from there"
+            ) from problem
+
+    def _is_back(self) -> bool:
+        """Whether a scheduler that was lost comes back with a worker, while Dask's timeout for connections lasts."""
+        last = monotonic() + self._timeout
+        while monotonic() < last and self.status in {"connecting", "running"}:
+            sleep(0.1)
+            with suppress(TimeoutError, OSError):  # it may not have noticed yet
+                if self.status == "running":
+                    self.wait_for_workers(1, timeout=last - monotonic())
+                    return True
+        return False
 
     def _handed_out(
         self, tasks: Iterable[S], begin: Callable[[S], dict[Future, T]]
@@ -171,12 +266,13 @@ class Cluster(Client):  # type: ignore[misc]
         """Futures as they finish, with what each is of; only as many tasks are begun as keep the workers busy."""
         todo, waiting = iter(tasks), as_completed()
         running: dict[Future, T] = {}
+        most, asked = 0, -ASKED
 
         def more() -> None:
-            # Threads of all workers that are there now; more may come, as a queue lets them.
-            while (
-                len(running) < AHEAD * max(1, sum(self.nthreads().values())) and (task := next(todo, None)) is not None
-            ):
+            nonlocal most, asked
+            if monotonic() - asked > ASKED:  # more may come, as a queue lets them
+                most, asked = AHEAD * max(1, sum(self.nthreads().values())), monotonic()
+            while len(running) < most and (task := next(todo, None)) is not None:
                 begun = begin(task)
                 running.update(begun)
                 waiting.update(begun)
@@ -267,17 +363,6 @@ def _slurm(count: int) -> SpecCluster:
     return cluster
 
 
-def _sent(client: Client, thing: object) -> Future:
-    """A thing on its way to the workers, once and for all tasks; kept by the scheduler, so no lost worker takes it."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith(USER):  # a user's own file, which workers can't import
-            cloudpickle.register_pickle_by_value(module)
-    packed = cloudpickle.dumps(thing)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sending large graph")
-        return client.submit(bytes, packed, pure=False)
-
-
 @contextmanager
 def _seen(client: Client, store: Store | None) -> Iterator[Path | None]:
     """A file in the store's folder by which workers know it: those that don't see it keep nothing there."""
@@ -293,75 +378,54 @@ def _seen(client: Client, store: Store | None) -> Iterator[Path | None]:
         token.unlink(missing_ok=True)
 
 
-@contextmanager
-def _failing() -> Iterator[None]:
-    """Failures of the cluster itself in words."""
-    try:
-        yield
-    except (KilledWorker, CancelledError, CommClosedError, TimeoutError) as problem:
-        raise ClusterError(
-            f"the cluster gave up ({type(problem).__name__}: {problem}). Workers that die again and again mostly lack "
-            "memory: give them more, or a smaller batch_size. What is finished is kept in the store, and the same call "
-            "goes on from there"
-        ) from problem
-
-
 _ALONE = threading.Lock()
 """Hooks belong to a network: a process whose threads share it computes one thing at a time."""
 
 
-@lru_cache(maxsize=1)
-def _received(sent: bytes) -> Any:
-    return pickle.loads(sent)
+class _OfAWorker(Store):
+    """A store where one need not keep anything: what a full disk does not take reaches the client, which keeps it."""
+
+    def save_arrays(self, name: str, key: Key, arrays: Arrays, note: object = None) -> Path:
+        with suppress(StoreError):
+            return super().save_arrays(name, key, arrays, note)
+        with suppress(StoreError):
+            self.remove(name, key)  # or it would look as if it were there
+        return self.path(name, key)
 
 
 def _visible(store: Store | None, token: Path | None) -> Store | None:
     """The store, if this process sees its folder."""
-    return Store(token.parent) if store and token and token.exists() else None
+    return _OfAWorker(token.parent) if store and token and token.exists() else None
 
 
-def _on_a_worker(work: Callable[..., Any]) -> Callable[..., Any]:
-    """Work of a task, alone in its process, on what was sent.
+def _task(sent: list[bytes], *given: Any) -> Any:
+    """What a worker does: the work that was sent, alone in its process, of what is given.
 
     What is wrong with the images or the network stays so: such errors are results, and not a reason to try again.
     """
-
-    @wraps(work)
-    def task(sent: bytes, *given: Any) -> Any:
-        for one in given:
-            if isinstance(one, PureError):
-                return one
-        with _ALONE:
-            try:
-                return work(_received(sent), *given)
-            except StoreError:
-                raise  # another worker, or another try, may write it
-            except PureError as problem:
-                return problem
-
-    return task
+    for one in given:
+        if isinstance(one, PureError):
+            return one
+    with _ALONE:
+        work, threads = _packing.received(*sent)
+        try:
+            with threaded(threads):
+                return work(*given)
+        except PureError as problem:
+            return problem
 
 
-@_on_a_worker
-def _part(job: Job, cut: Sequence[range], store: Store | None, token: Path | None) -> Part:
-    return load_or_compute_part(job, cut, _visible(store, token))
+def _swept(job: Job, store: Store | None, token: Path | None, first: Any, second: Part | None = None) -> Part:
+    """The part of a shard, or that of two neighbouring parts."""
+    if second is not None:
+        return merged(job, first, second)
+    return load_or_compute_part(job, first, _visible(store, token))
 
 
-@_on_a_worker
-def _merged(job: Job, first: Part, second: Part) -> Part:
-    return merged(job, first, second)
-
-
-@_on_a_worker
 def _block(
-    sent: tuple[Compute, int],
-    task: tuple[NDArray[Any], dict[str, object]],
-    store: Store | None,
-    token: Path | None,
+    compute: Compute, store: Store | None, token: Path | None, task: tuple[NDArray[Any], dict[str, object]]
 ) -> NDArray[Any]:
-    compute, threads = sent
-    with threaded(threads):
-        return load_or_compute_block(compute, task, _visible(store, token))
+    return load_or_compute_block(compute, task, _visible(store, token))
 
 
 def _checked(found: Any) -> Any:

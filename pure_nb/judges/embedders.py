@@ -103,8 +103,8 @@ def clip(
         found: Tensor = network.encode_text(read(texts).to(run.local_device))
         return found
 
-    joint = encoder(network.encode_image, prepare, run)
-    encode = joint if features == "pooled" else encoder(tokens, prepare, run)
+    joint = encoder(network.encode_image, prepare, run, network)
+    encode = joint if features == "pooled" else encoder(tokens, prepare, run, network)
     shown = name if features == "tokens" else f"{name} pooled"
     return Embedder(shown, fingerprint(network, prepare, features), encode, encode_text, joint, prompts)
 
@@ -171,7 +171,7 @@ def from_timm(
         found: Tensor = network.forward_head(hidden, pre_logits=True)
         return found
 
-    encode = encoder(forward, prepare, run)
+    encode = encoder(forward, prepare, run, network)
     shown = (name or model) + ("" if features == "tokens" else " pooled")
     return Embedder(shown, fingerprint(network, prepare, features), encode)
 

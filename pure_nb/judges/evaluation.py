@@ -12,6 +12,7 @@ chapter *What CLIP says* builds both from scratch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, get_args
 
@@ -20,9 +21,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import pdist
 from scipy.stats import norm, rankdata
-from sklearn.utils.parallel import Parallel, delayed
 
-from pure_nb.compute.bars import progress_bar
+from pure_nb.compute.blocks import NOTHING, Kept, each_neuron
 from pure_nb.compute.store import Store
 from pure_nb.errors import EvaluationError
 from pure_nb.methods.descriptions import parts_by
@@ -36,7 +36,7 @@ from pure_nb.methods.statistics import (
     resampled,
     signed_rank,
 )
-from pure_nb.methods.virtual import CHOICES, MANY, NEURONS, on_one_thread
+from pure_nb.methods.virtual import CHOICES, on_one_thread
 from pure_nb.parameters import Run
 
 Metric = str | Callable[[NDArray[Any], NDArray[Any]], float]
@@ -153,7 +153,7 @@ def distance_table(
     store
         Where to keep finished blocks of neurons, a folder for this table alone.
     run
-        Whether it shows how far it is.
+        Its ``client`` computes it, or else this process; and whether it shows how far it is.
 
     Returns
     -------
@@ -176,25 +176,27 @@ def distance_table(
             )
     used, chosen = _used(judge, used)
 
-    def measured(channel: int) -> Any:
+    def given(number: int) -> tuple[Any, ...]:
+        channel = int(chosen[number])
         own = used[channel]
         some = {name: every[channel][own] for name, every in methods.items()}
-        return delayed(_neuron_rows)(channel, judge[channel][own], some, tuple(ks), metric, seed)
+        return channel, np.asarray(judge[channel][own]), some, tuple(ks), metric, seed
 
-    blocks = []
-    bar = progress_bar(desc="distances", total=len(chosen), unit="neuron", shown=run.progress)
-    with bar, Parallel(n_jobs=-1 if len(chosen) >= MANY else 1) as parallel:
-        for start in range(0, len(chosen), NEURONS):
-            some = chosen[start : start + NEURONS].tolist()
-            saved = store.load_table("distances", {"first": start}) if store else None
-            if saved:
-                blocks.append(saved[0])
-            else:
-                blocks.append(pd.DataFrame(chain.from_iterable(parallel(map(measured, some))), columns=COLUMNS))
-                if store:
-                    store.save_table("distances", {"first": start}, blocks[-1])
-            bar.update(len(some))
-    return pd.concat(blocks, ignore_index=True)
+    kept = NOTHING if store is None else Kept(partial(_load_rows, store), partial(_save_rows, store))
+    rows = each_neuron(_neuron_rows, given, len(chosen), name="distances", kept=kept, run=run)
+    return pd.DataFrame(chain.from_iterable(rows), columns=COLUMNS)
+
+
+def _load_rows(store: Store, first: int) -> list[list[tuple[Any, ...]]] | None:
+    """The rows of each neuron of a block."""
+    saved = store.load_table("distances", {"first": first})
+    if saved is None:
+        return None
+    return [list(own.itertuples(index=False, name=None)) for _, own in saved[0].groupby("channel", sort=False)]
+
+
+def _save_rows(store: Store, first: int, rows: list[list[tuple[Any, ...]]]) -> None:
+    store.save_table("distances", {"first": first}, pd.DataFrame(chain.from_iterable(rows), columns=COLUMNS))
 
 
 @on_one_thread

@@ -243,11 +243,25 @@ def from_network(
     return Embedder(name, fingerprint(model, prepare, layer), encoder(forward, prepare, run))
 
 
-def encoder(forward: Callable[[Tensor], Tensor], prepare: Callable[[Any], Any], run: Run) -> Encode:
-    """Pictures through a network's own preparation, and through the network."""
+def encoder(
+    forward: Callable[[Tensor], Tensor], prepare: Callable[[Any], Any], run: Run, network: nn.Module | None = None
+) -> Encode:
+    """Pictures through a network's own preparation, and through the network.
+
+    Parameters
+    ----------
+    forward, prepare
+        The network, and what makes its input of a picture.
+    run
+        Where it runs: on its local device, which is another one for a worker.
+    network
+        What is to be there; None where ``forward`` sees to it.
+    """
 
     @torch.inference_mode()
     def encode(pictures: Sequence[Picture]) -> Tensor:
+        if network is not None:
+            network.to(run.local_device)
         return forward(torch.stack([prepare(Image.fromarray(picture)) for picture in pictures]).to(run.local_device))
 
     return encode

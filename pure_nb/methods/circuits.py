@@ -142,7 +142,9 @@ def propagate(  # noqa: PLR0913
                 yield rows, relevance, cut.leaf.detach()[: len(rows)], cut.top.detach()[: len(rows)]
 
 
-def filled(pairs_of: list[NDArray[np.int64]], batch_size: int, forward: float) -> list[NDArray[np.int64]]:
+def filled(
+    pairs_of: list[Int[NDArray[np.int64], " _"]], batch_size: int, forward: float
+) -> list[Int[NDArray[np.int64], " _"]]:
     """Rows for batches, longest first, such that few idle while others have pairs left.
 
     Images with similarly many pairs share a batch. One with more than is best is in several rows.

@@ -33,14 +33,8 @@ T = TypeVar("T")
 CHOICES = (2, 3, 4, 5)
 """Numbers of virtual neurons the paper looks at."""
 
-NEURONS = 64
-"""Neurons that are split into parts between two saves: what is lost at most when a run is stopped."""
-
 UMAP_NEIGHBOURS = 6
 """Neighbours of a vector in its layout, as in the paper."""
-
-MANY = 128
-"""Neurons from which on they are split into parts by all cores; for fewer it takes longer to start the processes."""
 
 
 @dataclass(frozen=True, eq=False)

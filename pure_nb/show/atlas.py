@@ -323,12 +323,13 @@ def _pictured(
 ) -> Iterator[tuple[int, list[View]]]:
     """Each of some channels with its strongest reference images; they are drawn for some channels together."""
     with progress_bar(None, what, done + len(channels), initial=done, unit="channel", shown=study.run.progress) as bar:
-        for first in range(0, len(channels), together):
-            block = list(channels[first : first + together])
-            samples = study.references.sample[block, :count]
-            found = iter(study.crops.views(np.repeat(block, samples.shape[1]), samples.ravel()))
-            for channel in block:
-                yield channel, list(islice(found, samples.shape[1]))
+        blocks = [list(channels[first : first + together]) for first in range(0, len(channels), together)]
+        samples = [study.references.sample[block, :count] for block in blocks]
+        pairs = [(np.repeat(block, own.shape[1]), own.ravel()) for block, own in zip(blocks, samples)]
+        for number, views in study.crops.drawn(pairs):
+            found = iter(views)
+            for channel in blocks[number]:
+                yield channel, list(islice(found, samples[number].shape[1]))
                 bar.update()
 
 

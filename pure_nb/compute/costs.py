@@ -1,0 +1,110 @@
+"""What a study takes on many machines: hours, bytes and money, from what one image or pair takes on one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Step:
+    """A long step, by what its units take: images, pairs of a channel and an image, or neurons.
+
+    Attributes
+    ----------
+    name
+        In the table.
+    units
+        How many there are.
+    seconds
+        That a worker takes for one.
+    together
+        Units of a task.
+    read, moved
+        Bytes of one that are read from where the images are, and that go to a worker or come from it.
+    """
+
+    name: str
+    units: int
+    seconds: float
+    together: int
+    read: float = 0.0
+    moved: float = 0.0
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who computes.
+
+    Attributes
+    ----------
+    count
+        How many work at once.
+    price
+        Of one of them for an hour.
+    sent
+        Bytes of the network and the list of images, which each gets once a run.
+    task, scheduler
+        Seconds that a task takes a worker beyond its units, and the scheduler, which has one at a time.
+    storage, network
+        Bytes a second of all workers together: that are read, and that go through the scheduler's machine.
+    """
+
+    count: int
+    price: float = 0.0
+    sent: float = 0.0
+    task: float = 0.05
+    scheduler: float = 0.002
+    storage: float = 1e9
+    network: float = 1e9
+
+
+def costs(steps: Iterable[Step], workers: Workers) -> pd.DataFrame:
+    """What some steps take, one after the other; whoever waits is paid, too.
+
+    A step takes as many rounds as each worker gets tasks, or as long as the scheduler, the storage or the network need.
+
+    Parameters
+    ----------
+    steps
+        What is to be done.
+    workers
+        Who does it.
+
+    Returns
+    -------
+    DataFrame
+        By step, and for all in the row ``total``: ``tasks``; ``hours``; what ``limits`` it, as the last sentence has
+        them; bytes ``read`` and ``moved``; and ``money``. The total also has what each worker is sent once.
+
+    Examples
+    --------
+    >>> costs([Step("sweep", units=36_000, seconds=1.0, together=1000)], Workers(4, price=2.0, task=0.0)).hours["sweep"]
+    2.5
+    """
+    import pandas as pd  # late, see pure_nb._imports
+
+    rows = {}
+    for step in steps:
+        tasks = ceil(step.units / step.together)
+        rounds, moved = ceil(tasks / workers.count), step.units * step.moved
+        seconds = {
+            "workers": rounds * (min(step.together, step.units) * step.seconds + workers.task),
+            "scheduler": tasks * workers.scheduler,
+            "storage": step.units * step.read / workers.storage,
+            "network": moved / workers.network,
+        }
+        limit = max(seconds, key=lambda name: seconds[name])
+        hours = seconds[limit] / 3600
+        rows[step.name] = (tasks, hours, limit, step.units * step.read, moved, hours * workers.count * workers.price)
+    table = pd.DataFrame.from_dict(rows, "index", columns=["tasks", "hours", "limits", "read", "moved", "money"])
+    sent, total = workers.count * workers.sent, table.drop(columns="limits").sum()
+    waited = sent / workers.network / 3600
+    more = {"hours": waited, "moved": sent, "money": waited * workers.count * workers.price}
+    table.loc["total"] = total.add(pd.Series(more), fill_value=0.0) if rows else pd.Series(more)
+    return table.astype({"tasks": int})
