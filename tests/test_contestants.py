@@ -53,12 +53,13 @@ from pure_nb.errors import ArgumentError, ModelError, StoreError, StudyError, St
 from pure_nb.loading import load_model
 from pure_nb.methods.ownership import SHARED
 from pure_nb.methods.virtual import kmeans
+from pure_nb.parameters import Run
 from pure_nb.study import Study
 
 
 def bare(truth: Any, seed: int = 0) -> Task:
     """A task of which only the truth matters."""
-    study: Any = SimpleNamespace(parameters=SimpleNamespace(seed=seed))
+    study: Any = SimpleNamespace(parameters=SimpleNamespace(seed=seed), run=Run(progress=False))
     known = np.asarray(truth, dtype=np.int64)
     return Task("bare", study, known, np.ones(known.shape), study)
 

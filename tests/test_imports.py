@@ -196,7 +196,7 @@ def imported(module: str) -> Callable[[], Any]:
 
 MISSING: list[tuple[str, Callable[[], Any], type[PureError], str]] = [
     ("dask", imported("compute.cluster"), ClusterError, "clusters need more packages: pip install 'pure-nb[cluster]'"),
-    ("cloudpickle", imported("compute.cluster"), ClusterError, "'pure-nb[cluster]'"),
+    ("cloudpickle", imported("compute._packing"), ClusterError, "'pure-nb[cluster]'"),
     ("dask_jobqueue", lambda: imported("compute.cluster")().connect("slurm:1"), ClusterError, "'pure-nb[cluster]'"),
     (
         "open_clip",

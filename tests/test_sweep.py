@@ -106,12 +106,13 @@ def test_workers_are_started_once_for_all_shards(fails: bool) -> None:
             return self
 
     seen: list[int] = []
+    others = set(multiprocessing.active_children())  # a pool of an earlier test
     with pytest.raises(AssertionError) if fails else nullcontext():
         sweep(plain(), Images(Numbered(noise(24))), [Readers()], run=Run(batch_size=2, workers=2, progress=False))
     assert len(seen) == (8 if fails else 12)
     assert len(set(seen)) == 2
     gc.collect()
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= others
 
 
 def test_the_size_of_a_shard_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

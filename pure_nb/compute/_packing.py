@@ -9,13 +9,17 @@ from io import BytesIO
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import cloudpickle
 import torch
 from torch import nn
 
+from pure_nb._imports import needed
 from pure_nb._resting import frozen_eval
+from pure_nb.errors import ClusterError
 from pure_nb.images.data import Images
 from pure_nb.network.models import USER
+
+with needed("cluster", "clusters need", ClusterError):
+    import cloudpickle
 
 PIECES = 4
 """Networks and data sets that are kept for the next step, by the client and by each worker: a study has one of each."""

@@ -243,8 +243,9 @@ class Cluster(Client):  # type: ignore[misc]
         except (KilledWorker, CancelledError, CommClosedError, TimeoutError) as problem:
             if not last and not isinstance(problem, KilledWorker) and self._is_back():
                 return
+            said = " ".join(str(problem).split())  # Dask's words are several lines
             raise ClusterError(
-                f"the cluster gave up ({type(problem).__name__}: {problem}). Workers that die again and again mostly "
+                f"the cluster gave up ({type(problem).__name__}: {said}). Workers that die again and again mostly "
                 "lack memory: give them more, or a smaller batch_size. What is finished is kept in the store, and the "
                 "same call goes on from there"
             ) from problem
