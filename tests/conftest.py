@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the arrays are tiny: threads wo
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import pytest
 import shapes
@@ -22,6 +23,7 @@ from torch import nn
 from pure_nb.compute.store import Store
 from pure_nb.glyphs import GlyphObjects, glyph_images
 from pure_nb.loading import load_model
+from pure_nb.methods import circuits
 from pure_nb.methods.virtual import embed
 from pure_nb.parameters import Parameters, Run
 from pure_nb.study import Study
@@ -94,3 +96,17 @@ def glyph_study(glyphnet: nn.Module, tmp_path_factory: pytest.TempPathFactory) -
     parameters = Parameters(target="layer4", lower="layer3", n_references=20, n_clusters=2)
     store = Store(tmp_path_factory.mktemp("study"))
     return Study("glyphs", glyphnet, glyph_images(200), parameters, store, Run(batch_size=50, progress=False))
+
+
+@pytest.fixture
+def pairs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The channels of all pairs whose circuits are computed from now on."""
+    found: list[int] = []
+    propagate = circuits.propagate
+
+    def counted(model: Any, images: Any, channel: Any, *rest: Any, **how: Any) -> Any:
+        found.extend(channel.tolist())
+        return propagate(model, images, channel, *rest, **how)
+
+    monkeypatch.setattr(circuits, "propagate", counted)
+    return found

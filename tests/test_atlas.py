@@ -24,7 +24,6 @@ from pure_nb.errors import ArgumentError, EmbedderError, StudyError
 from pure_nb.glyphs import CLASSES
 from pure_nb.images.data import Images
 from pure_nb.judges.embedders import Embedder
-from pure_nb.methods import circuits
 from pure_nb.methods.virtual import CHOICES, kmeans
 from pure_nb.show import atlas
 from pure_nb.show.atlas import COLUMNS, CROP, METHODS, WHOLE, Atlas
@@ -173,16 +172,8 @@ def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     assert not found["known"]
 
 
-def test_circuits_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_circuits_are_computed_once(tmp_path: Path, pairs: list[int]) -> None:
     """Of a network that was never run: each neuron's, for all that is told of it."""
-    pairs: list[int] = []
-    propagate = circuits.propagate
-
-    def counted(model: Any, images: Any, channel: Any, *rest: Any, **how: Any) -> Any:
-        pairs.extend(channel.tolist())
-        return propagate(model, images, channel, *rest, **how)
-
-    monkeypatch.setattr(circuits, "propagate", counted)
     study = own_study(store=tmp_path / "store")
     atlas.write(study, tmp_path / "atlas", channels=[1, 4], count=3)
     assert len(pairs) == study.references.sample.size == 6 * 12

@@ -42,7 +42,6 @@ from pure_nb.images.data import Images
 from pure_nb.images.sources import as_images
 from pure_nb.judges.truth import shares
 from pure_nb.loading import load_study, shipped_studies
-from pure_nb.methods import circuits as circuits_module
 from pure_nb.methods.virtual import embed, virtual_neurons
 from pure_nb.parameters import RUN, Crop, Parameters, Run
 from pure_nb.study import Study
@@ -168,16 +167,8 @@ def test_layouts_go_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(made) == 5 + len(expected) - 3  # the first block is not laid out again
 
 
-def test_one_neuron_needs_its_own_pairs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_neuron_needs_its_own_pairs_alone(tmp_path: Path, pairs: list[int]) -> None:
     """Of a network that was never run: the sweep, and once the circuits of the one neuron."""
-    pairs: list[int] = []
-    propagate = circuits_module.propagate
-
-    def counted(model: Any, images: Any, channel: Any, *rest: Any, **how: Any) -> Any:
-        pairs.extend(channel.tolist())
-        return propagate(model, images, channel, *rest, **how)
-
-    monkeypatch.setattr(circuits_module, "propagate", counted)
     study = mine(tmp_path)
     neuron = study.neuron(2)
     neuron.plot()

@@ -231,20 +231,6 @@ def never_run(store: Path | None, **how: Any) -> Study:
     return replace(study, store=None if store is None else Store(store))
 
 
-@pytest.fixture
-def pairs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The channels of all pairs whose circuits are computed from now on."""
-    found: list[int] = []
-    propagate = circuits.propagate
-
-    def counted(model: Any, images: Any, channel: Any, *rest: Any, **how: Any) -> Any:
-        found.extend(channel.tolist())
-        return propagate(model, images, channel, *rest, **how)
-
-    monkeypatch.setattr(circuits, "propagate", counted)
-    return found
-
-
 @pytest.mark.parametrize("stored", [True, False])
 def test_explore_what_was_never_run(
     stored: bool, pairs: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
