@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections import OrderedDict
 from dataclasses import replace
@@ -139,6 +140,20 @@ def test_contours_and_colours_are_seaborns() -> None:
         assert (own.get_linewidth() == other.get_linewidth()).all()
         assert own.get_zorder() == other.get_zorder()
     assert list(PALETTE) == sns.color_palette("colorblind", 10)
+
+
+def test_who_uses_colours_of_seaborn_imports_it() -> None:
+    """They are known to Matplotlib once somebody has imported seaborn, as other tests have."""
+    maps, users = {"vlag", "mako", "rocket", "icefire", "flare", "crest"}, []
+    for path in (Path(__file__).parents[1] / "pure_nb").rglob("*.py"):
+        for one in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(one, ast.FunctionDef):
+                inside = list(ast.walk(one))
+                if any(isinstance(part, ast.Constant) and part.value in maps for part in inside):
+                    users.append(one.name)
+                    names = [name.name for part in inside if isinstance(part, ast.Import) for name in part.names]
+                    assert "seaborn" in names, f"{path.name}: {one.name}"
+    assert {"circuits_figure", "arvs_figure"} <= set(users)
 
 
 def test_many_parts_have_colours(glyph_study: Study, channel: int) -> None:

@@ -272,6 +272,8 @@ def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
     most
         Classes to show: those in whose images the channel carries most.
     """
+    import seaborn  # noqa: F401  late, see pure_nb._imports; it brings the colours
+
     statistics = study.classes.statistics
     relevant, _ = statistics.strongest_classes(channel, study.parameters.min_frequency)
     classes = np.sort(relevant[:most])
