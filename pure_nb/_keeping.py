@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from pure_nb.compute.results import ASKED
+from pure_nb.network import models
 from pure_nb.parameters import NEAREST, PARAMETERS, RUN, checked
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ OF_PARTS: dict[str, dict[str, set[str]]] = {
         "_classified": _CLASSES,
         "pairs": {*_CLASSES, "min_frequency"},
     },
-    "crops": {"_boxed": {*ASKED["boxes"]}, "_without_crp": _REFERENCES},
+    "crops": {"_boxed": {*ASKED["boxes"]}, "_without_crp": {*_REFERENCES, "crop_lower"}},
 }
 """The same of what a study knows of classes, and of its crops."""
 
@@ -66,7 +67,10 @@ def _keep(before: Study, after: Study) -> None:
     if before.run != after.run and (before.run.skip_unreadable > after.run.skip_unreadable or p.allow_nondeterministic):
         changed.add("run")  # images that were left out are asked for, or results are of one size of batches
     if "model" not in changed and "_weights" in vars(before):
-        vars(after)["_weights"] = before._weights
+        if models.fingerprint(after.model) == before._weights:
+            vars(after)["_weights"] = before._weights
+        else:  # it was trained on meanwhile
+            changed.add("model")
     pairs: list[tuple[Any, Any, dict[str, set[str]]]] = [(before, after, OF_STUDY)]
     pairs += [(vars(before)[part], getattr(after, part), own) for part, own in OF_PARTS.items() if part in vars(before)]
     for old, new, kept in pairs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,14 +142,9 @@ class Splitter:
         )
 
     def _class_concepts(self, channel: int, classes: Sequence[str]) -> _Concepts:
-        known, names = self.classes._number, self.classes.names
-        unknown = [name for name in classes if name not in known]
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], names, n=3, cutoff=0.4) or names[:8]
-            raise StudyError(f"there is no class {unknown[0]!r} among {len(names)}; near it: {', '.join(near)}")
+        numbers = self.classes._numbers(classes)
         if len(set(classes)) < max(2, len(classes)):
             raise StudyError(f"a channel is split between two or more different classes, got {list(classes)}")
-        numbers = [known[name] for name in classes]
         samples, concept = self.classes._samples_of(numbers)
         training = _fitted(channel, classes, concept)
         if self.halved:
@@ -214,7 +208,10 @@ class Splitter:
         """The classes of the images for validation, and their numbers."""
         assert self.own is not None
         labels, names = class_labels(self.own, len(self.classes.names))
-        return labels, {name: number for number, name in enumerate(names)}
+        known: dict[str, int] = {}
+        for number, name in enumerate(names):
+            known.setdefault(name, number)  # of one name the first, as everywhere
+        return labels, known
 
 
 def _fitted(channel: int, names: Sequence[str], concept: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -354,9 +355,17 @@ class Classes:
         ratios = [f"{sums}_{part}" for sums in ("positive", "signed") for part in ("own", "other", "residual")]
         return pd.DataFrame(rows, columns=["channel", "class_1", "class_2", "cosine", "rho", *ratios])
 
+    def _numbers(self, names: Sequence[str]) -> list[int]:
+        """The numbers of classes; raises for one that there is not."""
+        for name in names:
+            if name not in self._number:
+                near = difflib.get_close_matches(name, self.names, n=3, cutoff=0.4) or self.names[:8]
+                raise StudyError(f"there is no class {name!r} among {len(self.names)}; near it: {', '.join(near)}")
+        return [self._number[name] for name in names]
+
     def pictures(self, name: str, count: int = 5) -> list[NDArray[np.uint8]]:
         """The first labelled images of a class, as pictures."""
-        chosen = self._by_class[self._number[name]][:count]
+        chosen = self._by_class[self._numbers([name])[0]][:count]
         return [self.labelled.picture(sample) for sample in chosen.tolist()]
 
     def _key(self) -> dict[str, object]:

@@ -167,6 +167,11 @@ class Crops:
         numbers, places = self.study.references.sample[channel], self.boxes[channel]
         return [cropped(self.study.images.picture(int(numbers[rank])), places[rank]) for rank in ranks]
 
+    def embeddings_key(self, embedder: Embedder) -> dict[str, object]:
+        """What an embedder's vectors depend on, by which they are found."""
+        own = {"step": "embeddings", "how": FORMAT["embeddings"], "embedder": embedder.fingerprint}
+        return self.study.key("boxes") | own
+
     def embeddings(self, embedder: Embedder) -> NDArray[np.float32]:
         """An embedder's vectors of the crops of all references: float32 ``[channels, n, d]``.
 
@@ -197,12 +202,9 @@ class Crops:
             name = f"crops to {embedder.name}"
             return map_in_blocks(sample, of, name=name, unit="crop", store=blocks, new=new, run=self.study.run)
 
-        key = self.study.key("boxes") | {
-            "step": "embeddings",
-            "how": FORMAT["embeddings"],
-            "embedder": embedder.fingerprint,
-        }
-        return self.study.results.mapped("embeddings", key, compute).reshape(*self.study.references.sample.shape, -1)
+        return self.study.results.mapped("embeddings", self.embeddings_key(embedder), compute).reshape(
+            *self.study.references.sample.shape, -1
+        )
 
     def word_vectors(self, embedder: Embedder, words: Sequence[str]) -> NDArray[np.float32]:
         """An embedder's vectors of words, float32 ``[words, d]``; kept, since a large vocabulary takes long."""

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 RUN_STEPS = ("references", "circuits", "virtual", "neurons")
 """What ``pure-nb run`` takes."""
 
-COMMANDS = {"layouts": "plot, atlas", "boxes": "evaluate", "embeddings": "evaluate", "classes": "arv, pairs, split"}
+COMMANDS = {"layouts": "atlas", "boxes": "evaluate", "embeddings": "evaluate", "classes": "arv, pairs, split"}
 """Which commands take the other steps."""
 
 STEPS = (*RUN_STEPS, *COMMANDS)
@@ -331,6 +331,10 @@ class _Trial:
     def _embeddings(self) -> dict[str, Any] | None:
         if self.embedder is None:
             return None
+        if self._known("boxes") and self.study.results.has(
+            "embeddings", self.study.crops.embeddings_key(self.embedder)
+        ):
+            return self._done()
         embedder, sample = self.embedder, self._sample(min(IMAGES, len(self.study.images)))[None]
         box = np.tile(np.array([0, 0, *self.study.images.example.shape[:0:-1]], dtype=np.int32), (*sample.shape, 1))
 
@@ -415,22 +419,25 @@ class TimeLeft:
 
     def __init__(self, expected: Mapping[str, float], clock: Callable[[], float] = perf_counter) -> None:
         self.expected, self.clock = dict(expected), clock
+        self.first: float | None = None
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Within it a step runs, and its bars tell what is left of the whole."""
-        self.begun, self.running = self.clock(), self.expected.pop(name, 0.0)
+        self.begun, self.running, self.first = self.clock(), self.expected.pop(name, 0.0), None
         with watched(self._told):
             yield
 
     def left(self, part: float) -> float:
         """Seconds that are left when a part of the running step is done."""
-        took = self.clock() - self.begun
-        own = took / part if part > 0.05 else self.running  # before, a little that was quick would tell wrongly
-        return own * (1 - part) + sum(self.expected.values())
+        new, took = part - (self.first or 0.0), self.clock() - self.begun
+        pace = took / new if new > 0.05 else self.running  # before, a little that was quick would tell wrongly
+        return pace * (1 - part) + sum(self.expected.values())
 
     def _told(self, bar: Bar) -> None:
         part = bar.done / bar.total if bar.total else 0.0
+        if self.first is None:  # some of it may have been there
+            self.first, self.begun = part, self.clock()
         bar.set_postfix_str(f"of all steps {in_words(self.left(min(1.0, part)))} left", refresh=False)
 
 

@@ -169,9 +169,7 @@ class Study:
         """The steps that were computed before, here or in the store."""
         if not self._is_there("references"):
             return []
-        steps = [step for step in ("circuits", "virtual", "layouts") if self._is_there(step)]
-        boxed = "_boxed" in vars(self.crops) or self.results.has("boxes", self.key("boxes"))
-        return ["references", *steps, *(["boxes"] if boxed else [])]
+        return ["references", *(step for step in ("circuits", "virtual", "layouts", "boxes") if self._is_there(step))]
 
     def on(self, run: Run) -> Study:
         """The same study run otherwise: ``study.on(Run(device="cuda"))``."""
@@ -290,6 +288,8 @@ class Study:
 
     def _is_there(self, step: str) -> bool:
         """Whether a step was computed before."""
+        if step == "boxes" and "_boxed" in vars(self.crops):
+            return True
         return {"references": "_found"}.get(step, step) in vars(self) or self.results.has(step, self.key(step))
 
     @cached_property

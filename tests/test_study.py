@@ -314,6 +314,7 @@ def test_replace(tmp_path: Path) -> None:
         ({"n_clusters": 3}, "virtual neurons"),
         ({"seed": 1}, "virtual neurons layouts _classified pairs"),
         ({"crop": "activation"}, "_boxed"),
+        ({"crop_lower": "2"}, "_boxed _without_crp"),
         ({"rule": "lrp"}, "circuits virtual neurons layouts"),
         ({"min_frequency": 0.5}, "pairs"),
         ({"min_share": 0.1}, "_classified pairs"),
@@ -336,6 +337,16 @@ def test_what_still_holds_is_kept(tmp_path: Path, change: dict[str, Any], droppe
     assert other._weights is study._weights
     asked = {"lower": "input:4"} | {name: value for name, value in change.items() if name not in RUN}
     assert contents(other) == contents(mine(tmp_path / "other", images=images, **asked))
+
+
+def test_a_network_that_was_trained_on_is_another(tmp_path: Path) -> None:
+    study = mine(tmp_path)
+    before = study.references.score.copy()
+    with torch.no_grad():
+        study.model[0].weight.mul_(-1)
+    other = study.replace(batch_size=4)
+    assert other._weights != study._weights
+    assert (other.references.score != before).any()
 
 
 @pytest.mark.parametrize("change", [{"target": "5"}, {"n_references": 5}, {"precision": "bfloat16"}, {"store": None}])

@@ -86,3 +86,8 @@ def received(packed: bytes, *packs: bytes) -> Any:
             return found.get_submodule(name) if name else found
 
     return Unpacker(BytesIO(inner)).load()
+
+
+def forget() -> None:
+    """Let the last thing go, and the processes that load images for it."""
+    received.cache_clear()

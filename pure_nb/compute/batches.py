@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pure_nb.errors import PureError, StudyError
-from pure_nb.network.cut import Cut
+from pure_nb.methods.circuits import cuts
 from pure_nb.parameters import Run
 
 if TYPE_CHECKING:
@@ -95,16 +95,18 @@ def measured(study: Study) -> Run:
     key: dict[str, object] = {"step": "batches", "network": type(model).__name__, "image": list(example.shape)}
     key |= {"weights": sum(one.numel() for one in model.parameters()), "threads": torch.get_num_threads()}
     key |= {"target": parameters.target, "lower": parameters.lower, "device": run.device, "most": count}
+    card = torch.cuda.get_device_name(run.device) if run.device.startswith("cuda") else ""
+    key |= {"rule": parameters.rule, "card": card}
     if store and (saved := store.load_arrays("batches", key)):
         return replace(run, batch_size=int(saved[0]["size"]))
 
     def tried(size: int) -> None:
         batch = example.to(run.device).expand(size, *example.shape).contiguous()
-        cut = Cut.at(model, batch, parameters.lower, parameters.target)
-        cut.relevance(np.zeros(size, dtype=np.int64), last=True)  # of which it looks whether it is finite, and so waits
+        cut_at(batch).relevance(np.zeros(size, dtype=np.int64), last=True)  # which looks at the result, and so waits
 
     most = min(MOST, 1 << (count - 1).bit_length())
-    with run.prepared(model):
+    asked = (parameters.target, parameters.lower, parameters.rule)
+    with run.prepared(model), cuts(model, example[None].to(run.device), *asked) as cut_at:
         size = fastest(tried, most) if run.device == "cpu" else largest(tried, most)
     if run.device.startswith("cuda"):
         torch.cuda.empty_cache()

@@ -103,22 +103,29 @@ class Cluster(Client):  # type: ignore[misc]
         told: set[range] = set()
         tree = subtrees(cut, BRANCH)
 
-        with _seen(self, store) as token:
-            for attempt in self._attempts():
-                with attempt:
-                    sent = self._sent(partial(_swept, job, store, token))
-                    left = [branch for branch in tree if covered(branch) not in known]
-                    with closing(self._handed_out(left, partial(self._branch, job, store, sent))) as finished:
-                        for (own, images), future in finished:
-                            if store is None:
-                                if own in tree:
-                                    known[covered(own)] = _checked(future.result())
-                            elif not store.path("shard", job.key(covered(own))).exists():  # the worker kept none there
-                                save_part(job, own, store, _checked(future.result()))
-                            if images and covered(own) not in told:
-                                told.add(covered(own))
-                                done(images)
-                    break
+        try:
+            with _seen(self, store) as token:
+                for attempt in self._attempts():
+                    with attempt:
+                        sent = self._sent(partial(_swept, job, store, token))
+                        left = [branch for branch in tree if covered(branch) not in known]
+                        with closing(self._handed_out(left, partial(self._branch, job, store, sent))) as finished:
+                            for (own, images), future in finished:
+                                if store is None:
+                                    if own in tree:
+                                        known[covered(own)] = _checked(future.result())
+                                elif not store.path(
+                                    "shard", job.key(covered(own))
+                                ).exists():  # the worker kept none there
+                                    save_part(job, own, store, _checked(future.result()))
+                                if images and covered(own) not in told:
+                                    told.add(covered(own))
+                                    done(images)
+                        break
+        finally:
+            with suppress(Exception):  # whatever is wrong was told by now
+                if job.run.workers:
+                    self.run(_packing.forget)
         return load_or_compute_part(job, cut, store, known=known)
 
     def _branch(

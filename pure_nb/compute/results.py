@@ -170,5 +170,5 @@ class Results:
 
     def has(self, step: str, key: Mapping[str, object]) -> bool:
         """Whether a step is in the store."""
-        suffix = {"circuits": ".npy", "neurons": ".parquet"}.get(step, ".safetensors")
+        suffix = {"circuits": ".npy", "embeddings": ".npy", "neurons": ".parquet"}.get(step, ".safetensors")
         return self.store is not None and self.store.found(step, key, suffix) is not None

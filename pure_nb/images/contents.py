@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import stat
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -19,8 +20,8 @@ EVERY = 256
 
 def cache_folder() -> Path:
     """Where results and digests are kept: ``$PURE_NB_STORE``, or the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("PURE_NB_STORE") or cache / "pure_nb")
+    named = os.environ.get("PURE_NB_STORE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pure_nb"
 
 
 def told(files: Sequence[str]) -> bytes:
@@ -39,9 +40,9 @@ def told(files: Sequence[str]) -> bytes:
 def digests(paths: Sequence[str]) -> list[str]:
     """The digest of what is in each file, by its whole path; or that it can't be read.
 
-    A file whose path, size and time of change are known is not read again.
+    A file whose path, size and times of change are known is not read again.
     """
-    with suppress(sqlite3.Error, OSError):  # a folder that is read-only, a full disk, a damaged file
+    with suppress(sqlite3.Error, OSError, RuntimeError):  # a read-only folder, a damaged file; no home
         cache_folder().mkdir(parents=True, exist_ok=True)
         return _digests(paths, cache_folder() / "digests.sqlite")
     return _digests(paths, ":memory:")
@@ -51,29 +52,34 @@ def _digests(paths: Sequence[str], place: Path | str) -> list[str]:
     found: list[str] = []
     with closing(sqlite3.connect(place)) as kept:
         kept.execute(
-            "CREATE TABLE IF NOT EXISTS files "
-            "(path BLOB PRIMARY KEY, size INTEGER, changed INTEGER, digest TEXT) WITHOUT ROWID"
+            "CREATE TABLE IF NOT EXISTS states "
+            "(path BLOB PRIMARY KEY, size INTEGER, written INTEGER, changed INTEGER, digest TEXT) WITHOUT ROWID"
         )
         for start in range(0, len(paths), EVERY):
             some = [os.fsencode(path) for path in paths[start : start + EVERY]]
-            asked = f"SELECT * FROM files WHERE path IN ({', '.join('?' * len(some))})"
+            asked = f"SELECT * FROM states WHERE path IN ({', '.join('?' * len(some))})"
             known = {path: (state, own) for path, *state, own in kept.execute(asked, some)}
-            for path in some:
+            new = []
+            for path in dict.fromkeys(some):  # one file may hold many images
                 state, own = _digest(path, *known.get(path, ([], "")))
-                found.append(own)
+                known[path] = state, own
                 if state and time() - state[1] / 1e9 > FRESH:
-                    kept.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (path, *state, own))
-            kept.commit()
+                    new.append((path, *state, own))
+            found += [known[path][1] for path in some]
+            with suppress(sqlite3.Error), kept:  # not kept where the disk is full, or another writes for long
+                kept.executemany("INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?, ?)", new)
     return found
 
 
 def _digest(path: bytes, known: list[int], digest: str) -> tuple[list[int], str]:
-    """A file's size and time of change and its digest, if they are not known; its digest alone if they are."""
+    """A file's size and times of change and its digest, if they are not known; its digest alone if they are."""
     try:
         status = os.stat(path)
-        state = [status.st_size, status.st_mtime_ns]
+        state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         if state == known:
             return [], digest
+        if stat.S_ISDIR(status.st_mode):  # as of frames: what is in it is the data set's to tell
+            return [], f"folder {status.st_mtime_ns}"
         return state, f"{status.st_size} {hashlib.sha256(Path(os.fsdecode(path)).read_bytes()).hexdigest()[:32]}"
     except OSError:
         return [], "can't be read"

@@ -100,6 +100,7 @@ def clip(
 
     @torch.inference_mode()
     def encode_text(texts: list[str]) -> Tensor:
+        network.to(run.local_device)  # where it is not yet, on a worker
         found: Tensor = network.encode_text(read(texts).to(run.local_device))
         return found
 

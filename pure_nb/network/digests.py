@@ -215,6 +215,10 @@ class _Digest:
             self.text(one.__qualname__)
             if _root(one) in BY_NAME or one.__module__.startswith(NAMED):
                 self.text(one.__module__)
+                for name, value in sorted(vars(one).items()):  # what is put into its place is the user's
+                    if isinstance(value, FunctionType) and _root(value) != _root(one):
+                        self.text(name)
+                        self.add(value)
                 continue
             for name, value in sorted(vars(one).items()):
                 if not name.startswith("__") or isinstance(value, (FunctionType, staticmethod, classmethod)):

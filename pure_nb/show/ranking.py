@@ -59,9 +59,14 @@ class Turns:
     def drawing(self) -> Iterator[None]:
         """Within it the other one waits."""
         self.wanted.set()
-        with self.turn:
+        try:
+            self.turn.acquire()
+        finally:  # also where it is interrupted
             self.wanted.clear()
+        try:
             yield
+        finally:
+            self.turn.release()
 
     def give_way(self) -> None:
         """Let whoever wants to draw do so; for whoever has the turn."""
@@ -125,7 +130,10 @@ class Progress:
         try:
             with self.turns.turn, watched(self._look):
                 for step in STEPS:
-                    self.study.__dict__[step] = getattr(self.own, step)
+                    # Not by its name: up to Python 3.11 a cached property has one lock for all studies, and whoever
+                    # draws may wait for it while this waits for the drawing.
+                    found = getattr(type(self.own), step).func(self.own)
+                    self.own.__dict__[step] = self.study.__dict__[step] = found
                     self.step += 1
                     self._look()
             self.ranked(ordered(self.study))

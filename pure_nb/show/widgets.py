@@ -291,10 +291,13 @@ def _live_neurons(
     def resort(ranked: list[int]) -> None:
         nonlocal stays
         listed[own] = ranked
-        if current == own:
+        if current == own == layer.value:  # or another layer is about to be shown
             stays = neuron.value  # as new options move it to the first
-            neuron.options = [str(channel) for channel in ranked]
-            neuron.value, stays = stays, ""
+            try:
+                neuron.options = [str(channel) for channel in ranked]
+                neuron.value = stays
+            finally:
+                stays = ""
 
     turns = ranking.Turns()
     progress = ranking.Progress(study, turns, resort)
