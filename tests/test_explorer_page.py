@@ -117,6 +117,23 @@ def test_going_back_undoes_step_by_step_to_the_start(context: Any, url: str) -> 
         assert "#" not in visit.page.url
 
 
+def test_links_to_headings_and_broken_links_harm_nothing(context: Any, url: str) -> None:
+    with Visit(context, f"{url}#1.neuron=%E0%A4%A&2.neuron=3") as visit:
+        reads(visit, "Neuron 8")
+        reads(visit, "Neuron 3", 1)
+        assert not visit.troubles
+    with Visit(context, url) as visit:
+        choose(visit, "2")
+        reads(visit, "split into 2 parts")
+        address(visit, "#1.parts=2")
+        visit.page.evaluate("() => { location.hash = 'below'; }")
+        visit.page.wait_for_timeout(200)
+        reads(visit, "split into 2 parts")
+        visit.page.go_back()
+        visit.page.wait_for_timeout(200)
+        reads(visit, "split into 2 parts")
+
+
 def test_an_address_that_nothing_answers_to_is_the_start(context: Any, url: str) -> None:
     with Visit(context, f"{url}#1.neuron=999&1.parts=77&7.neuron=3") as visit:
         reads(visit, "Neuron 8")
@@ -151,7 +168,7 @@ def test_a_link_is_copied_whole(context: Any, url: str, folder: Path, at: str) -
         context.grant_permissions(["clipboard-read", "clipboard-write"])
     with Visit(context, own) as visit:
         choose(visit, "3")
-        visit.page.get_by_label("copy a link").first.click()
+        visit.page.get_by_title("copy a link").first.click()
         visit.page.get_by_text("copied").wait_for()
         field = visit.page.get_by_label("number of the neuron").first
         field.evaluate("input => { input.type = 'text'; input.value = ''; input.focus(); }")
@@ -163,7 +180,7 @@ def test_the_table_is_what_is_known(context: Any, url: str, folder: Path, glyph_
     with Visit(context, f"{url}#1.neuron=22&1.parts=3") as visit:
         reads(visit, "split into 3 parts")
         with visit.page.expect_download() as download:
-            visit.page.get_by_label("download a table").first.click()
+            visit.page.get_by_title("download a table").first.click()
         text = Path(download.value.path()).read_text(encoding="utf-8")
     rows = list(csv.DictReader(io.StringIO(text)))
     neuron = glyph_study.neuron(22)
@@ -179,7 +196,7 @@ def test_the_picture_shows_the_images_in_true_colour(context: Any, url: str, fol
     with Visit(context, f"{url}#1.neuron=22") as visit:
         reads(visit, "Neuron 22")
         with visit.page.expect_download() as download:
-            visit.page.get_by_label("download a picture").first.click()
+            visit.page.get_by_title("download a picture").first.click()
         with Image.open(download.value.path()) as image:
             picture = np.asarray(image.convert("RGB")).astype(int)
         place = """() => {
@@ -200,7 +217,7 @@ def test_the_picture_shows_the_images_in_true_colour(context: Any, url: str, fol
 def test_a_picture_of_a_page_from_the_disk_is_refused_in_words(context: Any, folder: Path) -> None:
     with Visit(context, (folder / "page.html").as_uri()) as visit:
         reads(visit, "Neuron 8")
-        visit.page.get_by_label("download a picture").first.click()
+        visit.page.get_by_title("download a picture").first.click()
         reads(visit, "it does from a server")
 
 
@@ -219,10 +236,13 @@ def test_the_page_stands_still(browser: Any, url: str, viewport: dict[str, int],
                 reads(visit, f"Neuron {channel}")
                 tops.add(visit.page.evaluate(top))
         assert len(tops) == 1
+        visit.page.evaluate("() => { document.querySelector('.explorer-words').scrollIntoView({block: 'center'}); }")
+        assert visit.page.locator(".explorer-picker").first.bounding_box()["y"] == 0, "the picker does not stay"
         wide = visit.page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
         assert wide <= 0, "the page scrolls sideways"
         if viewport is PHONE:
-            small = """() => [...document.querySelectorAll('.explorer-controls :is(button, select, input, span)')]
+            small = """() => [...document.querySelectorAll(':is(.explorer-controls, .explorer-picker) *')]
+                .filter(one => one.matches('button, select, input, span'))
                 .filter(one => one.checkVisibility({opacityProperty: true}) && !one.matches('.explorer-value'))
                 .map(one => one.getBoundingClientRect().height).filter(height => height < 44)"""
             assert visit.page.evaluate(small) == []
@@ -263,6 +283,11 @@ def test_an_image_is_enlarged(context: Any, url: str) -> None:
         visit.page.keyboard.press("ArrowRight")
         assert dialog.inner_text().startswith("rank 3,")
         assert dialog.locator(".tile").first.bounding_box()["width"] > 250
+        following = dialog.get_by_label("next image")
+        following.focus()
+        visit.page.keyboard.press("Enter")
+        visit.page.keyboard.press("Enter")
+        assert dialog.inner_text().startswith("rank 5,")
         visit.page.keyboard.press("Escape")
         dialog.wait_for(state="detached")
         assert not visit.troubles

@@ -643,3 +643,16 @@ def test_passes_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
         gc.collect()
         assert len(rules) >= 5
         assert not [rule for rule in rules if rule() is not None]
+
+
+def test_a_setting_that_changes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known to fit is looked at again, though the weights are the same."""
+    looked: list[int] = []
+    looks = lrp.require_fit
+    monkeypatch.setattr(lrp, "require_fit", lambda *what: looked.append(1) or looks(*what))
+    model, images = plain(), torch.rand(1, 3, 12, 12)
+    for change in (lambda: None, lambda: None, lambda: setattr(model[2], "stride", (1, 1))):
+        change()
+        with lrp.ruled(model, images, "2", "4", lrp.default_composite(model)):
+            pass
+    assert len(looked) == 2

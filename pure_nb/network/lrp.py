@@ -59,7 +59,7 @@ _FITS: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
 
 def _state(model: nn.Module) -> list[Any]:
-    """What changes as soon as a network does: its modules, their own forward and hooks, and their weights."""
+    """What changes as soon as a network does: its modules, their settings, forward and hooks, its weights."""
     tensors = [(id(tensor), tensor.data_ptr(), tensor._version) for tensor in (*model.parameters(), *model.buffers())]
     hooks = [
         [*map(id, part._forward_hooks.values()), 0, *map(id, part._forward_pre_hooks.values())]
@@ -104,7 +104,8 @@ def ruled(
         See :func:`require_fit` and :func:`pure_nb.network.coverage.require_rules`.
     """
     # Looked at once: that takes as long as seven images, and most calls are for a few.
-    asked, state = (lower, target, images.shape[1:], images.device), _state(model)
+    asked = (lower, target, images.shape[1:], images.device, *map(type, composite.canonizers))
+    state = _state(model)
     usual = every and type(composite) is EpsilonPlusFlat  # another composite's rules are its own
     known = usual and _FITS.get(model, {}).get(asked) == state
     plain: dict[nn.Module, nn.Module] = {}

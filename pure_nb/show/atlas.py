@@ -297,9 +297,8 @@ def write(
     every = range(study.references.channels) if channels is None else channels
     chosen = [study.neuron(channel).channel for channel in every]
     _write_text(folder / "study.txt", made.identity)  # first: the book's chapters run while their atlas is drawn
-    study.neurons  # noqa: B018  the index needs all of them, and so no neuron's circuits are computed again on its own
-    if channels is None:
-        study.layouts  # noqa: B018  by all cores or workers, and kept
+    # The index needs all of them, and so no neuron's circuits are computed again on its own.
+    _ = study.neurons, study.layouts if channels is None else None
     draw(made, folder, chosen)
     _write_pages(made, folder, chosen, _templates(made, home))
     return folder / "index.html"

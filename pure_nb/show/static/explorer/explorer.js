@@ -24,7 +24,8 @@
   };
 
   const button = (text, title, pressed) => {
-    const element = make("button", { type: "button", class: "explorer-button", title, "aria-label": title }, text);
+    const sign = !/\w/.test(text); // words are their own name
+    const element = make("button", { type: "button", class: "explorer-button", title, "aria-label": sign && title }, text);
     element.addEventListener("click", pressed);
     return element;
   };
@@ -112,15 +113,22 @@
 
   const written = (one, all = false) => one.controls
     .filter((control) => all || control.value !== one.start.get(control.key))
-    .map((control) => `${one.place}.${control.key}=${encodeURIComponent(control.value)}`);
-  const read = () => new Map([...location.hash.matchAll(/(\d+\.\w+)=([^&]*)/g)].map(([, key, value]) => [key, decodeURIComponent(value)]));
+    .map((control) => `${one.place}.${encodeURIComponent(control.key)}=${encodeURIComponent(control.value)}`);
+  const decoded = (text) => {
+    try {
+      return decodeURIComponent(text);
+    } catch { // a link that was cut off
+      return text;
+    }
+  };
+  const read = () => new Map([...location.hash.matchAll(/(\d+\.[^=&]+)=([^&]*)/g)].map(([, key, value]) => [decoded(key), decoded(value)]));
 
   // A slider that is drawn passes many values: what it is left at is an entry in the browser's history.
   const remember = () => {
     clearTimeout(waiting);
     waiting = setTimeout(() => {
       const now = [...explorers].sort((a, b) => a.place - b.place).flatMap((one) => written(one)).join("&");
-      if (`#${now}` !== (location.hash || "#")) history.pushState(null, "", now ? `#${now}` : location.pathname + location.search);
+      if (`#${now}` !== (location.hash || "#")) history.pushState({ explorers: true }, "", now ? `#${now}` : location.pathname + location.search);
     }, 300);
   };
 
@@ -133,9 +141,13 @@
       if (before !== written(one, true).join()) one.show();
     }
   };
-  window.addEventListener("popstate", restore);
+  // A link to a heading is none of the explorers' doing, and changes nothing in them.
+  history.replaceState({ ...history.state, explorers: true }, "");
+  window.addEventListener("popstate", (event) => {
+    if (event.state?.explorers || read().size) restore();
+  });
 
-  // Called once its controls are made and before they show anything; true if the address asks for another state.
+  // Called once its controls are made, and before they show anything.
   const enter = (figure, controls, show) => {
     const one = { figure, controls, show, place: Number(figure.dataset.place), start: new Map(controls.map((control) => [control.key, control.value])) };
     const known = read();
@@ -260,17 +272,15 @@
   // One image, large, both ways; with the arrow keys to the others of its row.
   const enlarge = (state, ranks, rank) => {
     const dialog = make("dialog", { class: "explorer-large", "aria-label": "One image" });
+    const both = make("div", { class: "explorer-both" }), words = make("p", { "aria-live": "polite" });
     const show = (to) => {
       rank = to;
-      const both = make("div", { class: "explorer-both" }, tile(state, rank, false), tile(state, rank, true));
-      const step = (by) => ranks[(ranks.indexOf(rank) + by + ranks.length) % ranks.length];
-      const close = button("close", "close", () => dialog.close());
-      dialog.replaceChildren(
-        both, make("p", { "aria-live": "polite" }, said(state.neuron, state.labels, rank)),
-        button("‹", "previous image", () => show(step(-1))), button("›", "next image", () => show(step(1))), close,
-      );
-      close.focus();
+      both.replaceChildren(tile(state, rank, false), tile(state, rank, true));
+      words.textContent = said(state.neuron, state.labels, rank);
     };
+    const step = (by) => show(ranks[(ranks.indexOf(rank) + by + ranks.length) % ranks.length]);
+    const close = button("close", "close", () => dialog.close());
+    dialog.append(both, words, button("‹", "previous image", () => step(-1)), button("›", "next image", () => step(1)), close);
     dialog.addEventListener("keydown", (event) => {
       const by = { ArrowLeft: 1, ArrowRight: 2 }[event.key];
       if (by) dialog.querySelectorAll("button")[by - 1].click();
@@ -280,6 +290,7 @@
     state.figure.append(dialog);
     dialog.showModal();
     show(rank);
+    close.focus();
   };
 
   const row = (state, ranks, part, name, most) => {
@@ -293,8 +304,10 @@
       key.style.backgroundColor = neuron.colours.at(part);
       head.append(key);
     }
-    const text = `, ${ranks.length} image${ranks.length === 1 ? "" : "s"}${name ? `, “${name}”` : ""}${meant ? `: ${meant}` : ""}`;
-    head.append(make("span", { class: "row-text", title: own + text }, make("strong", {}, own), text));
+    const text = `, ${ranks.length} image${ranks.length === 1 ? "" : "s"}${name ? `, “${name}”` : ""}`;
+    const some = meant.split(", "), more = some.length > 3 ? ` and ${some.length - 2} more` : "";
+    const short = more ? some.slice(0, 2).join(", ") + more : meant;
+    head.append(make("span", { class: "row-text", title: meant }, make("strong", {}, own), text + (short && `: ${short}`)));
     const strip = make("div", { class: "tiles", role: "group", "aria-label": `Images of ${part === null ? "the whole neuron" : `part ${own}`}${meant ? `: ${meant}` : ""}` });
     // One stop for the tab key a row; the arrow keys go on from there.
     const fill = (all) => strip.replaceChildren(...(all ? shown : shown.slice(0, most)).map((rank, place) => {
@@ -470,9 +483,9 @@
       pen.fillRect(...place(element));
     }
     for (const element of view.querySelectorAll(".tiles .tile, .thumb")) {
-      const rank = Number(element.dataset.rank), { columns, tiles } = state.neuron;
+      const rank = Number(element.dataset.rank), { columns } = state.neuron;
       const image = await arrives(getComputedStyle(element).backgroundImage.slice(5, -2));
-      const side = image.naturalWidth / Math.min(columns, Math.max(columns, tiles));
+      const side = image.naturalWidth / columns;
       const [x, y, width, height] = place(element);
       pen.drawImage(image, (rank % columns) * side, Math.floor(rank / columns) * side, side, side, x, y, width, height);
       if (element.className.includes("thumb")) {
@@ -515,12 +528,14 @@
         const k = partsOf(labels);
         count.say(`auto (${partsOf(neuron.parts[name][0])})`);
         const agreement = neuron.agreement?.[name][count.index];
-        state.words = `Neuron ${channel}, ${k === 1 ? "left whole" : `split into ${k} parts`} by ${name}`;
+        const some = new Set(labels.replaceAll("-", "")).size; // a letter may be left out: see relettered
+        state.words = `Neuron ${channel}, ${some < 2 ? "left whole" : `split into ${some} parts`} by ${name}`;
         if (agreement !== undefined) state.words += `; agreement with the true objects (AMI) ${agreement.toFixed(2)}`;
         rows.push(row(state, every, null, "", SHORT));
         for (let part = 0; part < k && k > 1; part++) {
           const word = count.index === 0 && name === methods[0] ? neuron.part_labels?.[part] : ""; // the study's own parts
-          rows.push(row(state, members(labels, part), part, word, SHORT));
+          const own = members(labels, part);
+          if (own.length) rows.push(row(state, own, part, word, SHORT));
         }
         drawn = [plane(state, `${state.words}. Each point is a reference image; similar circuits lie close together.`)];
         most = 1 + Math.max(...neuron.parts[name].map(partsOf));
@@ -557,7 +572,9 @@
       look = choice("show", ["what it looks at", "whole pictures"], changed);
     }
     const controls = [which, count, method, look].filter(Boolean);
-    figure.prepend(make("div", { class: "explorer-controls" }, ...controls.map((control) => control.box)), view);
+    const others = controls.filter((control) => control !== which).map((control) => control.box);
+    // The picker sticks to the top of the window for as long as the figure that it is in is there.
+    figure.prepend(...(which ? [which.box] : []), make("div", { class: "explorer-controls" }, ...others), view);
     const one = enter(figure, controls, show);
     const more = [
       button("table", "download a table (CSV) of these images", () => saved(new Blob([table(state)], { type: "text/csv" }), `neuron-${state.neuron.channel}.csv`)),
