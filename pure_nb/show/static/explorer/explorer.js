@@ -457,7 +457,8 @@
     pen.fillRect(0, 0, whole.width, whole.height + 30);
     const place = (element) => {
       const box = element.getBoundingClientRect();
-      return [box.left - whole.left, box.top - whole.top + 30, box.width, box.height];
+      const places = [box.left - whole.left, box.top - whole.top + 30, box.width, box.height];
+      return places.map((at) => Math.round(2 * at) / 2); // or pictures would be blurred
     };
     const write = (text, x, y, size) => {
       pen.fillStyle = ink;
