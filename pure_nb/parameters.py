@@ -30,7 +30,7 @@ Crop = Literal["peak", "crp", "activation"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 AUTO = "auto"
-"""As the size of batches: whatever suits the network and the machine, see ``pure_nb.compute.batches``."""
+"""As the size of batches: whatever suits the network and the machine, see ``pure_nb._batches``."""
 
 if TYPE_CHECKING:
     BatchSize = Any  # a number for all that computes, since a study looks for one as soon as it is made

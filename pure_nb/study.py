@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from pure_nb import _batches
 from pure_nb._keeping import replaced
 from pure_nb._lacking import lacks
 from pure_nb.classes import Classes
-from pure_nb.compute import batches
 from pure_nb.compute.results import ASKED, FORMAT, Results
 from pure_nb.compute.store import Arrays, New, Store, store_folder
 from pure_nb.compute.sweep import accepted, noted, sweep
@@ -111,7 +111,7 @@ class Study:
         if p.lower == NEAREST:
             object.__setattr__(self, "parameters", replace(p, lower=nearest_below(self.model, p.target)))
         if self.run.batch_size == AUTO:
-            object.__setattr__(self, "run", batches.measured(self))
+            object.__setattr__(self, "run", _batches.measured(self))
 
     @classmethod
     def from_model(

@@ -11,8 +11,8 @@ import torch
 from small import Items, noise, plain
 from typer.testing import CliRunner
 
+from pure_nb import _batches as batches
 from pure_nb.cli import app
-from pure_nb.compute import batches
 from pure_nb.errors import ModelError, StudyError
 from pure_nb.loading import load_study
 from pure_nb.network import layers
