@@ -66,6 +66,7 @@ def arrays(folder: Path, step: str) -> dict[str, NDArray[Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # a minute on one core, of all that ships
 def test_they_are_what_is_computed_here(tmp_path: Path) -> None:
     """Up to what another processor's sums change: last digits, so the order of equally strong references, the edges
     of a few boxes; and of UMAP, where a last digit moves every point, only how good it is. Parts are the same."""
