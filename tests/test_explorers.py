@@ -189,3 +189,18 @@ def test_from_a_server(browser: Any, server: str, page: str) -> None:
     with Visit(context, f"{server}/{page}") as visit:
         play_all(visit, touch=False)
     context.close()
+
+
+@pytest.mark.parametrize("size", [PHONE, {"width": 1440, "height": 500}])
+def test_the_picker_of_a_neuron_stays_below_the_head(browser: Any, size: Any) -> None:
+    context = browser.new_context(viewport=size)
+    with Visit(context, (SITE / "book/virtual-neurons.html").as_uri()) as visit:
+        visit.page.locator(".explorer-picker").first.wait_for()
+        last = "() => document.querySelector('.explorer-tools').scrollIntoView({block: 'end', behavior: 'instant'})"
+        visit.page.evaluate(last)
+        edges = """() => [document.querySelector('.bd-header-article').getBoundingClientRect().bottom,
+            document.querySelector('.explorer-picker').getBoundingClientRect().top]"""
+        head, picker = visit.page.evaluate(edges)
+        assert head == picker
+        assert visit.page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0
+    context.close()
