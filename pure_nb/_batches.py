@@ -32,7 +32,7 @@ GAIN = 0.95
 """On a CPU, twice as many at once are worth it if each image takes at most this part of the time."""
 
 
-def largest(tried: Callable[[int], object], most: int = MOST) -> int:
+def largest(tried: Callable[[int], object], most: int) -> int:
     """The largest power of two up to ``most`` that can be tried without running out of memory; 0 if not even one can.
 
     Parameters
@@ -54,7 +54,7 @@ def largest(tried: Callable[[int], object], most: int = MOST) -> int:
     return size // 2
 
 
-def fastest(tried: Callable[[int], object], most: int = MOST, clock: Callable[[], float] = perf_counter) -> int:
+def fastest(tried: Callable[[int], object], most: int, clock: Callable[[], float] = perf_counter) -> int:
     """The power of two up to ``most`` beyond which images take no less time each.
 
     Parameters

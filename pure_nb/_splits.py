@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pure_nb.errors import StudyError
 from pure_nb.images.data import Images
-from pure_nb.images.labels import class_labels
+from pure_nb.images.labels import class_labels, numbered
 from pure_nb.images.sources import as_images
 from pure_nb.methods.ownership import Assignment, Ownership
 from pure_nb.methods.relevance import Clamp, Criterion
@@ -81,17 +81,17 @@ class Splitter:
         self.module: Any = module
         self.halved = self.held_out and self.validation is None
         self.own = None if self.validation is None else as_images(self.validation, "validation")
-        self._means: dict[int, NDArray[np.float64]] = {}
 
     def splits(self, asked: Sequence[Asked]) -> Iterator[Split]:
         """The splits of some channels: all of them between classes, or none."""
-        if self.halved:
-            names = dict.fromkeys(name for _, classes in asked for name in classes or ())
-            self._add_means([self.classes._number[name] for name in names if name in self.classes._number])
+        named = dict.fromkeys(number for own in asked for number in self._numbers(*own))
+        means = self._means([*named]) if self.halved and named else {}
         waiting: list[tuple[Assignment, Asked, _Concepts]] = []
         size, p = 0.0, self.study.parameters
         for number, (channel, classes) in enumerate(asked, 1):
-            found = self._virtual_concepts(channel) if classes is None else self._class_concepts(channel, classes)
+            found = (
+                self._virtual_concepts(channel) if classes is None else self._class_concepts(channel, classes, means)
+            )
             arvs = found.arvs[:, channel_sources(self.module, channel)]
             assignment = Assignment(p.target, channel, arvs, ownership=self.ownership)
             waiting.append((assignment, (channel, classes), found))
@@ -141,31 +141,35 @@ class Splitter:
             run=self.study.run,
         )
 
-    def _class_concepts(self, channel: int, classes: Sequence[str]) -> _Concepts:
+    def _numbers(self, channel: int, classes: Sequence[str] | None) -> list[int]:
+        """The numbers of the classes, if any, that a channel is to be split between; raises if it can't be."""
+        if classes is None:
+            return []
         numbers = self.classes._numbers(classes)
         if len(set(classes)) < max(2, len(classes)):
             raise StudyError(f"a channel is split between two or more different classes, got {list(classes)}")
+        _require_two(channel, classes, [len(self.classes._by_class[number]) for number in numbers])
+        return numbers
+
+    def _class_concepts(
+        self, channel: int, classes: Sequence[str], means: Mapping[int, NDArray[np.float64]]
+    ) -> _Concepts:
+        numbers = self.classes._numbers(classes)
         samples, concept = self.classes._samples_of(numbers)
-        training = _fitted(channel, classes, concept)
         if self.halved:
-            self._add_means(numbers)
-            means = np.stack([self._means[number] for number in numbers])
-            arvs = (means * dense_weight(self.module, channel)).sum(axis=2)
+            seen = np.stack([means[number] for number in numbers])
+            arvs = (seen * dense_weight(self.module, channel)).sum(axis=2)
         else:
             arvs = self.classes.statistics.arv(self.study.model, channel, numbers)
-        return _Concepts(tuple(classes), self.classes.labelled, samples, concept, training, arvs)
+        return _Concepts(tuple(classes), self.classes.labelled, samples, concept, every_second(concept), arvs)
 
-    def _add_means(self, numbers: Sequence[int]) -> None:
-        """Find out what each weight sees of the images of some classes that splits are fitted to, on average."""
-        missing = [number for number in numbers if number not in self._means]
-        if not missing:
-            return
-        samples, concept = self.classes._samples_of(missing)
+    def _means(self, numbers: Sequence[int]) -> dict[int, NDArray[np.float64]]:
+        """What each weight sees of the images of some classes that splits are fitted to, on average."""
+        samples, concept = self.classes._samples_of(numbers)
         fitted = every_second(concept)
         how: dict[str, Any] = {"labels": concept[fitted], "run": self.study.run}
         target, images = self.study.parameters.target, self.classes.labelled
-        means = pooled_inputs(self.study.model, images, samples[fitted], target, **how)
-        self._means |= {missing[row]: mean for row, mean in zip(np.unique(concept[fitted]), means)}
+        return dict(zip(numbers, pooled_inputs(self.study.model, images, samples[fitted], target, **how)))
 
     def _virtual_concepts(self, channel: int) -> _Concepts:
         neuron = self.study.neuron(channel)
@@ -178,7 +182,8 @@ class Splitter:
         used = np.flatnonzero(parts.labels >= 0)
         vectors, concept = neuron.vectors[used].astype(np.float64), parts.labels[used]
         names = tuple(part_name(part) for part in range(parts.k))
-        training = _fitted(channel, names, concept)
+        _require_two(channel, names, np.bincount(concept, minlength=parts.k))
+        training = every_second(concept)
         if self.halved:
             concept = refitted(vectors, concept, training, seed=self.study.parameters.seed)
         fitted = training if self.halved else np.ones_like(training)
@@ -208,15 +213,11 @@ class Splitter:
         """The classes of the images for validation, and their numbers."""
         assert self.own is not None
         labels, names = class_labels(self.own, len(self.classes.names))
-        known: dict[str, int] = {}
-        for number, name in enumerate(names):
-            known.setdefault(name, number)  # of one name the first, as everywhere
-        return labels, known
+        return labels, numbered(names)
 
 
-def _fitted(channel: int, names: Sequence[str], concept: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Every second image of each concept, if each has two."""
-    few = [name for name, count in zip(names, np.bincount(concept, minlength=len(names))) if count < 2]
+def _require_two(channel: int, names: Sequence[str], images: Iterable[int]) -> None:
+    """Raise unless there are two images of each concept: one to fit a split to, and one for validation."""
+    few = [name for name, count in zip(names, images) if count < 2]
     if few:
         raise StudyError(f"channel {channel} can't be split: each concept needs two images, {few[0]} has fewer")
-    return every_second(concept)

@@ -20,7 +20,7 @@ from pure_nb.compute.store import Arrays, Store
 from pure_nb.compute.sweep import accepted
 from pure_nb.errors import ImageError, StudyError, StudyWarning
 from pure_nb.images.data import Images
-from pure_nb.images.labels import at_chance, class_labels, seen_labels
+from pure_nb.images.labels import at_chance, class_labels, numbered, seen_labels
 from pure_nb.images.reading import Unreadable, batches
 from pure_nb.images.sources import as_images
 from pure_nb.methods.agreement import MantelResult, agreement, similarity_matrix, with_similarities
@@ -286,7 +286,7 @@ class Classes:
     @cached_property
     def _number(self) -> dict[str, int]:
         """The network's output of each class, by its name."""
-        return {name: number for number, name in reversed([*enumerate(self.names)])}
+        return numbered(self.names)
 
     @cached_property
     def _by_class(self) -> list[NDArray[np.int64]]:

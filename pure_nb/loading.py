@@ -163,11 +163,10 @@ def load_study(
         raise StudyError(f"{str(path)!r} has an entry in [run] that is not known: {sorted(unknown)[0]!r}")
     # A device that this process lacks may be one that a cluster has.
     run |= {option: changes.pop(option) for option in RUN if option in changes}
-    own = {field: changes.pop(field) for field in ("name", "model", "images", "run") if field in changes}
-    # Before "nearest" is looked up, as the target may be another.
+    made: dict[str, Any] = {"name": name, "model": model, "images": images, "run": Run(**run)}
+    made |= {field: changes.pop(field) for field in made if field in changes}
     parameters = checked({**tables["parameters"], **changes})
-    study = Study(name, model, images, parameters, Store(store_folder(store) / name, SHIPPED), Run(**run))
-    return study.replace(**own) if own else study
+    return Study(parameters=parameters, store=Store(store_folder(store) / name, SHIPPED), **made)
 
 
 def shipped_studies() -> list[str]:

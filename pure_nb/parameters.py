@@ -14,9 +14,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_origin, get_type_hints
 
-from pure_nb.errors import StudyError
+from pure_nb.errors import StudyError, require_choice
 
 if TYPE_CHECKING:
     from torch import nn
@@ -273,8 +273,8 @@ def _check(asked: Parameters | Run) -> None:
     """Raise if a value is not what its field is declared to be; numbers become Python's own."""
     for one in fields(asked):
         name, kind, value = one.name, KINDS[one.name], getattr(asked, one.name)
-        if get_origin(kind) is Literal and value not in get_args(kind):
-            raise StudyError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+        if get_origin(kind) is Literal:
+            require_choice(name, value, kind, StudyError)
         if kind is str and not isinstance(value, str):
             raise StudyError(f"{name} must be the name of a layer, got {value!r}")
         if kind is bool and not isinstance(value, bool):

@@ -446,8 +446,12 @@ def test_a_class_of_one_image_can_not_be_split(tmp_path: Path) -> None:
     images = Labelled(9)
     images.targets[3] = images.targets[7] = 0
     images.targets[3] = 3
+    study = mine(tmp_path, images)
+    _ = study.classes.statistics
+    images.loaded.clear()
     with pytest.raises(StudyError, match="each concept needs two images, urn has fewer"):
-        mine(tmp_path, images).classes.split(1, ["cat", "urn"])
+        study.classes.split(1, ["cat", "urn"])
+    assert not images.loaded  # it is said before anything is run
 
 
 def test_ratios_of_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

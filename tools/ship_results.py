@@ -18,16 +18,14 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch looks: sums in another order
 
 from pure_nb.compute.store import Store
 from pure_nb.loading import SHIPPED, load_study
-from pure_nb.study import Study
 
 
-def compute(folder: Path) -> Study:
-    """The study, with what ships of it computed into a folder, from nothing that is known."""
+def compute(folder: Path) -> None:
+    """Compute what ships of the study into a folder, from nothing that is known."""
     study = load_study("glyphs", progress=False).replace(store=Store(folder))
     _ = study.circuits, study.layouts, study.neurons, study.crops.boxes  # and what these are made of
     for lock in folder.glob(".*.lock"):
         lock.unlink()
-    return study
 
 
 def main() -> None:

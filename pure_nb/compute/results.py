@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pure_nb.compute.store import Arrays, New, Result, Store
+from pure_nb.compute.store import SUFFIXES, Arrays, New, Result, Store
 from pure_nb.parameters import Run, renamed
 
 if TYPE_CHECKING:
@@ -170,5 +170,4 @@ class Results:
 
     def has(self, step: str, key: Mapping[str, object]) -> bool:
         """Whether a step is in the store."""
-        suffix = {"circuits": ".npy", "embeddings": ".npy", "neurons": ".parquet"}.get(step, ".safetensors")
-        return self.store is not None and self.store.found(step, key, suffix) is not None
+        return self.store is not None and any(self.store.found(step, key, suffix) for suffix in SUFFIXES)

@@ -44,6 +44,9 @@ Key = Mapping[str, object]
 New = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
 """Makes an array of a shape and type, to be filled: in memory, as ``np.empty``, or in a file."""
 
+SUFFIXES = (".safetensors", ".parquet", ".npy")
+"""Of artifacts: arrays, a table, and one array that is mapped."""
+
 
 def fingerprint(key: Key) -> str:
     """Twelve hexadecimal digits that stand for a key (any JSON value)."""
@@ -374,7 +377,7 @@ class Result:
         return self.path.name.rpartition("-")[0]
 
 
-_OURS = re.compile(r"\w+-[0-9a-f]{12}(\.safetensors|\.parquet|\.npy)?")
+_OURS = re.compile(rf"\w+-[0-9a-f]{{12}}({'|'.join(map(re.escape, SUFFIXES))})?")
 """Names of artifacts, and of folders of parts."""
 
 

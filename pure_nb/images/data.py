@@ -422,7 +422,7 @@ def _file(dataset: object, sample: int) -> str | None:
             entry = files[sample]
             found = entry[0] if isinstance(entry, (list, tuple)) and entry else entry
             if isinstance(found, (str, os.PathLike)):
-                return str(os.fspath(found))
+                return os.fsdecode(found)
     return None
 
 

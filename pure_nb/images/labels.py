@@ -164,6 +164,14 @@ def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple
     return np.where(labels < 0, -1, np.array(place, dtype=np.int64)[labels]), tuple(all_names)
 
 
+def numbered(names: Sequence[str]) -> dict[str, int]:
+    """The number of each name; of several that are the same, that of the first."""
+    known: dict[str, int] = {}
+    for number, name in enumerate(names):
+        known.setdefault(name, number)
+    return known
+
+
 def seen_labels(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Numbers of at most :data:`SEEN` labelled images, spread over the classes."""
     order = np.argsort(labels, kind="stable")[(labels < 0).sum() :]
