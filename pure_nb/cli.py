@@ -68,11 +68,12 @@ def run(
         print_table(table.reset_index(names="step"))
         echo(f"pure-nb run takes about {in_words(table['seconds']['run'])}{where and f' by {where}'}.")
         return
-    expected: dict[Any, float] = {}
+    expected: dict[str, float] = {}
     if found.run.progress and not os.environ.get("TQDM_DISABLE"):  # the bars tell what is left
-        expected = found.estimate(steps=RUN_STEPS)["seconds"].to_dict()
-        echo(f"all steps: about {in_words(expected.pop('run'))}")
-    left = TimeLeft({step: seconds for step, seconds in expected.items() if step in RUN_STEPS})
+        seconds = found.estimate(steps=RUN_STEPS)["seconds"]
+        echo(f"all steps: about {in_words(seconds['run'])}")
+        expected = {step: seconds[step] for step in RUN_STEPS}
+    left = TimeLeft(expected)
     for step in RUN_STEPS:
         start = perf_counter()
         with left.step(step):

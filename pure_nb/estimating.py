@@ -57,8 +57,6 @@ IMAGES, TURNS, ENOUGH, TOLD = 10, 3, 3.0, 1.5
 """Images that a step is tried on, and pairs of each; more images as long as it takes less than so many times as long as
 for two, of which most is what it takes once, and more pairs until they take so many times as long as one of each."""
 
-BOTH = ("seconds", "processor")
-
 
 class Cost(NamedTuple):
     """What something took: seconds of the clock and of the processor, and bytes of memory beyond those before."""
@@ -112,15 +110,15 @@ def estimate(
     with threaded(threads), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of ten images many a thing can be said
         tried = _Trial(study, embedder)
-        rows = {step: getattr(tried, f"_{step}")() for step in STEPS if step in steps}
-    rows = {step: row for step, row in rows.items() if row}
+        found = {step: tried.row(step) for step in STEPS if step in steps}
+    rows = {step: row for step, row in found.items() if row}
     cores = 1 if cluster or study.run.client or tried.channels < MANY else cpu_count() or 1
     for step, row in rows.items():
         row["seconds"] /= (workers if step in ON_WORKERS else 1) * (cores if step in ON_CORES else 1)
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.insert(0, "command", [COMMANDS.get(step, "run") for step in rows])
     for name, some in {"run": table[table["command"] == "run"], "total": table.copy()}.items():
-        table.loc[name] = {"command": "", "count": "", **some[[*BOTH, "disk_mb"]].sum()} | {
+        table.loc[name] = {"command": "", "count": "", **some[["seconds", "processor", "disk_mb"]].sum()} | {
             "memory_mb": some["memory_mb"].max() if len(some) else 0.0
         }
     return table
@@ -161,8 +159,7 @@ class _Trial:
     def _small(self, images: Images | None = None, **known: Any) -> Study:
         """The study without what is known, but for what is given."""
         found = replace(self.study, images=images or self.study.images, store=None, run=self.run)
-        found.__dict__.update({name: value for name, value in known.items() if value is not None})
-        found.__dict__.setdefault("_weights", "")
+        found.__dict__.update({"_weights": "", **known})
         return found
 
     def _referring(self, sample: NDArray[np.int64], **known: Any) -> Study:
@@ -185,9 +182,13 @@ class _Trial:
                 break
         return np.array(found or [0])
 
-    def _row(self, count: str, cost: Cost, images: float, kept: float, batch: float = 1) -> dict[str, Any]:
-        """What a step takes whose cost was measured."""
-        memory = self.base + cost.memory * batch + images
+    def row(self, step: str) -> dict[str, Any] | None:
+        """What a step takes, which is nothing if it is known; None if the study has no such step."""
+        return self._row("known", Cost(0, 0, 0), 0, 0) if self._known(step) else getattr(self, f"_{step}")()
+
+    def _row(self, count: str, cost: Cost, held: float, kept: float, batch: float = 1) -> dict[str, Any]:
+        """What a step takes whose cost was measured; bytes that it holds beyond a batch, and that are kept of it."""
+        memory = self.base + cost.memory * batch + held
         return {
             "count": count,
             "seconds": cost.seconds,
@@ -198,10 +199,16 @@ class _Trial:
 
     def _known(self, step: str) -> bool:
         """Whether a step takes nothing any more."""
-        return (step == "references" or self.study._is_there("references")) and self.study._is_there(step)
-
-    def _done(self) -> dict[str, Any]:
-        return self._row("known", Cost(0, 0, 0), 0, 0)
+        study, results = self.study, self.study.results
+        if step == "classes":
+            classes = study.classes
+            there = "_classified" in vars(classes)
+            return not classes.without_labels and (there or results.has(step, classes._key()))
+        if step == "embeddings":
+            if self.embedder is None or not self._known("boxes"):
+                return False
+            return results.has(step, study.crops.embeddings_key(self.embedder))
+        return (step == "references" or study._is_there("references")) and study._is_there(step)
 
     def _images(self, compute: Callable[[Study], object], images: Images) -> tuple[Cost, int]:
         """What an image costs in a pass, and on how many it was tried."""
@@ -257,8 +264,6 @@ class _Trial:
         return count * (1 - (1 - self.n / count) ** self.channels)
 
     def _references(self) -> dict[str, Any]:
-        if self._known("references"):
-            return self._done()
         count, own = len(self.study.images), 20.0 * self.channels * self.n
         cost, tried = self._images(lambda some: some.references, self.study.images)
         batch = min(self.run.batch_size, count) / tried
@@ -269,14 +274,12 @@ class _Trial:
             self.found = some.circuits
             return self.found
 
-        return self._of_pairs("circuits", compute, 4.0 * self.lower.channels)
+        return self._of_pairs(compute, 4.0 * self.lower.channels)
 
     def _boxes(self) -> dict[str, Any]:
-        return self._of_pairs("boxes", lambda some: some.crops.boxes, 16.0)
+        return self._of_pairs(lambda some: some.crops.boxes, 16.0)
 
-    def _of_pairs(self, step: str, compute: Callable[[Study], object], each: float) -> dict[str, Any]:
-        if self._known(step):
-            return self._done()
+    def _of_pairs(self, compute: Callable[[Study], object], each: float) -> dict[str, Any]:
         cost, tried = self._pairs(compute)
         pairs = self.channels * self.n
         batch = min(self.run.batch_size, self._unique) / tried
@@ -295,10 +298,8 @@ class _Trial:
         sample = generator.choice(len(self.study.images), (self.rows, self.n))
         return self._referring(sample, circuits=part * first + (1 - part) * second)
 
-    def _channels(self, step: str, compute: Callable[[], object], each: float) -> dict[str, Any]:
+    def _channels(self, compute: Callable[[], object], each: float) -> dict[str, Any]:
         """What a step takes that is done channel by channel, by what it takes for two, and what it takes once."""
-        if self._known(step):
-            return self._done()
         first, cost = measured(compute), measured(compute)
         once = [max(0.0, a - b) for a, b in zip(first[:2], cost[:2])]
         times = [one + other * self.channels / self.rows for one, other in zip(once, cost[:2])]
@@ -314,27 +315,23 @@ class _Trial:
         return compute
 
     def _virtual(self) -> dict[str, Any]:
-        return self._channels("virtual", self._again("virtual"), 8.0 * self.n + 4 * 3 * self.lower.channels)
+        return self._channels(self._again("virtual"), 8.0 * self.n + 4 * 3 * self.lower.channels)
 
     def _neurons(self) -> dict[str, Any]:
-        self._two.__dict__.setdefault("virtual", self._two.virtual)
+        self._two.virtual  # noqa: B018  of which the table is, and no part of what it takes
 
         def compute() -> object:
             self._two.__dict__.pop("objects", None)
             return self._again("neurons")()
 
-        return self._channels("neurons", compute, 100.0 + 8 * self.n)
+        return self._channels(compute, 100.0 + 8 * self.n)
 
     def _layouts(self) -> dict[str, Any]:
-        return self._channels("layouts", self._again("layouts"), 8.0 * self.n)
+        return self._channels(self._again("layouts"), 8.0 * self.n)
 
     def _embeddings(self) -> dict[str, Any] | None:
         if self.embedder is None:
             return None
-        if self._known("boxes") and self.study.results.has(
-            "embeddings", self.study.crops.embeddings_key(self.embedder)
-        ):
-            return self._done()
         embedder, sample = self.embedder, self._sample(min(IMAGES, len(self.study.images)))[None]
         box = np.tile(np.array([0, 0, *self.study.images.example.shape[:0:-1]], dtype=np.int32), (*sample.shape, 1))
 
@@ -351,8 +348,6 @@ class _Trial:
         classes = self.study.classes
         if classes.without_labels:
             return None
-        if "_classified" in vars(classes) or self.study.results.has("classes", classes._key()):
-            return self._done()
         images, found = classes.labelled, []
 
         def compute(some: Study) -> None:
@@ -435,10 +430,9 @@ class TimeLeft:
         return pace * (1 - part) + sum(self.expected.values())
 
     def _told(self, bar: Bar) -> None:
-        part = bar.done / bar.total if bar.total else 0.0
         if self.first is None:  # some of it may have been there
-            self.first, self.begun = part, self.clock()
-        bar.set_postfix_str(f"of all steps {in_words(self.left(min(1.0, part)))} left", refresh=False)
+            self.first, self.begun = bar.part, self.clock()
+        bar.set_postfix_str(f"of all steps {in_words(self.left(min(1.0, bar.part)))} left", refresh=False)
 
 
 def in_words(seconds: float) -> str:

@@ -52,3 +52,8 @@ def test_bytes_and_money() -> None:
 def test_what_limits(limit: str, how: dict[str, float]) -> None:
     table = costs([Step("s", 100, 0.1, 10, read=1e4, moved=10.0)], Workers(5, **how))
     assert table.limits["s"] == limit
+
+
+def test_no_steps_are_what_is_sent_alone() -> None:
+    table = costs([], Workers(2, sent=1e9))
+    assert table.loc["total", ["tasks", "moved"]].tolist() == [0, 2e9]

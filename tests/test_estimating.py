@@ -33,10 +33,9 @@ IMAGE, PAIR = 0.5, 0.2
 
 def mine(folder: Path | None = None, images: Any = None, **how: Any) -> Study:
     data = Items(noise(200)) if images is None else images
-    study = Study.from_model(plain(), data, "4", "2", n_references=8, progress=False, **{"batch_size": 16, **how})
-    return study.replace(store=None) if folder is None else Study.from_model(
-        plain(), data, "4", "2", n_references=8, progress=False, store=folder, **{"batch_size": 16, **how}
-    )  # fmt: skip
+    options: dict[str, Any] = {"n_references": 8, "batch_size": 16, "progress": False, "store": folder, **how}
+    study = Study.from_model(plain(), data, "4", "2", **options)
+    return study.replace(store=None) if folder is None else study
 
 
 @pytest.fixture
@@ -101,12 +100,20 @@ def test_it_is_what_then_happens(clock: list[float]) -> None:
     took = clock[0] - before
     told = mine(batch_size=1).estimate(steps=["references"])
     assert took == pytest.approx(told["seconds"]["references"])
-    told, before = study.estimate(steps=RUN_STEPS[:2]), clock[0]
+    told = study.estimate(steps=RUN_STEPS[:2])
     assert told["seconds"]["references"] == 0  # it is known
     assert told["count"]["references"] == "known"
     before = clock[0]
     study.circuits  # noqa: B018
     assert clock[0] - before == pytest.approx(told["seconds"]["circuits"])
+
+
+def test_what_is_known_is_not_tried(clock: list[float]) -> None:
+    study = mine()
+    study.neurons  # noqa: B018
+    before = clock[0]
+    assert study.estimate(steps=RUN_STEPS)["count"].tolist() == ["known"] * 4 + ["", ""]
+    assert clock[0] == before
 
 
 def test_few_images_and_few_pairs_are_run(monkeypatch: pytest.MonkeyPatch) -> None:

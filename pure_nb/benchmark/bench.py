@@ -154,9 +154,11 @@ def _load_or_compute(task: Task, contestant: Contestant, choose: bool, seed: int
         table[["silhouette_gain", "chosen"]] = np.nan
         if choose and parts.vectors is not None and contestant.clusterer is kmeans:
             vectors: Any = parts.vectors
-            how: dict[str, Any] = {"name": "parts", "many": 1, "run": replace(task.study.run, progress=False)}
+            quiet = replace(task.study.run, progress=False)
             alone = partial(virtual_neurons, draws=DRAWS, seed=seed)  # k-means is not told how many parts there are
-            found = each_neuron(alone, lambda channel: (vectors[channel],), len(vectors), **how)
+            found = each_neuron(
+                alone, lambda channel: (vectors[channel],), len(vectors), name="parts", many=1, run=quiet
+            )
             table["silhouette_gain"] = [one.silhouette_gain for one in found]
             table["chosen"] = [float(one.k) for one in found]
         return table

@@ -69,6 +69,8 @@ def _alone(root: Any) -> bytes:
     return _IMAGES[root]
 
 
+# What is unpickled, here and below, comes from the client through Dask, which itself sends pickles: who can send one
+# can have the workers compute anything as it is. None comes from a file: nothing in a store is ever unpickled.
 @lru_cache(maxsize=PIECES)
 def _piece(pack: bytes) -> Any:
     return pickle.loads(pack)

@@ -16,6 +16,11 @@ class Bar(tqdm):  # type: ignore[type-arg]  # not to be subscripted where it run
     done: float = 0
     """How many are done since it was made."""
 
+    @property
+    def part(self) -> float:
+        """The part of all that is done since it was made; 0 where nobody knows how many there are."""
+        return self.done / self.total if self.total else 0.0
+
     def update(self, n: float | None = 1) -> bool | None:
         """As tqdm's; what whoever watches raises stops the work, as Ctrl-C would."""
         self.done += n or 0
@@ -31,7 +36,7 @@ _watching: ContextVar[Callable[[Bar], object] | None] = ContextVar("watching", d
 def watched(watching: Callable[[Bar], object]) -> Iterator[None]:
     """Within it, and in this thread, every bar calls ``watching`` with itself whenever some more is done.
 
-    Of the bar are known ``done``, of ``total``.
+    Of the bar are known ``done``, of ``total``, and the ``part`` that this is.
     """
     before = _watching.set(watching)
     try:

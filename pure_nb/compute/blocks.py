@@ -180,9 +180,9 @@ def each_neuron(
     def block(first: int) -> list[tuple[Any, ...]]:
         return [given(number) for number in range(first, min(first + NEURONS, count))]
 
-    jobs = -1 if count >= many else 1
+    jobs = 1 if run.client or count < many else -1
     bar = progress_bar(desc=name, total=count, unit="neuron", shown=run.progress)
-    with bar, Parallel(n_jobs=1 if run.client else jobs) as parallel:
+    with bar, Parallel(n_jobs=jobs) as parallel:
         bar.update(sum(len(known) for known in found.values() if known is not None))
         if run.client:
             results = run.client.each(partial(_in_turn, one), lambda first: (block(first),), todo)

@@ -213,9 +213,13 @@ class Cluster(Client):  # type: ignore[misc]
 
     def _begun(self, sent: list[Future], *given: Any) -> Future:
         """A task on its way: what was sent, of what is given."""
+        return self._submitted(_task, sent, *given, retries=RETRIES, pure=False)
+
+    def _submitted(self, *given: Any, **how: Any) -> Future:
+        """As Dask's ``submit``, without its warning of what is large: networks and images are."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sending large graph")
-            return self.submit(_task, sent, *given, retries=RETRIES, pure=False)
+            return self.submit(*given, **how)
 
     def _sent(self, work: Callable[..., Any]) -> list[Future]:
         """Work on its way to the workers, once for all tasks; the networks and data sets in it once for all steps.
@@ -229,9 +233,7 @@ class Cluster(Client):  # type: ignore[misc]
             key = f"pure-nb-{hashlib.sha256(pack).hexdigest()}"
             future = self._pieces.pop(key, None)
             if future is None or future.cancelled():
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message="Sending large graph")
-                    future = self.submit(bytes, pack, key=key)
+                future = self._submitted(bytes, pack, key=key)
             futures.append(future)
             self._pieces[key] = future
         for key in list(self._pieces)[: -_packing.PIECES - len(futures)]:

@@ -92,19 +92,19 @@ def costs(steps: Iterable[Step], workers: Workers) -> pd.DataFrame:
     rows = {}
     for step in steps:
         tasks = ceil(step.units / step.together)
-        rounds, moved = ceil(tasks / workers.count), step.units * step.moved
+        rounds, read, moved = ceil(tasks / workers.count), step.units * step.read, step.units * step.moved
         seconds = {
             "workers": rounds * (min(step.together, step.units) * step.seconds + workers.task),
             "scheduler": tasks * workers.scheduler,
-            "storage": step.units * step.read / workers.storage,
+            "storage": read / workers.storage,
             "network": moved / workers.network,
         }
         limit = max(seconds, key=lambda name: seconds[name])
         hours = seconds[limit] / 3600
-        rows[step.name] = (tasks, hours, limit, step.units * step.read, moved, hours * workers.count * workers.price)
+        rows[step.name] = (tasks, hours, limit, read, moved, hours * workers.count * workers.price)
     table = pd.DataFrame.from_dict(rows, "index", columns=["tasks", "hours", "limits", "read", "moved", "money"])
     sent, total = workers.count * workers.sent, table.drop(columns="limits").sum()
     waited = sent / workers.network / 3600
     more = {"hours": waited, "moved": sent, "money": waited * workers.count * workers.price}
-    table.loc["total"] = total.add(pd.Series(more), fill_value=0.0) if rows else pd.Series(more)
+    table.loc["total"] = total.add(pd.Series(more), fill_value=0.0)
     return table.astype({"tasks": int})

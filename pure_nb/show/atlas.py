@@ -298,7 +298,9 @@ def write(
     chosen = [study.neuron(channel).channel for channel in every]
     _write_text(folder / "study.txt", made.identity)  # first: the book's chapters run while their atlas is drawn
     # The index needs all of them, and so no neuron's circuits are computed again on its own.
-    _ = study.neurons, study.layouts if channels is None else None
+    study.neurons  # noqa: B018
+    if channels is None:
+        study.layouts  # noqa: B018
     draw(made, folder, chosen)
     _write_pages(made, folder, chosen, _templates(made, home))
     return folder / "index.html"

@@ -147,9 +147,9 @@ class Progress:
     def _look(self, bar: Bar | None = None) -> None:
         if self.stopped.is_set():
             raise _StopError
-        part = bar.done / bar.total if bar is not None and bar.total else 0.0
-        if abs(self.step + part - self.bar.value) >= 0.01:  # each is a message to the browser
-            self.bar.value = self.step + part
+        done = self.step + (0.0 if bar is None else bar.part)
+        if abs(done - self.bar.value) >= 0.01:  # each is a message to the browser
+            self.bar.value = done
         self.turns.give_way()
 
     def _say(self, text: str) -> None:
