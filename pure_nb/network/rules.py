@@ -275,6 +275,7 @@ class _Even(Reusing):
         return [ones], [seen], [1 / stabilize(seen.detach() * original.shape[1])], [0]
 
     def relevance(self, module: nn.Module, kept: dict[str, Any], above: Tensor) -> Tensor:
-        channels = kept.setdefault("channels", len(kept["inputs"][0][0]) if "inputs" in kept else 0)
+        if "channels" not in kept:
+            kept["channels"] = kept["inputs"][0].shape[1]
         found = super().relevance(module, kept, above.sum(dim=1, keepdim=True))
-        return found.expand(-1, channels, *found.shape[2:])
+        return found.expand(-1, kept["channels"], *found.shape[2:])
