@@ -23,7 +23,7 @@ HITS = 25
 """Draws at least as clear as the neuron, after which no more are needed."""
 
 BATCH = 50
-"""Draws made at once."""
+"""Draws made at once, at most."""
 
 ELEMENTS = 2_000_000
 """Entries of a batch's scalar products, at most."""
@@ -52,7 +52,7 @@ class Clearest(NamedTuple):
     silhouette
         That silhouette.
     gain
-        By how much it is larger, by the mean start, than the mean of the first :data:`BATCH` draws, 0 without any.
+        By how much it is larger, by the mean start, than the mean of the draws made first; 0 without any.
     p
         The probability that a draw is at least as clear.
     """
