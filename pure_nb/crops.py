@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -16,7 +17,7 @@ from pure_nb.compute.blocks import map_in_blocks
 from pure_nb.compute.results import FORMAT
 from pure_nb.compute.store import Arrays, New, Store
 from pure_nb.errors import EmbedderError, LayerError, StudyWarning
-from pure_nb.figures.render import Looked, View, boxes, cropped, heatmaps, views
+from pure_nb.figures.render import Looked, View, boxes, cropped, heatmaps, viewed, views
 from pure_nb.methods.circuits import propagate
 from pure_nb.network.layers import get_layer
 from pure_nb.parameters import Crop
@@ -87,12 +88,9 @@ class Crops:
                 self.study.images,
                 channel,
                 sample,
-                target=self.study.parameters.target,
-                crop=crop,
-                lower=self._lower,
                 store=blocks,
                 looked=self._looked,
-                run=self.study.run,
+                **self._how(crop),
             )
             return {"box": found}, f"crops follow the activation map, since {why}" if why else ""
 
@@ -100,6 +98,11 @@ class Crops:
         if note:
             warnings.warn(note, StudyWarning, stacklevel=3)
         return arrays["box"], note
+
+    def _how(self, crop: Crop) -> dict[str, Any]:
+        """How heatmaps of the study's channels are made."""
+        target, run = self.study.parameters.target, self.study.run
+        return {"target": target, "crop": crop, "lower": self._lower, "run": run}
 
     def _fitting(self, crop: Crop) -> tuple[Crop | None, str]:
         """What pictures can be cropped to, None for nothing; and why, where that is not what was asked for."""
@@ -125,22 +128,18 @@ class Crops:
             return [View(n, p, np.ones(p.shape[:2], dtype=bool)) for n, p in zip(sample.tolist(), pictures)]
         if why:
             warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=2)
-        how: dict[str, Any] = {"target": self.study.parameters.target, "crop": found, "lower": self._lower}
-        how["run"] = self.study.run
         asked = [(found, *pair) for pair in zip(channel.tolist(), sample.tolist())]
         looks = {pair: self._looked[pair] for pair in asked if pair in self._looked}
         new = {pair: row for row, pair in enumerate(asked) if pair not in looks}
         chosen = np.array(list(new.values()), dtype=np.int64)
-        flows = heatmaps(self.study.model, self.study.images, channel[chosen], sample[chosen], **how)
+        flows = heatmaps(self.study.model, self.study.images, channel[chosen], sample[chosen], **self._how(found))
         with closing(flows):
             for rows, maps in flows if new else ():
                 pairs = [asked[chosen[row]] for row in rows]
                 self._looked.take_in(pairs, maps)
                 looks |= {pair: self._looked[pair] for pair in pairs}
-        shown = {number: self.study.images.picture(number) for number in np.unique(sample).tolist()}
         shape = self.study.images.example.shape[-2:]
-        masks = [np.unpackbits(looks[pair][0], count=shape.numel()).astype(bool).reshape(shape) for pair in asked]
-        return [View(pair[2], shown[pair[2]], mask) for pair, mask in zip(asked, masks)]
+        return viewed(self.study.images, sample, [_unpacked(looks[pair][0], shape) for pair in asked])
 
     def drawn(self, blocks: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> Iterator[tuple[int, list[View]]]:
         """:meth:`views` of many pairs in blocks, as they come: the number of each, and its pictures.
@@ -153,13 +152,9 @@ class Crops:
             return
         if why:
             warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=2)
-        how: dict[str, Any] = {"target": self.study.parameters.target, "crop": crop, "lower": self._lower, "run": run}
-        work = partial(_seen, self.study.model, images, how)
+        work = partial(_seen, self.study.model, images, self._how(crop))
         for number, (seen, shape) in run.client.each(work, blocks.__getitem__, range(len(blocks))):
-            masks = np.unpackbits(seen, count=int(np.prod(shape))).reshape(shape).astype(bool)
-            numbers = blocks[number][1].tolist()
-            pictures = {sample: images.picture(sample) for sample in set(numbers)}
-            yield number, [View(sample, pictures[sample], mask) for sample, mask in zip(numbers, masks)]
+            yield number, viewed(images, blocks[number][1], _unpacked(seen, shape))
 
     def of(self, channel: int, ranks: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Crops of a channel's references of given ranks, as embedders see them: uint8 ``[side, side, 3]`` each."""
@@ -227,6 +222,11 @@ def _seen(
     """The masks of pairs, eight pixels a byte, and their shape; not within :meth:`Crops.drawn`, as it is sent away."""
     masks = np.stack([view.mask for view in views(model, images, channel, sample, **how)])
     return np.packbits(masks), masks.shape
+
+
+def _unpacked(bits: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[np.bool_]:
+    """One mask or several, of which eight pixels were packed into a byte."""
+    return np.unpackbits(bits, count=math.prod(shape)).reshape(shape).astype(bool)
 
 
 def misfit(study: Study, lower: str | None) -> str:

@@ -22,7 +22,8 @@ from torch.nn.utils import parametrize, prune
 from torch.utils.data import TensorDataset
 from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus, EpsilonPlusFlat
 from zennit.core import Composite, Hook, RemovableHandleList
-from zennit.rules import Epsilon, Flat, ZPlus
+from zennit.layer import Sum
+from zennit.rules import Epsilon, Flat, Norm, ZPlus
 from zennit.torchvision import ResNetCanonizer
 
 from pure_nb._resting import frozen_eval
@@ -97,6 +98,23 @@ def test_rules_of_one_layer_are_zennits(make: Any, layer: nn.Module) -> None:
         )
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("make", [ZPlus, Flat, Norm])
+def test_a_stabiliser_of_ones_own_is_kept(make: Any) -> None:
+    """As zennit takes one from 0.5 on."""
+    layer = torchvision.models.resnet.BasicBlock(3, 3) if make is Norm else nn.Conv2d(3, 8, 3)
+    model, rule = nn.Sequential(layer, nn.Flatten()).double().eval(), make()
+    rule.gradient_mapper = lambda out_grad, outputs: [out_grad / (sum(outputs) + 0.1)] * len(outputs)
+    wanted = Sum if make is Norm else nn.Conv2d
+    composite = Composite(
+        module_map=lambda context, name, module: rule if isinstance(module, wanted) else None,
+        canonizers=[ResidualCanonizer()],
+    )
+    expected, found = (relevances(model, one, [noise(2, 9).double().relu()]) for one in (composite, reusing(composite)))
+    for one, other in zip(found, expected, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
 def test_a_merged_norm_is_a_number() -> None:

@@ -293,8 +293,13 @@ def views(  # noqa: PLR0913
     with closing(flows):
         for rows, maps in flows:
             masks |= dict(zip(rows.tolist(), mask(maps)))
+    return viewed(images, sample, [masks[row] for row in range(len(sample))])
+
+
+def viewed(images: Images, sample: NDArray[np.int64], masks: Iterable[NDArray[np.bool_]]) -> list[View]:
+    """Images with a mask each; a picture is read once, however many masks there are of it."""
     pictures = {number: images.picture(number) for number in np.unique(sample).tolist()}
-    return [View(number, pictures[number], masks[row]) for row, number in enumerate(sample.tolist())]
+    return [View(number, pictures[number], mask) for number, mask in zip(sample.tolist(), masks)]
 
 
 def cropped(picture: Picture, box: Sequence[int] | NDArray[np.int32]) -> Picture:
@@ -340,8 +345,9 @@ def boxes(  # noqa: PLR0913
     """
     shape = np.shape(channel)
     channel, sample = np.ravel(channel), np.ravel(sample)
-    known = Looked() if looked is None or run.client is not None else looked
-    first = 0 if looked is None else LOOKED * shape[-1] // len(sample)
+    known, first = Looked(), 0
+    if looked is not None and run.client is None:
+        known, first = looked, LOOKED * shape[-1] // len(sample)
 
     def pairs(rows: NDArray[np.int64]) -> list[tuple[Crop, int, int]]:
         return [(crop, int(channel[row]), int(sample[row])) for row in rows]

@@ -23,7 +23,7 @@ HITS = 25
 """Draws at least as clear as the neuron, after which no more are needed."""
 
 BATCH = 50
-"""Draws made at once."""
+"""Draws made at once, at most."""
 
 ELEMENTS = 2_000_000
 """Entries of a batch's scalar products, at most."""
@@ -52,7 +52,7 @@ class Clearest(NamedTuple):
     silhouette
         That silhouette.
     gain
-        By how much it is larger, by the mean start, than the mean of the first :data:`BATCH` draws, 0 without any.
+        By how much it is larger, by the mean start, than the mean of the draws made first; 0 without any.
     p
         The probability that a draw is at least as clear.
     """
@@ -175,8 +175,9 @@ def _own(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator) 
     For each number, the start counts whose clusters are the narrowest, as for scikit-learn's k-means; for the mean, the
     largest silhouette of each start.
     """
+    distance = _distances(gram)
     parts = _partitions(np.broadcast_to(gram, (STARTS, *gram.shape[1:])), numbers, generator)
-    values = np.stack([_silhouettes(_distances(gram), part) for part in parts])
+    values = np.stack([_silhouettes(distance, part) for part in parts])
     # The sum of squares within clusters is that of all points without that of the clusters' means.
     means = [(((part @ gram) * part).sum(axis=2) / np.maximum(part.sum(axis=2), 1)).sum(axis=1) for part in parts]
     best = values[np.arange(len(numbers)), np.argmax(means, axis=1)]

@@ -141,14 +141,15 @@ def pooled_inputs(
         float64 ``[images, inputs, kernel weights]``; or ``[labels, inputs, kernel weights]``, the least label first.
     """
     windows, entrance = KernelWindows.from_module(get_layer(model, layer)), INPUT + layer
-    chosen, rows = np.asarray(samples, dtype=np.int64).tolist(), range(len(samples))
-    places, counts = (rows, 1) if labels is None else np.unique(labels, return_inverse=True, return_counts=True)[1:]
+    chosen = np.asarray(samples, dtype=np.int64).tolist()
+    labels = np.arange(len(chosen)) if labels is None else labels
+    _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
     found, seen = np.empty(0), 0
     with run.prepared(model), torch.inference_mode():
         for batch in readable(images, chosen, run=run):
             entering = activations(model, batch.images.to(run.local_device), [entrance])[entrance]
             pooled = windows.pooled(in_single(entering)).cpu().double().numpy()
-            found = found if found.size else np.zeros((max(places) + 1, *pooled.shape[1:]))
+            found = found if found.size else np.zeros((len(counts), *pooled.shape[1:]))
             for row, place in zip(pooled, places[seen : seen + len(pooled)]):
                 found[place] += row
             seen += len(pooled)

@@ -105,8 +105,8 @@ def ruled(
     """
     # Looked at once: that takes as long as seven images, and most calls are for a few.
     asked = (lower, target, images.shape[1:], images.device, *map(type, composite.canonizers))
-    state = _state(model)
     usual = every and type(composite) is EpsilonPlusFlat  # another composite's rules are its own
+    state = _state(model) if usual else []
     known = usual and _FITS.get(model, {}).get(asked) == state
     plain: dict[nn.Module, nn.Module] = {}
     if not known:

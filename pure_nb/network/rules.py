@@ -23,7 +23,7 @@ from zennit.types import ConvolutionStandard
 from pure_nb.errors import LayerError
 
 EPSILON = 1e-6
-"""What zennit's rules add to what they divide by."""
+"""What zennit's rules add to what they divide by, unless they were made with another stabiliser."""
 
 Modified = tuple[list[Tensor], list[Tensor], list[Tensor], list[int]]
 """A layer's modified inputs, what it puts out for each, the factors of relevance, and which of them carry any."""
@@ -53,14 +53,21 @@ def fitting(rule: Pass | BasicHook, module: nn.Module) -> Hook:
     """
     if type(rule) is Pass:
         return Passing()
-    if type(rule) is Norm and isinstance(module, Total):
-        return _Sharing()
-    if isinstance(module, ConvolutionStandard):
-        if type(rule) is Flat and module.groups == 1:
+    if type(rule) in (Norm, Flat, ZPlus) and _stabilises_as_usual(rule):
+        if type(rule) is Norm and isinstance(module, Total):
+            return _Sharing()
+        if type(rule) is Flat and isinstance(module, ConvolutionStandard) and module.groups == 1:
             return _Even(rule)
-        if type(rule) is ZPlus:
+        if type(rule) is ZPlus and isinstance(module, ConvolutionStandard):
             return _Positive(rule)
     return Reusing(rule)
+
+
+def _stabilises_as_usual(rule: BasicHook) -> bool:
+    """Whether a rule divides by what zennit's do of themselves; as of 0.5 they can be told otherwise."""
+    outputs = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64).reshape(1, 3, 1, 1)
+    factors = rule.gradient_mapper(torch.ones_like(outputs), [outputs])
+    return torch.equal(factors if isinstance(factors, Tensor) else factors[0], 1 / stabilize(outputs, EPSILON))
 
 
 class _Detour(torch.autograd.Function):
@@ -275,6 +282,7 @@ class _Even(Reusing):
         return [ones], [seen], [1 / stabilize(seen.detach() * original.shape[1])], [0]
 
     def relevance(self, module: nn.Module, kept: dict[str, Any], above: Tensor) -> Tensor:
-        channels = kept.setdefault("channels", len(kept["inputs"][0][0]) if "inputs" in kept else 0)
+        if "channels" not in kept:
+            kept["channels"] = kept["inputs"][0].shape[1]
         found = super().relevance(module, kept, above.sum(dim=1, keepdim=True))
-        return found.expand(-1, channels, *found.shape[2:])
+        return found.expand(-1, kept["channels"], *found.shape[2:])
