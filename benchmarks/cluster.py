@@ -34,7 +34,7 @@ from distributed import LocalCluster
 from sweep import Made
 
 from pure_nb.compute import blocks, sweep
-from pure_nb.compute.blocks import BLOCK
+from pure_nb.compute.blocks import BLOCK, NEURONS
 from pure_nb.compute.cluster import Cluster, connect
 from pure_nb.compute.costs import Step, Workers, costs
 from pure_nb.compute.sweep import shards
@@ -42,7 +42,7 @@ from pure_nb.figures.render import boxes
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
 from pure_nb.methods.references import TopReferences
-from pure_nb.methods.virtual import NEURONS, virtual_neurons
+from pure_nb.methods.virtual import virtual_neurons
 from pure_nb.parameters import Run
 
 LAYERS = {"target": "layer4", "lower": "layer3"}
