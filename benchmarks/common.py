@@ -82,9 +82,14 @@ def composite() -> EpsilonPlusFlat:
     return EpsilonPlusFlat([ResNetCanonizer()])
 
 
+def clock_of(args: argparse.Namespace) -> Callable[[], float]:
+    """Tells seconds, as --clock asks."""
+    return time.process_time if args.clock == "cpu" else time.perf_counter
+
+
 def interleaved(contestants: Mapping[str, Callable[[], Any]], args: argparse.Namespace) -> dict[str, float]:
     """Seconds of each contestant: the median over rounds in which each runs once, so that noise hits all of them."""
-    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    clock = clock_of(args)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(args.repeats):
         for name, run in contestants.items():
@@ -133,14 +138,28 @@ def take_slice(
 
 def alone(run: Callable[..., Any], *arguments: Any, threads: int = 1) -> float:
     """MiB that a fresh process needs at most to call a function of a module."""
+    return fresh(_peak_of, run, arguments, threads=threads)
+
+
+def _peak_of(run: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
+    run(*arguments)
+    return peak()
+
+
+def fresh(run: Callable[..., Any], *arguments: Any, threads: int = 1) -> Any:
+    """What a function of a module returns when a fresh process calls it."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(_peak, run, arguments, threads).result()
+        return process.submit(_quietly, run, arguments, threads).result()
 
 
-def _peak(run: Callable[..., Any], arguments: tuple[Any, ...], threads: int) -> float:
+def _quietly(run: Callable[..., Any], arguments: tuple[Any, ...], threads: int) -> Any:
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
-    run(*arguments)
+    return run(*arguments)
+
+
+def peak() -> float:
+    """MiB that this process took at most."""
     status = Path("/proc/self/status")
     if status.exists():  # on Linux ru_maxrss counts what the parent held when it started this process
         return int(status.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) / (1 << 10)

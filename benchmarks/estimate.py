@@ -8,20 +8,18 @@ what was expected, by the clock of ``--clock``. The peak is that of the process 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from common import arguments, network, report, start
+from common import arguments, fresh, network, peak, report, start
 
 from pure_nb.estimating import STEPS
 from pure_nb.loading import load_study
@@ -62,11 +60,13 @@ STUDIES: dict[str, tuple[Callable[..., Study], int]] = {
 
 def expected(make: Callable[[str], Study], steps: list[str]) -> pd.DataFrame:
     """The estimate."""
+    warnings.simplefilter("ignore")
     return make(tempfile.mkdtemp()).estimate(steps=steps)
 
 
 def taken(make: Callable[[str], Study], steps: list[str]) -> pd.DataFrame:
     """What each step then takes."""
+    warnings.simplefilter("ignore")
     study = make(tempfile.mkdtemp())
     study.shapes, study.images.fingerprint, study._weights  # noqa: B018  no steps of their own
     compute: dict[str, Callable[[], object]] = {
@@ -79,22 +79,9 @@ def taken(make: Callable[[str], Study], steps: list[str]) -> pd.DataFrame:
         clock, processor = time.perf_counter(), time.process_time()
         compute.get(step, partial(getattr, study, step))()
         rows[step] = {"seconds": time.perf_counter() - clock, "processor": time.process_time() - processor}
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        rows[step]["memory_mb"] = int(status.split("VmHWM:")[1].split()[0]) / 1e3
+        rows[step]["memory_mb"] = peak() * 2**20 / 1e6
         rows[step]["disk_mb"] = (sum(result.size for result in study.results.stored()) - before) / 1e6
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def alone(function: Callable[..., pd.DataFrame], make: Callable[[str], Study], steps: list[str]) -> pd.DataFrame:
-    """Called in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(_quietly, function, torch.get_num_threads(), make, steps).result()
-
-
-def _quietly(function: Callable[..., pd.DataFrame], threads: int, *given: Any) -> pd.DataFrame:
-    torch.set_num_threads(threads)
-    warnings.simplefilter("ignore")
-    return function(*given)
 
 
 def main() -> None:
@@ -108,9 +95,9 @@ def main() -> None:
     for name in args.studies:
         make, count = STUDIES[name]
         study = partial(make, shared=args.shared.resolve(), images=args.images or count)
-        told = alone(expected, study, args.steps)
+        told = fresh(expected, study, args.steps, threads=args.threads)
         steps = [step for step in args.steps if step in told.index]
-        took = alone(taken, study, steps)
+        took = fresh(taken, study, steps, threads=args.threads)
         took.loc["total"] = {**took[["seconds", "processor", "disk_mb"]].sum(), "memory_mb": took["memory_mb"].max()}
         for step in [*steps, "total"]:
             row: dict[str, Any] = {"study": name, "step": step}

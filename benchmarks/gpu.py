@@ -32,7 +32,7 @@ import crops as cropping
 import numpy as np
 import sweep as sweeping
 import torch
-from common import Noise, arguments, network, report, start
+from common import Noise, arguments, clock_of, network, report, start
 from crp.attribution import CondAttribution
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -227,7 +227,7 @@ def row(args: argparse.Namespace, name: str, step: Any, check: World, precision:
         except Exception as problem:
             print(f"zennit-crp, {name}, {precision}: {type(problem).__name__}: {problem}", flush=True)
             peer = None
-    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    clock = clock_of(args)
     seconds: dict[str, list[float]] = {"ms": [], "zennit-crp ms": []}
     for _ in range(args.repeats):
         for side, run, units in (("ms", mine, count), ("zennit-crp ms", theirs, each if peer else 0)):

@@ -42,10 +42,15 @@ LIMITS |= {name: 1 / 3 for name in CODE if "help" in name}
 def seconds(code: list[str], threads: int = 1) -> float:
     """Processor time of a process."""
     settings = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": ""}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = children()
     subprocess.run([sys.executable, "-c", *code], check=True, stdout=subprocess.DEVNULL, env=settings)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return children() - before
+
+
+def children() -> float:
+    """Processor time of all processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:

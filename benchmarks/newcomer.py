@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from imports import children
 
 STUDY = """
 [model]
@@ -66,18 +67,13 @@ def seconds(checkout: Path, folder: Path, words: list[str]) -> tuple[float, dict
     """Processor seconds of a command of a checkout's ``pure-nb``, and of the steps that it tells of."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     environment = os.environ | threads | {"PYTHONPATH": str(checkout.resolve()), "PURE_NB_STORE": str(folder / "store")}
-    child = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None
-    said = child.stdout.read()
-    _, status, used = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    print(said, end="", flush=True)
-    if child.returncode:
-        raise SystemExit(f"pure-nb {' '.join(words)} of {checkout} ended with {child.returncode}")
-    steps = {name: float(value) for name, value in re.findall(r"^([\w ]+): ([\d.]+) s$", said, re.M)}
-    return used.ru_utime + used.ru_stime, steps
+    command, before = [sys.executable, "-c", COMMAND, *words], children()
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    print(done.stdout, end="", flush=True)
+    if done.returncode:
+        raise SystemExit(f"pure-nb {' '.join(words)} of {checkout} ended with {done.returncode}")
+    steps = {name: float(value) for name, value in re.findall(r"^([\w ]+): ([\d.]+) s$", done.stdout, re.M)}
+    return children() - before, steps
 
 
 def side(checkout: Path, args: argparse.Namespace) -> dict[str, float]:

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import arguments, report, start
+from common import arguments, clock_of, report, start
 from sklearn.metrics import adjusted_rand_score
 from torch import nn
 from torch.utils.data import Subset
@@ -82,7 +81,7 @@ def main() -> None:
         images = Images(Subset(whole.dataset, chosen), "sample")
     else:
         images = glyph_images(args.images)
-    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    clock = clock_of(args)
     sweep(model, images, [TopReferences("layer4", args.n)], run=Run(progress=False))  # warms up
     rows: list[dict[str, Any]] = []
     exact: dict[str, Any] = {}

@@ -221,6 +221,19 @@ def test_a_picture_of_a_page_from_the_disk_is_refused_in_words(context: Any, fol
         reads(visit, "it does from a server")
 
 
+def test_a_name_with_a_comma_is_one_name(context: Any, url: str, folder: Path) -> None:
+    data = known(folder, 22)
+    data["names"] = [f"{name}, a glyph" for name in data["names"]]
+    script = f"pureNb.neuron({json.dumps(data)});"
+    context.route("**/data/22.js", lambda route: route.fulfill(content_type="text/javascript", body=script))
+    with Visit(context, f"{url}#1.neuron=22") as visit:
+        reads(visit, "Neuron 22")
+        whole = visit.page.locator(".row-text").first
+        count = (whole.get_attribute("title") or "").count("%")
+        assert count > 3
+        assert whole.inner_text().endswith(f"%, {whole.get_attribute('title').split('%, ')[1]}% and {count - 2} more")
+
+
 @pytest.mark.parametrize(("viewport", "scheme"), [(DESK, "light"), (PHONE, "dark")])
 def test_the_page_stands_still(browser: Any, url: str, viewport: dict[str, int], scheme: str) -> None:
     context = browser.new_context(viewport=viewport, color_scheme=scheme)

@@ -168,6 +168,16 @@ def test_every_import_is_of_a_hard_dependency_or_says_which_extra_brings_it() ->
     assert hard | {"pyarrow"} == HARD  # by which pandas writes tables
 
 
+@pytest.mark.parametrize("folder", ["benchmarks", "tools"])
+def test_scripts_import_what_the_package_has(folder: str) -> None:
+    """Few of them run in tests."""
+    for path in sorted((SOURCE.parent / folder).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pure_nb":
+                names = ", ".join(alias.name for alias in node.names)
+                exec(f"from {node.module} import {names}")
+
+
 def test_there_are_few_hard_dependencies() -> None:
     assert len(PROJECT["dependencies"]) <= 18
     assert installed_by("all") == {

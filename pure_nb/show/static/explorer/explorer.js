@@ -108,7 +108,7 @@
 
   // ---- what is chosen, in the address ----------------------------------------------------------------------------
 
-  const explorers = []; // of this page: their figure, controls, the values they start with, and what shows them
+  const explorers = []; // of this page: their place on it, controls, the values they start with, and what shows them
   let waiting;
 
   const written = (one, all = false) => one.controls
@@ -122,6 +122,10 @@
     }
   };
   const read = () => new Map([...location.hash.matchAll(/(\d+\.[^=&]+)=([^&]*)/g)].map(([, key, value]) => [decoded(key), decoded(value)]));
+
+  const choose = (one, known) => {
+    for (const control of one.controls) control.set(known.get(`${one.place}.${control.key}`) ?? one.start.get(control.key));
+  };
 
   // A slider that is drawn passes many values: what it is left at is an entry in the browser's history.
   const remember = () => {
@@ -137,7 +141,7 @@
     const known = read();
     for (const one of explorers) {
       const before = written(one, true).join();
-      for (const control of one.controls) control.set(known.get(`${one.place}.${control.key}`) ?? one.start.get(control.key));
+      choose(one, known);
       if (before !== written(one, true).join()) one.show();
     }
   };
@@ -149,9 +153,9 @@
 
   // Called once its controls are made, and before they show anything.
   const enter = (figure, controls, show) => {
-    const one = { figure, controls, show, place: Number(figure.dataset.place), start: new Map(controls.map((control) => [control.key, control.value])) };
+    const one = { controls, show, place: Number(figure.dataset.place), start: new Map(controls.map((control) => [control.key, control.value])) };
     const known = read();
-    for (const control of controls) control.set(known.get(`${one.place}.${control.key}`) ?? control.value);
+    choose(one, known);
     explorers.push(one);
     if ([...known.keys()][0]?.startsWith(`${one.place}.`)) figure.scrollIntoView();
     return one;
@@ -235,15 +239,14 @@
 
   // Names that make up at least a share of the images, most frequent first, as Neuron.meanings gives them.
   const meanings = (neuron, ranks) => {
-    if (!neuron.names.length || !ranks.length) return "";
+    if (!neuron.names.length || !ranks.length) return [];
     const count = new Map();
     for (const rank of ranks) count.set(neuron.label[rank], (count.get(neuron.label[rank]) || 0) + 1);
     const least = Math.max(0.05, neuron.known ? 0 : 2 / ranks.length);
     return [...count]
       .filter(([name, some]) => name >= 0 && some / ranks.length >= least)
       .sort((a, b) => b[1] - a[1] || a[0] - b[0])
-      .map(([name, some]) => `${neuron.names[name]} ${Math.round((100 * some) / ranks.length)}%`)
-      .join(", ");
+      .map(([name, some]) => `${neuron.names[name]} ${Math.round((100 * some) / ranks.length)}%`);
   };
 
   // Labels are a string with a digit for each image, or a letter from the eleventh part on; "-" belongs to no part.
@@ -282,8 +285,8 @@
     const close = button("close", "close", () => dialog.close());
     dialog.append(both, words, button("‹", "previous image", () => step(-1)), button("›", "next image", () => step(1)), close);
     dialog.addEventListener("keydown", (event) => {
-      const by = { ArrowLeft: 1, ArrowRight: 2 }[event.key];
-      if (by) dialog.querySelectorAll("button")[by - 1].click();
+      const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (by) step(by);
     });
     dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); }); // beside it
     dialog.addEventListener("close", () => dialog.remove());
@@ -297,7 +300,8 @@
     const { neuron, open } = state;
     const shown = ranks.filter((rank) => rank < neuron.tiles);
     const own = part === null ? "all" : letter(part);
-    const meant = meanings(neuron, ranks);
+    const every = meanings(neuron, ranks);
+    const meant = every.join(", ");
     const head = make("div", { class: "row-head" });
     if (part !== null) {
       const key = make("span", { class: "row-key", "aria-hidden": "true" });
@@ -305,8 +309,7 @@
       head.append(key);
     }
     const text = `, ${ranks.length} image${ranks.length === 1 ? "" : "s"}${name ? `, “${name}”` : ""}`;
-    const some = meant.split(", "), more = some.length > 3 ? ` and ${some.length - 2} more` : "";
-    const short = more ? some.slice(0, 2).join(", ") + more : meant;
+    const short = every.length > 3 ? `${every.slice(0, 2).join(", ")} and ${every.length - 2} more` : meant;
     head.append(make("span", { class: "row-text", title: meant }, make("strong", {}, own), text + (short && `: ${short}`)));
     const strip = make("div", { class: "tiles", role: "group", "aria-label": `Images of ${part === null ? "the whole neuron" : `part ${own}`}${meant ? `: ${meant}` : ""}` });
     // One stop for the tab key a row; the arrow keys go on from there.
@@ -541,7 +544,7 @@
         drawn = [plane(state, `${state.words}. Each point is a reference image; similar circuits lie close together.`)];
         most = 1 + Math.max(...neuron.parts[name].map(partsOf));
       } else {
-        const meant = meanings(neuron, every);
+        const meant = meanings(neuron, every).join(", ");
         if (meant) state.words += `. It answers to ${meant}`;
         rows.push(row(state, every, null, "", whole ? 14 : 24));
       }
