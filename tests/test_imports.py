@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -299,19 +298,3 @@ study.neuron(22).plot().savefig(sys.argv[3])
     )
     loaded(code, json.dumps(sorted(barred)), str(study), str(picture))
     assert picture.is_file()
-
-
-@pytest.mark.parametrize("folder", ["benchmarks", "tools"])
-def test_scripts_ask_for_what_there_is(folder: str) -> None:
-    """They run for minutes, so that no other test runs them all."""
-    asked = 0
-    for path in sorted((SOURCE.parent / folder).glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "pure_nb":
-                module = importlib.import_module(str(node.module))
-                for alias in node.names:
-                    part = hasattr(module, "__path__") and find_spec(f"{node.module}.{alias.name}")
-                    there = part or hasattr(module, alias.name)
-                    assert there, f"{path.name}: {node.module} has no {alias.name}"
-                    asked += 1
-    assert asked > 10
