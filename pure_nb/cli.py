@@ -16,23 +16,18 @@ from typer import Argument, Option, echo, secho
 
 from pure_nb._options import (
     Asked,
-    Contestants,
     Folder,
-    Judging,
     Neurons,
-    Planting,
     Rows,
     Ways,
     app,
-    asked_command,
     command,
-    decimals,
     numbers,
     print_table,
     require_place,
     write_table,
 )
-from pure_nb.errors import EmbedderError, StoreError, StudyError, WordNetError
+from pure_nb.errors import StoreError, StudyError, WordNetError
 from pure_nb.parameters import file_word
 
 if TYPE_CHECKING:
@@ -223,87 +218,6 @@ def _owned(made: Split) -> str:
     return ", ".join([*counts, f"{int((made.owner < 0).sum())} shared"])
 
 
-@command("neurons", "crops")
-def evaluate(
-    asked: Asked,
-    *,
-    by: Judging,
-    k: Annotated[str | None, Option(help="Numbers of parts: 2 3 4 5 or 2-5, the default.", metavar="K ...")] = None,
-    more: Annotated[list[str] | None, Argument(hidden=True)] = None,
-    words: Annotated[
-        str | None, Option(help="What parts may be called: classes, wordnet, a .txt file, or none.")
-    ] = None,
-    clear: Annotated[float | None, Option(help="Show neurons with the judge's own gap above this as well.")] = None,
-    out: Annotated[Path, Option(help="Folder for the report, its tables and figures.")] = Path("evaluation"),
-) -> None:
-    """Judge the parts by CLIP or another embedder: are they purer than the whole? Writes a report with figures."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from pure_nb.judges.embedders import load_embedder
-    from pure_nb.methods.virtual import CHOICES
-    from pure_nb.show import report
-
-    if more and k is None:
-        raise StudyError(f"what is {more[0]!r}? Numbers of parts come after --k")
-    ks = numbers(",".join([k, *(more or [])]), "--k") if k else CHOICES
-    if min(ks) < 2:
-        raise StudyError(f"--k must be 2 or more, got {min(ks)}")
-    require_place(out)
-    found = asked.load()
-    specs = by.embedder or (["mini-clip", "mini-dino", "pixels"] if found.images.drawn else ["clip", "dinov2"])
-    how: dict[str, Any] = {"features": by.features, "run": found.run}
-    judge, *others = [load_embedder(spec, **how) for spec in specs]
-    vocabulary = None
-    if judge.encode_text is None and words not in (None, "none"):
-        raise EmbedderError(f"--words needs a judge with a text tower, such as clip; {judge.name} has none")
-    if judge.encode_text is not None and words != "none":
-        try:
-            vocabulary = report.vocabulary(found, words)
-            judge.text(vocabulary[:2])
-        except StudyError as problem:
-            if words is not None:
-                raise
-            secho(f"Without names: {problem} (--words FILE, or --words wordnet)", err=True)
-    made = report.evaluate(found, judge, others, ks=ks, metric=by.metric, subsets=by.subsets)
-    said = None if vocabulary is None else report.part_names(found, judge, vocabulary)
-    paths = report.write(made, out, names=said, clear=clear, command=asked_command())
-    columns = ["k", "method", "neurons", "intra", "inter", "gap", "gap_se", "p"]
-    print_table(made.summary()[columns])
-    echo(f"{paths[0]}: the report, with {len(paths) - 1} tables and figures beside it")
-
-
-@command("n_references")
-def bench(
-    asked: Asked,
-    *,
-    truth: Annotated[str | None, Option(help="planted, or objects; by default both, where objects are known.")] = None,
-    planting: Planting,
-    field: Contestants,
-    out: Annotated[Path, Option(help="Folder for the tables and figures.")] = Path("bench"),
-) -> None:
-    """Let methods split neurons where the right answer is known. Ctrl-C stops it; the same command goes on."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from pure_nb.benchmark import leaderboards
-    from pure_nb.benchmark.contestants import load_contestant
-    from pure_nb.judges.embedders import load_embedder
-
-    require_place(out)
-    own = [load_contestant(specification) for specification in field.add or ()]
-    found = asked.load().replace(seed=planting.seed)
-    judges = [load_embedder(specification, run=found.run) for specification in field.embedder or ()]
-    how: dict[str, Any] = {"only": field.only or (), "baseline": field.baseline, "choose": field.choose}
-    weighed = None if planting.strengths is None else decimals(planting.strengths, "--strengths")
-    for task in leaderboards.tasks_of(found, truth, **asdict(planting) | {"strengths": weighed}):
-        made = leaderboards.run_benchmark(task, judges, own, **how, seed=planting.seed)
-        echo(leaderboards.words(task))
-        print_table(made.board.drop(columns=["low", "high", "auc_low", "auc_high"]))
-        paths = leaderboards.write(made, out / task.study.name, command=asked_command())
-        echo(f"{paths[0]}: the leaderboard, with {len(paths) - 1} files beside it")
-
-
 @command()
 def info(
     asked: Asked,
@@ -393,6 +307,7 @@ def _row(study: str, result: Result, unwanted: bool) -> dict[str, Any]:
 
 
 import pure_nb._atlas_commands  # noqa: E402, F401  down here, since help lists commands as they come
+import pure_nb._judging_commands  # noqa: E402, F401
 
 if __name__ == "__main__":
     app()

@@ -10,19 +10,19 @@ Not to be mixed up with :mod:`pure_nb.judges.evaluation`, which measures by dist
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_mutual_info_score, silhouette_score
-from sklearn.tree import DecisionTreeClassifier
 from torch import Tensor
 
 from pure_nb.errors import ArgumentError, EvaluationError
 from pure_nb.methods._shapes import Bool, Float, Int
 from pure_nb.methods.virtual import on_one_thread
 from pure_nb.network.layers import flatten_positions
+
+if TYPE_CHECKING:
+    from sklearn.tree import DecisionTreeClassifier
 
 FEW = 10
 """Samples that stand in for a cluster of one, see :func:`polysemanticity`."""
@@ -184,6 +184,8 @@ def polysemanticity(vectors: Float[NDArray[Any], "n d"], *, seed: int = 123) -> 
     float
         From 0, which is one meaning, to 2; NaN for fewer than two images.
     """
+    from sklearn.cluster import KMeans  # late, see pure_nb._imports
+
     vectors = np.asarray(vectors)
     _unit(vectors)  # raises
     if len(vectors) < 2:
@@ -294,6 +296,8 @@ def psi(
     float
         From 0 to 1, high is polysemantic; 0 for one part.
     """
+    from sklearn.metrics import adjusted_mutual_info_score, silhouette_score
+
     used = np.asarray(parts) >= 0
     unit, own, labels, words = _unit(vectors)[used], np.asarray(parts)[used], np.asarray(labels)[used], _unit(words)
     every = np.unique(own)
@@ -342,6 +346,8 @@ def fms(
     float
         From 0 to 1, which is one feature for it and nothing else needed; chance alone is below a quarter.
     """
+    from sklearn.tree import DecisionTreeClassifier
+
     features, concept = np.asarray(features), np.asarray(concept, dtype=bool)
     if min(concept.sum(), (~concept).sum()) < 4:
         raise EvaluationError("a concept must be in at least four of the images, and missing in as many")

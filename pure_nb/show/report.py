@@ -27,6 +27,7 @@ from pure_nb.judges.naming import Namer, nouns, vocabulary_from
 from pure_nb.methods.descriptions import LRP, PURE, RANDOM, fitting
 from pure_nb.methods.descriptions import descriptions as descriptions_of
 from pure_nb.methods.virtual import CHOICES, kmeans_some, part_name
+from pure_nb.scores import WHOLE
 
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
@@ -44,9 +45,6 @@ CROPPED = {
     "activation": "cropped to where the activation map is high",
 }
 """The parameter ``crop`` in words."""
-
-WHOLE = "whole"
-"""What the whole neuron is called among its parts."""
 
 ALL = "one ResNet, all neurons"
 PUBLISHED = pd.DataFrame(

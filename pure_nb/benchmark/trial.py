@@ -1,0 +1,124 @@
+"""Scores on trial: the number that best tells a neuron of several meanings from one of a single meaning.
+
+The field's scores of polysemanticity have been judged by people, and never by neurons whose number of meanings is
+known. A task of :mod:`pure_nb.benchmark.tasks` has such neurons: channels that were merged from several, and others
+that were merged with themselves. A good score is larger for the first than for the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import scipy
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from pure_nb.benchmark.tasks import Task
+from pure_nb.errors import StudyError
+from pure_nb.methods.statistics import corrected, correlation, percentiles, resampled
+from pure_nb.scores import SCORES, WHOLE, scores
+
+if TYPE_CHECKING:
+    from pure_nb.judges.vectors import Embedder
+
+DIRECTION = {**{name: score.several for name, score in SCORES.items()}, "score": 1, "silhouette_gain": 1, "p": -1}
+"""1 where more of a score means more meanings, -1 where it means fewer."""
+
+OWN = "circuits"
+"""The judge of the scores that ask none: what PURE says of the circuits."""
+
+OwnScore = Callable[[Task], NDArray[np.float64]]
+"""A score of one's own: of each channel of a task a number, the larger the more meanings; NaN is no answer."""
+
+
+def trial(task: Task, judges: Sequence[Embedder], own: dict[str, OwnScore] | None = None) -> pd.DataFrame:
+    """Every score of every neuron whose number of meanings is known.
+
+    Parameters
+    ----------
+    task
+        With channels that were merged with themselves, or with natural neurons and their objects.
+    judges
+        Each is asked for all of :data:`pure_nb.scores.SCORES`.
+    own
+        Scores of your own by name.
+
+    Returns
+    -------
+    DataFrame
+        ``channel, judge, score, value``, where the larger value means more meanings; ``k``, how many there are. What
+        was merged from several channels, of which one is dominant in nearly all references, is left out.
+
+    Examples
+    --------
+    >>> task = planted_task(study, count=3, self_merged=3)
+    >>> table = trial(task, [load_embedder("pixels")])
+    >>> board(table).columns[:3].tolist()
+    ['score', 'judge', 'auc']
+    """
+    used = task.k > 1
+    used |= task.planting.self_merged if task.planting else (task.k == 1) & (task.truth >= 0).any(axis=1)
+    parts = []
+    for judge in judges:
+        table = scores(task.study, judge)
+        table = table[(table["part"] == WHOLE) & used[table["channel"]]]
+        long = table.melt("channel", list(DIRECTION), var_name="score", value_name="value")
+        long["value"] = long["value"] * long["score"].map(DIRECTION)
+        asked = long["score"].isin(["ms", "clarity", "polysemanticity"])
+        long["judge"] = np.where(asked, judge.name, np.where(long["score"] == "class_purity", "labels", OWN))
+        parts.append(long)
+    for name, function in (own or {}).items():
+        values = np.asarray(function(task), dtype=np.float64)
+        if values.shape != task.k.shape:
+            raise StudyError(f"the score {name!r} gave {list(values.shape)} numbers for {len(task.k)} channels")
+        chosen = np.flatnonzero(used)
+        parts.append(pd.DataFrame({"channel": chosen, "judge": "own", "score": name, "value": values[chosen]}))
+    found = pd.concat(parts, ignore_index=True).drop_duplicates(["channel", "judge", "score"], ignore_index=True)
+    found["k"] = task.k[found["channel"]]
+    return found[["channel", "judge", "score", "value", "k"]]
+
+
+def board(table: pd.DataFrame, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """The leaderboard of scores.
+
+    Parameters
+    ----------
+    table
+        From :func:`trial`; of several tasks one below the other, if channels have numbers of their own.
+    draws, seed
+        Of the bootstrap over channels.
+
+    Returns
+    -------
+    DataFrame
+        The best first: ``score, judge``; ``auc``, the chance that a neuron of several meanings has the larger value
+        than one of a single (0.5 is chance), with its 95 % interval ``low`` to ``high``; ``p`` of the Mann-Whitney
+        test, corrected for the number of rows; ``several`` and ``single``, how many neurons of each kind have a value;
+        ``rho``, the rank correlation with the number of meanings over all of them, with ``rho_low`` and ``rho_high``.
+    """
+    rows = []
+    for (score, judge), own in table.groupby(["score", "judge"], sort=False):
+        known = own[np.isfinite(own["value"])]
+        value, k = known["value"].to_numpy(float), known["k"].to_numpy()
+        several = k > 1
+        row = {"score": score, "judge": judge, "several": int(several.sum()), "single": int((~several).sum())}
+        row |= dict.fromkeys(("auc", "low", "high", "p", "rho", "rho_low", "rho_high"), np.nan)
+        rank = partial(correlation, measure="spearman")
+        if 0 < several.sum() < len(several):
+            picks = resampled(np.flatnonzero(several), np.flatnonzero(~several), draws=draws, seed=seed)
+            row["auc"] = float(roc_auc_score(several, value))
+            row["low"], row["high"] = percentiles([roc_auc_score(several[pick], value[pick]) for pick in picks])
+            row["p"] = float(scipy.stats.mannwhitneyu(value[several], value[~several]).pvalue)
+        if len(known) > 2:
+            picks = resampled(np.arange(len(known)), draws=draws, seed=seed)
+            row["rho"] = rank(value, k)
+            row["rho_low"], row["rho_high"] = percentiles([rank(value[pick], k[pick]) for pick in picks])
+        rows.append(row)
+    found = pd.DataFrame(rows)
+    found["p"] = corrected(found["p"])
+    first = ["score", "judge", "auc", "low", "high", "p", "several", "single", "rho", "rho_low", "rho_high"]
+    return found[first].sort_values("auc", ascending=False, kind="stable", ignore_index=True)

@@ -1,0 +1,220 @@
+"""The field's scores of polysemanticity for every neuron of a study and each of its parts.
+
+The formulas are in :mod:`pure_nb.methods.measures`. All ask a judge, an embedder, how alike the crops of the reference
+images are. That parts score better than the whole says little, as any few images are more alike than many by some
+measures: :func:`after_splitting` holds them against parts of the same sizes drawn at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pure_nb.compute.blocks import each_neuron
+from pure_nb.errors import ArgumentError
+from pure_nb.methods.measures import clarity, class_purity, monosemanticity, polysemanticity, redundancy
+from pure_nb.methods.statistics import corrected, interval, mean_and_error, signed_rank
+from pure_nb.methods.virtual import part_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pure_nb.judges.vectors import Embedder
+    from pure_nb.study import Study
+
+WHOLE = "whole"
+"""What the whole neuron is called among its parts."""
+
+
+class Unit(NamedTuple):
+    """What a score is made from: the reference images of a neuron or of one of its parts, the strongest first.
+
+    Attributes
+    ----------
+    activation, vectors, labels
+        Of each image the neuron's activation, float ``[n]``, the judge's vector, ``[n, d]``, and, int64 ``[n]``, the
+        object under the maximum where that is known, else its class; -1 is none.
+    """
+
+    activation: NDArray[np.float32]
+    vectors: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    def of(self, chosen: NDArray[Any]) -> Unit:
+        """Some of the images."""
+        return Unit(*(values[chosen] for values in self))
+
+
+class Score(NamedTuple):
+    """A measure of one unit; ``several`` is 1 where more of it means more meanings, and -1 where it means fewer."""
+
+    several: int
+    of: Callable[[Unit], float]
+
+
+SCORES = {
+    "ms": Score(-1, lambda unit: monosemanticity(unit.activation, unit.vectors)),
+    "clarity": Score(-1, lambda unit: float(clarity(unit.vectors))),
+    "polysemanticity": Score(1, lambda unit: polysemanticity(unit.vectors)),
+    "class_purity": Score(-1, lambda unit: class_purity(unit.labels) if (unit.labels >= 0).any() else float("nan")),
+}
+"""By name in tables. More than one judge can be asked; ``class_purity`` asks labels instead."""
+
+
+def scores(study: Study, embedder: Embedder) -> pd.DataFrame:
+    """All scores of all neurons, before and after they are split into the study's virtual neurons.
+
+    Parameters
+    ----------
+    study
+        Any study.
+    embedder
+        The judge: a score is as good as it is.
+
+    Returns
+    -------
+    DataFrame
+        A row for each neuron that is alive (``part`` is ``"whole"``) and each part of those that are split: ``channel,
+        part, size``; all of :data:`SCORES`, ``class_purity`` NaN where images have no labels; ``redundancy``, the
+        likeness to the most similar neuron, or part of another neuron. Of whole neurons also ``score``, ours, with its
+        ``silhouette_gain`` and ``p``, see :class:`pure_nb.methods.virtual.VirtualNeurons`.
+
+    Examples
+    --------
+    >>> table = study.scores(load_embedder("pixels"))
+    >>> table.columns[:4].tolist()
+    ['channel', 'part', 'size', 'ms']
+    """
+    import pandas as pd  # late, see pure_nb._imports
+
+    channels, units = _units(study, embedder)
+    parts = [study.virtual[channel].labels for channel in channels]
+    found = each_neuron(_rows, lambda row: (units(row), parts[row]), len(channels), name="scores", run=study.run)
+    rows = []
+    for channel, own in zip(channels, found):
+        virtual = study.virtual[channel]
+        rows += [{"channel": channel, **row} for row in own]
+        rows[-len(own)] |= {name: getattr(virtual, name) for name in ("score", "silhouette_gain", "p")}
+    table = pd.DataFrame(rows)
+    middles = np.stack(list(table.pop("middle")))
+    table["redundancy"], whole = np.nan, (table["part"] == WHOLE).to_numpy()
+    table.loc[whole, "redundancy"] = redundancy(middles[whole])
+    several = ~whole
+    if several.any():
+        owner = table.loc[several, "channel"].to_numpy()
+        table.loc[several, "redundancy"] = _redundant(middles[several], owner)
+    return table
+
+
+def after_splitting(study: Study, embedder: Embedder, *, seed: int = 0) -> pd.DataFrame:
+    """Whether splitting makes neurons more monosemantic, by each score.
+
+    Parameters
+    ----------
+    study, embedder
+        As for :func:`scores`.
+    seed
+        Of the random parts.
+
+    Returns
+    -------
+    DataFrame
+        A row for each of :data:`SCORES`: over the ``neurons`` that are split, the mean of the ``whole`` ones, of their
+        ``parts`` (each neuron's weighed by their sizes) and of ``random`` parts of the same sizes; ``gain``, how much
+        more monosemantic the study's parts are than the random ones, with its 95 % bootstrap interval ``low`` to
+        ``high`` over neurons, and ``p`` of Wilcoxon's signed-rank test, corrected for the number of scores.
+
+    Raises
+    ------
+    ArgumentError
+        If no neuron is split.
+
+    Examples
+    --------
+    >>> after_splitting(study, load_embedder("pixels"))["score"].tolist()
+    ['ms', 'clarity', 'polysemanticity', 'class_purity']
+    """
+    import pandas as pd
+
+    channels, units = _units(study, embedder)
+    split = [row for row, channel in enumerate(channels) if study.virtual[channel].k > 1]
+    if not split:
+        raise ArgumentError(f"none of the {len(channels)} living neurons of {study.name!r} is split into parts")
+    labels = [study.virtual[channels[row]].labels for row in split]
+
+    def given(place: int) -> tuple[Any, ...]:
+        return units(split[place]), labels[place], (seed, channels[split[place]])
+
+    found = np.array(each_neuron(_compared, given, len(split), name="scores", run=study.run))  # [neurons, 3, scores]
+    rows = []
+    for place, (name, score) in enumerate(SCORES.items()):
+        whole, parts, random = found[np.isfinite(found[:, :, place]).all(axis=1), :, place].T
+        gain = score.several * (random - parts)
+        means = {"whole": whole, "parts": parts, "random": random, "gain": gain}
+        row = {"score": name, "neurons": len(gain), **{of: mean_and_error(values)[0] for of, values in means.items()}}
+        row["low"], row["high"] = interval(gain, seed=seed)
+        rows.append(row | {"p": signed_rank(gain)})
+    table = pd.DataFrame(rows)
+    return table.assign(p=corrected(table["p"]))
+
+
+def _units(study: Study, embedder: Embedder) -> tuple[list[int], Callable[[int], Unit]]:
+    """The living channels, and what gives the unit of one of them by its place: its active references."""
+    references, judged = study.references, study.crops.embeddings(embedder)
+    channels = np.flatnonzero(references.alive).tolist()
+    known, objects = study.images.targets, study.objects
+    if objects is None:
+        label = np.full(len(study.images), -1) if known is None else known
+        objects = label[references.sample]
+
+    def unit(place: int) -> Unit:
+        channel = channels[place]
+        active = references.active[channel]
+        return Unit(references.score[channel], judged[channel], objects[channel]).of(active)
+
+    return channels, unit
+
+
+def _parted(labels: NDArray[np.int64]) -> Iterator[NDArray[np.bool_]]:
+    """The members of each part, if there are several."""
+    k = int(labels.max(initial=-1)) + 1
+    yield from (labels == part for part in range(k) if k > 1)
+
+
+def _rows(unit: Unit, labels: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """The scores of one neuron, and of its parts."""
+    rows = []
+    for name, own in [(WHOLE, unit), *((part_name(i), unit.of(part)) for i, part in enumerate(_parted(labels)))]:
+        row: dict[str, Any] = {"part": name, "size": len(own.activation)}
+        row |= {score: one.of(own) for score, one in SCORES.items()}
+        rows.append(row | {"middle": own.vectors.mean(axis=0, dtype=np.float64)})
+    return rows
+
+
+def _compared(unit: Unit, labels: NDArray[np.int64], seed: tuple[int, int]) -> list[list[float]]:
+    """The scores of one neuron, the means of those of its parts, and of random parts of the same sizes."""
+
+    def mean(labels: NDArray[np.int64]) -> list[float]:
+        parts = [unit.of(part) for part in _parted(labels)]
+        sizes = [len(part.activation) for part in parts]
+        values = np.array([[score.of(part) for score in SCORES.values()] for part in parts])
+        known = np.isfinite(values) * np.array(sizes)[:, None]  # a part of one image has no pairs
+        with np.errstate(invalid="ignore"):
+            return list(np.nansum(values * known, axis=0) / known.sum(axis=0))
+
+    shuffled = np.random.default_rng(seed).permutation(labels)
+    return [[score.of(unit) for score in SCORES.values()], mean(labels), mean(shuffled)]
+
+
+def _redundant(middles: NDArray[np.float64], owner: NDArray[np.int64]) -> NDArray[np.float64]:
+    """For each part the largest cosine to a part of another neuron; NaN where there is none."""
+    unit = middles / np.linalg.norm(middles, axis=1, keepdims=True)
+    found = np.full(len(unit), np.nan)
+    for channel in np.unique(owner).tolist():  # one neuron's rows at a time, as all pairs may be many
+        own = owner == channel
+        if not own.all():
+            found[own] = (unit[own] @ unit[~own].T).max(axis=1)
+    return found
