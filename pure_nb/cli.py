@@ -125,39 +125,6 @@ def plot(
         echo(str(path))
 
 
-@command("neurons", "crops")
-def atlas(
-    asked: Asked,
-    out: Annotated[Path, Option(help="Folder for the site.")] = Path("atlas"),
-    neurons: Neurons = None,
-    method: Annotated[
-        list[str] | None, Option(help="What explorers compare: circuits, circuits (LRP), activations. Once for each.")
-    ] = None,
-    embedder: Annotated[
-        str | None, Option(help="Names the virtual neurons: clip, mini-clip, open_clip:MODEL/TAG, with @FILE.")
-    ] = None,
-    count: Annotated[int, Option(help="Reference images of each neuron that get a picture.")] = 100,
-    home: Annotated[str, Option(help="Address of a page to link back to.")] = "",
-) -> None:
-    """Write a static site with a page for every neuron, to read, search and share. Ctrl-C stops it; it goes on."""
-    from pure_nb.judges.embedders import load_embedder
-    from pure_nb.show import atlas as site
-
-    require_place(out)
-    found = asked.load()
-    index = site.write(
-        found,
-        out,
-        channels=None if neurons is None else numbers(neurons),
-        methods=method or site.METHODS[:1],
-        count=count,
-        embedder=None if embedder is None else load_embedder(embedder, run=found.run),
-        home=home,
-    )
-    pages = len(list(out.glob("[0-9]*.html")))
-    echo(f"{index}: {pages} neurons; open it in a browser, or put the folder {str(out)!r} on any web server")
-
-
 @command("classes")
 def arv(
     asked: Asked,
@@ -424,6 +391,8 @@ def _row(study: str, result: Result, unwanted: bool) -> dict[str, Any]:
         "days": (time() - result.written) / 86400,
     }
 
+
+import pure_nb._atlas_commands  # noqa: E402, F401  down here, since help lists commands as they come
 
 if __name__ == "__main__":
     app()

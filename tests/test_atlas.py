@@ -26,7 +26,8 @@ from pure_nb.images.data import Images
 from pure_nb.judges.embedders import Embedder
 from pure_nb.methods.virtual import CHOICES, kmeans
 from pure_nb.show import atlas
-from pure_nb.show.atlas import COLUMNS, CROP, METHODS, WHOLE, Atlas
+from pure_nb.show.facts import COLUMNS, METHODS, Atlas
+from pure_nb.show.pictures import CROP, WHOLE, draw
 from pure_nb.show.plane import points_apart, relettered
 from tests.small import noise, picture_folder, plain
 
@@ -158,7 +159,7 @@ def test_the_same_bytes_and_nothing_twice(
     assert (again / "crops/3.webp").read_bytes() == (site / "crops/3.webp").read_bytes()
     other = Atlas(glyph_study.replace(n_clusters=3), METHODS)
     drawn.clear()
-    atlas.draw(other, again, [22])  # of other parts: not what is there
+    draw(other, again, [22])  # of other parts: not what is there
     assert drawn == [22]
 
 

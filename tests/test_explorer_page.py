@@ -17,6 +17,7 @@ from PIL import Image
 
 from pure_nb import Study
 from pure_nb.show import atlas
+from pure_nb.show.pictures import CROP
 from pure_nb.show.plane import ACROSS, points_apart, relettered
 
 CHANNELS = [3, 8, 22]
@@ -207,9 +208,7 @@ def test_the_picture_shows_the_images_in_true_colour(context: Any, url: str, fol
         top, left, side = visit.page.evaluate(place)
     shown = picture[top + 60 : top + 60 + side, left : left + side]
     with Image.open(folder / "atlas/crops/22.webp") as image:
-        expected = np.asarray(image.convert("RGB").crop((0, 0, atlas.CROP, atlas.CROP)).resize((side, side))).astype(
-            int
-        )
+        expected = np.asarray(image.convert("RGB").crop((0, 0, CROP, CROP)).resize((side, side))).astype(int)
     assert np.abs(shown - expected).mean() < 6
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000
 

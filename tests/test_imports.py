@@ -190,7 +190,14 @@ def without(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
     """Let a library be missing, also for our modules that have imported it."""
     for name in [library, *(name for name in sys.modules if name.startswith(f"{library}."))]:
         monkeypatch.setitem(sys.modules, name, None)
-    for module in ("compute.cluster", "compute._packing", "methods.wordnet", "show.atlas", "show.widgets"):
+    for module in (
+        "compute.cluster",
+        "compute._packing",
+        "methods.wordnet",
+        "show.atlas",
+        "show.pages",
+        "show.widgets",
+    ):
         monkeypatch.delitem(sys.modules, f"pure_nb.{module}", raising=False)
 
 

@@ -26,7 +26,8 @@ from pure_nb.errors import ArgumentError, ImageError
 from pure_nb.images.sources import as_images
 from pure_nb.methods import circuits
 from pure_nb.parameters import Parameters, Run
-from pure_nb.show import atlas, ranking
+from pure_nb.show import ranking
+from pure_nb.show.facts import Atlas
 from pure_nb.show.widgets import BOOK, explore, explorer
 from pure_nb.study import Study
 from tests.small import noise, plain
@@ -349,7 +350,7 @@ def test_explore_only_the_references(glyph_study: Study) -> None:
 def test_explore_in_the_book(glyph_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BOOK, str(tmp_path))
     (tmp_path / "neurons").mkdir()  # where the atlas of the book's own study is being written
-    (tmp_path / "neurons/study.txt").write_text(atlas.Atlas(glyph_study).identity)
+    (tmp_path / "neurons/study.txt").write_text(Atlas(glyph_study).identity)
     found = explore(glyph_study, 22, whole=True)
     assert 'data-root="../neurons/"' in found.data
     assert 'data-start="22"' in found.data

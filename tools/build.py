@@ -44,10 +44,11 @@ def draw_neurons(folder: Path) -> None:
     from pure_nb import load_study
     from pure_nb.judges.embedders import mini_clip
     from pure_nb.show import atlas
+    from pure_nb.show.facts import METHODS
 
     end_with_parent()
     study = load_study("glyphs", progress=False)
-    atlas.write(study, folder, methods=atlas.METHODS, embedder=mini_clip(), home="../book/index.html")
+    atlas.write(study, folder, methods=METHODS, embedder=mini_clip(), home="../book/index.html")
 
 
 def make_site(source: Path, options: list[str], ready: dict[str, Event]) -> None:

@@ -25,6 +25,7 @@ from pure_nb import _lacking, load_study, shipped_studies
 from pure_nb.errors import PureError
 from pure_nb.glyphs.network import GlyphNet
 from pure_nb.show import atlas
+from pure_nb.show.facts import METHODS, Atlas
 from pure_nb.study import Study
 
 ROOT = Path(__file__).parents[1]
@@ -236,14 +237,14 @@ def write(edition: Edition, folder: Path, book: Path = ROOT) -> None:
 
 def draw(study: Study, edition: Edition, folder: Path) -> None:
     """What the chapters' explorers show of the neurons, and pages of these: as many as `explore` shows of any study."""
-    methods = [name for name in atlas.METHODS if "LRP" not in name or "lrp" not in edition.lacks]
+    methods = [name for name in METHODS if "LRP" not in name or "lrp" not in edition.lacks]
     chosen = sorted(study.most_polysemantic())
     atlas.write(study, folder, channels=chosen, methods=methods, home="../book/index.html")
 
 
 def forget(study: Study, folder: Path) -> None:
     """Remove an earlier build if the study has changed since: the chapters' code does not tell."""
-    identity = atlas.Atlas(study).identity
+    identity = Atlas(study).identity
     if atlas.identity_of(folder) != identity:
         for made in (".jupyter_cache", ".doctrees", "html", "extra"):
             shutil.rmtree(folder / "_build" / made, ignore_errors=True)

@@ -27,7 +27,11 @@ from pure_nb.errors import ArgumentError, LayerError, PureError
 from pure_nb.figures.plots import neuron_figure, references_figure
 from pure_nb.methods.virtual import CHOICES
 from pure_nb.parameters import NEAREST, file_word
-from pure_nb.show import atlas, ranking
+from pure_nb.show import ranking
+from pure_nb.show.atlas import identity_of
+from pure_nb.show.facts import METHODS, Atlas
+from pure_nb.show.pictures import WEBP
+from pure_nb.show.pictures import draw as draw_atlas
 
 with needed("show", "explorers need"):
     import ipywidgets
@@ -176,7 +180,7 @@ def _picture(figure: Figure) -> bytes:
     """A figure as WebP, and closed."""
     buffer = BytesIO()
     try:
-        figure.savefig(buffer, format="webp", dpi=110, pil_kwargs=atlas.WEBP)
+        figure.savefig(buffer, format="webp", dpi=110, pil_kwargs=WEBP)
     finally:
         plt.close(figure)
     return buffer.getvalue()
@@ -258,12 +262,12 @@ def _live_neurons(
     listed = {own: channels}
     neuron = _slider("neuron", channels, place)
     count = _slider("parts", ["as chosen", *CHOICES])
-    method = ipywidgets.Dropdown(options=list(atlas.METHODS), description="method")
+    method = ipywidgets.Dropdown(options=list(METHODS), description="method")
 
     @lru_cache(maxsize=8)
-    def of_layer(name: str) -> atlas.Atlas:
+    def of_layer(name: str) -> Atlas:
         chosen = study if name == own else study.replace(target=name, lower=NEAREST)
-        return atlas.Atlas(chosen, atlas.METHODS)
+        return Atlas(chosen, METHODS)
 
     of_channel = lru_cache(64)(lambda name, channel: of_layer(name).study.neuron(channel))  # which keeps its circuits
 
@@ -312,9 +316,9 @@ def _sizes(one: Neuron) -> str:
     return ", ".join(f"{size} images {one.meanings(part)}".strip() for part, size in enumerate(one.virtual.sizes))
 
 
-def _split(one: Neuron, k: int, by: str, made: atlas.Atlas) -> Neuron:
+def _split(one: Neuron, k: int, by: str, made: Atlas) -> Neuron:
     """A neuron in ``k`` parts by a method of an atlas; as it is for 0 and the first method."""
-    own = by == atlas.METHODS[0]
+    own = by == METHODS[0]
     if own and not k:
         return one
     return one.with_clusters(one.vectors if own else made.described[by].of(one.channel), k or one.virtual.k)
@@ -358,12 +362,12 @@ def _static(
 
 
 def _static_neurons(study: Study, start: int, site: Path, parts: bool, whole: bool, caption: str) -> HTML:
-    made = atlas.Atlas(study)
+    made = Atlas(study)
     # The book's own study has an atlas there, with more methods; any other study gets what its explorer needs.
-    name = "neurons" if atlas.identity_of(site / "neurons") == made.identity else f"neurons-{study.name}"
+    name = "neurons" if identity_of(site / "neurons") == made.identity else f"neurons-{study.name}"
     channels = sorted({start, *study.most_polysemantic()})  # of thousands of neurons the pictures would take hours
     if name != "neurons":
-        atlas.draw(made, site / name, channels)
+        draw_atlas(made, site / name, channels)
     kind = f'data-kind="neuron" data-root="{SITE}/{name}/" data-neurons="{" ".join(map(str, channels))}"'
     kind += ' data-pages="true"' if name == "neurons" else ""  # the others have no pages to link to
     kind += f' data-start="{start}" data-parts="{str(parts).lower()}" data-whole="{str(whole).lower()}"'

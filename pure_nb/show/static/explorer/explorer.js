@@ -261,11 +261,11 @@
   ].filter(Boolean).join(", ");
 
   const tile = (state, rank, whole = state.whole, name = "span") => {
-    const { neuron, root } = state;
+    const { neuron } = state;
     const rows = Math.ceil(neuron.tiles / neuron.columns);
     const at = (index, count) => (count > 1 ? (100 * index) / (count - 1) : 0);
     const element = make(name, { class: "tile", "data-rank": rank, title: neuron.names[neuron.label[rank]] });
-    element.style.backgroundImage = `url("${root}${whole ? neuron.whole : neuron.crops}")`;
+    element.style.backgroundImage = `url("${state.url(whole ? neuron.whole : neuron.crops)}")`;
     element.style.backgroundSize = `${100 * neuron.columns}% ${100 * rows}%`;
     element.style.backgroundPosition =
       `${at(rank % neuron.columns, neuron.columns)}% ${at(Math.floor(rank / neuron.columns), rows)}%`;
@@ -523,7 +523,7 @@
       if (ticket !== latest) return; // the slider has moved on
       const whole = look ? look.index === 1 : figure.dataset.whole === "true";
       const every = neuron.points.map((_, rank) => rank);
-      state = { figure, neuron, root, whole, open, labels: null, words: `Neuron ${channel}: its top-activating images` };
+      state = { figure, neuron, url: (path) => root + path, whole, open, labels: null, words: `Neuron ${channel}: its top-activating images` };
       const rows = [];
       let drawn = [], most = 0;
       if (parts === "true") {
