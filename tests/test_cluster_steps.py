@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
@@ -242,23 +243,26 @@ class Site:
             self.port = free.getsockname()[1]
         self.address = f"tcp://127.0.0.1:{self.port}"
         self.process = self.started()
+        # Not the client's, which waits for all that is in its loop when it is closed, also for what was lost.
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
     def started(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", str(self.port)]
         options = ["--host", "127.0.0.1", "--no-dashboard"]
         return subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
 
-    def work(self, client: Any) -> None:
+    def work(self) -> None:
         async def start() -> Any:
             return await distributed.Worker(self.address, nthreads=1, dashboard=False)
 
-        client.loop.add_callback(start)
+        asyncio.run_coroutine_threadsafe(start(), self.loop)
 
-    def restart(self, client: Any) -> None:
+    def restart(self) -> None:
         self.process.kill()
         self.process.wait()
         self.process = self.started()
-        self.work(client)
+        self.work()
 
 
 @pytest.fixture(scope="module")
@@ -278,10 +282,10 @@ def test_to_the_bit_though_the_scheduler_is_lost_and_comes_back(
     tmp_path: Path, step: str, site: Site, expected: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with cluster.connect(site.address) as client:
-        site.work(client)
+        site.work()
 
         def lost(worker: Any) -> None:
-            threading.Thread(target=site.restart, args=(client,)).start()
+            threading.Thread(target=site.restart).start()
             time.sleep(0.5)
 
         of = prepared(tmp_path, step, client)
@@ -372,7 +376,7 @@ def test_a_scheduler_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch, tm
     site = Site()
     client = cluster.connect(site.address)
     monkeypatch.setattr(client, "_timeout", 2)
-    site.work(client)
+    site.work()
     did = first_time(monkeypatch, lambda worker: (site.process.kill(), site.process.wait()))
     with pytest.raises(ClusterError, match=r"gave up .*the same call goes on from there"):
         study(tmp_path, client=client).references  # noqa: B018
