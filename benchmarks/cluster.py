@@ -5,37 +5,43 @@
     python benchmarks/cluster.py simulated --threads 1 --out benchmarks/results/cluster-simulated.csv
     python benchmarks/cluster.py costs --threads 1 --out benchmarks/results/cluster-costs.csv
 
+All four take less than ten minutes of a machine with two cores that nobody else uses.
+
 *rates*: processor seconds of one core for an image or pair, ResNet-50 at 224 pixels, layer4 through layer3, and for a
 neuron; images and pairs told apart by slices with one pair an image and with eight. *local*: a sweep and circuits of
-ResNet-18 on 1, 2 and 4 processes of this machine. Seconds are the processor's, of the busiest process: what the clock
-would say on a machine with a core for each; predicted from what one process takes without a cluster. *simulated*: a
-scheduler whose tasks sleep and whose workers are threads of this process, ten tasks for each. What a task takes it is
-measured with 10 workers, and predicts 100: it is the processor's time of scheduler, client and all workers
-together, more than a scheduler by itself takes. *costs*: the table of the chapter *When it does not fit*, from rates.
+ResNet-18 on 1, 2 and 4 processes of this machine, predicted from the processor seconds that this process takes for them
+(both take turns), from what a task takes beyond its units, measured on one worker by many small tasks beside few large
+ones, and from the cores: *wall* by the clock, which holds if nobody else uses them, and *busiest*, the processor
+seconds of the busiest process, as on a machine with a core for each. *simulated*: a scheduler, a process of its own,
+and real workers, many in a process (``sleepers.py``), whose tasks sleep. What a task takes the scheduler, the client
+(the slower of these two counts) and a worker is measured with ten workers, and predicts the others. *costs*: the table
+of the chapter *When it does not fit*, from rates.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import cloudpickle
-import dask
 import numpy as np
 import pandas as pd
-import torch
+import psutil
 from common import arguments, network, report, start
-from distributed import LocalCluster
 from sweep import Made
 
 from pure_nb.compute import blocks, sweep
 from pure_nb.compute.blocks import BLOCK, NEURONS
-from pure_nb.compute.cluster import Cluster, connect
+from pure_nb.compute.cluster import connect
 from pure_nb.compute.costs import Step, Workers, costs
 from pure_nb.compute.sweep import shards
 from pure_nb.figures.render import boxes
@@ -81,35 +87,78 @@ def rates(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [{"what": name, "value": value} for name, value in found.items()]
 
 
+TASK = 128
+"""Images of a task of *local*, and half its pairs."""
+
+
 def local(args: argparse.Namespace) -> list[dict[str, Any]]:
-    sweep.shards, blocks.BLOCK = partial(shards, size=32), 32
-    model, count = network("torchvision:resnet18"), args.images * 8
+    model, count, cores = network("torchvision:resnet18"), 10 * TASK, psutil.cpu_count(logical=False) or 1
     images, pairs = Images(Made(count, 64)), (np.arange(2 * count) % 64, np.arange(2 * count) % count)
+    few = Images(Made(2 * TASK, 64))
     steps = {
-        "sweep": (count, 32, lambda run: swept(model, images, 8, run)),
-        "circuits": (2 * count, 32, lambda run: circuits(model, images, *pairs, run=run, **LAYERS)),
+        "sweep": (count, TASK, lambda run: swept(model, images, 8, run)),
+        "circuits": (2 * count, 2 * TASK, lambda run: circuits(model, images, *pairs, run=run, **LAYERS)),
     }
     here = Run(progress=False, batch_size=16)
-    one = {}
-    for name, (units, _, step) in steps.items():
-        step(here)  # warms up
-        one[name] = processor(partial(step, here)) / units
-    rows = []
+    cut(TASK)
+    rows: list[dict[str, Any]] = []
+    first, task = float("nan"), float("nan")
     for workers in (1, 2, 4):
+        begin = time.perf_counter()
         with connect(f"local:{workers}") as client:
             client.wait_for_workers(workers)
+            client.run(swept, model, few, 8, here)  # what is imported, and what travels
+            begun = time.perf_counter() - begin
             there = Run(progress=False, batch_size=16, client=client)
+            if workers == 1:
+                first, task = begun, beyond(client, partial(swept, model, few, 8, there), args.repeats)
+                rows.append({"step": "task", "workers": 1, "busiest": task})
+            site = Workers(workers, start=first, task=task)
+            shared = Workers(workers, cores=cores, start=first, task=task)
+            rows.append({"step": "start", "workers": workers, "wall": begun, "predicted wall": total([], shared)})
             for name, (units, together, step) in steps.items():
-                step(there)  # what is imported, and what travels
-                before, begin = client.run(time.process_time), time.perf_counter()
-                step(there)
-                clock = time.perf_counter() - begin
-                spent = [after - before[worker] for worker, after in client.run(time.process_time).items()]
-                expected = costs([Step(name, units, one[name], together)], Workers(workers)).hours[name] * 3600
-                row = {"step": name, "workers": workers, "predicted": expected, "busiest": max(spent)}
-                rows.append(row | {"all": sum(spent), "busiest/predicted": max(spent) / expected, "wall": clock})
+                taken = []
+                for _ in range(args.repeats + 1):
+                    taken.append((processor(partial(step, here)), *spent(client, partial(step, there))))
+                alone, clock, busiest = map(median, zip(*taken[1:]))  # without what the first does once
+                steps_of = [Step(name, units, alone / units, together)]
+                predicted = [total(steps_of, s) - total([], s) for s in (shared, site)]
+                row = {"step": name, "workers": workers, "wall": clock, "predicted wall": predicted[0]}
+                rows.append(row | {"busiest": busiest, "predicted busiest": predicted[1]})
                 print(rows[-1], flush=True)
-    return rows
+    table = pd.DataFrame(rows)
+    for kind in ("wall", "busiest"):
+        table[f"{kind}/predicted"] = table[kind] / table[f"predicted {kind}"]
+    return table.to_dict("records")  # type: ignore[return-value]
+
+
+def cut(images: int) -> None:
+    """Make tasks of so many images, and twice as many pairs."""
+    sweep.shards, blocks.BLOCK = partial(shards, size=images), 2 * images
+
+
+def total(steps: Sequence[Step], workers: Workers) -> float:
+    return float(costs(steps, workers).hours["total"]) * 3600
+
+
+def spent(client: Any, run: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of the clock, and of the processor for the busiest worker."""
+    before, begin = client.run(time.process_time), time.perf_counter()
+    run()
+    clock = time.perf_counter() - begin
+    return clock, max(after - before[worker] for worker, after in client.run(time.process_time).items())
+
+
+def beyond(client: Any, run: Callable[[], Any], repeats: int) -> float:
+    """Seconds that a task takes a worker beyond its images: those of many small tasks, and of two large ones."""
+    taken = []
+    for _ in range(repeats + 1):
+        pair = []
+        for images in (16, TASK):
+            cut(images)
+            pair.append(spent(client, run)[1])
+        taken.append((pair[0] - pair[1]) / (2 * TASK // 16 - 2))
+    return median(taken[1:])
 
 
 def slept(seconds: float, number: int) -> int:
@@ -117,31 +166,61 @@ def slept(seconds: float, number: int) -> int:
     return number
 
 
+SITES = ((10, 1000, 0.3), (100, 1000, 3.0), (1000, 10_000, 10.0))
+"""Workers, tasks, and seconds of each: so many that two cores can be scheduler, client and all workers together."""
+
+
 def simulated(args: argparse.Namespace) -> list[dict[str, Any]]:
-    logging.getLogger("distributed").setLevel(logging.ERROR)
-    # What watches each process is not needed a thousand times in one.
-    quiet = {"admin.system-monitor.interval": "1h", "admin.tick.interval": "1h", "worker.profile.enabled": False}
     rows: list[dict[str, Any]] = []
-    each = 0.0
-    for workers in args.workers:
-        how = {"threads_per_worker": 1, "processes": False, "dashboard_address": None, "memory_limit": 0}
-        settings = {f"distributed.{name}": value for name, value in quiet.items()}
-        with dask.config.set(settings), LocalCluster(n_workers=workers, **how) as site, Cluster(site) as client:
-            client.wait_for_workers(workers, timeout=600)
-            tasks = 10 * workers
-            begin, used = time.perf_counter(), time.process_time()
-            done = client._handed_out(
-                range(tasks), lambda number: {client.submit(slept, args.sleep, number, pure=False): number}
-            )
-            assert sorted(number for number, _ in done) == list(range(tasks))
-            clock, used = time.perf_counter() - begin, (time.process_time() - used) / tasks
-        step = Step("sleep", tasks, args.sleep, 1)
-        expected = costs([step], Workers(workers, task=0.0, scheduler=each)).hours["sleep"] * 3600 if each else np.nan
-        row = {"workers": workers, "tasks": tasks, "sleep": args.sleep, "processor a task": used}
-        rows.append(row | {"predicted": expected, "wall": clock, "wall/predicted": clock / expected})
-        each = max(each, used)
+    task = scheduler = float("nan")
+    for workers, tasks, sleep in SITES:
+        found = simulation(workers, tasks, sleep)
+        if not rows:
+            task, scheduler = found["worker"], max(found["scheduler"], found["client"])
+        expected = total([Step("sleep", tasks, sleep, 1)], Workers(workers, task=task, scheduler=scheduler))
+        row = {"workers": workers, "tasks": tasks, "sleep": sleep, **found, "predicted": expected}
+        rows.append(row | {"wall/predicted": found["wall"] / expected})
         print(rows[-1], flush=True)
     return rows
+
+
+def simulation(workers: int, tasks: int, sleep: float) -> dict[str, float]:
+    """Seconds of the clock until workers have begun and until all is done; of the processor for each task."""
+    here = Path(__file__).parent
+    with ExitStack() as ends:
+        file = Path(ends.enter_context(tempfile.TemporaryDirectory())) / "scheduler.json"
+
+        def started(*command: Any) -> psutil.Process:
+            process = subprocess.Popen([sys.executable, *map(str, command)], stderr=subprocess.DEVNULL)
+            ends.callback(process.wait)
+            ends.callback(process.kill)
+            return psutil.Process(process.pid)
+
+        options = ("--host", "127.0.0.1", "--port", 0, "--no-dashboard", "--scheduler-file", file)
+        scheduler = started("-m", "distributed.cli.dask_scheduler", *options)
+        while not file.exists():
+            time.sleep(0.1)
+        begin = time.perf_counter()
+        sites = [started(here / "sleepers.py", file, share) for share in shares(workers, 250)]
+        client = ends.enter_context(connect(str(file)))
+        client.wait_for_workers(workers, timeout=600)
+        begun = time.perf_counter() - begin
+
+        def used() -> list[float]:
+            return [sum(sum(own.cpu_times()[:2]) for own in some) for some in ([scheduler], [psutil.Process()], sites)]
+
+        before, begin = used(), time.perf_counter()
+        done = client._handed_out(
+            range(tasks), lambda number: {client.submit(slept, sleep, number, pure=False): number}
+        )
+        assert all(future.result() == number for number, future in done)
+        clock = time.perf_counter() - begin
+        each = [(now - then) / tasks for now, then in zip(used(), before)]
+        return {"begun": begun, **dict(zip(("scheduler", "client", "worker"), each)), "wall": clock}
+
+
+def shares(count: int, most: int) -> list[int]:
+    return [min(most, count - first) for first in range(0, count, most)]
 
 
 def study(value: pd.Series[float], images: int, channels: int = 2048, references: int = 100) -> list[Step]:
@@ -184,15 +263,19 @@ def priced(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    kinds = {"rates": rates, "local": local, "simulated": simulated, "costs": priced}
+    # What each does, and what clock its seconds are of.
+    kinds = {
+        "rates": (rates, "cpu"),
+        "local": (local, "as named"),
+        "simulated": (simulated, "as named"),
+        "costs": (priced, "cpu"),
+    }
     parser.add_argument("kind", choices=kinds)
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--workers", type=int, nargs="+", default=[10, 100], help="simulated ones")
-    parser.add_argument("--sleep", type=float, default=3.0, help="seconds of a simulated task")
+    parser.add_argument("--images", type=int, default=32, help="of rates")
     parser.add_argument("--price", type=float, default=0.04, help="dollars for a core and hour: an assumption")
     args = start(parser)
-    torch.manual_seed(0)
-    report(kinds[args.kind](args), args)
+    run, args.clock = kinds[args.kind]
+    report(run(args), args)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pure_nb.compute.blocks import IMAGES, each
+from pure_nb.compute.sweep import shards
 from pure_nb.errors import StudyError
 from pure_nb.images.data import Images
 from pure_nb.images.labels import class_labels, numbered
@@ -20,8 +22,11 @@ from pure_nb.methods.splitting import PartActivations, Score, Split, _part_activ
 from pure_nb.methods.virtual import part_name, refitted
 from pure_nb.methods.windows import channel_sources, closed_form, dense_weight, pooled_inputs
 from pure_nb.network.layers import INPUT, computes_plainly, get_layer
+from pure_nb.parameters import Run
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pure_nb.classes import Classes
 
 MOST_BYTES = 256e6
@@ -121,8 +126,8 @@ class Splitter:
         self, images: Images, shown: Sequence[tuple[Assignment, Asked, NDArray[np.int64], NDArray[np.int64]]]
     ) -> list[PartActivations]:
         """How strongly the parts of channels are activated, each image being run once for all of them."""
-        every = dict.fromkeys(np.concatenate([samples for *_, samples, _ in shown]).tolist())
-        place = {sample: number for number, sample in enumerate(every)}
+        first = dict.fromkeys(np.concatenate([samples for *_, samples, _ in shown]).tolist())
+        place = {sample: number for number, sample in enumerate(first)}
         outputs = np.zeros(len(place), dtype=np.int64)
         wanted = []
         for assignment, (_, classes), samples, concept in shown:
@@ -130,16 +135,27 @@ class Splitter:
             wanted.append((assignment, own))
             if classes is not None:
                 outputs[own] = np.array([self.classes._number[name] for name in classes])[concept]
-        p = self.study.parameters
-        return _part_activations(
-            self.study.model,
-            images,
-            [*place],
-            wanted,
-            labels=None if shown[0][1][1] is None else outputs,
-            criterion=Criterion(p.min_share, p.cumulative_share or None, self.clamp),
-            run=self.study.run,
-        )
+        p, run = self.study.parameters, self.study.run
+        criterion = Criterion(p.min_share, p.cumulative_share or None, self.clamp)
+        by_class = shown[0][1][1] is not None
+        work = partial(_of_some, self.study.model, images, criterion, run)
+        every, cut = np.array([*place]), shards(len(place), run.batch_size, IMAGES if run.client else len(place))
+
+        def here(places: NDArray[np.int64], block: range) -> NDArray[np.int64]:
+            return np.flatnonzero((places >= block.start) & (places < block.stop))
+
+        def given(number: int) -> tuple[Any, ...]:
+            block = cut[number]
+            some = [(one, places[here(places, block)] - block.start) for one, places in wanted]
+            return every[block], some, outputs[block] if by_class else None
+
+        parts = dict(each(work, given, range(len(cut)), run))
+        found = []
+        for one, (_, places) in enumerate(wanted):
+            order = np.argsort(np.concatenate([here(places, block) for block in cut]))
+            in_blocks = [parts[number][one] for number in range(len(cut))]
+            found.append(reduce(PartActivations.followed_by, in_blocks).only(order))
+        return found
 
     def _numbers(self, channel: int, classes: Sequence[str] | None) -> list[int]:
         """The numbers of the classes, if any, that a channel is to be split between; raises if it can't be."""
@@ -214,6 +230,18 @@ class Splitter:
         assert self.own is not None
         labels, names = class_labels(self.own, len(self.classes.names))
         return labels, numbered(names)
+
+
+def _of_some(
+    model: nn.Module,
+    images: Images,
+    criterion: Criterion,
+    run: Run,
+    samples: NDArray[np.int64],
+    shown: Sequence[tuple[Assignment, NDArray[np.int64]]],
+    labels: NDArray[np.int64] | None,
+) -> list[PartActivations]:
+    return _part_activations(model, images, samples, shown, labels=labels, criterion=criterion, run=run)
 
 
 def _require_two(channel: int, names: Sequence[str], images: Iterable[int]) -> None:

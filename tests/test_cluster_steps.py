@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ from small import Items, noise, plain
 from torch import nn
 from torchvision.transforms import ToTensor
 
+from pure_nb import _splits
 from pure_nb.benchmark import bench
-from pure_nb.benchmark.contestants import Contestant, circuits_of
-from pure_nb.benchmark.tasks import planted_task
+from pure_nb.benchmark.contestants import CLASSES, Contestant, circuits_of, contestants
+from pure_nb.benchmark.tasks import Task, planted_task
 from pure_nb.compute import blocks, store, sweep
 from pure_nb.compute.sweep import shards
 from pure_nb.errors import ArgumentError, ClusterError, EmbedderError, StoreError
+from pure_nb.judges import truth
 from pure_nb.judges.embedders import load_embedder
-from pure_nb.judges.evaluation import distance_table
+from pure_nb.judges.evaluation import alignment, distance_table
 from pure_nb.judges.vectors import Embedder, encoder, from_network, pixels
 from pure_nb.parameters import Run
 from pure_nb.show import atlas
@@ -62,10 +65,29 @@ def distances(study: Study) -> bytes:
     return table.to_csv().encode()
 
 
+def follows(study: Study) -> bytes:
+    vectors = {"PURE": study.circuits}
+    return alignment(study.crops.embeddings(judge(study.run)), vectors, draws=9, run=study.run).to_csv().encode()
+
+
 def contest(study: Study) -> bytes:
     planted = planted_task(study, 3, self_merged=1, seed=1)
     table = bench.run(planted, [Contestant("PURE", circuits_of(rule="gradient"))])
     return table.drop(columns="seconds").to_csv().encode()
+
+
+def divisible(study: Study) -> Study:
+    """The same, of channels that can be split."""
+    return study.replace(lower="input:4", min_frequency=0.1)
+
+
+def asked(name: str, study: Study) -> bytes:
+    """What a contestant says, of a truth that is nobody's."""
+    study = divisible(study)
+    parity = study.references.sample % 2
+    (one,) = contestants(Task("parity", study, parity, np.ones(parity.shape), study), only=[name])
+    found = one.parts(Task("parity", study, parity, np.ones(parity.shape), study))
+    return found.labels.tobytes() + str(found.owner).encode()
 
 
 def pages(study: Study) -> bytes:
@@ -75,6 +97,7 @@ def pages(study: Study) -> bytes:
     return b"".join(f"{path.name}".encode() + path.read_bytes() for path in sorted(folder.rglob("*.*")))
 
 
+Of = Callable[[Study], Any]
 STEPS: dict[str, Callable[[Study], bytes]] = {
     "references": lambda study: study.references.sample.tobytes() + study.references.score.tobytes(),
     "classes": lambda study: study.classes.statistics.relevant.tobytes(),
@@ -82,10 +105,36 @@ STEPS: dict[str, Callable[[Study], bytes]] = {
     "boxes": lambda study: study.crops.boxes.tobytes(),
     "embeddings": lambda study: study.crops.embeddings(judge(study.run)).tobytes(),
     "virtual": lambda study: b"".join(part.labels.tobytes() + part.centroids.tobytes() for part in study.virtual),
+    "layouts": lambda study: study.layouts.tobytes(),
+    "activations": lambda study: b"".join(own.tobytes() for own in study.activation_vectors.values()),
     "distances": distances,
+    "alignment": follows,
+    "ratios": lambda study: divisible(study).classes.ratios(1.1).to_csv().encode(),
     "bench": contest,
+    "oracle": partial(asked, "oracle: PURE"),
+    "split by parts": partial(asked, "split by PURE's parts"),
+    "split by classes": partial(asked, CLASSES),
     "atlas": pages,
 }
+BEFORE: dict[str, tuple[Of, ...]] = {
+    **dict.fromkeys(("circuits", "boxes", "activations", "bench"), (STEPS["references"],)),
+    "embeddings": (STEPS["boxes"],),
+    **dict.fromkeys(("virtual", "layouts"), (STEPS["circuits"],)),
+    "distances": (STEPS["circuits"], STEPS["embeddings"], lambda study: study.crops.embeddings(pixels(4))),
+    "alignment": (STEPS["circuits"], STEPS["embeddings"]),
+    "ratios": (lambda study: divisible(study).classes.pairs,),
+    **dict.fromkeys(("oracle", "split by parts"), (lambda study: divisible(study).circuits,)),
+    "split by classes": (lambda study: divisible(study).classes.statistics,),
+    "atlas": (STEPS["layouts"], lambda study: study.neurons, lambda study: study.classes.pairs),
+}
+"""What a step needs, and is there: so that what goes wrong does so in this step, and not in one before it."""
+
+KEEPING = ("references", "classes", "circuits", "boxes", "embeddings", "bench", "atlas")
+"""Steps of which workers keep something themselves, of the atlas the references of the lower channels."""
+
+
+def some_daily(daily: Sequence[str]) -> list[Any]:
+    return [step if step in daily else pytest.param(step, marks=pytest.mark.nightly) for step in STEPS]
 
 
 @pytest.fixture(autouse=True)
@@ -94,8 +143,17 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 8)
     monkeypatch.setattr(blocks, "NEURONS", 2)
     monkeypatch.setattr(bench, "DRAWS", 9)
-    monkeypatch.setattr(atlas, "PAIRS", 8)
+    monkeypatch.setattr("pure_nb.show.pictures.PAIRS", 8)
+    monkeypatch.setattr(truth, "IMAGES", 4)
+    monkeypatch.setattr(_splits, "IMAGES", 4)
     monkeypatch.setattr("sklearn.utils.parallel.Parallel", lambda n_jobs: Parallel(n_jobs=1))  # starts no processes
+
+
+def prepared(folder: Path, step: str, client: Any) -> Study:
+    """A study that has all that a step needs."""
+    for before in BEFORE.get(step, ()):
+        before(study(folder))
+    return study(folder, client=client)
 
 
 def study(folder: Path, **how: Any) -> Study:
@@ -146,13 +204,14 @@ def test_to_the_bit_though_a_worker_is_lost(
         worker.loop.add_callback(partial(worker.close, executor_wait=False))
         time.sleep(0.5)  # it takes what it has found so far with it
 
+    of = prepared(tmp_path, step, client)
     did = first_time(monkeypatch, leave)
-    assert STEPS[step](study(tmp_path, client=client)) == expected(step)
+    assert STEPS[step](of) == expected(step)
     assert did
     assert did[0] not in client.scheduler_info()["workers"]
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", some_daily(KEEPING))
 def test_to_the_bit_though_the_disk_of_a_worker_is_full(
     tmp_path: Path, step: str, client: Any, expected: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,9 +228,10 @@ def test_to_the_bit_though_the_disk_of_a_worker_is_full(
             raise StoreError(f"{path} can't be written: no space left on device")
         return real(path, *rest)
 
+    of = prepared(tmp_path, step, client)
     monkeypatch.setattr(store, "write_atomically", write)
-    assert STEPS[step](study(tmp_path, client=client)) == expected(step)
-    assert full
+    assert STEPS[step](of) == expected(step)
+    assert bool(full) == (step in KEEPING)
 
 
 class Site:
@@ -183,23 +243,26 @@ class Site:
             self.port = free.getsockname()[1]
         self.address = f"tcp://127.0.0.1:{self.port}"
         self.process = self.started()
+        # Not the client's, which waits for all that is in its loop when it is closed, also for what was lost.
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
     def started(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", str(self.port)]
         options = ["--host", "127.0.0.1", "--no-dashboard"]
         return subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
 
-    def work(self, client: Any) -> None:
+    def work(self) -> None:
         async def start() -> Any:
             return await distributed.Worker(self.address, nthreads=1, dashboard=False)
 
-        client.loop.add_callback(start)
+        asyncio.run_coroutine_threadsafe(start(), self.loop)
 
-    def restart(self, client: Any) -> None:
+    def restart(self) -> None:
         self.process.kill()
         self.process.wait()
         self.process = self.started()
-        self.work(client)
+        self.work()
 
 
 @pytest.fixture(scope="module")
@@ -214,19 +277,20 @@ DAILY = ("references", "circuits", "virtual")
 """One of each kind: shards, blocks of pairs, blocks of neurons."""
 
 
-@pytest.mark.parametrize("step", [s if s in DAILY else pytest.param(s, marks=pytest.mark.nightly) for s in STEPS])
+@pytest.mark.parametrize("step", some_daily(DAILY))
 def test_to_the_bit_though_the_scheduler_is_lost_and_comes_back(
     tmp_path: Path, step: str, site: Site, expected: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with cluster.connect(site.address) as client:
-        site.work(client)
+        site.work()
 
         def lost(worker: Any) -> None:
-            threading.Thread(target=site.restart, args=(client,)).start()
+            threading.Thread(target=site.restart).start()
             time.sleep(0.5)
 
+        of = prepared(tmp_path, step, client)
         did = first_time(monkeypatch, lost)
-        assert STEPS[step](study(tmp_path, client=client)) == expected(step)
+        assert STEPS[step](of) == expected(step)
         assert did
 
 
@@ -312,7 +376,7 @@ def test_a_scheduler_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch, tm
     site = Site()
     client = cluster.connect(site.address)
     monkeypatch.setattr(client, "_timeout", 2)
-    site.work(client)
+    site.work()
     did = first_time(monkeypatch, lambda worker: (site.process.kill(), site.process.wait()))
     with pytest.raises(ClusterError, match=r"gave up .*the same call goes on from there"):
         study(tmp_path, client=client).references  # noqa: B018

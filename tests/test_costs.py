@@ -11,6 +11,25 @@ from hypothesis import strategies as st
 from pure_nb.compute.costs import Step, Workers, costs
 
 
+def shared(tasks: list[float], workers: int, cores: int) -> float:
+    """Seconds until the last task is done, where each that runs gets as much of the cores as any other."""
+    waiting, running, clock = tasks[::-1], list[float](), 0.0
+    while waiting or running:
+        while waiting and len(running) < workers:
+            running.append(waiting.pop())
+        share = min(1.0, cores / len(running))
+        first = min(running)
+        clock += first / share
+        running = [left - first for left in running if left > first]
+    return clock
+
+
+@given(st.integers(1, 300), st.integers(1, 12), st.integers(1, 12), st.floats(0.01, 2))
+def test_workers_that_share_cores(tasks: int, count: int, cores: int, seconds: float) -> None:
+    found = 3600 * costs([Step("s", tasks, seconds, 1)], Workers(count, cores=cores, task=0.1, scheduler=0)).hours["s"]
+    assert found == pytest.approx(shared([seconds + 0.1] * tasks, count, cores))
+
+
 def simulated(step: Step, workers: Workers) -> float:
     """Seconds until the last task is done: each goes to the worker that is free first, once the scheduler is."""
     free, handed, last = [0.0] * workers.count, 0.0, 0.0
@@ -43,6 +62,13 @@ def test_bytes_and_money() -> None:
     assert table.hours["circuits"] == pytest.approx(0.1)
     assert table.loc["total", ["read", "moved"]].tolist() == pytest.approx([1e8, 8e5 + 1e9])
     assert table.money["total"] == pytest.approx(20 * (100 / 3600 + 0.1 + 1 / 3600))
+
+
+def test_they_start_once() -> None:
+    steps = [Step("a", 4, 1.0, 1), Step("b", 4, 1.0, 1)]
+    table = costs(steps, Workers(4, cores=2, price=1.0, start=9.0, task=0.0, scheduler=0.0))
+    assert table.hours.tolist() == pytest.approx([2 / 3600, 2 / 3600, (4 + 18) / 3600])
+    assert table.money["total"] == pytest.approx(4 * 22 / 3600)
 
 
 @pytest.mark.parametrize(

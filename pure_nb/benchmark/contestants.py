@@ -29,12 +29,12 @@ from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from pure_nb.benchmark.tasks import Task
-from pure_nb.compute.blocks import each_neuron
+from pure_nb.compute.blocks import each, each_neuron
 from pure_nb.errors import ModelError, PureError, StudyError, StudyWarning
 from pure_nb.methods.descriptions import LRP, PURE, RANDOM, Description, fitting
 from pure_nb.methods.ownership import RHOS, SHARED, Assignment
 from pure_nb.methods.splitting import Split, part_activations
-from pure_nb.methods.virtual import kmeans
+from pure_nb.methods.virtual import kmeans, on_one_thread
 from pure_nb.methods.windows import channel_sources, closed_form
 from pure_nb.network.digests import digest
 from pure_nb.network.layers import get_layer, stage_before
@@ -43,6 +43,7 @@ from pure_nb.parameters import NEAREST, Run
 
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
+    from pure_nb.study import Study
 
 PEAK, CLOSE, LAYERS = "PURE at maximum", "PURE close", "PURE, several layers"
 ORACLE, CLASSES = "oracle", "split by classes"
@@ -217,7 +218,7 @@ def sparse_codes(task: Task) -> Vectors:
     """Codes of the lower activations at the maxima, over one dictionary with twice as many atoms as channels.
 
     The dictionary is learned from all reference images of all neurons, as a sparse autoencoder would be. It has at most
-    :data:`ATOMS` atoms.
+    :data:`ATOMS` atoms. A cluster can't help: each step of learning needs the one before.
     """
     vectors = task.activations["lower activation at maximum"].astype(np.float64)
     flat = vectors.reshape(-1, vectors.shape[-1])
@@ -254,21 +255,31 @@ def oracle_of(describe: Callable[[Task], Vectors]) -> Callable[[Task], Parts]:
     """
 
     def answer(task: Task) -> Parts:
-        labels = np.zeros(task.truth.shape, dtype=np.int64)
-        for channel, own in enumerate(describe(task)):
-            truth = task.truth[channel]
-            things, count = np.unique(truth, return_counts=True)
-            known = np.isin(truth, things[(count >= 5) & (things >= 0)])
-            if len(np.unique(truth[known])) < 2:
-                continue
-            scaled = (own - own.mean(axis=0)) / max(float(own.std()), float(np.finfo(np.float32).tiny))
-            labels[channel, ~known] = -1
-            ridge = RidgeClassifierCV(np.logspace(-3, 4, 10))
-            folds = StratifiedKFold(5, shuffle=True, random_state=task.study.parameters.seed)
-            labels[channel, known] = cross_val_predict(ridge, scaled[known], truth[known], cv=folds)
-        return Parts(labels)
+        vectors, seed = describe(task), task.study.parameters.seed
+        quiet = replace(task.study.run, progress=False)
+
+        def given(channel: int) -> tuple[Any, ...]:
+            return vectors[channel], task.truth[channel], seed
+
+        return Parts(np.stack(each_neuron(_read_off, given, len(vectors), name="oracle", run=quiet)))
 
     return answer
+
+
+@on_one_thread
+def _read_off(vectors: Vectors, truth: Labels, seed: int) -> Labels:
+    """What a ridge classifier says of one neuron's references; a neuron that means one thing stays whole."""
+    labels = np.zeros(len(truth), dtype=np.int64)
+    things, count = np.unique(truth, return_counts=True)
+    known = np.isin(truth, things[(count >= 5) & (things >= 0)])
+    if len(np.unique(truth[known])) < 2:
+        return labels
+    scaled = (vectors - vectors.mean(axis=0)) / max(float(vectors.std()), float(np.finfo(np.float32).tiny))
+    labels[~known] = -1
+    ridge = RidgeClassifierCV(np.logspace(-3, 4, 10))
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+    labels[known] = cross_val_predict(ridge, scaled[known], truth[known], cv=folds)
+    return labels
 
 
 def split_by(task: Task, by: str) -> Parts:
@@ -283,33 +294,44 @@ def split_by(task: Task, by: str) -> Parts:
         many as parts are wanted; ``"parts"``: by those of PURE's parts. A channel stays whole where there are fewer
         classes than parts, a class has fewer than two images, or a part none.
     """
-    study = task.study
-    target = study.parameters.target
-    module = get_layer(study.model, target)
-    measure: Any = partial(part_activations, study.model, study.images, run=study.run)
-    labels, owner = np.zeros(task.truth.shape, dtype=np.int64), {}
+    study, labels, owner = task.study, np.zeros(task.truth.shape, dtype=np.int64), {}
+    asked: dict[int, tuple[Assignment, Labels | Split]] = {}
     for channel in np.flatnonzero(task.k > 1).tolist():
-        k, sources, sample = int(task.k[channel]), channel_sources(module, channel), study.references.sample[channel]
+        sources = channel_sources(get_layer(study.model, study.parameters.target), channel)
         owner[channel] = np.full(sources.stop - sources.start, SHARED, dtype=np.int64)  # of a channel that stays whole
-        if by == "classes":
-            often = np.nan_to_num(study.classes.statistics.frequency[:, channel], nan=-1.0)
-            chosen = np.argsort(-often, kind="stable")[:k]
-            if len(chosen) < k or study.classes.statistics.images[chosen].min() < 2:
-                continue
-            # All labelled images make the vectors, since the truth is that of others.
-            split = study.classes.split(channel, [study.classes.names[label] for label in chosen], held_out=False)
-            measured = measure(sample, Assignment(target, channel, split.arvs, (split.rho,)))
-        else:
-            parts = kmeans(study.circuits[channel], k, seed=study.parameters.seed)
-            if parts.max() + 1 < k:
-                continue
-            circuits = study.circuits[channel].astype(np.float64)
-            arvs = np.stack([circuits[parts == part].mean(axis=0) for part in range(k)])[:, sources]
-            measured = measure(sample, Assignment(target, channel, arvs, RHOS))
-            split = Split.chosen(measured, parts, tuple(map(str, range(k))))
+        found = (_by_classes if by == "classes" else _by_parts)(study, channel, int(task.k[channel]), sources)
+        if found is not None:
+            asked[channel] = found
+    measure = partial(part_activations, study.model, study.images, run=study.run)
+    sample = study.references.sample
+    for channel, measured in each(measure, lambda one: (sample[one], asked[one][0]), list(asked), study.run):
+        split = asked[channel][1]
+        if not isinstance(split, Split):
+            split = Split.chosen(measured, split, tuple(map(str, range(measured.k))))
         labels[channel] = measured.at(split.rho)[:, :-1].argmax(axis=1)
         owner[channel] = split.owner
     return Parts(labels, owner=owner)
+
+
+def _by_classes(study: Study, channel: int, k: int, sources: slice) -> tuple[Assignment, Split] | None:
+    """A channel split between the classes that it is most often relevant to, None where there are too few."""
+    known = study.classes.statistics
+    chosen = np.argsort(-np.nan_to_num(known.frequency[:, channel], nan=-1.0), kind="stable")[:k]
+    if len(chosen) < k or known.images[chosen].min() < 2:
+        return None
+    # All labelled images make the vectors, since the truth is that of others.
+    split = study.classes.split(channel, [study.classes.names[label] for label in chosen], held_out=False)
+    return Assignment(study.parameters.target, channel, split.arvs, (split.rho,)), split
+
+
+def _by_parts(study: Study, channel: int, k: int, sources: slice) -> tuple[Assignment, Labels] | None:
+    """The sources of PURE's parts of a channel, and which part each reference is in; None where a part has none."""
+    parts = kmeans(study.circuits[channel], k, seed=study.parameters.seed)
+    if parts.max() + 1 < k:
+        return None
+    circuits = study.circuits[channel].astype(np.float64)
+    arvs = np.stack([circuits[parts == part].mean(axis=0) for part in range(k)])[:, sources]
+    return Assignment(study.parameters.target, channel, arvs, RHOS), parts
 
 
 def contestants(task: Task, embedders: Sequence[Embedder] = (), only: Sequence[str] = ()) -> list[Contestant]:

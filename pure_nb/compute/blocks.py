@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +18,9 @@ T = TypeVar("T")
 Compute = Callable[[NDArray[np.int64], Callable[[int], Any]], NDArray[Any]]
 BLOCK = 2048
 """Pairs computed between two saves: at most these are lost when a run is stopped."""
+
+IMAGES = 256
+"""Images that a worker takes at once, where each is run once for all that is asked of it."""
 
 NEURONS, MANY = 64, 128
 """The same of neurons; and neurons from which on all cores are used, since for fewer it takes longer to start them."""
@@ -141,6 +144,27 @@ class Kept(NamedTuple):
 
 
 NOTHING = Kept(lambda first: None, lambda first, found: None)
+
+
+def each(
+    work: Callable[..., T], given: Callable[[int], tuple[Any, ...]], numbers: Sequence[int], run: Run
+) -> Iterator[tuple[int, T]]:
+    """What is made of each of some things: its number, and the result; in any order.
+
+    Parameters
+    ----------
+    work
+        A pure function.
+    given
+        Its arguments for a number, asked for when it is that one's turn.
+    numbers
+        Of what is to be done.
+    run
+        Its ``client`` computes them, or else this process, one by one.
+    """
+    if run.client is not None:
+        return run.client.each(work, given, numbers)
+    return ((number, work(*given(number))) for number in numbers)
 
 
 def each_neuron(

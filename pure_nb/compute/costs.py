@@ -45,8 +45,12 @@ class Workers:
     ----------
     count
         How many work at once.
+    cores
+        That they have together, where they are fewer than the workers, such as on one machine; 0 for one each.
     price
         Of one of them for an hour.
+    start
+        Seconds that a core takes to get a worker going, once a run: its process, and what it imports.
     sent
         Bytes of the network and the list of images, which each gets once a run.
     task, scheduler
@@ -56,18 +60,30 @@ class Workers:
     """
 
     count: int
+    cores: int = 0
     price: float = 0.0
+    start: float = 0.0
     sent: float = 0.0
     task: float = 0.05
-    scheduler: float = 0.002
+    scheduler: float = 0.003
     storage: float = 1e9
     network: float = 1e9
+
+    def turns(self, tasks: int) -> float:
+        """How long so many equal tasks take, in units of the time that one takes a core.
+
+        Where several workers share a core, all of them work at once, and each is the slower for it.
+        """
+        rounds, rest = divmod(tasks, self.count)
+        cores = self.cores or self.count
+        return rounds * max(1.0, self.count / cores) + (max(1.0, rest / cores) if rest else 0.0)
 
 
 def costs(steps: Iterable[Step], workers: Workers) -> pd.DataFrame:
     """What some steps take, one after the other; whoever waits is paid, too.
 
     A step takes as many rounds as each worker gets tasks, or as long as the scheduler, the storage or the network need.
+    Tasks are equal, and nothing else runs on the machines.
 
     Parameters
     ----------
@@ -80,7 +96,8 @@ def costs(steps: Iterable[Step], workers: Workers) -> pd.DataFrame:
     -------
     DataFrame
         By step, and for all in the row ``total``: ``tasks``; ``hours``; what ``limits`` it, as the last sentence has
-        them; bytes ``read`` and ``moved``; and ``money``. The total also has what each worker is sent once.
+        them; bytes ``read`` and ``moved``; and ``money``. The total also has the workers' start, and what each is sent
+        once.
 
     Examples
     --------
@@ -92,9 +109,9 @@ def costs(steps: Iterable[Step], workers: Workers) -> pd.DataFrame:
     rows = {}
     for step in steps:
         tasks = ceil(step.units / step.together)
-        rounds, read, moved = ceil(tasks / workers.count), step.units * step.read, step.units * step.moved
+        read, moved = step.units * step.read, step.units * step.moved
         seconds = {
-            "workers": rounds * (min(step.together, step.units) * step.seconds + workers.task),
+            "workers": workers.turns(tasks) * (min(step.together, step.units) * step.seconds + workers.task),
             "scheduler": tasks * workers.scheduler,
             "storage": read / workers.storage,
             "network": moved / workers.network,
@@ -104,7 +121,7 @@ def costs(steps: Iterable[Step], workers: Workers) -> pd.DataFrame:
         rows[step.name] = (tasks, hours, limit, read, moved, hours * workers.count * workers.price)
     table = pd.DataFrame.from_dict(rows, "index", columns=["tasks", "hours", "limits", "read", "moved", "money"])
     sent, total = workers.count * workers.sent, table.drop(columns="limits").sum()
-    waited = sent / workers.network / 3600
+    waited = (workers.turns(workers.count) * workers.start + sent / workers.network) / 3600
     more = {"hours": waited, "moved": sent, "money": waited * workers.count * workers.price}
     table.loc["total"] = total.add(pd.Series(more), fill_value=0.0)
     return table.astype({"tasks": int})

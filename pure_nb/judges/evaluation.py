@@ -273,7 +273,8 @@ def summary(
     return found.assign(p=corrected(found["p"]))
 
 
-def alignment(
+# Who judges whom, by what, and how often it is drawn; and who computes it.
+def alignment(  # noqa: PLR0913
     judge: NDArray[np.float32],
     methods: Mapping[str, NDArray[np.float32]],
     *,
@@ -283,6 +284,7 @@ def alignment(
     draws: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    run: Run = Run(progress=False),
 ) -> pd.DataFrame:
     """Evaluation 2 of the paper: how well a method's distances follow the judge's.
 
@@ -296,6 +298,8 @@ def alignment(
         Of the bootstrap over neurons.
     seed
         Of the subsets and of the bootstrap.
+    run
+        Its ``client`` computes the distances, or else this process. What follows takes seconds, and runs here.
 
     Returns
     -------
@@ -321,11 +325,11 @@ def alignment(
     count = max(1, min(subsets, len(chosen) // 2))
     groups = np.array_split(generator.permutation(len(chosen)), count)
     picks = resampled(np.arange(len(chosen)), draws=draws, seed=generator)
-    judged = _all_distances(judge, used, chosen, metric, "the judge")
+    judged = _all_distances(judge, used, chosen, metric, "the judge", run)
     ranked = _ranks(judged)
     rows = []
     for name, vectors in methods.items():
-        own = _all_distances(vectors, used, chosen, metric, name)
+        own = _all_distances(vectors, used, chosen, metric, name, run)
         for measure in get_args(Measure):
             first, second = (judged, own) if measure == "pearson" else (ranked, _ranks(own))
             sums = _sums(first, second)
@@ -362,10 +366,18 @@ Distances = list[NDArray[np.float32]]
 
 
 def _all_distances(
-    vectors: NDArray[np.float32], used: NDArray[np.bool_], chosen: NDArray[np.int64], metric: Metric, name: str
+    vectors: NDArray[np.float32],
+    used: NDArray[np.bool_],
+    chosen: NDArray[np.int64],
+    metric: Metric,
+    name: str,
+    run: Run,
 ) -> Distances:
-    own = {channel: vectors[channel][used[channel]] for channel in chosen}
-    return [_distances(some, metric, f"neuron {channel}, vectors of {name}") for channel, some in own.items()]
+    def given(number: int) -> tuple[Any, ...]:
+        channel = chosen[number]
+        return vectors[channel][used[channel]], metric, f"neuron {channel}, vectors of {name}"
+
+    return each_neuron(_distances, given, len(chosen), name=f"distances by {name}", run=run)
 
 
 def _ranks(distances: Distances) -> Distances:

@@ -9,6 +9,7 @@ the description differs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pure_nb.compute.blocks import grouped
+from pure_nb.compute.blocks import IMAGES, each, grouped
+from pure_nb.compute.sweep import shards
 from pure_nb.images.data import Images, Truth
 from pure_nb.images.reading import readable
 from pure_nb.methods.descriptions import parts_by
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 COMMON = 0.05
 """An object counts as a meaning of a neuron if it is under the maximum in at least this share of its references."""
+
+
+DESCRIPTIONS = ("activation", "activation at maximum", "lower activation", "lower activation at maximum")
 
 
 def objects_at_maxima(truth: Truth, references: References, size: tuple[int, int]) -> NDArray[np.int64]:
@@ -92,7 +97,7 @@ def activation_vectors(
     layer
         The layer that describes, if other than the references' own. It needs the same grid.
     run
-        How it is run.
+        How it is run; its ``client`` computes them, or else this process.
 
     Returns
     -------
@@ -102,30 +107,49 @@ def activation_vectors(
         layer at the position of the neuron's maximum; ``"lower activation"``: mean over positions of the lower layer;
         ``"lower activation at maximum"``: the same over the lower layer's cell under the maximum and its neighbours.
     """
-    described = references.layer if layer is None else layer
     unique, pairs_of = grouped(references.sample)
-    channel, rank = np.unravel_index(np.arange(references.sample.size), references.sample.shape)
+    position, cut = references.position.ravel(), shards(len(unique), run.batch_size, IMAGES)
     found: dict[str, NDArray[np.float32]] = {}
 
-    def put(name: str, pairs: NDArray[np.int64], values: Tensor) -> None:
-        if name not in found:
-            found[name] = np.empty((*references.sample.shape, values.shape[-1]), dtype=np.float32)
-        found[name][channel[pairs], rank[pairs]] = values.float().cpu().numpy()
+    def given(number: int) -> tuple[Any, ...]:
+        own = pairs_of[cut[number].start : cut[number].stop]
+        return unique[cut[number]], [position[pairs] for pairs in own]
 
-    image = 0
+    described = references.layer if layer is None else layer
+    work = partial(_described, model, images, (lower, described), references.grid, run)
+    for number, vectors in each(work, given, range(len(cut)), run):
+        pairs = np.concatenate(pairs_of[cut[number].start : cut[number].stop])
+        for name, values in vectors.items():
+            if name not in found:
+                found[name] = np.empty((references.sample.size, values.shape[1]), dtype=np.float32)
+            found[name][pairs] = values
+    return {name: values.reshape(*references.sample.shape, -1) for name, values in found.items()}
+
+
+def _described(
+    model: nn.Module,
+    images: Images,
+    layers: tuple[str, str],
+    grid: tuple[int, ...],
+    run: Run,
+    samples: NDArray[np.int64],
+    positions: Sequence[NDArray[np.int64]],
+) -> dict[str, NDArray[np.float32]]:
+    """Descriptions of some images by their activations, for the positions in each that are wanted."""
+    found: dict[str, list[Tensor]] = {name: [] for name in DESCRIPTIONS}
+    wanted = iter(positions)
     with run.prepared(model), torch.inference_mode():
-        for batch in readable(images, unique.tolist(), run=run):
-            outputs = activations(model, batch.images.to(run.local_device), [lower, described])
-            under = _cells_under(references.grid, tuple(outputs[lower].shape[2:]) if outputs[lower].ndim == 4 else ())
-            for top, below in zip(flatten_positions(outputs[described]), flatten_positions(outputs[lower])):
-                pairs = pairs_of[image]
-                put("activation", pairs, top.clamp(min=0).mean(dim=1))
-                put("activation at maximum", pairs, top[:, references.position[channel[pairs], rank[pairs]]].T)
-                put("lower activation", pairs, below.mean(dim=1))
-                near = under[references.position[channel[pairs], rank[pairs]]]
-                put("lower activation at maximum", pairs, torch.stack([below[:, cells].mean(dim=1) for cells in near]))
-                image += 1
-    return found
+        for batch in readable(images, samples.tolist(), run=run):
+            outputs = activations(model, batch.images.to(run.local_device), list(layers))
+            below, top = (outputs[layer] for layer in layers)
+            under = _cells_under(grid, tuple(below.shape[2:]) if below.ndim == 4 else ())
+            for high, low in zip(flatten_positions(top), flatten_positions(below)):
+                places = next(wanted)
+                near = torch.stack([low[:, cells].mean(dim=1) for cells in under[places]])
+                means = [mean.expand(len(places), -1) for mean in (high.clamp(min=0).mean(dim=1), low.mean(dim=1))]
+                for name, rows in zip(DESCRIPTIONS, (means[0], high[:, places].T, means[1], near)):
+                    found[name].append(rows.float().cpu())
+    return {name: torch.cat(rows).numpy() for name, rows in found.items()}
 
 
 def _cells_under(grid: tuple[int, ...], lower: tuple[int, ...]) -> NDArray[Any]:

@@ -89,8 +89,8 @@ class PartActivations:
             raise ArgumentError(f"rho={rho} was not measured; measured are {self.rhos.tolist()}")
         return (self.signed_parts if signed else self.parts)[:, near[0]]
 
-    def only(self, chosen: Bool[NDArray[np.bool_], " images"]) -> PartActivations:
-        """Those of some of the images, bool ``[images]``."""
+    def only(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> PartActivations:
+        """Those of some of the images, bool ``[images]``, or their places."""
         some: dict[str, Any] = {name: getattr(self, name)[chosen] for name in _BY_IMAGE}
         return replace(self, **some)
 
@@ -194,7 +194,7 @@ def _part_activations(
             start = stop
     results = []
     for (assignment, places), values, where in zip(shown, found, relevant):
-        parts, signed = values[..., :-1].reshape(2, len(places), len(assignment.rhos), -1)
+        parts, signed = values[..., :-1].reshape(2, len(places), len(assignment.rhos), assignment.k + 1)
         whole, signed_whole = values[..., -1].copy()
         results.append(PartActivations(assignment, samples[places], parts, whole, where, signed, signed_whole))
     return results
