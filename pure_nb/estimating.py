@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Subset
 
-from pure_nb._resting import give_memory_back
+from pure_nb._memory import give_memory_back
 from pure_nb.compute.bars import Bar, watched
 from pure_nb.compute.blocks import MANY
 from pure_nb.compute.sweep import threaded
