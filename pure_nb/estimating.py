@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Subset
 
-from pure_nb._resting import give_memory_back
+from pure_nb._memory import give_memory_back
 from pure_nb.compute.bars import Bar, watched
 from pure_nb.compute.blocks import MANY
 from pure_nb.compute.sweep import threaded
@@ -159,7 +159,7 @@ class _Trial:
     def _small(self, images: Images | None = None, **known: Any) -> Study:
         """The study without what is known, but for what is given."""
         found = replace(self.study, images=images or self.study.images, store=None, run=self.run)
-        found.__dict__.update({"_weights": "", **known})
+        found.__dict__.update({"_weights": "", "shapes": (self.target, self.lower), **known})
         return found
 
     def _referring(self, sample: NDArray[np.int64], **known: Any) -> Study:
@@ -248,7 +248,9 @@ class _Trial:
         turns, most = min(TURNS, self.channels), min(self.channels, int(np.ceil(pairs / self._unique)))
         often = tried(some, turns)
         while often.seconds < TOLD * once.seconds and turns < most:
-            turns = min(TURNS * turns, most)
+            each = max(often.seconds - once.seconds, 0.0) / (turns - 1)
+            enough = 1 + once.seconds / each if each else most
+            turns = int(min(max(TURNS * turns, enough), most))
             often = tried(some, turns)
         image = _slope(few, once, len(two), len(some))  # with a pair each
         pair = _slope(once, often, len(some), turns * len(some)) if turns > 1 else image

@@ -17,6 +17,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 from typer.testing import CliRunner
 
+import pure_nb.study
 from pure_nb import estimating
 from pure_nb.cli import app
 from pure_nb.compute import bars
@@ -25,6 +26,7 @@ from pure_nb.estimating import RUN_STEPS, STEPS, Cost, TimeLeft, estimate, in_wo
 from pure_nb.images import reading
 from pure_nb.judges.embedders import pixels
 from pure_nb.methods import circuits
+from pure_nb.network.shapes import require
 from pure_nb.study import Study
 
 IMAGE, PAIR = 0.5, 0.2
@@ -84,6 +86,27 @@ def test_pairs_are_tried_until_they_can_be_told_from_the_images(monkeypatch: pyt
     monkeypatch.setattr(estimating, "measured", measured)
     tried._pairs(lambda study: None)
     assert turns[-2:] == [3, 5]  # six channels of eight references are five pairs of each of ten images
+
+
+def test_pairs_that_take_nothing_are_all_tried_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or an estimate of a study of many channels would run the same images forward for each few more pairs."""
+    tried = estimating._Trial(mine(images=Items(noise(10)), n_references=10), None)
+    tried.channels, turns = 320, []
+    monkeypatch.setattr(tried, "_referring", lambda sample: turns.append(len(sample)))
+    monkeypatch.setattr(estimating, "measured", lambda compute: compute() or Cost(1.0, 1.0, 0.0))
+    tried._pairs(lambda study: None)
+    assert turns[-2:] == [3, 320]
+    monkeypatch.setattr(estimating, "measured", lambda compute: compute() or Cost(1 + 0.01 * turns[-1], 1.0, 0.0))
+    tried._pairs(lambda study: None)
+    assert turns[-2] == 3
+    assert 50 <= turns[-1] <= 110  # by how much longer three took than one
+
+
+def test_layers_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    study, looked = mine(), []
+    monkeypatch.setattr(pure_nb.study, "require", lambda *asked: looked.append(asked) or require(*asked))
+    study.estimate(steps=["references", "circuits"])
+    assert len(looked) == 1
 
 
 def test_a_layer_of_one_channel(tmp_path: Path) -> None:

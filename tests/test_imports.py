@@ -69,6 +69,13 @@ for arguments in ([], *([command] for command in commands)):
     assert not loaded(code) & HEAVY
 
 
+def test_what_splits_and_lays_out_a_neuron_does_without_torch() -> None:
+    """Each core's process imports it, and torch takes longer than the first neurons."""
+    assert not loaded("import pure_nb.methods.virtual, numpy; pure_nb.methods.virtual.kmeans(numpy.eye(3), 2)") & {
+        "torch"
+    }
+
+
 @pytest.mark.slow
 def test_the_five_lines_import_nothing_that_computes(tmp_path: Path) -> None:
     """What ships is found, and drawn without what takes longer to import than to draw."""

@@ -121,6 +121,13 @@ def slow_k_means(points: NDArray[Any], labels: NDArray[Any], k: int) -> NDArray[
     return labels
 
 
+def partitions(gram: NDArray[Any], numbers: tuple[int, ...]) -> list[NDArray[Any]]:
+    """One-hot labels of each number, ``[sets, k, n]``."""
+    labels = null._partitions(gram, numbers, np.random.default_rng(0))
+    assert len(labels) == sum(numbers)
+    return [part.transpose(1, 0, 2) for part in np.split(labels, np.cumsum(numbers)[:-1])]
+
+
 @pytest.mark.parametrize("apart", [0.0, 2.0, 8.0])
 def test_batches_are_a_plain_k_means_with_scikit_learns_silhouettes(
     apart: float, monkeypatch: pytest.MonkeyPatch
@@ -131,8 +138,8 @@ def test_batches_are_a_plain_k_means_with_scikit_learns_silhouettes(
     np.testing.assert_allclose(gram, np.einsum("sid,sjd->sij", sets, sets))
     with monkeypatch.context() as patched:
         patched.setattr(null, "ITERATIONS", 0)
-        starts = null._partitions(gram, numbers, np.random.default_rng(0))
-    parts = null._partitions(gram, numbers, np.random.default_rng(0))
+        starts = partitions(gram, numbers)
+    parts = partitions(gram, numbers)
     clearest = null._clearest(gram, numbers, np.random.default_rng(0))
     for number, points in enumerate(sets):
         found = [part[number].argmax(axis=0) for part in parts]
@@ -159,7 +166,7 @@ def test_the_number_is_that_of_the_clearest_of_the_narrowest_clusters(
         patched.setattr(null, "ITERATIONS", 0)
         axes = null._principal(null._centred(points))
         gram = np.broadcast_to(null._gram(axes[None]), (6, 36, 36))
-        starts = null._partitions(gram, numbers, np.random.default_rng(0))
+        starts = partitions(gram, numbers)
     silhouettes = []
     for k, own in zip(numbers, starts):
         parts = [slow_k_means(points, start.argmax(axis=0), k) for start in own]
@@ -185,6 +192,26 @@ def test_the_number_of_clear_clusters_is_that_by_scikit_learn(count: int) -> Non
 def test_of_equally_clear_numbers_the_smallest_is_chosen() -> None:
     found = clearest(np.repeat(np.eye(2, 4), 6, axis=0), (5, 3, 2, 4), draws=0)
     assert (found.number, found.silhouette) == (2, pytest.approx(1))
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_random_bits_are_those_of_numpys_integers(before: int) -> None:
+    """And what is drawn after them, whether a half of a number was left before or is left then."""
+    one, other = np.random.default_rng(5), np.random.default_rng(5)
+    for count in (3, 4, 1, 7, 2, 1000, 1):
+        for generator in (one, other):
+            generator.random(before, dtype=np.float32)
+        expected = other.integers(1 << 32, size=count, dtype=np.uint32)
+        np.testing.assert_array_equal(null._bits(one, count), expected)
+    assert one.random(3, dtype=np.float32).tolist() == other.random(3, dtype=np.float32).tolist()
+    assert one.random() == other.random()
+
+
+def test_one_set_for_all_starts_is_clustered_as_many_alike() -> None:
+    axes = null._principal(null._centred(blobs(2, 12, apart=1.0)))
+    broadcast = np.broadcast_to(null._gram(axes[None]), (40, 24, 24))
+    for one, other in zip(partitions(broadcast, (2, 3)), partitions(broadcast.copy(), (2, 3))):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_shuffles_are_of_all_orders_alike() -> None:

@@ -230,6 +230,17 @@ def test_neighbours_are_those_of_all_differences(size: int) -> None:
 
 
 @pytest.mark.slow
+def test_what_is_compiled_for_a_layout_is_kept() -> None:
+    """Or every process that lays out compiles for four seconds."""
+    embed(blobs(2)[0])
+    from umap import umap_  # late, as in embed
+
+    for slow in (umap_.smooth_knn_dist, umap_.compute_membership_strengths):
+        assert slow.signatures
+        assert slow.stats.cache_path
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["umap", "pca"])
 def test_embedding_keeps_clouds_apart_and_is_the_same_twice(layout: Any) -> None:
     vectors, truth = blobs(2)

@@ -5,8 +5,7 @@ All k-means of a neuron, from all starts and of all draws, are batches that need
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -157,11 +156,30 @@ def _shuffles(centred: Vectors, count: int, generator: np.random.Generator) -> V
 
     def shuffled() -> Vectors:
         # Random numbers, each with an entry as its lower half, are sorted three times as fast as entries are permuted.
-        mixed = generator.integers(1 << 32, size=entries.shape, dtype=np.uint64) << 32 | entries
+        mixed = _bits(generator, entries.size).astype(np.uint64).reshape(entries.shape)
+        mixed <<= 32
+        mixed |= entries
         mixed.sort(axis=1)
         return mixed.astype(np.uint32).view(np.float32).T
 
     return np.concatenate([_gram(shuffled()[None]) for _ in range(count)])  # one at a time, since d may be large
+
+
+def _bits(generator: np.random.Generator, count: int) -> NDArray[np.uint32]:
+    """What ``generator.integers(1 << 32, size=count, dtype=np.uint32)`` gives, in half the time.
+
+    The halves of numbers of 64 bits, the lower first; a half that is left is for the next that asks for one.
+    """
+    bits = generator.bit_generator
+    state = dict(bits.state)
+    left = np.array([state["uinteger"]] * state["has_uint32"], dtype=np.uint32)
+    whole = bits.random_raw((count - len(left) + 1) // 2).astype("<u8", copy=False).view("<u4")
+    found = np.concatenate([left, whole]) if len(left) else whole
+    state = dict(bits.state)
+    state["has_uint32"] = len(found) - count
+    state["uinteger"] = int(found[-1])
+    bits.state = state
+    return found[:count]
 
 
 def _gram(points: Vectors) -> Vectors:
@@ -175,11 +193,11 @@ def _own(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator) 
     For each number, the start counts whose clusters are the narrowest, as for scikit-learn's k-means; for the mean, the
     largest silhouette of each start.
     """
-    distance = _distances(gram)
-    parts = _partitions(np.broadcast_to(gram, (STARTS, *gram.shape[1:])), numbers, generator)
-    values = np.stack([_silhouettes(distance, part) for part in parts])
+    labels = _partitions(np.broadcast_to(gram, (STARTS, *gram.shape[1:])), numbers, generator)
+    values = _silhouettes(_distances(gram), labels, numbers)
     # The sum of squares within clusters is that of all points without that of the clusters' means.
-    means = [(((part @ gram) * part).sum(axis=2) / np.maximum(part.sum(axis=2), 1)).sum(axis=1) for part in parts]
+    squares = np.einsum("ksn,ksn->ks", labels, labels @ gram[0]) / np.maximum(labels.sum(axis=2), 1)
+    means = np.add.reduceat(squares, _firsts(numbers))
     best = values[np.arange(len(numbers)), np.argmax(means, axis=1)]
     number, silhouette = max(zip(numbers, best.tolist()), key=lambda pair: (pair[1], -pair[0]))
     return number, silhouette, float(values.max(axis=0).mean())
@@ -187,8 +205,8 @@ def _own(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator) 
 
 def _clearest(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator) -> Vectors:
     """The largest mean silhouette of each set of points over numbers of clusters: ``[sets, n, n]`` to ``[sets]``."""
-    distance = _distances(gram)
-    return np.max([_silhouettes(distance, part) for part in _partitions(gram, numbers, generator)], axis=0)
+    labels = _partitions(gram, numbers, generator)
+    return _silhouettes(_distances(gram), labels, numbers).max(axis=0)
 
 
 def _distances(gram: Vectors) -> Vectors:
@@ -200,13 +218,23 @@ def _distances(gram: Vectors) -> Vectors:
     return np.sqrt(np.maximum(distance, 0, out=distance), out=distance)
 
 
-def _partitions(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator) -> list[Vectors]:
+def _firsts(numbers: Sequence[int]) -> list[int]:
+    """The first cluster of each number, where those of all numbers are in a row."""
+    return [sum(numbers[:i]) for i in range(len(numbers))]
+
+
+def _each(clusters: Vectors, numbers: Sequence[int]) -> Iterator[Vectors]:
+    """What is said of the clusters of each number, where those of all numbers are in a row."""
+    return (clusters[first : first + k] for first, k in zip(_firsts(numbers), numbers))
+
+
+def _partitions(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator) -> Vectors:
     """k-means of many sets of points at once, from one start (k-means++) each, by scalar products alone.
 
     Parameters
     ----------
     gram
-        float ``[sets, n, n]``: the points' scalar products.
+        float ``[sets, n, n]``: the points' scalar products; of many starts for one set, that set broadcast.
     numbers
         Numbers of clusters.
     generator
@@ -214,29 +242,39 @@ def _partitions(gram: Vectors, numbers: Sequence[int], generator: np.random.Gene
 
     Returns
     -------
-    list of arrays
-        For each number k, one-hot labels, float ``[sets, k, n]``. A cluster may end up empty.
+    array
+        One-hot labels, float ``[clusters, sets, n]``, the clusters of the first number first. One may end up empty.
     """
-    parts = [slice(a, b) for a, b in pairwise(np.cumsum([0, *numbers]))]
-    labels = np.concatenate([_one_hot(_started(gram, k, generator)) for k in numbers])
-    moving, products, old = np.arange(len(gram)), gram, labels.copy()
+    labels = _one_hot(np.concatenate([_started(gram, k, generator) for k in numbers]), numbers)
+    moving, old = np.arange(len(gram)), labels
+    products = gram if gram.strides[0] else gram[:1]
     for _ in range(ITERATIONS):
-        size = np.count_nonzero(old, axis=2)
-        mean = np.divide(old, np.maximum(size, 1)[..., None], dtype=gram.dtype)
-        towards = np.empty_like(mean)
-        np.matmul(mean.transpose(1, 0, 2), products, out=towards.transpose(1, 0, 2))
-        half = np.where(size, np.einsum("ksn,ksn->ks", mean, towards) / 2, np.inf)
+        towards, size = _sums(old, products), np.einsum("ksn->ks", old)
+        per = 1 / np.maximum(size, 1)
+        half = np.where(size, np.einsum("ksn,ksn->ks", old, towards) * per**2 / 2, np.inf)
         # Half the squared distance to a mean, but for the point's own square, which is the same for all.
-        distance = np.subtract(half[..., None], towards, out=towards)
-        new = np.concatenate([_one_hot(distance[part]) for part in parts])
-        labels[:, moving] = new
-        still = (new != old).any(axis=(0, 2))
+        towards *= -per[..., None]
+        towards += half[..., None]
+        new = _one_hot(towards, numbers)
+        still = np.einsum("ksn,ksn->ks", old, new).sum(axis=0) < len(numbers) * gram.shape[1]
+        old = new
+        if still.sum() < 0.7 * len(still):  # to copy the products of those that still move costs as much as a step
+            labels[:, moving] = new
+            moving, old = moving[still], new[:, still]
+            products = products[still] if len(products) > 1 else products
         if not still.any():
             break
-        if still.sum() < 0.7 * len(still):  # to copy the products of those that still move costs as much as a step
-            moving, products, new = moving[still], products[still], new[:, still]
-        old = new
-    return [labels[part].transpose(1, 0, 2).astype(gram.dtype) for part in parts]
+    labels[:, moving] = old
+    return labels
+
+
+def _sums(labels: Vectors, products: Vectors) -> Vectors:
+    """Sums over clusters, ``[clusters, sets, n]``, of products ``[sets, n, n]``, or ``[1, n, n]`` for all sets."""
+    if len(products) == 1:
+        return labels @ products[0]
+    sums = np.empty_like(labels)
+    np.matmul(labels.transpose(1, 0, 2), products, out=sums.transpose(1, 0, 2))
+    return sums
 
 
 def _started(gram: Vectors, k: int, generator: np.random.Generator) -> Vectors:
@@ -248,28 +286,39 @@ def _started(gram: Vectors, k: int, generator: np.random.Generator) -> Vectors:
     for centre in range(k):
         reach = np.cumsum(nearest, axis=1)[:, None]
         chance = generator.random((sets, TRIALS if centre else 1, 1), dtype=np.float32) * reach[:, :, -1:]
-        tried = np.minimum(np.count_nonzero(reach <= chance, axis=2), n - 1)
-        away = np.maximum(square[:, None] + square[every, tried][..., None] - 2 * gram[every, tried], 0)
+        reach[:, :, -1] = np.inf
+        tried = (reach > chance).argmax(axis=2)
+        away = square[:, None] + square[every, tried][..., None]
+        away -= 2 * gram[every, tried]
+        np.maximum(away, 0, out=away)
         nearer = np.minimum(nearest[:, None], away) if centre else away
         best = nearer.sum(axis=2).argmin(axis=1)
         distance[centre], nearest = away[every[:, 0], best], nearer[every[:, 0], best]
     return distance
 
 
-def _one_hot(distance: Vectors) -> NDArray[np.bool_]:
-    """Which centre is nearest, the first of equals: ``[k, sets, n]``."""
-    nearest = distance == distance.min(axis=0)
-    if np.count_nonzero(nearest) > nearest[0].size:
-        nearest &= nearest.cumsum(axis=0) == 1
-    return nearest
+def _one_hot(distance: Vectors, numbers: Sequence[int]) -> Vectors:
+    """Which of each number's centres is nearest, the first of equals: ``[clusters, sets, n]``."""
+    labels = np.empty_like(distance)
+    for own, found in zip(_each(distance, numbers), _each(labels, numbers)):
+        nearest = own == own.min(axis=0)
+        if np.count_nonzero(nearest) > nearest[0].size:
+            nearest &= nearest.cumsum(axis=0) == 1
+        found[:] = nearest
+    return labels
 
 
-def _silhouettes(distance: Vectors, labels: Vectors) -> Vectors:
-    """Mean silhouettes by distances ``[sets, n, n]`` and one-hot labels ``[sets, k, n]``; -1 where not defined."""
-    total, size = labels @ distance, labels.sum(axis=2, keepdims=True)
-    count = (labels * size).sum(axis=1)
-    inner = (total * labels).sum(axis=1) / np.maximum(count - 1, 1)
-    outer = np.where((labels > 0) | (size == 0), np.inf, total / np.maximum(size, 1)).min(axis=1)
-    wider = np.maximum(np.maximum(inner, outer), 1e-30)
-    value = np.where(count > 1, (np.minimum(outer, 1e30) - inner) / np.minimum(wider, 1e30), 0).mean(axis=1)
-    return np.where((size > 0).sum(axis=(1, 2)) > 1, value, -1.0)
+def _silhouettes(distance: Vectors, labels: Vectors, numbers: Sequence[int]) -> Vectors:
+    """Mean silhouettes, ``[numbers, sets]``, by distances ``[sets, n, n]`` and labels; -1 where not defined."""
+    sums, values = _sums(labels, distance), []
+    for total, label in zip(_each(sums, numbers), _each(labels, numbers)):
+        size = label.sum(axis=2, keepdims=True)
+        count = (label * size).sum(axis=0)
+        inner = (total * label).sum(axis=0) / np.maximum(count - 1, 1)
+        total /= np.maximum(size, 1)
+        total += np.where((label > 0) | (size == 0), np.inf, 0)
+        outer = total.min(axis=0)
+        wider = np.maximum(np.maximum(inner, outer), 1e-30)
+        value = np.where(count > 1, (np.minimum(outer, 1e30) - inner) / np.minimum(wider, 1e30), 0).mean(axis=1)
+        values.append(np.where((size > 0).sum(axis=(0, 2)) > 1, value, -1.0))
+    return np.stack(values)

@@ -7,6 +7,7 @@ chosen, with one as a possible answer, and a score says into how many parts the 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import scipy
-import torch
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from pure_nb._memory import keep_memory
 from pure_nb.errors import ArgumentError
 from pure_nb.methods._shapes import Bool, Float, Int
 from pure_nb.methods.null import DRAWS, clearest
@@ -133,6 +134,7 @@ def _threads() -> ThreadpoolController:
     # the threads are limited: that holds for the libraries that are loaded by then.
     import sklearn.cluster  # noqa: F401
 
+    keep_memory()
     return ThreadpoolController()  # to look for the libraries takes 4 ms
 
 
@@ -376,18 +378,29 @@ def embed(
         parts = min(2, *vectors.shape)
         flat = PCA(parts, svd_solver="full").fit_transform(vectors)
         return np.pad(flat, ((0, 0), (0, 2 - parts))).astype(np.float32)
-    from umap import UMAP  # compiles for seconds when imported, so only where it is used
-
-    threads = torch.get_num_threads()
+    umap = _umap()
+    torch = sys.modules.get("torch")  # a process that lays out alone does without
+    threads = torch.get_num_threads() if torch else 0
     try:
-        reducer = UMAP(
+        reducer = umap(
             UMAP_NEIGHBOURS, min_dist=0.3, random_state=seed, n_jobs=1, precomputed_knn=(*_nearest(vectors), None)
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"precomputed_knn\[2\]")  # new points can't be laid out, and none are
             return np.asarray(reducer.fit_transform(vectors), dtype=np.float32)
     finally:  # numba, which UMAP runs on, gives torch as many as there are cores, whatever it had
-        torch.set_num_threads(threads)
+        if torch:
+            torch.set_num_threads(threads)
+
+
+@cache
+def _umap() -> Any:
+    """UMAP, of which what takes longest to compile is compiled once for all processes, as the rest of it is."""
+    from umap import UMAP, umap_  # compiles for seconds when imported, so only where it is used
+
+    for slow in (umap_.smooth_knn_dist, umap_.compute_membership_strengths):
+        slow.enable_caching()
+    return UMAP
 
 
 def _nearest(vectors: Vectors) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
