@@ -62,7 +62,8 @@ def publish(  # noqa: PLR0913
     count: Annotated[int, Option(help="Reference images of each neuron that get a picture.")] = 100,
     side: Annotated[int | None, Option(help="Pixels of a picture's longer side at most.")] = None,
     attribution: Annotated[
-        Path | None, Option(help="Table (.csv, .tsv) of whom pictures are by; by default the ATTRIBUTION.csv above them.")
+        Path | None,
+        Option(help="Table (.csv, .tsv) of whom pictures are by; by default the ATTRIBUTION.csv above them."),
     ] = None,
     embedder: Annotated[
         str | None, Option(help="Names the virtual neurons: clip, mini-clip, open_clip:MODEL/TAG, with @FILE.")

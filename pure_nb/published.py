@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
@@ -156,8 +156,8 @@ class Publication:
 
     @property
     def why(self) -> str:
-        """What to do where something is not here."""
-        return f"give what was studied: load_study({str(self.folder)!r}, model=..., images=...)"
+        """What to do where something is not here; without the folder, as an atlas of it says so, too."""
+        return "give what was studied: load_study(FOLDER, model=..., images=...)"
 
     @cached_property
     def channels(self) -> NDArray[np.int64]:
@@ -484,7 +484,7 @@ def _fetched(address: str) -> Path:
 
 def _mapped(path: Path) -> Arrays:
     """The float32 arrays of a file of safetensors, read as they are looked at, which that library does not do."""
-    with path.open("rb") as file:
+    with safe_open(path, "numpy"), path.open("rb") as file:  # which checks the header
         size = int.from_bytes(file.read(8), "little")
         header: dict[str, Any] = json.loads(file.read(size))
     header.pop("__metadata__", None)

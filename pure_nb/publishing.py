@@ -182,7 +182,11 @@ def push(folder: Path | str, place: str) -> str:
     try:
         hub.create_repo(place, repo_type="dataset", exist_ok=True)
         hub.upload_folder(
-            repo_id=place, folder_path=folder, repo_type="dataset", commit_message="A study by pure_nb", delete_patterns="*"
+            repo_id=place,
+            folder_path=folder,
+            repo_type="dataset",
+            commit_message="A study by pure_nb",
+            delete_patterns="*",
         )
     except Exception as problem:  # its libraries raise a dozen kinds
         raise StudyError(
@@ -252,7 +256,9 @@ class _Making:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             lines = list(csv.DictReader(file, delimiter="\t" if Path(path).suffix == ".tsv" else ","))
         if not lines or "file" not in lines[0]:
-            raise StudyError(f"{str(path)!r}: expected a table of attributions, with a column called file and a line each")
+            raise StudyError(
+                f"{str(path)!r}: expected a table of attributions, with a column called file and a line each"
+            )
         known = {Path(line["file"]).parts: line for line in lines}
         height, width = self.study.images.example.shape[-2:]
         found = []
@@ -336,7 +342,9 @@ class _Making:
             "layers": [asdict(layer) for layer in study.shapes],
             "parameters": asdict(study.parameters),
             "ranked": study.ranked,
-            "keys": {step: study.key(step) for step in ("references", "circuits", "virtual", "layouts", "boxes", "objects")},
+            "keys": {
+                step: study.key(step) for step in ("references", "circuits", "virtual", "layouts", "boxes", "objects")
+            },
             "channels": self.chosen and self.channels,
             "pictured": 0 if self.pictures == "none" else min(self.shown.count, study.references.n),
             "images": {
