@@ -1,4 +1,4 @@
-"""The commands that write and search sites of whole studies: ``atlas``.
+"""The commands that write, search and publish sites of whole studies: ``atlas``, ``publish``.
 
 They are part of the command line, :mod:`pure_nb.cli`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option, echo
+from typer import Argument, Option, echo
 
 from pure_nb._options import Asked, Neurons, command, numbers, require_place
 
@@ -45,3 +45,50 @@ def atlas(
     )
     pages = len(list(out.glob("[0-9]*.html")))
     echo(f"{index}: {pages} neurons; open it in a browser, or put the folder {str(out)!r} on any web server")
+
+
+# What is published, of what, and what is said of it.
+@command("neurons", "crops", "classes")
+def publish(  # noqa: PLR0913
+    asked: Asked,
+    out: Annotated[Path, Argument(help="Folder for the published study.", metavar="OUT")],
+    neurons: Neurons = None,
+    pictures: Annotated[
+        str | None, Option(help="Which pictures: none, crops (what neurons look at) or whole; none of your own images.")
+    ] = None,
+    names: Annotated[
+        str | None, Option(help="Which names: none, labels or files (and labels); none of your own images.")
+    ] = None,
+    count: Annotated[int, Option(help="Reference images of each neuron that get a picture.")] = 100,
+    side: Annotated[int | None, Option(help="Pixels of a picture's longer side at most.")] = None,
+    attribution: Annotated[
+        Path | None,
+        Option(help="Table (.csv, .tsv) of whom pictures are by; by default the ATTRIBUTION.csv above them."),
+    ] = None,
+    embedder: Annotated[
+        str | None, Option(help="Names the virtual neurons: clip, mini-clip, open_clip:MODEL/TAG, with @FILE.")
+    ] = None,
+    licence: Annotated[str, Option(help="Under which licence, in the hub's words: cc-by-4.0.")] = "",
+    cite: Annotated[str, Option(help="How to cite it.")] = "",
+    atlas: Annotated[bool, Option("--atlas", help="Also write a site of it, into OUT/atlas.")] = False,
+    push: Annotated[str, Option(help="Put it on Hugging Face's hub: owner/name.")] = "",
+) -> None:
+    """Publish a study: a folder that load_study reads without network and images. Ctrl-C stops it; it goes on."""
+    from pure_nb import publishing
+    from pure_nb.judges.embedders import load_embedder
+
+    found = asked.load()
+    folder = publishing.publish(
+        found,
+        out,
+        channels=None if neurons is None else numbers(neurons),
+        shown=publishing.Shown(pictures, names, count, side, attribution),
+        embedder=None if embedder is None else load_embedder(embedder, run=found.run),
+        licence=licence,
+        cite=cite,
+        atlas=atlas,
+    )
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    echo(f"{out}: {size / 1e6:.1f} MB; load_study({str(out)!r}) reads it. What is in it, its README.md says")
+    if push:
+        echo(f"{publishing.push(folder, push)}: load_study reads it from there")

@@ -120,7 +120,12 @@ class Classes:
         p = self.study.parameters
         backward = closed_form(self.study.model, p.target, p.lower) is None
         many = backward and self.study.shapes[0].channels > MANY_BACKWARD
-        return many and not ("_classified" in self.__dict__ or self.study.results.has("classes", self._key()))
+        return many and not self.known
+
+    @property
+    def known(self) -> bool:
+        """Whether :attr:`statistics` are there."""
+        return "_classified" in self.__dict__ or self.study.results.has("classes", self._key())
 
     @property
     def statistics(self) -> ClassStatistics:

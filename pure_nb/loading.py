@@ -48,6 +48,7 @@ from pure_nb.images.data import Images
 from pure_nb.images.sources import Reader, as_images, folder_images, path_images, preprocessing
 from pure_nb.network import models
 from pure_nb.parameters import RUN, Run, check_name, checked
+from pure_nb.published import HUB, load_published
 from pure_nb.study import Study
 
 if sys.version_info >= (3, 11):
@@ -107,15 +108,18 @@ def load_study(
     store: str | Path | None = None,
     **changes: Any,
 ) -> Study:
-    """A study from a TOML file.
+    """A study from a TOML file, or a published one.
 
     Parameters
     ----------
     source
         Name of a study that ships (:func:`shipped_studies`), or path of a file. The chapter
-        :doc:`Your own network </book/your-network>` shows one.
+        :doc:`Your own network </book/your-network>` shows one. Or a published study: the folder that
+        :func:`pure_nb.publishing.publish` wrote, or ``"hf://owner/name"`` (``@`` a revision) for one on Hugging Face's
+        hub. It needs neither the network nor the images for what was published; with ``model=...`` and ``images=...``,
+        which must be the same, it can compute the rest.
     data, weights
-        Folder of the images (or file that lists them) and file of the weights, if other than the study says.
+        Folder of the images (or file that lists them) and file of the weights, if other than a TOML file says.
     store
         Folder of results: each study gets a folder of its own in it. By default ``$PURE_NB_STORE``, or the
         user's cache.
@@ -141,10 +145,17 @@ def load_study(
     ('layer4', 50)
     """
     path = Path(source) if Path(source).suffix == ".toml" else STUDIES / f"{source}.toml"
+    if str(source).startswith(HUB) or (Path(source).is_dir() and not path.is_file()):
+        if data is not None or weights is not None:
+            raise StudyError(f"{str(source)!r} is a published study, which takes model=... and images=... instead")
+        return load_published(source, store=store, **changes)
     if not path.is_file():
         what = "study file" if path == Path(source) else "study"
         known = ", ".join(shipped_studies())
-        raise StudyError(f"there is no {what} {str(source)!r}; name a .toml file, or one that ships: {known}")
+        raise StudyError(
+            f"there is no {what} {str(source)!r}; name a .toml file, the folder of a published study, or one that "
+            f"ships: {known}"
+        )
     tables = _tables(path)
     network, run, folder = tables["model"], tables["run"], path.parent
     if weights is not None:

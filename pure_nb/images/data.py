@@ -168,6 +168,10 @@ class Images:
         """The file behind an image, or a description where there is none, which may be hard to print."""
         return _file(*_behind(self.dataset, int(sample))) or f"item {sample} of {self.name}"
 
+    def credit(self, sample: int) -> str:
+        """Whom an image is by, and under which licence, where that must be shown; "" where nobody asks for it."""
+        return ""
+
     def require(self, samples: NDArray[np.int64]) -> None:
         """Raise if there are no images of these indices."""
         count = len(self)

@@ -25,7 +25,7 @@ from torch.fx import GraphModule
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from pure_nb._imports import needed
-from pure_nb.errors import ModelError
+from pure_nb.errors import ModelError, StudyError
 from pure_nb.network.digests import digest, installed, place_of
 
 USER = "_user_"
@@ -262,6 +262,28 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     model.load_state_dict(state, strict=False)
 
 
+class Absent(nn.Module):
+    """A network that is not here, and that a published study tells of; who asks for its layers or runs it is told so.
+
+    Attributes
+    ----------
+    known
+        What its :func:`fingerprint` is.
+    why
+        What to say.
+    """
+
+    def __init__(self, known: str, why: str) -> None:
+        super().__init__()
+        self.known, self.why = known, why
+
+    def named_modules(self, *_: Any, **__: Any) -> Any:
+        """Raise: all that looks into a network, or puts it somewhere, begins here."""
+        raise StudyError(self.why)
+
+    forward = named_modules
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``.
 
@@ -285,6 +307,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
         raise ModelError(
             f"a network is a torch.nn.Module, got {type(model).__name__}; bring the module that it was made from"
         )
+    if isinstance(model, Absent):
+        return model
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
@@ -361,4 +385,4 @@ def require_weights(model: nn.Module) -> None:
 
 def fingerprint(model: nn.Module) -> str:
     """Changes when what a network computes may change; see :mod:`pure_nb.network.digests`."""
-    return digest(model)
+    return model.known if isinstance(model, Absent) else digest(model)

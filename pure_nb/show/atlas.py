@@ -76,7 +76,8 @@ def write(
     folder = Path(folder)
     made = Atlas(study, tuple(methods), count, embedder)
     _require_own(folder)
-    every = range(study.references.channels) if channels is None else channels
+    # Of a published study it may be some.
+    every = sorted(study.neurons["channel"].tolist()) if channels is None else channels
     chosen = [study.neuron(channel).channel for channel in every]
     write_text(folder / "study.txt", made.identity)  # first: the book's chapters run while their atlas is drawn
     # The index needs all of them, and so no neuron's circuits are computed again on its own.

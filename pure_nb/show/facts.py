@@ -77,6 +77,8 @@ class Atlas:
             )
         if self.count < 1:
             raise StudyError(f"at least one reference image is shown of each neuron, got count={self.count}")
+        pictured = getattr(self.study, "pictured", self.count)  # of a published study, which may have fewer pictures
+        object.__setattr__(self, "count", min(self.count, pictured))
         if self.embedder is not None:
             self.embedder.joint  # noqa: B018  raises where there is no text tower
 
@@ -100,9 +102,9 @@ class Atlas:
 
     @cached_property
     def names(self) -> pd.Series[str] | None:
-        """What the parts are called, by channel and part; None without an embedder."""
+        """What the parts are called, by channel and part, or were when the study was published; None if not."""
         if self.embedder is None:
-            return None
+            return getattr(self.study, "part_labels", None)
         from pure_nb.show.report import part_names  # open_clip takes a second to import
 
         return part_names(self.study, self.embedder).set_index(["channel", "part"])["label"]
@@ -149,6 +151,8 @@ class Atlas:
             "crops": f"crops/{channel}.webp",
             "whole": f"whole/{channel}.webp",
         }
+        if any(credits := [study.images.credit(sample) for sample in neuron.sample.tolist()]):
+            found["credits"] = credits
         if neuron.objects is not None:
             found["agreement"] = {
                 name: [round(scores(neuron.objects, own)["ami"], 4) for own in every] for name, every in labels.items()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
 from pure_nb.show.facts import Atlas, Part
@@ -31,7 +33,9 @@ def write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) -
     home
         Address of a page to link back to; "" is none.
     """
+    credits = _credits(made, channels)
     study, templates = made.study, _templates(made, home)
+    templates.globals["credits"] = credits
     table = study.neurons[study.neurons["channel"].isin(channels)]
     rows = {int(row["channel"]): row for row in table.to_dict("records")}
     parts = {channel: made.parts(channel) for channel in channels if study.references.alive[channel]}
@@ -61,6 +65,17 @@ def write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) -
     for asset in ("explorer/explorer.js", "explorer/explorer.css", "atlas/atlas.js", "atlas/atlas.css"):
         write_text(folder / Path(asset).name, (STATIC / asset).read_text(encoding="utf-8"))
     write_text(folder / "index.html", text)
+    if credits:
+        write_text(folder / "credits.html", templates.get_template("credits.html").render(root=""))
+
+
+def _credits(made: Atlas, channels: Sequence[int]) -> dict[str, list[int]]:
+    """Whom pictures are by that ask for it to be shown, and the numbers of these images."""
+    found: dict[str, list[int]] = {}
+    for sample in np.unique(made.study.references.sample[list(channels), : made.count]).tolist():
+        found.setdefault(made.study.images.credit(sample), []).append(sample)
+    found.pop("", None)
+    return dict(sorted(found.items()))
 
 
 def _carried(parts: Mapping[int, Sequence[Part]]) -> dict[int, list[tuple[int, float]]]:

@@ -258,6 +258,7 @@
   const said = (neuron, labels, rank) => [
     `rank ${rank + 1}`, `activation ${neuron.activation[rank]}`, neuron.names[neuron.label[rank]],
     labels && partsOf(labels) > 1 ? (labels[rank] === "-" ? "no part" : `part ${letter(partOf(labels[rank]))}`) : "", `image ${neuron.sample[rank]}`,
+    neuron.credits?.[rank] && `by ${neuron.credits[rank]}`,
   ].filter(Boolean).join(", ");
 
   const tile = (state, rank, whole = state.whole, name = "span") => {

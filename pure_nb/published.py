@@ -1,0 +1,303 @@
+"""Published studies: read from a folder or from Hugging Face's hub, without the network and without the images.
+
+A published study is a folder that :func:`pure_nb.publishing.publish` writes:
+
+==========================  ===========================================================================================
+``README.md``               a card, for people; nothing reads it, so it may be edited
+``manifest.json``           the format, and the SHA-256 of each of the files below, by which they are checked
+``study.json``              what was studied and asked, and how the network's two layers and the images look
+``tables/``                 neurons, parts, references and pairs of classes, as Parquet and as JSON
+``arrays/``                 what was found, as safetensors: references, circuits, virtual neurons, layouts, boxes
+``pictures/``, ``masks/``   reference images as the network sees them, and where each neuron looks in them, if asked for
+``ATTRIBUTION.csv``         whom the pictures are by, if they ask for that
+``atlas/``                  a site of it, if asked for; opened by a browser only
+==========================  ===========================================================================================
+
+Opening it runs nothing of it: no file is code or is unpickled, and what says more than it should is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from pure_nb._imports import needed
+from pure_nb._publication import Publication
+from pure_nb.classes import Classes
+from pure_nb.compute.store import Store, store_folder
+from pure_nb.errors import ArgumentError, ImageError, LayerError, StudyError
+from pure_nb.figures.render import Looked, square_around
+from pure_nb.images._fitting import repeated
+from pure_nb.images.data import Images
+from pure_nb.images.reading import Unreadable
+from pure_nb.images.sources import as_images
+from pure_nb.methods.references import References
+from pure_nb.methods.virtual import VirtualNeurons, unpacked
+from pure_nb.network import models
+from pure_nb.network.models import Absent
+from pure_nb.network.shapes import LayerShape
+from pure_nb.parameters import RUN, Parameters, Run, check_name, checked
+from pure_nb.study import Study
+
+HUB = "hf://"
+"""Begins the address of a study on Hugging Face's hub, where it is a data set: ``hf://owner/name``."""
+
+
+class _Truth:
+    """The names of the objects under the maxima; what is where else in the images is not known."""
+
+    def __init__(self, classes: Sequence[str], why: str) -> None:
+        self.classes, self.why = classes, why
+
+    def object_at(self, index: int, x: float, y: float) -> int:
+        """Raise, since there are no images to look at."""
+        raise StudyError(self.why)
+
+
+class PublishedImages(Images):
+    """The images of a published study: names, labels and pictures as far as they were published, and no inputs."""
+
+    found: Publication
+    why: str
+
+    def __init__(self, found: Publication) -> None:
+        told, samples = found.images, [int(sample) for sample in found.images["labels"]]
+        numbers: Any = range(told["count"])
+        super().__init__(numbers, told["name"])
+        labels = np.full(len(self), -1, dtype=np.int64)
+        labels[samples] = list(told["labels"].values())
+        vars(self).update(
+            found=found,
+            why=f"the images {self.name!r} are not here: {found.why}",
+            _labels=(labels if samples else None, tuple(map(str, told["classes"]))),
+            fingerprint=str(told["fingerprint"]),
+            example=torch.zeros(told["shape"]),  # of which only the shape is asked
+        )
+
+    def try_load(self, sample: int) -> Tensor | Unreadable:
+        """Raise, since what the network was given was not published."""
+        raise StudyError(self.why)
+
+    def picture(self, sample: int) -> NDArray[np.uint8]:
+        """An image as it was published, at the size of the network's input; see :meth:`Images.picture`."""
+        path = self.found.folder / f"pictures/{int(sample)}.webp"
+        if not path.is_file():
+            how = {"none": "no pictures were", "crops": "only what neurons look at was"}.get(
+                self.found.images["pictures"], "only reference images of the neurons were"
+            )
+            raise ImageError(f"there is no picture of image {sample}, as {how} published; {self.why}")
+        height, width = self.found.images["shape"][1:]
+        with Image.open(path, formats=["WEBP"]) as image:
+            return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+
+    def credit(self, sample: int) -> str:
+        """As :meth:`Images.credit`: by the table of attributions beside the pictures."""
+        return self.found.credits.get(int(sample), "")
+
+    def path(self, sample: int) -> str:
+        """The name of an image's file within its folder, if that was published."""
+        return str(self.found.images["files"].get(str(int(sample)), f"item {sample} of {self.name}"))
+
+    @property
+    def truth(self) -> Any:
+        """The names of objects, if these were published."""
+        names = self.found.images["objects"]
+        return _Truth(names, self.why) if names else None
+
+
+class _Looks(Looked):
+    """Where neurons look, out of the masks that were published; what else is found out is kept as usual."""
+
+    def __init__(self, found: Publication) -> None:
+        super().__init__()
+        self.found, self.rows = found, {int(channel): row for row, channel in enumerate(found.channels)}
+
+    def __contains__(self, pair: Any) -> bool:
+        crop, channel, sample = pair
+        published = crop == self.found.told["crops"]["crop"] and channel in self.rows
+        return super().__contains__(pair) or (published and sample in self.found.pictured[self.rows[channel]])
+
+    def __missing__(self, pair: Any) -> Any:
+        _, channel, sample = pair
+        mask = self.found.masks(channel)[self.found.pictured[self.rows[channel]].index(sample)]
+        return np.packbits(mask), square_around(mask)
+
+
+class _Classes(Classes):
+    """Classes without the network that has them."""
+
+    @property
+    def take_long(self) -> bool:
+        """Whether they do: they can't be had."""
+        return False
+
+
+class Published(Study):
+    """A study of which what was found is at hand, and of the network and the images what was published."""
+
+    def __post_init__(self) -> None:
+        found, p = self.found, self.parameters
+        shapes = found.shapes
+        if isinstance(self.model, Absent) and (p.target, p.lower) != (shapes[0].name, shapes[1].name):
+            raise LayerError(
+                f"of {p.target!r} through {p.lower!r} nothing was published, only of {shapes[0].name!r} through "
+                f"{shapes[1].name!r}; {found.why}"
+            )
+        super().__post_init__()
+        if (p.target, p.lower) == (shapes[0].name, shapes[1].name):
+            vars(self)["shapes"] = shapes
+        vars(self.crops)["_looked"] = _Looks(found)
+
+    @property
+    def found(self) -> Publication:
+        """What was published."""
+        holder: Any = self.model if isinstance(self.model, Absent) else self.images
+        return holder.found
+
+    @property
+    def pictured(self) -> int:
+        """How many reference images of each neuron have a picture at least; a :class:`StudyError` if none has."""
+        if count := int(self.found.told["pictured"]):
+            return count
+        raise StudyError(f"no pictures of the study {self.name!r} were published; {self.found.why}")
+
+    def key(self, step: str) -> dict[str, object]:
+        """As :meth:`Study.key`: what is computed from published pictures, or of some neurons, is kept apart."""
+        return super().key(step) | {"published": self.found.seal}
+
+    def survey(self) -> list[LayerShape]:
+        """The layers that can be studied here; without the network only the one that was published."""
+        return [self.shapes[0]] if isinstance(self.model, Absent) else super().survey()
+
+    def require_channel(self, channel: int) -> None:
+        """Raise if there is no such channel, or it was not published."""
+        super().require_channel(channel)
+        if channel not in self.found.channels:
+            some = ", ".join(map(str, self.found.channels[:8]))
+            raise ArgumentError(
+                f"channel {channel} was not published, only {len(self.found.channels)} of {self.shapes[0].channels} "
+                f"channels: {some} ...; {self.found.why}"
+            )
+
+    @cached_property
+    def without_lrp(self) -> str:
+        """As :attr:`Study.without_lrp`, which takes the network."""
+        if isinstance(self.model, Absent):
+            raise StudyError(self.model.why)
+        return super().without_lrp
+
+    @cached_property
+    def classes(self) -> Classes:
+        """As :attr:`Study.classes`."""
+        return _Classes(self) if isinstance(self.model, Absent) else Classes(self)
+
+
+def load_published(
+    source: str | Path,
+    *,
+    store: str | Path | None = None,
+    model: nn.Module | None = None,
+    images: Any = None,
+    **changes: Any,
+) -> Study:
+    """A study out of a folder or a place on the hub; see :func:`pure_nb.loading.load_study`."""
+    found = Publication.read(_fetched(str(source)) if str(source).startswith(HUB) else Path(source))
+    told = found.told
+    model = None if model is None else models.unwrapped(model)
+    if model is not None and (own := models.fingerprint(model)) != told["weights"]:
+        raise StudyError(
+            f"the network given is not the one of the published study: a {type(model).__name__} known as {own}, "
+            f"expected the {told['network']} {told['weights']}, with the same weights (and under the same Python, "
+            "if its code is your own); study another one by itself, with Study.from_model"
+        )
+    if images is not None:
+        images = as_images(images, told["images"]["name"])
+        images = images if model is None else repeated(model, images)
+        if images.fingerprint != told["images"]["fingerprint"]:
+            raise StudyError(
+                f"the images given are not those of the published study: {len(images)} known as {images.fingerprint}, "
+                f"expected {told['images']['count']} known as {told['images']['fingerprint']}, with the same files, "
+                "classes and transform"
+            )
+    run = Run(**{option: changes.pop(option) for option in RUN if option in changes})
+    whole = model is not None and images is not None
+    try:
+        name = check_name(told["name"])
+        absent = type(told["network"], (Absent,), {"found": found})
+        why = f"the network of the published study {name!r}, a {told['network']}, is not here: {found.why}"
+        study = (Study if whole else Published)(
+            name,
+            absent(str(told["weights"]), why) if model is None else model,
+            PublishedImages(found) if images is None else images,
+            checked(told["parameters"]),
+            Store(store_folder(store) / name),
+            run,
+        )
+        _have(study, found, whole)
+    except (KeyError, TypeError, ValueError, IndexError, OSError, SafetensorError) as problem:
+        raise StudyError(f"{str(found.folder)!r} is not as pure_nb publishes a study: {problem!r}") from problem
+    return study.replace(**changes) if changes else study
+
+
+def _have(study: Study, found: Publication, whole: bool) -> None:
+    """Let a study have all that was published; one with its network and images only what it would compute so."""
+    keys, own = found.told["keys"], vars(study)
+    if whole and (found.told["channels"] is not None or study.key("references") != keys["references"]):
+        return  # of some neurons only, or found differently by now
+    own["ranked"] = str(found.told["ranked"])
+    for step, result in _results(found, study.parameters).items():
+        if whole and study.key(step) != keys[step]:
+            continue
+        if step == "boxes":
+            vars(study.crops)["_boxed"] = result, str(found.told["crops"]["note"])
+        else:
+            own["_found" if step == "references" else step] = result
+    if whole:
+        return
+    own |= {"neurons": found.table("neurons"), "part_labels": found.part_labels}
+    vars(study.crops)["_without_crp"] = str(found.told["crops"]["misfit"])
+    if isinstance(study.model, Absent):
+        own["_weights"] = study.model.known
+    if (pairs := found.table("pairs")) is not None:
+        vars(study.classes)["pairs"] = pairs
+
+
+def _results(found: Publication, p: Parameters) -> dict[str, Any]:
+    """What was found in each step, as a study has it."""
+    arrays = {step: values for step in found.told["keys"] if (values := found.arrays(step)) is not None}
+    references, parts, every = arrays["references"], arrays["virtual"], found.among_all
+    grid = tuple(int(size) for size in references.pop("grid"))
+    given: dict[str, Any] = {name: every(values) for name, values in references.items()}
+    made: dict[str, Any] = {"references": (References(p.target, p.ranked_by, grid=grid, **given), [])}
+    names = {"circuits": "vectors", "layouts": "points", "boxes": "box", "objects": "label"}
+    made |= {step: every(arrays[step][name]) for step, name in names.items() if step in arrays}
+    none = np.full_like(parts["labels"][0], -1), np.zeros_like(parts["centroids"][:1]), 0.0, 0.0, 1.0
+    made["virtual"] = [VirtualNeurons(*none)] * found.shapes[0].channels
+    for channel, one in zip(found.channels.tolist(), unpacked(parts, parts["start"].tolist())):
+        made["virtual"][channel] = one
+    return made
+
+
+def _fetched(address: str) -> Path:
+    """The folder of Hugging Face's cache that a study on its hub is in, fetched if it is not there yet."""
+    with needed("huggingface", "published studies on Hugging Face's hub need", StudyError):
+        from huggingface_hub import snapshot_download
+    place, _, revision = address.removeprefix(HUB).removeprefix("datasets/").partition("@")
+    try:
+        kept = snapshot_download(place, repo_type="dataset", revision=revision or None, ignore_patterns=["atlas/*"])
+    except Exception as problem:  # its libraries raise a dozen kinds
+        raise StudyError(
+            f"the published study {address!r} is not in Hugging Face's cache and can't be fetched: "
+            f"{type(problem).__name__}: {str(problem).splitlines()[0]}. Without network, bring its folder: "
+            "load_study(FOLDER)"
+        ) from problem
+    return Path(kept)

@@ -1,0 +1,227 @@
+"""Publish a study: as a folder that says all that was found and what was studied, and on Hugging Face's hub.
+
+:mod:`pure_nb.published` says what is in the folder, and reads it. Of the user's images nothing is in it but numbers,
+unless asked for: no picture, no name of a file or a class. Pictures are those that the network saw, saved anew from
+their pixels, so that nothing else of their files comes along.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pure_nb._gathering import Gathered
+from pure_nb._imports import needed
+from pure_nb._publication import FORMAT, MANIFEST
+from pure_nb.compute.store import fingerprint, write_atomically
+from pure_nb.errors import ArgumentError, StudyError, require_choice
+from pure_nb.published import load_published
+from pure_nb.show.facts import Atlas
+
+if TYPE_CHECKING:
+    from pure_nb.judges.embedders import Embedder
+    from pure_nb.study import Study
+
+Pictures = Literal["none", "crops", "whole"]
+Names = Literal["none", "labels", "files"]
+
+CARD = Path(__file__).parent / "show" / "static" / "card.md"
+
+PICTURES = {
+    "none": "No pictures are published.",
+    "crops": "Only what the neurons look at is published of reference images; the rest of each picture is white.",
+    "whole": "Reference images are published as the network sees them.",
+}
+NAMES = {
+    "none": "Neither names of files nor of classes are published.",
+    "labels": "Names of classes are published, names of files are not.",
+    "files": "Names of files and of classes are published.",
+}
+"""What the card says of what is shown."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What of its images is published with a study, and how.
+
+    Attributes
+    ----------
+    pictures
+        ``"none"``; ``"crops"``, of each reference image what the neurons look at, the rest of it white; or ``"whole"``,
+        as the network sees them. By default those that the package draws itself, and no others.
+    names
+        ``"none"``; ``"labels"``, the classes of these images and of the objects in them; or ``"files"``, the names of
+        their files in their folder as well. By default the labels of images that the package draws, and no others.
+    count
+        The strongest reference images of each neuron that get a picture.
+    side
+        Pixels of a picture's longer side at most; those of the network's input by default.
+    attribution
+        A table, ``.csv`` or ``.tsv``, with a line for each picture: ``file`` as its path ends, ``author``,
+        ``licence``, ``source`` and whatever else. By default the ``ATTRIBUTION.csv`` or ``.tsv`` above the pictures, if
+        there is one.
+    """
+
+    pictures: str | None = None
+    names: str | None = None
+    count: int = 100
+    side: int | None = None
+    attribution: Path | str | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (("pictures", Pictures), ("names", Names)):
+            if getattr(self, name) is not None:
+                require_choice(name, getattr(self, name), choices)
+        for name in ("count", "side"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def publish(
+    study: Study,
+    folder: Path | str,
+    *,
+    channels: Sequence[int] | None = None,
+    shown: Shown | None = None,
+    embedder: Embedder | None = None,
+    licence: str = "",
+    cite: str = "",
+    atlas: bool = False,
+) -> Path:
+    """Publish a study as a folder, which :func:`pure_nb.load_study` reads without the network and the images.
+
+    It is there when it is whole, and not before; the same call after a stop goes on.
+
+    Parameters
+    ----------
+    study
+        Any study; what is not known of it is computed.
+    folder
+        Is made; a study that was published there before is replaced, anything else is left alone.
+    channels
+        Which neurons; all by default.
+    shown
+        What of the images is published.
+    embedder
+        With a text tower, such as CLIP: names the virtual neurons.
+    licence, cite
+        Under which licence what is published may be used, as Hugging Face's hub calls it (``"cc-by-4.0"``), and how it
+        is to be cited.
+    atlas
+        Also write a site of what was published: see :func:`pure_nb.show.atlas.write`. It needs pictures.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    StudyError
+        If the folder holds something else, or a picture's attribution is missing.
+    ArgumentError
+        If there is no such channel.
+
+    Examples
+    --------
+    >>> found = publish(study, folder / "published", channels=[3, 5])
+    >>> load_study(found).neuron(3)
+    <Neuron layer4 / 3 of 'mine'>
+    """
+    folder, shown = Path(os.path.abspath(folder)), shown or Shown()
+    made = Gathered(study, None if channels is None else sorted(set(channels)), shown, embedder)
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / MANIFEST).is_file())):
+        raise StudyError(f"{str(folder)!r} holds something else; a study is published to a new folder, or to its own")
+    if not made.channels:
+        raise ArgumentError("at least one neuron is published, got channels=[]")
+    if atlas and made.pictures == "none":
+        raise StudyError("an atlas shows pictures, and none are published: ask for them (pictures: crops or whole)")
+    key = fingerprint({"of": Atlas(study).identity, "shown": repr(shown), "channels": channels, "format": FORMAT})
+    work = folder.with_name(f".{folder.name}-publishing-{key}")
+    made.write(work)
+    card = _card(made, licence, cite)
+    write_atomically(work / "README.md", partial(Path.write_text, data=card, encoding="utf-8"))
+    if atlas:
+        from pure_nb.show import atlas as site  # late: not everyone has what it needs
+
+        site.write(load_published(work, progress=study.run.progress), work / "atlas", count=shown.count)
+    if folder.exists():
+        folder.rename(work.with_name(f"{work.name}-before"))
+    work.rename(folder)
+    for old in folder.parent.glob(f".{folder.name}-publishing-*"):
+        shutil.rmtree(old)
+    return folder
+
+
+def push(folder: Path | str, place: str) -> str:
+    """Put a published study on Hugging Face's hub, as a data set; returns the address that ``load_study`` takes.
+
+    Parameters
+    ----------
+    folder
+        What :func:`publish` wrote.
+    place
+        ``"owner/name"``; made if it is not there, and open to all. You must be logged in (``hf auth login``).
+
+    Raises
+    ------
+    StudyError
+        If the hub does not take it.
+    """
+    load_published(folder)  # whole, and as it was written
+    with needed("huggingface", "to push to Hugging Face's hub needs", StudyError):
+        from huggingface_hub import HfApi
+    hub = HfApi()
+    try:
+        hub.create_repo(place, repo_type="dataset", exist_ok=True)
+        hub.upload_folder(
+            repo_id=place,
+            folder_path=folder,
+            repo_type="dataset",
+            commit_message="A study by pure_nb",
+            delete_patterns="*",
+        )
+    except Exception as problem:  # its libraries raise a dozen kinds
+        raise StudyError(
+            f"Hugging Face's hub does not take {place!r}: {type(problem).__name__}: {str(problem).splitlines()[0]}. "
+            f"Log in (hf auth login), and try again; {str(folder)!r} is whole"
+        ) from problem
+    return f"hf://{place}"
+
+
+def _card(made: Gathered, licence: str, cite: str) -> str:
+    """A card in the words of Hugging Face's hub: what its pages sort by, and what people read."""
+    study, p, told = made.study, made.study.parameters, made.told()
+    head: dict[str, Any] = {"pretty_name": f"{study.name}: {p.target} in virtual neurons", "library_name": "pure-nb"}
+    head["tags"] = ["interpretability", "polysemanticity", "vision", "pure-nb"]
+    head |= {"license": licence} if licence else {}
+    head["configs"] = [{"config_name": name, "data_files": f"tables/{name}.parquet"} for name in made.tables]
+    return CARD.read_text(encoding="utf-8").format(
+        yaml="\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in head.items()),
+        study=study.name,
+        target=p.target,
+        lower=p.lower,
+        first=made.channels[0],
+        network=told["network"],
+        weights=told["weights"],
+        images=len(study.images),
+        data=told["images"]["name"],
+        fingerprint=told["images"]["fingerprint"],
+        lost=len(study.skipped),
+        published=len(made.channels),
+        channels=study.references.channels,
+        n=study.references.n,
+        pictures=PICTURES[made.pictures],
+        by="Whom they are by, and under which licence, is in `ATTRIBUTION.csv`." if made.attributions else "",
+        names=NAMES[made.names],
+        licence=licence or "not said; ask whoever published it",
+        made=", ".join(f"{name} {number}" for name, number in told["made"].items()),
+        unsteady=f"Results are of one run: {study.unsteady}." if study.unsteady else "",
+        cite=cite or "Name whoever published this study, and its address.",
+    )
