@@ -1,4 +1,4 @@
-"""The commands that write and search sites of whole studies: ``atlas``.
+"""The commands that write and search sites of whole studies, and note what stands there: ``atlas``, ``note``.
 
 They are part of the command line, :mod:`pure_nb.cli`.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option, echo
+from typer import Argument, Option, echo
 
-from pure_nb._options import Asked, Neurons, command, numbers, require_place
+from pure_nb._options import Asked, Neurons, command, numbers, print_table, require_place
 
 
 @command("neurons", "crops")
@@ -45,3 +45,22 @@ def atlas(
     )
     pages = len(list(out.glob("[0-9]*.html")))
     echo(f"{index}: {pages} neurons; open it in a browser, or put the folder {str(out)!r} on any web server")
+
+
+@command("neurons")
+def note(
+    asked: Asked,
+    place: Annotated[str | None, Argument(help="A neuron, or a part of one; none lists all.", metavar="[22.B]")] = None,
+    name: Annotated[str, Argument(help="What you call it.", metavar="[NAME]")] = "",
+    text: Annotated[str, Option(help="What you note on it.")] = "",
+    remove: Annotated[bool, Option("--remove", help="Remove its name and note.")] = False,
+) -> None:
+    """Name a part by hand, or note something on it, in a small text file; without a part, list what is there."""
+    notes = asked.load().notes
+    if place is not None and remove:
+        notes.remove(place)
+    elif place is not None:
+        notes.write(place, name, text)
+    else:
+        print_table(notes.table())
+    echo(str(notes.path))

@@ -8,6 +8,7 @@ from pathlib import Path
 from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
 from pure_nb.show.facts import Atlas, Part
+from pure_nb.show.index import index_script
 from pure_nb.show.pictures import draw_lower, write_text
 
 with needed("show", "an atlas needs"):
@@ -57,7 +58,8 @@ def write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) -
     for channel, users in carried.items():
         text = lower.render(root="../", channel=channel, users=users, pictured=pictured)
         write_text(folder / f"lower/{channel}.html", text)
-    text = templates.get_template("index.html").render(root="", rows=rows, alive=set(parts), parts=parts)
+    text = templates.get_template("index.html").render(root="", rows=rows)
+    write_text(folder / "data/index.js", index_script(made, rows, parts))
     for asset in ("explorer/explorer.js", "explorer/explorer.css", "atlas/atlas.js", "atlas/atlas.css"):
         write_text(folder / Path(asset).name, (STATIC / asset).read_text(encoding="utf-8"))
     write_text(folder / "index.html", text)
