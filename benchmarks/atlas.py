@@ -7,13 +7,12 @@ of five classes, circuits in five heaps, five parts, and words for four of them;
 written by the package's own code, into ``--folder``, where it is found again.
 
 Times in the browser are medians, in ms: of *opening* from the start of the navigation to the first rows in a frame; of
-an *action* to the end of the frame that shows what it leads to; *a frame* of scrolling and brushing is what Chromium
-counts as script, style and layout, divided by the frames. They vary with what else the machine does.
+an *action* to the end of the frame that shows what it leads to; *a frame* of scrolling and brushing is processor time of
+script, style and layout. The others vary with what else the machine does.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gzip
 import shutil
@@ -24,7 +23,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +73,19 @@ def synthetic(neurons: int, images: int, n: int, store: Path) -> Study:
     score[draw.random(neurons) < 0.02] = 0
     place = draw.integers(GRID * GRID, size=sample.shape)
     references = References("target", "max", sample, score, place, (GRID, GRID), score)
-    part = (classes[sample][:, :, None] == likes[:, None]).argmax(axis=2)
+    answers = (classes[sample][:, :, None] == likes[:, None]).argmax(axis=2)
     heaps = draw.dirichlet(np.full(LOWER, 0.1), (neurons, PARTS))
-    circuits = 0.8 * heaps[np.arange(neurons)[:, None], part] + 0.2 * draw.dirichlet(np.ones(LOWER), part.shape)
+    circuits = 0.8 * heaps[np.arange(neurons)[:, None], answers] + 0.2 * draw.dirichlet(np.ones(LOWER), answers.shape)
     centres = 4 * draw.normal(size=(neurons, PARTS, 2))
-    layouts = centres[np.arange(neurons)[:, None], part] + draw.normal(size=(*part.shape, 2))
+    layouts = centres[np.arange(neurons)[:, None], answers] + draw.normal(size=(*answers.shape, 2))
     gain, p_value = draw.beta(2, 8, neurons), draw.beta(0.5, 5, neurons)
     virtual = []
     for channel in range(neurons):
-        counts = np.bincount(part[channel], minlength=PARTS)
-        labels = np.where(references.active[channel], (-counts).argsort(kind="stable").argsort()[part[channel]], -1)
-        centroids = np.stack([circuits[channel][labels == own].sum(axis=0) for own in range(PARTS)]).astype(np.float32)
+        counts = np.bincount(answers[channel], minlength=PARTS)
+        labels = np.where(references.active[channel], (-counts).argsort(kind="stable").argsort()[answers[channel]], -1)
+        k = max(1, labels.max() + 1)  # of few references a class may have none
+        belongs = labels == np.arange(k)[:, None]
+        centroids = (belongs @ circuits[channel] / np.maximum(1, belongs.sum(axis=1))[:, None]).astype(np.float32)
         virtual.append(VirtualNeurons(labels, centroids, 0.3, float(gain[channel]), float(p_value[channel])))
     vars(found)["_found"] = references, []
     vars(found).update(
@@ -153,7 +153,7 @@ class Site:
         for _ in range(self.repeats):
             with self.page() as page:
                 watch = page.context.new_cdp_session(page)
-                watch.send("Performance.enable")
+                watch.send("Performance.enable", {"timeDomain": "threadTicks"})
                 before = work(watch)
                 page.evaluate(script)
                 took.append(1000 * (work(watch) - before) / frames)
@@ -194,7 +194,7 @@ def index_bytes(site: Site) -> float:
 
 
 BRUSH = """const one = document.getElementById('scores'), box = one.getBoundingClientRect();
-    const at = (kind, x) => one.dispatchEvent(new PointerEvent(kind, {pointerId: 1, clientX: box.left + x, bubbles: true}));
+    const at = (kind, x) => one.dispatchEvent(new PointerEvent(kind, {pointerId: 1, clientX: box.left + x}));
     one.setPointerCapture = () => {}; if (!frame) at('pointerdown', 20); at('pointermove', 20 + 3 * frame)"""
 
 MEASURES: dict[tuple[str, str, float], Callable[[Site], float]] = {

@@ -23,7 +23,7 @@
     thumb: { head: "strongest images", width: "306px" },
     k: { head: "parts", width: "4rem", kind: "number", text: String },
     sizes: { head: "images of each", width: "8rem", text: (value) => value },
-    score: { head: "score", width: "4.5rem", kind: "number", text: digits(2) },
+    score: { head: "score", width: "5.5rem", kind: "number", text: digits(2) },
     p: { head: "p", width: "5rem", kind: "number", text: digits(3) },
     q: { head: "q", width: "4.5rem", kind: "number", text: digits(3) },
     strongest: { head: "strongest activation", width: "6.5rem", kind: "number", text: digits(1) },
@@ -104,7 +104,7 @@
       (!asked.class || row.classes.includes(asked.class)) &&
       (!asked.q || (row.q !== null && row.q <= Number(asked.q))));
   };
-  const within = ({ score }) => (!asked.from && !asked.to) || (score !== null && score >= Number(asked.from) && (!asked.to || score <= Number(asked.to)));
+  const within = ({ score }) => (!asked.from && !asked.to) || (score !== null && (!asked.from || score >= Number(asked.from)) && (!asked.to || score <= Number(asked.to)));
   const sorted = (rows) => {
     const key = asked.sort.replace("-", ""), way = asked.sort.startsWith("-") ? -1 : 1;
     if (!COLUMNS[key]?.kind) return rows;
@@ -120,14 +120,15 @@
 
   const scores = document.getElementById("scores");
   const BINS = 40;
-  let most = 0;
+  let least = 0, most = 1; // a score is below 0 where parts that were asked for are less clear than draws
   const bars = Array.from({ length: BINS }, (_, bin) => {
     const bar = document.createElementNS("http://www.w3.org/2000/svg", "rect");
     for (const [key, value] of Object.entries({ x: 10 * bin, width: 9 })) bar.setAttribute(key, value);
     scores.append(bar);
     return bar;
   });
-  const bin = (score) => Math.min(BINS - 1, Math.floor((BINS * score) / most));
+  const bin = (score) => Math.min(BINS - 1, Math.floor((BINS * (score - least)) / (most - least)));
+  const edge = (place) => least + (place * (most - least)) / BINS;
   const histogram = (rows) => {
     const counts = new Array(BINS).fill(0);
     for (const row of rows) if (row.score !== null) counts[bin(row.score)]++;
@@ -136,8 +137,7 @@
       const height = (58 * Math.sqrt(counts[place])) / highest;
       bar.setAttribute("y", 60 - height);
       bar.setAttribute("height", height);
-      const [low, high] = [place, place + 1].map((edge) => (edge * most) / BINS);
-      bar.classList.toggle("out", (asked.from && high <= Number(asked.from)) || (asked.to && low >= Number(asked.to)));
+      bar.classList.toggle("out", Boolean((asked.from && edge(place + 1) <= Number(asked.from)) || (asked.to && edge(place) >= Number(asked.to))));
     });
   };
   let held = null;
@@ -146,8 +146,8 @@
     const place = Math.max(0, Math.min(BINS - 1, Math.floor((BINS * (event.clientX - left)) / width)));
     held ??= place;
     const [first, last] = [Math.min(held, place), Math.max(held, place) + 1];
-    const edge = (number) => String(Number(((number * most) / BINS).toFixed(4)));
-    const [from, to] = [first ? edge(first) : "", last < BINS ? edge(last) : ""];
+    const rounded = (number) => String(Number(edge(number).toFixed(4)));
+    const [from, to] = [first ? rounded(first) : "", last < BINS ? rounded(last) : ""];
     [find.elements.from.value, find.elements.to.value] = [from, to];
     change({ from, to });
   };
@@ -162,15 +162,21 @@
 
   const AROUND = 6; // rows above and below them
   const drawn = new Map(); // by their place
+  const lines = new Map(); // that were drawn once, by their neuron
   let high = 60;
 
   const tall = (part, rows) => part.firstChild.style.setProperty("height", `${rows * high}px`);
   const line = (place) => {
-    const row = make("tr", {}, ...kept.map((key) => make(key === "neuron" ? "th" : "td", { className: `of-${key}` }, cell(shown[place], key))));
-    kept.forEach((key, column) => { row.cells[column].dataset.head = COLUMNS[key].head; });
-    row.cells[0].scope = "row";
+    const neuron = shown[place];
+    if (!lines.has(neuron)) {
+      const row = make("tr", {}, ...kept.map((key) => make(key === "neuron" ? "th" : "td", { className: `of-${key}` }, cell(neuron, key))));
+      kept.forEach((key, column) => { row.cells[column].dataset.head = COLUMNS[key].head; });
+      row.cells[0].scope = "row";
+      lines.set(neuron, row);
+    }
+    const row = lines.get(neuron);
     row.setAttribute("aria-rowindex", place + 2);
-    if (place === at) row.querySelector("a").tabIndex = 0;
+    row.querySelector("a").tabIndex = place === at ? 0 : -1;
     return row;
   };
   const draw = () => {
@@ -207,6 +213,7 @@
     fresh();
     table.setAttribute("aria-rowcount", shown.length + 1);
     document.getElementById("found").textContent = shown.length < all.length ? `${shown.length} of ${all.length} neurons` : "";
+    document.getElementById("all").hidden = shown.length === all.length;
     document.getElementById("takes").textContent = `of the ${shown.length} neurons that are shown, with all columns`;
     const chip = document.getElementById("only");
     chip.hidden = !asked.only;
@@ -228,6 +235,7 @@
   // ---- columns that are chosen ---------------------------------------------------------------------------------
 
   const columned = () => {
+    lines.clear();
     const wished = asked.columns ? asked.columns.split(",") : usual;
     const offered = [...document.querySelectorAll("#columns input")];
     for (const input of offered) input.checked = wished.includes(input.value);
@@ -293,7 +301,7 @@
     const by = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity }[event.key];
     if (by === undefined) return;
     event.preventDefault();
-    go(event.target === box ? Math.ceil(box.scrollTop / high) : at + by); // it starts at what is seen
+    go((event.target === box ? Math.ceil(box.scrollTop / high) - Math.sign(by) : at) + by); // it starts at what is seen
   });
   document.addEventListener("keydown", (event) => {
     if (event.key === "/" && !event.target.closest("input, select, textarea")) {
@@ -331,8 +339,9 @@
       row.words = ["meanings", "named", "notes", "classes"].map((key) => COLUMNS[key].text(row[key])).join(" ").toLowerCase();
       return row;
     });
-    most = Math.max(...all.map((row) => row.score ?? 0)) || 1;
-    document.getElementById("most").textContent = most.toFixed(2);
+    const found = all.map((row) => row.score ?? 0);
+    [least, most] = [Math.min(0, ...found), Math.max(...found) || 1];
+    for (const [id, value] of Object.entries({ least, most })) document.getElementById(id).textContent = value.toFixed(2);
     const options = (name, values) => find.elements[name].replaceChildren(make("option", { value: "" }, "all"), ...values.map((value) => make("option", { value }, value)));
     options("parts", [...new Set(all.map((row) => row.k))].sort((a, b) => a - b));
     options("class", [...classes].sort(collator.compare));
