@@ -1,4 +1,4 @@
-"""The commands that write, search and publish sites of whole studies: ``atlas``, ``publish``.
+"""The commands that write, search and publish sites of whole studies, and note what stands there.
 
 They are part of the command line, :mod:`pure_nb.cli`.
 """
@@ -10,7 +10,7 @@ from typing import Annotated
 
 from typer import Argument, Option, echo
 
-from pure_nb._options import Asked, Neurons, command, numbers, require_place
+from pure_nb._options import Asked, Neurons, command, numbers, print_table, require_place
 
 
 @command("neurons", "crops")
@@ -92,3 +92,22 @@ def publish(  # noqa: PLR0913
     echo(f"{out}: {size / 1e6:.1f} MB; load_study({str(out)!r}) reads it. What is in it, its README.md says")
     if push:
         echo(f"{publishing.push(folder, push)}: load_study reads it from there")
+
+
+@command("neurons")
+def note(
+    asked: Asked,
+    place: Annotated[str | None, Argument(help="A neuron, or a part of one; none lists all.", metavar="[22.B]")] = None,
+    name: Annotated[str, Argument(help="What you call it.", metavar="[NAME]")] = "",
+    text: Annotated[str, Option(help="What you note on it.")] = "",
+    remove: Annotated[bool, Option("--remove", help="Remove its name and note.")] = False,
+) -> None:
+    """Name a part by hand, or note something on it, in a small text file; without a part, list what is there."""
+    notes = asked.load().notes
+    if place is not None and remove:
+        notes.remove(place)
+    elif place is not None:
+        notes.write(place, name, text)
+    else:
+        print_table(notes.table())
+    echo(str(notes.path))

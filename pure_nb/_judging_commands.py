@@ -93,7 +93,8 @@ def scores(
     """Print the field's scores of polysemanticity, of neurons and of their parts, beside random parts."""
     import pandas as pd
 
-    from pure_nb.scores import WHOLE, after_splitting
+    from pure_nb.methods.virtual import WHOLE
+    from pure_nb.scores import after_splitting
 
     require_place(out, ".csv", ".parquet")
     found = asked.load()

@@ -91,7 +91,8 @@ def neurons(
 ) -> None:
     """Print the neurons of a study, the most polysemantic first."""
     require_place(out, ".csv", ".parquet")
-    table = asked.load().neurons
+    found = asked.load()
+    table = found.notes.beside(found.neurons)
     if out is not None:
         write_table(table, out)
     print_table(table, rows)

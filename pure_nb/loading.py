@@ -177,6 +177,7 @@ def load_study(
     made: dict[str, Any] = {"name": name, "model": model, "images": images, "run": Run(**run)}
     made |= {field: changes.pop(field) for field in made if field in changes}
     parameters = checked({**tables["parameters"], **changes})
+    made["notes_file"] = None if folder == STUDIES else path.with_suffix(".notes.toml")
     return Study(parameters=parameters, store=Store(store_folder(store) / name, SHIPPED), **made)
 
 

@@ -17,16 +17,13 @@ from pure_nb.compute.blocks import each_neuron
 from pure_nb.errors import ArgumentError
 from pure_nb.methods.measures import clarity, class_purity, monosemanticity, polysemanticity, redundancy
 from pure_nb.methods.statistics import corrected, interval, mean_and_error, signed_rank
-from pure_nb.methods.virtual import part_name
+from pure_nb.methods.virtual import WHOLE, part_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from pure_nb.judges.vectors import Embedder
     from pure_nb.study import Study
-
-WHOLE = "whole"
-"""What the whole neuron is called among its parts."""
 
 
 class Unit(NamedTuple):

@@ -42,6 +42,7 @@ from pure_nb.network import models
 from pure_nb.network.layers import nearest_below
 from pure_nb.network.shapes import LayerShape, require, survey
 from pure_nb.neuron import Neuron, cluster_channels, lay_out, neuron_table
+from pure_nb.notes import Notes
 from pure_nb.parameters import AUTO, NEAREST, RUN, Parameters, Run, check_name, checked, renamed
 from pure_nb.scores import scores
 
@@ -84,8 +85,8 @@ class Study:
         A word; names the folder of results.
     model, images, parameters
         What is studied, over what, and how.
-    store
-        Where results are kept; None keeps them in memory only.
+    store, notes_file
+        Where results are kept, None keeps them in memory only; and names by hand, None keeps them in the store.
     run
         How it is run.
 
@@ -102,6 +103,7 @@ class Study:
     parameters: Parameters
     store: Store | None = None
     run: Run = field(default_factory=Run)
+    notes_file: Path | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.run, Run):
@@ -163,6 +165,7 @@ class Study:
     replace = replaced
     estimate = estimate
     scores = scores
+    notes = cached_property(Notes)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"

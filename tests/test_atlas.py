@@ -41,6 +41,16 @@ def data(folder: Path, channel: int) -> dict[str, Any]:
     return loaded
 
 
+def index(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the table of all neurons, as the browser's script gets them."""
+    text = (folder / "data/index.js").read_text(encoding="utf-8")
+    found = re.fullmatch(r"pureNb\.index\((.*)\);\n", text, re.S)
+    assert found
+    table = json.loads(found[1])
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+    return [row | {"classes": [table["classes"][number] for number in row["classes"]]} for row in rows]
+
+
 def as_labels(text: str) -> list[int]:
     return [-1 if own == "-" else int(own, 36) for own in text]
 
@@ -111,9 +121,10 @@ def test_sprites_hold_the_reference_images(glyph_study: Study, site: Path) -> No
 
 
 def test_pages_tell_and_link(glyph_study: Study, site: Path) -> None:
-    index = (site / "index.html").read_text(encoding="utf-8")
-    order = [int(found) for found in re.findall(r'<th scope="row" data-value="(\d+)">', index)]
-    assert order == [c for c in glyph_study.neurons["channel"].tolist() if c in (22, 3, 8)]
+    order = [c for c in glyph_study.neurons["channel"].tolist() if c in (22, 3, 8)]
+    assert [row["neuron"] for row in index(site)] == order
+    without = (site / "index.html").read_text(encoding="utf-8").split("<noscript>")[1]  # what a plain browser shows
+    assert [int(found) for found in re.findall(r'<a href="(\d+)\.html">\1</a>', without)] == order
     page = (site / "22.html").read_text(encoding="utf-8")
     assert 'href="../book.html"' in page
     for part in (0, 1):
@@ -127,6 +138,18 @@ def test_pages_tell_and_link(glyph_study: Study, site: Path) -> None:
         assert f"{classes} {100 * share:.1f}%" in page
     one, other, cosine = Atlas(glyph_study).pairs(22)[0]
     assert f"{one} and {other}: {cosine:.2f}" in page
+
+
+def test_the_index_tells_what_the_study_found(glyph_study: Study, site: Path) -> None:
+    made, table = Atlas(glyph_study), glyph_study.neurons.set_index("channel")
+    for row in index(site):
+        own = table.loc[row["neuron"]]
+        for name in ("score", "p", "q", "strongest", "ami"):
+            assert row[name] == pytest.approx(own[name], rel=1e-3)
+        assert (row["k"], row["sizes"], row["meanings"]) == (own["k"], own["sizes"], own["meanings"])
+        assert row["classes"] == [name for name, _ in made.classes(row["neuron"])]
+        assert (row["named"], row["notes"]) == ([], [])
+        assert (site / row["thumb"]).is_file()
 
 
 def test_links_resolve(site: Path) -> None:
@@ -200,7 +223,10 @@ def test_dead_neurons_have_a_page_without_pictures(tmp_path: Path) -> None:
     atlas.write(study, tmp_path / "atlas")
     assert "No image activates this neuron" in (tmp_path / "atlas/1.html").read_text(encoding="utf-8")
     assert not (tmp_path / "atlas/crops/1.webp").exists()
-    assert "never active" in (tmp_path / "atlas/index.html").read_text(encoding="utf-8")
+    rows = {row["neuron"]: row for row in index(tmp_path / "atlas")}
+    assert [channel for channel, row in rows.items() if row["thumb"] is None] == [1]
+    assert (rows[1]["score"], rows[1]["q"]) == (None, None)
+    assert list(rows)[-1] == 1
 
 
 def test_names_cannot_become_markup(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from pure_nb.cli import app
 from pure_nb.errors import ArgumentError, StudyError
 from pure_nb.judges.vectors import Embedder, pixels
 from pure_nb.methods.measures import clarity, class_purity, monosemanticity, polysemanticity
-from pure_nb.scores import SCORES, WHOLE, after_splitting
+from pure_nb.methods.virtual import WHOLE
+from pure_nb.scores import SCORES, after_splitting
 from pure_nb.study import Study
 
 

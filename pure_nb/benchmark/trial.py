@@ -20,7 +20,8 @@ from sklearn.metrics import roc_auc_score
 from pure_nb.benchmark.tasks import Task
 from pure_nb.errors import StudyError
 from pure_nb.methods.statistics import corrected, correlation, percentiles, resampled
-from pure_nb.scores import SCORES, WHOLE, scores
+from pure_nb.methods.virtual import WHOLE
+from pure_nb.scores import SCORES, scores
 
 if TYPE_CHECKING:
     from pure_nb.judges.vectors import Embedder

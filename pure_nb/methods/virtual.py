@@ -324,6 +324,10 @@ def virtual_neurons(
     return VirtualNeurons(labels, _centroids(vectors, labels), np.nan_to_num(silhouette), gain, p)
 
 
+WHOLE = "whole"
+"""What the whole neuron is called among its parts."""
+
+
 def part_name(part: int) -> str:
     """A for the largest virtual neuron, then B, C ... Z, AA, AB ..."""
     earlier, letter = divmod(part, 26)

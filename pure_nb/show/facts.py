@@ -21,6 +21,7 @@ from pure_nb.images.labels import display_names
 from pure_nb.judges.truth import scores
 from pure_nb.methods.descriptions import LRP, OWN, Description, descriptions
 from pure_nb.methods.virtual import CHOICES, kmeans_some, part_name
+from pure_nb.notes import WHOLE, Note
 from pure_nb.parameters import NEAREST
 from pure_nb.show.plane import points_apart, relettered
 
@@ -51,13 +52,18 @@ class Carrier(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A virtual neuron, or the whole neuron (``name`` "all"), as a page shows it."""
+    """A virtual neuron, or the whole neuron (``name`` "all"), as a page shows it.
+
+    Its ``label`` is a person's where ``by_hand`` says so, or else the embedder's; the ``note`` is a person's.
+    """
 
     name: str
     size: int
     meanings: str
     label: str
     carriers: tuple[Carrier, ...]
+    by_hand: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +100,11 @@ class Atlas:
         named = self.embedder.fingerprint if self.embedder else None
         return f"{self.identity} {_digest([told, named])}"
 
+    def key_of(self, channel: int) -> str:
+        """The same, and a person's names of the neuron's parts."""
+        own = {part: note.name for (noted, part), note in self.notes.items() if noted == channel and note.name}
+        return f"{self.identity} {_digest([self.key, own])}" if own else self.key
+
     @cached_property
     def described(self) -> dict[str, Description]:
         """The descriptions by which each method splits a neuron into parts."""
@@ -109,8 +120,19 @@ class Atlas:
 
         return part_names(self.study, self.embedder).set_index(["channel", "part"])["label"]
 
+    @cached_property
+    def notes(self) -> dict[tuple[int, str], Note]:
+        """A person's own names of parts, and notes on them, by channel and part."""
+        return self.study.notes.fitting()
+
+    def by_hand(self, channel: int, part: str) -> str:
+        """What a person calls a part; "" if nothing."""
+        return self.notes.get((channel, part), Note()).name
+
     def label(self, channel: int, part: str) -> str:
-        """The word that a part is called; "" where there is none, or none is sure enough."""
+        """The word that a part is called, by a person or the embedder; "" where there is none that is sure enough."""
+        if own := self.by_hand(channel, part):
+            return own
         if self.names is None or (channel, part) not in self.names.index:
             return ""
         word = str(self.names.loc[(channel, part)])
@@ -146,6 +168,7 @@ class Atlas:
             "label": [names.index(name) if name else -1 for name in neuron.names],
             "known": neuron.objects is not None,
             "part_labels": [self.label(channel, part_name(part)) for part in range(k)],
+            "by_hand": [bool(self.by_hand(channel, part_name(part))) for part in range(k)],
             "tiles": min(self.count, len(neuron.sample)),
             "columns": COLUMNS,
             "crops": f"crops/{channel}.webp",
@@ -170,8 +193,9 @@ class Atlas:
             mean = neuron.vectors[ranks].mean(axis=0, dtype=np.float64)
             top = np.argsort(-mean, kind="stable")[:CARRIERS].tolist()
             carriers = tuple(Carrier(lower, float(mean[lower])) for lower in top if mean[lower] > 0)
-            said = self.label(channel, "whole" if part is None else name)
-            found.append(Part(name, len(ranks), neuron.meanings(part), said, carriers))
+            where = channel, WHOLE if part is None else name
+            own = bool(self.by_hand(*where)), self.notes.get(where, Note()).text
+            found.append(Part(name, len(ranks), neuron.meanings(part), self.label(*where), carriers, *own))
         return found
 
     @cached_property

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
 from pure_nb.show.facts import Atlas, Part
+from pure_nb.show.index import index_script
 from pure_nb.show.pictures import draw_lower, write_text
 
 with needed("show", "an atlas needs"):
@@ -61,9 +63,25 @@ def write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) -
     for channel, users in carried.items():
         text = lower.render(root="../", channel=channel, users=users, pictured=pictured)
         write_text(folder / f"lower/{channel}.html", text)
-    text = templates.get_template("index.html").render(root="", rows=rows, alive=set(parts), parts=parts)
+    write_index(made, folder, rows, parts, home)
+
+
+def write_index(
+    made: Atlas, folder: Path, rows: Mapping[int, Mapping[Any, Any]], parts: Mapping[int, Sequence[Part]], home: str
+) -> None:
+    """Write the page with all neurons, and what pages have in common; the index last, as it says that all is there.
+
+    Parameters
+    ----------
+    made, folder, home
+        As for :func:`write_pages`.
+    rows, parts
+        As for :func:`pure_nb.show.index.index_script`.
+    """
+    write_text(folder / "data/index.js", index_script(made, rows, parts))
     for asset in ("explorer/explorer.js", "explorer/explorer.css", "atlas/atlas.js", "atlas/atlas.css"):
         write_text(folder / Path(asset).name, (STATIC / asset).read_text(encoding="utf-8"))
+    text = _templates(made, home).get_template("index.html").render(root="", rows=rows)
     write_text(folder / "index.html", text)
     if credits:
         write_text(folder / "credits.html", templates.get_template("credits.html").render(root=""))

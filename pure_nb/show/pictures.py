@@ -47,7 +47,7 @@ def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
         _save(folder / f"whole/{channel}.webp", [view.highlighted(WHOLE, crop=False) for view in own])
         _save(folder / f"thumbs/{channel}.webp", [view.highlighted(THUMB) for view in own[:6]], 6)
         # Last, since it says that the neuron is finished.
-        text = f"// {made.key}\npureNb.neuron({json.dumps(made.data(channel), separators=(',', ':'))});\n"
+        text = f"// {made.key_of(channel)}\npureNb.neuron({json.dumps(made.data(channel), separators=(',', ':'))});\n"
         write_text(folder / f"data/{channel}.js", text)
 
 
@@ -87,7 +87,9 @@ def _is_drawn(made: Atlas, folder: Path, channel: int) -> bool:
     """Whether a neuron's data and pictures are there, and of this atlas."""
     data = folder / f"data/{channel}.js"
     files = [data, *(folder / f"{kind}/{channel}.webp" for kind in ("crops", "whole", "thumbs"))]
-    return all(file.is_file() for file in files) and data.read_text(encoding="utf-8").startswith(f"// {made.key}\n")
+    return all(file.is_file() for file in files) and data.read_text(encoding="utf-8").startswith(
+        f"// {made.key_of(channel)}\n"
+    )
 
 
 def _save(path: Path, pictures: Sequence[Picture], columns: int = COLUMNS) -> None:

@@ -26,8 +26,8 @@ from pure_nb.judges.evaluation import TRUE, Metric
 from pure_nb.judges.naming import Namer, nouns, vocabulary_from
 from pure_nb.methods.descriptions import LRP, PURE, RANDOM, fitting
 from pure_nb.methods.descriptions import descriptions as descriptions_of
-from pure_nb.methods.virtual import CHOICES, kmeans_some, part_name
-from pure_nb.scores import WHOLE
+from pure_nb.methods.virtual import CHOICES, WHOLE, kmeans_some, part_name
+from pure_nb.notes import Note
 
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
@@ -248,9 +248,9 @@ def part_names(
     Returns
     -------
     DataFrame
-        ``channel, part`` (``"whole"``, A, B ...), ``size``, ``label`` (the word, or "unsure"), all of
-        :class:`pure_nb.judges.naming.Name`, and where the objects are known ``true``, the most frequent one, with its
-        ``share``. Dead neurons are left out.
+        ``channel, part`` (``"whole"``, A, B ...), ``size``, where there are names by hand ``by_hand``, ``label`` (the
+        word, or "unsure"), all of :class:`pure_nb.judges.naming.Name`, and where the objects are known ``true``, the
+        most frequent one, with its ``share``. Dead neurons are left out.
 
     Examples
     --------
@@ -258,7 +258,7 @@ def part_names(
     ['channel', 'part', 'size']
     """
     names, vectors = namer(study, embedder, words), study.crops.embeddings(embedder.joint)
-    rows = []
+    rows, noted = [], study.notes.fitting() if k is None else {}
     for channel in np.flatnonzero(study.references.alive).tolist():
         neuron, active = study.neuron(channel), study.references.active[channel]
         if k is None:
@@ -273,9 +273,9 @@ def part_names(
                 "channel": channel,
                 "part": part_of,
                 "size": int(members.sum()),
-                "label": name.label(),
             }
-            row |= asdict(name)
+            row |= {"by_hand": noted.get((channel, part_of), Note()).name} if noted else {}
+            row |= {"label": name.label(), **asdict(name)}
             if neuron.objects is not None:
                 label, count = np.unique(neuron.objects[members], return_counts=True)
                 one = np.argmax(neuron.objects == label[count.argmax()])  # among the references that show it
@@ -392,8 +392,8 @@ def _names_text(names: pd.DataFrame) -> str:
         if "true" in names and len(sure):
             text += f", {(sure['word'] == sure['true']).mean():.0%} of them that of their most frequent object"
         text += "."
-    columns = ["channel", "part", "size", "label", "runner_up", "score", "margin", "gain", "stability", "p"]
-    columns += [name for name in ("true", "share") if name in names]
+    columns = ["channel", "part", "size", "by_hand", "label", "runner_up", "score", "margin", "gain", "stability", "p"]
+    columns = [name for name in (*columns, "true", "share") if name in names]
     shown = names[columns].head(40).copy()
     for name in ("score", "margin", "gain", "stability", "p", "share"):
         if name in shown:

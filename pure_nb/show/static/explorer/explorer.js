@@ -309,7 +309,7 @@
       key.style.backgroundColor = neuron.colours.at(part);
       head.append(key);
     }
-    const text = `, ${ranks.length} image${ranks.length === 1 ? "" : "s"}${name ? `, “${name}”` : ""}`;
+    const text = `, ${ranks.length} image${ranks.length === 1 ? "" : "s"}${name ? `, “${name}”${neuron.by_hand?.[part] ? " (by hand)" : ""}` : ""}`;
     const short = every.length > 3 ? `${every.slice(0, 2).join(", ")} and ${every.length - 2} more` : meant;
     head.append(make("span", { class: "row-text", title: meant }, make("strong", {}, own), text + (short && `: ${short}`)));
     const strip = make("div", { class: "tiles", role: "group", "aria-label": `Images of ${part === null ? "the whole neuron" : `part ${own}`}${meant ? `: ${meant}` : ""}` });
