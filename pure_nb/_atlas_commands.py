@@ -26,6 +26,9 @@ def atlas(
     ] = None,
     count: Annotated[int, Option(help="Reference images of each neuron that get a picture.")] = 100,
     home: Annotated[str, Option(help="Address of a page to link back to.")] = "",
+    layers: Annotated[
+        str | None, Option(help="Several layers, linked from part to part: layer3,layer4.", metavar="LAYER,LAYER")
+    ] = None,
 ) -> None:
     """Write a static site with a page for every neuron, to read, search and share. Ctrl-C stops it; it goes on."""
     from pure_nb.judges.embedders import load_embedder
@@ -42,8 +45,9 @@ def atlas(
         count=count,
         embedder=None if embedder is None else load_embedder(embedder, run=found.run),
         home=home,
+        layers=[] if layers is None else [layer.strip() for layer in layers.split(",")],
     )
-    pages = len(list(out.glob("[0-9]*.html")))
+    pages = len(list(out.glob("[0-9]*.html" if layers is None else "*/[0-9]*.html")))
     echo(f"{index}: {pages} neurons; open it in a browser, or put the folder {str(out)!r} on any web server")
 
 

@@ -238,7 +238,7 @@ class Gathered:
                 "size": part.size,
                 "meanings": part.meanings,
                 "label": part.label,
-                "carried_by": " ".join(f"{lower}:{share:.4g}" for lower, share in part.carriers),
+                "carried_by": " ".join(f"{one.channel}:{one.share:.4g}" for one in part.carriers),
             }
             for channel in chosen
             if study.references.alive[channel]

@@ -132,8 +132,9 @@ def test_pages_tell_and_link(glyph_study: Study, site: Path) -> None:
     mean = glyph_study.circuits[22].mean(axis=0)
     first = int(mean.argmax())
     assert f'href="lower/{first}.html"' in page
-    assert f"{100 * mean[first]:.1f}%" in page
-    assert 'href="../22.html"' in (site / f"lower/{first}.html").read_text(encoding="utf-8")
+    assert f">{100 * mean[first]:.1f}</td>" in page
+    most = "AB"[int(np.abs(Atlas(glyph_study).circuits(22)[1:, first]).argmax())]
+    assert f'href="../22.html#{most}"' in (site / f"lower/{first}.html").read_text(encoding="utf-8")
     for classes, share in Atlas(glyph_study).classes(22)[:2]:
         assert f"{classes} {100 * share:.1f}%" in page
     one, other, cosine = Atlas(glyph_study).pairs(22)[0]

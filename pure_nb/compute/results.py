@@ -32,6 +32,7 @@ FORMAT = {
     "activations": 3,
     "objects": 1,
     "ratios": 2,
+    "through": 1,
 }
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
 

@@ -4,6 +4,7 @@ It is a folder of plain files that works from a disk and from any web server: ``
 polysemantic first; ``17.html`` with reference images, virtual neurons, circuit, classes and scores of neuron 17;
 ``lower/5.html`` for each lower channel that carries one of them. What the pages' explorers show is beside them:
 ``data/17.js``, and the reference images in ``crops/17.webp`` and ``whole/17.webp``, so that a page loads little.
+``compare.html`` shows two neurons at a time. Of several layers each is such a folder, ``layer4/17.html``.
 
 The chapter :doc:`Your own network </book/your-network>` makes one.
 """
@@ -14,10 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pure_nb.errors import StudyError
 from pure_nb.show.facts import METHODS, Atlas
-from pure_nb.show.pages import write_pages
-from pure_nb.show.pictures import draw, write_text
+from pure_nb.show.layers import write_layer, write_layers
 
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
@@ -33,6 +32,7 @@ def write(
     count: int = 100,
     embedder: Embedder | None = None,
     home: str = "",
+    layers: Sequence[str] = (),
 ) -> Path:
     """Write an atlas of a study.
 
@@ -55,6 +55,9 @@ def write(
         With a text tower, such as CLIP: names the virtual neurons.
     home
         Address of a page that the atlas is part of, for a link back.
+    layers
+        Several layers, each in a folder of its own, linked from part to part; by default only the study's target.
+        Of the uppermost those ``channels`` are written, of the others those that carry them.
 
     Returns
     -------
@@ -65,6 +68,8 @@ def write(
     ------
     StudyError
         If a method is not known, or the folder holds another site.
+    LayerError
+        If a layer can't be studied, or not through the next of them.
     ArgumentError
         If there is no such channel.
 
@@ -75,17 +80,10 @@ def write(
     """
     folder = Path(folder)
     made = Atlas(study, tuple(methods), count, embedder)
-    _require_own(folder)
-    # Of a published study it may be some.
-    every = sorted(study.neurons["channel"].tolist()) if channels is None else channels
-    chosen = [study.neuron(channel).channel for channel in every]
-    write_text(folder / "study.txt", made.identity)  # first: the book's chapters run while their atlas is drawn
-    # The index needs all of them, and so no neuron's circuits are computed again on its own.
-    study.neurons  # noqa: B018
-    if channels is None:
-        study.layouts  # noqa: B018
-    draw(made, folder, chosen)
-    write_pages(made, folder, chosen, home)
+    if layers:
+        write_layers(made, layers, folder, channels, home)
+    else:
+        write_layer(made, folder, channels, home)
     return folder / "index.html"
 
 
@@ -93,12 +91,3 @@ def identity_of(folder: Path) -> str:
     """:attr:`Atlas.identity` of an atlas that is written to a folder; "" if there is none."""
     path = folder / "study.txt"
     return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-
-
-def _require_own(folder: Path) -> None:
-    """Raise unless a folder is empty, not there, or holds an atlas."""
-    index = folder / "index.html"
-    if folder.exists() and not folder.is_dir():
-        raise StudyError(f"{str(folder)!r} is a file; an atlas is written to a folder")
-    if index.exists() and 'content="pure_nb atlas"' not in index.read_text(encoding="utf-8", errors="replace"):
-        raise StudyError(f"{str(index)!r} is another site's page; an atlas goes to an empty folder, or to its own")

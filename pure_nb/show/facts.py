@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,9 +21,10 @@ from pure_nb.figures.colours import part_colour
 from pure_nb.images.labels import display_names
 from pure_nb.judges.truth import scores
 from pure_nb.methods.descriptions import LRP, OWN, Description, descriptions
-from pure_nb.methods.virtual import CHOICES, kmeans_some, part_name
-from pure_nb.notes import WHOLE, Note
+from pure_nb.methods.virtual import CHOICES, WHOLE, kmeans_some, part_name
+from pure_nb.notes import Note
 from pure_nb.parameters import NEAREST
+from pure_nb.show.matrix import chosen
 from pure_nb.show.plane import points_apart, relettered
 
 if TYPE_CHECKING:
@@ -36,25 +38,31 @@ METHODS = tuple(SHOWN)
 FORMAT = 4
 """Part of what finished pictures are known by; raised when this module draws them differently."""
 
-COLUMNS, CARRIERS = 10, 6
-"""Reference images in a row of a neuron's file, and the lower channels that a page names: those that carry most of the
-relevance, on average."""
+COLUMNS = 10
+"""Reference images in a row of a neuron's file."""
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz-"
 """Stand for the parts in the data of an explorer, the last for the part -1."""
 
 
 class Carrier(NamedTuple):
-    """A lower channel, and the share of a part's relevance that it carries, on average over the part's images."""
+    """A lower channel, and the share of a part's relevance that it carries, on average over the part's images.
+
+    ``owner`` is the part, from 0, that it belongs to by :func:`pure_nb.show.matrix.chosen`; -1 is none alone.
+    ``through`` is that of its own virtual neurons by which it carries the part; "" where that is not known.
+    """
 
     channel: int
     share: float
+    owner: int
+    through: str = ""
 
 
 class Part(NamedTuple):
     """A virtual neuron, or the whole neuron (``name`` "all"), as a page shows it.
 
     Its ``label`` is a person's where ``by_hand`` says so, or else the embedder's; the ``note`` is a person's.
+    ``carriers`` are the same lower channels in all parts of a neuron, and in the same order.
     """
 
     name: str
@@ -74,6 +82,8 @@ class Atlas:
     methods: tuple[str, ...] = METHODS[:1]
     count: int = 100
     embedder: Embedder | None = None
+    under: Atlas | None = None
+    """That of the lower layer, in a site of several layers."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods if name not in METHODS]
@@ -87,6 +97,11 @@ class Atlas:
         object.__setattr__(self, "count", min(self.count, pictured))
         if self.embedder is not None:
             self.embedder.joint  # noqa: B018  raises where there is no text tower
+
+    @property
+    def place(self) -> str:
+        """The folder of its layer in a site of several."""
+        return re.sub(r"[^\w.]+", "-", self.study.parameters.target)
 
     @cached_property
     def identity(self) -> str:
@@ -182,17 +197,23 @@ class Atlas:
             }
         return found
 
-    def parts(self, channel: int) -> list[Part]:
-        """The whole neuron and its virtual neurons."""
+    def circuits(self, channel: int) -> NDArray[np.float64]:
+        """The mean circuits of the whole neuron and of each of its virtual neurons, ``[1 + k, lower channels]``."""
         neuron = self.study.neuron(channel)
         k = neuron.virtual.k
+        every = [None, *(range(k) if k > 1 else ())]
+        return np.stack([neuron.vectors[neuron.members(part)].mean(axis=0, dtype=np.float64) for part in every])
+
+    def parts(self, channel: int) -> list[Part]:
+        """The whole neuron and its virtual neurons."""
+        neuron, means = self.study.neuron(channel), self.circuits(channel)
+        rows = chosen(means, neuron.virtual.sizes)
         found = []
-        for part in [None, *(range(k) if k > 1 else ())]:
+        for place, mean in enumerate(means):
+            part = place - 1 if place else None
             name = "all" if part is None else part_name(part)
             ranks = neuron.members(part)
-            mean = neuron.vectors[ranks].mean(axis=0, dtype=np.float64)
-            top = np.argsort(-mean, kind="stable")[:CARRIERS].tolist()
-            carriers = tuple(Carrier(lower, float(mean[lower])) for lower in top if mean[lower] > 0)
+            carriers = tuple(Carrier(lower, float(mean[lower]), owner) for owner, lower in rows)
             where = channel, WHOLE if part is None else name
             own = bool(self.by_hand(*where)), self.notes.get(where, Note()).text
             found.append(Part(name, len(ranks), neuron.meanings(part), self.label(*where), carriers, *own))
@@ -201,6 +222,8 @@ class Atlas:
     @cached_property
     def below(self) -> Study | None:
         """The study of the lower layer, for its reference images; None where it can't be studied by itself."""
+        if self.under is not None:
+            return self.under.study
         try:
             below = self.study.replace(target=self.study.parameters.lower, lower=NEAREST)
             below.shapes  # noqa: B018  raises

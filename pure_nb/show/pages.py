@@ -1,17 +1,21 @@
-"""The pages of an atlas: its index, one for each neuron, one for each lower channel that carries some."""
+"""The pages of an atlas: its index, one for each neuron, one for each lower channel that carries some, one for two."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
+from pure_nb.figures.colours import part_colour
 from pure_nb.show.facts import Atlas, Part
 from pure_nb.show.index import index_script
+from pure_nb.show.matrix import compact, told
+from pure_nb.show.passing import passed_through
 from pure_nb.show.pictures import draw_lower, write_text
 
 with needed("show", "an atlas needs"):
@@ -20,8 +24,33 @@ with needed("show", "an atlas needs"):
 STATIC = Path(__file__).with_name("static")
 """The templates, styles and scripts of the pages."""
 
+ASSETS = (
+    *(f"explorer/explorer.{kind}" for kind in ("js", "css")),
+    *(f"atlas/{name}" for name in ("atlas.js", "atlas.css", "neuron.js", "neuron.css", "compare.js")),
+)
+"""Styles and scripts that go into the folder of a site."""
 
-def write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) -> None:
+
+class User(NamedTuple):
+    """A neuron that a lower channel carries, and the part of it, "all" or "B", of which it carries most."""
+
+    channel: int
+    part: str
+    share: float
+
+
+Users = dict[int, list[User]]
+"""The users of each lower channel, the largest share first."""
+
+
+def write_pages(
+    made: Atlas,
+    folder: Path,
+    channels: Sequence[int],
+    home: str,
+    above: Atlas | None = None,
+    users: Users | None = None,
+) -> Users:
     """Write all pages of an atlas.
 
     Parameters
@@ -34,57 +63,85 @@ def write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) -
         Which neurons get a page.
     home
         Address of a page to link back to; "" is none.
+    above, users
+        The atlas of the layer above in a site of several, and which neurons of it these neurons carry.
+
+    Returns
+    -------
+    dict
+        Which neurons the lower channels carry.
     """
-    credits = _credits(made, channels)
-    study, templates = made.study, _templates(made, home)
-    templates.globals["credits"] = credits
+    study, templates = made.study, _templates(made, home, above)
+    templates.globals["credits"] = credits = _credits(made, channels)
     table = study.neurons[study.neurons["channel"].isin(channels)]
     rows = {int(row["channel"]): row for row in table.to_dict("records")}
-    parts = {channel: made.parts(channel) for channel in channels if study.references.alive[channel]}
+    alive = [channel for channel in rows if study.references.alive[channel]]
+    parts = passed_through(made, {channel: made.parts(channel) for channel in alive})
     carried = _carried(parts)
-    pictured = draw_lower(made, folder, sorted(carried))
+    # In a site of several layers lower channels have pages, and pictures, of their own.
+    if made.under:
+        pictured = {lower for lower in carried if made.under.study.references.alive[lower]}
+        file = f"../{made.under.place}/thumbs/{{}}.webp"
+    else:
+        pictured = draw_lower(made, folder, sorted(carried))
+        file = f"lower/{{}}-{made.key}.webp".replace(" ", "-")
+    templates.globals |= {"alive": alive, "pictured": {lower: file.format(lower) for lower in sorted(pictured)}}
     order, known = list(rows), not made.without_classes
-    neuron, lower = templates.get_template("neuron.html"), templates.get_template("lower.html")
+    neuron, circuits = templates.get_template("neuron.html"), []
     for place, channel in enumerate(progress_bar(order, "pages", unit="page", shown=study.run.progress)):
+        whole = study.virtual_of(channel)
+        means = made.circuits(channel)
         text = neuron.render(
             root="",
             channel=channel,
             row=rows[channel],
-            whole=study.virtual_of(channel),
+            whole=whole,
             parts=parts.get(channel, []),
+            told=told(means, whole.sizes),
             before=order[place - 1] if place else None,
             after=order[place + 1] if place + 1 < len(order) else None,
-            pictured=pictured,
+            users=(users or {}).get(channel, []),
             without_classes=made.without_classes,
             classes=made.classes(channel) if known else [],
             pairs=made.pairs(channel) if known else [],
         )
         write_text(folder / f"{channel}.html", text)
-    for channel, users in carried.items():
-        text = lower.render(root="../", channel=channel, users=users, pictured=pictured)
-        write_text(folder / f"lower/{channel}.html", text)
-    write_index(made, folder, rows, parts, home)
+        if channel in parts:
+            circuits.append(f"{channel}:{json.dumps(compact(means, whole.sizes), separators=(',', ':'))}")
+    write_text(folder / "circuits.js", "pureNb.circuits = {\n" + ",\n".join(circuits) + "\n};\n")
+    if not made.under:
+        for channel, own in carried.items():
+            text = templates.get_template("lower.html").render(root="../", channel=channel, users=own)
+            write_text(folder / f"lower/{channel}.html", text)
+    if len(alive) > 1:
+        write_text(folder / "compare.html", templates.get_template("compare.html").render(root=""))
+    if credits:
+        write_text(folder / "credits.html", templates.get_template("credits.html").render(root=""))
+    write_index(made, folder, rows, parts, templates)
+    return carried
 
 
 def write_index(
-    made: Atlas, folder: Path, rows: Mapping[int, Mapping[Any, Any]], parts: Mapping[int, Sequence[Part]], home: str
+    made: Atlas,
+    folder: Path,
+    rows: Mapping[int, Mapping[Any, Any]],
+    parts: Mapping[int, Sequence[Part]],
+    templates: Environment,
 ) -> None:
     """Write the page with all neurons, and what pages have in common; the index last, as it says that all is there.
 
     Parameters
     ----------
-    made, folder, home
+    made, folder
         As for :func:`write_pages`.
     rows, parts
         As for :func:`pure_nb.show.index.index_script`.
+    templates
+        Of the atlas's pages.
     """
     write_text(folder / "data/index.js", index_script(made, rows, parts))
-    for asset in ("explorer/explorer.js", "explorer/explorer.css", "atlas/atlas.js", "atlas/atlas.css"):
-        write_text(folder / Path(asset).name, (STATIC / asset).read_text(encoding="utf-8"))
-    text = _templates(made, home).get_template("index.html").render(root="", rows=rows)
-    write_text(folder / "index.html", text)
-    if credits:
-        write_text(folder / "credits.html", templates.get_template("credits.html").render(root=""))
+    _write_assets(folder)
+    write_text(folder / "index.html", templates.get_template("index.html").render(root="", rows=rows))
 
 
 def _credits(made: Atlas, channels: Sequence[int]) -> dict[str, list[int]]:
@@ -96,17 +153,38 @@ def _credits(made: Atlas, channels: Sequence[int]) -> dict[str, list[int]]:
     return dict(sorted(found.items()))
 
 
-def _carried(parts: Mapping[int, Sequence[Part]]) -> dict[int, list[tuple[int, float]]]:
+def write_start(every: Mapping[Atlas, Sequence[int] | None], folder: Path, home: str) -> None:
+    """Write the page that leads to the layers of a site, the uppermost first, and the neurons of each, all for None."""
+    templates = _templates(next(iter(every)), home)
+    layers = []
+    for made, channels in every.items():
+        table = made.study.neurons
+        layers.append(
+            (made, (table if channels is None else table[table["channel"].isin(channels)]).to_dict("records"))
+        )
+    _write_assets(folder)
+    write_text(folder / "index.html", templates.get_template("start.html").render(root="", layers=layers))
+
+
+def _write_assets(folder: Path) -> None:
+    for name in ASSETS:
+        write_text(folder / Path(name).name, (STATIC / name).read_text(encoding="utf-8"))
+
+
+def _carried(parts: Mapping[int, Sequence[Part]]) -> Users:
     """For each lower channel that a page names: the neurons it carries and its share in each, the largest first."""
-    found: dict[int, dict[int, float]] = {}
+    found: dict[int, dict[int, User]] = {}
     for channel, every in parts.items():
-        for lower, share in (carrier for part in every for carrier in part.carriers):
-            own = found.setdefault(lower, {})
-            own[channel] = max(own.get(channel, 0.0), share)
-    return {lower: sorted(own.items(), key=lambda entry: (-entry[1], entry[0])) for lower, own in sorted(found.items())}
+        for part in every:
+            for carrier in part.carriers:
+                own = found.setdefault(carrier.channel, {})
+                if channel not in own or abs(carrier.share) > abs(own[channel].share):
+                    own[channel] = User(channel, part.name, carrier.share)
+    order = sorted(found.items())
+    return {lower: sorted(own.values(), key=lambda user: (-abs(user.share), user.channel)) for lower, own in order}
 
 
-def _templates(made: Atlas, home: str) -> Environment:
+def _templates(made: Atlas, home: str, above: Atlas | None = None) -> Environment:
     """The templates of an atlas's pages, with what they all tell."""
     loader = FileSystemLoader(STATIC / "atlas")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -119,7 +197,10 @@ def _templates(made: Atlas, home: str) -> Environment:
         "images": len(study.images),
         "source": study.images.name,
         "home": home,
-        "key": made.key.replace(" ", "-"),
+        "below": f"../{made.under.place}/" if made.under else "lower/",  # where a lower channel's page is
+        "layered": bool(made.under or above),
+        "above": above and (above.place, above.study.parameters.target),
+        "part_colour": part_colour,
         "said": made.embedder.name if made.embedder else "",
         "unsteady": study.unsteady,
     }

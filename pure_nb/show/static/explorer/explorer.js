@@ -555,6 +555,9 @@
       words.textContent = `${state.words}.`;
       figure.querySelector(".explorer-own")?.setAttribute("href", `${root}${channel}.html`);
       together(view, state);
+      // For what else a page tells of the neuron: with the strongest image of a part of the study's own, or of all for "".
+      const strongest = (own) => tile(state, own ? [...neuron.parts[methods[0]][0]].findIndex((part) => letter(partOf(part)) === own) : 0, false);
+      figure.dispatchEvent(new CustomEvent("explorer-shows", { detail: { neuron, strongest } }));
     };
     const changed = () => {
       remember();
