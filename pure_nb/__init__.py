@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder, load_embedder
     from pure_nb.loading import load_model, load_study, shipped_studies
     from pure_nb.parameters import Parameters, Run
-    from pure_nb.publishing import publish
     from pure_nb.show.atlas import write as write_atlas
     from pure_nb.show.widgets import explore, explorer
     from pure_nb.study import Study
@@ -45,7 +44,6 @@ __all__ = [
     "load_embedder",
     "load_model",
     "load_study",
-    "publish",
     "shipped_studies",
     "write_atlas",
 ]

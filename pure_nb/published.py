@@ -35,7 +35,7 @@ from pure_nb._publication import Publication
 from pure_nb.classes import Classes
 from pure_nb.compute.store import Store, store_folder
 from pure_nb.errors import ArgumentError, ImageError, LayerError, StudyError
-from pure_nb.figures.render import Looked, square_around
+from pure_nb.figures.render import LOOKED, Looked, square_around
 from pure_nb.images._fitting import repeated
 from pure_nb.images.data import Images
 from pure_nb.images.reading import Unreadable
@@ -127,9 +127,12 @@ class _Looks(Looked):
         return super().__contains__(pair) or (published and sample in self.found.pictured[self.rows[channel]])
 
     def __missing__(self, pair: Any) -> Any:
-        _, channel, sample = pair
-        mask = self.found.masks(channel)[self.found.pictured[self.rows[channel]].index(sample)]
-        return np.packbits(mask), square_around(mask)
+        crop, channel, _ = pair
+        while len(self) > LOOKED:
+            del self[next(iter(self))]
+        for sample, mask in zip(self.found.pictured[self.rows[channel]], self.found.masks(channel)):
+            self[crop, channel, sample] = np.packbits(mask), square_around(mask)  # a file has all of a neuron's
+        return self[pair]
 
 
 class _Classes(Classes):
@@ -209,14 +212,22 @@ def load_published(
     images: Any = None,
     **changes: Any,
 ) -> Study:
-    """A study out of a folder or a place on the hub; see :func:`pure_nb.loading.load_study`."""
+    """A study out of a folder or a place on the hub, for :func:`pure_nb.loading.load_study`.
+
+    Parameters
+    ----------
+    source, store, changes
+        As there.
+    model, images
+        The network and the images that were studied, if they are at hand.
+    """
     found = Publication.read(_fetched(str(source)) if str(source).startswith(HUB) else Path(source))
     told = found.told
     model = None if model is None else models.unwrapped(model)
     if model is not None and (own := models.fingerprint(model)) != told["weights"]:
         raise StudyError(
-            f"the network given is not the one of the published study: a {type(model).__name__} known as {own}, "
-            f"expected the {told['network']} {told['weights']}, with the same weights (and under the same Python, "
+            f"the network given is not the one of the published study: {type(model).__name__} known as {own}, "
+            f"expected {told['network']} known as {told['weights']}, with the same weights (and under the same Python, "
             "if its code is your own); study another one by itself, with Study.from_model"
         )
     if images is not None:
@@ -233,7 +244,7 @@ def load_published(
     try:
         name = check_name(told["name"])
         absent = type(told["network"], (Absent,), {"found": found})
-        why = f"the network of the published study {name!r}, a {told['network']}, is not here: {found.why}"
+        why = f"the network of the published study {name!r} ({told['network']}) is not here: {found.why}"
         study = (Study if whole else Published)(
             name,
             absent(str(told["weights"]), why) if model is None else model,

@@ -127,12 +127,6 @@ def publish(
         If the folder holds something else, or a picture's attribution is missing.
     ArgumentError
         If there is no such channel.
-
-    Examples
-    --------
-    >>> found = publish(study, folder / "published", channels=[3, 5])
-    >>> load_study(found).neuron(3)
-    <Neuron layer4 / 3 of 'mine'>
     """
     folder, shown = Path(os.path.abspath(folder)), shown or Shown()
     made = Gathered(study, None if channels is None else sorted(set(channels)), shown, embedder)

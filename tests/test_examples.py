@@ -48,12 +48,7 @@ def around(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     how: dict[str, Any] = {"n_references": 6, "n_clusters": 2, "progress": False, "store": folder / "store"}
     study = pure_nb.Study.from_model(model, images, "layer4", "layer3", **how)
     known = {"np": np, "torch": torch, "plt": plt, "Image": Image, "nn": torch.nn, "Run": pure_nb.Run}
-    known |= {
-        "load_embedder": pure_nb.load_embedder,
-        "load_study": pure_nb.load_study,
-        "planted_task": planted_task,
-        "draw_scene": draw_scene,
-    }
+    known |= {"load_embedder": pure_nb.load_embedder, "planted_task": planted_task, "draw_scene": draw_scene}
     known |= {"sweep": sweep, "TopReferences": TopReferences}
     return {**known, "folder": folder, "model": model, "images": images, "study": study}
 
