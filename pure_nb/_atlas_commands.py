@@ -1,4 +1,4 @@
-"""The commands that write and search sites of whole studies: ``atlas``.
+"""The commands that write and search sites of whole studies: ``atlas``, ``search``.
 
 They are part of the command line, :mod:`pure_nb.cli`.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option, echo
+from typer import Argument, Option, echo
 
-from pure_nb._options import Asked, Neurons, command, numbers, require_place
+from pure_nb._options import Asked, Neurons, Rows, command, numbers, print_table, require_place, write_table
 
 
 @command("neurons", "crops")
@@ -45,3 +45,22 @@ def atlas(
     )
     pages = len(list(out.glob("[0-9]*.html")))
     echo(f"{index}: {pages} neurons; open it in a browser, or put the folder {str(out)!r} on any web server")
+
+
+@command("neurons", "crops")
+def search(
+    asked: Asked,
+    query: Annotated[str, Argument(help="A word, or the file of a picture.", metavar="WORD_OR_FILE")],
+    embedder: Annotated[
+        str | None, Option(help="Compares them: clip, the default, mini-clip, open_clip:MODEL/TAG, with @FILE.")
+    ] = None,
+    rows: Rows = 20,
+    out: Annotated[Path | None, Option(help="Write the whole table to this .csv or .parquet file.")] = None,
+) -> None:
+    """Find the parts of neurons that show what a word or a picture shows, the nearest first."""
+    require_place(out, ".csv", ".parquet")
+    table = asked.load().search(query, embedder)
+    if out is not None:
+        write_table(table, out)
+    print_table(table, rows)
+    echo("score: mean cosine of a part's crops with it, beyond that of all crops; q: share expected there by chance")

@@ -43,6 +43,7 @@ from pure_nb.network.layers import nearest_below
 from pure_nb.network.shapes import LayerShape, require, survey
 from pure_nb.neuron import Neuron, cluster_channels, lay_out, neuron_table
 from pure_nb.parameters import AUTO, NEAREST, RUN, Parameters, Run, check_name, checked, renamed
+from pure_nb.searching import alike, search
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,6 +162,8 @@ class Study:
     lacks = lacks
     replace = replaced
     estimate = estimate
+    search = search
+    alike = alike
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"
