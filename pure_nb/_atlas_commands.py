@@ -24,6 +24,9 @@ def atlas(
     embedder: Annotated[
         str | None, Option(help="Names the virtual neurons: clip, mini-clip, open_clip:MODEL/TAG, with @FILE.")
     ] = None,
+    words: Annotated[
+        str | None, Option(help="What they may be called, and be found by: classes, wordnet, or a .txt file.")
+    ] = None,
     count: Annotated[int, Option(help="Reference images of each neuron that get a picture.")] = 100,
     home: Annotated[str, Option(help="Address of a page to link back to.")] = "",
 ) -> None:
@@ -31,9 +34,11 @@ def atlas(
     from pure_nb.judges.embedders import load_embedder
     from pure_nb.show import atlas as site
     from pure_nb.show.facts import METHODS
+    from pure_nb.show.report import vocabulary
 
     require_place(out)
     found = asked.load()
+    said = None if words is None else vocabulary(found, words)
     index = site.write(
         found,
         out,
@@ -41,6 +46,7 @@ def atlas(
         methods=method or METHODS[:1],
         count=count,
         embedder=None if embedder is None else load_embedder(embedder, run=found.run),
+        words=said,
         home=home,
     )
     pages = len(list(out.glob("[0-9]*.html")))

@@ -6,7 +6,7 @@ Some words, and some pictures, are near every crop, so all crops together are th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,10 @@ class Parts:
         with np.errstate(invalid="ignore", divide="ignore"):
             within = ((size**2) * (centre**2).sum(axis=1) - own_squares) / (size * (size - 1))
         return cls(table[:, 0], table[:, 1], size, centre, within)
+
+    def only(self, rows: NDArray[np.bool_]) -> Parts:
+        """Some of the parts, against all crops as before."""
+        return Parts(*(getattr(self, one.name)[rows] for one in fields(self)))
 
     def scores(self, queries: NDArray[np.float32]) -> NDArray[np.float64]:
         """Mean cosine of each part's crops with vectors ``[q, d]``, beyond that of all crops: ``[q, parts]``."""

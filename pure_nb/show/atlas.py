@@ -32,6 +32,7 @@ def write(
     methods: Sequence[str] = METHODS[:1],
     count: int = 100,
     embedder: Embedder | None = None,
+    words: Sequence[str] | None = None,
     home: str = "",
 ) -> Path:
     """Write an atlas of a study.
@@ -52,7 +53,9 @@ def write(
     count
         The strongest reference images that get a picture.
     embedder
-        With a text tower, such as CLIP: names the virtual neurons.
+        With a text tower, such as CLIP: names the virtual neurons, finds them by words, and those that are alike.
+    words
+        What they may be called, and what can be looked for; the names of the network's classes by default.
     home
         Address of a page that the atlas is part of, for a link back.
 
@@ -74,7 +77,7 @@ def write(
     'index.html'
     """
     folder = Path(folder)
-    made = Atlas(study, tuple(methods), count, embedder)
+    made = Atlas(study, tuple(methods), count, embedder, None if words is None else tuple(words))
     _require_own(folder)
     every = range(study.references.channels) if channels is None else channels
     chosen = [study.neuron(channel).channel for channel in every]

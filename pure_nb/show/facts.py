@@ -68,6 +68,7 @@ class Atlas:
     methods: tuple[str, ...] = METHODS[:1]
     count: int = 100
     embedder: Embedder | None = None
+    words: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods if name not in METHODS]
@@ -89,7 +90,8 @@ class Atlas:
     def key(self) -> str:
         """Stands for all that the pictures and data of a neuron depend on."""
         told = {"format": FORMAT, "methods": self.methods, "count": self.count}
-        named = self.embedder.fingerprint if self.embedder else None
+        named: Any = self.embedder.fingerprint if self.embedder else None
+        named = [named, self.words] if self.words else named
         return f"{self.identity} {_digest([told, named])}"
 
     @cached_property
@@ -105,7 +107,14 @@ class Atlas:
             return None
         from pure_nb.show.report import part_names  # open_clip takes a second to import
 
-        return part_names(self.study, self.embedder).set_index(["channel", "part"])["label"]
+        return part_names(self.study, self.embedder, self.words).set_index(["channel", "part"])["label"]
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """What parts may be called, and the words of the search."""
+        from pure_nb.show.report import class_words
+
+        return class_words(self.study) if self.words is None else list(dict.fromkeys(self.words))
 
     def label(self, channel: int, part: str) -> str:
         """The word that a part is called; "" where there is none, or none is sure enough."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
 from pure_nb.show.facts import Atlas, Part
+from pure_nb.show.map import write_map
 from pure_nb.show.pictures import draw_lower, write_text
 
 with needed("show", "an atlas needs"):
@@ -15,6 +16,10 @@ with needed("show", "an atlas needs"):
 
 STATIC = Path(__file__).with_name("static")
 """The templates, styles and scripts of the pages."""
+
+
+OWN = ("atlas.js", "atlas.css", "map.js", "parts.js", "parts.css")
+"""The styles and scripts that only atlases have."""
 
 
 def write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) -> None:
@@ -37,6 +42,7 @@ def write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) -
     parts = {channel: made.parts(channel) for channel in channels if study.references.alive[channel]}
     carried = _carried(parts)
     pictured = draw_lower(made, folder, sorted(carried))
+    alike = write_map(made, folder, channels, templates)
     order, known = list(rows), not made.without_classes
     neuron, lower = templates.get_template("neuron.html"), templates.get_template("lower.html")
     for place, channel in enumerate(progress_bar(order, "pages", unit="page", shown=study.run.progress)):
@@ -52,13 +58,14 @@ def write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) -
             without_classes=made.without_classes,
             classes=made.classes(channel) if known else [],
             pairs=made.pairs(channel) if known else [],
+            alike=alike.get(channel, {}),
         )
         write_text(folder / f"{channel}.html", text)
     for channel, users in carried.items():
         text = lower.render(root="../", channel=channel, users=users, pictured=pictured)
         write_text(folder / f"lower/{channel}.html", text)
     text = templates.get_template("index.html").render(root="", rows=rows, alive=set(parts), parts=parts)
-    for asset in ("explorer/explorer.js", "explorer/explorer.css", "atlas/atlas.js", "atlas/atlas.css"):
+    for asset in (*(f"explorer/explorer.{kind}" for kind in ("js", "css")), *(f"atlas/{name}" for name in OWN)):
         write_text(folder / Path(asset).name, (STATIC / asset).read_text(encoding="utf-8"))
     write_text(folder / "index.html", text)
 
