@@ -6,18 +6,20 @@ Some words, and some pictures, are near every crop, so all crops together are th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pure_nb.errors import EvaluationError
 from pure_nb.judges.naming import unit
 
 AT_ONCE = 512
 """Parts that are compared with all others at once."""
 
-FEWEST = 5
-"""Crops of a part of which it can be said that it is redundant: of fewer, too much is chance."""
+FEWEST, USUAL = 5, 0.05
+"""Crops of a part of which it can be said that it is redundant: of fewer, too much is chance. And the share of parts
+whose halves may be less alike than redundant parts are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,9 @@ class Parts:
     within
         float64 ``[parts]``: how alike two crops of a part are: the mean product of two different ones, less what all
         have in common; NaN where there is one.
+    least
+        How alike the halves of a part are, every second crop in each, as a share of ``within``: what all parts but
+        :data:`USUAL` reach, and at most 1.
     """
 
     channel: NDArray[np.int64]
@@ -40,6 +45,7 @@ class Parts:
     size: NDArray[np.int64]
     centre: NDArray[np.float64]
     within: NDArray[np.float64]
+    least: float
 
     @classmethod
     def of(cls, vectors: NDArray[np.float32], labels: NDArray[np.int64]) -> Parts:
@@ -53,28 +59,36 @@ class Parts:
             int64 ``[channels, n]``: which part of its neuron each belongs to; -1 is none, and counts nowhere.
         """
         rows: list[tuple[int, int, int]] = []
-        sums, squares = [], []
+        sums, first, squares = [], [], []
         for channel, own in enumerate(labels):
             crops = unit(vectors[channel][own >= 0])
             for part in range(int(own.max()) + 1):
                 members = crops[own[own >= 0] == part]
                 rows.append((channel, part, len(members)))
                 sums.append(members.sum(axis=0))
+                first.append(members[::2].sum(axis=0))
                 squares.append((members**2).sum())
-        table = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        if not rows:
+            raise EvaluationError("no image activates a neuron, so there are no parts to compare")
+        table = np.array(rows, dtype=np.int64)
         size = table[:, 2]
-        total = np.array(sums).reshape(len(rows), -1)
+        total, one = np.array(sums), np.array(first)
         middle = total.sum(axis=0) / size.sum()
         centre = total / size[:, None] - middle
         # Of each crop less the middle: the sum of squares, by those of the crops and of the part.
         own_squares = np.array(squares) - 2 * total @ middle + size * (middle @ middle)
         with np.errstate(invalid="ignore", divide="ignore"):
             within = ((size**2) * (centre**2).sum(axis=1) - own_squares) / (size * (size - 1))
-        return cls(table[:, 0], table[:, 1], size, centre, within)
+            other = (total - one) / (size // 2)[:, None] - middle
+            halves = ((one / ((size + 1) // 2)[:, None] - middle) * other).sum(axis=1) / within
+        halves = halves[(size >= 2 * FEWEST) & (within > 0)]
+        least = min(1.0, float(np.quantile(halves, USUAL))) if len(halves) else 1.0
+        return cls(table[:, 0], table[:, 1], size, centre, within, least)
 
     def only(self, rows: NDArray[np.bool_]) -> Parts:
         """Some of the parts, against all crops as before."""
-        return Parts(*(getattr(self, one.name)[rows] for one in fields(self)))
+        own = (self.channel, self.part, self.size, self.centre, self.within)
+        return Parts(*(one[rows] for one in own), least=self.least)
 
     def scores(self, queries: NDArray[np.float32]) -> NDArray[np.float64]:
         """Mean cosine of each part's crops with vectors ``[q, d]``, beyond that of all crops: ``[q, parts]``."""
@@ -116,16 +130,18 @@ class Parts:
         return np.concatenate(places), np.concatenate(cosines)
 
     def redundant(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether two parts show the same: crops across both are as alike as two crops within either, on average.
+        """Whether two parts show the same: they are as alike as the two halves of one part are.
 
-        So are the halves of a part. No threshold is needed: the mean product across, less the mean of those within,
-        estimates minus half the squared distance between the two true centres, without the bias that chance adds.
+        The mean product of a crop of one and a crop of the other is compared with that of two crops of the same part,
+        the mean of both parts. Of the halves of a part this is a share of about 1; two parts that are redundant reach
+        :attr:`least`, as nearly all halves do.
 
         Parameters
         ----------
         one, other
-            int64 ``[pairs]``, numbers of parts. Of fewer than :data:`FEWEST` crops none is redundant.
+            int64, numbers of parts. Of fewer than :data:`FEWEST` crops none is redundant.
         """
         across = (self.centre[one] * self.centre[other]).sum(axis=-1)
+        within = (self.within[one] + self.within[other]) / 2
         enough = np.minimum(self.size[one], self.size[other]) >= FEWEST
-        return enough & (across >= (self.within[one] + self.within[other]) / 2)
+        return enough & (within > 0) & (across >= self.least * within)

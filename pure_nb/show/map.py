@@ -28,7 +28,7 @@ from pure_nb.judges.alike import Parts
 from pure_nb.methods.virtual import embed, part_name
 from pure_nb.searching import part_labels, parts_seen
 from pure_nb.show.facts import COLUMNS, Atlas
-from pure_nb.show.pictures import CROP, WEBP, write_text
+from pure_nb.show.pictures import CROP, write_text
 from pure_nb.show.plane import points_apart
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 NEAREST, FOUND = 6, 20
 """Parts that are shown beside one, and for a word."""
 
-SURE = 0.05
+SURE = 0.1
 """The false-discovery rate up to which a part counts as found."""
 
 PIXELS, SIDES = 5_000_000, (48, 32, 24, 20, 16)
@@ -46,6 +46,9 @@ PIXELS, SIDES = 5_000_000, (48, 32, 24, 20, 16)
 REACH, SMALL = 10_000, 1000
 """Width of the plane in steps, and how many parts are pushed apart in it: of more, each would be far from where it
 belongs."""
+
+WEBP = {"quality": 70, "method": 4}
+"""How the sheet is saved."""
 
 WIDTH = 50
 """Principal components that are laid out."""
@@ -179,7 +182,10 @@ def write_map(made: Atlas, folder: Path, channels: Sequence[int], templates: Env
     dict
         By neuron and part, the parts that are like it.
     """
-    found = Map(made, [channel for channel in channels if made.study.references.alive[channel]])
+    alive = [channel for channel in channels if made.study.references.alive[channel]]
+    if not alive:
+        return {}
+    found = Map(made, alive)
     stamp = f"// {made.key} {hashlib.sha256(found.labels.tobytes()).hexdigest()[:16]}"
     count, data = len(found.channel), folder / "data/map.js"
     classes = (
@@ -250,7 +256,9 @@ def small_pictures(folder: Path, channel: int, ranks: Sequence[int], side: int) 
     found = []
     for rank in ranks:
         left, top = CROP * (rank % COLUMNS), CROP * (rank // COLUMNS)
-        tile = sheet.crop((left, top, left + CROP, top + CROP)) if top < sheet.height else Image.new("RGB", (1, 1), "grey")
+        tile = (
+            sheet.crop((left, top, left + CROP, top + CROP)) if top < sheet.height else Image.new("RGB", (1, 1), "grey")
+        )
         found.append(np.asarray(tile.resize((side, side), Image.Resampling.LANCZOS)))
     return found
 

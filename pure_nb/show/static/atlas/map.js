@@ -65,12 +65,12 @@
         at = (vec2(gl_InstanceID % cells.x, gl_InstanceID / cells.x) + 0.02 + 0.96 * corner) / vec2(cells);
         own = colour;
       }`], [gl.FRAGMENT_SHADER, `#version 300 es
-      precision mediump float;
+      precision highp float;
       in vec2 at, corner; in vec4 own; uniform sampler2D sheet; uniform float side; out vec4 seen;
       void main() {
         vec2 off = abs(corner - 0.5);
-        float edge = step(0.5 - 1.5 / side, max(off.x, off.y)), dot = 1.0 - smoothstep(8.0, 20.0, side);
-        seen = vec4(mix(texture(sheet, at).rgb, own.rgb, max(edge, 0.75 * dot)) * own.a, own.a);
+        float edge = step(0.5 - 1.5 / side, max(off.x, off.y)), away = 1.0 - smoothstep(8.0, 20.0, side);
+        seen = vec4(mix(texture(sheet, at).rgb, own.rgb, max(edge, 0.75 * away)) * own.a, own.a);
       }`]]) {
       const shader = gl.createShader(kind);
       gl.shaderSource(shader, text);
@@ -78,7 +78,7 @@
       gl.attachShader(program, shader);
     }
     gl.linkProgram(program);
-    if (!gl.getProgramParameter(program, gl.LINK_STATUS)) return null;
+    if (!gl.getProgramParameter(program, gl.LINK_STATUS)) throw new Error(gl.getProgramInfoLog(program));
     gl.useProgram(program);
     const uniform = (name) => gl.getUniformLocation(program, name);
     const [middle, size, scale, wide, cells] = ["middle", "size", "scale", "side", "cells"].map(uniform);
@@ -326,6 +326,8 @@
       button.addEventListener("click", act);
       tools.append(button);
     }
+    const all = new URLSearchParams({ only: [...new Set(found.map((other) => parts.channel[other]))], of: "parts in a lasso of the map" });
+    if (found.length) tools.append(Object.assign(document.createElement("a"), { href: `index.html#${all}`, textContent: "their neurons in the table of all" }));
     chosen.replaceChildren(heading(`${found.length} parts in the lasso${found.length > 200 ? ", the first 200" : ""}`), tools, scroll);
   };
 
