@@ -6,7 +6,6 @@ import base64
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,12 @@ from pure_nb import Study
 from pure_nb.cli import app
 from pure_nb.errors import ArgumentError, EmbedderError, ImageError
 from pure_nb.judges.alike import FEWEST, USUAL, Parts
-from pure_nb.judges.embedders import Embedder
 from pure_nb.methods.virtual import part_name
 from pure_nb.show import atlas
 from pure_nb.show import map as maps
+from pure_nb.show.facts import COLUMNS
 from pure_nb.show.pictures import CROP
+from tests.small import CHANNELS, JUDGE, MUTE, WORDS, colours
 
 
 def made_up(seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -149,33 +149,18 @@ def test_small_parts_are_never_redundant_and_few_neurons_have_few_neighbours() -
 # ---- a study ---------------------------------------------------------------------------------------------------------
 
 
-def colours(pictures: Sequence[Any]) -> NDArray[np.float32]:
-    return np.stack([picture.reshape(-1, 3).mean(axis=0) for picture in pictures]).astype(np.float32)
-
-
-def words(texts: list[str]) -> NDArray[np.float32]:
-    """Of a word for a colour, that colour."""
-    known = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
-    return np.array([known.get(text, (90, 100, 110)) for text in texts], dtype=np.float32)
-
-
-MUTE = Embedder.of("colours", colours)
-JUDGE = replace(MUTE, encode_text=words, encode_joint=colours)
-WORDS = ("red", "green", "blue", "blueish grey")
-
-
-def test_a_word_finds_the_parts_that_show_it(glyph_study: Study) -> None:
-    found = glyph_study.search("red", JUDGE)
+def test_a_word_finds_the_parts_that_show_it(seen: Study) -> None:
+    found = seen.search("red", JUDGE)
     assert found.columns.tolist() == ["channel", "part", "size", "score", "q"]
     assert (found["score"].diff().dropna() <= 0).all()
     assert (found["q"].diff().dropna() >= -1e-12).all()
     share: dict[tuple[int, str], float] = {}
     for channel in range(32):
-        active = glyph_study.references.active[channel]
-        crops = colours(glyph_study.crops.of(channel, np.flatnonzero(active))).astype(np.float64)
+        active = seen.references.active[channel]
+        crops = colours(seen.crops.of(channel, np.flatnonzero(active))).astype(np.float64)
         red = crops[:, 0] / np.linalg.norm(crops, axis=1)
         for part in range(2):
-            own = red[glyph_study.virtual[channel].labels[active] == part]
+            own = red[seen.virtual[channel].labels[active] == part]
             if len(own):
                 share[channel, part_name(part)] = own.mean()
     rows = [(channel, part) for channel, part in zip(found["channel"], found["part"])]
@@ -184,45 +169,45 @@ def test_a_word_finds_the_parts_that_show_it(glyph_study: Study) -> None:
     assert np.ptp(difference) < 1e-5  # all less the same baseline
 
 
-def test_a_picture_is_one_however_it_is_given(glyph_study: Study, tmp_path: Path) -> None:
+def test_a_picture_is_one_however_it_is_given(seen: Study, tmp_path: Path) -> None:
     picture = np.zeros((20, 30, 3), dtype=np.uint8)
     picture[..., 2] = 200
     Image.fromarray(picture).save(tmp_path / "blue.png")
-    expected = glyph_study.search("blue", JUDGE)
-    normalisation = glyph_study.images.normalisation
+    expected = seen.search("blue", JUDGE)
+    normalisation = seen.images.normalisation
     assert normalisation is not None
     mean, std = (torch.tensor(values)[:, None, None] for values in normalisation)
     tensor = (torch.from_numpy(picture).permute(2, 0, 1) / 255 - mean) / std
     same = [tmp_path / "blue.png", str(tmp_path / "blue.png"), Image.fromarray(picture), picture]
     for query in (*same, torch.from_numpy(picture).permute(2, 0, 1), tensor, tensor.numpy()):
-        found = glyph_study.search(query, JUDGE)
+        found = seen.search(query, JUDGE)
         assert found[["channel", "part"]].equals(expected[["channel", "part"]])
         assert found["score"].tolist() == pytest.approx(expected["score"].tolist(), abs=1e-6)
-    assert glyph_study.search(picture, MUTE)["channel"].tolist() == expected["channel"].tolist()
+    assert seen.search(picture, MUTE)["channel"].tolist() == expected["channel"].tolist()
 
 
-def test_what_can_not_be_looked_for_is_said(glyph_study: Study, tmp_path: Path) -> None:
+def test_what_can_not_be_looked_for_is_said(seen: Study, tmp_path: Path) -> None:
     with pytest.raises(EmbedderError, match="colours has no text tower and can't look for the word 'red'"):
-        glyph_study.search("red", MUTE)
+        seen.search("red", MUTE)
     with pytest.raises(EmbedderError, match="no word to look for"):
-        glyph_study.search(" ", JUDGE)
+        seen.search(" ", JUDGE)
     with pytest.raises(EmbedderError, match="does not know the word 'fish'"):
-        glyph_study.search("fish")
+        seen.search("fish")
     with pytest.raises(ImageError, match=r"none\.png' can't be read as a picture"):
-        glyph_study.search(str(tmp_path / "none.png"), JUDGE)
+        seen.search(str(tmp_path / "none.png"), JUDGE)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ImageError, match="can't be read as a picture"):
-        glyph_study.search(tmp_path / "text.png", JUDGE)
+        seen.search(tmp_path / "text.png", JUDGE)
     with pytest.raises(ImageError, match=r"shape \[2, 3, 8, 8\]"):
-        glyph_study.search(torch.zeros(2, 3, 8, 8), JUDGE)
+        seen.search(torch.zeros(2, 3, 8, 8), JUDGE)
     with pytest.raises(ImageError, match="got int"):
-        glyph_study.search(3, JUDGE)
+        seen.search(3, JUDGE)
     with pytest.raises(ArgumentError, match="count=0"):
-        glyph_study.alike(JUDGE, count=0)
+        seen.alike(JUDGE, count=0)
 
 
-def test_alike_parts_are_of_other_neurons(glyph_study: Study) -> None:
-    found = glyph_study.alike(JUDGE, count=3)
+def test_alike_parts_are_of_other_neurons(seen: Study) -> None:
+    found = seen.alike(JUDGE, count=3)
     assert (found["channel"] != found["channel_2"]).all()
     assert (found.groupby(["channel", "part"])["cosine"].diff().dropna() <= 0).all()
     assert found.groupby(["channel", "part"]).size().eq(3).all()
@@ -252,16 +237,6 @@ def test_from_the_command_line(tmp_path: Path) -> None:
 
 # ---- the map's files -------------------------------------------------------------------------------------------------
 
-CHANNELS = [3, 8, 22]
-
-
-@pytest.fixture(scope="module")
-def site(glyph_study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An atlas of three neurons with a judge, of which four images each have a picture."""
-    folder = tmp_path_factory.mktemp("map") / "atlas"
-    atlas.write(glyph_study, folder, channels=CHANNELS, count=4, embedder=JUDGE, words=WORDS)
-    return folder
-
 
 def told(folder: Path, name: str) -> Any:
     """What a script of data tells."""
@@ -271,11 +246,11 @@ def told(folder: Path, name: str) -> Any:
     return json.loads(found[1])
 
 
-def test_words_find_on_the_page_what_they_find_in_python(glyph_study: Study, site: Path) -> None:
-    parts, found = told(site, "parts"), told(site, "words")
+def test_words_find_on_the_page_what_they_find_in_python(seen: Study, map_site: Path) -> None:
+    parts, found = told(map_site, "parts"), told(map_site, "words")
     assert found["words"] == list(WORDS)
     for number, word in enumerate(WORDS):
-        table = glyph_study.search(word, JUDGE)
+        table = seen.search(word, JUDGE)
         table = table[table["channel"].isin(CHANNELS)]
         near = found["near"][number]
         named = [(parts["channel"][place], part_name(parts["part"][place])) for place in near[::2]]
@@ -283,17 +258,17 @@ def test_words_find_on_the_page_what_they_find_in_python(glyph_study: Study, sit
         assert near[1::2] == [round(1000 * score) for score in table["score"]]
 
 
-def test_the_map_tells_what_the_study_found(glyph_study: Study, site: Path) -> None:
-    parts, found = told(site, "parts"), told(site, "map")
+def test_the_map_tells_what_the_study_found(seen: Study, map_site: Path) -> None:
+    parts, found = told(map_site, "parts"), told(map_site, "map")
     rows = list(zip(parts["channel"], parts["part"]))
     assert rows == [(channel, part) for channel in CHANNELS for part in range(2)]
-    scores = glyph_study.neurons.set_index("channel")["score"]
+    scores = seen.neurons.set_index("channel")["score"]
     for place, (channel, part) in enumerate(rows):
-        members = glyph_study.neuron(channel).members(part)
+        members = seen.neuron(channel).members(part)
         assert parts["size"][place] == len(members)
-        assert parts["rank"][place] == (members[0] if members[0] < 4 else -1)
+        assert parts["rank"][place] == members[0]
         assert found["score"][place] == pytest.approx(scores[channel], abs=1e-4)
-    table = glyph_study.alike(JUDGE, count=200)
+    table = seen.alike(JUDGE, count=200)
     for place, (channel, part) in enumerate(rows):
         own = table[
             (table["channel"] == channel) & (table["part"] == part_name(part)) & table["channel_2"].isin(CHANNELS)
@@ -311,9 +286,9 @@ def test_the_map_tells_what_the_study_found(glyph_study: Study, site: Path) -> N
         assert places.max() == found["reach"]
 
 
-def test_the_sheet_holds_a_picture_of_each_part_twice_the_same(site: Path) -> None:
-    parts, found = told(site, "parts"), told(site, "map")
-    raw = (site / "parts.webp").read_bytes()
+def test_the_sheet_holds_a_picture_of_each_part_twice_the_same(map_site: Path) -> None:
+    parts, found = told(map_site, "parts"), told(map_site, "map")
+    raw = (map_site / "parts.webp").read_bytes()
     assert parts["sheet"].startswith("parts.webp?")
     assert base64.b64decode(found["sheet"].removeprefix("data:image/webp;base64,")) == raw
     with Image.open(BytesIO(raw)) as image:
@@ -322,17 +297,15 @@ def test_the_sheet_holds_a_picture_of_each_part_twice_the_same(site: Path) -> No
     for place, (channel, rank) in enumerate(zip(parts["channel"], parts["rank"])):
         top, left = side * (place // parts["columns"]), side * (place % parts["columns"])
         shown = sheet[top : top + side, left : left + side]
-        if rank < 0:
-            assert np.ptp(shown) < 30  # grey
-            continue
-        with Image.open(site / f"crops/{channel}.webp") as crops:
-            own = crops.convert("RGB").crop((CROP * rank, 0, CROP * (rank + 1), CROP)).resize((side, side))
+        with Image.open(map_site / f"crops/{channel}.webp") as crops:
+            corner = CROP * (rank % COLUMNS), CROP * (rank // COLUMNS)
+            own = crops.convert("RGB").crop((*corner, corner[0] + CROP, corner[1] + CROP)).resize((side, side))
         assert np.abs(shown - np.asarray(own)).mean() < 15
 
 
-def test_pages_name_the_parts_that_are_alike(glyph_study: Study, site: Path) -> None:
-    page = (site / "22.html").read_text(encoding="utf-8")
-    table = glyph_study.alike(JUDGE, count=200)
+def test_pages_name_the_parts_that_are_alike(seen: Study, map_site: Path) -> None:
+    page = (map_site / "22.html").read_text(encoding="utf-8")
+    table = seen.alike(JUDGE, count=200)
     own = table[(table["channel"] == 22) & table["channel_2"].isin(CHANNELS)]
     named = re.findall(r"<b>(\d+) ([A-Z]+)</b> (-?[\d.]+)(?: <em>(redundant)</em>)?", page)
     expected = own[["channel_2", "part_2", "cosine", "redundant"]].itertuples(index=False, name=None)
@@ -340,25 +313,30 @@ def test_pages_name_the_parts_that_are_alike(glyph_study: Study, site: Path) -> 
     assert 'href="map.html#part=22A"' in page
 
 
-def test_a_map_is_written_once(glyph_study: Study, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_is_written_once(seen: Study, map_site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
     write = maps.write_text
     monkeypatch.setattr(maps, "write_text", lambda path, text: (written.append(path.name), write(path, text)))
     monkeypatch.setattr(maps, "embed", lambda *_, **__: pytest.fail("laid out again"))
-    before = (site / "data/map.js").read_bytes()
-    how: dict[str, Any] = {"channels": CHANNELS, "count": 4, "embedder": JUDGE}
-    atlas.write(glyph_study, site, **how, words=WORDS)
+    before = (map_site / "data/map.js").read_bytes()
+    how: dict[str, Any] = {"channels": CHANNELS, "count": 20, "embedder": JUDGE}
+    atlas.write(seen, map_site, **how, words=WORDS)
     assert written == ["map.html"]
     monkeypatch.setattr(maps, "embed", lambda vectors, seed: np.zeros((len(vectors), 2), dtype=np.float32))
-    atlas.write(glyph_study, site, **how, words=WORDS[:2])
-    assert told(site, "words")["words"] == list(WORDS[:2])
-    atlas.write(glyph_study, site, **how, words=WORDS)
-    assert (site / "data/map.js").read_bytes() == before
+    atlas.write(seen, map_site, **how, words=WORDS[:2])
+    assert told(map_site, "words")["words"] == list(WORDS[:2])
+    atlas.write(seen, map_site, **how, words=WORDS)
+    assert (map_site / "data/map.js").read_bytes() == before
 
 
-def test_without_an_embedder_there_is_a_map_by_circuits_alone(glyph_study: Study, tmp_path: Path) -> None:
-    atlas.write(glyph_study, tmp_path, channels=CHANNELS, count=2)
+def test_without_an_embedder_there_is_a_map_by_circuits_alone(seen: Study, tmp_path: Path) -> None:
+    atlas.write(seen, tmp_path, channels=CHANNELS, count=2)
     assert [one["name"] for one in told(tmp_path, "map")["layouts"]] == ["circuits"]
+    parts = told(tmp_path, "parts")
+    first = [seen.neuron(channel).members(part)[0] for channel, part in zip(parts["channel"], parts["part"])]
+    assert parts["rank"] == [rank if rank < 2 else -1 for rank in first]
+    assert -1 in parts["rank"]
+    assert np.ptp(maps.small_pictures(tmp_path, 22, [15], 8)[0]) == 0  # grey
     assert not (tmp_path / "data/words.js").exists()
     assert "Search by meaning" not in (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "More like this" not in (tmp_path / "22.html").read_text(encoding="utf-8")

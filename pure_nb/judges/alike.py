@@ -87,8 +87,8 @@ class Parts:
 
     def only(self, rows: NDArray[np.bool_]) -> Parts:
         """Some of the parts, against all crops as before."""
-        own = (self.channel, self.part, self.size, self.centre, self.within)
-        return Parts(*(one[rows] for one in own), least=self.least)
+        own = self.channel[rows], self.part[rows], self.size[rows]
+        return Parts(*own, self.centre[rows], self.within[rows], self.least)
 
     def scores(self, queries: NDArray[np.float32]) -> NDArray[np.float64]:
         """Mean cosine of each part's crops with vectors ``[q, d]``, beyond that of all crops: ``[q, parts]``."""

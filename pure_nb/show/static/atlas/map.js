@@ -326,8 +326,8 @@
       button.addEventListener("click", act);
       tools.append(button);
     }
-    const all = new URLSearchParams({ only: [...new Set(found.map((other) => parts.channel[other]))], of: "parts in a lasso of the map" });
-    if (found.length) tools.append(Object.assign(document.createElement("a"), { href: `index.html#${all}`, textContent: "their neurons in the table of all" }));
+    const query = new URLSearchParams({ only: [...new Set(found.map((other) => parts.channel[other]))], of: "parts in a lasso of the map" });
+    if (found.length) tools.append(Object.assign(document.createElement("a"), { href: `index.html#${query}`, textContent: "their neurons in the table of all" }));
     chosen.replaceChildren(heading(`${found.length} parts in the lasso${found.length > 200 ? ", the first 200" : ""}`), tools, scroll);
   };
 
@@ -345,14 +345,15 @@
 
   // ---- moving ----------------------------------------------------------------------------------------------------
 
-  const least = () => 0.5 * Math.min(width, height), greatest = () => 200 / known.layouts[layout].side;
+  const least = () => 0.5 * Math.min(width, height);
+  const greatest = () => Math.max(4 * Math.min(width, height), 200 / known.layouts[layout].side);
   const pan = (x, y) => {
     view.x = Math.min(1, Math.max(0, view.x - x / view.scale));
     view.y = Math.min(1, Math.max(0, view.y - y / view.scale));
     draw();
   };
   const zoom = (times, x = width / 2, y = height / 2) => {
-    const scale = Math.min(Math.max(greatest(), least()), Math.max(least(), view.scale * times));
+    const scale = Math.min(greatest(), Math.max(least(), view.scale * times));
     const [left, top] = [x - width / 2, y - height / 2];
     view.x += left / view.scale - left / scale;
     view.y += top / view.scale - top / scale;
