@@ -7,8 +7,8 @@ of five classes, circuits in five heaps, five parts, and words for four of them;
 written by the package's own code, into ``--folder``, where it is found again.
 
 Times in the browser are medians, in ms: of *opening* from the start of the navigation to the first rows in a frame; of
-an *action* to the end of the frame that shows what it leads to; *a frame* of scrolling and brushing is processor time of
-script, style and layout. The others vary with what else the machine does.
+an *action* to the end of the frame that shows what it leads to; *a frame* of scrolling and brushing is processor time
+of script, style and layout. The others vary with what else the machine does.
 """
 
 from __future__ import annotations

@@ -10,11 +10,12 @@ from typing import Annotated
 
 from typer import Argument, Option, echo
 
-from pure_nb._options import Asked, Neurons, command, numbers, print_table, require_place
+from pure_nb._options import Asked, Neurons, Rows, command, numbers, print_table, require_place, write_table
 
 
+# As of the function.
 @command("neurons", "crops")
-def atlas(
+def atlas(  # noqa: PLR0913
     asked: Asked,
     out: Annotated[Path, Option(help="Folder for the site.")] = Path("atlas"),
     neurons: Neurons = None,
@@ -23,6 +24,9 @@ def atlas(
     ] = None,
     embedder: Annotated[
         str | None, Option(help="Names the virtual neurons: clip, mini-clip, open_clip:MODEL/TAG, with @FILE.")
+    ] = None,
+    words: Annotated[
+        str | None, Option(help="What they may be called, and be found by: classes, wordnet, or a .txt file.")
     ] = None,
     count: Annotated[int, Option(help="Reference images of each neuron that get a picture.")] = 100,
     home: Annotated[str, Option(help="Address of a page to link back to.")] = "",
@@ -34,9 +38,11 @@ def atlas(
     from pure_nb.judges.embedders import load_embedder
     from pure_nb.show import atlas as site
     from pure_nb.show.facts import METHODS
+    from pure_nb.show.report import vocabulary
 
     require_place(out)
     found = asked.load()
+    said = None if words is None else vocabulary(found, words)
     index = site.write(
         found,
         out,
@@ -44,6 +50,7 @@ def atlas(
         methods=method or METHODS[:1],
         count=count,
         embedder=None if embedder is None else load_embedder(embedder, run=found.run),
+        words=said,
         home=home,
         layers=[] if layers is None else [layer.strip() for layer in layers.split(",")],
     )
@@ -115,3 +122,22 @@ def note(
     else:
         print_table(notes.table())
     echo(str(notes.path))
+
+
+@command("neurons", "crops")
+def search(
+    asked: Asked,
+    query: Annotated[str, Argument(help="A word, or the file of a picture.", metavar="WORD_OR_FILE")],
+    embedder: Annotated[
+        str | None, Option(help="Compares them: clip, the default, mini-clip, open_clip:MODEL/TAG, with @FILE.")
+    ] = None,
+    rows: Rows = 20,
+    out: Annotated[Path | None, Option(help="Write the whole table to this .csv or .parquet file.")] = None,
+) -> None:
+    """Find the parts of neurons that show what a word or a picture shows, the nearest first."""
+    require_place(out, ".csv", ".parquet")
+    table = asked.load().search(query, embedder)
+    if out is not None:
+        write_table(table, out)
+    print_table(table, rows)
+    echo("score: mean cosine of a part's crops with it, beyond that of all crops; q: share expected there by chance")

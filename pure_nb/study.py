@@ -45,6 +45,7 @@ from pure_nb.neuron import Neuron, cluster_channels, lay_out, neuron_table
 from pure_nb.notes import Notes
 from pure_nb.parameters import AUTO, NEAREST, RUN, Parameters, Run, check_name, checked, renamed
 from pure_nb.scores import scores
+from pure_nb.searching import alike, search
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -166,6 +167,8 @@ class Study:
     estimate = estimate
     scores = scores
     notes = cached_property(Notes)
+    search = search
+    alike = alike
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"

@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the arrays are tiny: threads wo
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +19,10 @@ import shapes
 import torch
 from built import NOT_BUILT, SITE
 from hypothesis import settings
+from small import CHANNELS, JUDGE, WORDS
 from torch import nn
 
+from pure_nb import write_atlas
 from pure_nb.compute.store import Store
 from pure_nb.glyphs import GlyphObjects, glyph_images
 from pure_nb.loading import load_model
@@ -66,7 +69,8 @@ def in_short() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pure_nb.glyphs.scenes.GlyphObjects", partial(GlyphObjects, 4))
-        patch.setattr("pure_nb.study.embed", lambda vectors, seed: embed(vectors, "pca", seed=seed))
+        for module in ("study", "show.map"):
+            patch.setattr(f"pure_nb.{module}.embed", lambda vectors, seed: embed(vectors, "pca", seed=seed))
         yield
 
 
@@ -96,6 +100,20 @@ def glyph_study(glyphnet: nn.Module, tmp_path_factory: pytest.TempPathFactory) -
     parameters = Parameters(target="layer4", lower="layer3", n_references=20, n_clusters=2)
     store = Store(tmp_path_factory.mktemp("study"))
     return Study("glyphs", glyphnet, glyph_images(200), parameters, store, Run(batch_size=50, progress=False))
+
+
+@pytest.fixture(scope="session")
+def seen(glyph_study: Study) -> Study:
+    """The same with crops that take no time."""
+    return glyph_study.replace(crop="activation")
+
+
+@pytest.fixture(scope="session")
+def map_site(seen: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An atlas of three neurons, whose parts are found by the names of colours."""
+    folder = tmp_path_factory.mktemp("map") / "atlas"
+    write_atlas(seen, folder, channels=CHANNELS, count=20, embedder=JUDGE, words=WORDS)
+    return folder
 
 
 @pytest.fixture

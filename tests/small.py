@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from pure_nb.judges.vectors import Embedder
 from pure_nb.network.cut import Cut
 
 ROOT = Path(__file__).parents[1]
@@ -146,3 +150,20 @@ def picture_folder(root: Path, count: int = 8, classes: int = 2, size: int = 16,
         pixels = generator.integers(0, 256, (size, size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:03d}.png")
     return root
+
+
+def colours(pictures: Sequence[Any]) -> NDArray[np.float32]:
+    """The mean colour of pictures: an embedder whose vectors are plain."""
+    return np.stack([picture.reshape(-1, 3).mean(axis=0) for picture in pictures]).astype(np.float32)
+
+
+def words(texts: list[str]) -> NDArray[np.float32]:
+    """Of a word for a colour, that colour."""
+    known = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+    return np.array([known.get(text, (90, 100, 110)) for text in texts], dtype=np.float32)
+
+
+MUTE = Embedder.of("colours", colours)
+JUDGE = replace(MUTE, encode_text=words, encode_joint=colours)
+WORDS, CHANNELS = ("red", "green", "blue", "blueish grey"), [3, 8, 22]
+"""What is looked for in small atlases, and their neurons."""

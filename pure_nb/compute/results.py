@@ -29,6 +29,7 @@ FORMAT = {
     "classes": 5,
     "boxes": 3,
     "embeddings": 3,
+    "map": 1,
     "activations": 3,
     "objects": 1,
     "ratios": 2,
@@ -57,7 +58,9 @@ def outdated(key: Mapping[str, object]) -> bool:
     if any(renamed(name, value) != name for name, value in key.items()):
         return True  # of before 0.1.0
     step = str(key.get("step"))
-    step = {"embeddings": "boxes", "ratios": "classes"}.get(step, step)  # whose keys are theirs, with more in them
+    step = {"embeddings": "boxes", "ratios": "classes", "map": "virtual"}.get(
+        step, step
+    )  # whose keys are theirs, with more in them
     return step in FORMAT and key.get("format") != FORMAT[step]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,14 +105,14 @@ class Namer:
                 f"expected crops [m, {vectors.shape[1]}] as the words' vectors, got {list(crops.shape)}"
             )
         self.words, self._draws, self._seed = tuple(words), draws, seed
-        self._crops = _unit(crops)
+        self._crops = unit(crops)
         self._middle = self._crops.mean(axis=0)
-        self._vectors = _unit(vectors)
+        self._vectors = unit(vectors)
         self._null: dict[int, NDArray[np.float64]] = {}
 
     def scores(self, crops: NDArray[np.float32]) -> NDArray[np.float64]:
         """Mean cosine of some crops with each word, beyond that of all crops: ``[words]``."""
-        return self._vectors @ (_unit(crops).mean(axis=0) - self._middle)
+        return self._vectors @ (unit(crops).mean(axis=0) - self._middle)
 
     def name(self, crops: NDArray[np.float32], whole: NDArray[np.float32] | None = None) -> Name:
         """Name a set of crops.
@@ -142,7 +143,7 @@ class Namer:
     def _stability(self, crops: NDArray[np.float32], word: int) -> float:
         """How often a word is the best when the crops are drawn anew."""
         weights = np.random.default_rng(self._seed).multinomial(len(crops), [1 / len(crops)] * len(crops), self._draws)
-        means = weights @ _unit(crops) / len(crops) - self._middle
+        means = weights @ unit(crops) / len(crops) - self._middle
         return float(((means @ self._vectors.T).argmax(axis=1) == word).mean())
 
     def _best_of_random(self, size: int) -> NDArray[np.float64]:
@@ -182,6 +183,7 @@ def nouns() -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+def unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Vectors ``[n, d]``, scaled to length 1; those of length 0 stay."""
     vectors = np.asarray(vectors, dtype=np.float64)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

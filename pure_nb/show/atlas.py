@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from pure_nb.study import Study
 
 
-def write(
+# What a site shows: most are left as they are.
+def write(  # noqa: PLR0913
     study: Study,
     folder: Path | str,
     *,
@@ -31,6 +32,7 @@ def write(
     methods: Sequence[str] = METHODS[:1],
     count: int = 100,
     embedder: Embedder | None = None,
+    words: Sequence[str] | None = None,
     home: str = "",
     layers: Sequence[str] = (),
 ) -> Path:
@@ -52,7 +54,9 @@ def write(
     count
         The strongest reference images that get a picture.
     embedder
-        With a text tower, such as CLIP: names the virtual neurons.
+        With a text tower, such as CLIP: names the virtual neurons, finds them by words, and those that are alike.
+    words
+        What they may be called, and what can be looked for; the names of the network's classes by default.
     home
         Address of a page that the atlas is part of, for a link back.
     layers
@@ -79,7 +83,7 @@ def write(
     'index.html'
     """
     folder = Path(folder)
-    made = Atlas(study, tuple(methods), count, embedder)
+    made = Atlas(study, tuple(methods), count, embedder, None if words is None else tuple(words))
     if layers:
         write_layers(made, layers, folder, channels, home)
     else:

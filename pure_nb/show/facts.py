@@ -82,6 +82,7 @@ class Atlas:
     methods: tuple[str, ...] = METHODS[:1]
     count: int = 100
     embedder: Embedder | None = None
+    words: tuple[str, ...] | None = None
     under: Atlas | None = None
     """That of the lower layer, in a site of several layers."""
 
@@ -112,7 +113,8 @@ class Atlas:
     def key(self) -> str:
         """Stands for all that the pictures and data of a neuron depend on."""
         told = {"format": FORMAT, "methods": self.methods, "count": self.count}
-        named = self.embedder.fingerprint if self.embedder else None
+        named: Any = self.embedder.fingerprint if self.embedder else None
+        named = [named, self.words] if self.words else named
         return f"{self.identity} {_digest([told, named])}"
 
     def key_of(self, channel: int) -> str:
@@ -133,7 +135,14 @@ class Atlas:
             return getattr(self.study, "part_labels", None)
         from pure_nb.show.report import part_names  # open_clip takes a second to import
 
-        return part_names(self.study, self.embedder).set_index(["channel", "part"])["label"]
+        return part_names(self.study, self.embedder, self.words).set_index(["channel", "part"])["label"]
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """What parts may be called, and the words of the search."""
+        from pure_nb.show.report import class_words
+
+        return class_words(self.study) if self.words is None else list(dict.fromkeys(self.words))
 
     @cached_property
     def notes(self) -> dict[tuple[int, str], Note]:

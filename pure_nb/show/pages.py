@@ -14,6 +14,7 @@ from pure_nb.compute.bars import progress_bar
 from pure_nb.figures.colours import part_colour
 from pure_nb.show.facts import Atlas, Part
 from pure_nb.show.index import index_script
+from pure_nb.show.map import write_map
 from pure_nb.show.matrix import compact, told
 from pure_nb.show.passing import passed_through
 from pure_nb.show.pictures import draw_lower, write_text
@@ -26,7 +27,19 @@ STATIC = Path(__file__).with_name("static")
 
 ASSETS = (
     *(f"explorer/explorer.{kind}" for kind in ("js", "css")),
-    *(f"atlas/{name}" for name in ("atlas.js", "atlas.css", "neuron.js", "neuron.css", "compare.js")),
+    *(
+        f"atlas/{name}"
+        for name in (
+            "atlas.js",
+            "atlas.css",
+            "neuron.js",
+            "neuron.css",
+            "compare.js",
+            "map.js",
+            "parts.js",
+            "parts.css",
+        )
+    ),
 )
 """Styles and scripts that go into the folder of a site."""
 
@@ -86,6 +99,7 @@ def write_pages(
         pictured = draw_lower(made, folder, sorted(carried))
         file = f"lower/{{}}-{made.key}.webp".replace(" ", "-")
     templates.globals |= {"alive": alive, "pictured": {lower: file.format(lower) for lower in sorted(pictured)}}
+    alike = write_map(made, folder, channels, templates)
     order, known = list(rows), not made.without_classes
     neuron, circuits = templates.get_template("neuron.html"), []
     for place, channel in enumerate(progress_bar(order, "pages", unit="page", shown=study.run.progress)):
@@ -104,6 +118,7 @@ def write_pages(
             without_classes=made.without_classes,
             classes=made.classes(channel) if known else [],
             pairs=made.pairs(channel) if known else [],
+            alike=alike.get(channel, {}),
         )
         write_text(folder / f"{channel}.html", text)
         if channel in parts:
@@ -141,7 +156,7 @@ def write_index(
     """
     write_text(folder / "data/index.js", index_script(made, rows, parts))
     _write_assets(folder)
-    write_text(folder / "index.html", templates.get_template("index.html").render(root="", rows=rows))
+    write_text(folder / "index.html", templates.get_template("index.html").render(root="", rows=rows, parts=parts))
 
 
 def _credits(made: Atlas, channels: Sequence[int]) -> dict[str, list[int]]:
