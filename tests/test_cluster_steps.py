@@ -28,7 +28,6 @@ from pure_nb.benchmark.tasks import Task, planted_task
 from pure_nb.compute import blocks, store, sweep
 from pure_nb.compute.sweep import shards
 from pure_nb.errors import ArgumentError, ClusterError, EmbedderError, StoreError
-from pure_nb.judges import truth
 from pure_nb.judges.embedders import load_embedder
 from pure_nb.judges.evaluation import alignment, distance_table
 from pure_nb.judges.vectors import Embedder, encoder, from_network, pixels
@@ -76,6 +75,10 @@ def contest(study: Study) -> bytes:
     return table.drop(columns="seconds").to_csv().encode()
 
 
+def contributed(study: Study) -> bytes:
+    return planted_task(study, 3, self_merged=1, seed=1).contributions.tobytes()  # type: ignore[union-attr]
+
+
 def divisible(study: Study) -> Study:
     """The same, of channels that can be split."""
     return study.replace(lower="input:4", min_frequency=0.1)
@@ -111,6 +114,7 @@ STEPS: dict[str, Callable[[Study], bytes]] = {
     "alignment": follows,
     "ratios": lambda study: divisible(study).classes.ratios(1.1).to_csv().encode(),
     "bench": contest,
+    "contributions": contributed,
     "oracle": partial(asked, "oracle: PURE"),
     "split by parts": partial(asked, "split by PURE's parts"),
     "split by classes": partial(asked, CLASSES),
@@ -123,6 +127,7 @@ BEFORE: dict[str, tuple[Of, ...]] = {
     "distances": (STEPS["circuits"], STEPS["embeddings"], lambda study: study.crops.embeddings(pixels(4))),
     "alignment": (STEPS["circuits"], STEPS["embeddings"]),
     "ratios": (lambda study: divisible(study).classes.pairs,),
+    "contributions": (contributed,),
     **dict.fromkeys(("oracle", "split by parts"), (lambda study: divisible(study).circuits,)),
     "split by classes": (lambda study: divisible(study).classes.statistics,),
     "atlas": (STEPS["layouts"], lambda study: study.neurons, lambda study: study.classes.pairs),
@@ -144,7 +149,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "NEURONS", 2)
     monkeypatch.setattr(bench, "DRAWS", 9)
     monkeypatch.setattr("pure_nb.show.pictures.PAIRS", 8)
-    monkeypatch.setattr(truth, "IMAGES", 4)
+    monkeypatch.setattr(blocks, "IMAGES", 4)
     monkeypatch.setattr(_splits, "IMAGES", 4)
     monkeypatch.setattr("sklearn.utils.parallel.Parallel", lambda n_jobs: Parallel(n_jobs=1))  # starts no processes
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
-from pure_nb.compute.blocks import grouped
+from pure_nb.compute.blocks import by_image
 from pure_nb.errors import PlantingError
 from pure_nb.images.data import Images
 from pure_nb.images.reading import readable
@@ -282,7 +283,7 @@ def contributions(
     planting
         What was planted.
     run
-        How it is run.
+        How it is run; its ``client`` computes them, or else this process.
 
     Returns
     -------
@@ -300,22 +301,36 @@ def contributions(
         for channel in set(group):  # a channel that is in a group twice brings half as each
             twice = np.array([*(c == channel for c in group), *[False] * (most - len(group))])
             weight[m, twice] /= twice.sum()
-    found = np.empty((*references.sample.shape, most), dtype=np.float32)
-    unique, pairs_of = grouped(references.sample)
-    seen = 0
+    found = np.empty((references.sample.size, most), dtype=np.float32)
+    work = partial(_of_sources, model, images, references, layer, sources, run)
+    for pairs, values in by_image(work, references.sample, run):
+        found[pairs] = values * weight[pairs // references.n]
+    return found.reshape(*references.sample.shape, most)
+
+
+def _of_sources(
+    model: nn.Module,
+    images: Images,
+    references: References,
+    layer: str,
+    sources: NDArray[np.int64],
+    run: Run,
+    samples: NDArray[np.int64],
+    pairs_of: list[NDArray[np.int64]],
+) -> NDArray[np.float32]:
+    """The activations of the sources in some images, pair by pair."""
+    found, wanted = [], iter(pairs_of)
     with run.prepared(model), torch.inference_mode():
-        for batch in readable(images, unique.tolist(), run=run):
+        for batch in readable(images, samples.tolist(), run=run):
             whole = activations(model, batch.images.to(run.local_device), [layer])[layer]
-            outputs = flatten_positions(whole).float().cpu().numpy()
-            for output in outputs:
-                row, rank = np.unravel_index(pairs_of[seen], references.sample.shape)
+            for output in flatten_positions(whole).float().cpu().numpy():
+                pairs = next(wanted)
+                own = sources[pairs // references.n]
                 if references.ranked_by == "mean":
-                    values = output.mean(axis=1)[sources[row]]
+                    found.append(output.mean(axis=1)[own])
                 else:
-                    values = output[sources[row], references.position[row, rank][:, None]]
-                found[row, rank] = values * weight[row]
-                seen += 1
-    return found
+                    found.append(output[own, references.position.ravel()[pairs][:, None]])
+    return np.concatenate(found)
 
 
 def dominant_source(contributions: NDArray[np.floating[Any]]) -> NDArray[np.int64]:

@@ -167,6 +167,27 @@ def each(
     return ((number, work(*given(number))) for number in numbers)
 
 
+def by_image(
+    work: Callable[[NDArray[np.int64], list[NDArray[np.int64]]], T], sample: NDArray[np.int64], run: Run
+) -> Iterator[tuple[NDArray[np.int64], T]]:
+    """What is made of the images of some pairs, in blocks of whole batches: the pairs of each, and the result.
+
+    Parameters
+    ----------
+    work
+        A pure function of some images, and of the pairs of each, as :func:`grouped` has them.
+    sample
+        int64 of any shape: the image of each pair.
+    run
+        As for :func:`each`.
+    """
+    unique, pairs_of = grouped(sample)
+    step = max(1, IMAGES // run.batch_size) * run.batch_size
+    firsts = range(0, len(unique), step)
+    for first, found in each(work, lambda at: (unique[at : at + step], pairs_of[at : at + step]), firsts, run):
+        yield np.concatenate(pairs_of[first : first + step]), found
+
+
 def each_neuron(
     one: Callable[..., T],
     given: Callable[[int], tuple[Any, ...]],

@@ -17,8 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pure_nb.compute.blocks import IMAGES, each, grouped
-from pure_nb.compute.sweep import shards
+from pure_nb.compute.blocks import by_image, grouped
 from pure_nb.images.data import Images, Truth
 from pure_nb.images.reading import readable
 from pure_nb.methods.descriptions import parts_by
@@ -107,18 +106,10 @@ def activation_vectors(
         layer at the position of the neuron's maximum; ``"lower activation"``: mean over positions of the lower layer;
         ``"lower activation at maximum"``: the same over the lower layer's cell under the maximum and its neighbours.
     """
-    unique, pairs_of = grouped(references.sample)
-    position, cut = references.position.ravel(), shards(len(unique), run.batch_size, IMAGES)
     found: dict[str, NDArray[np.float32]] = {}
-
-    def given(number: int) -> tuple[Any, ...]:
-        own = pairs_of[cut[number].start : cut[number].stop]
-        return unique[cut[number]], [position[pairs] for pairs in own]
-
     described = references.layer if layer is None else layer
-    work = partial(_described, model, images, (lower, described), references.grid, run)
-    for number, vectors in each(work, given, range(len(cut)), run):
-        pairs = np.concatenate(pairs_of[cut[number].start : cut[number].stop])
+    work = partial(_described, model, images, (lower, described), references.grid, references.position.ravel(), run)
+    for pairs, vectors in by_image(work, references.sample, run):
         for name, values in vectors.items():
             if name not in found:
                 found[name] = np.empty((references.sample.size, values.shape[1]), dtype=np.float32)
@@ -131,20 +122,21 @@ def _described(
     images: Images,
     layers: tuple[str, str],
     grid: tuple[int, ...],
+    position: NDArray[np.int64],
     run: Run,
     samples: NDArray[np.int64],
-    positions: Sequence[NDArray[np.int64]],
+    pairs_of: list[NDArray[np.int64]],
 ) -> dict[str, NDArray[np.float32]]:
-    """Descriptions of some images by their activations, for the positions in each that are wanted."""
+    """Descriptions of some images by their activations, pair by pair."""
     found: dict[str, list[Tensor]] = {name: [] for name in DESCRIPTIONS}
-    wanted = iter(positions)
+    wanted = iter(pairs_of)
     with run.prepared(model), torch.inference_mode():
         for batch in readable(images, samples.tolist(), run=run):
             outputs = activations(model, batch.images.to(run.local_device), list(layers))
             below, top = (outputs[layer] for layer in layers)
             under = _cells_under(grid, tuple(below.shape[2:]) if below.ndim == 4 else ())
             for high, low in zip(flatten_positions(top), flatten_positions(below)):
-                places = next(wanted)
+                places = position[next(wanted)]
                 near = torch.stack([low[:, cells].mean(dim=1) for cells in under[places]])
                 means = [mean.expand(len(places), -1) for mean in (high.clamp(min=0).mean(dim=1), low.mean(dim=1))]
                 for name, rows in zip(DESCRIPTIONS, (means[0], high[:, places].T, means[1], near)):
