@@ -7,12 +7,14 @@ scipy`` brings when they are used), and all that is optional. ``benchmarks/impor
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dis import get_instructions
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from pkgutil import iter_modules
 from typing import Any
 
@@ -22,16 +24,25 @@ from pure_nb.errors import PureError
 def lazily(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """A package's ``__getattr__`` and ``__dir__`` (PEP 562), so that whoever wants one name does not wait for all.
 
-    What there is, and where, is what its source imports for type checkers. Modules and packages within the package, and
+    What there is, and where, is what it imports for type checkers. Modules and packages within the package, and
     modules in such packages, come by their own names: ``pure_nb.sources`` is ``pure_nb.images.sources``.
     """
-    loader: Any = sys.modules[package].__loader__
-    imports = [node for node in ast.walk(ast.parse(loader.get_source(package))) if isinstance(node, ast.ImportFrom)]
-    found = {one.asname or one.name: (str(node.module), one.name) for node in imports for one in node.names}
+
+    @cache
+    def found() -> dict[str, tuple[str, str]]:
+        """The module of each name, and what it is called there, by the code, which there is without a source too."""
+        loader: Any = sys.modules[package].__loader__
+        names, steps = {}, [(step.opname, step.argval) for step in get_instructions(loader.get_code(package))]
+        for (kind, own), (_, name) in pairwise(steps):
+            if kind == "IMPORT_NAME":
+                module = own
+            elif kind == "IMPORT_FROM":
+                names[name] = module, own
+        return names
 
     def get(name: str) -> Any:
-        if name in found:
-            module, own = found[name]
+        if name in found():
+            module, own = found()[name]
             value = getattr(import_module(module), own)
         elif not name.startswith("_") and (place := next(filter(find_spec, _places(package, name)), None)):
             value = import_module(place)

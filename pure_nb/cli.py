@@ -239,7 +239,8 @@ def info(
         grid = " x ".join(str(size) for size in shape.grid) or "no positions"
         echo(f"  {shape.name:<28} {shape.kind:<18} {shape.channels:>5} channels, {grid}")
     manifests = found.results.manifests()
-    echo(f"Results in {found.store.folder if found.store else 'memory'}: {len(manifests) or 'none yet'}")
+    echo(f"Known: {', '.join(found.known()) or 'nothing yet'}")
+    echo(f"Results in {found.store.folder if found.store else 'memory'}: {len(manifests) or 'none'}")
     for manifest in manifests:
         echo(f"  {manifest['file']}  sha256 {manifest['sha256'][:12]}")
 

@@ -331,7 +331,10 @@ def test_info(finished: Path) -> None:
     for path in (finished / "small").glob("*-*.safetensors"):
         assert path.name in result.stdout
     empty = call("info", finished / "small.toml", "--store", finished / "nothing")
-    assert "none yet" in empty.stdout
+    assert "Known: nothing yet\n" in empty.stdout
+    assert f"Results in {finished / 'nothing' / 'small'}: none\n" in empty.stdout
+    ships = call("info", "glyphs", "--store", finished / "nothing")
+    assert "Known: references, circuits, virtual, layouts, boxes\n" in ships.stdout
 
 
 @pytest.mark.parametrize("command", ["run", "neurons", "plot", "arv", "pairs", "split --channel 0", "info"])

@@ -10,6 +10,9 @@ from subprocess import run
 import numpy as np
 import pytest
 import torch
+from matplotlib.font_manager import FontProperties
+from matplotlib.path import Path as Contour
+from matplotlib.textpath import TextPath
 from small import shared
 from torch.utils.data import DataLoader
 
@@ -98,6 +101,22 @@ def test_glyphs_are_distinct_and_not_empty() -> None:
         inked = [np.flatnonzero(line)[[0, -1]] for line in (rows, columns)]
         assert max(last - first for first, last in inked) >= 30
         assert all(abs(first + last - 31) <= 1 for first, last in inked)
+
+
+@pytest.mark.parametrize("character", [c.character for c in CLASSES[::8]] + ["@", "i", "8"])
+def test_a_glyph_covers_what_matplotlib_says_is_inside_its_outline(character: str) -> None:
+    """To the bit, with its extent and its test of points."""
+    outline = TextPath((0, 0), character, size=100, prop=FontProperties(family="DejaVu Sans"))
+    box = outline.get_extents()
+    steps = ((np.arange(96) + 0.5) / 96 - 0.5) * max(box.width, box.height)
+    grid = np.stack(np.meshgrid((box.x0 + box.x1) / 2 + steps, (box.y0 + box.y1) / 2 - steps), axis=-1)
+    winding = np.zeros((96, 96), dtype=int)
+    for contour in outline.to_polygons(closed_only=True):
+        (ax, ay), (bx, by) = contour.T, np.roll(contour, -1, axis=0).T
+        inside = Contour(contour).contains_points(grid.reshape(-1, 2)).reshape(96, 96)
+        winding += int(np.sign((ax * by - bx * ay).sum())) * inside
+    expected = (winding != 0).reshape(48, 2, 48, 2).mean(axis=(1, 3), dtype=np.float32)
+    np.testing.assert_array_equal(font.glyph(character, 48), expected)
 
 
 def test_missing_glyph() -> None:

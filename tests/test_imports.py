@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import compileall
 import importlib
 import json
 import os
@@ -112,6 +113,25 @@ def test_a_package_hands_out_what_type_checkers_see(package: str) -> None:
         assert getattr(module, name) is getattr(importlib.import_module(home), called)
         assert name in vars(module)  # and is not asked for again
         assert not [*Path(*module.__path__).glob(f"{name}*")], "a module of that name comes first"
+
+
+def test_names_are_found_without_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a package is installed compiled."""
+    folder = tmp_path / "compiled_only"
+    folder.mkdir()
+    (folder / "inner.py").write_text("first, second = 1, 2")
+    (folder / "__init__.py").write_text(
+        "from typing import TYPE_CHECKING\nfrom pure_nb._imports import lazily\n"
+        "if TYPE_CHECKING:\n    from compiled_only.inner import first as own, second\n"
+        "else:\n    __getattr__, __dir__ = lazily(__name__)\n__all__ = ['own', 'second']"
+    )
+    compileall.compile_dir(folder, quiet=1, legacy=True)
+    for source in folder.glob("*.py"):
+        source.unlink()
+    monkeypatch.syspath_prepend(tmp_path)
+    package = importlib.import_module("compiled_only")
+    assert (package.own, package.second, package.inner.first) == (1, 2, 1)
+    assert dir(package) == ["own", "second"]
 
 
 def test_there_are_few_names() -> None:

@@ -20,7 +20,7 @@ from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import ResNetCanonizer
 
 from pure_nb.errors import ArgumentError, ImageError, LayerError
-from pure_nb.figures.render import View, heatmap_mask, heatmaps, square_around, views
+from pure_nb.figures.render import View, boxes, heatmap_mask, heatmaps, square_around, views
 from pure_nb.glyphs import GlyphScenes
 from pure_nb.images.data import Images
 from pure_nb.network.layers import activations
@@ -268,3 +268,13 @@ def test_views_are_in_the_order_of_the_pairs(crop: Any, glyphnet: nn.Module) -> 
         mask=partial(heatmap_mask, threshold=0.5, blur=0.0),
     )
     assert wide[0].mask.sum() < found[0].mask.sum()
+
+
+def test_boxes_are_of_pairs_of_any_one_shape() -> None:
+    """A single pair is none of several, and a channel without an image is no pair."""
+    how: dict[str, Any] = {"target": "4", "crop": "activation", "run": Run(progress=False)}
+    model, images, channel, sample = plain(), Images(Items(noise(4))), np.array([1, 2]), np.array([3, 0])
+    found = boxes(model, images, channel, sample, **how)
+    np.testing.assert_array_equal(boxes(model, images, channel[0], sample[0], **how), found[0])
+    with pytest.raises(ArgumentError, match=r"each channel needs its image: got channels \[2\], images \[1\]"):
+        boxes(model, images, channel, sample[:1], **how)

@@ -23,7 +23,7 @@ from torch.nn.functional import interpolate
 
 from pure_nb.compute.blocks import grouped, map_in_blocks
 from pure_nb.compute.store import Store
-from pure_nb.errors import LayerError, require_choice
+from pure_nb.errors import ArgumentError, LayerError, require_choice
 from pure_nb.images.data import Images
 from pure_nb.images.reading import readable
 from pure_nb.methods.circuits import propagate
@@ -344,10 +344,14 @@ def boxes(  # noqa: PLR0913
         int32 ``[*channel.shape, 4]``: left, top, right and bottom in pixels, right and bottom exclusive.
     """
     shape = np.shape(channel)
-    channel, sample = np.ravel(channel), np.ravel(sample)
+    if shape != np.shape(sample):
+        raise ArgumentError(
+            f"each channel needs its image: got channels {list(shape)}, images {list(np.shape(sample))}"
+        )
+    channel, sample, columns = np.ravel(channel), np.ravel(sample), shape[-1] if shape else 1
     known, first = Looked(), 0
     if looked is not None and run.client is None:
-        known, first = looked, LOOKED * shape[-1] // len(sample)
+        known, first = looked, LOOKED * columns // len(sample)
 
     def pairs(rows: NDArray[np.int64]) -> list[tuple[Crop, int, int]]:
         return [(crop, int(channel[row]), int(sample[row])) for row in rows]
@@ -362,7 +366,7 @@ def boxes(  # noqa: PLR0913
         with closing(flows):
             for rows, maps in flows if len(new) else ():
                 found[new[rows]] = places(maps)
-                kept = np.flatnonzero(block[new[rows]] % shape[-1] < first)
+                kept = np.flatnonzero(block[new[rows]] % columns < first)
                 known.take_in(pairs(block[new[rows[kept]]]), maps[kept], found[new[rows[kept]]].tolist())
                 done(len(rows))
         return found

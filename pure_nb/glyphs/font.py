@@ -51,7 +51,6 @@ def glyph(character: str, size: int = 144) -> NDArray[np.float32]:
     """
     from matplotlib import font_manager  # late: only for the first glyph that is drawn
     from matplotlib.font_manager import FontProperties
-    from matplotlib.path import Path as Contour
     from matplotlib.textpath import TextPath
 
     file = font_manager.findfont("DejaVu Sans", fallback_to_default=False)
@@ -61,22 +60,36 @@ def glyph(character: str, size: int = 144) -> NDArray[np.float32]:
             f"DejaVu Sans has no glyph for {character!r} (U+{ord(character):04X}); choose another character"
         )
     outline = TextPath((0, 0), character, size=100, prop=font)
-    (left, bottom), (right, top) = outline.get_extents().get_points()
+    contours = outline.to_polygons(closed_only=True)
+    every = np.concatenate(contours)
+    (left, bottom), (right, top) = every.min(axis=0), every.max(axis=0)
     extent = max(right - left, top - bottom)
     oversampled = 2 * size
     steps = (np.arange(oversampled) + 0.5) / oversampled - 0.5
     xs = (left + right) / 2 + steps * extent
     ys = (bottom + top) / 2 - steps * extent
-    points = np.stack(np.meshgrid(xs, ys), axis=-1)
-    winding = np.zeros(points.shape[:2], dtype=int)  # holes run the other way round, and cancel
-    for contour in outline.to_polygons(closed_only=True):
+    winding = np.zeros((oversampled, oversampled), dtype=int)  # holes run the other way round, and cancel
+    for contour in contours:
         (ax, ay), (bx, by) = np.transpose(contour), np.transpose(np.roll(contour, -1, axis=0))
-        turn = int(np.sign((ax * by - bx * ay).sum()))
-        around = np.ix_((min(ay) <= ys) & (ys <= max(ay)), (min(ax) <= xs) & (xs <= max(ax)))
-        near = points[around]
-        inside = Contour(np.asarray(contour)).contains_points(near.reshape(-1, 2))
-        winding[around] += turn * inside.reshape(near.shape[:2])
+        turn = np.int64(np.sign((ax * by - bx * ay).sum()))
+        winding += turn * _inside(np.asarray(contour), xs, ys)
     return (winding != 0).reshape(size, 2, size, 2).mean(axis=(1, 3), dtype=np.float32)
+
+
+def _inside(contour: NDArray[np.float64], xs: NDArray[np.float64], ys: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which points of a grid a closed contour goes around, ``[y, x]``: those with an odd number of edges beside them.
+
+    What ``matplotlib.path.Path.contains_points`` says, to the bit; but of an edge only the rows that it crosses are
+    looked at, which takes a tenth of the time.
+    """
+    inside = np.zeros((len(ys), len(xs)), dtype=bool)
+    (ax, ay), (bx, by) = contour[:-1].T, contour[1:].T
+    above = ys[:, None] <= by
+    row, edge = np.nonzero(above != (ys[:, None] <= ay))  # which edges cross which rows
+    beside = ((by[edge] - ys[row]) * (ax - bx)[edge])[:, None] >= (bx[edge, None] - xs) * (ay - by)[edge, None]
+    crossed, first = np.unique(row, return_index=True)
+    inside[crossed] = np.bitwise_xor.reduceat(beside == above[row, edge, None], first)
+    return inside
 
 
 @cache
