@@ -6,15 +6,16 @@ The study is made up: a random network over pictures of the glyph world, of whic
 of five classes, circuits in five heaps, five parts, and words for four of them; one in fifty is dead. The atlas is
 written by the package's own code, into ``--folder``, where it is found again.
 
-Times in the browser are medians, in ms: of *opening* from the start of the navigation to the first rows in a frame; of
-an *action* to the end of the frame that shows what it leads to; *a frame* of scrolling and brushing is processor time
-of script, style and layout. The others vary with what else the machine does.
+Times in the browser are medians, in ms: of *opening* from the start of the navigation to the first rows; of an action
+to the end of the frame that shows what it leads to; *a frame* of scrolling or brushing is processor time of script,
+style and layout. All but the last vary with what else the machine does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
+import math
 import shutil
 import statistics
 import sys
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,13 +208,13 @@ MEASURES: dict[tuple[str, str, float], Callable[[Site], float]] = {
     ("filter", "ms", 100): lambda site: site.timed(
         typed("q", "0.05"), typed("named", "no"), typed("q", ""), typed("named", "")
     ),
-    ("scrolling, a frame", "ms", 4): lambda site: site.a_frame("document.getElementById('box').scrollTop += 400"),
+    ("scrolling, a frame", "ms", 16): lambda site: site.a_frame("document.getElementById('box').scrollTop += 400"),
     ("brushing, a frame", "ms", 16): lambda site: site.a_frame(BRUSH),
     ("index, compressed", "kB", 1000): index_bytes,
     ("size of a neuron", "kB", 60): lambda site: sizes(site, "**/*") / 1000 / site.neurons,
     ("its pictures", "kB", 60): lambda site: sizes(site, "**/*.webp") / 1000 / site.neurons,
     ("files of a neuron", "", 3): lambda site: sum(path.is_file() for path in site.folder.rglob("*")) / site.neurons,
-    ("writing a neuron", "ms", float("nan")): lambda site: 1000 * site.seconds / site.neurons,
+    ("writing a neuron", "ms", math.nan): lambda site: 1000 * site.seconds / site.neurons,
 }
 """What is measured, in which unit, at most how much is hoped for, and by what: another is one more line."""
 
@@ -231,23 +232,21 @@ def main() -> None:
     naming.part_names = words
     Atlas.without_classes, Atlas.classes, Atlas.pairs = "", classes, lambda *_: []
     embedder = Embedder.of("made up", lambda pictures: np.stack([one.mean(axis=(0, 1)) for one in pictures]))
-    object.__setattr__(embedder, "encode_text", lambda texts: np.ones((len(texts), 3)))
-    object.__setattr__(embedder, "encode_joint", embedder.encode)
+    embedder = replace(embedder, encode_text=lambda texts: np.ones((len(texts), 3)), encode_joint=embedder.encode)
+    again = (folder / "atlas/index.html").exists()
     began = time.process_time()
     atlas.write(study, folder / "atlas", count=args.count, embedder=embedder)
-    seconds = time.process_time() - began
+    seconds = math.nan if again else time.process_time() - began
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         path = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         site = Site(folder / "atlas", args.neurons, browser, args.repeats, seconds)
-        rows = []
+        rows, made = [], {"neurons": args.neurons, "references": args.count}
         for (what, unit, goal), measure in MEASURES.items():
             if not args.only or what.split()[0] in args.only:
-                rows.append(
-                    {"what": what, "measured": measure(site), "unit": unit, "at most": goal, "neurons": args.neurons}
-                )
+                rows.append({"what": what, "measured": measure(site), "unit": unit, "at most": goal, **made})
                 print(rows[-1], file=sys.stderr)
         browser.close()
     report(rows, args)
