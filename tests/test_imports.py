@@ -222,6 +222,7 @@ def without(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
         "compute._packing",
         "methods.wordnet",
         "show.atlas",
+        "show.layers",
         "show.pages",
         "show.widgets",
     ):

@@ -28,7 +28,17 @@ def write_layer(
     above: Atlas | None = None,
     users: Users | None = None,
 ) -> Users:
-    """Write the site of one layer: see :func:`pure_nb.show.atlas.write`, :func:`~pure_nb.show.pages.write_pages`."""
+    """Write the site of one layer.
+
+    Parameters
+    ----------
+    made
+        What it tells.
+    folder, channels, home
+        As for :func:`pure_nb.show.atlas.write`.
+    above, users
+        As for :func:`pure_nb.show.pages.write_pages`, whose result it gives back.
+    """
     study = made.study
     require_own(folder)
     # Of a published study it may be some.
