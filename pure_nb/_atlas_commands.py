@@ -1,16 +1,17 @@
-"""The commands that write, search and publish sites of whole studies: ``atlas``, ``publish``.
+"""The commands that write, search and publish sites of whole studies: ``atlas``, ``publish``, ``compare``.
 
 They are part of the command line, :mod:`pure_nb.cli`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option, echo
 
-from pure_nb._options import Asked, Neurons, command, numbers, require_place
+from pure_nb._options import Asked, Neurons, Rows, command, numbers, print_table, require_place, write_table
 
 
 @command("neurons", "crops")
@@ -92,3 +93,30 @@ def publish(  # noqa: PLR0913
     echo(f"{out}: {size / 1e6:.1f} MB; load_study({str(out)!r}) reads it. What is in it, its README.md says")
     if push:
         echo(f"{publishing.push(folder, push)}: load_study reads it from there")
+
+
+@command("neurons", "crops")
+def compare(
+    asked: Asked,
+    other: Annotated[str, Argument(help="Another study, of the same images.", metavar="OTHER")],
+    by: Annotated[
+        str, Option(help="What makes parts alike: images (shared), embedder, circuits (from the same lower)")
+    ] = ("images"),
+    embedder: Annotated[str | None, Option(help="Whose vectors: clip, mini-clip, pixels, as for evaluate.")] = None,
+    least: Annotated[float, Option(help="How alike two parts are at least that have to do with each other.")] = 0.2,
+    rows: Rows = 20,
+    out: Annotated[Path | None, Option(help="Write the whole table to this .csv or .parquet file.")] = None,
+) -> None:
+    """Match the virtual neurons of two studies, such as two checkpoints: what appeared, vanished, split or merged."""
+    from pure_nb.judges.embedders import load_embedder
+    from pure_nb.show import comparing
+
+    require_place(out, ".csv", ".parquet")
+    studies = asked.load(), replace(asked, study=other, weights=None).load()
+    judge = None if embedder is None else load_embedder(embedder, run=studies[0].run)
+    found = comparing.compare(*studies, by, embedder=judge, least=least)  # type: ignore[arg-type]  # which it checks
+    if out is not None:
+        write_table(found, out)
+    counts = found["what"].value_counts()
+    echo(", ".join(f"{counts[what]} {what}" for what in counts.index))
+    print_table(found, rows)

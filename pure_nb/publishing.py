@@ -57,8 +57,8 @@ class Shown:
         ``"none"``; ``"crops"``, of each reference image what the neurons look at, the rest of it white; or ``"whole"``,
         as the network sees them. By default those that the package draws itself, and no others.
     names
-        ``"none"``; ``"labels"``, of the data set, of the classes of these images and of objects; or ``"files"``, the names of
-        their files in their folder as well. By default the labels of images that the package draws, and no others.
+        ``"none"``; ``"labels"``, of the data set, of the classes of these images and of objects; or ``"files"``, those
+        of their files in their folder as well. By default the labels of images that the package draws, and no others.
     count
         The strongest reference images of each neuron that get a picture.
     side
