@@ -1,10 +1,11 @@
-"""The commands that write, search and publish sites of whole studies, and note what stands there.
+"""The commands that write, search, compare and publish sites of whole studies, and note what stands there.
 
 They are part of the command line, :mod:`pure_nb.cli`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -141,3 +142,30 @@ def search(
         write_table(table, out)
     print_table(table, rows)
     echo("score: mean cosine of a part's crops with it, beyond that of all crops; q: share expected there by chance")
+
+
+@command("neurons", "crops")
+def compare(
+    asked: Asked,
+    other: Annotated[str, Argument(help="Another study, of the same images.", metavar="OTHER")],
+    by: Annotated[
+        str, Option(help="What makes parts alike: images (shared), embedder, circuits (from the same lower)")
+    ] = ("images"),
+    embedder: Annotated[str | None, Option(help="Whose vectors: clip, mini-clip, pixels, as for evaluate.")] = None,
+    least: Annotated[float, Option(help="How alike two parts are at least that have to do with each other.")] = 0.2,
+    rows: Rows = 20,
+    out: Annotated[Path | None, Option(help="Write the whole table to this .csv or .parquet file.")] = None,
+) -> None:
+    """Match the virtual neurons of two studies, such as two checkpoints: what appeared, vanished, split or merged."""
+    from pure_nb.judges.embedders import load_embedder
+    from pure_nb.show import comparing
+
+    require_place(out, ".csv", ".parquet")
+    studies = asked.load(), replace(asked, study=other, weights=None).load()
+    judge = None if embedder is None else load_embedder(embedder, run=studies[0].run)
+    found = comparing.compare(*studies, by, embedder=judge, least=least)  # type: ignore[arg-type]  # which it checks
+    if out is not None:
+        write_table(found, out)
+    counts = found["what"].value_counts()
+    echo(", ".join(f"{counts[what]} {what}" for what in counts.index))
+    print_table(found, rows)

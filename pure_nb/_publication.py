@@ -77,7 +77,7 @@ class Publication:
                 f"{str(folder)!r} was published in format {version!r}, and this version of pure_nb reads {FORMAT}: "
                 "pip install --upgrade pure-nb"
             )
-        for name, expected in files.items():
+        for name, expected in ({"study.json": ""} | files).items():
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts:
                 raise StudyError(f"{str(folder)!r} names a file outside of it, {name!r}, and is not opened")
@@ -87,9 +87,12 @@ class Publication:
                 raise StudyError(
                     f"{str(folder / path)!r} is not as it was published, changed or cut: fetch the study again"
                 )
-        told = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-        found = cls(folder, told, hashlib.sha256(text.encode()).hexdigest()[:16])
-        found._require_plain()
+        try:
+            told = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+            found = cls(folder, told, hashlib.sha256(text.encode()).hexdigest()[:16])
+            found._require_plain()
+        except (ValueError, TypeError) as problem:
+            raise StudyError(f"study.json in {str(folder)!r} can't be read: {problem}") from problem
         return found
 
     def _require_plain(self) -> None:

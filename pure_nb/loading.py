@@ -152,10 +152,7 @@ def load_study(
     if not path.is_file():
         what = "study file" if path == Path(source) else "study"
         known = ", ".join(shipped_studies())
-        raise StudyError(
-            f"there is no {what} {str(source)!r}; name a .toml file, the folder of a published study, or one that "
-            f"ships: {known}"
-        )
+        raise StudyError(f"there is no {what} {str(source)!r}; name a .toml file, or one that ships: {known}")
     tables = _tables(path)
     network, run, folder = tables["model"], tables["run"], path.parent
     if weights is not None:

@@ -7,6 +7,7 @@ their pixels, so that nothing else of their files comes along.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from pure_nb._imports import needed
 from pure_nb._publication import FORMAT, MANIFEST
 from pure_nb.compute.store import fingerprint, write_atomically
 from pure_nb.errors import ArgumentError, StudyError, require_choice
-from pure_nb.published import load_published
+from pure_nb.published import Published, load_published
 from pure_nb.show.facts import Atlas
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ PICTURES = {
     "whole": "Reference images are published as the network sees them.",
 }
 NAMES = {
-    "none": "Neither names of files nor of classes are published.",
-    "labels": "Names of classes are published, names of files are not.",
-    "files": "Names of files and of classes are published.",
+    "none": "Names of the data set, of files and of classes are not published.",
+    "labels": "Names of the data set and of classes are published, names of files are not.",
+    "files": "Names of the data set, of files and of classes are published.",
 }
 """What the card says of what is shown."""
 
@@ -56,8 +57,8 @@ class Shown:
         ``"none"``; ``"crops"``, of each reference image what the neurons look at, the rest of it white; or ``"whole"``,
         as the network sees them. By default those that the package draws itself, and no others.
     names
-        ``"none"``; ``"labels"``, the classes of these images and of the objects in them; or ``"files"``, the names of
-        their files in their folder as well. By default the labels of images that the package draws, and no others.
+        ``"none"``; ``"labels"``, of the data set, of the classes of these images and of objects; or ``"files"``, those
+        of their files in their folder as well. By default the labels of images that the package draws, and no others.
     count
         The strongest reference images of each neuron that get a picture.
     side
@@ -124,10 +125,13 @@ def publish(
     Raises
     ------
     StudyError
-        If the folder holds something else, or a picture's attribution is missing.
+        If the folder holds something else, the study was read from a published one, or a picture's attribution is
+        missing.
     ArgumentError
         If there is no such channel.
     """
+    if isinstance(study, Published):
+        raise StudyError(f"{study.name!r} is a published study: copy its folder, or publish what it was made of")
     folder, shown = Path(os.path.abspath(folder)), shown or Shown()
     made = Gathered(study, None if channels is None else sorted(set(channels)), shown, embedder)
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / MANIFEST).is_file())):
@@ -145,11 +149,13 @@ def publish(
         from pure_nb.show import atlas as site  # late: not everyone has what it needs
 
         site.write(load_published(work, progress=study.run.progress), work / "atlas", count=shown.count)
+        gc.collect()  # Windows renames no folder of which a file is mapped
     if folder.exists():
         folder.rename(work.with_name(f"{work.name}-before"))
     work.rename(folder)
-    for old in folder.parent.glob(f".{folder.name}-publishing-*"):
-        shutil.rmtree(old)
+    for old in folder.parent.iterdir():
+        if old.name.startswith(f".{folder.name}-publishing-"):
+            shutil.rmtree(old)
     return folder
 
 

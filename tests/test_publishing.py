@@ -419,6 +419,12 @@ def test_what_is_no_published_study_is_refused(some: Path, tmp_path: Path) -> No
         load_study(tmp_path)
 
 
+def test_it_is_not_published_again(some: Path, tmp_path: Path) -> None:
+    """Whom its pictures are by would be lost."""
+    with pytest.raises(StudyError, match="'glyphs' is a published study: copy its folder"):
+        publish(load_study(some), tmp_path / "again")
+
+
 def test_nothing_of_it_is_run(some: Path, tmp_path: Path) -> None:
     told = json.loads((some / "study.json").read_text(encoding="utf-8"))
     mark = tmp_path / "was-run"
@@ -435,6 +441,9 @@ def test_nothing_of_it_is_run(some: Path, tmp_path: Path) -> None:
         load_study(sealed(folder, told | {"name": "../../elsewhere"}))
     with pytest.raises(StudyError, match="is not as pure_nb publishes a study"):
         load_study(sealed(folder, told | {"layers": [{"name": "layer4"}]}))
+    for wrong in ([1], {**told, "images": 3}):
+        with pytest.raises(StudyError, match=r"study\.json in .* can't be read|has the entry 1"):
+            load_study(sealed(folder, wrong))
     with pytest.raises(StudyError, match="lacks the entry 'layers'"):
         load_study(sealed(folder, {name: value for name, value in told.items() if name != "layers"}))
     (folder / "study.toml").write_text('[model]\nsource = "net.py:make"', encoding="utf-8")
