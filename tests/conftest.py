@@ -66,7 +66,8 @@ def in_short() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pure_nb.glyphs.scenes.GlyphObjects", partial(GlyphObjects, 4))
-        patch.setattr("pure_nb.study.embed", lambda vectors, seed: embed(vectors, "pca", seed=seed))
+        for user in ("study", "show.facts"):
+            patch.setattr(f"pure_nb.{user}.embed", lambda vectors, seed: embed(vectors, "pca", seed=seed))
         yield
 
 

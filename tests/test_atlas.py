@@ -83,7 +83,7 @@ def test_data_are_what_the_study_found(glyph_study: Study, site: Path) -> None:
             assert [as_labels(own) for own in every] == [own.tolist() for own in expected]
             agreement = [adjusted_mutual_info_score(objects[channel], own) for own in expected]
             assert found["agreement"][name] == pytest.approx(agreement, abs=1e-4)
-        points = np.array(found["points"])
+        points = np.array(found["points"]["circuits"])
         assert points.shape == (20, 2)
         assert (points.min(axis=0) == 0).all()
         assert (points.max(axis=0) == 1000).all()

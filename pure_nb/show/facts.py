@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,7 +22,7 @@ from pure_nb.figures.colours import part_colour
 from pure_nb.images.labels import display_names
 from pure_nb.judges.truth import scores
 from pure_nb.methods.descriptions import LRP, OWN, Description, descriptions
-from pure_nb.methods.virtual import CHOICES, kmeans_some, part_name
+from pure_nb.methods.virtual import CHOICES, Vectors, embed, kmeans_some, part_name
 from pure_nb.parameters import NEAREST
 from pure_nb.show.plane import points_apart, relettered
 
@@ -32,7 +34,7 @@ SHOWN = {"circuits": OWN, "circuits (LRP)": LRP, "activations": "activation"}
 METHODS = tuple(SHOWN)
 """Descriptions by which an explorer can split a neuron into parts; the first is the study's own."""
 
-FORMAT = 4
+FORMAT = 5
 """Part of what finished pictures are known by; raised when this module draws them differently."""
 
 COLUMNS, CARRIERS = 10, 6
@@ -114,46 +116,72 @@ class Atlas:
         word = str(self.names.loc[(channel, part)])
         return "" if word == "unsure" else word
 
-    def labels(self, channel: int) -> dict[str, list[NDArray[np.int64]]]:
-        """Which part each reference belongs to: by method, with the study's own number of parts, then each choice."""
-        own, seed = self.study.virtual_of(channel).labels, self.study.parameters.seed
-        active = own >= 0
-        found: dict[str, list[NDArray[np.int64]]] = {}
-        for name, description in self.described.items():
-            vectors = description.of(channel)
-            first = own if name == METHODS[0] else kmeans_some(vectors, active, max(1, int(own.max()) + 1), seed=seed)
-            every = [first, *(kmeans_some(vectors, active, k, seed=seed) for k in CHOICES)]
-            reference = found.get(METHODS[0], every)  # the study's own is the first of all descriptions
-            found[name] = [relettered(labels, like) for labels, like in zip(every, reference)]
+    @cached_property
+    def _vectors(self) -> Callable[[str, int], Vectors]:
+        """The vectors that describe a channel's references by a method; the last ones are kept."""
+        return lru_cache(4)(lambda name, channel: self.described[name].of(channel))
+
+    @cached_property
+    def _own(self) -> Callable[[int], NDArray[np.int64]]:
+        """The study's own parts of a channel; the last ones are kept."""
+        return lru_cache(4)(lambda channel: self.study.virtual_of(channel, self._vectors(METHODS[0], channel)).labels)
+
+    def labels(self, channel: int, name: str) -> list[NDArray[np.int64]]:
+        """Which part each reference belongs to by a method, with the study's own number of parts, then each choice.
+
+        The parts have the letters of the study's own that they share most images with.
+        """
+        own, vectors, seed = self._own(channel), self._vectors(name, channel), self.study.parameters.seed
+        counts = (max(1, int(own.max()) + 1), *CHOICES)
+        found = [kmeans_some(vectors, own >= 0, k, seed=seed) for k in counts]
+        if name == METHODS[0]:
+            return [own, *found[1:]]
+        return [relettered(labels, like) for labels, like in zip(found, self.labels(channel, METHODS[0]))]
+
+    def split(self, channel: int, names: Sequence[str]) -> dict[str, Any]:
+        """What an explorer needs to know of a neuron's parts by some methods."""
+        every = {name: self.labels(channel, name) for name in names}
+        k, objects = int(self._own(channel).max()) + 1, self.study.neuron(channel).objects
+        found: dict[str, Any] = {
+            "parts": {name: ["".join(DIGITS[part] for part in own) for own in each] for name, each in every.items()},
+            "colours": [part_colour(part) for part in range(max(k, *CHOICES))],
+            "part_labels": [self.label(channel, part_name(part)) for part in range(k)],
+        }
+        if objects is not None:
+            found["agreement"] = {
+                name: [round(scores(objects, own)["ami"], 4) for own in each] for name, each in every.items()
+            }
         return found
 
-    def data(self, channel: int) -> dict[str, Any]:
-        """What an explorer needs to know of a neuron."""
-        study, neuron, labels = self.study, self.study.neuron(channel), self.labels(channel)
-        k = int(labels[METHODS[0]][0].max()) + 1
+    def plane(self, channel: int, name: str) -> dict[str, Any]:
+        """What an explorer needs to know of a neuron's plane by a method: where each reference is."""
+        vectors, own = self._vectors(name, channel), name == METHODS[0]
+        layout = self.study.layout_of(channel, vectors) if own else embed(vectors, seed=self.study.parameters.seed)
+        return {"points": {name: points_apart(layout).tolist()}}
+
+    def references(self, channel: int) -> dict[str, Any]:
+        """What an explorer needs to know of a neuron's references, whatever their parts."""
+        neuron, images = self.study.neuron(channel), self.study.images
         names = sorted({name for name in neuron.names if name})
-        found: dict[str, Any] = {
+        return {
             "channel": channel,
-            "points": points_apart(study.layout_of(channel)).tolist(),
             "sample": neuron.sample.tolist(),
+            "file": [os.path.basename(images.file(sample)) for sample in neuron.sample.tolist()],
             "activation": [float(f"{score:.4g}") for score in neuron.score],
             "counts": ["as chosen", *map(str, CHOICES)],
-            "parts": {name: ["".join(DIGITS[part] for part in own) for own in every] for name, every in labels.items()},
-            "colours": [part_colour(part) for part in range(max(k, *CHOICES))],
             "names": names,
             "label": [names.index(name) if name else -1 for name in neuron.names],
             "known": neuron.objects is not None,
-            "part_labels": [self.label(channel, part_name(part)) for part in range(k)],
             "tiles": min(self.count, len(neuron.sample)),
             "columns": COLUMNS,
             "crops": f"crops/{channel}.webp",
             "whole": f"whole/{channel}.webp",
         }
-        if neuron.objects is not None:
-            found["agreement"] = {
-                name: [round(scores(neuron.objects, own)["ami"], 4) for own in every] for name, every in labels.items()
-            }
-        return found
+
+    def data(self, channel: int) -> dict[str, Any]:
+        """All that an explorer needs to know of a neuron."""
+        points = {name: own for each in self.methods for name, own in self.plane(channel, each)["points"].items()}
+        return self.references(channel) | self.split(channel, self.methods) | {"points": points}
 
     def parts(self, channel: int) -> list[Part]:
         """The whole neuron and its virtual neurons."""
