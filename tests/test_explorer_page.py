@@ -174,7 +174,8 @@ def test_a_link_is_copied_whole(context: Any, url: str, folder: Path, at: str) -
         field = visit.page.get_by_label("number of the neuron").first
         field.evaluate("input => { input.type = 'text'; input.value = ''; input.focus(); }")
         visit.page.keyboard.press("Control+V")
-        assert field.input_value() == f"{own}#1.neuron=8&1.parts=3&1.method=circuits&1.show=what%20it%20looks%20at"
+        others = "1.method=circuits&1.beside=none&1.plane=the%20same%20method&1.show=what%20it%20looks%20at"
+        assert field.input_value() == f"{own}#1.neuron=8&1.parts=3&{others}"
 
 
 def test_the_table_is_what_is_known(context: Any, url: str, folder: Path, glyph_study: Study) -> None:

@@ -228,8 +228,10 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
         parts = [(f"parts by {name}", partial(made.split, channel, [name])) for name in methods]
         planes = [(f"the plane by {name}", partial(made.plane, channel, name)) for name in methods]
         known = made.study._is_there("layouts") and set(methods) <= {METHODS[0]}
-        order = [*parts, *planes, *pictures] if known else [*pictures, *parts]
-        order += [*rest, *([] if known else planes)]
+        if known:  # which takes no time
+            order = [*parts, *planes, *pictures, *rest]
+        else:
+            order = [*(pictures or rest), *parts, *(rest if pictures else ()), *planes]
         found: dict[str, Any] = {}
         since, shown = monotonic(), not pictured
         for what, find in order:
@@ -238,7 +240,7 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
             for key, value in find().items():
                 found[key] = found.get(key, {}) | value if isinstance(value, dict) else value
             shown |= "sample" in found
-            if shown and monotonic() - since > TOGETHER:
+            if shown and not (known and monotonic() - since < TOGETHER):
                 yield found
                 found, since = {}, monotonic()
         yield found | {"done": list(methods)}
