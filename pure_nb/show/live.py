@@ -254,7 +254,7 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
                 for start in range(0, count, FIRST):
                     bar.update(len(neuron.views(range(start, min(count, start + FIRST)))))
         draw(_Seen(made.study, count=count), folder, [channel])
-        if count > FIRST:
+        if count == min(made.count, made.study.references.n):
             self._drawn.add((layer, channel))
         text = (folder / f"data/{channel}.js").read_text(encoding="utf-8")
         found: dict[str, Any] = json.loads(text[text.index("(") + 1 : text.rindex(")")])
