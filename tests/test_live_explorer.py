@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import base64
+import json
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import comm
@@ -278,3 +284,84 @@ def test_what_takes_long_can_be_stopped(show: Callable[..., Host], monkeypatch: 
     host.page.get_by_label("next neuron").click()
     host.reads("Neuron 4, ")
     gone.set()
+
+
+CELLS = [
+    "from pure_nb import explore, load_study\nwidget = explore(load_study('glyphs'), 22)\nwidget",
+    "from ipywidgets import IntSlider, link\nslider = IntSlider(0, 0, 31)\n"
+    "link((widget, 'neuron'), (slider, 'value'))\nslider",
+    "print('the kernel has', widget.neuron, slider.value, widget.parts)",
+]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[str]:
+    """JupyterLab with a notebook; its address."""
+    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed: pip install 'pure-nb[lab]'")
+    kernel, runtime = tmp_path / "share/kernels/python3", tmp_path / "runtime"
+    kernel.mkdir(parents=True)
+    runtime.mkdir()
+    started = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": started, "display_name": "test", "language": "python"}))
+    code: dict[str, Any] = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+    cells = [code | {"source": text, "id": f"cell-{place}"} for place, text in enumerate(CELLS)]
+    book = {"cells": cells, "nbformat": 4}
+    about = {"kernelspec": {"name": "python3", "display_name": "test"}}
+    (tmp_path / "try.ipynb").write_text(json.dumps(book | {"nbformat_minor": 5, "metadata": about}))
+    path = os.pathsep.join(filter(None, [str(tmp_path / "share"), os.environ.get("JUPYTER_PATH")]))
+    home = {"JUPYTER_PATH": path, "JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTER_CONFIG_DIR": str(tmp_path / "config")}
+    how = ["--no-browser", "--allow-root", "--port=0", "--IdentityProvider.token=", "--LabApp.news_url="]
+    how += [f"--ServerApp.root_dir={tmp_path}", f"--LabApp.workspaces_dir={tmp_path / 'work'}"]
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            *how,
+            "--LabApp.news_url=",
+            f"--LabApp.workspaces_dir={tmp_path / 'work'}",
+        ],
+        env=os.environ | home,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(600):
+            if told := list(runtime.glob("jpserver-*.json")):
+                break
+            time.sleep(0.1)
+        yield json.loads(told[0].read_text())["url"] + "lab/tree/try.ipynb"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.mark.slow
+def test_jupyterlab_moved_by_a_mouse(browser: Any, lab: str) -> None:
+    page = browser.new_page(viewport=DESK)
+    page.set_default_timeout(60_000)
+    page.goto(lab)
+    cells = page.locator(".jp-Notebook .jp-CodeCell")
+    cells.nth(0).locator(".cm-content").click()
+    page.keyboard.press("Shift+Enter")
+    words = page.locator(".explorer-words")
+    words.filter(has_text="Neuron 22, split into").wait_for()
+    page.keyboard.press("Shift+Enter")
+    cells.nth(1).locator(".widget-slider").wait_for()
+    slider = page.locator(".explorer-picker input[type=range]")
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] * 22 / 31, middle)
+    page.mouse.down()
+    for step in range(20, 0, -1):
+        page.mouse.move(box["x"] + box["width"] * step / 31, middle)
+    page.mouse.up()
+    words.filter(has_text="Neuron 1, split into").wait_for()
+    page.locator(".explorer-keys input[value='3']").click()
+    words.filter(has_text="Neuron 1, split into 3 parts").wait_for()
+    assert page.locator(".tile").first.evaluate("one => one.style.backgroundImage").startswith('url("blob:')
+    cells.nth(2).locator(".cm-content").click()
+    page.keyboard.press("Shift+Enter")
+    page.get_by_text("the kernel has 1 1 3").wait_for()
+    page.close()

@@ -682,7 +682,7 @@ var pureNb = (() => {
         if (ranks.length) rows.push(row(own, ranks, part, word, SHORT));
       }
       const box = make("div", { class: "rows" }, ...rows);
-      box.style.setProperty("--rows", most); // room for as many as there can be, so that the page stands still
+      box.style.setProperty("--rows", most - Boolean(own.other)); // room for as many as there can be, so that the page stands still
       return box;
     };
 
