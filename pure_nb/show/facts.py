@@ -32,12 +32,11 @@ SHOWN = {"circuits": OWN, "circuits (LRP)": LRP, "activations": "activation"}
 METHODS = tuple(SHOWN)
 """Descriptions by which an explorer can split a neuron into parts; the first is the study's own."""
 
-FORMAT = 4
+FORMAT = 5
 """Part of what finished pictures are known by; raised when this module draws them differently."""
 
-COLUMNS, CARRIERS = 10, 6
-"""Reference images in a row of a neuron's file, and the lower channels that a page names: those that carry most of the
-relevance, on average."""
+CARRIERS = 6
+"""The lower channels that a page names: those that carry most of the relevance, on average."""
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz-"
 """Stand for the parts in the data of an explorer, the last for the part -1."""
@@ -68,6 +67,7 @@ class Atlas:
     methods: tuple[str, ...] = METHODS[:1]
     count: int = 100
     embedder: Embedder | None = None
+    side: int = 144
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods if name not in METHODS]
@@ -77,20 +77,22 @@ class Atlas:
             )
         if self.count < 1:
             raise StudyError(f"at least one reference image is shown of each neuron, got count={self.count}")
+        if self.side < 16:
+            raise StudyError(f"pictures are kept with at least 16 pixels a side, got side={self.side}")
         if self.embedder is not None:
             self.embedder.joint  # noqa: B018  raises where there is no text tower
 
     @cached_property
     def identity(self) -> str:
         """Stands for the study."""
-        return _digest([asdict(self.study.parameters), self.study.identity])
+        return digest([asdict(self.study.parameters), self.study.identity])
 
     @cached_property
     def key(self) -> str:
         """Stands for all that the pictures and data of a neuron depend on."""
-        told = {"format": FORMAT, "methods": self.methods, "count": self.count}
+        told = {"format": FORMAT, "methods": self.methods, "count": self.count, "side": self.side}
         named = self.embedder.fingerprint if self.embedder else None
-        return f"{self.identity} {_digest([told, named])}"
+        return f"{self.identity} {digest([told, named])}"
 
     @cached_property
     def described(self) -> dict[str, Description]:
@@ -128,7 +130,7 @@ class Atlas:
         return found
 
     def data(self, channel: int) -> dict[str, Any]:
-        """What an explorer needs to know of a neuron."""
+        """What an explorer needs to know of a neuron, without its pictures."""
         study, neuron, labels = self.study, self.study.neuron(channel), self.labels(channel)
         k = int(labels[METHODS[0]][0].max()) + 1
         names = sorted({name for name in neuron.names if name})
@@ -145,9 +147,6 @@ class Atlas:
             "known": neuron.objects is not None,
             "part_labels": [self.label(channel, part_name(part)) for part in range(k)],
             "tiles": min(self.count, len(neuron.sample)),
-            "columns": COLUMNS,
-            "crops": f"crops/{channel}.webp",
-            "whole": f"whole/{channel}.webp",
         }
         if neuron.objects is not None:
             found["agreement"] = {
@@ -214,5 +213,6 @@ class Atlas:
         return dict(zip(names, display_names(names)))
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Stands for something that JSON can say."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

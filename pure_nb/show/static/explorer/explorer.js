@@ -260,15 +260,32 @@
     labels && partsOf(labels) > 1 ? (labels[rank] === "-" ? "no part" : `part ${letter(partOf(labels[rank]))}`) : "", `image ${neuron.sample[rank]}`,
   ].filter(Boolean).join(", ");
 
+  const UNITS = 240; // of an image's side, in which it is told what of it is shown
+
+  const svg = (name, attributes, ...children) => {
+    const element = document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    element.append(...children);
+    return element;
+  };
+
+  // Where an image is on its sheet, which square of it is shown, and the outline of what the neuron looks at.
+  const cut = ({ neuron }, rank, whole) => {
+    const [sheet, cell, ...square] = neuron.cuts[rank];
+    const [file, columns, rows] = neuron.sheets[sheet];
+    const [left, top, side] = whole ? [0, 0, UNITS] : square;
+    const x = UNITS * (cell % columns) + left, y = UNITS * Math.floor(cell / columns) + top;
+    return { file, left, top, side, x, y, width: UNITS * columns, height: UNITS * rows, dim: `M-999-999h9999v9999h-9999z${square[3]}` };
+  };
+
   const tile = (state, rank, whole = state.whole, name = "span") => {
     const { neuron } = state;
-    const rows = Math.ceil(neuron.tiles / neuron.columns);
-    const at = (index, count) => (count > 1 ? (100 * index) / (count - 1) : 0);
-    const element = make(name, { class: "tile", "data-rank": rank, title: neuron.names[neuron.label[rank]] });
-    element.style.backgroundImage = `url("${state.url(whole ? neuron.whole : neuron.crops)}")`;
-    element.style.backgroundSize = `${100 * neuron.columns}% ${100 * rows}%`;
-    element.style.backgroundPosition =
-      `${at(rank % neuron.columns, neuron.columns)}% ${at(Math.floor(rank / neuron.columns), rows)}%`;
+    const { file, left, top, side, x, y, width, height, dim } = cut(state, rank, whole);
+    const looked = svg("svg", { viewBox: `${left} ${top} ${side} ${side}`, "aria-hidden": "true" }, svg("path", { d: dim }));
+    const element = make(name, { class: "tile", "data-rank": rank, title: neuron.names[neuron.label[rank]] }, looked);
+    element.style.backgroundImage = `url("${state.url(file)}")`;
+    element.style.backgroundSize = `${(100 * width) / side}% ${(100 * height) / side}%`;
+    element.style.backgroundPosition = `${(100 * x) / (width - side) || 0}% ${(100 * y) / (height - side) || 0}%`;
     return element;
   };
 
@@ -283,7 +300,12 @@
     };
     const step = (by) => show(ranks[(ranks.indexOf(rank) + by + ranks.length) % ranks.length]);
     const close = button("close", "close", () => dialog.close());
-    dialog.append(both, words, button("‹", "previous image", () => step(-1)), button("›", "next image", () => step(1)), close);
+    const heat = button("heatmap", "show what the neuron looks at, or the image as it is", () => {
+      heat.setAttribute("aria-pressed", String(!dialog.classList.toggle("bare")));
+    });
+    heat.setAttribute("aria-pressed", String(!state.bare));
+    dialog.classList.toggle("bare", state.bare);
+    dialog.append(both, words, button("‹", "previous image", () => step(-1)), button("›", "next image", () => step(1)), heat, close);
     dialog.addEventListener("keydown", (event) => {
       const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (by) step(by);
@@ -487,15 +509,29 @@
       pen.fillRect(...place(element));
     }
     for (const element of view.querySelectorAll(".tiles .tile, .thumb")) {
-      const rank = Number(element.dataset.rank), { columns } = state.neuron;
+      const { left, top, side, x, y, width, dim } = cut(state, Number(element.dataset.rank), state.whole && !element.matches(".thumb"));
       const image = await arrives(getComputedStyle(element).backgroundImage.slice(5, -2));
-      const side = image.naturalWidth / columns;
-      const [x, y, width, height] = place(element);
-      pen.drawImage(image, (rank % columns) * side, Math.floor(rank / columns) * side, side, side, x, y, width, height);
+      const fine = image.naturalWidth / width, [to, down, wide] = place(element);
+      pen.drawImage(image, fine * x, fine * y, fine * side, fine * side, to, down, wide, wide);
+      if (!state.bare) {
+        pen.save();
+        pen.beginPath();
+        pen.rect(to, down, wide, wide);
+        pen.clip();
+        pen.translate(to, down);
+        pen.scale(wide / side, wide / side);
+        pen.translate(-left, -top);
+        pen.fillStyle = "#fff9";
+        pen.fill(new Path2D(dim), "evenodd");
+        pen.strokeStyle = "#000";
+        pen.lineWidth = side / wide;
+        pen.stroke(new Path2D(dim));
+        pen.restore();
+      }
       if (element.className.includes("thumb")) {
         pen.strokeStyle = element.style.borderColor;
         pen.lineWidth = 3;
-        pen.strokeRect(x, y, width, height);
+        pen.strokeRect(to, down, wide, wide);
       }
     }
     return new Promise((resolve, reject) => canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("no picture"))), "image/png"));
@@ -508,7 +544,7 @@
     const words = figure.querySelector(".explorer-words");
     const open = new Set();
     let latest = 0;
-    let methods = [], method, count, look, which, state;
+    let methods = [], method, count, look, heat, which, state;
 
     const show = async () => {
       const ticket = ++latest;
@@ -523,7 +559,9 @@
       if (ticket !== latest) return; // the slider has moved on
       const whole = look ? look.index === 1 : figure.dataset.whole === "true";
       const every = neuron.points.map((_, rank) => rank);
-      state = { figure, neuron, url: (path) => root + path, whole, open, labels: null, words: `Neuron ${channel}: its top-activating images` };
+      const bare = heat?.index === 1;
+      view.classList.toggle("bare", bare);
+      state = { figure, neuron, url: (path) => root + path, whole, bare, open, labels: null, words: `Neuron ${channel}: its top-activating images` };
       const rows = [];
       let drawn = [], most = 0;
       if (parts === "true") {
@@ -574,8 +612,9 @@
       count = keys("parts", ["auto", ...first.counts.slice(1)], changed);
       if (methods.length > 1) method = choice("method", methods, changed);
       look = choice("show", ["what it looks at", "whole pictures"], changed);
+      heat = keys("heatmap", ["on", "off"], changed);
     }
-    const controls = [which, count, method, look].filter(Boolean);
+    const controls = [which, count, method, look, heat].filter(Boolean);
     const others = controls.filter((control) => control !== which).map((control) => control.box);
     // The picker sticks to the top of the window for as long as the figure that it is in is there.
     figure.prepend(...(which ? [which.box] : []), make("div", { class: "explorer-controls" }, ...others), view);
