@@ -24,7 +24,7 @@ from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import write_atomically
 from pure_nb.figures.render import Picture, View, resized
 from pure_nb.show.facts import FORMAT, Atlas, digest
-from pure_nb.show.sheets import Place, Sheets, as_webp, columns, cut
+from pure_nb.show.sheets import KIND, Place, Sheets, as_file, bordered, columns, cut, whole
 
 if TYPE_CHECKING:
     from pure_nb.study import Study
@@ -62,14 +62,14 @@ def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
     missing = [channel for channel in alive if channel not in thumbs.places or not _is_drawn(made, folder, channel)]
 
     def take(sample: int, rank: int, mask: NDArray[np.bool_]) -> tuple[tuple[Any, ...], Picture | None]:
-        return cut(mask), _thumb(study, sample, mask) if rank < STRIP else None
+        return cut(mask, _pixels(made)), _thumb(study, sample, mask) if rank < STRIP else None
 
     done = len(alive) - len(missing)
     for block in _seen(study, missing, count, max(1, PAIRS // count), take, "atlas", done):
         _draw_strips(thumbs, {channel: [tile for _, tile in own[:STRIP] if tile is not None] for channel, own in block})
         for channel, own in block:
             places = [images.places[number] for number in study.references.sample[channel, :count].tolist()]
-            told = made.data(channel) | _told(places, [one for one, _ in own], images.files)
+            told = made.data(channel) | _told(made, places, [one for one, _ in own], images.files)
             # Last, since it says that the neuron is finished.
             text = f"// {made.key}\npureNb.neuron({json.dumps(told, separators=(',', ':'))});\n"
             write_text(folder / f"data/{channel}.js", text)
@@ -77,12 +77,13 @@ def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
 
 def alone(made: Atlas, channel: int) -> tuple[dict[str, Any], dict[str, bytes]]:
     """What an explorer needs to know of a neuron, and its pictures by the paths that this names: one sheet of its own."""
-    study, file = made.study, f"images/{channel}.webp"
+    study, file = made.study, f"images/{channel}.{KIND}"
     numbers = study.references.sample[channel, : made.count].tolist()
     masks = {row: mask for _, row, mask in study.crops.seen([(np.full(len(numbers), channel), np.array(numbers))])}
     places = [Place(file, cell) for cell in range(len(numbers))]
-    told = _told(places, [cut(masks[row]) for row in range(len(numbers))], {file: numbers})
-    sheet = as_webp([_small(made, number) for number in numbers], columns(len(numbers)))
+    cuts = [cut(masks[row], _pixels(made)) for row in range(len(numbers))]
+    told = _told(made, places, cuts, {file: numbers})
+    sheet = as_file([_small(made, number) for number in numbers], columns(len(numbers)))
     return made.data(channel) | told, {file: sheet}
 
 
@@ -149,20 +150,26 @@ def _draw_images(made: Atlas, folder: Path, sample: NDArray[np.int64]) -> Sheets
     return images
 
 
-def _told(places: Sequence[Place], cuts: Sequence[tuple[Any, ...]], files: dict[str, list[int]]) -> dict[str, Any]:
-    """What data say of pictures: the sheets with their columns and rows; of each reference its sheet, place and cut."""
+def _told(
+    made: Atlas, places: Sequence[Place], cuts: Sequence[tuple[Any, ...]], files: dict[str, list[int]]
+) -> dict[str, Any]:
+    """What data say of pictures: sheets with their columns and rows; of each reference its sheet, place there and cut."""
     used = list(dict.fromkeys(place.file for place in places))
     wide = {file: columns(len(files[file])) for file in used}
     return {
         "sheets": [(file, wide[file], math.ceil(len(files[file]) / wide[file])) for file in used],
+        "whole": whole(_pixels(made)),
         "cuts": [(used.index(place.file), place.cell, *one) for place, one in zip(places, cuts)],
     }
 
 
+def _pixels(made: Atlas) -> int:
+    """The side of an image on a sheet: none is larger there than it is."""
+    return min(made.side, max(made.study.images.example.shape[-2:]))
+
+
 def _small(made: Atlas, number: int) -> Picture:
-    """An image as it is on a sheet: no larger than it is."""
-    picture = made.study.images.picture(number)
-    return resized(picture, min(made.side, max(picture.shape)))
+    return bordered(resized(made.study.images.picture(number), _pixels(made)))
 
 
 def _thumb(study: Study, sample: int, mask: NDArray[np.bool_]) -> Picture:
@@ -201,7 +208,7 @@ def _is_drawn(made: Atlas, folder: Path, channel: int) -> bool:
     """Whether a neuron's data are there, are of this atlas, and the pictures that they name are there, too."""
     path = folder / f"data/{channel}.js"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    named = re.findall(r"images/\w+\.webp", text)
+    named = re.findall(r"images/\w+\.\w+", text)
     return text.startswith(f"// {made.key}\n") and all((folder / file).is_file() for file in named)
 
 

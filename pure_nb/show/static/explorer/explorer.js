@@ -260,28 +260,30 @@
     labels && partsOf(labels) > 1 ? (labels[rank] === "-" ? "no part" : `part ${letter(partOf(labels[rank]))}`) : "", `image ${neuron.sample[rank]}`,
   ].filter(Boolean).join(", ");
 
-  const UNITS = 240; // of an image's side, in which it is told what of it is shown
+  const UNITS = 1000, STEPS = 64; // to the side of an image on its sheet, and to that of the square of an outline
 
-  const svg = (name, attributes, ...children) => {
+  const shape = (name, attributes, ...children) => {
     const element = document.createElementNS(SVG, name);
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
     element.append(...children);
     return element;
   };
 
-  // Where an image is on its sheet, which square of it is shown, and the outline of what the neuron looks at.
-  const cut = ({ neuron }, rank, whole) => {
-    const [sheet, cell, ...square] = neuron.cuts[rank];
+  // Where an image is on its sheet, which square of it is shown, and all that the neuron does not look at.
+  const cut = (neuron, rank, whole) => {
+    const [sheet, cell, ...own] = neuron.cuts[rank];
     const [file, columns, rows] = neuron.sheets[sheet];
-    const [left, top, side] = whole ? [0, 0, UNITS] : square;
+    const [left, top, side] = whole ? neuron.whole : own;
     const x = UNITS * (cell % columns) + left, y = UNITS * Math.floor(cell / columns) + top;
-    return { file, left, top, side, x, y, width: UNITS * columns, height: UNITS * rows, dim: `M-999-999h9999v9999h-9999z${square[3]}` };
+    const over = [own[0] - left, own[1] - top, own[2] / STEPS]; // where the outline lies in the square
+    return { file, side, x, y, width: UNITS * columns, height: UNITS * rows, over, dim: `M-9999-9999h19999v19999h-19999z${own[3]}` };
   };
 
   const tile = (state, rank, whole = state.whole, name = "span") => {
     const { neuron } = state;
-    const { file, left, top, side, x, y, width, height, dim } = cut(state, rank, whole);
-    const looked = svg("svg", { viewBox: `${left} ${top} ${side} ${side}`, "aria-hidden": "true" }, svg("path", { d: dim }));
+    const { file, side, x, y, width, height, over, dim } = cut(neuron, rank, whole);
+    const dimmed = shape("path", { d: dim, transform: `translate(${over[0]} ${over[1]}) scale(${over[2]})` });
+    const looked = shape("svg", { viewBox: `0 0 ${side} ${side}`, "aria-hidden": "true" }, dimmed);
     const element = make(name, { class: "tile", "data-rank": rank, title: neuron.names[neuron.label[rank]] }, looked);
     element.style.backgroundImage = `url("${state.url(file)}")`;
     element.style.backgroundSize = `${(100 * width) / side}% ${(100 * height) / side}%`;
@@ -509,7 +511,7 @@
       pen.fillRect(...place(element));
     }
     for (const element of view.querySelectorAll(".tiles .tile, .thumb")) {
-      const { left, top, side, x, y, width, dim } = cut(state, Number(element.dataset.rank), state.whole && !element.matches(".thumb"));
+      const { side, x, y, width, over, dim } = cut(state.neuron, Number(element.dataset.rank), state.whole && !element.matches(".thumb"));
       const image = await arrives(getComputedStyle(element).backgroundImage.slice(5, -2));
       const fine = image.naturalWidth / width, [to, down, wide] = place(element);
       pen.drawImage(image, fine * x, fine * y, fine * side, fine * side, to, down, wide, wide);
@@ -520,11 +522,12 @@
         pen.clip();
         pen.translate(to, down);
         pen.scale(wide / side, wide / side);
-        pen.translate(-left, -top);
+        pen.translate(over[0], over[1]);
+        pen.scale(over[2], over[2]);
         pen.fillStyle = "#fff9";
         pen.fill(new Path2D(dim), "evenodd");
         pen.strokeStyle = "#000";
-        pen.lineWidth = side / wide;
+        pen.lineWidth = side / wide / over[2];
         pen.stroke(new Path2D(dim));
         pen.restore();
       }
