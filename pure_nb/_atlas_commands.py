@@ -25,6 +25,7 @@ def atlas(
         str | None, Option(help="Names the virtual neurons: clip, mini-clip, open_clip:MODEL/TAG, with @FILE.")
     ] = None,
     count: Annotated[int, Option(help="Reference images of each neuron that get a picture.")] = 100,
+    side: Annotated[int, Option(help="Pixels a side of an image at most.")] = 144,
     home: Annotated[str, Option(help="Address of a page to link back to.")] = "",
 ) -> None:
     """Write a static site with a page for every neuron, to read, search and share. Ctrl-C stops it; it goes on."""
@@ -41,6 +42,7 @@ def atlas(
         methods=method or METHODS[:1],
         count=count,
         embedder=None if embedder is None else load_embedder(embedder, run=found.run),
+        side=side,
         home=home,
     )
     pages = len(list(out.glob("[0-9]*.html")))

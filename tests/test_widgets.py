@@ -23,10 +23,11 @@ from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, ImageError
 from pure_nb.images.sources import as_images
 from pure_nb.methods import circuits
-from pure_nb.neuron import Neuron
 from pure_nb.parameters import Parameters, Run
+from pure_nb.show import live
 from pure_nb.show.facts import Atlas
 from pure_nb.show.live import LiveExplorer
+from pure_nb.show.pictures import alone
 from pure_nb.show.widgets import BOOK, explore, explorer
 from pure_nb.study import Study
 from tests.small import noise, plain
@@ -253,11 +254,10 @@ def test_explore_alive(glyph_study: Study) -> None:
     made = neuron.with_clusters(glyph_study.activation_vectors["activation"][22], 3)
     assert same_parts(found["parts"]["activations"][2], made.virtual.labels)
     assert len(found["points"]["activations"]) == 20
-    for name in ("crops", "whole"):
-        picture = Image.open(io.BytesIO(found["pictures"][found[name]]))
-        assert picture.format == "WEBP"
-        assert np.asarray(picture).std() > 5
-    assert reader.look(3)["pictures"]["crops/3.webp"] != found["pictures"]["crops/22.webp"]
+    ((file, *_),) = found["sheets"]
+    assert np.asarray(Image.open(io.BytesIO(found["pictures"][file]))).std() > 5
+    assert len(found["cuts"]) == 20
+    assert found["pictures"][file] not in reader.look(3)["pictures"].values()
     lower = glyph_study.replace(target="layer3", lower="nearest")
     found = reader.look(layer="layer3")
     assert widget._listed == {"layer": "layer3", "neurons": np.flatnonzero(lower.references.alive).tolist()}
@@ -268,13 +268,12 @@ def test_explore_alive(glyph_study: Study) -> None:
 
 def test_who_is_beside_is_fetched_ahead_and_nothing_twice(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, drawn = Reader(explore(glyph_study, 22)), []
-    views = Neuron.views
 
-    def counted(self: Neuron, *rest: Any, **how: Any) -> Any:
-        drawn.append(self.channel)
-        return views(self, *rest, **how)
+    def counted(made: Atlas, channel: int) -> Any:
+        drawn.append(channel)
+        return alone(made, channel)
 
-    monkeypatch.setattr(Neuron, "views", counted)
+    monkeypatch.setattr(live, "alone", counted)
     reader.look()
     assert [*dict.fromkeys(reader.order)] == [22, 23, 21]
     assert drawn == [22, 23, 21]

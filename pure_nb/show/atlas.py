@@ -3,7 +3,8 @@
 It is a folder of plain files that works from a disk and from any web server: ``index.html`` with all neurons, the most
 polysemantic first; ``17.html`` with reference images, virtual neurons, circuit, classes and scores of neuron 17;
 ``lower/5.html`` for each lower channel that carries one of them. What the pages' explorers show is beside them:
-``data/17.js``, and the reference images in ``crops/17.webp`` and ``whole/17.webp``, so that a page loads little.
+``data/17.js``, and in ``images`` sheets of reference images, each of which is there once, so that a page loads little.
+``images.json`` tells which are in which.
 
 The chapter :doc:`Your own network </book/your-network>` makes one.
 """
@@ -32,6 +33,7 @@ def write(
     methods: Sequence[str] = METHODS[:1],
     count: int = 100,
     embedder: Embedder | None = None,
+    side: int = Atlas.side,
     home: str = "",
 ) -> Path:
     """Write an atlas of a study.
@@ -53,6 +55,8 @@ def write(
         The strongest reference images that get a picture.
     embedder
         With a text tower, such as CLIP: names the virtual neurons.
+    side
+        Pixels to which the longer side of an image is scaled down: more for crops that are to be enlarged.
     home
         Address of a page that the atlas is part of, for a link back.
 
@@ -74,7 +78,7 @@ def write(
     'index.html'
     """
     folder = Path(folder)
-    made = Atlas(study, tuple(methods), count, embedder)
+    made = Atlas(study, tuple(methods), count, embedder, side)
     _require_own(folder)
     every = range(study.references.channels) if channels is None else channels
     chosen = [study.neuron(channel).channel for channel in every]
@@ -83,7 +87,7 @@ def write(
     study.neurons  # noqa: B018
     if channels is None:
         study.layouts  # noqa: B018
-    draw(made, folder, chosen)
+    draw(made, folder, [channel for channel in study.neurons["channel"].tolist() if channel in chosen])
     write_pages(made, folder, chosen, home)
     return folder / "index.html"
 

@@ -37,9 +37,8 @@ METHODS = tuple(SHOWN)
 FORMAT = 5
 """Part of what finished pictures are known by; raised when this module draws them differently."""
 
-COLUMNS, CARRIERS = 10, 6
-"""Reference images in a row of a neuron's file, and the lower channels that a page names: those that carry most of the
-relevance, on average."""
+CARRIERS = 6
+"""The lower channels that a page names: those that carry most of the relevance, on average."""
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz-"
 """Stand for the parts in the data of an explorer, the last for the part -1."""
@@ -70,6 +69,7 @@ class Atlas:
     methods: tuple[str, ...] = METHODS[:1]
     count: int = 100
     embedder: Embedder | None = None
+    side: int = 144
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods if name not in METHODS]
@@ -79,20 +79,22 @@ class Atlas:
             )
         if self.count < 1:
             raise StudyError(f"at least one reference image is shown of each neuron, got count={self.count}")
+        if self.side < 16:
+            raise StudyError(f"pictures are kept with at least 16 pixels a side, got side={self.side}")
         if self.embedder is not None:
             self.embedder.joint  # noqa: B018  raises where there is no text tower
 
     @cached_property
     def identity(self) -> str:
         """Stands for the study."""
-        return _digest([asdict(self.study.parameters), self.study.identity])
+        return digest([asdict(self.study.parameters), self.study.identity])
 
     @cached_property
     def key(self) -> str:
         """Stands for all that the pictures and data of a neuron depend on."""
-        told = {"format": FORMAT, "methods": self.methods, "count": self.count}
+        told = {"format": FORMAT, "methods": self.methods, "count": self.count, "side": self.side}
         named = self.embedder.fingerprint if self.embedder else None
-        return f"{self.identity} {_digest([told, named])}"
+        return f"{self.identity} {digest([told, named])}"
 
     @cached_property
     def described(self) -> dict[str, Description]:
@@ -173,9 +175,6 @@ class Atlas:
             "label": [names.index(name) if name else -1 for name in neuron.names],
             "known": neuron.objects is not None,
             "tiles": min(self.count, len(neuron.sample)),
-            "columns": COLUMNS,
-            "crops": f"crops/{channel}.webp",
-            "whole": f"whole/{channel}.webp",
         }
 
     def data(self, channel: int) -> dict[str, Any]:
@@ -242,5 +241,6 @@ class Atlas:
         return dict(zip(names, display_names(names)))
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Stands for something that JSON can say."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Event, Lock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
 
 from pure_nb._imports import needed
 from pure_nb.compute.bars import Bar, progress_bar, watched
 from pure_nb.errors import ArgumentError, LayerError, PureError, sentence
 from pure_nb.methods.virtual import CHOICES
-from pure_nb.parameters import NEAREST, file_word
+from pure_nb.parameters import NEAREST
 from pure_nb.show import ranking
 from pure_nb.show.facts import METHODS, Atlas
-from pure_nb.show.pictures import draw
+from pure_nb.show.pictures import alone
 
 with needed("show", "explorers need"):
     from anywidget import AnyWidget
@@ -71,7 +71,7 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
 
     Attributes
     ----------
-    neuron, parts, method, beside, plane, whole, layer
+    neuron, parts, method, beside, plane, whole, heatmap, layer
         What is shown: any can be set, observed and linked. ``parts`` are 0 for as many as the study chooses; ``beside``
         is another method to compare with, or ``""``; ``plane`` the method whose plane is shown, ``""`` for ``method``.
     """
@@ -85,6 +85,7 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
     beside = Enum(("", *METHODS), "").tag(sync=True)
     plane = Enum(("", *METHODS), "").tag(sync=True)
     whole = Bool().tag(sync=True)
+    heatmap = Bool(True).tag(sync=True)
     layer = Unicode().tag(sync=True)
     _fixed = Dict().tag(sync=True)
     _listed = Dict().tag(sync=True)
@@ -105,12 +106,10 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
         listed = {"layer": own, "neurons": list(channels)}
         super().__init__(neuron=start, layer=own, whole=whole, _fixed=fixed, _listed=listed)
         self._study, self._rank, self._lists = study, rank, {own: list(channels)}
-        self._folder = TemporaryDirectory(prefix="pure-nb-")  # gone with the widget, or with Python
         self._of = lru_cache(8)(self._made)
         self._want: _Wanted | None = None
         self._ahead: deque[_Wanted] = deque()
         self._sent: set[_Wanted] = set()
-        self._drawn: set[tuple[str, int]] = set()
         self._lock, self._stopped, self._thread = Lock(), Event(), cast("Thread | None", None)
         self._what, self._began, self._said = "", 0.0, 0.0
         try:
@@ -219,12 +218,11 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
 
     def _found(self, wanted: _Wanted, look: Callable[[], object]) -> Iterator[dict[str, Any]]:
         """All that is to be told of a neuron, in pieces: what is seen first, and what takes no time with it."""
-        layer, channel, methods, pictured = wanted
-        made, said = self._of(layer), f"neuron {channel}"
+        _, channel, methods, pictured = wanted
+        made, said = self._of(wanted.layer), f"neuron {channel}"
         full = min(made.count, made.study.references.n)
-        first, every = (partial(self._pictures, made, layer, channel, count) for count in (FIRST, full))
-        few = pictured and full > FIRST and (layer, channel) not in self._drawn
-        pictures, rest = [("pictures", first)] * few, [("all pictures", every)] * pictured
+        first, every = (partial(self._pictures, made, channel, count) for count in (FIRST, full))
+        pictures, rest = [("pictures", first)] * (pictured and full > FIRST), [("all pictures", every)] * pictured
         parts = [(f"parts by {name}", partial(made.split, channel, [name])) for name in methods]
         planes = [(f"the plane by {name}", partial(made.plane, channel, name)) for name in methods]
         known = made.study._is_there("layouts") and set(methods) <= {METHODS[0]}
@@ -245,28 +243,20 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
                 found, since = {}, monotonic()
         yield found | {"done": list(methods)}
 
-    def _pictures(self, made: Atlas, layer: str, channel: int, count: int) -> dict[str, Any]:
-        """What is known of a neuron's references, with the strongest drawn."""
-        folder = Path(self._folder.name) / file_word(layer)
-        if (layer, channel) not in self._drawn:
-            neuron = made.study.neuron(channel)
-            with progress_bar(total=count, shown=False) as bar:
-                for start in range(0, count, FIRST):
-                    bar.update(len(neuron.views(range(start, min(count, start + FIRST)))))
-        draw(_Seen(made.study, count=count), folder, [channel])
-        if count == min(made.count, made.study.references.n):
-            self._drawn.add((layer, channel))
-        text = (folder / f"data/{channel}.js").read_text(encoding="utf-8")
-        found: dict[str, Any] = json.loads(text[text.index("(") + 1 : text.rindex(")")])
-        return found
+    def _pictures(self, made: Atlas, channel: int, count: int) -> dict[str, Any]:
+        """What is known of a neuron's strongest references, with their pictures as ``files``."""
+        sample = made.study.references.sample[channel, :count]
+        with progress_bar(total=count, shown=False) as bar:
+            for _ in made.study.crops.seen([(np.full_like(sample, channel), sample)]):  # which keeps it
+                bar.update()
+        found, files = alone(_Seen(made.study, count=count), channel)
+        return found | {"files": files}
 
     def _tell(self, wanted: _Wanted, data: dict[str, Any]) -> None:
-        """Send data of a neuron, and the pictures that they name."""
-        folder = Path(self._folder.name) / file_word(wanted.layer)
-        texts = [value for value in data.values() if isinstance(value, str)]
-        files = [text for text in texts if (folder / text).is_file()]
-        content = {"layer": wanted.layer, "neuron": wanted.neuron, "data": data, "files": files}
-        self.send(content, [(folder / file).read_bytes() for file in files])
+        """Send data of a neuron, and its pictures."""
+        files = data.pop("files", {})
+        content = {"layer": wanted.layer, "neuron": wanted.neuron, "data": data, "files": list(files)}
+        self.send(content, list(files.values()))
 
     def _made(self, layer: str) -> Atlas:
         own = layer == self._study.parameters.target

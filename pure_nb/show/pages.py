@@ -8,7 +8,7 @@ from pathlib import Path
 from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
 from pure_nb.show.facts import Atlas, Part
-from pure_nb.show.pictures import draw_lower, write_text
+from pure_nb.show.pictures import draw_lower, strips, write_text
 
 with needed("show", "an atlas needs"):
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -36,7 +36,7 @@ def write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) -
     rows = {int(row["channel"]): row for row in table.to_dict("records")}
     parts = {channel: made.parts(channel) for channel in channels if study.references.alive[channel]}
     carried = _carried(parts)
-    pictured = draw_lower(made, folder, sorted(carried))
+    pictured, thumbs = draw_lower(made, folder, sorted(carried)), strips(made, folder)
     order, known = list(rows), not made.without_classes
     neuron, lower = templates.get_template("neuron.html"), templates.get_template("lower.html")
     for place, channel in enumerate(progress_bar(order, "pages", unit="page", shown=study.run.progress)):
@@ -49,15 +49,16 @@ def write_pages(made: Atlas, folder: Path, channels: Sequence[int], home: str) -
             before=order[place - 1] if place else None,
             after=order[place + 1] if place + 1 < len(order) else None,
             pictured=pictured,
+            thumb=thumbs.get(channel),
             without_classes=made.without_classes,
             classes=made.classes(channel) if known else [],
             pairs=made.pairs(channel) if known else [],
         )
         write_text(folder / f"{channel}.html", text)
     for channel, users in carried.items():
-        text = lower.render(root="../", channel=channel, users=users, pictured=pictured)
+        text = lower.render(root="../", channel=channel, users=users, pictured=pictured, thumbs=thumbs)
         write_text(folder / f"lower/{channel}.html", text)
-    text = templates.get_template("index.html").render(root="", rows=rows, alive=set(parts), parts=parts)
+    text = templates.get_template("index.html").render(root="", rows=rows, alive=set(parts), parts=parts, thumbs=thumbs)
     for asset in ("explorer/explorer.js", "explorer/explorer.css", "atlas/atlas.js", "atlas/atlas.css"):
         write_text(folder / Path(asset).name, (STATIC / asset).read_text(encoding="utf-8"))
     write_text(folder / "index.html", text)
@@ -86,7 +87,6 @@ def _templates(made: Atlas, home: str) -> Environment:
         "images": len(study.images),
         "source": study.images.name,
         "home": home,
-        "key": made.key.replace(" ", "-"),
         "said": made.embedder.name if made.embedder else "",
         "unsteady": study.unsteady,
     }

@@ -28,8 +28,8 @@ from pure_nb.parameters import file_word
 from pure_nb.show import ranking
 from pure_nb.show.atlas import identity_of
 from pure_nb.show.facts import Atlas
-from pure_nb.show.pictures import WEBP
 from pure_nb.show.pictures import draw as draw_atlas
+from pure_nb.show.sheets import WEBP
 
 with needed("show", "explorers need"):
     import ipywidgets
@@ -277,7 +277,7 @@ def _static_neurons(study: Study, start: int, site: Path, parts: bool, whole: bo
     kind = f'data-kind="neuron" data-root="{SITE}/{name}/" data-neurons="{" ".join(map(str, channels))}"'
     kind += ' data-pages="true"' if name == "neurons" else ""  # the others have no pages to link to
     kind += f' data-start="{start}" data-parts="{str(parts).lower()}" data-whole="{str(whole).lower()}"'
-    still = f'<img src="{SITE}/{name}/thumbs/{start}.webp" alt="The six top-activating images of neuron {start}">'
+    still = f'<a href="{SITE}/{name}/{start}.html">Neuron {start}</a>' if name == "neurons" else f"Neuron {start}"
     words = '<p class="explorer-words" aria-live="polite"></p>'
     return _figure(kind, f"<noscript>{still}</noscript>", words, caption=caption)
 

@@ -274,15 +274,34 @@ var pureNb = (() => {
   // Two methods are compared: what this one has in another part than the other.
   const differs = ({ labels, other }, rank) => Boolean(other) && labels[rank] !== other[rank];
 
+  const UNITS = 1000, STEPS = 64; // to the side of an image on its sheet, and to that of the square of an outline
+
+  const shape = (name, attributes, ...children) => {
+    const element = document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    element.append(...children);
+    return element;
+  };
+
+  // Where an image is on its sheet, which square of it is shown, and all that the neuron does not look at.
+  const cut = (neuron, rank, whole) => {
+    const [sheet, cell, ...own] = neuron.cuts[rank];
+    const [file, columns, rows] = neuron.sheets[sheet];
+    const [left, top, side] = whole ? neuron.whole : own;
+    const x = UNITS * (cell % columns) + left, y = UNITS * Math.floor(cell / columns) + top;
+    const over = [own[0] - left, own[1] - top, own[2] / STEPS]; // where the outline lies in the square
+    return { file, side, x, y, width: UNITS * columns, height: UNITS * rows, over, dim: `M-9999-9999h19999v19999h-19999z${own[3]}` };
+  };
+
   const tile = (state, rank, whole = state.whole, name = "span") => {
     const { neuron } = state;
-    const rows = Math.ceil(neuron.tiles / neuron.columns);
-    const at = (index, count) => (count > 1 ? (100 * index) / (count - 1) : 0);
-    const element = make(name, { class: "tile", "data-rank": rank, title: neuron.names[neuron.label[rank]] });
-    element.style.backgroundImage = `url("${state.url(whole ? neuron.whole : neuron.crops)}")`;
-    element.style.backgroundSize = `${100 * neuron.columns}% ${100 * rows}%`;
-    element.style.backgroundPosition =
-      `${at(rank % neuron.columns, neuron.columns)}% ${at(Math.floor(rank / neuron.columns), rows)}%`;
+    const { file, side, x, y, width, height, over, dim } = cut(neuron, rank, whole);
+    const dimmed = shape("path", { d: dim, transform: `translate(${over[0]} ${over[1]}) scale(${over[2]})` });
+    const looked = shape("svg", { viewBox: `0 0 ${side} ${side}`, "aria-hidden": "true" }, dimmed);
+    const element = make(name, { class: "tile", "data-rank": rank, title: neuron.names[neuron.label[rank]] }, looked);
+    element.style.backgroundImage = `url("${state.url(file)}")`;
+    element.style.backgroundSize = `${(100 * width) / side}% ${(100 * height) / side}%`;
+    element.style.backgroundPosition = `${(100 * x) / (width - side) || 0}% ${(100 * y) / (height - side) || 0}%`;
     return element;
   };
 
@@ -297,7 +316,12 @@ var pureNb = (() => {
     };
     const step = (by) => show(ranks[(ranks.indexOf(rank) + by + ranks.length) % ranks.length]);
     const close = button("close", "close", () => dialog.close());
-    dialog.append(both, words, button("‹", "previous image", () => step(-1)), button("›", "next image", () => step(1)), close);
+    const heat = button("heatmap", "show what the neuron looks at, or the image as it is", () => {
+      heat.setAttribute("aria-pressed", String(!dialog.classList.toggle("bare")));
+    });
+    heat.setAttribute("aria-pressed", String(!state.bare));
+    dialog.classList.toggle("bare", state.bare);
+    dialog.append(both, words, button("‹", "previous image", () => step(-1)), button("›", "next image", () => step(1)), heat, close);
     dialog.addEventListener("keydown", (event) => {
       const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (by) step(by);
@@ -510,15 +534,30 @@ var pureNb = (() => {
       pen.fillRect(...place(element));
     }
     for (const element of view.querySelectorAll(".tiles .tile, .thumb")) {
-      const rank = Number(element.dataset.rank), { columns } = state.neuron;
+      const { side, x, y, width, over, dim } = cut(state.neuron, Number(element.dataset.rank), state.whole && !element.matches(".thumb"));
       const image = await arrives(getComputedStyle(element).backgroundImage.slice(5, -2));
-      const side = image.naturalWidth / columns;
-      const [x, y, width, height] = place(element);
-      pen.drawImage(image, (rank % columns) * side, Math.floor(rank / columns) * side, side, side, x, y, width, height);
+      const fine = image.naturalWidth / width, [to, down, wide] = place(element);
+      pen.drawImage(image, fine * x, fine * y, fine * side, fine * side, to, down, wide, wide);
+      if (!state.bare) {
+        pen.save();
+        pen.beginPath();
+        pen.rect(to, down, wide, wide);
+        pen.clip();
+        pen.translate(to, down);
+        pen.scale(wide / side, wide / side);
+        pen.translate(over[0], over[1]);
+        pen.scale(over[2], over[2]);
+        pen.fillStyle = "#fff9";
+        pen.fill(new Path2D(dim), "evenodd");
+        pen.strokeStyle = "#000";
+        pen.lineWidth = side / wide / over[2];
+        pen.stroke(new Path2D(dim));
+        pen.restore();
+      }
       if (element.className.includes("thumb")) {
         pen.strokeStyle = element.style.borderColor;
         pen.lineWidth = 3;
-        pen.strokeRect(x, y, width, height);
+        pen.strokeRect(to, down, wide, wide);
       }
     }
     return new Promise((resolve, reject) => canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("no picture"))), "image/png"));
@@ -558,6 +597,7 @@ var pureNb = (() => {
     beside: ["beside", (chosen) => (chosen === NONE ? "" : chosen), (name) => name || NONE],
     plane: ["plane", (chosen) => (chosen === SAME ? "" : chosen), (name) => name || SAME],
     show: ["whole", (chosen) => chosen === LOOKS[1], (whole) => LOOKS[Number(whole)]],
+    heatmap: ["heatmap", (chosen) => chosen === "on", (heatmap) => (heatmap ? "on" : "off")],
     layer: ["layer", String, String],
   };
 
@@ -579,7 +619,7 @@ var pureNb = (() => {
       }
       told.files.forEach((path, place) => {
         const name = `${told.layer}/${path}`, before = files.get(name);
-        files.set(name, URL.createObjectURL(new Blob([buffers[place]], { type: "image/webp" })));
+        files.set(name, URL.createObjectURL(new Blob([buffers[place]], { type: `image/${path.split(".").pop()}` })));
         if (before) setTimeout(() => URL.revokeObjectURL(before), 1000); // it is shown at the moment
       });
       const data = { layer: told.layer, ...known.get(at) };
@@ -664,7 +704,7 @@ var pureNb = (() => {
     const words = figure.querySelector(".explorer-words");
     const open = new Set(), openBeside = new Set();
     let latest = 0;
-    let methods, counts, layer, method, count, look, which, beside, place, state;
+    let methods, counts, layer, method, count, look, heat, which, beside, place, state;
 
     const fail = (text) => {
       figure.removeAttribute("aria-busy");
@@ -729,8 +769,10 @@ var pureNb = (() => {
       if (ticket !== latest) return; // the slider has moved on
       figure.removeAttribute("aria-busy");
       const whole = look ? look.index === 1 : from.whole;
+      const bare = heat?.index === 1;
+      view.classList.toggle("bare", bare);
       state = {
-        figure, neuron, url: (path) => from.url(path, neuron), whole, open, labels: null, other: null, by, otherBy, plane: placed,
+        figure, neuron, bare, url: (path) => from.url(path, neuron), whole, open, labels: null, other: null, by, otherBy, plane: placed,
         words: `Neuron ${channel}: its top-activating images`,
       };
       const columns = [];
@@ -766,8 +808,9 @@ var pureNb = (() => {
         place = choice("plane", [SAME, ...methods], changed);
       }
       look = choice("show", LOOKS, changed);
+      heat = keys("heatmap", ["on", "off"], changed);
     }
-    const controls = [which, layer, count, method, beside, place, look].filter(Boolean);
+    const controls = [which, layer, count, method, beside, place, look, heat].filter(Boolean);
     const others = controls.filter((control) => control !== which).map((control) => control.box);
     // The picker sticks to the top of the window for as long as the figure that it is in is there.
     figure.prepend(...(which ? [which.box] : []), make("div", { class: "explorer-controls" }, ...others), view);
