@@ -73,8 +73,9 @@ class Reader:
         """What the browser does when one of the widget's traits changes."""
         self.widget.neuron = self.widget.neuron if neuron is None else neuron
         self.widget.layer = layer or self.widget.layer
-        asked = {"layer": self.widget.layer, "neuron": self.widget.neuron, "methods": list(methods), "pictures": True}
-        self.widget._handle_custom_msg(asked, [])
+        known = self.known.get((self.widget.layer, self.widget.neuron), {}).get("done")
+        asked = {"layer": self.widget.layer, "neuron": self.widget.neuron, "methods": list(methods)}
+        self.widget._handle_custom_msg(asked | {"has": known or [], "pictures": known is not None}, [])
 
     def look(self, *which: Any, **how: Any) -> dict[str, Any]:
         """What is known of a neuron as soon as nothing is computed any more."""
@@ -277,9 +278,11 @@ def test_who_is_beside_is_fetched_ahead_and_nothing_twice(glyph_study: Study, mo
     reader.look()
     assert [*dict.fromkeys(reader.order)] == [22, 23, 21]
     assert drawn == [22, 23, 21]
+    del reader.order[:]
     reader.look(23)
-    assert set(reader.order[len(reader.order) - 1 :]) == {24}
+    assert set(reader.order) == {24}
     assert drawn == [22, 23, 21, 24]
+    assert reader.known["layer4", 24]["done"] == ["circuits"]
 
 
 def never_run(store: Path | None, **how: Any) -> Study:

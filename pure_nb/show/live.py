@@ -38,12 +38,13 @@ TOGETHER = 0.1
 
 
 class _Wanted(NamedTuple):
-    """A neuron, the methods by which it is split, and whether its pictures are wanted, too."""
+    """A neuron and the methods by which it is split; of these and its pictures, what the browser has already."""
 
     layer: str
     neuron: int
     methods: tuple[str, ...]
-    pictures: bool
+    has: tuple[str, ...] = ()
+    pictures: bool = False
 
 
 class _StopError(PureError):
@@ -127,7 +128,8 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
             self._stopped.set()
             return
         with self._lock:
-            self._want = _Wanted(content["layer"], content["neuron"], tuple(content["methods"]), content["pictures"])
+            wanted = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+            self._want = _Wanted(**wanted)
             if self._thread is None:
                 self._thread = Thread(target=self._work, name=f"explorer {self._study.name}", daemon=True)
                 self._thread.start()
@@ -186,15 +188,15 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
         self._doing = {}
 
     def _finished(self, wanted: _Wanted, ahead: bool) -> None:
-        self._sent.add(wanted)
+        self._sent.add(wanted._replace(has=(), pictures=False))
         with self._lock:
-            if self._want == wanted:  # asked for once more meanwhile
-                self._want = None
+            if self._want == wanted:  # asked for meanwhile
+                self._want, ahead = None, False
         if not ahead:  # who is looked at next, most likely
             listed = self._lists[wanted.layer]
             place = listed.index(wanted.neuron)
             beside = [*listed[place + 1 : place + 2], *listed[max(0, place - 1) : place]]
-            every = [wanted._replace(neuron=neuron, pictures=True) for neuron in beside]
+            every = [_Wanted(wanted.layer, neuron, wanted.methods) for neuron in beside]
             self._ahead = deque(one for one in every if one not in self._sent)
 
     def _listing(self, wanted: _Wanted) -> _Wanted:
@@ -218,11 +220,15 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
 
     def _found(self, wanted: _Wanted, look: Callable[[], object]) -> Iterator[dict[str, Any]]:
         """All that is to be told of a neuron, in pieces: what is seen first, and what takes no time with it."""
-        _, channel, methods, pictured = wanted
+        channel, methods = wanted.neuron, [name for name in wanted.methods if name not in wanted.has]
+        if wanted.pictures and not methods:
+            return  # and yet somebody looks at it
         made, said = self._of(wanted.layer), f"neuron {channel}"
         full = min(made.count, made.study.references.n)
         first, every = (partial(self._pictures, made, channel, count) for count in (FIRST, full))
-        pictures, rest = [("pictures", first)] * (pictured and full > FIRST), [("all pictures", every)] * pictured
+        pictures, rest = [("pictures", first)] * (full > FIRST), [("all pictures", every)]
+        if wanted.pictures:
+            pictures, rest = [], []
         parts = [(f"parts by {name}", partial(made.split, channel, [name])) for name in methods]
         planes = [(f"the plane by {name}", partial(made.plane, channel, name)) for name in methods]
         known = made.study._is_there("layouts") and set(methods) <= {METHODS[0]}
@@ -231,7 +237,7 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
         else:
             order = [*(pictures or rest), *parts, *(rest if pictures else ()), *planes]
         found: dict[str, Any] = {}
-        since, shown = monotonic(), not pictured
+        since, shown = monotonic(), wanted.pictures
         for what, find in order:
             self._begin(f"{said}: {what}")
             look()
@@ -241,7 +247,7 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
             if shown and not (known and monotonic() - since < TOGETHER):
                 yield found
                 found, since = {}, monotonic()
-        yield found | {"done": list(methods)}
+        yield found | {"done": methods}
 
     def _pictures(self, made: Atlas, channel: int, count: int) -> dict[str, Any]:
         """What is known of a neuron's strongest references, with their pictures as ``files``."""

@@ -604,7 +604,7 @@ var pureNb = (() => {
   const fromKernel = (model) => {
     const { layers, methods, counts, split } = model.get("_fixed");
     const known = new Map(), files = new Map(), waiting = new Map();
-    let controls = [], show, wanted;
+    let controls = [], show, wanted, last;
     const now = () => `${model.get("layer")}/${model.get("neuron")}`;
 
     // Data come in pieces, with the pictures that they name.
@@ -655,13 +655,15 @@ var pureNb = (() => {
       layers, split, whole: model.get("whole"), neurons: listed(), start: 0, page: () => "",
       told: async () => ({ methods, counts }),
       load(channel, methods) {
-        const data = known.get(now()), missing = methods.filter((name) => !data?.done?.includes(name));
-        const asks = { layer: model.get("layer"), neuron: model.get("neuron"), methods: missing, pictures: !data?.done };
-        if ((asks.pictures || missing.length) && wanted !== JSON.stringify(asks)) {
-          wanted = JSON.stringify(asks);
+        const at = now(), data = known.get(at), has = data?.done ?? [];
+        const asks = { layer: model.get("layer"), neuron: model.get("neuron"), methods, has, pictures: Boolean(data?.done) };
+        const text = JSON.stringify(asks), lacks = !asks.pictures || methods.some((name) => !has.includes(name));
+        // What is looked at is told also where it is known: those beside it are not.
+        if (lacks ? text !== wanted : at !== last) {
+          [wanted, last] = [text, at];
           model.send(asks);
         }
-        return data ?? new Promise((resolve, reject) => waiting.set(now(), { resolve, reject }));
+        return data ?? new Promise((resolve, reject) => waiting.set(at, { resolve, reject }));
       },
       url: (path, { layer }) => files.get(`${layer}/${path}`),
       enter(all, shows) {
