@@ -30,6 +30,7 @@ def atlas(  # noqa: PLR0913
         str | None, Option(help="What they may be called, and be found by: classes, wordnet, or a .txt file.")
     ] = None,
     count: Annotated[int, Option(help="Reference images of each neuron that get a picture.")] = 100,
+    side: Annotated[int, Option(help="Pixels a side of an image at most.")] = 144,
     home: Annotated[str, Option(help="Address of a page to link back to.")] = "",
     layers: Annotated[
         str | None, Option(help="Several layers, linked from part to part: layer3,layer4.", metavar="LAYER,LAYER")
@@ -52,6 +53,7 @@ def atlas(  # noqa: PLR0913
         count=count,
         embedder=None if embedder is None else load_embedder(embedder, run=found.run),
         words=said,
+        side=side,
         home=home,
         layers=[] if layers is None else [layer.strip() for layer in layers.split(",")],
     )

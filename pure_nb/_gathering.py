@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ from pure_nb.figures.render import boxes, square_around
 from pure_nb.images.labels import display_names
 from pure_nb.methods.virtual import packed, part_name
 from pure_nb.show.facts import Atlas
-from pure_nb.show.pictures import PAIRS, WEBP
+from pure_nb.show.pictures import SENT
+from pure_nb.show.sheets import WEBP
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -280,17 +282,18 @@ class Gathered:
         """Save masks and pictures; what is finished is left alone."""
         study, shown = self.study, self.study.run.progress
         rows = [row for row, channel in enumerate(self.channels) if not (folder / f"masks/{channel}.png").is_file()]
-        together = max(1, PAIRS // self.shown.count)
+        together = max(1, SENT // self.shown.count)
         blocks = [rows[first : first + together] for first in range(0, len(rows), together)]
         pairs = []
         for block in blocks:
             of = [np.full_like(self.samples[row], self.channels[row]) for row in block]
             pairs.append((np.concatenate(of), np.concatenate([self.samples[row] for row in block])))
         with progress_bar(None, "masks", len(rows), unit="neuron", shown=shown) as bar:
-            for number, views in study.crops.drawn(pairs):
-                found = iter(views)
+            for number, found in groupby(study.crops.seen(pairs), itemgetter(0)):
+                by_place = {place: mask for _, place, mask in found}
+                ordered = iter(by_place[place] for place in range(len(by_place)))
                 for row in blocks[number]:
-                    masks = np.concatenate([view.mask for view in islice(found, len(self.samples[row]))])
+                    masks = np.concatenate(list(islice(ordered, len(self.samples[row]))))
                     write = partial(Image.fromarray(masks).save, format="png", optimize=True)
                     write_atomically(folder / f"masks/{self.channels[row]}.png", write)
                     bar.update()

@@ -121,40 +121,54 @@ class Crops:
         do not fit the network, a warning says so and the activation map is used, or the whole picture where the layer
         has no grid.
         """
-        found, why = self._fitting(crop or self.study.parameters.crop)
-        if found is None:
-            warnings.warn(f"whole pictures are shown, since {why}", StudyWarning, stacklevel=2)
-            pictures = [self.study.images.picture(number) for number in sample.tolist()]
-            return [View(n, p, np.ones(p.shape[:2], dtype=bool)) for n, p in zip(sample.tolist(), pictures)]
-        if why:
-            warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=2)
-        asked = [(found, *pair) for pair in zip(channel.tolist(), sample.tolist())]
-        looks = {pair: self._looked[pair] for pair in asked if pair in self._looked}
-        new = {pair: row for row, pair in enumerate(asked) if pair not in looks}
-        chosen = np.array(list(new.values()), dtype=np.int64)
-        flows = heatmaps(self.study.model, self.study.images, channel[chosen], sample[chosen], **self._how(found))
-        with closing(flows):
-            for rows, maps in flows if new else ():
-                pairs = [asked[chosen[row]] for row in rows]
-                self._looked.take_in(pairs, maps)
-                looks |= {pair: self._looked[pair] for pair in pairs}
+        masks = dict(self._masks(channel, sample, crop or self.study.parameters.crop))
+        return viewed(self.study.images, sample, [masks[row] for row in range(len(sample))])
+
+    def _masks(
+        self, channel: NDArray[np.int64], sample: NDArray[np.int64], asked: Crop
+    ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """What channels look at in images, as it is found: which of the pairs, and its mask."""
+        crop, why = self._fitting(asked)
         shape = self.study.images.example.shape[-2:]
-        return viewed(self.study.images, sample, [_unpacked(looks[pair][0], shape) for pair in asked])
+        if crop is None:
+            warnings.warn(f"whole pictures are shown, since {why}", StudyWarning, stacklevel=3)
+            yield from ((row, np.ones(shape, dtype=bool)) for row in range(len(sample)))
+            return
+        if why:
+            warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=3)
+        rows: dict[tuple[Crop, int, int], list[int]] = {}
+        for row, pair in enumerate(zip(channel.tolist(), sample.tolist())):
+            rows.setdefault((crop, *pair), []).append(row)
+        known = {pair: self._looked[pair][0] for pair in rows if pair in self._looked}
+        new = [pair for pair in rows if pair not in known]
+        for pair, bits in known.items():
+            yield from ((row, _unpacked(bits, shape)) for row in rows[pair])
+        chosen = np.array([rows[pair][0] for pair in new], dtype=np.int64)
+        flows = heatmaps(self.study.model, self.study.images, channel[chosen], sample[chosen], **self._how(crop))
+        with closing(flows):
+            for some, maps in flows if new else ():
+                pairs = [new[one] for one in some]
+                self._looked.take_in(pairs, maps)
+                for pair in pairs:
+                    yield from ((row, _unpacked(self._looked[pair][0], shape)) for row in rows[pair])
 
-    def drawn(self, blocks: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> Iterator[tuple[int, list[View]]]:
-        """:meth:`views` of many pairs in blocks, as they come: the number of each, and its pictures.
+    def seen(
+        self, blocks: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    ) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
+        """What channels look at, of many pairs in blocks: the number of the block, which of its pairs, and the mask.
 
-        A cluster, if the study has one, finds out what is seen; the pictures are read here.
+        One block follows another, its pairs come as they are found. A cluster, if the study has one, finds them out.
         """
         run, images, (crop, why) = self.study.run, self.study.images, self._fitting(self.study.parameters.crop)
         if run.client is None or crop is None:
-            yield from ((number, self.views(*pairs)) for number, pairs in enumerate(blocks))
+            for number, pairs in enumerate(blocks):
+                yield from ((number, *found) for found in self._masks(*pairs, self.study.parameters.crop))
             return
         if why:
             warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=2)
         work = partial(_seen, self.study.model, images, self._how(crop))
-        for number, (seen, shape) in run.client.each(work, blocks.__getitem__, range(len(blocks))):
-            yield number, viewed(images, blocks[number][1], _unpacked(seen, shape))
+        for number, (masks, shape) in run.client.each(work, blocks.__getitem__, range(len(blocks))):
+            yield from ((number, row, _unpacked(bits, shape)) for row, bits in enumerate(masks))
 
     def of(self, channel: int, ranks: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Crops of a channel's references of given ranks, as embedders see them: uint8 ``[side, side, 3]`` each."""
@@ -219,13 +233,13 @@ class Crops:
 def _seen(
     model: nn.Module, images: Images, how: dict[str, Any], channel: NDArray[np.int64], sample: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
-    """The masks of pairs, eight pixels a byte, and their shape; not within :meth:`Crops.drawn`, as it is sent away."""
-    masks = np.stack([view.mask for view in views(model, images, channel, sample, **how)])
-    return np.packbits(masks), masks.shape
+    """The masks of pairs, eight pixels a byte, and their shape; not within :meth:`Crops.seen`, as it is sent away."""
+    masks = [view.mask for view in views(model, images, channel, sample, **how)]
+    return np.stack([np.packbits(mask) for mask in masks]), masks[0].shape
 
 
 def _unpacked(bits: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[np.bool_]:
-    """One mask or several, of which eight pixels were packed into a byte."""
+    """A mask of which eight pixels were packed into a byte."""
     return np.unpackbits(bits, count=math.prod(shape)).reshape(shape).astype(bool)
 
 

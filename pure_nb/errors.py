@@ -78,6 +78,11 @@ class StoreWarning(UserWarning):
     """Something in a folder of results that was damaged or could not be used, and is computed again."""
 
 
+def sentence(problem: Exception) -> str:
+    """What to tell of an error where there is no traceback: with its kind, unless it is of this package."""
+    return str(problem) if isinstance(problem, PureError) else f"{type(problem).__name__}: {problem}"
+
+
 def require_choice(name: str, value: object, choices: Any, kind: type[PureError] = ArgumentError) -> None:
     """Raise unless a value is one of some choices.
 

@@ -69,8 +69,8 @@ def in_short() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pure_nb.glyphs.scenes.GlyphObjects", partial(GlyphObjects, 4))
-        for module in ("study", "show.map"):
-            patch.setattr(f"pure_nb.{module}.embed", lambda vectors, seed: embed(vectors, "pca", seed=seed))
+        for user in ("study", "show.facts", "show.map"):
+            patch.setattr(f"pure_nb.{user}.embed", lambda vectors, seed: embed(vectors, "pca", seed=seed))
         yield
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from sklearn.metrics import adjusted_mutual_info_score
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
@@ -26,9 +28,10 @@ from pure_nb.images.data import Images
 from pure_nb.judges.embedders import Embedder
 from pure_nb.methods.virtual import CHOICES, kmeans
 from pure_nb.show import atlas
-from pure_nb.show.facts import COLUMNS, METHODS, Atlas
-from pure_nb.show.pictures import CROP, WHOLE, draw
+from pure_nb.show.facts import METHODS, Atlas
+from pure_nb.show.pictures import STRIP, THUMB, alone, draw, strips
 from pure_nb.show.plane import points_apart, relettered
+from pure_nb.show.sheets import STEPS, UNITS
 from tests.small import noise, picture_folder, plain
 
 
@@ -93,7 +96,7 @@ def test_data_are_what_the_study_found(glyph_study: Study, site: Path) -> None:
             assert [as_labels(own) for own in every] == [own.tolist() for own in expected]
             agreement = [adjusted_mutual_info_score(objects[channel], own) for own in expected]
             assert found["agreement"][name] == pytest.approx(agreement, abs=1e-4)
-        points = np.array(found["points"])
+        points = np.array(found["points"]["circuits"])
         assert points.shape == (20, 2)
         assert (points.min(axis=0) == 0).all()
         assert (points.max(axis=0) == 1000).all()
@@ -105,19 +108,85 @@ def test_data_are_what_the_study_found(glyph_study: Study, site: Path) -> None:
         assert found["activation"] == pytest.approx(glyph_study.neuron(channel).score, rel=1e-3)
 
 
-def test_sprites_hold_the_reference_images(glyph_study: Study, site: Path) -> None:
+def shown(data: dict[str, Any], rank: int, picture: Callable[[str], Any], size: int, crop: bool) -> Any:
+    """What a page makes of a reference image, slowly."""
+    sheet, cell, left, top, side, outline = data["cuts"][rank]
+    file, columns, rows = data["sheets"][sheet]
+    image = picture(file).convert("RGB")
+    fine = image.width / columns / UNITS
+    assert image.height == rows * image.width / columns
+    corner = np.array([cell % columns, cell // columns]) * image.width / columns
+    square = (left, top, side) if crop else data["whole"]
+    box = [*(corner + fine * np.array(square[:2])), *(corner + fine * (np.array(square[:2]) + square[2]))]
+    looked = np.zeros((size, size), dtype=bool)
+    for path in re.findall(r"M([^M]*)z", outline):
+        numbers = np.array([int(number) for number in re.findall(r"-?\d+", path)]).reshape(-1, 2)
+        points = (numbers.cumsum(axis=0) * side / STEPS + (left, top) - square[:2]) * size / square[2]
+        drawn = Image.new("1", (size, size))
+        ImageDraw.Draw(drawn).polygon([tuple(point) for point in points.tolist()], fill=1)
+        looked ^= np.asarray(drawn)
+    pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box)).astype(float)
+    pixels[~looked] = 0.4 * pixels[~looked] + 0.6 * 255
+    return pixels, looked
+
+
+def test_sheets_hold_the_reference_images(glyph_study: Study, site: Path) -> None:
     neuron = glyph_study.neuron(22)
-    for kind, size, crop in (("crops", CROP, True), ("whole", WHOLE, False)):
-        with Image.open(site / kind / "22.webp") as image:
+    told, files = alone(Atlas(glyph_study), 22)
+    assert set(told) == set(data(site, 22))
+    own = data(site, 22), lambda file: Image.open(site / file)
+    by_itself = told, lambda file: Image.open(io.BytesIO(files[file]))
+    for found, picture in (own, by_itself):
+        assert len(found["cuts"]) == found["tiles"] == 20
+        for size, crop in ((72, True), (96, False)):
+            for rank in (0, 9, 13):
+                pixels, looked = shown(found, rank, picture, size, crop)
+                view = neuron.views([rank])[0]
+                expected = view.highlighted(size, crop=crop).astype(float)
+                expected[(expected == 0).all(axis=2)] = np.nan  # the edge, which a page draws itself
+                assert np.nanmean(np.abs(pixels - expected)) < 12  # the file loses some
+                other = neuron.views([(rank + 1) % 20])[0].highlighted(size, crop=crop)
+                assert np.nanmean(np.abs(pixels - expected)) < 0.5 * np.abs(pixels - other).mean()
+                left, top, right, bottom = view.box if crop else (0, 0, 96, 96)
+                mask = Image.fromarray(view.mask[top:bottom, left:right]).resize((size, size))
+                assert (looked != np.asarray(mask)).mean() < 0.06
+
+
+def test_each_image_is_stored_once(glyph_study: Study, site: Path) -> None:
+    files = json.loads((site / "images.json").read_text(encoding="utf-8"))["files"]
+    numbers = [number for every in files.values() for number in every]
+    assert sorted(numbers) == np.unique(glyph_study.references.sample[[22, 3, 8], :20]).tolist()
+    for channel in (22, 3, 8):
+        found = data(site, channel)
+        told = [files[found["sheets"][sheet][0]][cell] for sheet, cell, *_ in found["cuts"]]
+        assert told == found["sample"]
+
+
+def test_strips_show_the_strongest(glyph_study: Study, site: Path) -> None:
+    for channel, (file, at) in strips(Atlas(glyph_study, METHODS), site).items():
+        with Image.open(site / file) as image:
             sheet = np.asarray(image.convert("RGB")).astype(int)
-        assert sheet.shape == (2 * size, COLUMNS * size, 3)
-        for rank in (0, 9, 13):
-            top, left = size * (rank // COLUMNS), size * (rank % COLUMNS)
-            shown = sheet[top : top + size, left : left + size]
-            expected = neuron.views([rank])[0].highlighted(size, crop=crop)
-            assert np.abs(shown - expected).mean() < 12  # WebP loses some
-            other = neuron.views([(rank + 1) % 20])[0].highlighted(size, crop=crop)
-            assert np.abs(shown - expected).mean() < 0.5 * np.abs(shown - other).mean()
+        assert sheet.shape == (3 * THUMB, STRIP * THUMB, 3)
+        top = round(at / 100 * 2 * THUMB)  # as object-position has it
+        for rank, view in enumerate(glyph_study.neuron(channel).views(range(STRIP))):
+            tile = sheet[top : top + THUMB, rank * THUMB : (rank + 1) * THUMB]
+            assert np.abs(tile - view.highlighted(THUMB)).mean() < 12
+
+
+def test_wide_images_stand_in_the_middle(tmp_path: Path) -> None:
+    images = torch.rand(20, 3, 12, 20, generator=torch.Generator().manual_seed(0))
+    study = own_study(images, store=tmp_path / "store", crop="activation")
+    atlas.write(study, tmp_path / "atlas", channels=[0], count=3)
+    found = data(tmp_path / "atlas", 0)
+    for rank, view in enumerate(study.neuron(0).views(range(3))):
+        pixels, _ = shown(found, rank, lambda file: Image.open(tmp_path / "atlas" / file), 20, False)
+        bare = np.abs(pixels[4:16] - view.picture)
+        dimmed = np.abs(pixels[4:16] - (0.4 * view.picture + 153))
+        assert np.minimum(bare, dimmed).mean() < 45  # noise, of which WebP loses much
+        assert (pixels[:3] > 200).all()
+        _, _, left, top, side, _ = found["cuts"][rank]
+        assert min(left, top) >= 0
+        assert max(left, top) + side <= UNITS
 
 
 def test_pages_tell_and_link(glyph_study: Study, site: Path) -> None:
@@ -170,21 +239,35 @@ def test_the_same_bytes_and_nothing_twice(
     for file in files:
         assert (site / file).read_bytes() == (again / file).read_bytes(), file
     drawn: list[int] = []
-    views = Crops.views
+    seen = Crops.seen
 
-    def counted(self: Study, channel: Any, *rest: Any, **how: Any) -> Any:
-        drawn.extend(np.unique(channel).tolist())
-        return views(self, channel, *rest, **how)
+    def counted(self: Crops, blocks: Any) -> Any:
+        drawn.extend(channel for channels, _ in blocks for channel in np.unique(channels).tolist())
+        return seen(self, blocks)
 
-    monkeypatch.setattr(Crops, "views", counted)
-    (again / "crops/3.webp").unlink()  # as if it had been stopped
+    monkeypatch.setattr(Crops, "seen", counted)
+    (again / "data/3.js").unlink()  # as if it had been stopped
     atlas.write(glyph_study, again, channels=[22, 3, 8], methods=METHODS, home="../book.html")
-    assert drawn == [3]
-    assert (again / "crops/3.webp").read_bytes() == (site / "crops/3.webp").read_bytes()
+    assert set(drawn) == {3}
+    assert (again / "data/3.js").read_bytes() == (site / "data/3.js").read_bytes()
+    drawn.clear()
+    lost = data(site, 22)["sheets"][0][0]
+    (again / lost).unlink()
+    atlas.write(glyph_study, again, channels=[22, 3, 8], methods=METHODS, home="../book.html")
+    assert not drawn  # the images are read again, and no more
+    assert (again / lost).read_bytes() == (site / lost).read_bytes()
+    drawn.clear()
+    before = (again / "data/22.js").read_bytes()
+    draw(Atlas(glyph_study, METHODS), again, [10])  # which adds to the sheets
+    assert set(drawn) == {10}
+    assert (again / "data/22.js").read_bytes() == before
+    files_of = json.loads((again / "images.json").read_text(encoding="utf-8"))["files"]
+    numbers = [number for every in files_of.values() for number in every]
+    assert sorted(numbers) == np.unique(glyph_study.references.sample[[22, 3, 8, 10], :20]).tolist()
     other = Atlas(glyph_study.replace(n_clusters=3), METHODS)
     drawn.clear()
     draw(other, again, [22])  # of other parts: not what is there
-    assert drawn == [22]
+    assert set(drawn) == {22}
 
 
 def test_what_is_not_known_is_said(tmp_path: Path) -> None:
@@ -223,7 +306,7 @@ def test_dead_neurons_have_a_page_without_pictures(tmp_path: Path) -> None:
         study.model.get_submodule("4").bias[1] = -1
     atlas.write(study, tmp_path / "atlas")
     assert "No image activates this neuron" in (tmp_path / "atlas/1.html").read_text(encoding="utf-8")
-    assert not (tmp_path / "atlas/crops/1.webp").exists()
+    assert not (tmp_path / "atlas/data/1.js").exists()
     rows = {row["neuron"]: row for row in index(tmp_path / "atlas")}
     assert [channel for channel, row in rows.items() if row["thumb"] is None] == [1]
     assert (rows[1]["score"], rows[1]["q"]) == (None, None)
@@ -287,6 +370,8 @@ def test_bad_wishes(glyph_study: Study, tmp_path: Path) -> None:
         atlas.write(glyph_study, tmp_path, embedder=Embedder.of("mean", lambda some: np.ones((len(some), 2))))
     with pytest.raises(StudyError, match="count=0"):
         atlas.write(glyph_study, tmp_path, count=0)
+    with pytest.raises(StudyError, match="side=8"):
+        atlas.write(glyph_study, tmp_path, side=8)
     with pytest.raises(ArgumentError, match="channel 99"):
         atlas.write(glyph_study, tmp_path, channels=[99])
     (tmp_path / "index.html").write_text("<p>my own page</p>")

@@ -18,7 +18,8 @@ from test_browser import AXE, OVERFLOWING, VIOLATIONS
 from pure_nb import Study
 from pure_nb.notes import Note
 from pure_nb.show.facts import Atlas
-from pure_nb.show.pages import write_index
+from pure_nb.show.pages import templates_of, write_index
+from pure_nb.show.pictures import Strip
 
 DEAD = 31
 
@@ -46,7 +47,8 @@ def folder(made: Atlas, rows: dict[int, dict[Any, Any]], tmp_path_factory: pytes
     """The index alone; its links lead to pages with nothing in them."""
     folder = tmp_path_factory.mktemp("site")
     parts = {channel: made.parts(channel) for channel in rows if channel != DEAD}
-    write_index(made, folder, rows, parts, "../book.html")
+    thumbs = {channel: Strip(f"thumbs/{channel}.webp", 0) for channel in parts}
+    write_index(made, folder, rows, parts, thumbs, templates_of(made, "../book.html"))
     (folder / "thumbs").mkdir()
     for channel in rows:
         Image.new("RGB", (288, 48), (8 * channel, 99, 99)).save(folder / f"thumbs/{channel}.webp")

@@ -17,8 +17,8 @@ from PIL import Image
 
 from pure_nb import Study
 from pure_nb.show import atlas
-from pure_nb.show.pictures import CROP
 from pure_nb.show.plane import ACROSS, points_apart, relettered
+from pure_nb.show.sheets import UNITS
 
 CHANNELS = [3, 8, 22]
 
@@ -174,7 +174,9 @@ def test_a_link_is_copied_whole(context: Any, url: str, folder: Path, at: str) -
         field = visit.page.get_by_label("number of the neuron").first
         field.evaluate("input => { input.type = 'text'; input.value = ''; input.focus(); }")
         visit.page.keyboard.press("Control+V")
-        assert field.input_value() == f"{own}#1.neuron=8&1.parts=3&1.method=circuits&1.show=what%20it%20looks%20at"
+        others = "1.method=circuits&1.beside=none&1.plane=the%20same%20method&1.show=what%20it%20looks%20at"
+        others += "&1.heatmap=on"
+        assert field.input_value() == f"{own}#1.neuron=8&1.parts=3&{others}"
 
 
 def test_the_table_is_what_is_known(context: Any, url: str, folder: Path, glyph_study: Study) -> None:
@@ -193,24 +195,46 @@ def test_the_table_is_what_is_known(context: Any, url: str, folder: Path, glyph_
     assert [row["part"] for row in rows] == ["ABC"[int(own)] for own in labels]
 
 
-def test_the_picture_shows_the_images_in_true_colour(context: Any, url: str, folder: Path) -> None:
-    with Visit(context, f"{url}#1.neuron=22") as visit:
+def downloaded(visit: Visit) -> Any:
+    """The picture of what is shown, and its first image."""
+    with visit.page.expect_download() as download:
+        visit.page.get_by_title("download a picture").first.click()
+    with Image.open(download.value.path()) as image:
+        picture = np.asarray(image.convert("RGB")).astype(int)
+    place = """() => {
+        const view = document.querySelector('.explorer-view').getBoundingClientRect();
+        const box = document.querySelector('.tiles .tile').getBoundingClientRect();
+        return [box.top - view.top, box.left - view.left, box.width].map(at => Math.round(2 * at));
+    }"""
+    top, left, side = visit.page.evaluate(place)
+    return picture, picture[top + 60 : top + 60 + side, left : left + side]
+
+
+@pytest.mark.parametrize("show", ["what it looks at", "whole pictures"])
+def test_the_picture_shows_the_images_in_true_colour(
+    context: Any, url: str, folder: Path, glyph_study: Study, show: str
+) -> None:
+    with Visit(context, f"{url}#1.neuron=22&1.heatmap=off&1.show={show}") as visit:
         reads(visit, "Neuron 22")
-        with visit.page.expect_download() as download:
-            visit.page.get_by_title("download a picture").first.click()
-        with Image.open(download.value.path()) as image:
-            picture = np.asarray(image.convert("RGB")).astype(int)
-        place = """() => {
-            const view = document.querySelector('.explorer-view').getBoundingClientRect();
-            const box = document.querySelector('.tiles .tile').getBoundingClientRect();
-            return [box.top - view.top, box.left - view.left, box.width].map(at => Math.round(2 * at));
-        }"""
-        top, left, side = visit.page.evaluate(place)
-    shown = picture[top + 60 : top + 60 + side, left : left + side]
-    with Image.open(folder / "atlas/crops/22.webp") as image:
-        expected = np.asarray(image.convert("RGB").crop((0, 0, CROP, CROP)).resize((side, side))).astype(int)
+        picture, shown = downloaded(visit)
+        assert not visit.page.locator(".tiles .tile svg").first.is_visible()
+        visit.page.locator("fieldset input[value='on']").first.click()
+        visit.page.locator(".tiles .tile svg").first.wait_for()
+        address(visit, f"#1.neuron=22{'&1.show=whole%20pictures' * (show != 'what it looks at')}")
+        _, dimmed = downloaded(visit)
+    told, side = known(folder, 22), len(shown)
+    sheet, cell, *cut = told["cuts"][0]
+    file, columns, _ = told["sheets"][sheet]
+    left, top, width = told["whole"] if show == "whole pictures" else cut[:3]
+    with Image.open(folder / "atlas" / file) as image:
+        fine = image.width / columns / UNITS
+        x, y = fine * (UNITS * (cell % columns) + left), fine * (UNITS * (cell // columns) + top)
+        box = (x, y, x + fine * width, y + fine * width)
+        expected = np.asarray(image.convert("RGB").resize((side, side), box=box)).astype(int)
     assert np.abs(shown - expected).mean() < 6
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000
+    view = glyph_study.neuron(22).views([0])[0]
+    assert np.abs(dimmed - view.highlighted(side, crop=show != "whole pictures")).mean() < 12
 
 
 def test_a_picture_of_a_page_from_the_disk_is_refused_in_words(context: Any, folder: Path) -> None:
@@ -295,6 +319,11 @@ def test_an_image_is_enlarged(context: Any, url: str) -> None:
         visit.page.keyboard.press("ArrowRight")
         assert dialog.inner_text().startswith("rank 3,")
         assert dialog.locator(".tile").first.bounding_box()["width"] > 250
+        switch = dialog.get_by_title("show what the neuron looks at")
+        for pressed in ("false", "true"):
+            switch.click()
+            assert switch.get_attribute("aria-pressed") == pressed
+            assert dialog.locator(".tile svg").first.is_visible() == (pressed == "true")
         following = dialog.get_by_label("next image")
         following.focus()
         visit.page.keyboard.press("Enter")

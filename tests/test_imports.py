@@ -33,8 +33,19 @@ SOURCE = Path(pure_nb.__file__).parent
 PROJECT = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
-LATE = {"IPython", "dask", "distributed", "ipywidgets", "jinja2", "matplotlib.pyplot", "nltk", "open_clip", "pandas"}
-LATE |= {"pyarrow", "scipy.stats", "seaborn", "sklearn", "timm", "umap"}
+LATE = {
+    "IPython",
+    "anywidget",
+    "dask",
+    "distributed",
+    "ipywidgets",
+    "jinja2",
+    "matplotlib.pyplot",
+    "nltk",
+    "open_clip",
+    "pandas",
+}
+LATE |= {"anywidget", "pyarrow", "scipy.stats", "seaborn", "sklearn", "timm", "umap"}
 """What a study needs at the earliest when it computes or shows something."""
 
 HEAVY = LATE | {"PIL", "matplotlib", "numpy", "safetensors", "scipy", "torch", "torchvision", "zennit"}
@@ -262,6 +273,7 @@ MISSING: list[tuple[str, Callable[[], Any], type[PureError], str]] = [
     ("timm", wnids, ImageError, "ImageNet's classes need more packages: pip install 'pure-nb[timm]'"),
     ("nltk", imported("methods.wordnet"), WordNetError, "WordNet needs more packages: pip install 'pure-nb[wordnet]'"),
     ("ipywidgets", imported("show.widgets"), PureError, "explorers need more packages: pip install 'pure-nb[show]'"),
+    ("anywidget", imported("show.live"), PureError, "explorers need more packages: pip install 'pure-nb[show]'"),
     ("jinja2", imported("show.atlas"), PureError, "an atlas needs more packages: pip install 'pure-nb[show]'"),
 ]
 

@@ -21,12 +21,11 @@ from typer.testing import CliRunner
 from pure_nb import Study
 from pure_nb.cli import app
 from pure_nb.errors import ArgumentError, EmbedderError, ImageError
+from pure_nb.figures.render import square_around
 from pure_nb.judges.alike import FEWEST, USUAL, Parts
 from pure_nb.methods.virtual import part_name
 from pure_nb.show import atlas
 from pure_nb.show import map as maps
-from pure_nb.show.facts import COLUMNS
-from pure_nb.show.pictures import CROP
 from tests.small import CHANNELS, JUDGE, MUTE, WORDS, colours
 
 
@@ -286,20 +285,20 @@ def test_the_map_tells_what_the_study_found(seen: Study, map_site: Path) -> None
         assert places.max() == found["reach"]
 
 
-def test_the_sheet_holds_a_picture_of_each_part_twice_the_same(map_site: Path) -> None:
+def test_the_sheet_holds_a_picture_of_each_part_twice_the_same(seen: Study, map_site: Path) -> None:
     parts, found = told(map_site, "parts"), told(map_site, "map")
+    ranks = [seen.neuron(channel).members(part)[0] for channel, part in zip(parts["channel"], parts["part"])]
     raw = (map_site / "parts.webp").read_bytes()
     assert parts["sheet"].startswith("parts.webp?")
     assert base64.b64decode(found["sheet"].removeprefix("data:image/webp;base64,")) == raw
     with Image.open(BytesIO(raw)) as image:
         sheet = np.asarray(image.convert("RGB")).astype(int)
     side = sheet.shape[1] // parts["columns"]
-    for place, (channel, rank) in enumerate(zip(parts["channel"], parts["rank"])):
+    for place, (channel, rank) in enumerate(zip(parts["channel"], ranks)):
         top, left = side * (place // parts["columns"]), side * (place % parts["columns"])
         shown = sheet[top : top + side, left : left + side]
-        with Image.open(map_site / f"crops/{channel}.webp") as crops:
-            corner = CROP * (rank % COLUMNS), CROP * (rank // COLUMNS)
-            own = crops.convert("RGB").crop((*corner, corner[0] + CROP, corner[1] + CROP)).resize((side, side))
+        (view,) = seen.neuron(channel).views([rank])
+        own = Image.fromarray(view.picture).crop(square_around(view.mask)).resize((side, side))
         assert np.abs(shown - np.asarray(own)).mean() < 15
 
 
@@ -334,9 +333,11 @@ def test_without_an_embedder_there_is_a_map_by_circuits_alone(seen: Study, tmp_p
     assert [one["name"] for one in told(tmp_path, "map")["layouts"]] == ["circuits"]
     parts = told(tmp_path, "parts")
     first = [seen.neuron(channel).members(part)[0] for channel, part in zip(parts["channel"], parts["part"])]
-    assert parts["rank"] == [rank if rank < 2 else -1 for rank in first]
-    assert -1 in parts["rank"]
-    assert np.ptp(maps.small_pictures(tmp_path, 22, [15], 8)[0]) == 0  # grey
+    without = [cut is None for cut in told(tmp_path, "map")["cuts"]]
+    assert without == [rank >= 2 for rank in first]
+    assert any(without)
+    assert maps.cuts(tmp_path, 22, [15]) == [None]
+    assert np.ptp(maps.small_pictures(tmp_path, [None], 8)[0]) == 0  # grey
     assert not (tmp_path / "data/words.js").exists()
     assert "Search by meaning" not in (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "More like this" not in (tmp_path / "22.html").read_text(encoding="utf-8")

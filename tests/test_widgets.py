@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import threading
-import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -26,8 +24,10 @@ from pure_nb.errors import ArgumentError, ImageError
 from pure_nb.images.sources import as_images
 from pure_nb.methods import circuits
 from pure_nb.parameters import Parameters, Run
-from pure_nb.show import ranking
+from pure_nb.show import live
 from pure_nb.show.facts import Atlas
+from pure_nb.show.live import LiveExplorer
+from pure_nb.show.pictures import alone
 from pure_nb.show.widgets import BOOK, explore, explorer
 from pure_nb.study import Study
 from tests.small import noise, plain
@@ -51,12 +51,46 @@ def fresh() -> None:
     drawings.clear()
 
 
-def finish() -> None:
-    """Wait for what runs in the background."""
-    for thread in threading.enumerate():
-        if thread.name.startswith("ranking"):
+class Reader:
+    """Somebody before a live explorer: what the widget tells, and what is wanted of it.
+
+    tests/test_live_explorer.py has a browser for that.
+    """
+
+    def __init__(self, widget: Any) -> None:
+        self.widget, self.known, self.problem, self.order = widget, {}, "", []
+        widget.send = self.take
+
+    def take(self, content: dict[str, Any], buffers: Any = ()) -> None:
+        self.problem = content.get("problem", "")
+        self.order.append(content["neuron"])
+        own = self.known.setdefault((content["layer"], content["neuron"]), {"pictures": {}})
+        for name, value in content.get("data", {}).items():
+            own[name] = own.get(name, {}) | value if isinstance(value, dict) else value
+        own["pictures"] |= dict(zip(content.get("files", ()), buffers))
+
+    def ask(self, neuron: int | None = None, layer: str | None = None, methods: Any = ("circuits",)) -> None:
+        """What the browser does when one of the widget's traits changes."""
+        self.widget.neuron = self.widget.neuron if neuron is None else neuron
+        self.widget.layer = layer or self.widget.layer
+        known = self.known.get((self.widget.layer, self.widget.neuron), {}).get("done")
+        asked = {"layer": self.widget.layer, "neuron": self.widget.neuron, "methods": list(methods)}
+        self.widget._handle_custom_msg(asked | {"has": known or [], "pictures": known is not None}, [])
+
+    def look(self, *which: Any, **how: Any) -> dict[str, Any]:
+        """What is known of a neuron as soon as nothing is computed any more."""
+        self.ask(*which, **how)
+        thread = self.widget._thread
+        if thread is not None:
             thread.join(60)
             assert not thread.is_alive()
+        return self.known.get((self.widget.layer, self.widget.neuron), {})
+
+
+def same_parts(labels: str, expected: Any) -> bool:
+    """Whether two divisions are the same, whatever the parts are called."""
+    pairs = set(zip(labels, np.asarray(expected).tolist()))
+    return len(pairs) == len({one for one, _ in pairs}) == len({other for _, other in pairs})
 
 
 class Images(HTMLParser):
@@ -203,27 +237,52 @@ def test_where_the_slider_starts() -> None:
 
 @pytest.mark.slow
 def test_explore_alive(glyph_study: Study) -> None:
-    layer, neuron, count, method, shown, words, caption = explore(glyph_study, 22, caption="look").children
+    widget = explore(glyph_study, 22, caption="look")
+    reader = Reader(widget)
     alive = np.flatnonzero(glyph_study.references.alive)
-    assert neuron.options == tuple(str(channel) for channel in alive)
-    assert (layer.value, neuron.value, method.value) == ("layer4", "22", "circuits")
-    assert "Neuron 22 of layer4 in 2 parts by circuits: " in words.value
-    assert glyph_study.neuron(22).meanings(0).split(",")[0] in words.value
-    seen = {shown.value}
-    count.index = 2
-    assert "in 3 parts by circuits" in words.value
-    method.value = "activations"
-    assert "in 3 parts by activations" in words.value
-    made = glyph_study.neuron(22).with_clusters(glyph_study.activation_vectors["activation"][22], 3)
-    assert made.meanings(2) in words.value
-    seen |= {shown.value}
-    neuron.value = "3"
-    seen |= {shown.value}
-    assert len(seen) == 3
-    layer.value = "layer3"
-    assert len(neuron.options) == int(glyph_study.replace(target="layer3", lower="nearest").references.alive.sum())
-    assert f"Neuron {neuron.value} of layer3 in 3 parts" in words.value
-    assert caption.value == "<small>look</small>"
+    assert widget._listed == {"layer": "layer4", "neurons": alive.tolist()}
+    assert (widget.layer, widget.neuron, widget.method, widget.parts) == ("layer4", 22, "circuits", 0)
+    assert (widget._fixed["caption"], widget._fixed["split"]) == ("look", True)
+    assert widget._fixed["layers"][0] == "layer4"
+    assert "layer3" in widget._fixed["layers"]
+    found = reader.look()
+    neuron = glyph_study.neuron(22)
+    assert same_parts(found["parts"]["circuits"][0], neuron.virtual.labels)
+    assert [found["names"][label] for label in found["label"]] == neuron.names
+    assert same_parts(found["parts"]["circuits"][2], neuron.with_clusters(neuron.vectors, 3).virtual.labels)
+    assert set(found["points"]) == {"circuits"}  # the others only when they are asked for
+    found = reader.look(methods=["activations"])
+    made = neuron.with_clusters(glyph_study.activation_vectors["activation"][22], 3)
+    assert same_parts(found["parts"]["activations"][2], made.virtual.labels)
+    assert len(found["points"]["activations"]) == 20
+    ((file, *_),) = found["sheets"]
+    assert np.asarray(Image.open(io.BytesIO(found["pictures"][file]))).std() > 5
+    assert len(found["cuts"]) == 20
+    assert found["pictures"][file] not in reader.look(3)["pictures"].values()
+    lower = glyph_study.replace(target="layer3", lower="nearest")
+    found = reader.look(layer="layer3")
+    assert widget._listed == {"layer": "layer3", "neurons": np.flatnonzero(lower.references.alive).tolist()}
+    assert found["sample"] == lower.neuron(widget.neuron).sample.tolist()
+    made = lower.neuron(3).with_clusters(lower.neuron(3).vectors, 3)
+    assert same_parts(found["parts"]["circuits"][2], made.virtual.labels)
+
+
+def test_who_is_beside_is_fetched_ahead_and_nothing_twice(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, drawn = Reader(explore(glyph_study, 22)), []
+
+    def counted(made: Atlas, channel: int) -> Any:
+        drawn.append(channel)
+        return alone(made, channel)
+
+    monkeypatch.setattr(live, "alone", counted)
+    reader.look()
+    assert [*dict.fromkeys(reader.order)] == [22, 23, 21]
+    assert drawn == [22, 23, 21]
+    del reader.order[:]
+    reader.look(23)
+    assert set(reader.order) == {24}
+    assert drawn == [22, 23, 21, 24]
+    assert reader.known["layer4", 24]["done"] == ["circuits"]
 
 
 def never_run(store: Path | None, **how: Any) -> Study:
@@ -236,31 +295,31 @@ def never_run(store: Path | None, **how: Any) -> Study:
 def test_explore_what_was_never_run(
     stored: bool, pairs: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First a strong neuron alone; then all are ranked, and the one that is looked at stays."""
+    """First a strong neuron alone and those beside it; then all are ranked, and the one that is looked at stays."""
     study = never_run(tmp_path if stored else None)
-    with monkeypatch.context() as patch:
-        patch.setattr(ranking.Progress, "_run", lambda self: None)
-        *_, progress, shown, words, _ = explore(study).children
+    widget = explore(study)
     strong = np.argsort(-study.references.score.mean(axis=1)).tolist()
-    assert progress.children[1].description == "Stop"
-    assert f"Neuron {strong[0]} of 4 in " in words.value
-    assert pairs == 12 * [strong[0]]
-    _, neuron, count, _, progress, shown, words, _ = explore(study).children
-    before, drawn = words.value, shown.value
-    finish()
+    assert widget._listed["neurons"] == strong
+    assert widget.neuron == strong[0]
+    assert pairs == []  # before anybody looks
+    reader = Reader(widget)
+    found = reader.look()
+    assert pairs[:12] == 12 * [strong[0]]
+    assert set(pairs[12:24]) == {strong[1]}
     ranked = study.neurons["channel"].tolist()
     assert ranked != strong
-    assert [int(option) for option in neuron.options] == ranked
-    assert (neuron.value, words.value, shown.value) == (str(strong[0]), before, drawn)
-    assert progress.layout.display == "none"
+    assert widget._listed["neurons"] == ranked
+    assert widget.neuron == strong[0]
+    assert [*dict.fromkeys(reader.order)] == strong[:2]
+    assert widget._doing == {}
     assert study.known()[:3] == ["references", "circuits", "virtual"]
+    assert same_parts(found["parts"]["circuits"][0], study.virtual[strong[0]].labels)
     del pairs[:]
-    count.index = 2  # of what is there
-    assert "in 3 parts" in words.value
+    reader.look(strong[3])  # of what is there
     assert pairs == []
     expected = study.replace(store=None).neurons
     assert study.neurons["channel"].tolist() == expected["channel"].tolist()
-    assert explore(study).children[1].value == str(ranked[0])
+    assert explore(study).neuron == ranked[0]
 
 
 def test_the_ranking_can_be_stopped_and_goes_on(
@@ -268,81 +327,103 @@ def test_the_ranking_can_be_stopped_and_goes_on(
 ) -> None:
     monkeypatch.setattr("pure_nb.compute.blocks.BLOCK", 20)
     study = never_run(tmp_path, batch_size=4)
-    look = ranking.Progress._look
+    widget = explore(study)
+    reader, look, parts = Reader(widget), LiveExplorer._look, []
     with monkeypatch.context() as patch:
 
-        def clicked(self: ranking.Progress, bar: Any = None) -> None:
-            if bar is not None and bar.done > 40:
-                self.button.click()
+        def clicked(self: LiveExplorer, bar: Any = None) -> None:
+            if bar is not None and "ranking" in self._what:
+                parts.append(bar.part)
+                if bar.done > 40:
+                    widget._handle_custom_msg({"stop": True}, [])
             look(self, bar)
 
-        patch.setattr(ranking.Progress, "_look", clicked)
-        _, neuron, *_, progress, _, words, _ = explore(study).children
-        finish()
-    assert "stopped" in progress.children[2].value
-    assert 0.5 < progress.children[0].value < 1
+        patch.setattr(LiveExplorer, "_look", clicked)
+        reader.look()
+    assert "stopped" in widget._doing["what"]
+    assert parts == sorted(parts)
+    assert 0.5 < parts[-1] < 1
     assert not study._is_there("circuits")
-    neuron.index = 3  # the explorer goes on
-    assert f"Neuron {neuron.value} of 4" in words.value
+    assert reader.look(widget._listed["neurons"][3])["parts"]  # the explorer goes on
+    assert not reader.problem
     del pairs[:]
-    explore(study)
-    finish()
+    Reader(explore(study)).look()
     assert study._is_there("virtual")
-    assert len(pairs) < 12 + 72 - 20  # a neuron to look at, and what was not finished
+    assert len(pairs) < 24 + 72 - 20  # those to look at, and what was not finished
 
 
-def test_who_draws_comes_between() -> None:
-    turns, done, stop = ranking.Turns(), [0], threading.Event()
+def test_who_looks_comes_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranking waits after a piece of its work."""
+    monkeypatch.setattr("pure_nb.compute.blocks.BLOCK", 20)
+    study = never_run(tmp_path, batch_size=4)
+    widget = explore(study)
+    reader, look, last = Reader(widget), LiveExplorer._look, widget._listed["neurons"][-1]
 
-    def work() -> None:
-        with turns.turn:
-            while not stop.is_set():
-                done[0] += 1
-                turns.give_way()
+    def moved(self: LiveExplorer, bar: Any = None) -> None:
+        if bar is not None and "ranking" in self._what and last not in reader.order and widget.neuron != last:
+            reader.ask(last)
+        elif bar is not None and "ranking" in self._what:
+            assert last in reader.order
+        look(self, bar)
 
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
-    for _ in range(20):
-        with turns.drawing():
-            before = done[0]
-            time.sleep(0.003)
-            assert done[0] == before
-    stop.set()
-    worker.join(30)
-    assert not worker.is_alive()
-    assert done[0] > 5
+    monkeypatch.setattr(LiveExplorer, "_look", moved)
+    reader.look()
+    assert widget.neuron == last
+    assert reader.known["4", last]["done"] == ["circuits"]
+    assert widget._doing == {}
+    assert study._is_there("virtual")
+
+
+def test_who_looks_elsewhere_waits_for_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader(explore(never_run(tmp_path), 0))
+    look = LiveExplorer._look
+
+    def moved(self: LiveExplorer, bar: Any = None) -> None:
+        if reader.widget.neuron == 0:
+            reader.ask(5)
+        look(self, bar)
+
+    monkeypatch.setattr(LiveExplorer, "_look", moved)
+    reader.look()
+    assert reader.known["4", 5]["done"] == ["circuits"]
+    assert "done" not in reader.known.get(("4", 0), {})
 
 
 def test_the_ranking_runs_a_copy_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever draws meanwhile puts the rules of LRP into the other."""
-    study, models = never_run(tmp_path), []
+    """Whoever looks at a neuron meanwhile, or runs a cell, puts the rules of LRP into another."""
+    study, models = never_run(tmp_path), {}
+    widget = explore(study)
     propagate = circuits.propagate
 
     def noted(model: Any, *rest: Any, **how: Any) -> Any:
-        models.append((threading.current_thread() is threading.main_thread(), model))
+        models.setdefault("ranking" in widget._what, set()).add(id(model))
         return propagate(model, *rest, **how)
 
     monkeypatch.setattr(circuits, "propagate", noted)
-    explore(study)
-    finish()
-    assert {main for main, _ in models} == {True, False}
-    assert all((model is study.model) == main for main, model in models)
+    Reader(widget).look()
+    assert set(models) == {True, False}
+    assert not models[True] & models[False]
+    assert id(study.model) not in models[True] | models[False]
 
 
 def test_a_network_that_cannot_be_copied_is_not_ranked(tmp_path: Path) -> None:
     study = never_run(tmp_path)
     study.model[4].weight = torch.nn.Parameter(study.model[4].weight.data)
     study.model.mine = torch.ones(2, requires_grad=True) * 2  # of which torch makes no copy
-    *_, progress, shown, _, _ = explore(study).children
-    assert "can&#x27;t be copied" in progress.children[2].value
-    assert shown.value
+    widget = explore(study)
+    assert "can't be copied" in widget._doing["what"]
+    assert Reader(widget).look()["done"] == ["circuits"]
+    assert not study._is_there("circuits")
 
 
 def test_explore_only_the_references(glyph_study: Study) -> None:
-    first = str(glyph_study.neurons["channel"].iloc[0])
-    box = explore(glyph_study, parts=False)
-    assert [child.description for child in box.children[:2]] == ["layer", "neuron"]
-    assert box.children[1].value == first
+    first = glyph_study.neurons["channel"].iloc[0]
+    widget = explore(glyph_study, parts=False)
+    assert widget.neuron == first
+    assert not widget._fixed["split"]
+    found = Reader(widget).look(methods=[])
+    assert found["sample"] == glyph_study.neuron(widget.neuron).sample.tolist()
+    assert "parts" not in found
     with pytest.raises(ArgumentError, match="channel 99"):
         explore(glyph_study, 99)
 
@@ -396,24 +477,32 @@ def test_what_goes_wrong_in_a_live_explorer_is_said(problem: Exception) -> None:
 
 
 def test_what_goes_wrong_at_another_layer_is_said(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, neuron, _, _, shown, words, _ = explore(glyph_study, 22).children
+    reader = Reader(explore(glyph_study, 22))
 
     def failing(self: Study) -> Any:
         raise ImageError("picture 3 can't be read")
 
     with monkeypatch.context() as patch:
         patch.setattr(Study, "references", property(failing))
-        layer.value = "layer3"
-        assert words.value == "<small>picture 3 can&#x27;t be read</small>"
-        assert shown.value == b""
+        reader.look(layer="layer3")
+        assert reader.problem == "picture 3 can't be read"
     with monkeypatch.context() as patch:
         dead = replace(glyph_study.references, peak=np.zeros_like(glyph_study.references.peak))
         patch.setattr(Study, "references", property(lambda self: dead))
-        layer.value = "layer2"
-        assert "no image activates any channel of &#x27;layer2&#x27;" in words.value
-    layer.value = "layer4"
-    neuron.value = "22"
-    assert "Neuron 22 of layer4" in words.value
+        reader.look(layer="layer2")
+        assert reader.problem == "no image activates any channel of 'layer2'"
+    assert reader.look(22, "layer4")["done"] == ["circuits"]
+    assert not reader.problem
+
+
+def test_a_fault_is_said_with_its_kind(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> Any:
+        raise KeyError("boom")
+
+    reader = Reader(explore(glyph_study, 22))
+    monkeypatch.setattr(Atlas, "split", failing)
+    reader.look()
+    assert reader.problem == "KeyError: 'boom'"
 
 
 def test_explore_starts_at_a_channel_that_is_active(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,8 +549,7 @@ def test_explore_in_a_second_session_moves_the_network(tmp_path: Path) -> None:
             Run(progress=False),
         )
         assert session == 0 or (study.neurons is not None and not study.model.moved)
-        assert "of inner.4" in explore(study).children[-2].value
-        finish()
+        assert Reader(explore(study)).look()["done"] == ["circuits"]
 
 
 def test_any_value_names_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

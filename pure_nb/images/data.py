@@ -166,7 +166,11 @@ class Images:
 
     def path(self, sample: int) -> str:
         """The file behind an image, or a description where there is none, which may be hard to print."""
-        return _file(*_behind(self.dataset, int(sample))) or f"item {sample} of {self.name}"
+        return self.file(sample) or f"item {sample} of {self.name}"
+
+    def file(self, sample: int) -> str:
+        """The file behind an image; "" where there is none."""
+        return _file(*_behind(self.dataset, int(sample))) or ""
 
     def credit(self, sample: int) -> str:
         """Whom an image is by, and under which licence, where that must be shown; "" where nobody asks for it."""

@@ -3,8 +3,9 @@
 It is a folder of plain files that works from a disk and from any web server: ``index.html`` with all neurons, the most
 polysemantic first; ``17.html`` with reference images, virtual neurons, circuit, classes and scores of neuron 17;
 ``lower/5.html`` for each lower channel that carries one of them. What the pages' explorers show is beside them:
-``data/17.js``, and the reference images in ``crops/17.webp`` and ``whole/17.webp``, so that a page loads little.
-``compare.html`` shows two neurons at a time. Of several layers each is such a folder, ``layer4/17.html``.
+``data/17.js``, and in ``images`` sheets of reference images, each of which is there once, so that a page loads little;
+``images.json`` tells which are in which. ``compare.html`` shows two neurons at a time. Of several layers each is such a
+folder, ``layer4/17.html``.
 
 The chapter :doc:`Your own network </book/your-network>` makes one.
 """
@@ -33,6 +34,7 @@ def write(  # noqa: PLR0913
     count: int = 100,
     embedder: Embedder | None = None,
     words: Sequence[str] | None = None,
+    side: int = Atlas.side,
     home: str = "",
     layers: Sequence[str] = (),
 ) -> Path:
@@ -57,6 +59,8 @@ def write(  # noqa: PLR0913
         With a text tower, such as CLIP: names the virtual neurons, finds them by words, and those that are alike.
     words
         What they may be called, and what can be looked for; the names of the network's classes by default.
+    side
+        Pixels to which the longer side of an image is scaled down: more for crops that are to be enlarged.
     home
         Address of a page that the atlas is part of, for a link back.
     layers
@@ -83,7 +87,7 @@ def write(  # noqa: PLR0913
     'index.html'
     """
     folder = Path(folder)
-    made = Atlas(study, tuple(methods), count, embedder, None if words is None else tuple(words))
+    made = Atlas(study, tuple(methods), count, embedder, side, None if words is None else tuple(words))
     if layers:
         write_layers(made, layers, folder, channels, home)
     else:

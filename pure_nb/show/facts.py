@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,7 +23,7 @@ from pure_nb.figures.colours import part_colour
 from pure_nb.images.labels import display_names
 from pure_nb.judges.truth import scores
 from pure_nb.methods.descriptions import LRP, OWN, Description, descriptions
-from pure_nb.methods.virtual import CHOICES, WHOLE, kmeans_some, part_name
+from pure_nb.methods.virtual import CHOICES, WHOLE, Vectors, embed, kmeans_some, part_name
 from pure_nb.notes import Note
 from pure_nb.parameters import NEAREST
 from pure_nb.show.matrix import chosen
@@ -35,11 +37,9 @@ SHOWN = {"circuits": OWN, "circuits (LRP)": LRP, "activations": "activation"}
 METHODS = tuple(SHOWN)
 """Descriptions by which an explorer can split a neuron into parts; the first is the study's own."""
 
-FORMAT = 4
+FORMAT = 5
 """Part of what finished pictures are known by; raised when this module draws them differently."""
 
-COLUMNS = 10
-"""Reference images in a row of a neuron's file."""
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz-"
 """Stand for the parts in the data of an explorer, the last for the part -1."""
@@ -82,6 +82,7 @@ class Atlas:
     methods: tuple[str, ...] = METHODS[:1]
     count: int = 100
     embedder: Embedder | None = None
+    side: int = 144
     words: tuple[str, ...] | None = None
     under: Atlas | None = None
     """That of the lower layer, in a site of several layers."""
@@ -96,6 +97,8 @@ class Atlas:
             raise StudyError(f"at least one reference image is shown of each neuron, got count={self.count}")
         pictured = getattr(self.study, "pictured", self.count)  # of a published study, which may have fewer pictures
         object.__setattr__(self, "count", min(self.count, pictured))
+        if self.side < 16:
+            raise StudyError(f"pictures are kept with at least 16 pixels a side, got side={self.side}")
         if self.embedder is not None:
             self.embedder.joint  # noqa: B018  raises where there is no text tower
 
@@ -107,20 +110,20 @@ class Atlas:
     @cached_property
     def identity(self) -> str:
         """Stands for the study."""
-        return _digest([asdict(self.study.parameters), self.study.identity])
+        return digest([asdict(self.study.parameters), self.study.identity])
 
     @cached_property
     def key(self) -> str:
         """Stands for all that the pictures and data of a neuron depend on."""
-        told = {"format": FORMAT, "methods": self.methods, "count": self.count}
+        told = {"format": FORMAT, "methods": self.methods, "count": self.count, "side": self.side}
         named: Any = self.embedder.fingerprint if self.embedder else None
         named = [named, self.words] if self.words else named
-        return f"{self.identity} {_digest([told, named])}"
+        return f"{self.identity} {digest([told, named])}"
 
     def key_of(self, channel: int) -> str:
         """The same, and a person's names of the neuron's parts."""
         own = {part: note.name for (noted, part), note in self.notes.items() if noted == channel and note.name}
-        return f"{self.identity} {_digest([self.key, own])}" if own else self.key
+        return f"{self.identity} {digest([self.key, own])}" if own else self.key
 
     @cached_property
     def described(self) -> dict[str, Description]:
@@ -162,49 +165,73 @@ class Atlas:
         word = str(self.names.loc[(channel, part)])
         return "" if word == "unsure" else word
 
-    def labels(self, channel: int) -> dict[str, list[NDArray[np.int64]]]:
-        """Which part each reference belongs to: by method, with the study's own number of parts, then each choice."""
-        own, seed = self.study.virtual_of(channel).labels, self.study.parameters.seed
-        active = own >= 0
-        found: dict[str, list[NDArray[np.int64]]] = {}
-        for name, description in self.described.items():
-            vectors = description.of(channel)
-            first = own if name == METHODS[0] else kmeans_some(vectors, active, max(1, int(own.max()) + 1), seed=seed)
-            every = [first, *(kmeans_some(vectors, active, k, seed=seed) for k in CHOICES)]
-            reference = found.get(METHODS[0], every)  # the study's own is the first of all descriptions
-            found[name] = [relettered(labels, like) for labels, like in zip(every, reference)]
+    @cached_property
+    def _vectors(self) -> Callable[[str, int], Vectors]:
+        """The vectors that describe a channel's references by a method; the last ones are kept."""
+        return lru_cache(4)(lambda name, channel: self.described[name].of(channel))
+
+    @cached_property
+    def _own(self) -> Callable[[int], NDArray[np.int64]]:
+        """The study's own parts of a channel; the last ones are kept."""
+        return lru_cache(4)(lambda channel: self.study.virtual_of(channel, self._vectors(METHODS[0], channel)).labels)
+
+    def labels(self, channel: int, name: str) -> list[NDArray[np.int64]]:
+        """Which part each reference belongs to by a method, with the study's own number of parts, then each choice.
+
+        The parts have the letters of the study's own that they share most images with.
+        """
+        own, vectors, seed = self._own(channel), self._vectors(name, channel), self.study.parameters.seed
+        counts = (max(1, int(own.max()) + 1), *CHOICES)
+        found = [kmeans_some(vectors, own >= 0, k, seed=seed) for k in counts]
+        if name == METHODS[0]:
+            return [own, *found[1:]]
+        return [relettered(labels, like) for labels, like in zip(found, self.labels(channel, METHODS[0]))]
+
+    def split(self, channel: int, names: Sequence[str]) -> dict[str, Any]:
+        """What an explorer needs to know of a neuron's parts by some methods."""
+        every = {name: self.labels(channel, name) for name in names}
+        k, objects = int(self._own(channel).max()) + 1, self.study.neuron(channel).objects
+        found: dict[str, Any] = {
+            "parts": {name: ["".join(DIGITS[part] for part in own) for own in each] for name, each in every.items()},
+            "colours": [part_colour(part) for part in range(max(k, *CHOICES))],
+            "part_labels": [self.label(channel, part_name(part)) for part in range(k)],
+            "by_hand": [bool(self.by_hand(channel, part_name(part))) for part in range(k)],
+        }
+        if objects is not None:
+            found["agreement"] = {
+                name: [round(scores(objects, own)["ami"], 4) for own in each] for name, each in every.items()
+            }
         return found
 
-    def data(self, channel: int) -> dict[str, Any]:
-        """What an explorer needs to know of a neuron."""
-        study, neuron, labels = self.study, self.study.neuron(channel), self.labels(channel)
-        k = int(labels[METHODS[0]][0].max()) + 1
+    def plane(self, channel: int, name: str) -> dict[str, Any]:
+        """What an explorer needs to know of a neuron's plane by a method: where each reference is."""
+        vectors, own = self._vectors(name, channel), name == METHODS[0]
+        layout = self.study.layout_of(channel, vectors) if own else embed(vectors, seed=self.study.parameters.seed)
+        return {"points": {name: points_apart(layout).tolist()}}
+
+    def references(self, channel: int) -> dict[str, Any]:
+        """What an explorer needs to know of a neuron's references, whatever their parts."""
+        neuron, images = self.study.neuron(channel), self.study.images
         names = sorted({name for name in neuron.names if name})
-        found: dict[str, Any] = {
+        found = {
             "channel": channel,
-            "points": points_apart(study.layout_of(channel)).tolist(),
             "sample": neuron.sample.tolist(),
+            "file": [os.path.basename(images.file(sample)) for sample in neuron.sample.tolist()],
             "activation": [float(f"{score:.4g}") for score in neuron.score],
             "counts": ["as chosen", *map(str, CHOICES)],
-            "parts": {name: ["".join(DIGITS[part] for part in own) for own in every] for name, every in labels.items()},
-            "colours": [part_colour(part) for part in range(max(k, *CHOICES))],
             "names": names,
             "label": [names.index(name) if name else -1 for name in neuron.names],
             "known": neuron.objects is not None,
-            "part_labels": [self.label(channel, part_name(part)) for part in range(k)],
-            "by_hand": [bool(self.by_hand(channel, part_name(part))) for part in range(k)],
             "tiles": min(self.count, len(neuron.sample)),
-            "columns": COLUMNS,
-            "crops": f"crops/{channel}.webp",
-            "whole": f"whole/{channel}.webp",
         }
-        if any(credits := [study.images.credit(sample) for sample in neuron.sample.tolist()]):
+        if any(credits := [images.credit(sample) for sample in neuron.sample.tolist()]):
             found["credits"] = credits
-        if neuron.objects is not None:
-            found["agreement"] = {
-                name: [round(scores(neuron.objects, own)["ami"], 4) for own in every] for name, every in labels.items()
-            }
         return found
+
+    def data(self, channel: int) -> dict[str, Any]:
+        """All that an explorer needs to know of a neuron."""
+        points = {name: own for each in self.methods for name, own in self.plane(channel, each)["points"].items()}
+        return self.references(channel) | self.split(channel, self.methods) | {"points": points}
 
     def circuits(self, channel: int) -> NDArray[np.float64]:
         """The mean circuits of the whole neuron and of each of its virtual neurons, ``[1 + k, lower channels]``."""
@@ -274,5 +301,6 @@ class Atlas:
         return dict(zip(names, display_names(names)))
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Stands for something that JSON can say."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -15,42 +15,30 @@ from pure_nb.methods.references import TopReferences
 from pure_nb.network.layers import activations
 from pure_nb.parameters import NEAREST
 from pure_nb.show.facts import Atlas
-from pure_nb.show.pages import Users, write_pages, write_start
+from pure_nb.show.pages import Users, carried, write_pages, write_start
 from pure_nb.show.pictures import draw, write_text
 from pure_nb.study import Study
 
 
-def write_layer(
-    made: Atlas,
-    folder: Path,
-    channels: Sequence[int] | None,
-    home: str,
-    above: Atlas | None = None,
-    users: Users | None = None,
-) -> Users:
-    """Write the site of one layer.
+def write_layer(made: Atlas, folder: Path, channels: Sequence[int] | None, home: str) -> None:
+    """Write the site of one layer: see :func:`pure_nb.show.atlas.write`."""
+    write_pages(made, folder, drawn(made, folder, channels), home)
 
-    Parameters
-    ----------
-    made
-        What it tells.
-    folder, channels, home
-        As for :func:`pure_nb.show.atlas.write`.
-    above, users
-        As for :func:`pure_nb.show.pages.write_pages`, whose result it gives back.
-    """
+
+def drawn(made: Atlas, folder: Path, channels: Sequence[int] | None) -> list[int]:
+    """Write the data and pictures of an atlas, and tell of which channels: all for None."""
     study = made.study
     require_own(folder)
-    # Of a published study it may be some.
+    # Of a published study all may be some.
     every = sorted(study.neurons["channel"].tolist()) if channels is None else channels
     chosen = [study.neuron(channel).channel for channel in every]
     write_text(folder / "study.txt", made.identity)  # first: the book's chapters run while their atlas is drawn
     # The index needs all of them, and so no neuron's circuits are computed again on its own.
-    study.neurons  # noqa: B018
+    ranked = study.neurons["channel"].tolist()
     if channels is None:
         study.layouts  # noqa: B018
-    draw(made, folder, chosen)
-    return write_pages(made, folder, chosen, home, above, users)
+    draw(made, folder, [channel for channel in ranked if channel in set(chosen)])
+    return chosen
 
 
 def write_layers(made: Atlas, layers: Sequence[str], folder: Path, channels: Sequence[int] | None, home: str) -> None:
@@ -74,13 +62,16 @@ def write_layers(made: Atlas, layers: Sequence[str], folder: Path, channels: Seq
     rank([one.study for one in made_of])
     if channels is not None:
         channels = [made_of[0].study.neuron(channel).channel for channel in channels]
-    users: Users | None = None
     written: dict[Atlas, Sequence[int] | None] = {}
+    own = {}
+    for one in made_of:  # all pictures before any page, since a page shows those of the layer below
+        written[one] = channels
+        own[one] = drawn(one, folder / one.place, channels)
+        channels = None if channels is None else sorted(carried(one, own[one]))
+    users: Users | None = None
     back = f"../{home}" if home and not (home.startswith("/") or ":" in home) else home
     for above, one in zip([None, *made_of], made_of):
-        written[one] = channels
-        users = write_layer(one, folder / one.place, channels, back, above, users)
-        channels = None if channels is None else sorted(users)
+        users = write_pages(one, folder / one.place, own[one], back, above, users)
     write_start(written, folder, home)
 
 

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,10 @@ from pure_nb.figures.plots import image_grid
 from pure_nb.judges.alike import Parts
 from pure_nb.methods.virtual import embed, part_name
 from pure_nb.searching import part_labels, parts_seen
-from pure_nb.show.facts import COLUMNS, Atlas
-from pure_nb.show.pictures import CROP, write_text
+from pure_nb.show.facts import Atlas
+from pure_nb.show.pictures import told_of, write_text
 from pure_nb.show.plane import points_apart
+from pure_nb.show.sheets import UNITS
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -210,8 +211,12 @@ def _write_data(
     buffer = BytesIO()
     pictures: list[NDArray[np.uint8]] = []
     channels = np.unique(found.channel).tolist()
+    places: list[Cut | None] = []
     for channel in progress_bar(channels, "map", unit="neuron", shown=made.study.run.progress):
-        pictures += small_pictures(folder, channel, found.rank[found.channel == channel].tolist(), side)
+        own = cuts(folder, channel, found.rank[found.channel == channel].tolist())
+        places += own
+        pictures += small_pictures(folder, own, side)
+    files = list(dict.fromkeys(place[:3] for place in places if place is not None))
     Image.fromarray(image_grid(pictures, columns, gap=0)).save(buffer, format="webp", **WEBP)
     write_atomically(folder / "parts.webp", lambda temporary: temporary.write_bytes(buffer.getvalue()))
     neurons = made.study.neurons.set_index("channel")["score"]
@@ -224,7 +229,6 @@ def _write_data(
             "channel": found.channel.tolist(),
             "part": found.part.tolist(),
             "size": found.size.tolist(),
-            "rank": np.where(found.rank < made.count, found.rank, -1).tolist(),
             "label": [made.label(*pair) for pair in zip(found.channel.tolist(), map(part_name, found.part.tolist()))],
             "columns": columns,
             "sheet": f"parts.webp?{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}",
@@ -232,6 +236,8 @@ def _write_data(
         "map": {
             "reach": REACH,
             "layouts": placed,
+            "sheets": files,
+            "cuts": [None if place is None else (files.index(place[:3]), *place[3:]) for place in places],
             "score": neurons.loc[found.channel.tolist()].round(4).tolist(),
             "classes": classes,
             "class": [numbers.get(first.get(channel, ""), -1) for channel in found.channel.tolist()],
@@ -249,18 +255,36 @@ def _write_data(
             write_text(folder / f"data/{name}.js", f"{stamp}\npureNbParts.take({json.dumps(name)},{text});\n")
 
 
-def small_pictures(folder: Path, channel: int, ranks: Sequence[int], side: int) -> list[NDArray[np.uint8]]:
-    """Reference images as the atlas in a folder has them, uint8 ``[side, side, 3]``; grey where it has none."""
-    with Image.open(folder / f"crops/{channel}.webp") as image:
-        sheet = image.convert("RGB")
+Cut = tuple[str, int, int, int, int, int, int]
+"""Where a picture is: the file, its columns and rows, the place in it, and left, top and side of the square."""
+
+
+def cuts(folder: Path, channel: int, ranks: Sequence[int]) -> list[Cut | None]:
+    """Where the atlas in a folder has a neuron's reference images of some ranks; None where it has none."""
+    told = told_of(folder, channel)
+    own = {rank: told["cuts"][rank] for rank in ranks if 0 <= rank < len(told["cuts"])}
+    return [(*told["sheets"][own[rank][0]], *own[rank][1:5]) if rank in own else None for rank in ranks]
+
+
+def small_pictures(folder: Path, places: Sequence[Cut | None], side: int) -> list[NDArray[np.uint8]]:
+    """Pictures of an atlas, uint8 ``[side, side, 3]`` each; grey for None."""
     found = []
-    for rank in ranks:
-        left, top = CROP * (rank % COLUMNS), CROP * (rank // COLUMNS)
-        tile = (
-            sheet.crop((left, top, left + CROP, top + CROP)) if top < sheet.height else Image.new("RGB", (1, 1), "grey")
-        )
+    for place in places:
+        tile = Image.new("RGB", (1, 1), "grey")
+        if place is not None:
+            file, columns, _, cell, left, top, wide = place
+            sheet = _opened(folder / file)
+            unit = sheet.width / columns / UNITS
+            x, y = unit * (UNITS * (cell % columns) + left), unit * (UNITS * (cell // columns) + top)
+            tile = sheet.crop((round(x), round(y), round(x + unit * wide), round(y + unit * wide)))
         found.append(np.asarray(tile.resize((side, side), Image.Resampling.LANCZOS)))
     return found
+
+
+@lru_cache(8)
+def _opened(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def _places(points: NDArray[np.float32]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pure_nb.show.index import index_script
 from pure_nb.show.map import write_map
 from pure_nb.show.matrix import compact, told
 from pure_nb.show.passing import passed_through
-from pure_nb.show.pictures import draw_lower, write_text
+from pure_nb.show.pictures import Strip, draw_lower, strips, write_text
 
 with needed("show", "an atlas needs"):
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -84,21 +84,22 @@ def write_pages(
     dict
         Which neurons the lower channels carry.
     """
-    study, templates = made.study, _templates(made, home, above)
+    study, templates = made.study, templates_of(made, home, above)
     templates.globals["credits"] = credits = _credits(made, channels)
     table = study.neurons[study.neurons["channel"].isin(channels)]
     rows = {int(row["channel"]): row for row in table.to_dict("records")}
     alive = [channel for channel in rows if study.references.alive[channel]]
     parts = passed_through(made, {channel: made.parts(channel) for channel in alive})
-    carried = _carried(parts)
-    # In a site of several layers lower channels have pages, and pictures, of their own.
-    if made.under:
-        pictured = {lower for lower in carried if made.under.study.references.alive[lower]}
-        file = f"../{made.under.place}/thumbs/{{}}.webp"
+    used = _carried(parts)
+    thumbs, lower = strips(made, folder), made.under
+    if lower:  # in a site of several layers lower channels have pages, and pictures, of their own
+        beside = strips(lower, folder.parent / lower.place)
+        pictured = {channel: beside[channel].beside(lower.place) for channel in used if channel in beside}
     else:
-        pictured = draw_lower(made, folder, sorted(carried))
-        file = f"lower/{{}}-{made.key}.webp".replace(" ", "-")
-    templates.globals |= {"alive": alive, "pictured": {lower: file.format(lower) for lower in sorted(pictured)}}
+        pictured = draw_lower(made, folder, sorted(used))
+    over = strips(above, folder.parent / above.place) if above else {}
+    carrying = {channel: strip.beside(above.place) for channel, strip in over.items()} if above else {}
+    templates.globals |= {"alive": alive, "pictured": pictured, "thumbs": thumbs, "carrying": carrying}
     alike = write_map(made, folder, channels, templates)
     order, known = list(rows), not made.without_classes
     neuron, circuits = templates.get_template("neuron.html"), []
@@ -125,15 +126,15 @@ def write_pages(
             circuits.append(f"{channel}:{json.dumps(compact(means, whole.sizes), separators=(',', ':'))}")
     write_text(folder / "circuits.js", "pureNb.circuits = {\n" + ",\n".join(circuits) + "\n};\n")
     if not made.under:
-        for channel, own in carried.items():
+        for channel, own in used.items():
             text = templates.get_template("lower.html").render(root="../", channel=channel, users=own)
             write_text(folder / f"lower/{channel}.html", text)
     if len(alive) > 1:
         write_text(folder / "compare.html", templates.get_template("compare.html").render(root=""))
     if credits:
         write_text(folder / "credits.html", templates.get_template("credits.html").render(root=""))
-    write_index(made, folder, rows, parts, templates)
-    return carried
+    write_index(made, folder, rows, parts, thumbs, templates)
+    return used
 
 
 def write_index(
@@ -141,6 +142,7 @@ def write_index(
     folder: Path,
     rows: Mapping[int, Mapping[Any, Any]],
     parts: Mapping[int, Sequence[Part]],
+    thumbs: Mapping[int, Strip],
     templates: Environment,
 ) -> None:
     """Write the page with all neurons, and what pages have in common; the index last, as it says that all is there.
@@ -149,12 +151,12 @@ def write_index(
     ----------
     made, folder
         As for :func:`write_pages`.
-    rows, parts
+    rows, parts, thumbs
         As for :func:`pure_nb.show.index.index_script`.
     templates
         Of the atlas's pages.
     """
-    write_text(folder / "data/index.js", index_script(made, rows, parts))
+    write_text(folder / "data/index.js", index_script(made, rows, parts, thumbs))
     _write_assets(folder)
     write_text(folder / "index.html", templates.get_template("index.html").render(root="", rows=rows, parts=parts))
 
@@ -170,13 +172,14 @@ def _credits(made: Atlas, channels: Sequence[int]) -> dict[str, list[int]]:
 
 def write_start(every: Mapping[Atlas, Sequence[int] | None], folder: Path, home: str) -> None:
     """Write the page that leads to the layers of a site, the uppermost first, and the neurons of each, all for None."""
-    templates = _templates(next(iter(every)), home)
+    templates = templates_of(next(iter(every)), home)
     layers = []
     for made, channels in every.items():
         table = made.study.neurons
-        layers.append(
-            (made, (table if channels is None else table[table["channel"].isin(channels)]).to_dict("records"))
-        )
+        rows = (table if channels is None else table[table["channel"].isin(channels)]).to_dict("records")
+        found = strips(made, folder / made.place)
+        thumbs = {channel: at._replace(file=f"{made.place}/{at.file}") for channel, at in found.items()}
+        layers.append((made, rows, thumbs))
     _write_assets(folder)
     write_text(folder / "index.html", templates.get_template("start.html").render(root="", layers=layers))
 
@@ -184,6 +187,12 @@ def write_start(every: Mapping[Atlas, Sequence[int] | None], folder: Path, home:
 def _write_assets(folder: Path) -> None:
     for name in ASSETS:
         write_text(folder / Path(name).name, (STATIC / name).read_text(encoding="utf-8"))
+
+
+def carried(made: Atlas, channels: Sequence[int]) -> Users:
+    """The lower channels that the pages of some neurons will name, and the users of each."""
+    alive = made.study.references.alive
+    return _carried({channel: made.parts(channel) for channel in channels if alive[channel]})
 
 
 def _carried(parts: Mapping[int, Sequence[Part]]) -> Users:
@@ -199,7 +208,7 @@ def _carried(parts: Mapping[int, Sequence[Part]]) -> Users:
     return {lower: sorted(own.values(), key=lambda user: (-abs(user.share), user.channel)) for lower, own in order}
 
 
-def _templates(made: Atlas, home: str, above: Atlas | None = None) -> Environment:
+def templates_of(made: Atlas, home: str, above: Atlas | None = None) -> Environment:
     """The templates of an atlas's pages, with what they all tell."""
     loader = FileSystemLoader(STATIC / "atlas")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -1,101 +1,227 @@
-"""The pictures of an atlas: the reference images of its neurons, and of the lower channels that carry them.
+"""The pictures of an atlas: reference images, and strips of the strongest ones of a neuron or of a lower channel.
 
-Each neuron has one file of crops and one of whole pictures; finished ones are not drawn again.
+Each image is stored once, on a sheet with others. The data of a neuron tell what a page cuts out of it and dims, so that
+the two ways to look at a picture, and what the neuron looks at in it, take no more pictures.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from itertools import islice
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import write_atomically
-from pure_nb.figures.plots import image_grid
-from pure_nb.figures.render import Picture, View
-from pure_nb.show.facts import COLUMNS, Atlas
+from pure_nb.figures.render import Picture, View, resized
+from pure_nb.show.facts import FORMAT, Atlas, digest
+from pure_nb.show.sheets import KIND, Place, Sheets, as_file, bordered, columns, cut, whole
 
 if TYPE_CHECKING:
     from pure_nb.study import Study
 
-WEBP = {"quality": 82, "method": 2}
-"""How pictures are saved; Pillow's own method, 4, makes them 4 % smaller in twice the time."""
+Taken = TypeVar("Taken")
 
-CROP, WHOLE, THUMB = 72, 96, 48
-"""Sides in pixels of a reference image: cropped, whole, and in the index."""
+STRIP, THUMB = 6, 56
+"""Reference images in a strip, and their side in pixels."""
 
-LOWER = 8
-"""Reference images that are shown of a lower channel."""
+STRIPS, SHEETS = 8, 0.6
+"""Strips in a file, and about how many sheets there are for each neuron: few files, of which a page needs few."""
 
-PAIRS, TOGETHER = 1024, 16
-"""Reference images that are drawn at once, and lower channels: few, so that the progress bar moves."""
+LEAST, MOST = 16, 64
+"""Images on a sheet."""
+
+PAIRS, SENT = 8192, 1024
+"""Reference images that are looked at together, which then pass the network once for all neurons; and on a cluster."""
+
+
+class Strip(NamedTuple):
+    """A picture of the strongest reference images: the file that it is in, and how far down, from 0 to 100 %."""
+
+    file: str
+    at: float
+
+    def beside(self, place: str) -> Strip:
+        """The same, as a page of another layer's folder finds it."""
+        return self._replace(file=f"../{place}/{self.file}")
 
 
 def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
     """Write data and pictures of some neurons, without pages; finished ones are left alone."""
-    alive = [channel for channel in channels if made.study.references.alive[channel]]
-    missing = [channel for channel in alive if not _is_drawn(made, folder, channel)]
-    count = min(made.count, made.study.references.n)
+    study, count = made.study, min(made.count, made.study.references.n)
+    alive = [channel for channel in channels if study.references.alive[channel]]
+    if not alive:
+        return
+    images = _draw_images(made, folder, study.references.sample[alive, :count])
+    thumbs = _strips(made, folder, "thumbs")
+    missing = [channel for channel in alive if channel not in thumbs.places or not _is_drawn(made, folder, channel)]
+
+    def take(sample: int, rank: int, mask: NDArray[np.bool_]) -> tuple[tuple[Any, ...], Picture | None]:
+        return cut(mask, _pixels(made)), _thumb(study, sample, mask) if rank < STRIP else None
+
     done = len(alive) - len(missing)
-    for channel, own in _pictured(made.study, missing, count, max(1, PAIRS // count), "atlas", done):
-        _save(folder / f"crops/{channel}.webp", [view.highlighted(CROP) for view in own])
-        _save(folder / f"whole/{channel}.webp", [view.highlighted(WHOLE, crop=False) for view in own])
-        _save(folder / f"thumbs/{channel}.webp", [view.highlighted(THUMB) for view in own[:6]], 6)
-        # Last, since it says that the neuron is finished.
-        text = f"// {made.key_of(channel)}\npureNb.neuron({json.dumps(made.data(channel), separators=(',', ':'))});\n"
-        write_text(folder / f"data/{channel}.js", text)
+    for block in _seen(study, missing, count, max(1, PAIRS // count), take, "atlas", done):
+        _draw_strips(thumbs, {channel: [tile for _, tile in own[:STRIP] if tile is not None] for channel, own in block})
+        for channel, own in block:
+            places = [images.places[number] for number in study.references.sample[channel, :count].tolist()]
+            told = made.data(channel) | _told(made, places, [one for one, _ in own], images.files)
+            # Last, since it says that the neuron is finished.
+            text = f"// {made.key_of(channel)}\npureNb.neuron({json.dumps(told, separators=(',', ':'))});\n"
+            write_text(folder / f"data/{channel}.js", text)
 
 
-def draw_lower(made: Atlas, folder: Path, lower: Sequence[int]) -> set[int]:
-    """Write reference images of lower channels; returns the channels that have some."""
+def alone(made: Atlas, channel: int) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What an explorer needs to know of a neuron, and its pictures by the paths that this names: one sheet of its own."""
+    study, file = made.study, f"images/{channel}.{KIND}"
+    numbers = study.references.sample[channel, : made.count].tolist()
+    masks = {row: mask for _, row, mask in study.crops.seen([(np.full(len(numbers), channel), np.array(numbers))])}
+    places = [Place(file, cell) for cell in range(len(numbers))]
+    cuts = [cut(masks[row], _pixels(made)) for row in range(len(numbers))]
+    told = _told(made, places, cuts, {file: numbers})
+    sheet = as_file([_small(made, number) for number in numbers], columns(len(numbers)))
+    return made.data(channel) | told, {file: sheet}
+
+
+def draw_lower(made: Atlas, folder: Path, lower: Sequence[int]) -> dict[int, Strip]:
+    """Write strips of lower channels; where they are, of those that have one."""
     below = made.below
     if below is None or not lower:
-        return set()
+        return {}
     alive = [channel for channel in lower if below.references.alive[channel]]
-    # The key in the name tells whether the picture is of these images and this network.
-    paths = {channel: folder / f"lower/{channel}-{made.key}.webp".replace(" ", "-") for channel in alive}
-    missing = [channel for channel, path in paths.items() if not path.is_file()]
-    done = len(alive) - len(missing)
-    for channel, own in _pictured(below, missing, LOWER, TOGETHER, "lower channels", done):
-        for old in (folder / "lower").glob(f"{channel}-*.webp"):
-            old.unlink()
-        _save(paths[channel], [view.highlighted(CROP) for view in own], LOWER)
-    return set(alive)
+    drawn = _strips(made, folder, "lower")
+    missing = [channel for channel in alive if channel not in drawn.places]
+
+    def take(sample: int, _: int, mask: NDArray[np.bool_]) -> Picture:
+        return _thumb(below, sample, mask)
+
+    count = min(STRIP, below.references.n)
+    for block in _seen(below, missing, count, 2 * STRIPS, take, "lower channels", len(alive) - len(missing)):
+        _draw_strips(drawn, dict(block))
+    return {channel: _strip(drawn, channel) for channel in alive}
 
 
-def _pictured(
-    study: Study, channels: Sequence[int], count: int, together: int, what: str, done: int
-) -> Iterator[tuple[int, list[View]]]:
-    """Each of some channels with its strongest reference images; they are drawn for some channels together."""
-    with progress_bar(None, what, done + len(channels), initial=done, unit="channel", shown=study.run.progress) as bar:
-        blocks = [list(channels[first : first + together]) for first in range(0, len(channels), together)]
-        samples = [study.references.sample[block, :count] for block in blocks]
-        pairs = [(np.repeat(block, own.shape[1]), own.ravel()) for block, own in zip(blocks, samples)]
-        for number, views in study.crops.drawn(pairs):
-            found = iter(views)
-            for channel in blocks[number]:
-                yield channel, list(islice(found, samples[number].shape[1]))
+def strips(made: Atlas, folder: Path) -> dict[int, Strip]:
+    """Where the strips of an atlas's neurons are."""
+    found = _strips(made, folder, "thumbs")
+    return {channel: _strip(found, channel) for channel in found.places}
+
+
+def _strips(made: Atlas, folder: Path, kind: str) -> Sheets:
+    return Sheets(folder, kind, made.key)
+
+
+def _strip(drawn: Sheets, channel: int) -> Strip:
+    file, cell = drawn.places[channel]
+    return Strip(file, round(100 * cell / max(1, len(drawn.files[file]) - 1), 2))
+
+
+def _draw_strips(drawn: Sheets, tiles: dict[int, list[Picture]]) -> None:
+    empty = [np.full((THUMB, THUMB, 3), 255, dtype=np.uint8)] * STRIP  # where there are fewer
+    for file, some in drawn.add(list(tiles), STRIPS).items():
+        drawn.write(file, [tile for channel in some for tile in (tiles[channel] + empty)[:STRIP]], STRIP)
+    drawn.save()
+
+
+def _draw_images(made: Atlas, folder: Path, sample: NDArray[np.int64]) -> Sheets:
+    """Write the sheets of all images that some neurons have as references: where they are."""
+    study = made.study
+    images = Sheets(folder, "images", digest([FORMAT, made.side, study.images.fingerprint]))
+    # An image stands with others of the neuron that it is strongest for, and those in their order: as they are shown.
+    numbers, first = np.unique(sample.T.ravel(), return_index=True)
+    rank, home = np.divmod(first, len(sample))
+    wide = math.ceil(math.sqrt(len(numbers) / len(sample) / SHEETS))
+    added = images.add(numbers[np.lexsort((rank, home))].tolist(), int(np.clip(wide**2, LEAST, MOST)))
+
+    def write(file: str) -> None:
+        if not (folder / file).is_file():
+            images.write(file, [_small(made, number) for number in added[file]], columns(len(added[file])))
+
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        progress_bar(None, "images", len(added), unit="sheet", shown=study.run.progress) as bar,
+    ):
+        for _ in pool.map(write, added):
+            bar.update()
+    images.save()
+    return images
+
+
+def _told(
+    made: Atlas, places: Sequence[Place], cuts: Sequence[tuple[Any, ...]], files: dict[str, list[int]]
+) -> dict[str, Any]:
+    """What data say of pictures: sheets with their columns and rows; of each reference its sheet, place there and cut."""
+    used = list(dict.fromkeys(place.file for place in places))
+    wide = {file: columns(len(files[file])) for file in used}
+    return {
+        "sheets": [(file, wide[file], math.ceil(len(files[file]) / wide[file])) for file in used],
+        "whole": whole(_pixels(made)),
+        "cuts": [(used.index(place.file), place.cell, *one) for place, one in zip(places, cuts)],
+    }
+
+
+def _pixels(made: Atlas) -> int:
+    """The side of an image on a sheet: none is larger there than it is."""
+    return min(made.side, max(made.study.images.example.shape[-2:]))
+
+
+def _small(made: Atlas, number: int) -> Picture:
+    return bordered(resized(made.study.images.picture(number), _pixels(made)))
+
+
+def _thumb(study: Study, sample: int, mask: NDArray[np.bool_]) -> Picture:
+    return View(sample, study.images.picture(sample), mask).highlighted(THUMB)
+
+
+# The references of a study, how many together, what is made of each, and the words of the bar.
+def _seen(
+    study: Study,
+    channels: Sequence[int],
+    count: int,
+    together: int,
+    take: Callable[[int, int, NDArray[np.bool_]], Taken],
+    what: str,
+    done: int,
+) -> Iterator[list[tuple[int, list[Taken]]]]:
+    """Some channels together, what is made of each one's strongest references: of image, rank and mask."""
+    if study.run.client is not None:
+        together = max(1, min(together, SENT // count))
+    blocks = [channels[first : first + together] for first in range(0, len(channels), together)]
+    pairs = [(np.repeat(block, count), study.references.sample[block, :count].ravel()) for block in blocks]
+    total = count * (done + len(channels))
+    with progress_bar(None, what, total, initial=count * done, unit="image", shown=study.run.progress) as bar:
+        for number, found in groupby(study.crops.seen(pairs), itemgetter(0)):
+            taken: dict[int, Taken] = {}
+            for _, row, mask in found:
+                taken[row] = take(int(pairs[number][1][row]), row % count, mask)
                 bar.update()
+            yield [
+                (channel, [taken[row] for row in range(first, first + count)])
+                for channel, first in zip(blocks[number], range(0, len(taken), count))
+            ]
+
+
+def told_of(folder: Path, channel: int) -> dict[str, Any]:
+    """The data of a neuron of the atlas in a folder."""
+    text = (folder / f"data/{channel}.js").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text[text.index("(") + 1 : text.rindex(")")])
+    return found
 
 
 def _is_drawn(made: Atlas, folder: Path, channel: int) -> bool:
-    """Whether a neuron's data and pictures are there, and of this atlas."""
-    data = folder / f"data/{channel}.js"
-    files = [data, *(folder / f"{kind}/{channel}.webp" for kind in ("crops", "whole", "thumbs"))]
-    return all(file.is_file() for file in files) and data.read_text(encoding="utf-8").startswith(
-        f"// {made.key_of(channel)}\n"
-    )
-
-
-def _save(path: Path, pictures: Sequence[Picture], columns: int = COLUMNS) -> None:
-    """Write pictures of one size as one, without gaps."""
-    image = Image.fromarray(image_grid(pictures, columns, gap=0))
-    write_atomically(path, lambda temporary: image.save(temporary, format="webp", **WEBP))
+    """Whether a neuron's data are there, are of this atlas, and the pictures that they name are there, too."""
+    path = folder / f"data/{channel}.js"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    named = re.findall(r"images/\w+\.\w+", text)
+    return text.startswith(f"// {made.key_of(channel)}\n") and all((folder / file).is_file() for file in named)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,15 +23,13 @@ from PIL import Image
 
 from pure_nb._imports import needed
 from pure_nb.compute.store import write_atomically
-from pure_nb.errors import ArgumentError, LayerError, PureError
-from pure_nb.figures.plots import neuron_figure, references_figure
-from pure_nb.methods.virtual import CHOICES
-from pure_nb.parameters import NEAREST, file_word
+from pure_nb.errors import ArgumentError, PureError, sentence
+from pure_nb.parameters import file_word
 from pure_nb.show import ranking
 from pure_nb.show.atlas import identity_of
-from pure_nb.show.facts import METHODS, Atlas
-from pure_nb.show.pictures import WEBP
+from pure_nb.show.facts import Atlas
 from pure_nb.show.pictures import draw as draw_atlas
+from pure_nb.show.sheets import WEBP
 
 with needed("show", "explorers need"):
     import ipywidgets
@@ -40,7 +38,6 @@ with needed("show", "explorers need"):
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pure_nb.neuron import Neuron
     from pure_nb.study import Study
 
 Value = TypeVar("Value", bound=Hashable)
@@ -161,7 +158,7 @@ def explore(
     >>> sliders = explore(study, 3)      # the last line of a cell shows it
     """
     folder = os.environ.get(BOOK)
-    channels = _living(study) if start is not None else ranking.ordered(study, wait=bool(folder))
+    channels = ranking.living(study) if start is not None else ranking.ordered(study, wait=bool(folder))
     if start is None and not channels:
         raise ArgumentError(
             f"no image activates any channel of {study.parameters.target!r}, so there is nothing to show"
@@ -172,8 +169,10 @@ def explore(
         raise ArgumentError(f"no image activates channel {first}, so there is nothing to show; start at {some}")
     if folder:
         return _static_neurons(study, first, Path(folder), parts, whole, caption)
+    from pure_nb.show.live import LiveExplorer  # needs anywidget, which nobody needs who builds a book
+
     rank = start is None and parts and not ranking.is_known(study)
-    return _live_neurons(study, channels, channels.index(first), rank, parts=parts, whole=whole, caption=caption)
+    return LiveExplorer(study, channels, first, rank=rank, split=parts, whole=whole, caption=caption)
 
 
 def _picture(figure: Figure) -> bytes:
@@ -205,127 +204,34 @@ def _small(text: str) -> str:
     return f"<small>{html.escape(text)}</small>" if text else ""
 
 
-def _box(
-    controls: Sequence[Any],
-    drawn: Callable[[Callable[[str], None]], tuple[bytes, str]],
-    caption: str,
-    beside: Sequence[ipywidgets.Widget] = (),
-) -> ipywidgets.Widget:
-    """Controls, and below them the picture and the words that they ask for; ``drawn`` can say what takes it so long.
-
-    What goes wrong is said there, too, and not only in a hidden log.
-    """
-    shown = ipywidgets.Image(format="webp", layout=ipywidgets.Layout(max_width="100%"))
-    words = ipywidgets.HTML()
-
-    def say(text: str) -> None:
-        words.value = _small(text)
-
-    def show(_: object = None) -> None:
-        say("computing ...")
-        try:
-            shown.value, text = drawn(say)
-            say(text)
-        except Exception as problem:
-            shown.value = b""  # rather than the picture of something else
-            expected = isinstance(problem, PureError)
-            say(str(problem) if expected else f"{type(problem).__name__}: {problem}")
-            if not expected:
-                raise
-
-    for control in controls:
-        control.observe(show, names="index")
-    show()
-    return ipywidgets.VBox([*controls, *beside, shown, words, ipywidgets.HTML(_small(caption))])
-
-
 def _live(
     draw: Callable[..., Figure], axes: Sequence[_Axis], describe: Callable[..., str], caption: str
 ) -> ipywidgets.Widget:
     sliders = [_slider(*axis) for axis in axes]
+
+    shown = ipywidgets.Image(format="webp", layout=ipywidgets.Layout(max_width="100%"))
+    words = ipywidgets.HTML()
 
     @lru_cache(maxsize=64)
     def drawn(*chosen: int) -> tuple[bytes, str]:
         values = [axis.values[index] for axis, index in zip(axes, chosen)]
         return _picture(draw(*values)), describe(*values)
 
-    return _box(sliders, lambda _: drawn(*(slider.index for slider in sliders)), caption)
+    def show(_: object = None) -> None:
+        words.value = _small("computing ...")
+        try:
+            shown.value, text = drawn(*(slider.index for slider in sliders))
+            words.value = _small(text)
+        except Exception as problem:  # said there, and not only in a hidden log
+            shown.value = b""  # rather than the picture of something else
+            words.value = _small(sentence(problem))
+            if not isinstance(problem, PureError):
+                raise
 
-
-def _live_neurons(
-    study: Study, channels: list[int], place: int, rank: bool, *, parts: bool, whole: bool, caption: str
-) -> ipywidgets.Widget:
-    own = current = study.parameters.target
-    stays = ""
-    names = [shape.name for shape in study.survey()]
-    layer = ipywidgets.Dropdown(options=list(dict.fromkeys([own, *names])), value=own, description="layer")
-    listed = {own: channels}
-    neuron = _slider("neuron", channels, place)
-    count = _slider("parts", ["as chosen", *CHOICES])
-    method = ipywidgets.Dropdown(options=list(METHODS), description="method")
-
-    @lru_cache(maxsize=8)
-    def of_layer(name: str) -> Atlas:
-        chosen = study if name == own else study.replace(target=name, lower=NEAREST)
-        return Atlas(chosen, METHODS)
-
-    of_channel = lru_cache(64)(lambda name, channel: of_layer(name).study.neuron(channel))  # which keeps its circuits
-
-    @lru_cache(maxsize=64)
-    def picture(name: str, channel: int, k: int, by: str) -> tuple[bytes, str]:
-        one = of_channel(name, channel)
-        if not parts:
-            return _picture(references_figure(one, 15 if whole else 24, 5 if whole else 8, whole=whole)), ""
-        one = _split(one, k, by, of_layer(name))
-        told = f"Neuron {channel} of {name} in {one.virtual.k} parts by {by}: {_sizes(one)}."
-        return _picture(neuron_figure(one)), told
-
-    def drawn(say: Callable[[str], None]) -> tuple[bytes, str]:
-        nonlocal current
-        if layer.value != current:
-            say("a pass over all images ...")
-            living = listed.get(layer.value) or _living(of_layer(layer.value).study)
-            if not living:
-                raise LayerError(f"no image activates any channel of {layer.value!r}")
-            current, neuron.options = layer.value, [str(channel) for channel in living]  # moves it to the first
-        k = int(CHOICES[count.index - 1]) if count.index else 0
-        with turns.drawing():
-            return picture(layer.value, int(stays or neuron.value), k, method.value)
-
-    def resort(ranked: list[int]) -> None:
-        nonlocal stays
-        listed[own] = ranked
-        if current == own == layer.value:  # or another layer is about to be shown
-            stays = neuron.value  # as new options move it to the first
-            try:
-                neuron.options = [str(channel) for channel in ranked]
-                neuron.value = stays
-            finally:
-                stays = ""
-
-    turns = ranking.Turns()
-    progress = ranking.Progress(study, turns, resort)
-    box = _box([layer, neuron, *[count, method] * parts], drawn, caption, [progress.box] * rank)
-    if rank:
-        progress.start()  # when the first picture is there
-    return box
-
-
-def _sizes(one: Neuron) -> str:
-    """How large its parts are, and what they mean."""
-    return ", ".join(f"{size} images {one.meanings(part)}".strip() for part, size in enumerate(one.virtual.sizes))
-
-
-def _split(one: Neuron, k: int, by: str, made: Atlas) -> Neuron:
-    """A neuron in ``k`` parts by a method of an atlas; as it is for 0 and the first method."""
-    own = by == METHODS[0]
-    if own and not k:
-        return one
-    return one.with_clusters(one.vectors if own else made.described[by].of(one.channel), k or one.virtual.k)
-
-
-def _living(study: Study) -> list[int]:
-    return [channel for channel, alive in enumerate(study.references.alive.tolist()) if alive]
+    for slider in sliders:
+        slider.observe(show, names="index")
+    show()
+    return ipywidgets.VBox([*sliders, shown, words, ipywidgets.HTML(_small(caption))])
 
 
 def _static(
@@ -371,7 +277,7 @@ def _static_neurons(study: Study, start: int, site: Path, parts: bool, whole: bo
     kind = f'data-kind="neuron" data-root="{SITE}/{name}/" data-neurons="{" ".join(map(str, channels))}"'
     kind += ' data-pages="true"' if name == "neurons" else ""  # the others have no pages to link to
     kind += f' data-start="{start}" data-parts="{str(parts).lower()}" data-whole="{str(whole).lower()}"'
-    still = f'<img src="{SITE}/{name}/thumbs/{start}.webp" alt="The six top-activating images of neuron {start}">'
+    still = f'<a href="{SITE}/{name}/{start}.html">Neuron {start}</a>' if name == "neurons" else f"Neuron {start}"
     words = '<p class="explorer-words" aria-live="polite"></p>'
     return _figure(kind, f"<noscript>{still}</noscript>", words, caption=caption)
 

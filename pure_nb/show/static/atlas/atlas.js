@@ -36,7 +36,11 @@
   const ASIDE = ["sizes", "p", "ami", "classes"]; // shown only if asked for
 
   // The only place that draws a neuron's strongest images.
-  const thumbnail = (thumb) => make("img", { src: thumb, width: 288, height: 48, loading: "lazy", alt: "" });
+  const thumbnail = ([file, at]) => {
+    const image = make("img", { className: "strip-image", src: file, width: 288, height: 48, loading: "lazy", alt: "" });
+    image.style.objectPosition = `0 ${at}%`;
+    return image;
+  };
 
   const cell = (row, key) => {
     if (key === "neuron") return make("a", { href: `${row.neuron}.html`, tabIndex: -1 }, row.neuron);

@@ -29,7 +29,8 @@
   };
 
   const name = (channel) => {
-    const images = pictured[channel] ? [make("span", { class: "lower-images", style: `background: url(${pictured[channel]}) left / auto 100% no-repeat` })] : [];
+    const strip = ([file, at]) => make("img", { class: "strip-image", src: file, style: `object-position: 0 ${at}%`, loading: "lazy", alt: "" });
+    const images = pictured[channel] ? [make("span", { class: "lower-images" }, strip(pictured[channel]))] : [];
     const text = make("span", {}, make("span", { class: "of" }, `${lower} / `), String(channel));
     return make("th", { scope: "row" }, make("a", { href: `${below}${channel}.html` }, ...images, text));
   };

@@ -155,11 +155,12 @@
   box.append(overlay);
   let laid = null; // the view for which the overlay was laid out
 
-  // The one place that knows where the atlas keeps the picture of a neuron's reference image of a rank.
-  const picture = (element, channel, rank, size) => {
-    element.style.backgroundImage = `url("crops/${channel}.webp")`;
-    element.style.backgroundSize = `${10 * size}px auto`;
-    element.style.backgroundPosition = `${-size * (rank % 10)}px ${-size * Math.floor(rank / 10)}px`;
+  // A part's picture, cut out of a sheet of the atlas: see explorer.js.
+  const picture = (element, [sheet, cell, left, top, wide], size) => {
+    const [file, columns, rows] = known.sheets[sheet], scale = size / wide, units = 1000 * scale;
+    element.style.backgroundImage = `url("${file}")`;
+    element.style.backgroundSize = `${units * columns}px ${units * rows}px`;
+    element.style.backgroundPosition = `${-units * (cell % columns) - scale * left}px ${-units * Math.floor(cell / columns) - scale * top}px`;
   };
 
   // The parts that are seen, the nearest to the middle first.
@@ -179,12 +180,12 @@
     overlay.style.transform = "";
     if (own >= near) {
       for (const place of seen.slice(0, shown)) {
-        if (parts.rank[place] < 0) continue; // it has no picture
+        if (!known.cuts[place]) continue; // it has no picture
         const element = document.createElement("span"), [x, y] = toScreen(place);
         Object.assign(element.style, { left: `${x - own / 2}px`, top: `${y - own / 2}px`, width: `${own}px`, height: `${own}px` });
         element.style.borderColor = `rgb(${colours[4 * place]} ${colours[4 * place + 1]} ${colours[4 * place + 2]})`;
         element.style.opacity = colours[4 * place + 3] / 255;
-        picture(element, parts.channel[place], parts.rank[place], own - 4);
+        picture(element, known.cuts[place], own - 4);
         overlay.append(element);
       }
     }

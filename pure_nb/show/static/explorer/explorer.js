@@ -3,11 +3,14 @@
 // A page holds <figure class="explorer" data-kind="pictures"> or data-kind="neuron"; what they show is beside the page.
 // The data of a neuron is a script that calls pureNb.neuron, since a page that is opened from a disk may not read files.
 // What is chosen stands in the address, behind the number of the explorer on its page: #1.neuron=22&1.parts=3
-(() => {
+// In Jupyter the same program is a widget, with its data from a kernel and what is chosen in the widget's traits; it is
+// a module there, and pureNb what it exports.
+var pureNb = (() => {
   "use strict";
 
   const SHORT = 6; // images of a row, until all are asked for
   const SVG = "http://www.w3.org/2000/svg";
+  const NONE = "none", SAME = "the same method", LOOKS = ["what it looks at", "whole pictures"];
   const letter = (part) => String.fromCharCode(65 + part);
   let number = 0;
 
@@ -34,7 +37,7 @@
   const slider = (label, values, start, changed) => {
     const id = `explorer-${++number}`;
     const shown = make("span", { class: "explorer-value", "aria-hidden": "true" }); // the slider itself says it
-    const input = make("input", { id, type: "range", min: 0, max: values.length - 1, step: 1 });
+    const input = make("input", { id, type: "range", min: 0, step: 1 });
     const say = () => {
       shown.textContent = values[input.value];
       input.setAttribute("aria-valuetext", values[input.value]);
@@ -48,9 +51,18 @@
       say();
       changed();
     });
+    const refill = (...others) => {
+      values.splice(0, values.length, ...others);
+      input.max = values.length - 1;
+    };
+    refill(...values);
     set();
     const box = make("div", { class: "explorer-control" }, make("label", { for: id }, label), input, shown);
-    return { box, key: label, set, get index() { return Number(input.value); }, get value() { return values[input.value]; } };
+    return {
+      box, key: label, set, refill, values,
+      get index() { return Number(input.value); },
+      get value() { return values[input.value]; },
+    };
   };
 
   // A slider with all ways to one of many neurons: step by step, by chance, by its number.
@@ -145,12 +157,6 @@
       if (before !== written(one, true).join()) one.show();
     }
   };
-  // A link to a heading is none of the explorers' doing, and changes nothing in them.
-  history.replaceState({ ...history.state, explorers: true }, "");
-  window.addEventListener("popstate", (event) => {
-    if (event.state?.explorers || read().size) restore();
-  });
-
   // Called once its controls are made, and before they show anything.
   const enter = (figure, controls, show) => {
     const one = { controls, show, place: Number(figure.dataset.place), start: new Map(controls.map((control) => [control.key, control.value])) };
@@ -180,15 +186,17 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   };
 
-  // The line below an explorer: what to do with what is seen.
-  const tools = (one, ...more) => {
+  const linked = (one) => {
     const link = button("copy link", "copy a link to what is shown", async () => {
       await copied(`${location.href.split("#")[0]}#${written(one, true).join("&")}`);
       link.textContent = "copied";
       setTimeout(() => { link.textContent = "copy link"; }, 1500);
     });
-    return make("div", { class: "explorer-tools" }, link, ...more);
+    return link;
   };
+
+  // The line below an explorer: what to do with what is seen.
+  const tools = (...all) => make("div", { class: "explorer-tools" }, ...all);
 
   // ---- pictures: one file for each combination of values --------------------------------------------------------
 
@@ -211,7 +219,7 @@
     const moving = sliders.filter((_, axis) => told.axes[axis].values.length > 1);
     figure.prepend(make("div", { class: "explorer-controls" }, ...moving.map((one) => one.box)));
     const one = enter(figure, moving, show);
-    if (moving.length) words.after(tools(one));
+    if (moving.length) words.after(tools(linked(one)));
     if (written(one).length) show();
   };
 
@@ -219,7 +227,7 @@
 
   const arrived = new Map();
   const asked = new Map();
-  window.pureNb = { neuron: (data) => arrived.set(document.currentScript.src, data) };
+  const neuron = (data) => arrived.set(document.currentScript.src, data);
 
   const load = (url) => {
     const address = new URL(url, document.baseURI).href;
@@ -254,22 +262,46 @@
   const members = (labels, part) => [...labels].flatMap((own, rank) => (partOf(own) === part ? [rank] : []));
   const partsOf = (labels) => Math.max(0, ...[...labels].map(partOf)) + 1;
 
+  const called = (own) => (own === "-" ? "no part" : `part ${letter(partOf(own))}`);
+
   // What is known of one image, in words.
-  const said = (neuron, labels, rank) => [
+  const said = ({ neuron, labels, other, by, otherBy }, rank) => [
     `rank ${rank + 1}`, `activation ${neuron.activation[rank]}`, neuron.names[neuron.label[rank]],
-    labels && partsOf(labels) > 1 ? (labels[rank] === "-" ? "no part" : `part ${letter(partOf(labels[rank]))}`) : "", `image ${neuron.sample[rank]}`,
-    neuron.credits?.[rank] && `by ${neuron.credits[rank]}`,
+    other ? `${called(labels[rank])} by ${by}, ${called(other[rank])} by ${otherBy}` : labels && partsOf(labels) > 1 ? called(labels[rank]) : "",
+    `image ${neuron.sample[rank]}`, neuron.file[rank], neuron.credits?.[rank] && `by ${neuron.credits[rank]}`,
   ].filter(Boolean).join(", ");
+
+  // Two methods are compared: what this one has in another part than the other.
+  const differs = ({ labels, other }, rank) => Boolean(other) && labels[rank] !== other[rank];
+
+  const UNITS = 1000, STEPS = 64; // to the side of an image on its sheet, and to that of the square of an outline
+
+  const shape = (name, attributes, ...children) => {
+    const element = document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    element.append(...children);
+    return element;
+  };
+
+  // Where an image is on its sheet, which square of it is shown, and all that the neuron does not look at.
+  const cut = (neuron, rank, whole) => {
+    const [sheet, cell, ...own] = neuron.cuts[rank];
+    const [file, columns, rows] = neuron.sheets[sheet];
+    const [left, top, side] = whole ? neuron.whole : own;
+    const x = UNITS * (cell % columns) + left, y = UNITS * Math.floor(cell / columns) + top;
+    const over = [own[0] - left, own[1] - top, own[2] / STEPS]; // where the outline lies in the square
+    return { file, side, x, y, width: UNITS * columns, height: UNITS * rows, over, dim: `M-9999-9999h19999v19999h-19999z${own[3]}` };
+  };
 
   const tile = (state, rank, whole = state.whole, name = "span") => {
     const { neuron } = state;
-    const rows = Math.ceil(neuron.tiles / neuron.columns);
-    const at = (index, count) => (count > 1 ? (100 * index) / (count - 1) : 0);
-    const element = make(name, { class: "tile", "data-rank": rank, title: neuron.names[neuron.label[rank]] });
-    element.style.backgroundImage = `url("${state.url(whole ? neuron.whole : neuron.crops)}")`;
-    element.style.backgroundSize = `${100 * neuron.columns}% ${100 * rows}%`;
-    element.style.backgroundPosition =
-      `${at(rank % neuron.columns, neuron.columns)}% ${at(Math.floor(rank / neuron.columns), rows)}%`;
+    const { file, side, x, y, width, height, over, dim } = cut(neuron, rank, whole);
+    const dimmed = shape("path", { d: dim, transform: `translate(${over[0]} ${over[1]}) scale(${over[2]})` });
+    const looked = shape("svg", { viewBox: `0 0 ${side} ${side}`, "aria-hidden": "true" }, dimmed);
+    const element = make(name, { class: "tile", "data-rank": rank, title: neuron.names[neuron.label[rank]] }, looked);
+    element.style.backgroundImage = `url("${state.url(file)}")`;
+    element.style.backgroundSize = `${(100 * width) / side}% ${(100 * height) / side}%`;
+    element.style.backgroundPosition = `${(100 * x) / (width - side) || 0}% ${(100 * y) / (height - side) || 0}%`;
     return element;
   };
 
@@ -280,11 +312,16 @@
     const show = (to) => {
       rank = to;
       both.replaceChildren(tile(state, rank, false), tile(state, rank, true));
-      words.textContent = said(state.neuron, state.labels, rank);
+      words.textContent = said(state, rank);
     };
     const step = (by) => show(ranks[(ranks.indexOf(rank) + by + ranks.length) % ranks.length]);
     const close = button("close", "close", () => dialog.close());
-    dialog.append(both, words, button("‹", "previous image", () => step(-1)), button("›", "next image", () => step(1)), close);
+    const heat = button("heatmap", "show what the neuron looks at, or the image as it is", () => {
+      heat.setAttribute("aria-pressed", String(!dialog.classList.toggle("bare")));
+    });
+    heat.setAttribute("aria-pressed", String(!state.bare));
+    dialog.classList.toggle("bare", state.bare);
+    dialog.append(both, words, button("‹", "previous image", () => step(-1)), button("›", "next image", () => step(1)), heat, close);
     dialog.addEventListener("keydown", (event) => {
       const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (by) step(by);
@@ -318,7 +355,11 @@
       const element = tile(state, rank, state.whole, "button");
       element.type = "button";
       element.tabIndex = place ? -1 : 0;
-      element.setAttribute("aria-label", said(neuron, state.labels, rank));
+      element.setAttribute("aria-label", said(state, rank));
+      if (differs(state, rank)) {
+        element.classList.add("changed");
+        element.append(make("span", { "aria-hidden": "true" }, `≠ ${state.other[rank] === "-" ? "–" : letter(partOf(state.other[rank]))}`));
+      }
       element.addEventListener("click", () => enlarge(state, shown, rank));
       return element;
     }));
@@ -382,7 +423,8 @@
 
   const plane = (state, text) => {
     const { neuron, labels } = state;
-    const points = neuron.points.map(inPlane);
+    if (!neuron.points?.[state.plane]) return make("div", { class: "plane-side" }, make("div", { class: "plane" }), make("div", { class: "peek" }));
+    const points = neuron.points[state.plane].map(inPlane);
     const svg = document.createElementNS(SVG, "svg");
     // As a slider over its images it can be walked through without a mouse, and says each.
     const attributes = { viewBox: "0 0 1000 1000", class: "plane", role: "slider", tabindex: 0, "aria-label": text, "aria-valuemin": 1, "aria-valuemax": points.length };
@@ -393,13 +435,14 @@
       point.setAttribute("cy", y);
       point.setAttribute("r", Math.min(15, 290 / Math.sqrt(points.length))); // as far apart as points_apart puts them
       point.setAttribute("data-rank", rank);
+      if (differs(state, rank)) point.classList.add("changed");
       point.setAttribute("fill", labels[rank] === "-" ? "none" : neuron.colours.at(partOf(labels[rank])));
       svg.append(point);
     });
     const peek = make("div", { class: "peek" }, make("p", {}, "Point at an image, or go through them with the arrow keys."));
     const at = (rank) => {
       svg.setAttribute("aria-valuenow", rank + 1);
-      svg.setAttribute("aria-valuetext", said(neuron, labels, rank));
+      svg.setAttribute("aria-valuetext", said(state, rank));
     };
     at(0);
     svg.addEventListener("keydown", (event) => {
@@ -411,7 +454,7 @@
     state.marked = (rank) => {
       at(rank);
       const picture = rank < neuron.tiles ? [tile(state, rank, false)] : [];
-      peek.replaceChildren(...picture, make("p", {}, said(neuron, labels, rank)));
+      peek.replaceChildren(...picture, make("p", {}, said(state, rank)));
     };
     const pictured = partsOf(labels) > 1 ? thumbs(state, points) : [];
     return make("div", { class: "plane-side" }, make("div", { class: "plane-box" }, svg, ...pictured), peek);
@@ -436,11 +479,14 @@
 
   const table = (state) => {
     const quoted = (value) => (/[",\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value);
-    const lines = state.neuron.points.map((point, rank) => [
-      rank + 1, state.neuron.sample[rank], state.neuron.activation[rank], state.neuron.names[state.neuron.label[rank]] ?? "",
-      state.labels && state.labels[rank] !== "-" ? letter(partOf(state.labels[rank])) : "", ...point,
+    const { neuron, labels, other, otherBy } = state;
+    const part = (own, rank) => (own && own[rank] !== "-" ? letter(partOf(own[rank])) : "");
+    const head = ["rank", "image", "file", "activation", "name", "part", ...(other ? [`part by ${otherBy}`] : []), "x", "y"];
+    const lines = neuron.sample.map((image, rank) => [
+      rank + 1, image, neuron.file[rank], neuron.activation[rank], neuron.names[neuron.label[rank]] ?? "", part(labels, rank),
+      ...(other ? [part(other, rank)] : []), ...(neuron.points?.[state.plane]?.[rank] ?? ["", ""]),
     ]);
-    return [["rank", "image", "activation", "name", "part", "x", "y"], ...lines].map((line) => line.map(quoted).join(",") + "\n").join("");
+    return [head, ...lines].map((line) => line.map(quoted).join(",") + "\n").join("");
   };
 
   const arrives = (source) => new Promise((resolve, reject) => {
@@ -488,102 +534,292 @@
       pen.fillRect(...place(element));
     }
     for (const element of view.querySelectorAll(".tiles .tile, .thumb")) {
-      const rank = Number(element.dataset.rank), { columns } = state.neuron;
+      const { side, x, y, width, over, dim } = cut(state.neuron, Number(element.dataset.rank), state.whole && !element.matches(".thumb"));
       const image = await arrives(getComputedStyle(element).backgroundImage.slice(5, -2));
-      const side = image.naturalWidth / columns;
-      const [x, y, width, height] = place(element);
-      pen.drawImage(image, (rank % columns) * side, Math.floor(rank / columns) * side, side, side, x, y, width, height);
+      const fine = image.naturalWidth / width, [to, down, wide] = place(element);
+      pen.drawImage(image, fine * x, fine * y, fine * side, fine * side, to, down, wide, wide);
+      if (!state.bare) {
+        pen.save();
+        pen.beginPath();
+        pen.rect(to, down, wide, wide);
+        pen.clip();
+        pen.translate(to, down);
+        pen.scale(wide / side, wide / side);
+        pen.translate(over[0], over[1]);
+        pen.scale(over[2], over[2]);
+        pen.fillStyle = "#fff9";
+        pen.fill(new Path2D(dim), "evenodd");
+        pen.strokeStyle = "#000";
+        pen.lineWidth = side / wide / over[2];
+        pen.stroke(new Path2D(dim));
+        pen.restore();
+      }
       if (element.className.includes("thumb")) {
         pen.strokeStyle = element.style.borderColor;
         pen.lineWidth = 3;
-        pen.strokeRect(x, y, width, height);
+        pen.strokeRect(to, down, wide, wide);
       }
     }
     return new Promise((resolve, reject) => canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("no picture"))), "image/png"));
   };
 
-  const neurons = async (figure) => {
-    const { root, parts } = figure.dataset;
-    const channels = figure.dataset.neurons.split(" ");
+  // ---- where neurons come from: files beside the page, or a kernel ------------------------------------------------
+
+  const fromPage = (figure) => {
+    const { root, neurons, start, parts, whole, pages } = figure.dataset;
+    const listed = neurons.split(" "), first = Math.max(0, listed.indexOf(start));
+    let one;
+    const get = async (channel) => {
+      try {
+        return await load(`${root}data/${channel}.js`);
+      } catch (problem) {
+        throw new Error(`The data of neuron ${channel} can't be loaded: ${problem.message}.`);
+      }
+    };
+    return {
+      neurons: listed, start: first, layers: [], split: parts === "true", whole: whole === "true", load: get, remember,
+      async told() {
+        const known = await get(listed[first]);
+        return { methods: Object.keys(known.parts), counts: known.counts.slice(1) };
+      },
+      url: (path) => root + path,
+      page: (channel) => pages && `${root}${channel}.html`,
+      enter(controls, show) { one = enter(figure, controls, show); },
+      tools: () => [linked(one)],
+    };
+  };
+
+  // Of each control the widget's trait, and what is chosen as its value, and back.
+  const TRAITS = {
+    neuron: ["neuron", Number, String],
+    parts: ["parts", (chosen) => Number(chosen) || 0, (count) => (count ? String(count) : "auto")],
+    method: ["method", String, String],
+    beside: ["beside", (chosen) => (chosen === NONE ? "" : chosen), (name) => name || NONE],
+    plane: ["plane", (chosen) => (chosen === SAME ? "" : chosen), (name) => name || SAME],
+    show: ["whole", (chosen) => chosen === LOOKS[1], (whole) => LOOKS[Number(whole)]],
+    heatmap: ["heatmap", (chosen) => chosen === "on", (heatmap) => (heatmap ? "on" : "off")],
+    layer: ["layer", String, String],
+  };
+
+  const fromKernel = (model) => {
+    const { layers, methods, counts, split } = model.get("_fixed");
+    const known = new Map(), files = new Map(), waiting = new Map();
+    let controls = [], show, wanted, last;
+    const now = () => `${model.get("layer")}/${model.get("neuron")}`;
+
+    // Data come in pieces, with the pictures that they name.
+    model.on("msg:custom", (told, buffers) => {
+      const at = `${told.layer}/${told.neuron}`, { resolve, reject } = waiting.get(at) ?? {};
+      waiting.delete(at);
+      if (told.problem) {
+        wanted = undefined;
+        known.delete(at);
+        (reject ?? (() => show?.(told.problem)))(new Error(told.problem));
+        return;
+      }
+      told.files.forEach((path, place) => {
+        const name = `${told.layer}/${path}`, before = files.get(name);
+        files.set(name, URL.createObjectURL(new Blob([buffers[place]], { type: `image/${path.split(".").pop()}` })));
+        if (before) setTimeout(() => URL.revokeObjectURL(before), 1000); // it is shown at the moment
+      });
+      const data = { layer: told.layer, ...known.get(at) };
+      for (const [name, value] of Object.entries(told.data)) {
+        if (name === "done") data.done = [...(data.done ?? []), ...value];
+        else data[name] = value?.constructor === Object ? { ...data[name], ...value } : value;
+      }
+      known.set(at, data);
+      if (told.data.done && at === now()) wanted = undefined;
+      if (resolve) resolve(data);
+      else if (at === now()) show?.();
+    });
+
+    const bar = make("progress", { max: 1, "aria-label": "how far it is" }), text = make("span");
+    const stop = button("Stop", "what is finished is kept", () => model.send({ stop: true }));
+    const line = make("div", { class: "explorer-doing" }, text, bar, stop);
+    const say = () => {
+      const { what = "", part, left } = model.get("_doing");
+      line.hidden = !what;
+      bar.hidden = stop.hidden = part === undefined;
+      if (part) bar.value = part;
+      else bar.removeAttribute("value");
+      const time = left > 90 ? `${Math.round(left / 60)} min` : `${Math.ceil(left)} s`;
+      text.textContent = what + (part ? `, ${Math.round(100 * part)}%` : "") + (left > 1 ? `, ${time} left` : "");
+    };
+    const set = (control, value) => {
+      if (control.key === "neuron" && !control.values.includes(value)) control.refill(...control.values, value);
+      control.set(value);
+    };
+    const listed = () => model.get("_listed").neurons.map(String);
+
+    return {
+      layers, split, whole: model.get("whole"), neurons: listed(), start: 0, page: () => "",
+      told: async () => ({ methods, counts }),
+      load(channel, methods) {
+        const at = now(), data = known.get(at), has = data?.done ?? [];
+        const asks = { layer: model.get("layer"), neuron: model.get("neuron"), methods, has, pictures: Boolean(data?.done) };
+        const text = JSON.stringify(asks), lacks = !asks.pictures || methods.some((name) => !has.includes(name));
+        // What is looked at is told also where it is known: those beside it are not.
+        if (lacks ? text !== wanted : at !== last) {
+          [wanted, last] = [text, at];
+          model.send(asks);
+        }
+        return data ?? new Promise((resolve, reject) => waiting.set(at, { resolve, reject }));
+      },
+      url: (path, { layer }) => files.get(`${layer}/${path}`),
+      enter(all, shows) {
+        [controls, show] = [all, shows];
+        for (const control of controls) {
+          const [trait, , shown] = TRAITS[control.key];
+          set(control, shown(model.get(trait)));
+          model.on(`change:${trait}`, () => {
+            const value = shown(model.get(trait));
+            if (control.value === value) return;
+            set(control, value);
+            show();
+          });
+        }
+        model.on("change:_listed", () => {
+          const which = controls.find((control) => control.key === "neuron");
+          which.refill(...listed());
+          set(which, String(model.get("neuron")));
+          show();
+        });
+        model.on("change:_doing", say);
+        say();
+      },
+      remember() {
+        for (const control of controls) {
+          const [trait, chosen] = TRAITS[control.key];
+          model.set(trait, chosen(control.value));
+        }
+        model.save_changes();
+      },
+      tools: () => [line],
+      close: () => files.forEach((address) => URL.revokeObjectURL(address)),
+    };
+  };
+
+  // ---- neurons, wherever they come from ----------------------------------------------------------------------------
+
+  const neurons = async (figure, from) => {
     const view = make("div", { class: "explorer-view" });
     const words = figure.querySelector(".explorer-words");
-    const open = new Set();
+    const open = new Set(), openBeside = new Set();
     let latest = 0;
-    let methods = [], method, count, look, which, state;
+    let methods, counts, layer, method, count, look, heat, which, beside, place, state;
 
-    const show = async () => {
+    const fail = (text) => {
+      figure.removeAttribute("aria-busy");
+      view.replaceChildren(); // rather than the pictures of something else
+      words.textContent = text;
+    };
+
+    // One method's parts, each in a row; of two that are compared without that of the whole neuron.
+    const column = (own, most) => {
+      const { neuron, labels } = own;
+      const rows = own.other ? [make("p", { class: "rows-head" }, `by ${own.by}`)] : [row(own, neuron.sample.map((_, rank) => rank), null, "", SHORT)];
+      for (let part = 0; labels && partsOf(labels) > 1 && part < partsOf(labels); part++) {
+        const word = count.index === 0 && own.by === methods[0] ? neuron.part_labels?.[part] : ""; // the study's own parts
+        const ranks = members(labels, part);
+        if (ranks.length) rows.push(row(own, ranks, part, word, SHORT));
+      }
+      const box = make("div", { class: "rows" }, ...rows);
+      box.style.setProperty("--rows", most - Boolean(own.other)); // room for as many as there can be, so that the page stands still
+      return box;
+    };
+
+    const split = (channel, by, otherBy) => {
+      const { neuron } = state, labelsBy = (name) => neuron.parts?.[name]?.[count.index];
+      const labels = state.labels = labelsBy(by) ?? null;
+      if (!labels) {
+        state.words += "; its parts are not known yet";
+        return [plane(state, ""), column(state, counts.at(-1))];
+      }
+      const other = state.other = labelsBy(otherBy) ?? null;
+      count.say(`auto (${partsOf(neuron.parts[by][0])})`);
+      const agreement = neuron.agreement?.[by][count.index];
+      const some = new Set(labels.replaceAll("-", "")).size; // a letter may be left out: see relettered
+      state.words = `Neuron ${channel}, ${some < 2 ? "left whole" : `split into ${some} parts`} by ${by}`;
+      if (agreement !== undefined) state.words += `; agreement with the true objects (AMI) ${agreement.toFixed(2)}`;
+      if (other) {
+        const apart = neuron.sample.filter((_, rank) => differs(state, rank)).length;
+        state.words += apart ? `; ${apart} of ${labels.length} images, marked ≠, are in another part by ${otherBy}` : `; all images are in the same parts by ${otherBy}`;
+      } else if (otherBy) state.words += `; the parts by ${otherBy} are not known yet`;
+      const most = 1 + Math.max(...[by, otherBy].flatMap((name) => (neuron.parts[name] ?? []).map(partsOf)));
+      const near = state.plane === methods[0] ? "similar circuits lie" : `those that are similar by ${state.plane} lie`;
+      const drawn = plane(state, `${state.words}. Each point is a reference image; ${near} close together.`);
+      const columns = [column(state, most)];
+      if (other) columns.push(column({ ...state, labels: other, other: labels, by: otherBy, otherBy: by, open: openBeside }, most));
+      return [drawn, ...columns];
+    };
+
+    const show = async (problem) => {
       const ticket = ++latest;
-      const channel = which ? which.value : channels[0];
+      if (problem) return fail(problem);
+      const channel = which ? which.value : from.neurons[0];
+      const by = method?.value ?? methods[0];
+      const otherBy = beside?.index && beside.value !== by ? beside.value : "";
+      const placed = place?.index ? place.value : by;
       let neuron;
+      figure.setAttribute("aria-busy", "true");
       try {
-        neuron = await load(`${root}data/${channel}.js`);
+        neuron = await from.load(channel, from.split ? [...new Set([by, otherBy, placed].filter(Boolean))] : []);
       } catch (problem) {
-        words.textContent = `The data of neuron ${channel} can't be loaded: ${problem.message}.`;
+        if (ticket === latest) fail(problem.message);
         return;
       }
       if (ticket !== latest) return; // the slider has moved on
-      const whole = look ? look.index === 1 : figure.dataset.whole === "true";
-      const every = neuron.points.map((_, rank) => rank);
-      state = { figure, neuron, url: (path) => root + path, whole, open, labels: null, words: `Neuron ${channel}: its top-activating images` };
-      const rows = [];
-      let drawn = [], most = 0;
-      if (parts === "true") {
-        const name = methods[method ? method.index : 0];
-        const labels = state.labels = neuron.parts[name][count.index];
-        const k = partsOf(labels);
-        count.say(`auto (${partsOf(neuron.parts[name][0])})`);
-        const agreement = neuron.agreement?.[name][count.index];
-        const some = new Set(labels.replaceAll("-", "")).size; // a letter may be left out: see relettered
-        state.words = `Neuron ${channel}, ${some < 2 ? "left whole" : `split into ${some} parts`} by ${name}`;
-        if (agreement !== undefined) state.words += `; agreement with the true objects (AMI) ${agreement.toFixed(2)}`;
-        rows.push(row(state, every, null, "", SHORT));
-        for (let part = 0; part < k && k > 1; part++) {
-          const word = count.index === 0 && name === methods[0] ? neuron.part_labels?.[part] : ""; // the study's own parts
-          const own = members(labels, part);
-          if (own.length) rows.push(row(state, own, part, word, SHORT));
-        }
-        drawn = [plane(state, `${state.words}. Each point is a reference image; similar circuits lie close together.`)];
-        most = 1 + Math.max(...neuron.parts[name].map(partsOf));
-      } else {
-        const meant = meanings(neuron, every).join(", ");
+      figure.removeAttribute("aria-busy");
+      const whole = look ? look.index === 1 : from.whole;
+      const bare = heat?.index === 1;
+      view.classList.toggle("bare", bare);
+      state = {
+        figure, neuron, bare, url: (path) => from.url(path, neuron), whole, open, labels: null, other: null, by, otherBy, plane: placed,
+        words: `Neuron ${channel}: its top-activating images`,
+      };
+      const columns = [];
+      if (from.split) columns.push(...split(channel, by, otherBy));
+      else {
+        const every = neuron.sample.map((_, rank) => rank), meant = meanings(neuron, every).join(", ");
         if (meant) state.words += `. It answers to ${meant}`;
-        rows.push(row(state, every, null, "", whole ? 14 : 24));
+        columns.push(make("div", { class: "rows" }, row(state, every, null, "", whole ? 14 : 24)));
       }
-      const box = make("div", { class: "rows" }, ...rows);
-      box.style.setProperty("--rows", most); // room for as many as there can be, so that the page stands still
-      view.replaceChildren(make("div", { class: "explorer-columns" }, ...drawn, box));
+      view.replaceChildren(make("div", { class: "explorer-columns" }, ...columns));
       words.textContent = `${state.words}.`;
-      figure.querySelector(".explorer-own")?.setAttribute("href", `${root}${channel}.html`);
+      figure.querySelector(".explorer-own")?.setAttribute("href", from.page(channel));
       together(view, state);
       // For what else a page tells of the neuron: with the strongest image of a part of the study's own, or of all for "".
       const strongest = (own) => tile(state, own ? [...neuron.parts[methods[0]][0]].findIndex((part) => letter(partOf(part)) === own) : 0, false);
       figure.dispatchEvent(new CustomEvent("explorer-shows", { detail: { neuron, strongest } }));
     };
     const changed = () => {
-      remember();
+      from.remember();
       return show();
     };
 
-    const start = Math.max(0, channels.indexOf(figure.dataset.start));
-    let first;
     try {
-      first = await load(`${root}data/${channels[start]}.js`);
+      ({ methods, counts } = await from.told());
     } catch (problem) {
-      words.textContent = `The data of neuron ${channels[start]} can't be loaded: ${problem.message}.`;
+      fail(problem.message);
       return;
     }
-    if (channels.length > 1) which = picker("neuron", channels, start, changed);
-    if (parts === "true") {
-      methods = Object.keys(first.parts);
-      count = keys("parts", ["auto", ...first.counts.slice(1)], changed);
-      if (methods.length > 1) method = choice("method", methods, changed);
-      look = choice("show", ["what it looks at", "whole pictures"], changed);
+    if (from.layers.length > 1) layer = choice("layer", from.layers, changed);
+    if (from.neurons.length > 1 || layer) which = picker("neuron", from.neurons, from.start, changed);
+    if (from.split) {
+      count = keys("parts", ["auto", ...counts], changed);
+      if (methods.length > 1) {
+        method = choice("method", methods, changed);
+        beside = choice("beside", [NONE, ...methods], changed);
+        place = choice("plane", [SAME, ...methods], changed);
+      }
+      look = choice("show", LOOKS, changed);
+      heat = keys("heatmap", ["on", "off"], changed);
     }
-    const controls = [which, count, method, look].filter(Boolean);
+    const controls = [which, layer, count, method, beside, place, look, heat].filter(Boolean);
     const others = controls.filter((control) => control !== which).map((control) => control.box);
     // The picker sticks to the top of the window for as long as the figure that it is in is there.
     figure.prepend(...(which ? [which.box] : []), make("div", { class: "explorer-controls" }, ...others), view);
-    const one = enter(figure, controls, show);
+    from.enter(controls, show);
     const more = [
       button("table", "download a table (CSV) of these images", () => saved(new Blob([table(state)], { type: "text/csv" }), `neuron-${state.neuron.channel}.csv`)),
       button("picture", "download a picture (PNG) of what is shown", async () => {
@@ -594,19 +830,43 @@
         }
       }),
     ];
-    if (figure.dataset.pages) more.push(make("a", { class: "explorer-own", href: "" }, "the neuron's page"));
-    words.after(tools(one, ...more));
+    if (from.page("")) more.push(make("a", { class: "explorer-own", href: "" }, "the neuron's page"));
+    words.after(tools(...from.tools(), ...more));
     await show();
   };
+
+  // ---- on a page, and in Jupyter -----------------------------------------------------------------------------------
 
   const start = () => {
     document.querySelectorAll("figure.explorer").forEach((figure, place) => {
       if (figure.dataset.place) return;
       figure.dataset.place = place + 1;
       if (figure.dataset.kind === "pictures") pictures(figure);
-      else neurons(figure);
+      else neurons(figure, fromPage(figure));
     });
   };
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
-  else start();
+  if (document.currentScript) { // which a module has not
+    // A link to a heading is none of the explorers' doing, and changes nothing in them.
+    history.replaceState({ ...history.state, explorers: true }, "");
+    window.addEventListener("popstate", (event) => {
+      if (event.state?.explorers || read().size) restore();
+    });
+    if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
+    else start();
+  }
+
+  const render = ({ model, el }) => {
+    const { split, caption } = model.get("_fixed");
+    // JupyterLab has the arrow keys for its cells.
+    const figure = make(
+      "figure", { class: "explorer", "data-kind": "neuron", "data-whole": String(!split && model.get("whole")), "data-lm-suppress-shortcuts": true },
+      make("p", { class: "explorer-words", "aria-live": "polite" }), ...(caption ? [make("figcaption", {}, caption)] : []),
+    );
+    el.append(figure);
+    const from = fromKernel(model);
+    neurons(figure, from);
+    return from.close;
+  };
+
+  return { neuron, render };
 })();
