@@ -87,7 +87,7 @@ def rates(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [{"what": name, "value": value} for name, value in found.items()]
 
 
-TASK = 128
+TASK = 64
 """Images of a task of *local*, and half its pairs."""
 
 

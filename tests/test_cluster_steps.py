@@ -287,6 +287,7 @@ def test_to_the_bit_though_the_scheduler_is_lost_and_comes_back(
     tmp_path: Path, step: str, site: Site, expected: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with cluster.connect(site.address) as client:
+        monkeypatch.setattr(client, "_timeout", 90)  # a busy machine takes its time to start another
         site.work()
 
         def lost(worker: Any) -> None:

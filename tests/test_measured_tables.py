@@ -122,13 +122,14 @@ def many_machines() -> str:
 
 
 def simulated() -> str:
-    columns = ["workers", "tasks", "sleep", "processor a task, ms", "predicted", "wall"]
+    columns = ["workers", "tasks", "sleep", "scheduler", "client", "worker", "predicted", "wall"]
     table = measured("cluster-simulated")
-    return markdown(table.assign(**{"processor a task, ms": 1000 * table["processor a task"]})[columns], 1)
+    return markdown(table.assign(**{own: 1000 * table[own] for own in columns[3:6]})[columns], 1)
 
 
 def local_workers() -> str:
-    return markdown(measured("cluster-local")[["step", "workers", "predicted", "busiest", "busiest/predicted"]])
+    table = measured("cluster-local").dropna()
+    return markdown(table[["step", "workers", "predicted busiest", "busiest", "busiest/predicted"]])
 
 
 TABLES = {
