@@ -246,8 +246,9 @@ def main() -> None:
         rows, made = [], {"neurons": args.neurons, "references": args.count}
         for (what, unit, goal), measure in MEASURES.items():
             if not args.only or what.split()[0] in args.only:
-                rows.append({"what": what, "measured": measure(site), "unit": unit, "at most": goal, **made})
-                print(rows[-1], file=sys.stderr)
+                if not math.isnan(found := measure(site)):  # of an atlas that was there it is not known
+                    rows.append({"what": what, "measured": found, "unit": unit, "at most": goal, **made})
+                print(what, found, unit, file=sys.stderr)
         browser.close()
     report(rows, args)
     if args.folder is None:
