@@ -219,7 +219,7 @@ def test_the_index_tells_what_the_study_found(glyph_study: Study, site: Path) ->
         assert (row["k"], row["sizes"], row["meanings"]) == (own["k"], own["sizes"], own["meanings"])
         assert row["classes"] == [name for name, _ in made.classes(row["neuron"])]
         assert (row["named"], row["notes"]) == ([], [])
-        assert (site / row["thumb"]).is_file()
+        assert (site / row["thumb"][0]).is_file()
 
 
 def test_links_resolve(site: Path) -> None:

@@ -265,7 +265,8 @@ def test_the_map_tells_what_the_study_found(seen: Study, map_site: Path) -> None
     for place, (channel, part) in enumerate(rows):
         members = seen.neuron(channel).members(part)
         assert parts["size"][place] == len(members)
-        assert parts["rank"][place] == members[0]
+        sheet, *own = found["cuts"][place]
+        assert [(*found["sheets"][sheet], *own)] == maps.cuts(map_site, channel, [members[0]])
         assert found["score"][place] == pytest.approx(scores[channel], abs=1e-4)
     table = seen.alike(JUDGE, count=200)
     for place, (channel, part) in enumerate(rows):

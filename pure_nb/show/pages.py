@@ -227,5 +227,6 @@ def templates_of(made: Atlas, home: str, above: Atlas | None = None) -> Environm
         "part_colour": part_colour,
         "said": made.embedder.name if made.embedder else "",
         "unsteady": study.unsteady,
+        "credits": {},
     }
     return pages
