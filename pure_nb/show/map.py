@@ -250,7 +250,17 @@ def _write_data(
 
 
 def small_pictures(folder: Path, channel: int, ranks: Sequence[int], side: int) -> list[NDArray[np.uint8]]:
-    """Reference images as the atlas in a folder has them, uint8 ``[side, side, 3]``; grey where it has none."""
+    """Reference images as an atlas has them, uint8 ``[side, side, 3]`` each; grey where it has none.
+
+    Parameters
+    ----------
+    folder
+        Holds the atlas.
+    channel, ranks
+        The neuron, and the ranks of the images.
+    side
+        In pixels.
+    """
     with Image.open(folder / f"crops/{channel}.webp") as image:
         sheet = image.convert("RGB")
     found = []
