@@ -22,7 +22,7 @@ from pure_nb import Study
 from pure_nb.cli import app
 from pure_nb.errors import ArgumentError, EmbedderError, ImageError
 from pure_nb.figures.render import square_around
-from pure_nb.judges.alike import FEWEST, USUAL, Parts
+from pure_nb.judges.alike import FEWEST, RELIABLE, USUAL, Parts
 from pure_nb.methods.virtual import part_name
 from pure_nb.show import atlas
 from pure_nb.show import map as maps
@@ -70,16 +70,20 @@ class Slow:
         own = self.crops[name]
         return float(np.mean([own[i] @ own[j] for i in range(len(own)) for j in range(len(own)) if i != j]))
 
+    def reliable(self, name: tuple[int, int]) -> bool:
+        centre = np.mean(self.crops[name], axis=0)
+        return len(self.crops[name]) >= FEWEST and self.within(name) >= RELIABLE * float(centre @ centre)
+
     def redundant(self, one: tuple[int, int], other: tuple[int, int]) -> bool:
         halves = [
             self.across(own[::2], own[1::2]) / self.within(name)
             for name, own in self.crops.items()
-            if len(own) >= 2 * FEWEST
+            if len(own) >= 2 * FEWEST and self.reliable(name)
         ]
         least = min(1.0, float(np.quantile(halves, USUAL)))
         alike = self.across(self.crops[one], self.crops[other])
-        enough = min(len(self.crops[one]), len(self.crops[other])) >= FEWEST
-        return enough and alike >= least * (self.within(one) + self.within(other)) / 2
+        both = self.reliable(one) and self.reliable(other)
+        return both and alike >= least * (self.within(one) + self.within(other)) / 2
 
 
 def names_of(parts: Parts) -> list[tuple[int, int]]:
@@ -133,6 +137,13 @@ def test_nearest_and_redundant_parts_are_those_of_loops(at_once: int, monkeypatc
         for other in [place[one][other]]
     }
     assert found == {frozenset([(3, 1), (0, 2)])}
+
+
+def test_what_the_embedder_does_not_see_is_never_redundant() -> None:
+    draw = np.random.default_rng(0)
+    noise = Parts.of(draw.normal(size=(30, 20, 8)).astype(np.float32), np.zeros((30, 20), dtype=np.int64))
+    place, _ = noise.nearest(29)
+    assert not noise.redundant(np.arange(30)[:, None], place).any()
 
 
 def test_small_parts_are_never_redundant_and_few_neurons_have_few_neighbours() -> None:

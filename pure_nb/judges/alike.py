@@ -17,9 +17,10 @@ from pure_nb.judges.naming import unit
 AT_ONCE = 512
 """Parts that are compared with all others at once."""
 
-FEWEST, USUAL = 5, 0.05
-"""Crops of a part of which it can be said that it is redundant: of fewer, too much is chance. And the share of parts
-whose halves may be less alike than redundant parts are."""
+FEWEST, RELIABLE, USUAL = 5, 0.8, 0.05
+"""Crops of a part of which it can be said that it is redundant: of fewer, too much is chance. How much of a centre's
+squared length must be no chance, as is asked of other measures (Nunnally 1978): an embedder that sees nothing in the
+crops finds nothing redundant. And the share of parts whose halves may be less alike than redundant parts are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +37,8 @@ class Parts:
         float64 ``[parts]``: how alike two crops of a part are: the mean product of two different ones, less what all
         have in common; NaN where there is one.
     least
-        How alike the halves of a part are, every second crop in each, as a share of ``within``: what all parts but
-        :data:`USUAL` reach, and at most 1.
+        How alike the halves of a reliable part are, every second crop in each, as a share of ``within``: what all such
+        parts but :data:`USUAL` reach, and at most 1.
     """
 
     channel: NDArray[np.int64]
@@ -81,7 +82,7 @@ class Parts:
             within = ((size**2) * (centre**2).sum(axis=1) - own_squares) / (size * (size - 1))
             other = (total - one) / (size // 2)[:, None] - middle
             halves = ((one / ((size + 1) // 2)[:, None] - middle) * other).sum(axis=1) / within
-        halves = halves[(size >= 2 * FEWEST) & (within > 0)]
+        halves = halves[(size >= 2 * FEWEST) & _reliable(size, centre, within)]
         least = min(1.0, float(np.quantile(halves, USUAL))) if len(halves) else 1.0
         return cls(table[:, 0], table[:, 1], size, centre, within, least)
 
@@ -139,9 +140,14 @@ class Parts:
         Parameters
         ----------
         one, other
-            int64, numbers of parts. Of fewer than :data:`FEWEST` crops none is redundant.
+            int64, numbers of parts. None is redundant that is not reliable.
         """
         across = (self.centre[one] * self.centre[other]).sum(axis=-1)
         within = (self.within[one] + self.within[other]) / 2
-        enough = np.minimum(self.size[one], self.size[other]) >= FEWEST
-        return enough & (within > 0) & (across >= self.least * within)
+        reliable = _reliable(self.size, self.centre, self.within)
+        return reliable[one] & reliable[other] & (across >= self.least * within)
+
+
+def _reliable(size: NDArray[np.int64], centre: NDArray[np.float64], within: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which parts are known well enough to be compared: see :data:`RELIABLE`."""
+    return (size >= FEWEST) & (within >= RELIABLE * (centre**2).sum(axis=1)) & (within > 0)

@@ -260,14 +260,32 @@ Cut = tuple[str, int, int, int, int, int, int]
 
 
 def cuts(folder: Path, channel: int, ranks: Sequence[int]) -> list[Cut | None]:
-    """Where the atlas in a folder has a neuron's reference images of some ranks; None where it has none."""
+    """Where an atlas has some reference images; None where it has none.
+
+    Parameters
+    ----------
+    folder
+        Holds the atlas.
+    channel, ranks
+        The neuron, and the ranks of the images.
+    """
     told = told_of(folder, channel)
     own = {rank: told["cuts"][rank] for rank in ranks if 0 <= rank < len(told["cuts"])}
     return [(*told["sheets"][own[rank][0]], *own[rank][1:5]) if rank in own else None for rank in ranks]
 
 
 def small_pictures(folder: Path, places: Sequence[Cut | None], side: int) -> list[NDArray[np.uint8]]:
-    """Pictures of an atlas, uint8 ``[side, side, 3]`` each; grey for None."""
+    """Pictures of an atlas, uint8 ``[side, side, 3]`` each; grey for None.
+
+    Parameters
+    ----------
+    folder
+        Holds the atlas.
+    places
+        From :func:`cuts`.
+    side
+        In pixels.
+    """
     found = []
     for place in places:
         tile = Image.new("RGB", (1, 1), "grey")

@@ -216,7 +216,7 @@
   ring.id = "mark";
   ring.append(name);
   box.append(ring);
-  let pointed = -1;
+  let pointed = -1, picked = -1; // the latter is told of beside the map
 
   const said = (place) => parts.label[place] || (known.class[place] < 0 ? "" : known.classes[known.class[place]]);
   const place = () => {
@@ -266,6 +266,7 @@
   };
 
   const choose = (other) => {
+    picked = other;
     point(other);
     if (other >= 0) tell(other);
     else chosen.replaceChildren();
@@ -401,6 +402,7 @@
     if (!fingers.delete(event.pointerId)) return;
     if (lasso?.length > 2) {
       const polygon = lasso, found = inSight().filter((other) => inside(polygon, toScreen(other)));
+      choose(-1);
       mark(found.length ? found : null);
       list(found);
     } else if (!moved && event.type === "pointerup") {
@@ -444,7 +446,7 @@
 
   const remember = () => {
     const state = { by: $("layout").value, colour: $("colour").value, at: [view.x.toFixed(4), view.y.toFixed(4), (view.scale / Math.min(width, height)).toFixed(3)] };
-    if (pointed >= 0 && chosen.firstChild) state.part = named(parts, pointed).replace(" ", "");
+    if (picked >= 0) state.part = named(parts, picked).replace(" ", "");
     history.replaceState(null, "", `#${new URLSearchParams(state)}`);
   };
   const restore = () => {
