@@ -174,7 +174,10 @@ def test_a_link_is_copied_whole(context: Any, url: str, folder: Path, at: str) -
         field = visit.page.get_by_label("number of the neuron").first
         field.evaluate("input => { input.type = 'text'; input.value = ''; input.focus(); }")
         visit.page.keyboard.press("Control+V")
-        assert field.input_value() == f"{own}#1.neuron=8&1.parts=3&1.method=circuits&1.show=what%20it%20looks%20at&1.heatmap=on"
+        assert (
+            field.input_value()
+            == f"{own}#1.neuron=8&1.parts=3&1.method=circuits&1.show=what%20it%20looks%20at&1.heatmap=on"
+        )
 
 
 def test_the_table_is_what_is_known(context: Any, url: str, folder: Path, glyph_study: Study) -> None:
