@@ -1,7 +1,7 @@
 """The pictures of an atlas: reference images, and strips of the strongest ones of a neuron or of a lower channel.
 
-Each image is stored once, on a sheet with others. The data of a neuron tell what a page cuts out of it and dims, so that
-the two ways to look at a picture, and what the neuron looks at in it, take no more pictures.
+Each image is stored once, on a sheet with others. The data of a neuron tell what a page cuts out of it and dims: so
+crops, whole images and what the neuron looks at in them are all of one picture.
 """
 
 from __future__ import annotations
@@ -61,16 +61,18 @@ def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
     alive = [channel for channel in channels if study.references.alive[channel]]
     if not alive:
         return
-    images = _draw_images(made, folder, study.references.sample[alive, :count])
+    images = _draw_images(made, folder, alive, count)
     thumbs = _strips(made, folder, "thumbs")
     missing = [channel for channel in alive if channel not in thumbs.places or not _is_drawn(made, folder, channel)]
 
     def take(sample: int, rank: int, mask: NDArray[np.bool_]) -> tuple[tuple[Any, ...], Picture | None]:
         return cut(mask, _pixels(made)), _thumb(study, sample, mask) if rank < STRIP else None
 
-    done = len(alive) - len(missing)
+    done, added = len(alive) - len(missing), thumbs.add(missing, STRIPS)
+    tiles: dict[int, list[Picture]] = {}
     for block in _seen(study, missing, count, max(1, PAIRS // count), take, "atlas", done):
-        _draw_strips(thumbs, {channel: [tile for _, tile in own[:STRIP] if tile is not None] for channel, own in block})
+        tiles |= {channel: [tile for _, tile in own if tile is not None] for channel, own in block}
+        _draw_strips(thumbs, added, tiles)
         for channel, own in block:
             places = [images.places[number] for number in study.references.sample[channel, :count].tolist()]
             told = made.data(channel) | _told(made, places, [one for one, _ in own], images.files)
@@ -80,7 +82,7 @@ def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
 
 
 def alone(made: Atlas, channel: int) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """What an explorer needs to know of a neuron, and its pictures by the paths that this names: one sheet of its own."""
+    """What an explorer needs to know of a neuron, and its pictures by the paths that this names: its own sheet."""
     study, file = made.study, f"images/{channel}.{KIND}"
     numbers = study.references.sample[channel, : made.count].tolist()
     masks = {row: mask for _, row, mask in study.crops.seen([(np.full(len(numbers), channel), np.array(numbers))])}
@@ -103,9 +105,11 @@ def draw_lower(made: Atlas, folder: Path, lower: Sequence[int]) -> dict[int, Str
     def take(sample: int, _: int, mask: NDArray[np.bool_]) -> Picture:
         return _thumb(below, sample, mask)
 
-    count = min(STRIP, below.references.n)
+    count, added = min(STRIP, below.references.n), drawn.add(missing, STRIPS)
+    tiles: dict[int, list[Picture]] = {}
     for block in _seen(below, missing, count, 2 * STRIPS, take, "lower channels", len(alive) - len(missing)):
-        _draw_strips(drawn, dict(block))
+        tiles |= dict(block)
+        _draw_strips(drawn, added, tiles)
     return {channel: _strip(drawn, channel) for channel in alive}
 
 
@@ -124,22 +128,28 @@ def _strip(drawn: Sheets, channel: int) -> Strip:
     return Strip(file, round(100 * cell / max(1, len(drawn.files[file]) - 1), 2))
 
 
-def _draw_strips(drawn: Sheets, tiles: dict[int, list[Picture]]) -> None:
+def _draw_strips(drawn: Sheets, added: dict[str, list[int]], tiles: dict[int, list[Picture]]) -> None:
+    """Write the new files of which all tiles are there: the same, in whatever order these come."""
     empty = [np.full((THUMB, THUMB, 3), 255, dtype=np.uint8)] * STRIP  # where there are fewer
-    for file, some in drawn.add(list(tiles), STRIPS).items():
-        drawn.write(file, [tile for channel in some for tile in (tiles[channel] + empty)[:STRIP]], STRIP)
+    for file in [file for file, some in added.items() if tiles.keys() >= set(some)]:
+        some = added.pop(file)
+        drawn.write(file, [tile for channel in some for tile in (tiles.pop(channel) + empty)[:STRIP]], STRIP)
     drawn.save()
 
 
-def _draw_images(made: Atlas, folder: Path, sample: NDArray[np.int64]) -> Sheets:
+def _draw_images(made: Atlas, folder: Path, channels: Sequence[int], count: int) -> Sheets:
     """Write the sheets of all images that some neurons have as references: where they are."""
-    study = made.study
+    study, sample = made.study, made.study.references.sample[channels, :count]
     images = Sheets(folder, "images", digest([FORMAT, made.side, study.images.fingerprint]))
-    # An image stands with others of the neuron that it is strongest for, and those in their order: as they are shown.
-    numbers, first = np.unique(sample.T.ravel(), return_index=True)
-    rank, home = np.divmod(first, len(sample))
+    # Those that are seen first stand together: the strongest of each neuron, and of each of its parts.
+    first = []
+    for channel, own in zip(channels, sample):
+        labels = study.virtual_of(channel).labels[:count]
+        ranks = [np.flatnonzero(labels == part)[:STRIP] for part in range(labels.max() + 1)]
+        first += [own[:STRIP], *(own[some] for some in ranks)]
+    numbers, place = np.unique(np.concatenate([*first, sample.ravel()]), return_index=True)
     wide = math.ceil(math.sqrt(len(numbers) / len(sample) / SHEETS))
-    added = images.add(numbers[np.lexsort((rank, home))].tolist(), int(np.clip(wide**2, LEAST, MOST)))
+    added = images.add(numbers[np.argsort(place)].tolist(), int(np.clip(wide**2, LEAST, MOST)))
 
     def write(file: str) -> None:
         if not (folder / file).is_file():
@@ -158,7 +168,7 @@ def _draw_images(made: Atlas, folder: Path, sample: NDArray[np.int64]) -> Sheets
 def _told(
     made: Atlas, places: Sequence[Place], cuts: Sequence[tuple[Any, ...]], files: dict[str, list[int]]
 ) -> dict[str, Any]:
-    """What data say of pictures: sheets with their columns and rows; of each reference its sheet, place there and cut."""
+    """What data say of pictures: sheets with columns and rows; of each reference its sheet, place there and cut."""
     used = list(dict.fromkeys(place.file for place in places))
     wide = {file: columns(len(files[file])) for file in used}
     return {
@@ -181,7 +191,6 @@ def _thumb(study: Study, sample: int, mask: NDArray[np.bool_]) -> Picture:
     return View(sample, study.images.picture(sample), mask).highlighted(THUMB)
 
 
-# The references of a study, how many together, what is made of each, and the words of the bar.
 def _seen(
     study: Study,
     channels: Sequence[int],

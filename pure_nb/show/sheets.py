@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from contourpy import contour_generator
@@ -67,8 +67,8 @@ class Sheets:
     def __init__(self, folder: Path, kind: str, key: str) -> None:
         self.folder, self.kind, self.key = folder, kind, key
         self.table = folder / f"{kind}.json"
-        told = json.loads(self.table.read_text(encoding="utf-8")) if self.table.is_file() else {"key": None}
-        if told["key"] != key:
+        told: dict[str, Any] = json.loads(self.table.read_text(encoding="utf-8")) if self.table.is_file() else {}
+        if told.get("key") != key:
             for old in [*(folder / kind).glob("*.webp"), *(folder / kind).glob("*.avif")]:
                 old.unlink()
             told["files"] = {}
@@ -156,7 +156,8 @@ def cut(mask: NDArray[np.bool_], pixels: int) -> tuple[int, int, int, str]:
     share = np.pad(np.pad(share, ends, mode="edge"), 1)
     cells = np.array([right - left, bottom - top]) / GRID
     path = ""
-    for line in contour_generator(z=share).lines(127.5):
+    lines: Any = contour_generator(z=share).lines(127.5)
+    for line in lines:
         points = first + fine * ((line - 0.5 - (ends[1][0], ends[0][0])) * cells + (left, top))
         path += _path((scale * points - corner) * (STEPS / side))
     return int(corner[0]), int(corner[1]), side, path
@@ -164,7 +165,7 @@ def cut(mask: NDArray[np.bool_], pixels: int) -> tuple[int, int, int, str]:
 
 def _path(points: NDArray[np.float64]) -> str:
     """A closed line as a path of SVG, in whole numbers, and off by one at most for fewer of them."""
-    line = Line(points)
+    line: Any = Line(points)
     line.should_simplify, line.simplify_threshold = True, 1.0
     whole = np.round(line.cleaned(simplify=True).vertices[:-1]).astype(int)
     steps = [step for step in np.diff(whole, axis=0).tolist() if any(step)]
