@@ -137,8 +137,8 @@ class Crops:
         if why:
             warnings.warn(f"the activation map is shown, since {why}", StudyWarning, stacklevel=3)
         rows: dict[tuple[Crop, int, int], list[int]] = {}
-        for row, pair in enumerate(zip(channel.tolist(), sample.tolist())):
-            rows.setdefault((crop, *pair), []).append(row)
+        for row, (one, image) in enumerate(zip(channel.tolist(), sample.tolist())):
+            rows.setdefault((crop, one, image), []).append(row)
         known = {pair: self._looked[pair][0] for pair in rows if pair in self._looked}
         new = [pair for pair in rows if pair not in known]
         for pair, bits in known.items():

@@ -1,7 +1,7 @@
 """The pictures of an atlas: reference images, and strips of the strongest ones of a neuron or of a lower channel.
 
-Each image is stored once, on a sheet with others. The data of a neuron tell what a page cuts out of it and dims, so that
-the two ways to look at a picture, and what the neuron looks at in it, take no more pictures.
+Each image is stored once, on a sheet with others. The data of a neuron tell what a page cuts out of it and dims: so
+crops, whole images and what the neuron looks at in them are all of one picture.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
     alive = [channel for channel in channels if study.references.alive[channel]]
     if not alive:
         return
-    images = _draw_images(made, folder, study.references.sample[alive, :count])
+    images = _draw_images(made, folder, alive, count)
     thumbs = _strips(made, folder, "thumbs")
     missing = [channel for channel in alive if channel not in thumbs.places or not _is_drawn(made, folder, channel)]
 
@@ -76,7 +76,7 @@ def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
 
 
 def alone(made: Atlas, channel: int) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """What an explorer needs to know of a neuron, and its pictures by the paths that this names: one sheet of its own."""
+    """What an explorer needs to know of a neuron, and its pictures by the paths that this names: its own sheet."""
     study, file = made.study, f"images/{channel}.{KIND}"
     numbers = study.references.sample[channel, : made.count].tolist()
     masks = {row: mask for _, row, mask in study.crops.seen([(np.full(len(numbers), channel), np.array(numbers))])}
@@ -127,23 +127,28 @@ def _draw_strips(drawn: Sheets, tiles: dict[int, list[Picture]]) -> None:
     drawn.save()
 
 
-def _draw_images(made: Atlas, folder: Path, sample: NDArray[np.int64]) -> Sheets:
+def _draw_images(made: Atlas, folder: Path, channels: Sequence[int], count: int) -> Sheets:
     """Write the sheets of all images that some neurons have as references: where they are."""
-    study = made.study
+    study, sample = made.study, made.study.references.sample[channels, :count]
     images = Sheets(folder, "images", digest([FORMAT, made.side, study.images.fingerprint]))
-    # An image stands with others of the neuron that it is strongest for, and those in their order: as they are shown.
-    numbers, first = np.unique(sample.T.ravel(), return_index=True)
-    rank, home = np.divmod(first, len(sample))
+    # Those that are seen first stand together: the strongest of each neuron, and of each of its parts.
+    first = []
+    for channel, own in zip(channels, sample):
+        labels = study.virtual_of(channel).labels[:count]
+        ranks = [np.flatnonzero(labels == part)[:STRIP] for part in range(labels.max() + 1)]
+        first += [own[:STRIP], *(own[some] for some in ranks)]
+    numbers, place = np.unique(np.concatenate([*first, sample.ravel()]), return_index=True)
     wide = math.ceil(math.sqrt(len(numbers) / len(sample) / SHEETS))
-    added = images.add(numbers[np.lexsort((rank, home))].tolist(), int(np.clip(wide**2, LEAST, MOST)))
+    added = images.add(numbers[np.argsort(place)].tolist(), int(np.clip(wide**2, LEAST, MOST)))
 
     def write(file: str) -> None:
         if not (folder / file).is_file():
             images.write(file, [_small(made, number) for number in added[file]], columns(len(added[file])))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar(
-        None, "images", len(added), unit="sheet", shown=study.run.progress
-    ) as bar:
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        progress_bar(None, "images", len(added), unit="sheet", shown=study.run.progress) as bar,
+    ):
         for _ in pool.map(write, added):
             bar.update()
     images.save()
@@ -153,7 +158,7 @@ def _draw_images(made: Atlas, folder: Path, sample: NDArray[np.int64]) -> Sheets
 def _told(
     made: Atlas, places: Sequence[Place], cuts: Sequence[tuple[Any, ...]], files: dict[str, list[int]]
 ) -> dict[str, Any]:
-    """What data say of pictures: sheets with their columns and rows; of each reference its sheet, place there and cut."""
+    """What data say of pictures: sheets with columns and rows; of each reference its sheet, place there and cut."""
     used = list(dict.fromkeys(place.file for place in places))
     wide = {file: columns(len(files[file])) for file in used}
     return {
@@ -176,8 +181,7 @@ def _thumb(study: Study, sample: int, mask: NDArray[np.bool_]) -> Picture:
     return View(sample, study.images.picture(sample), mask).highlighted(THUMB)
 
 
-# The references of a study, how many together, what is made of each, and the words of the bar.
-def _seen(  # noqa: PLR0913
+def _seen(
     study: Study,
     channels: Sequence[int],
     count: int,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from contourpy import contour_generator
@@ -26,7 +26,9 @@ WEBP = {"quality": 82, "method": 2}
 AVIF = features.check("avif")
 """Whether Pillow writes AVIF: two thirds of the bytes, and no colours run. Else sheets are WebP."""
 
-KIND, SMALL = ("avif", {"quality": 55, "subsampling": "4:4:4", "speed": 8, "max_threads": 1}) if AVIF else ("webp", WEBP)
+KIND, SMALL = (
+    ("avif", {"quality": 55, "subsampling": "4:4:4", "speed": 8, "max_threads": 1}) if AVIF else ("webp", WEBP)
+)
 """How sheets are saved, and how their files' names end."""
 
 UNITS, STEPS = 1000, 64
@@ -37,6 +39,7 @@ MARGIN = 1
 
 GRID = 16
 """Cells a side in which an outline is looked for."""
+
 
 class Place(NamedTuple):
     """Where a picture is: in which file, and how many are before it."""
@@ -64,8 +67,8 @@ class Sheets:
     def __init__(self, folder: Path, kind: str, key: str) -> None:
         self.folder, self.kind, self.key = folder, kind, key
         self.table = folder / f"{kind}.json"
-        told = json.loads(self.table.read_text(encoding="utf-8")) if self.table.is_file() else {"key": None}
-        if told["key"] != key:
+        told: dict[str, Any] = json.loads(self.table.read_text(encoding="utf-8")) if self.table.is_file() else {}
+        if told.get("key") != key:
             for old in [*(folder / kind).glob("*.webp"), *(folder / kind).glob("*.avif")]:
                 old.unlink()
             told["files"] = {}
@@ -153,7 +156,8 @@ def cut(mask: NDArray[np.bool_], pixels: int) -> tuple[int, int, int, str]:
     share = np.pad(np.pad(share, ends, mode="edge"), 1)
     cells = np.array([right - left, bottom - top]) / GRID
     path = ""
-    for line in contour_generator(z=share).lines(127.5):
+    lines: Any = contour_generator(z=share).lines(127.5)
+    for line in lines:
         points = first + fine * ((line - 0.5 - (ends[1][0], ends[0][0])) * cells + (left, top))
         path += _path((scale * points - corner) * (STEPS / side))
     return int(corner[0]), int(corner[1]), side, path
@@ -161,7 +165,7 @@ def cut(mask: NDArray[np.bool_], pixels: int) -> tuple[int, int, int, str]:
 
 def _path(points: NDArray[np.float64]) -> str:
     """A closed line as a path of SVG, in whole numbers, and off by one at most for fewer of them."""
-    line = Line(points)
+    line: Any = Line(points)
     line.should_simplify, line.simplify_threshold = True, 1.0
     whole = np.round(line.cleaned(simplify=True).vertices[:-1]).astype(int)
     steps = [step for step in np.diff(whole, axis=0).tolist() if any(step)]
