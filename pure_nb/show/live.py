@@ -128,8 +128,8 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
             self._stopped.set()
             return
         with self._lock:
-            layer, neuron, *lists, pictures = (content[key] for key in _Wanted._fields)
-            self._want = _Wanted(layer, neuron, *map(tuple, lists), pictures)
+            methods, has = tuple(content["methods"]), tuple(content["has"])
+            self._want = _Wanted(content["layer"], content["neuron"], methods, has, content["pictures"])
             if self._thread is None:
                 self._thread = Thread(target=self._work, name=f"explorer {self._study.name}", daemon=True)
                 self._thread.start()
