@@ -99,6 +99,25 @@ def test_a_link_leads_to_what_it_shows(context: Any, url: str) -> None:
         assert not visit.troubles
 
 
+def test_a_comparison_is_a_link_too(context: Any, url: str, folder: Path) -> None:
+    data = known(folder, 22)
+    one, other = (data["parts"][name][1] for name in ("circuits", "activations"))
+    apart = sum(a != b for a, b in zip(one, other))
+    with Visit(context, f"{url}#1.neuron=22&1.parts=2&1.beside=activations&1.plane=activations") as visit:
+        reads(visit, f"; {apart} of 20 images, marked ≠, are in another part by activations")
+        assert visit.page.locator(".rows-head").all_inner_texts() == ["by circuits", "by activations"]
+        assert visit.page.locator("circle.changed").count() == apart
+        with visit.page.expect_download() as download:
+            visit.page.get_by_title("download a table").first.click()
+        rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8"))))
+        assert ["AB".index(row["part by activations"]) for row in rows] == [int(own) for own in other]
+        assert [[int(row["x"]), int(row["y"])] for row in rows] == data["points"]["activations"]
+        visit.page.get_by_label("beside").first.select_option(label="circuits")  # with itself
+        reads(visit, "split into 2 parts by circuits; agreement")
+        assert visit.page.locator(".rows-head").count() == 0
+        assert not visit.troubles
+
+
 def test_going_back_undoes_step_by_step_to_the_start(context: Any, url: str) -> None:
     with Visit(context, url) as visit:
         reads(visit, "Neuron 8")

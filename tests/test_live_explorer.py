@@ -20,6 +20,7 @@ import pytest
 from built import DESK, chromium
 from comm.base_comm import BaseComm
 from small import noise, plain
+from test_browser import AXE, VIOLATIONS
 
 from pure_nb import Study
 from pure_nb.compute.bars import progress_bar
@@ -257,6 +258,8 @@ def test_two_methods_are_compared(glyph_study: Study, show: Callable[..., Host])
     )
     left = f"{500 + 0.84 * (points['activations'][0][0] - 500):g}"
     host.until(lambda: host.page.locator("circle").first.get_attribute("cx") == left)
+    host.page.add_script_tag(path=AXE)
+    assert host.page.evaluate(VIOLATIONS, True) == []
 
 
 def test_what_takes_long_can_be_stopped(show: Callable[..., Host], monkeypatch: pytest.MonkeyPatch) -> None:

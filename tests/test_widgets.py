@@ -267,6 +267,21 @@ def test_explore_alive(glyph_study: Study) -> None:
     assert same_parts(found["parts"]["circuits"][2], made.virtual.labels)
 
 
+def test_few_pictures_come_first(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, tiles = Reader(explore(glyph_study, 22)), []
+    take = reader.take
+
+    def noted(content: dict[str, Any], buffers: Any = ()) -> None:
+        tiles.append((content["neuron"], content["data"].get("tiles"), len(content["data"].get("cuts", []))))
+        take(content, buffers)
+
+    reader.widget.send = noted
+    monkeypatch.setattr(live, "FIRST", 6)
+    monkeypatch.setattr(live, "TOGETHER", 0)
+    reader.look()
+    assert [one for one in tiles if one[0] == 22 and one[1]] == [(22, 6, 6), (22, 20, 20)]
+
+
 def test_who_is_beside_is_fetched_ahead_and_nothing_twice(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, drawn = Reader(explore(glyph_study, 22)), []
 
@@ -275,6 +290,7 @@ def test_who_is_beside_is_fetched_ahead_and_nothing_twice(glyph_study: Study, mo
         return alone(made, channel)
 
     monkeypatch.setattr(live, "alone", counted)
+    monkeypatch.setattr(live, "FIRST", 20)
     reader.look()
     assert [*dict.fromkeys(reader.order)] == [22, 23, 21]
     assert drawn == [22, 23, 21]

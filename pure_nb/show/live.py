@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 STATIC = Path(__file__).with_name("static") / "explorer"
 
-FIRST = 24
-"""Pictures of a neuron that are drawn first: six of each of a few parts."""
+FIRST = 18
+"""Pictures of a neuron that are drawn first: most of the six that are seen of each part."""
 
 TOGETHER = 0.1
 """Seconds: what is found out within them is sent together."""
@@ -128,8 +128,8 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
             self._stopped.set()
             return
         with self._lock:
-            wanted = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
-            self._want = _Wanted(**wanted)
+            methods, has = tuple(content["methods"]), tuple(content["has"])
+            self._want = _Wanted(content["layer"], content["neuron"], methods, has, content["pictures"])
             if self._thread is None:
                 self._thread = Thread(target=self._work, name=f"explorer {self._study.name}", daemon=True)
                 self._thread.start()
