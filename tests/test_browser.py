@@ -50,7 +50,8 @@ OVERFLOWING = """() => {
     const out = box => box.width > 1 && box.height > 1 && (box.right > width + 1 || box.left < -1);
     const name = element => element.tagName.toLowerCase() + (element.id ? '#' + element.id : '') +
         [...element.classList].map(c => '.' + c).join('');
-    const hidden = element => !element.checkVisibility({visibilityProperty: true}) ||
+    const cut = element => element.ownerSVGElement && getComputedStyle(element.ownerSVGElement).overflow === 'hidden';
+    const hidden = element => !element.checkVisibility({visibilityProperty: true}) || cut(element) ||
         element.closest('mjx-assistive-mml, .visually-hidden, .sr-only');
     const found = [];
     const say = (element, what) => {

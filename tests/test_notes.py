@@ -165,7 +165,7 @@ def test_neurons_left_whole_have_no_parts(study: Study) -> None:
 def test_atlas_tells_them_as_theirs(study: Study, tmp_path: Path) -> None:
     out = tmp_path / "atlas"
     atlas.write(study, out, channels=[0, 3])
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.webp")}
+    before = {path: path.stat().st_mtime_ns for path in out.glob("data/[0-9]*.js")}
     study.notes.write("3.B", "<b>umbrella", "mostly red")
     atlas.write(study, out, channels=[0, 3])
     rows = {row["neuron"]: row for row in index(out)}

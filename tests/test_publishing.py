@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from small import picture_folder, plain
+from test_widgets import Reader
 from typer.testing import CliRunner
 
 from pure_nb import Study, explore, load_study
@@ -87,7 +88,8 @@ def own_study(root: Path, label: str = "class{}", **how: Any) -> Study:
 def test_all_is_read_again(glyph_study: Study, whole: Path, nothing: None) -> None:
     study = load_study(whole)
     assert repr(study).splitlines()[:3] == repr(glyph_study).splitlines()[:3]
-    assert study.known() == ["references", "circuits", "virtual", "layouts"]
+    known = ["references", "circuits", "virtual", "layouts"]
+    assert study.known() in (known, [*known, "boxes"])  # which another test may have asked for
     for name in ("sample", "score", "position", "peak"):
         np.testing.assert_array_equal(getattr(study.references, name), getattr(glyph_study.references, name))
     assert study.references.grid == glyph_study.references.grid
@@ -160,8 +162,11 @@ def test_explorers_and_atlas_need_nothing_else(
     some: Path, tmp_path: Path, nothing: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = load_study(some, store=tmp_path, progress=False)
-    live: Any = explore(study, 8)
-    assert "Neuron 8 of layer4 in 2 parts" in live.children[-2].value
+    reader = Reader(explore(study, 8))
+    seen = reader.look(8)
+    assert not reader.problem
+    assert seen["parts"]["circuits"][0] == Atlas(study).data(8)["parts"]["circuits"][0]
+    assert len(seen["pictures"]) == 1
     site = {path.name for path in (some / "atlas").iterdir()}
     assert {"index.html", "3.html", "8.html", "22.html"} <= site
     assert "5.html" not in site
@@ -209,7 +214,8 @@ def test_with_its_network_and_images_it_is_whole(glyph_study: Study, whole: Path
     given = {"model": glyph_study.model, "images": glyph_study.images, "progress": False, "store": tmp_path}
     study = load_study(whole, **given)
     assert type(study) is Study
-    assert study.known() == ["references", "circuits", "virtual", "layouts"]
+    known = ["references", "circuits", "virtual", "layouts"]
+    assert study.known() in (known, [*known, "boxes"])  # which another test may have asked for
     assert {step: study.key(step) for step in ("circuits", "virtual")} == {
         step: glyph_study.key(step) for step in ("circuits", "virtual")
     }
@@ -497,7 +503,7 @@ def test_it_is_there_when_it_is_whole_and_goes_on_after_a_stop(
 
     monkeypatch.setattr(Images, "picture", counted)
     asked: Any = {"channels": CHOSEN, "shown": Shown(count=8), "licence": "cc0-1.0"}
-    stop = 40
+    stop = 10
     with pytest.raises(KeyboardInterrupt):
         publish(glyph_study, tmp_path / "out", **asked)
     assert not (tmp_path / "out").exists()
