@@ -186,7 +186,7 @@ MUTANTS = [
     Mutant("virtual: draws are not skewed", "np.maximum(np.abs(measured) - by_chance, STRAIGHT)",
            "np.full(axes.shape[1], STRAIGHT)", "null"),
     Mutant("virtual: the seed decides", "STARTS = 200", "STARTS = 1", "null"),
-    Mutant("virtual: the first centre is used again", "        labels[:, moving] = new\n", "", "null"),
+    Mutant("virtual: the first centre is used again", "            labels[:, moving] = new\n", "", "null"),
     Mutant("virtual: never clear enough", 'number if p <= alpha else 1', 'number if p < alpha else 1', "virtual"),
     Mutant("virtual: ends a draw late", "HITS / (made + 1 + int", "HITS / (made + int", "null"),
     Mutant("virtual: the least clear number of parts", "silhouette = max(zip(numbers", "silhouette = min(zip(numbers",
