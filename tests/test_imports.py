@@ -206,6 +206,7 @@ def without(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
         "compute._packing",
         "methods.wordnet",
         "show.atlas",
+        "show.live",
         "show.pages",
         "show.widgets",
     ):
