@@ -30,7 +30,7 @@ from pure_nb.judges.embedders import load_embedder
 from pure_nb.judges.evaluation import distance_table
 from pure_nb.judges.vectors import Embedder, encoder, from_network, pixels
 from pure_nb.parameters import Run
-from pure_nb.show import atlas
+from pure_nb.show import atlas, pictures
 from pure_nb.study import Study
 
 distributed = pytest.importorskip("distributed")
@@ -94,7 +94,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 8)
     monkeypatch.setattr(blocks, "NEURONS", 2)
     monkeypatch.setattr(bench, "DRAWS", 9)
-    monkeypatch.setattr(atlas, "PAIRS", 8)
+    monkeypatch.setattr(pictures, "SENT", 8)
     monkeypatch.setattr("sklearn.utils.parallel.Parallel", lambda n_jobs: Parallel(n_jobs=1))  # starts no processes
 
 

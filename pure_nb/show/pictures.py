@@ -64,9 +64,11 @@ def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
     def take(sample: int, rank: int, mask: NDArray[np.bool_]) -> tuple[tuple[Any, ...], Picture | None]:
         return cut(mask, _pixels(made)), _thumb(study, sample, mask) if rank < STRIP else None
 
-    done = len(alive) - len(missing)
+    done, added = len(alive) - len(missing), thumbs.add(missing, STRIPS)
+    tiles: dict[int, list[Picture]] = {}
     for block in _seen(study, missing, count, max(1, PAIRS // count), take, "atlas", done):
-        _draw_strips(thumbs, {channel: [tile for _, tile in own[:STRIP] if tile is not None] for channel, own in block})
+        tiles |= {channel: [tile for _, tile in own if tile is not None] for channel, own in block}
+        _draw_strips(thumbs, added, tiles)
         for channel, own in block:
             places = [images.places[number] for number in study.references.sample[channel, :count].tolist()]
             told = made.data(channel) | _told(made, places, [one for one, _ in own], images.files)
@@ -99,9 +101,11 @@ def draw_lower(made: Atlas, folder: Path, lower: Sequence[int]) -> dict[int, Str
     def take(sample: int, _: int, mask: NDArray[np.bool_]) -> Picture:
         return _thumb(below, sample, mask)
 
-    count = min(STRIP, below.references.n)
+    count, added = min(STRIP, below.references.n), drawn.add(missing, STRIPS)
+    tiles: dict[int, list[Picture]] = {}
     for block in _seen(below, missing, count, 2 * STRIPS, take, "lower channels", len(alive) - len(missing)):
-        _draw_strips(drawn, dict(block))
+        tiles |= dict(block)
+        _draw_strips(drawn, added, tiles)
     return {channel: _strip(drawn, channel) for channel in alive}
 
 
@@ -120,10 +124,12 @@ def _strip(drawn: Sheets, channel: int) -> Strip:
     return Strip(file, round(100 * cell / max(1, len(drawn.files[file]) - 1), 2))
 
 
-def _draw_strips(drawn: Sheets, tiles: dict[int, list[Picture]]) -> None:
+def _draw_strips(drawn: Sheets, added: dict[str, list[int]], tiles: dict[int, list[Picture]]) -> None:
+    """Write the new files of which all tiles are there: the same, in whatever order these come."""
     empty = [np.full((THUMB, THUMB, 3), 255, dtype=np.uint8)] * STRIP  # where there are fewer
-    for file, some in drawn.add(list(tiles), STRIPS).items():
-        drawn.write(file, [tile for channel in some for tile in (tiles[channel] + empty)[:STRIP]], STRIP)
+    for file in [file for file, some in added.items() if tiles.keys() >= set(some)]:
+        some = added.pop(file)
+        drawn.write(file, [tile for channel in some for tile in (tiles.pop(channel) + empty)[:STRIP]], STRIP)
     drawn.save()
 
 
