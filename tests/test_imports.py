@@ -234,6 +234,7 @@ def without(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
         "methods.wordnet",
         "show.atlas",
         "show.layers",
+        "show.live",
         "show.pages",
         "show.widgets",
     ):
