@@ -177,6 +177,7 @@ class Notes:
             UnicodeDecodeError,
             AttributeError,
             TypeError,
+            StudyError,
             ArgumentError,
         ) as problem:
             raise StudyError(
@@ -213,7 +214,7 @@ def _note(told: Any) -> Note:
     note = Note(told) if isinstance(told, str) else Note(**told)
     texts, images = (note.name, note.text), note.images
     if not all(isinstance(own, str) for own in texts) or not all(isinstance(own, int) for own in images):
-        raise TypeError(f"{told!r} is no note")
+        raise StudyError(f"{told!r} is no note")
     return Note(*texts, tuple(images))
 
 

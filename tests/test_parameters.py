@@ -132,12 +132,13 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert (study.run.batch_size, study.run.device) == (3, "cpu")
 
 
-WHOLE = {"run", "neurons", "plot", "atlas", "evaluate"}
-SOME = {"arv", "pairs", "split", "bench"}
-TAKEN = {"neurons": WHOLE | {"split"}, "crops": {"plot", "atlas", "evaluate"}, "classes": {"arv", "pairs", "split"}}
+SEEN = {"plot", "atlas", "evaluate", "publish", "search", "compare", "scores"}
+WHOLE = SEEN | {"run", "neurons", "note"}
+SOME = {"arv", "pairs", "split", "bench", "trial"}
+TAKEN = {"neurons": WHOLE | {"split"}, "crops": SEEN, "classes": {"arv", "pairs", "split", "publish"}}
 """The commands that take the parameters of some results."""
 
-OWN = {("evaluate", "n_clusters"), ("bench", "seed")}
+OWN = {("evaluate", "n_clusters"), ("bench", "seed"), ("trial", "seed")}
 """Where a command's own option has the name of a parameter."""
 
 
@@ -151,7 +152,8 @@ def test_commands_take_what_is_declared() -> None:
             taking = TAKEN.get(field.metadata.get("of", ""), WHOLE | SOME) if field.name != "progress" else set()
             if (name, field.name) in OWN:
                 continue
-            assert (field.name in options) == (name in taking or (name, field.name) == ("bench", "n_references")), (
+            asked = name in taking or (name in ("bench", "trial") and field.name == "n_references")
+            assert (field.name in options) == asked, (
                 name,
                 field,
             )

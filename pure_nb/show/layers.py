@@ -21,7 +21,15 @@ from pure_nb.study import Study
 
 
 def write_layer(made: Atlas, folder: Path, channels: Sequence[int] | None, home: str) -> None:
-    """Write the site of one layer: see :func:`pure_nb.show.atlas.write`."""
+    """Write the site of one layer.
+
+    Parameters
+    ----------
+    made, channels
+        Which atlas, and which of its neurons; all for None.
+    folder, home
+        As for :func:`pure_nb.show.atlas.write`.
+    """
     write_pages(made, folder, drawn(made, folder, channels), home)
 
 

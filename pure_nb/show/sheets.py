@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from contourpy import contour_generator
 from matplotlib.path import Path as Line
 from numpy.typing import NDArray
 from PIL import Image, features
 
+from pure_nb._imports import needed
 from pure_nb.compute.store import write_atomically
 from pure_nb.figures.plots import image_grid
 from pure_nb.figures.render import Picture, square_around
 from pure_nb.show.facts import digest
+
+with needed("show", "an atlas needs"):
+    from contourpy import contour_generator
 
 WEBP = {"quality": 82, "method": 2}
 """How figures are saved; Pillow's own method, 4, makes them 4 % smaller in twice the time."""
