@@ -19,6 +19,7 @@ Opening it runs nothing of it: no file is code or is unpickled, and what says mo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,8 @@ def load_published(
             )
     run = Run(**{option: changes.pop(option) for option in RUN if option in changes})
     whole = model is not None and images is not None
+    if not whole:
+        run = replace(run, client=None)  # what was published is at hand here, and workers can't have what is missing
     try:
         name = check_name(told["name"])
         absent = type(told["network"], (Absent,), {"found": found})

@@ -167,3 +167,19 @@ MUTE = Embedder.of("colours", colours)
 JUDGE = replace(MUTE, encode_text=words, encode_joint=colours)
 WORDS, CHANNELS = ("red", "green", "blue", "blueish grey"), [3, 8, 22]
 """What is looked for in small atlases, and their neurons."""
+
+
+class Here:
+    """A cluster that is this process, and knows what it was asked for."""
+
+    sweep_on_cluster = None
+
+    def __init__(self) -> None:
+        self.asked: set[str] = set()
+
+    def run(self, *_: Any) -> None:
+        """Do nothing, on any worker."""
+
+    def each(self, work: Any, given: Any, numbers: Sequence[int]) -> Any:
+        self.asked.add(getattr(work, "func", work).__name__)
+        return ((number, work(*given(number))) for number in numbers)

@@ -27,12 +27,12 @@ from pure_nb.glyphs import CLASSES
 from pure_nb.images.data import Images
 from pure_nb.judges.embedders import Embedder
 from pure_nb.methods.virtual import CHOICES, kmeans
-from pure_nb.show import atlas
+from pure_nb.show import atlas, pictures
 from pure_nb.show.facts import METHODS, Atlas
 from pure_nb.show.pictures import STRIP, THUMB, alone, draw, strips
 from pure_nb.show.plane import points_apart, relettered
 from pure_nb.show.sheets import STEPS, UNITS
-from tests.small import noise, picture_folder, plain
+from tests.small import Here, noise, picture_folder, plain
 
 
 def data(folder: Path, channel: int) -> dict[str, Any]:
@@ -268,6 +268,60 @@ def test_the_same_bytes_and_nothing_twice(
     drawn.clear()
     draw(other, again, [22])  # of other parts: not what is there
     assert set(drawn) == {22}
+
+
+class StopError(Exception):
+    """Somebody stops it."""
+
+
+def test_a_stop_among_the_sheets_loses_no_finished_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    study, made, real = own_study(store=tmp_path / "store"), [], pictures._sheet
+
+    def sheet(images: Images, pixels: int, numbers: list[int]) -> bytes:
+        made.append(numbers)
+        if len(made) == 2:
+            raise StopError
+        return real(images, pixels, numbers)
+
+    monkeypatch.setattr(pictures, "_sheet", sheet)
+    with pytest.raises(StopError):
+        atlas.write(study, tmp_path / "atlas")
+    atlas.write(study, tmp_path / "atlas")
+    assert len(made) == 3
+    assert made[1] == made[2] != made[0]
+    atlas.write(study, tmp_path / "at once")
+    for path in (tmp_path / "at once").rglob("*.*"):
+        again = tmp_path / "atlas" / path.relative_to(tmp_path / "at once")
+        assert again.read_bytes() == path.read_bytes(), path.name
+
+
+def test_two_runs_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which the second begins later, and is finished before."""
+    folder, real = tmp_path / "atlas", pictures._draw_strips
+
+    def while_another(*given: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(pictures, "_draw_strips", real)
+            atlas.write(own_study(store=tmp_path / "store"), folder, channels=[3])
+        monkeypatch.setattr(pictures, "_draw_strips", real)
+        real(*given)
+
+    monkeypatch.setattr(pictures, "_draw_strips", while_another)
+    study = own_study(store=tmp_path / "store")
+    atlas.write(study, folder, channels=[0])
+    assert set(strips(Atlas(study), folder)) == {0, 3}
+
+
+def test_sheets_are_made_where_the_workers_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = own_study(store=tmp_path / "store")
+    atlas.write(study, tmp_path / "here", count=4)
+    sent = Here()
+    monkeypatch.setattr(pictures, "ThreadPoolExecutor", lambda *_: pytest.fail("made here"))
+    atlas.write(study.replace(client=sent), tmp_path / "there", count=4)
+    assert "_sheet" in sent.asked
+    for path in (tmp_path / "here/images").iterdir():
+        assert path.read_bytes() == (tmp_path / "there/images" / path.name).read_bytes()
 
 
 def test_what_is_not_known_is_said(tmp_path: Path) -> None:

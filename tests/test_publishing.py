@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
-from small import picture_folder, plain
+from small import Here, picture_folder, plain
 from test_widgets import Reader
 from typer.testing import CliRunner
 
@@ -32,7 +32,9 @@ from pure_nb.images.data import Images
 from pure_nb.images.sources import folder_images
 from pure_nb.network import models
 from pure_nb.publishing import Shown, publish, push
+from pure_nb.show import atlas
 from pure_nb.show.facts import Atlas
+from pure_nb.show.ranking import apart
 
 CHOSEN = [3, 8, 22]
 SECRET = "Sankt-Nimmerlein"
@@ -245,6 +247,15 @@ def test_another_network_and_other_images_are_refused(glyph_study: Study, whole:
         load_study(whole, images=torch.rand(5, 3, 96, 96))
     with pytest.raises(StudyError, match=r"is a published study, which takes model=\.\.\. and images=\.\.\. instead"):
         load_study(whole, data="here")
+
+
+def test_workers_are_not_asked_for_what_is_not_there(
+    glyph_study: Study, whole: Path, some: Path, tmp_path: Path
+) -> None:
+    given, client = {"images": glyph_study.images, "progress": False, "store": tmp_path}, Here()
+    atlas.write(load_study(some, **given, client=client), tmp_path / "atlas", count=4)
+    assert not client.asked
+    assert load_study(whole, **given, model=glyph_study.model, client=client).run.client is client
 
 
 def test_results_of_a_published_study_are_kept_apart(glyph_study: Study, some: Path) -> None:
@@ -536,6 +547,9 @@ def test_names_of_parts_are_published(glyph_study: Study, tmp_path: Path, monkey
     made = Atlas.__new__(Atlas)
     vars(made).update(study=study, embedder=None)
     assert [made.label(22, part) for part in ("whole", "A", "B")] == ["thing", "parasol", ""]
+    for other in (apart(study), study.replace(batch_size=2)):
+        assert other.part_labels is study.part_labels  # type: ignore[attr-defined]
+    assert "part_labels" not in vars(study.replace(n_clusters=3))
 
 
 def test_classes_are_published_where_they_are_known(tmp_path: Path) -> None:

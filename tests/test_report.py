@@ -47,6 +47,19 @@ def mine(tmp_path: Path, **how: Any) -> Study:
     return Study.from_model(settings.pop("model", None) or plain(), images, "4", "2", **settings)
 
 
+def test_the_workers_of_a_study_measure_its_alignment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, alignment = [], report.evaluation.alignment
+
+    def noted(*vectors: Any, **how: Any) -> pd.DataFrame:
+        runs.append(how.get("run"))
+        return alignment(*vectors, **how)
+
+    monkeypatch.setattr(report.evaluation, "alignment", noted)
+    study = mine(tmp_path, progress=False)
+    evaluate(study, pixels(2), ks=[2], subsets=2)
+    assert runs == [study.run]
+
+
 @pytest.mark.parametrize("crop", ["peak", "crp", "activation"])
 def test_boxes_are_those_of_the_views(glyph_study: Study, crop: Any) -> None:
     study = glyph_study.replace(crop=crop)

@@ -20,12 +20,14 @@ from typer.testing import CliRunner
 
 from pure_nb import Study
 from pure_nb.cli import app
+from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, EmbedderError, ImageError
 from pure_nb.figures.render import square_around
 from pure_nb.judges.alike import FEWEST, RELIABLE, USUAL, Parts
 from pure_nb.methods.virtual import part_name
 from pure_nb.show import atlas
 from pure_nb.show import map as maps
+from pure_nb.show.facts import Atlas
 from tests.small import CHANNELS, JUDGE, MUTE, WORDS, colours
 
 
@@ -338,6 +340,23 @@ def test_a_map_is_written_once(seen: Study, map_site: Path, monkeypatch: pytest.
     assert told(map_site, "words")["words"] == list(WORDS[:2])
     atlas.write(seen, map_site, **how, words=WORDS)
     assert (map_site / "data/map.js").read_bytes() == before
+
+
+def test_a_map_knows_names_by_hand_and_classes_that_came_later(
+    seen: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = seen.replace(store=Store(tmp_path / "store"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Atlas, "without_classes", "they did not run yet")
+        atlas.write(study, tmp_path / "atlas", channels=CHANNELS, count=2)
+    assert told(tmp_path / "atlas", "map")["classes"] == []
+    study.notes.write("22.B", "umbrella")
+    atlas.write(study, tmp_path / "atlas", channels=CHANNELS, count=2)
+    parts = told(tmp_path / "atlas", "parts")
+    named = dict(zip(zip(parts["channel"], parts["part"]), parts["label"]))
+    assert named.pop((22, 1)) == "umbrella"
+    assert not any(named.values())
+    assert told(tmp_path / "atlas", "map")["classes"]
 
 
 def test_without_an_embedder_there_is_a_map_by_circuits_alone(seen: Study, tmp_path: Path) -> None:

@@ -390,6 +390,26 @@ def test_who_looks_comes_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert study._is_there("virtual")
 
 
+def test_closed_while_somebody_looks_nothing_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what is looked at nor the ranking that waits for it."""
+    monkeypatch.setattr("pure_nb.compute.blocks.BLOCK", 20)
+    study = never_run(tmp_path, batch_size=4)
+    widget = explore(study)
+    reader, look, last = Reader(widget), LiveExplorer._look, widget._listed["neurons"][-1]
+
+    def closed(self: LiveExplorer, bar: Any = None) -> None:
+        if bar is not None and "ranking" in self._what and widget.neuron != last:
+            reader.ask(last)
+        elif widget.neuron == last and f"neuron {last}" in self._what:
+            widget.close()
+        look(self, bar)
+
+    monkeypatch.setattr(LiveExplorer, "_look", closed)
+    reader.look()
+    assert "done" not in reader.known.get(("4", last), {})
+    assert not study._is_there("circuits")
+
+
 def test_who_looks_elsewhere_waits_for_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Reader(explore(never_run(tmp_path), 0))
     look = LiveExplorer._look

@@ -25,9 +25,9 @@ def write_layer(made: Atlas, folder: Path, channels: Sequence[int] | None, home:
 
     Parameters
     ----------
-    made, channels
-        Which atlas, and which of its neurons; all for None.
-    folder, home
+    made
+        The atlas of the layer.
+    folder, channels, home
         As for :func:`pure_nb.show.atlas.write`.
     """
     write_pages(made, folder, drawn(made, folder, channels), home)
@@ -57,7 +57,8 @@ def write_layers(made: Atlas, layers: Sequence[str], folder: Path, channels: Seq
     made
         An atlas of any layer of the network.
     layers
-        Their names. Each is split by circuits through the next one below, the lowest through what is nearest below it.
+        Their names. Each is split by circuits through the next one below, the lowest through what is nearest below it;
+        if it is the study's own target, as the study says.
     folder
         Gets a folder for each layer, and a page that leads to them.
     channels

@@ -10,10 +10,8 @@ from threading import Event, Lock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import numpy as np
-
 from pure_nb._imports import needed
-from pure_nb.compute.bars import Bar, progress_bar, watched
+from pure_nb.compute.bars import Bar, watched
 from pure_nb.errors import ArgumentError, LayerError, PureError, sentence
 from pure_nb.methods.virtual import CHOICES
 from pure_nb.parameters import NEAREST
@@ -91,6 +89,7 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
     _fixed = Dict().tag(sync=True)
     _listed = Dict().tag(sync=True)
     _doing = Dict().tag(sync=True)
+    _closed = False
 
     def __init__(
         self, study: Study, channels: Sequence[int], start: int, *, rank: bool, split: bool, whole: bool, caption: str
@@ -135,10 +134,8 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
                 self._thread.start()
 
     def close(self) -> None:
-        """Stop what is computed."""
-        self._rank = False
-        self._ahead.clear()
-        self._stopped.set()
+        """Stop what is computed, also the ranking below what is asked for in between."""
+        self._closed = True
         super().close()
 
     # ---- in the thread ------------------------------------------------------------------------------------------
@@ -146,7 +143,7 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
     def _work(self) -> None:
         while True:
             self._serve()
-            if self._rank:
+            if self._rank and not self._closed:
                 self._rank = False
                 self._ranked()
             with self._lock:
@@ -159,7 +156,7 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
         while True:
             with self._lock:
                 asked, self._want = self._want, None
-                if asked is None and not self._ahead:
+                if self._closed or (asked is None and not self._ahead):
                     return
                 wanted = asked or self._ahead.popleft()
             self._answer(wanted, ahead=asked is None)
@@ -251,10 +248,6 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
 
     def _pictures(self, made: Atlas, channel: int, count: int) -> dict[str, Any]:
         """What is known of a neuron's strongest references, with their pictures as ``files``."""
-        sample = made.study.references.sample[channel, :count]
-        with progress_bar(total=count, shown=False) as bar:
-            for _ in made.study.crops.seen([(np.full_like(sample, channel), sample)]):  # which keeps it
-                bar.update()
         found, files = alone(_Seen(made.study, count=count), channel)
         return found | {"files": files}
 
@@ -301,7 +294,7 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
 
     def _look(self, bar: Bar | None = None) -> None:
         """Say how far it is, and raise if somebody does not want to wait."""
-        if self._stopped.is_set():
+        if self._closed or self._stopped.is_set():
             self._stopped.clear()
             raise _StopError("stopped; choose another neuron, or this one again")
         now, part = monotonic(), bar.part if bar else 0.0

@@ -27,7 +27,7 @@ from pure_nb.figures.plots import image_grid
 from pure_nb.judges.alike import Parts
 from pure_nb.methods.virtual import embed, part_name
 from pure_nb.searching import part_labels, parts_seen
-from pure_nb.show.facts import Atlas
+from pure_nb.show.facts import Atlas, digest
 from pure_nb.show.pictures import told_of, write_text
 from pure_nb.show.plane import points_apart
 from pure_nb.show.sheets import UNITS
@@ -187,13 +187,15 @@ def write_map(made: Atlas, folder: Path, channels: Sequence[int], templates: Env
     if not alive:
         return {}
     found = Map(made, alive)
-    stamp = f"// {made.key} {hashlib.sha256(found.labels.tobytes()).hexdigest()[:16]}"
     count, data = len(found.channel), folder / "data/map.js"
     classes = (
         []
         if made.without_classes
         else sorted({name for own in set(found.channel.tolist()) for name, _ in made.classes(own)[:1]})
     )
+    # Of what a neuron's key says nothing of: which parts there are, and the classes, which may be known later.
+    parts = hashlib.sha256(found.labels.tobytes()).hexdigest()[:16]
+    stamp = f"// {made.key} {digest([parts, classes, *map(made.key_of, alive)])}"
     layouts = found.layouts()
     text = templates.get_template("map.html").render(root="", parts=count, layouts=list(layouts), classes=classes)
     write_text(folder / "map.html", text)

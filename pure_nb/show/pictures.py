@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -27,6 +28,7 @@ from pure_nb.show.facts import FORMAT, Atlas, digest
 from pure_nb.show.sheets import KIND, Place, Sheets, as_file, bordered, columns, cut, whole
 
 if TYPE_CHECKING:
+    from pure_nb.images.data import Images
     from pure_nb.study import Study
 
 Taken = TypeVar("Taken")
@@ -85,12 +87,15 @@ def alone(made: Atlas, channel: int) -> tuple[dict[str, Any], dict[str, bytes]]:
     """What an explorer needs to know of a neuron, and its pictures by the paths that this names: its own sheet."""
     study, file = made.study, f"images/{channel}.{KIND}"
     numbers = study.references.sample[channel, : made.count].tolist()
-    masks = {row: mask for _, row, mask in study.crops.seen([(np.full(len(numbers), channel), np.array(numbers))])}
+    masks: dict[int, NDArray[np.bool_]] = {}
+    with progress_bar(total=len(numbers), shown=False) as bar:  # for whoever watches
+        for _, row, mask in study.crops.seen([(np.full(len(numbers), channel), np.array(numbers))]):
+            masks[row] = mask
+            bar.update()
     places = [Place(file, cell) for cell in range(len(numbers))]
     cuts = [cut(masks[row], _pixels(made)) for row in range(len(numbers))]
     told = _told(made, places, cuts, {file: numbers})
-    sheet = as_file([_small(made, number) for number in numbers], columns(len(numbers)))
-    return made.data(channel) | told, {file: sheet}
+    return made.data(channel) | told, {file: _sheet(study.images, _pixels(made), numbers)}
 
 
 def draw_lower(made: Atlas, folder: Path, lower: Sequence[int]) -> dict[int, Strip]:
@@ -133,7 +138,8 @@ def _draw_strips(drawn: Sheets, added: dict[str, list[int]], tiles: dict[int, li
     empty = [np.full((THUMB, THUMB, 3), 255, dtype=np.uint8)] * STRIP  # where there are fewer
     for file in [file for file, some in added.items() if tiles.keys() >= set(some)]:
         some = added.pop(file)
-        drawn.write(file, [tile for channel in some for tile in (tiles.pop(channel) + empty)[:STRIP]], STRIP)
+        own = [tile for channel in some for tile in (tiles.pop(channel) + empty)[:STRIP]]
+        drawn.write(file, as_file(own, STRIP))
     drawn.save()
 
 
@@ -150,19 +156,23 @@ def _draw_images(made: Atlas, folder: Path, channels: Sequence[int], count: int)
     numbers, place = np.unique(np.concatenate([*first, sample.ravel()]), return_index=True)
     wide = math.ceil(math.sqrt(len(numbers) / len(sample) / SHEETS))
     added = images.add(numbers[np.argsort(place)].tolist(), int(np.clip(wide**2, LEAST, MOST)))
-
-    def write(file: str) -> None:
-        if not (folder / file).is_file():
-            images.write(file, [_small(made, number) for number in added[file]], columns(len(added[file])))
-
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        progress_bar(None, "images", len(added), unit="sheet", shown=study.run.progress) as bar,
-    ):
-        for _ in pool.map(write, added):
+    images.save()  # first, so that a run that was stopped finds again what it has finished
+    files = [file for file in added if not (folder / file).is_file()]  # another run may have written some
+    with progress_bar(None, "images", len(files), unit="sheet", shown=study.run.progress) as bar:
+        for number, content in _sheets(made, [added[file] for file in files]):
+            images.write(files[number], content)
             bar.update()
-    images.save()
     return images
+
+
+def _sheets(made: Atlas, parts: Sequence[list[int]]) -> Iterator[tuple[int, bytes]]:
+    """The files of some sheets by number, made by a cluster, if the study has one, or else by all cores."""
+    run, work = made.study.run, partial(_sheet, made.study.images, _pixels(made))
+    if run.client is not None:
+        yield from run.client.each(work, lambda number: (parts[number],), range(len(parts)))
+        return
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from enumerate(pool.map(work, parts))
 
 
 def _told(
@@ -183,8 +193,9 @@ def _pixels(made: Atlas) -> int:
     return min(made.side, max(made.study.images.example.shape[-2:]))
 
 
-def _small(made: Atlas, number: int) -> Picture:
-    return bordered(resized(made.study.images.picture(number), _pixels(made)))
+def _sheet(images: Images, pixels: int, numbers: Sequence[int]) -> bytes:
+    """A file of images; not within :func:`_sheets`, as it is sent away."""
+    return as_file([bordered(resized(images.picture(number), pixels)) for number in numbers], columns(len(numbers)))
 
 
 def _thumb(study: Study, sample: int, mask: NDArray[np.bool_]) -> Picture:

@@ -173,11 +173,11 @@ def evaluate(
         name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()[:16] for name, array in vectors.items()
     }
     how: dict[str, Any] = {"used": study.references.active, "metric": metric, "seed": study.parameters.seed}
+    how["run"] = study.run
 
     def measured(blocks: Store | None) -> pd.DataFrame:
-        more: dict[str, Any] = {"ks": ks, "store": blocks, "run": study.run}
         known = {} if study.objects is None else {TRUE: study.objects}
-        return evaluation.distance_table(own, vectors | known, **how, **more)
+        return evaluation.distance_table(own, vectors | known, ks=ks, store=blocks, **how)
 
     def aligned(_: Store | None) -> pd.DataFrame:
         followers = {name: array for name, array in vectors.items() if name != judge.name}

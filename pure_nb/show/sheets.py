@@ -70,16 +70,20 @@ class Sheets:
     def __init__(self, folder: Path, kind: str, key: str) -> None:
         self.folder, self.kind, self.key = folder, kind, key
         self.table = folder / f"{kind}.json"
-        told: dict[str, Any] = json.loads(self.table.read_text(encoding="utf-8")) if self.table.is_file() else {}
-        if told.get("key") != key:
+        told = self._told()
+        if told is None:
             for old in [*(folder / kind).glob("*.webp"), *(folder / kind).glob("*.avif")]:
                 old.unlink()
-            told["files"] = {}
         self.files: dict[str, list[int]] = {}
         self.places: dict[int, Place] = {}
-        for file, numbers in told["files"].items():
+        for file, numbers in (told or {}).items():
             if (folder / file).is_file():
                 self._enter(file, numbers)
+
+    def _told(self) -> dict[str, list[int]] | None:
+        """What the table tells; None if there is none of this key."""
+        told: dict[str, Any] = json.loads(self.table.read_text(encoding="utf-8")) if self.table.is_file() else {}
+        return told["files"] if told.get("key") == self.key else None
 
     def _enter(self, file: str, numbers: list[int]) -> None:
         self.files[file] = numbers
@@ -94,14 +98,13 @@ class Sheets:
             self._enter(file, part)
         return added
 
-    def write(self, file: str, pictures: Sequence[Picture], wide: int) -> None:
-        """Write a file of pictures in rows."""
-        content = as_file(pictures, wide)
+    def write(self, file: str, content: bytes) -> None:
+        """Write a file, from :func:`as_file`."""
         write_atomically(self.folder / file, lambda temporary: temporary.write_bytes(content))
 
     def save(self) -> None:
-        """Write the table, when the files are there."""
-        text = json.dumps({"key": self.key, "files": self.files})
+        """Write the table, with what another run has added to it meanwhile; files in it may still be missing."""
+        text = json.dumps({"key": self.key, "files": (self._told() or {}) | self.files})
         write_atomically(self.table, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
