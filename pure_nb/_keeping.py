@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ OF_STUDY: dict[str, set[str]] = {
     "layouts": {*ASKED["layouts"]},
     "neurons": {*ASKED["neurons"]},
     "objects": {*ASKED["objects"]},
+    "part_labels": {*ASKED["virtual"]},
     "activation_vectors": {*ASKED["activations"]},
     "without_lrp": {*_REFERENCES, "lower"},
 }
@@ -71,6 +73,11 @@ def _keep(before: Study, after: Study) -> None:
             vars(after)["_weights"] = before._weights
         else:  # it was trained on meanwhile
             changed.add("model")
+    hand_over(before, after, changed)
+
+
+def hand_over(before: Study, after: Study, changed: Set[str] = frozenset()) -> None:
+    """Let a study have what another has found, but for what depends on something that has changed."""
     pairs: list[tuple[Any, Any, dict[str, set[str]]]] = [(before, after, OF_STUDY)]
     pairs += [(vars(before)[part], getattr(after, part), own) for part, own in OF_PARTS.items() if part in vars(before)]
     for old, new, kept in pairs:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pure_nb._keeping import OF_STUDY
+from pure_nb._keeping import hand_over
 
 if TYPE_CHECKING:
     from pure_nb.study import Study
@@ -75,5 +75,6 @@ def apart(study: Study) -> Study:
     It has at hand what the study has, and shows no bars.
     """
     own = replace(study, model=deepcopy(study.model), run=replace(study.run, progress=False))
-    vars(own).update({name: vars(study)[name] for name in ("_weights", "_nearest", *OF_STUDY) if name in vars(study)})
+    vars(own).update({name: vars(study)[name] for name in ("_weights", "_nearest") if name in vars(study)})
+    hand_over(study, own)
     return own
