@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pure_nb._gathering import Gathered
 from pure_nb._imports import needed
-from pure_nb._publication import FORMAT, MANIFEST, Publication
+from pure_nb._publication import FORMAT, MANIFEST
 from pure_nb.compute.store import fingerprint, write_atomically
 from pure_nb.errors import ArgumentError, StudyError, require_choice, sentence
 from pure_nb.published import Published, load_published
@@ -178,8 +178,8 @@ def push(folder: Path | str, place: str) -> str:
     StudyError
         If the hub does not take it, or has something else there.
     """
-    load_published(folder)  # whole, and as it was written
-    files = Publication.read(Path(folder)).files
+    study = load_published(folder)  # whole, and as it was written
+    assert isinstance(study, Published)
     with needed("huggingface", "to push to Hugging Face's hub needs", StudyError):
         from huggingface_hub import HfApi
     hub = HfApi()
@@ -193,7 +193,7 @@ def push(folder: Path | str, place: str) -> str:
             folder_path=folder,
             repo_type="dataset",
             commit_message="A study by pure_nb",
-            allow_patterns=[*files, MANIFEST, README, "atlas/*"],  # and nothing that came into the folder since
+            allow_patterns=[*study.found.files, MANIFEST, README, "atlas/*"],  # and nothing that came in since
             delete_patterns="*",
         )
     except StudyError:
