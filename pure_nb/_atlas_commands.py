@@ -103,7 +103,7 @@ def publish(  # noqa: PLR0913
         atlas=atlas,
     )
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    echo(f"{out}: {size / 1e6:.1f} MB; load_study({str(out)!r}) reads it. What is in it, its README.md says")
+    echo(f"{out}: {size / 1e6:.1f} MB; load_study({str(folder)!r}) reads it. What is in it, its README.md says")
     if push:
         echo(f"{publishing.push(folder, push)}: load_study reads it from there")
 
@@ -152,7 +152,7 @@ def compare(
     other: Annotated[str, Argument(help="Another study, of the same images.", metavar="OTHER")],
     by: Annotated[
         str, Option(help="What makes parts alike: images (shared), embedder, circuits (from the same lower)")
-    ] = ("images"),
+    ] = "images",
     embedder: Annotated[str | None, Option(help="Whose vectors: clip, mini-clip, pixels, as for evaluate.")] = None,
     least: Annotated[float, Option(help="How alike two parts are at least that have to do with each other.")] = 0.2,
     rows: Rows = 20,

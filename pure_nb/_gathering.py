@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import save_file
 
-from pure_nb._publication import FORMAT, MANIFEST, pictured_ranks, read_masks
+from pure_nb._publication import FORMAT, MANIFEST, STEPS, pictured_ranks, read_masks
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import Arrays, _checksum, write_atomically
 from pure_nb.errors import StudyError
@@ -86,8 +86,8 @@ class Gathered:
     def files(self) -> dict[int, Path]:
         """The files of reference images, where these are files."""
         every = np.unique(self.study.references.sample[self.channels]).tolist()
-        found = {sample: Path(os.path.abspath(self.study.images.path(sample))) for sample in every}
-        return {sample: path for sample, path in found.items() if path.is_file()}
+        found = {sample: self.study.images.file(sample) for sample in every}
+        return {sample: Path(os.path.abspath(file)) for sample, file in found.items() if file}
 
     @cached_property
     def file_names(self) -> dict[int, str]:
@@ -100,32 +100,27 @@ class Gathered:
     @cached_property
     def attributions(self) -> list[dict[str, str]]:
         """Lines of the table of attributions, of the pictures that are published."""
-        first = self.files.get(self.pictured[0]) if self.pictured else None
-        path = self.shown.attribution or (first and _table_above(first))
-        if path is None or not self.pictured:
-            return []
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            lines = list(csv.DictReader(file, delimiter="\t" if Path(path).suffix == ".tsv" else ","))
-        if not lines or "file" not in lines[0]:
-            raise StudyError(
-                f"{str(path)!r}: expected a table of attributions, with a column called file and a line each"
-            )
-        known = {Path(line["file"]).parts: line for line in lines}
         height, width = self.study.images.example.shape[-2:]
-        withheld = {"none": ("file", "label"), "labels": ("file",), "files": ()}[self.names]
+        withheld = {"picture", "sample", "file", *(["label"] if self.names == "none" else [])}
+        tables: dict[Path, dict[tuple[str, ...], dict[str, str]]] = {}
         found = []
         for sample in self.pictured:
             parts = self.files[sample].parts if sample in self.files else ()
+            path = Path(self.shown.attribution) if self.shown.attribution else _table_above(Path(*parts))
+            if path is None:
+                continue  # nobody asks for it
+            known = tables[path] if path in tables else tables.setdefault(path, _read_lines(path))
             own = next((known[parts[at:]] for at in range(len(parts)) if parts[at:] in known), None)
             if own is None:
                 raise StudyError(
                     f"{str(path)!r} has no line for {'/'.join(parts[-2:]) or f'image {sample}'}, and its picture would "
                     "be published: add one, or name another table (attribution)"
                 )
-            kept = {name: value for name, value in own.items() if name not in withheld}
+            kept = {name: value for name, value in own.items() if name and name not in withheld}
             changed = f"{width} x {height} pixels as a network sees it, WebP"
             kept["changes"] = "; ".join(filter(None, (kept.get("changes"), changed)))
-            found.append({"picture": f"pictures/{sample}.webp", "sample": str(sample), **kept})
+            name = {"file": self.file_names[sample]} if sample in self.file_names else {}
+            found.append({"picture": f"pictures/{sample}.webp", "sample": str(sample), **name, **kept})
         return found
 
     @cached_property
@@ -185,9 +180,7 @@ class Gathered:
             "layers": [asdict(layer) for layer in study.shapes],
             "parameters": asdict(study.parameters),
             "ranked": study.ranked,
-            "keys": {
-                step: study.key(step) for step in ("references", "circuits", "virtual", "layouts", "boxes", "objects")
-            },
+            "keys": {step: study.key(step) for step in STEPS},
             "channels": self.chosen and self.channels,
             "pictured": 0 if self.pictures == "none" else min(self.shown.count, study.references.n),
             "images": {
@@ -233,6 +226,7 @@ class Gathered:
         study, chosen = self.study, self.channels
         neurons = study.neurons[study.neurons["channel"].isin(chosen)].reset_index(drop=True)
         made = Atlas(study, embedder=self.embedder)
+        vars(made)["notes"] = {}  # a person's own are not published
         rows = [
             {
                 "channel": channel,
@@ -316,7 +310,7 @@ class Gathered:
         shape, places = self.study.images.example.shape, self.boxes
         found: dict[int, list[Sequence[int]]] = {sample: [] for sample in self.pictured}
         for row, channel in enumerate(self.channels):
-            masks = read_masks(folder / f"masks/{channel}.png", shape)
+            masks = read_masks(folder / f"masks/{channel}.png", len(self.ranks[row]), shape)
             for rank, sample, mask in zip(self.ranks[row].tolist(), self.samples[row].tolist(), masks):
                 found[sample] += [square_around(mask), *([] if places is None else [places[row, rank].tolist()])]
         return found
@@ -328,12 +322,24 @@ def _table_above(picture: Path) -> Path | None:
     return next(filter(Path.is_file, places), None)
 
 
+def _read_lines(path: Path) -> dict[tuple[str, ...], dict[str, str]]:
+    """The lines of a table of attributions, by the parts of their files' paths."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = list(csv.DictReader(file, restkey="", delimiter="\t" if path.suffix == ".tsv" else ","))
+    except (OSError, ValueError, csv.Error) as problem:
+        raise StudyError(f"{str(path)!r} can't be read as a table of attributions: {problem}") from problem
+    if not lines or "file" not in lines[0]:
+        raise StudyError(f"{str(path)!r}: expected a table of attributions, with a column called file and a line each")
+    return {Path(line["file"] or "").parts: line for line in lines}
+
+
 def _save(image: Image.Image, path: Path) -> None:
     image.save(path, format="webp", **WEBP)
 
 
 def _write_lines(lines: Sequence[dict[str, str]], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for line in lines for name in line)))
         writer.writeheader()
         writer.writerows(lines)

@@ -49,7 +49,6 @@ def evaluate(
     import matplotlib
 
     matplotlib.use("agg")
-    from pure_nb.judges.embedders import load_embedder
     from pure_nb.methods.virtual import CHOICES
     from pure_nb.show import report
 
@@ -60,9 +59,7 @@ def evaluate(
         raise StudyError(f"--k must be 2 or more, got {min(ks)}")
     require_place(out)
     found = asked.load()
-    specs = by.embedder or (["mini-clip", "mini-dino", "pixels"] if found.images.drawn else ["clip", "dinov2"])
-    how: dict[str, Any] = {"features": by.features, "run": found.run}
-    judge, *others = [load_embedder(spec, **how) for spec in specs]
+    judge, *others = _judges(found, by.embedder, features=by.features)
     vocabulary = None
     if judge.encode_text is None and words not in (None, "none"):
         raise EmbedderError(f"--words needs a judge with a text tower, such as clip; {judge.name} has none")
@@ -132,12 +129,12 @@ def trial(
         write_table(table, out)
 
 
-def _judges(study: Study, specifications: list[str] | None) -> list[Embedder]:
+def _judges(study: Study, specifications: list[str] | None, **how: Any) -> list[Embedder]:
     """The judges that were named, or those that fit a study's images."""
     from pure_nb.judges.embedders import load_embedder
 
     specs = specifications or (["mini-clip", "mini-dino", "pixels"] if study.images.drawn else ["clip", "dinov2"])
-    return [load_embedder(spec, run=study.run) for spec in specs]
+    return [load_embedder(spec, run=study.run, **how) for spec in specs]
 
 
 @command("n_references")

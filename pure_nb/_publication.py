@@ -8,12 +8,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -28,6 +28,12 @@ FORMAT = 1
 """Of the folder; raised when an older version of this package would misread it."""
 
 MANIFEST = "manifest.json"
+
+STEPS = ("references", "circuits", "virtual", "layouts", "boxes", "objects")
+"""What was found, each in a file of arrays."""
+
+LARGEST = 16383
+"""Pixels a side of a picture at most, as of any WebP."""
 
 OF_PART = 6
 """Reference images of each part that get a picture, if the strongest do: as many as a plot shows."""
@@ -52,11 +58,14 @@ class Publication:
         What ``study.json`` says.
     seal
         Stands for all of them.
+    files
+        Their names; whatever else is in the folder is not read.
     """
 
     folder: Path
     told: dict[str, Any]
     seal: str
+    files: frozenset[str]
 
     @classmethod
     def read(cls, folder: Path) -> Publication:
@@ -70,7 +79,7 @@ class Publication:
                 f"{str(folder)!r} holds no {MANIFEST}, so it is no published study, or not all of one: expected a "
                 "folder that pure-nb publish has written, or a study's .toml file"
             ) from problem
-        except (OSError, ValueError, KeyError, TypeError) as problem:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
             raise StudyError(f"{str(folder / MANIFEST)!r} can't be read: {problem}; fetch the study again") from problem
         if version != FORMAT:
             raise StudyError(
@@ -78,20 +87,20 @@ class Publication:
                 "pip install --upgrade pure-nb"
             )
         for name, expected in ({"study.json": ""} | files).items():
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts:
+            path = PureWindowsPath(name)  # to which both kinds of slashes are some
+            if path.anchor or ".." in path.parts:
                 raise StudyError(f"{str(folder)!r} names a file outside of it, {name!r}, and is not opened")
-            if not (folder / path).is_file():
+            if not (folder / name).is_file():
                 raise StudyError(f"{str(folder)!r} lacks {name!r}, which was published: fetch the study again")
-            if _checksum(folder / path) != expected:
+            if _checksum(folder / name) != expected:
                 raise StudyError(
-                    f"{str(folder / path)!r} is not as it was published, changed or cut: fetch the study again"
+                    f"{str(folder / name)!r} is not as it was published, changed or cut: fetch the study again"
                 )
         try:
             told = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-            found = cls(folder, told, hashlib.sha256(text.encode()).hexdigest()[:16])
+            found = cls(folder, told, hashlib.sha256(text.encode()).hexdigest()[:16], frozenset(files))
             found._require_plain()
-        except (ValueError, TypeError) as problem:
+        except (ValueError, TypeError, RecursionError) as problem:
             raise StudyError(f"study.json in {str(folder)!r} can't be read: {problem}") from problem
         return found
 
@@ -107,6 +116,13 @@ class Publication:
                 )
         if not str(self.told["network"]).isidentifier():
             raise StudyError(f"study.json calls the network {self.told['network']!r}, expected the name of a class")
+        shape = self.images["shape"]
+        if len(shape) != 3 or not all(isinstance(size, int) and 0 < size <= LARGEST for size in shape):
+            raise StudyError(f"study.json gives images the shape {shape}, expected three sizes of at most {LARGEST}")
+
+    def file(self, name: str) -> Path | None:
+        """A file that was published; None if there is none of that name."""
+        return self.folder / name if name in self.files else None
 
     @property
     def images(self) -> dict[str, Any]:
@@ -132,8 +148,8 @@ class Publication:
 
     def arrays(self, step: str) -> Arrays | None:
         """What was found in a step of the neurons that were published; None if it was not published."""
-        path = self.folder / f"arrays/{step}.safetensors"
-        if not path.is_file():
+        path = self.file(f"arrays/{step}.safetensors")
+        if path is None:
             return None
         return _mapped(path) if step == "circuits" else load_file(path)
 
@@ -141,8 +157,8 @@ class Publication:
         """A table; None if there is none."""
         import pandas as pd  # late, see pure_nb._imports
 
-        path = self.folder / f"tables/{name}.parquet"
-        return pd.read_parquet(path) if path.is_file() else None
+        path = self.file(f"tables/{name}.parquet")
+        return pd.read_parquet(path) if path else None
 
     def among_all(self, values: NDArray[Any]) -> NDArray[Any]:
         """Rows of the published neurons among those of all, which are NaN, or -1 of whole numbers."""
@@ -165,13 +181,17 @@ class Publication:
 
     def masks(self, channel: int) -> NDArray[np.bool_]:
         """Where a neuron looks in each of these: bool ``[pictured, H, W]``."""
-        return read_masks(self.folder / f"masks/{channel}.png", self.images["shape"])
+        path = self.file(f"masks/{channel}.png")
+        if path is None:
+            raise StudyError(f"{str(self.folder)!r} does not tell where neuron {channel} looks; {self.why}")
+        count = len(self.pictured[int(np.searchsorted(self.channels, channel))])
+        return read_masks(path, count, self.images["shape"])
 
     @cached_property
     def credits(self) -> dict[int, str]:
         """Whom pictures are by, and under which licence, by the number of the image."""
-        path = self.folder / "ATTRIBUTION.csv"
-        if not path.is_file():
+        path = self.file("ATTRIBUTION.csv")
+        if path is None:
             return {}
         with path.open(encoding="utf-8", newline="") as file:
             return {int(row["sample"]): credit(row) for row in csv.DictReader(file)}
@@ -189,10 +209,14 @@ def pictured_ranks(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return np.unique(np.concatenate([np.arange(min(count, len(labels))), *ranks]))
 
 
-def read_masks(path: Path, shape: Sequence[int]) -> NDArray[np.bool_]:
-    """Masks of pictures ``[3, H, W]``, one below the other in a file: bool ``[pictured, H, W]``."""
-    with Image.open(path, formats=["PNG"]) as image:
-        return np.asarray(image.convert("1")).reshape(-1, *shape[1:])
+def read_masks(path: Path, count: int, shape: Sequence[int]) -> NDArray[np.bool_]:
+    """Masks of pictures ``[3, H, W]``, one below the other in a file: bool ``[count, H, W]``."""
+    height, width = shape[1:]
+    with PngImageFile(path) as image:  # as Image.open would take many of them for an attack
+        if image.size != (width, count * height):
+            told = f"{image.width} x {image.height} pixels, expected {count} masks of {width} x {height}"
+            raise StudyError(f"{str(path)!r} is {told}")
+        return np.asarray(image.convert("1")).reshape(count, height, width)
 
 
 def credit(row: dict[str, str]) -> str:
@@ -207,6 +231,8 @@ def _mapped(path: Path) -> Arrays:
         size = int.from_bytes(file.read(8), "little")
         header: dict[str, Any] = json.loads(file.read(size))
     header.pop("__metadata__", None)
+    if any(own["dtype"] != "F32" for own in header.values()):
+        raise ValueError(f"{path.name} holds other arrays than float32")
     return {
         name: np.memmap(path, np.float32, "r", 8 + size + int(own["data_offsets"][0]), tuple(own["shape"]))
         for name, own in header.items()

@@ -145,7 +145,8 @@ def load_study(
     ('layer4', 50)
     """
     path = Path(source) if Path(source).suffix == ".toml" else STUDIES / f"{source}.toml"
-    if str(source).startswith(HUB) or (Path(source).is_dir() and not path.is_file()):
+    ships = source == path.stem and path.is_file()  # by its name, and not by the path of a folder called so
+    if str(source).startswith(HUB) or (source != "" and Path(source).is_dir() and not ships):
         if data is not None or weights is not None:
             raise StudyError(f"{str(source)!r} is a published study, which takes model=... and images=... instead")
         return load_published(source, store=store, **changes)

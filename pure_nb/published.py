@@ -32,10 +32,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pure_nb._imports import needed
-from pure_nb._publication import Publication
+from pure_nb._publication import STEPS, Publication
 from pure_nb.classes import Classes
 from pure_nb.compute.store import Store, store_folder
-from pure_nb.errors import ArgumentError, ImageError, LayerError, StudyError
+from pure_nb.errors import ArgumentError, ImageError, LayerError, StudyError, sentence
 from pure_nb.figures.render import LOOKED, Looked, square_around
 from pure_nb.images._fitting import repeated
 from pure_nb.images.data import Images
@@ -51,6 +51,10 @@ from pure_nb.study import Study
 
 HUB = "hf://"
 """Begins the address of a study on Hugging Face's hub, where it is a data set: ``hf://owner/name``."""
+
+
+WRONG = KeyError, TypeError, ValueError, IndexError, OSError, SafetensorError, RuntimeError, OverflowError, MemoryError
+"""What files raise that are not as they are published, among them numbers that no study has."""
 
 
 class _Truth:
@@ -81,7 +85,7 @@ class PublishedImages(Images):
             why=f"the images {self.name!r} are not here: {found.why}",
             _labels=(labels if samples else None, tuple(map(str, told["classes"]))),
             fingerprint=str(told["fingerprint"]),
-            example=torch.zeros(told["shape"]),  # of which only the shape is asked
+            example=torch.zeros(1).expand(told["shape"]),  # of which only the shape is asked
         )
 
     def try_load(self, sample: int) -> Tensor | Unreadable:
@@ -90,8 +94,8 @@ class PublishedImages(Images):
 
     def picture(self, sample: int) -> NDArray[np.uint8]:
         """An image as it was published, at the size of the network's input; see :meth:`Images.picture`."""
-        path = self.found.folder / f"pictures/{int(sample)}.webp"
-        if not path.is_file():
+        path = self.found.file(f"pictures/{int(sample)}.webp")
+        if path is None:
             how = {"none": "no pictures were", "crops": "only what neurons look at was"}.get(
                 self.found.images["pictures"], "only reference images of the neurons were"
             )
@@ -104,9 +108,9 @@ class PublishedImages(Images):
         """As :meth:`Images.credit`: by the table of attributions beside the pictures."""
         return self.found.credits.get(int(sample), "")
 
-    def path(self, sample: int) -> str:
-        """The name of an image's file within its folder, if that was published."""
-        return str(self.found.images["files"].get(str(int(sample)), f"item {sample} of {self.name}"))
+    def file(self, sample: int) -> str:
+        """The name of an image's file within its folder; "" if that was not published."""
+        return str(self.found.images["files"].get(str(int(sample)), ""))
 
     @property
     def truth(self) -> Any:
@@ -257,7 +261,7 @@ def load_published(
             run,
         )
         _have(study, found, whole)
-    except (KeyError, TypeError, ValueError, IndexError, OSError, SafetensorError) as problem:
+    except WRONG as problem:
         raise StudyError(f"{str(found.folder)!r} is not as pure_nb publishes a study: {problem!r}") from problem
     return study.replace(**changes) if changes else study
 
@@ -287,7 +291,7 @@ def _have(study: Study, found: Publication, whole: bool) -> None:
 
 def _results(found: Publication, p: Parameters) -> dict[str, Any]:
     """What was found in each step, as a study has it."""
-    arrays = {step: values for step in found.told["keys"] if (values := found.arrays(step)) is not None}
+    arrays = {step: values for step in STEPS if (values := found.arrays(step)) is not None}
     references, parts, every = arrays["references"], arrays["virtual"], found.among_all
     grid = tuple(int(size) for size in references.pop("grid"))
     given: dict[str, Any] = {name: every(values) for name, values in references.items()}
@@ -311,7 +315,7 @@ def _fetched(address: str) -> Path:
     except Exception as problem:  # its libraries raise a dozen kinds
         raise StudyError(
             f"the published study {address!r} is not in Hugging Face's cache and can't be fetched: "
-            f"{type(problem).__name__}: {str(problem).splitlines()[0]}. Without network, bring its folder: "
+            f"{sentence(problem).splitlines()[0]}. Without network, bring its folder: "
             "load_study(FOLDER)"
         ) from problem
     return Path(kept)

@@ -12,16 +12,18 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from pure_nb._gathering import Gathered
 from pure_nb._imports import needed
 from pure_nb._publication import FORMAT, MANIFEST
 from pure_nb.compute.store import fingerprint, write_atomically
-from pure_nb.errors import ArgumentError, StudyError, require_choice
+from pure_nb.errors import ArgumentError, StudyError, require_choice, sentence
 from pure_nb.published import Published, load_published
 from pure_nb.show.facts import Atlas
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 Pictures = Literal["none", "crops", "whole"]
 Names = Literal["none", "labels", "files"]
 
+README = "README.md"
 CARD = Path(__file__).parent / "show" / "static" / "card.md"
 
 PICTURES = {
@@ -65,8 +68,8 @@ class Shown:
         Pixels of a picture's longer side at most; those of the network's input by default.
     attribution
         A table, ``.csv`` or ``.tsv``, with a line for each picture: ``file`` as its path ends, ``author``,
-        ``licence``, ``source`` and whatever else. By default the ``ATTRIBUTION.csv`` or ``.tsv`` above the pictures, if
-        there is one.
+        ``licence``, ``source`` and whatever else. By default the ``ATTRIBUTION.csv`` or ``.tsv`` nearest above each
+        picture, if there is one.
     """
 
     pictures: str | None = None
@@ -110,7 +113,7 @@ def publish(
     shown
         What of the images is published.
     embedder
-        With a text tower, such as CLIP: names the virtual neurons.
+        With a text tower, such as CLIP: names the virtual neurons. A person's own names and notes are not published.
     licence, cite
         Under which licence what is published may be used, as Hugging Face's hub calls it (``"cc-by-4.0"``), and how it
         is to be cited.
@@ -125,8 +128,8 @@ def publish(
     Raises
     ------
     StudyError
-        If the folder holds something else, the study was read from a published one, or a picture's attribution is
-        missing.
+        If the folder holds something else, the study was read from a published one, a picture's attribution is missing,
+        or something is asked for that takes pictures or names, and these are not published.
     ArgumentError
         If there is no such channel.
     """
@@ -134,28 +137,28 @@ def publish(
         raise StudyError(f"{study.name!r} is a published study: copy its folder, or publish what it was made of")
     folder, shown = Path(os.path.abspath(folder)), shown or Shown()
     made = Gathered(study, None if channels is None else sorted(set(channels)), shown, embedder)
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / MANIFEST).is_file())):
-        raise StudyError(f"{str(folder)!r} holds something else; a study is published to a new folder, or to its own")
-    if not made.channels:
-        raise ArgumentError("at least one neuron is published, got channels=[]")
-    if atlas and made.pictures == "none":
-        raise StudyError("an atlas shows pictures, and none are published: ask for them (pictures: crops or whole)")
-    key = fingerprint({"of": Atlas(study).identity, "shown": repr(shown), "channels": channels, "format": FORMAT})
+    _require(made, folder, atlas)
+    key = fingerprint({
+        "of": Atlas(study).identity,
+        "shown": repr(shown),
+        "channels": made.chosen and made.channels,
+        "atlas": atlas,
+        "format": FORMAT,
+    })  # fmt: skip
     work = folder.with_name(f".{folder.name}-publishing-{key}")
+    for left in work.rglob(".*"):  # of a file that was being written at the stop
+        left.unlink()
     made.write(work)
     card = _card(made, licence, cite)
-    write_atomically(work / "README.md", partial(Path.write_text, data=card, encoding="utf-8"))
+    write_atomically(work / README, partial(Path.write_text, data=card, encoding="utf-8"))
     if atlas:
         from pure_nb.show import atlas as site  # late: not everyone has what it needs
 
-        site.write(load_published(work, progress=study.run.progress), work / "atlas", count=shown.count)
+        with TemporaryDirectory(ignore_cleanup_errors=True) as store:  # a person's notes may be in the usual one
+            alone = load_published(work, store=store, progress=study.run.progress)
+            site.write(alone, work / "atlas", count=shown.count)
         gc.collect()  # Windows renames no folder of which a file is mapped
-    if folder.exists():
-        folder.rename(work.with_name(f"{work.name}-before"))
-    work.rename(folder)
-    for old in folder.parent.iterdir():
-        if old.name.startswith(f".{folder.name}-publishing-"):
-            shutil.rmtree(old)
+    _exchange(folder, work)
     return folder
 
 
@@ -167,32 +170,81 @@ def push(folder: Path | str, place: str) -> str:
     folder
         What :func:`publish` wrote.
     place
-        ``"owner/name"``; made if it is not there, and open to all. You must be logged in (``hf auth login``).
+        ``"owner/name"``; made if it is not there, and open to all. A study that is there is replaced. You must be
+        logged in (``hf auth login``).
 
     Raises
     ------
     StudyError
-        If the hub does not take it.
+        If the hub does not take it, or has something else there.
     """
-    load_published(folder)  # whole, and as it was written
+    study = load_published(folder)  # whole, and as it was written
+    assert isinstance(study, Published)
     with needed("huggingface", "to push to Hugging Face's hub needs", StudyError):
         from huggingface_hub import HfApi
     hub = HfApi()
     try:
         hub.create_repo(place, repo_type="dataset", exist_ok=True)
+        there = {*hub.list_repo_files(place, repo_type="dataset")} - {".gitattributes", README}
+        if there and "study.json" not in there:
+            raise StudyError(f"{place!r} on Hugging Face's hub holds something else, such as {min(there)!r}")
         hub.upload_folder(
             repo_id=place,
             folder_path=folder,
             repo_type="dataset",
             commit_message="A study by pure_nb",
+            allow_patterns=[*study.found.files, MANIFEST, README, "atlas/*"],  # and nothing that came in since
             delete_patterns="*",
         )
+    except StudyError:
+        raise
     except Exception as problem:  # its libraries raise a dozen kinds
         raise StudyError(
-            f"Hugging Face's hub does not take {place!r}: {type(problem).__name__}: {str(problem).splitlines()[0]}. "
+            f"Hugging Face's hub does not take {place!r}: {sentence(problem).splitlines()[0]}. "
             f"Log in (hf auth login), and try again; {str(folder)!r} is whole"
         ) from problem
     return f"hf://{place}"
+
+
+def _require(made: Gathered, folder: Path, atlas: bool) -> None:
+    """Raise where something can't be published as it was asked for."""
+    if other := _other(folder):
+        raise StudyError(
+            f"{str(folder)!r} holds something else; a study is published to a new folder, or to its own: {other!r}"
+        )
+    if not made.channels:
+        raise ArgumentError("at least one neuron is published, got channels=[]")
+    if atlas and made.pictures == "none":
+        raise StudyError("an atlas shows pictures, and none are published: ask for them (pictures: crops or whole)")
+    if made.embedder is not None and made.names == "none":
+        raise StudyError("an embedder calls parts as classes are called, and no names are published: ask for labels")
+
+
+def _exchange(folder: Path, work: Path) -> None:
+    """Give what is whole by now its name; what had it before goes, and what other calls have left."""
+    before = work.with_name(f"{work.name}-before")
+    if folder.exists():
+        shutil.rmtree(before, ignore_errors=True)  # of a stop below
+        folder.rename(before)
+    work.rename(folder)
+    for old in folder.parent.iterdir():
+        if old.name.startswith(f".{folder.name}-publishing-"):
+            shutil.rmtree(old)
+
+
+def _other(folder: Path) -> str:
+    """The name of a file in a folder that is of no published study, though it may have been changed; "" if none is."""
+    if not folder.is_dir():
+        return folder.name if folder.exists() else ""
+    known: set[str] = set()
+    with suppress(OSError, ValueError, KeyError, TypeError):  # others call files like this, too
+        known = {*json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]}
+    ours = "study.json" in known
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and not (ours and (name in known | {MANIFEST, README} or name.startswith("atlas/"))):
+            return name
+    return ""
 
 
 def _card(made: Gathered, licence: str, cite: str) -> str:

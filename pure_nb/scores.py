@@ -98,11 +98,8 @@ def scores(study: Study, embedder: Embedder) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     middles = np.stack(list(table.pop("middle")))
     table["redundancy"], whole = np.nan, (table["part"] == WHOLE).to_numpy()
-    table.loc[whole, "redundancy"] = redundancy(middles[whole])
-    several = ~whole
-    if several.any():
-        owner = table.loc[several, "channel"].to_numpy()
-        table.loc[several, "redundancy"] = _redundant(middles[several], owner)
+    for kind in (whole, ~whole):
+        table.loc[kind, "redundancy"] = redundancy(middles[kind], table.loc[kind, "channel"].to_numpy())
     return table
 
 
@@ -204,14 +201,3 @@ def _compared(unit: Unit, labels: NDArray[np.int64], seed: tuple[int, int]) -> l
 
     shuffled = np.random.default_rng(seed).permutation(labels)
     return [[score.of(unit) for score in SCORES.values()], mean(labels), mean(shuffled)]
-
-
-def _redundant(middles: NDArray[np.float64], owner: NDArray[np.int64]) -> NDArray[np.float64]:
-    """For each part the largest cosine to a part of another neuron; NaN where there is none."""
-    unit = middles / np.linalg.norm(middles, axis=1, keepdims=True)
-    found = np.full(len(unit), np.nan)
-    for channel in np.unique(owner).tolist():  # one neuron's rows at a time, as all pairs may be many
-        own = owner == channel
-        if not own.all():
-            found[own] = (unit[own] @ unit[~own].T).max(axis=1)
-    return found

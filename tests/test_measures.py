@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pure_nb.compute.sweep import sweep
 from pure_nb.errors import ArgumentError, EvaluationError
 from pure_nb.images.sources import as_images
+from pure_nb.methods import measures
 from pure_nb.methods.measures import (
     Monosemanticity,
     clarity,
@@ -139,12 +140,18 @@ def test_as_semantic_lens() -> None:
     assert redundancy(means).mean() == pytest.approx(float(scores.redundancy_score(torch.from_numpy(means))), abs=1e-5)
 
 
-def test_redundancy() -> None:
+def test_redundancy(monkeypatch: pytest.MonkeyPatch) -> None:
     means = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     means[5] = 2 * means[2]
     slow = [max(cosine(one, other) for j, other in enumerate(means) if j != i) for i, one in enumerate(means)]
     np.testing.assert_allclose(redundancy(means), slow, atol=1e-12)
     assert np.isnan(redundancy(means[:1])).all()
+    owner = np.array([0, 0, 1, 2, 2, 2])  # of 2, one is twice another of 1
+    slow = [max(cosine(one, means[j]) for j in np.flatnonzero(owner != owner[i])) for i, one in enumerate(means)]
+    for at_once in (2, 512):
+        monkeypatch.setattr(measures, "AT_ONCE", at_once)
+        np.testing.assert_allclose(redundancy(means, owner), slow, atol=1e-12)
+    assert np.isnan(redundancy(means, np.zeros(6, dtype=int))).all()
 
 
 def test_class_purity() -> None:

@@ -12,6 +12,7 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -370,6 +371,35 @@ def test_whom_pictures_are_by_is_said_wherever_they_are(tmp_path: Path) -> None:
     assert "in `ATTRIBUTION.csv`" in (folder / "README.md").read_text(encoding="utf-8")
 
 
+def test_attributions_tell_of_no_path_and_of_every_picture(tmp_path: Path) -> None:
+    study = own_study(tmp_path, "a/{}")
+    lines = [
+        {"file": str(tmp_path / SECRET / f"a/1/{SECRET}-{number}.jpg"), "sample": "77", "author": f"Anna {number}"}
+        for number in range(1, 8, 2)
+    ]
+    with (tmp_path / SECRET / "a/1/ATTRIBUTION.csv").open("w", encoding="utf-8", newline="") as file:
+        (writer := csv.DictWriter(file, list(lines[0]))).writeheader()
+        writer.writerows(lines)
+        file.write("a,b,c,more,than,that\nshort\n")
+    assert 0 in study.references.sample  # whose picture has no table above it
+    folder = publish(study, tmp_path / "out", shown=Shown("whole", "files"))
+    assert not [place for place, content in all_bytes(folder).items() if str(tmp_path).encode() in content]
+    with (folder / "ATTRIBUTION.csv").open(encoding="utf-8", newline="") as read:
+        rows = {int(row["sample"]): row for row in csv.DictReader(read)}
+    files = {sample: study.images.path(sample) for sample in np.unique(study.references.sample).tolist()}
+    assert set(rows) == {sample for sample, file in files.items() if "/a/1/" in file}
+    for sample, row in rows.items():
+        assert row["author"] == f"Anna {Path(files[sample]).stem.rpartition('-')[2]}"
+        assert row["file"] == f"1/{Path(files[sample]).name}"
+    again = load_study(folder)
+    channel = int(again.neurons["channel"][0])
+    names = [Path(files[sample]).name for sample in study.references.sample[channel].tolist()]
+    assert Atlas(again).references(channel)["file"] == names  # as explorers show them
+    for wrong in (tmp_path / "missing.csv", tmp_path):
+        with pytest.raises(StudyError, match="can't be read as a table of attributions"):
+            publish(study, tmp_path / "other", shown=Shown("whole", attribution=wrong))
+
+
 def test_a_picture_without_its_attribution_is_not_published(tmp_path: Path) -> None:
     study = own_study(tmp_path)
     path = attributed(tmp_path, study, lines=2)
@@ -431,9 +461,71 @@ def test_what_is_no_published_study_is_refused(some: Path, tmp_path: Path) -> No
     outside = sealed(copied(some, tmp_path / "outside"), files={"../../etc/passwd": "0"})
     with pytest.raises(StudyError, match=r"names a file outside of it, '\.\./\.\./etc/passwd'"):
         load_study(outside)
+    for name in ("/etc/passwd", "..\\secret", "C:/secret", "\\\\host\\secret"):  # also where these are of no folder
+        with pytest.raises(StudyError, match="names a file outside of it"):
+            load_study(sealed(outside, files={name: "0"}))
     (tmp_path / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(StudyError, match=r"manifest\.json' can't be read"):
         load_study(tmp_path)
+
+
+def test_what_is_not_listed_is_not_read(some: Path, tmp_path: Path) -> None:
+    folder = copied(some, tmp_path)
+    sample = next(n for n in range(200) if not (folder / f"pictures/{n}.webp").exists())
+    (folder / f"pictures/{sample}.webp").symlink_to(next(folder.glob("pictures/*.webp")))
+    pd.DataFrame({"channel": [3]}).to_parquet(folder / "tables/pairs.parquet")
+    (folder / "ATTRIBUTION.csv").write_text("sample,author\n3,Anna\n", encoding="utf-8")
+    told = json.loads((some / "study.json").read_text(encoding="utf-8"))
+    shutil.copy(some / "arrays/boxes.safetensors", tmp_path / "outside.safetensors")
+    study = load_study(sealed(folder, told | {"keys": {"../../outside": {}}}), progress=False)
+    assert study.known()
+    with pytest.raises(ImageError, match=f"no picture of image {sample}"):
+        study.images.picture(sample)
+    assert study.images.credit(3) == ""
+    with pytest.raises(StudyError, match="is not here: give what was studied"):
+        _ = study.classes.pairs
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["files"]["masks/3.png"]
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(StudyError, match="does not tell where neuron 3 looks; give what was studied"):
+        load_study(folder, progress=False).neuron(3).views([0])
+
+
+def test_numbers_that_no_study_has_are_refused(some: Path, tmp_path: Path) -> None:
+    folder, told = copied(some, tmp_path), json.loads((some / "study.json").read_text(encoding="utf-8"))
+    images = told["images"]
+    for shape in ([3, 10**7, 10**7], [3, -1, 96], [3, 96], [3, 96.5, 96]):
+        with pytest.raises(StudyError, match=r"gives images the shape .*, expected three sizes of at most 16383"):
+            load_study(sealed(folder, told | {"images": images | {"shape": shape}}))
+    layers = [told["layers"][0] | {"channels": 10**15}, told["layers"][1]]
+    for wrong in ({"images": images | {"count": 10**30}}, {"images": images | {"count": 10**15}}, {"layers": layers}):
+        with pytest.raises(StudyError, match="is not as pure_nb publishes a study"):
+            load_study(sealed(folder, told | wrong))
+    (folder / "manifest.json").write_text("[" * 10**5, encoding="utf-8")
+    with pytest.raises(StudyError, match=r"manifest\.json' can't be read"):
+        load_study(folder)
+
+
+def test_a_folder_is_not_taken_for_a_study_that_ships(
+    some: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(some, tmp_path / "glyphs")
+    monkeypatch.chdir(tmp_path)
+    assert type(load_study("glyphs")) is Study
+    for place in ("./glyphs", Path("glyphs"), tmp_path / "glyphs"):
+        assert load_study(place).neurons["channel"].nunique() == len(CHOSEN)
+
+
+def test_many_masks_are_no_attack_and_others_are_refused(
+    some: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # as of many images of a network for large ones
+    found = load_study(some, progress=False).found  # type: ignore[attr-defined]
+    assert found.masks(3).shape == (len(found.pictured[0]), 96, 96)
+    folder = copied(some, tmp_path)
+    Image.new("1", (96, 960000)).save(folder / "masks/3.png")
+    with pytest.raises(StudyError, match=r"masks/3\.png' is 96 x 960000 pixels, expected \d+ masks of 96 x 96"):
+        type(found)(folder, found.told, found.seal, found.files).masks(3)
 
 
 def test_it_is_not_published_again(some: Path, tmp_path: Path) -> None:
@@ -485,6 +577,14 @@ def test_a_folder_of_something_else_is_left_alone(glyph_study: Study, some: Path
         ):
             publish(glyph_study, place)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt"]
+    (tmp_path / "page").mkdir()  # others call files like this, too
+    (tmp_path / "page/manifest.json").write_text('{"format": 1, "files": {"index.html": "0"}}', encoding="utf-8")
+    (tmp_path / "page/index.html").write_text("mine", encoding="utf-8")
+    (kept := copied(some, tmp_path / "kept")).joinpath("pictures/mine.txt").write_text("mine", encoding="utf-8")
+    for place, name in ((tmp_path / "page", "index.html"), (kept, "pictures/mine.txt")):
+        with pytest.raises(StudyError, match=f"holds something else; .*: '{name}'"):
+            publish(glyph_study, place, channels=[3], shown=Shown("none"))
+        assert (place / name).read_text(encoding="utf-8") == "mine"
     folder = copied(some, tmp_path / "again")
     publish(glyph_study, folder, channels=[3], shown=Shown("none"))
     assert not (folder / "pictures").exists()  # nothing of the earlier one is left
@@ -495,6 +595,8 @@ def test_a_folder_of_something_else_is_left_alone(glyph_study: Study, some: Path
     for wrong, said in (([99], "channel 99"), ([], "at least one neuron is published")):
         with pytest.raises(ArgumentError, match=said):
             publish(glyph_study, tmp_path / "new", channels=wrong)
+    with pytest.raises(StudyError, match="an embedder calls parts as classes are called, and no names are published"):
+        publish(glyph_study, tmp_path / "new", shown=Shown("none", "none"), embedder=fake_judge())
     for how in ({"pictures": "all"}, {"names": "some"}, {"count": 0}, {"side": 0}):
         with pytest.raises(ArgumentError, match=next(iter(how))):
             Shown(**how)
@@ -523,11 +625,18 @@ def test_it_is_there_when_it_is_whole_and_goes_on_after_a_stop(
     assert len(masks) == len(CHOSEN)
     finished = {int(path.stem) for path in left.glob("pictures/*.webp")}
     assert finished
+    (left / "pictures/.7-0123.webp").write_bytes(b"half")  # as a kill leaves
+    (stale := left.with_name(f"{left.name}-before")).mkdir()
+    (stale / "old").write_bytes(b"")
     read.clear()
     stop = 0
     folder = publish(glyph_study, tmp_path / "out", **asked)
     assert not finished & set(read)  # what was finished is not drawn again
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("masks/*")} == masks
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    stale.mkdir()
+    (stale / "old").write_bytes(b"")
+    publish(glyph_study, tmp_path / "out", **asked | {"channels": np.array(CHOSEN)})  # once more, as somebody has it
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     own, other = all_bytes(folder), all_bytes(some)
     assert own == {place: content for place, content in other.items() if not place.startswith("atlas/")} | {
@@ -535,13 +644,19 @@ def test_it_is_there_when_it_is_whole_and_goes_on_after_a_stop(
     }
 
 
+def fake_judge() -> Any:
+    return type("Judge", (), {"joint": None, "fingerprint": "judge", "name": "judge"})()
+
+
 def test_names_of_parts_are_published(glyph_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named = pd.DataFrame(
         {"channel": [22, 22, 22], "part": ["whole", "A", "B"], "label": ["thing", "parasol", "unsure"]}
     )
     monkeypatch.setattr("pure_nb.show.report.part_names", lambda *_: named)
-    judge: Any = type("Judge", (), {"joint": None, "fingerprint": "judge", "name": "judge"})()
-    folder = publish(glyph_study, tmp_path / "out", channels=[22], embedder=judge, shown=Shown("none"))
+    mine = glyph_study.replace(store=Store(tmp_path / "store"))
+    mine.notes.write("22.A", "Anna's umbrella", "only for me")  # which nobody asked to publish
+    folder = publish(mine, tmp_path / "out", channels=[22], embedder=fake_judge(), shown=Shown("none"))
+    assert not [place for place, content in all_bytes(folder).items() if b"Anna" in content or b"only for" in content]
     assert pd.read_parquet(folder / "tables/parts.parquet")["label"].tolist() == ["thing", "parasol", ""]
     study = load_study(folder)
     made = Atlas.__new__(Atlas)
@@ -550,6 +665,17 @@ def test_names_of_parts_are_published(glyph_study: Study, tmp_path: Path, monkey
     for other in (apart(study), study.replace(batch_size=2)):
         assert other.part_labels is study.part_labels  # type: ignore[attr-defined]
     assert "part_labels" not in vars(study.replace(n_clusters=3))
+
+
+def test_notes_by_hand_stay_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PURE_NB_STORE", str(tmp_path / "usual"))
+    study = own_study(tmp_path, store=tmp_path / "usual")
+    channel = study.most_polysemantic()[0]
+    study.notes.write(str(channel), "Anna's umbrella", "only for me")
+    folder = publish(study, tmp_path / "out", shown=Shown("whole"), atlas=True)
+    for place, content in all_bytes(folder).items():
+        assert b"Anna" not in content, place
+        assert b"only for me" not in content, place
 
 
 def test_classes_are_published_where_they_are_known(tmp_path: Path) -> None:
@@ -604,6 +730,10 @@ def test_it_is_read_from_the_hub_without_network(some: Path, tmp_path: Path, mon
         StudyError, match=r"'hf://anna/other' is not in Hugging Face's cache and can't be fetched: .*bring its"
     ):
         load_study("hf://anna/other")
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.snapshot_download", Mock(side_effect=TimeoutError()))  # which says nothing
+        with pytest.raises(StudyError, match="can't be fetched: TimeoutError"):
+            load_study("hf://anna/other")
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -611,6 +741,7 @@ class _Hub(BaseHTTPRequestHandler):
 
     taken: dict[str, bytes]
     made: list[Any]
+    there: tuple[str, ...] | list[str] = ()
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -646,7 +777,8 @@ class _Hub(BaseHTTPRequestHandler):
             "downloads": 0,
             "likes": 0,
         }
-        self.answer([] if "/tree/" in self.path else info)
+        there = [{"type": "file", "path": path, "size": 1, "oid": "1"} for path in self.there]
+        self.answer(there if "/tree/" in self.path else info)
 
     def answer(self, value: Any) -> None:
         text = json.dumps(value).encode()
@@ -680,6 +812,14 @@ def test_a_study_is_pushed(some: Path, tmp_path: Path, hub: type[_Hub]) -> None:
     assert hub.made[0]["name"] == "glyphs"
     assert hub.made[0]["type"] == "dataset"
     assert hub.taken == all_bytes(some)
+    hub.taken.clear()
+    (added := copied(some, tmp_path / "added")).joinpath("private.txt").write_text("mine", encoding="utf-8")
+    (added / "pictures/private.webp").write_bytes(b"mine")
+    push(added, "anna/glyphs")
+    assert hub.taken == all_bytes(some)
+    hub.there = ["data/train.csv"]
+    with pytest.raises(StudyError, match=r"'anna/glyphs' on .* holds something else, such as 'data/train\.csv'"):
+        push(some, "anna/glyphs")
     broken = copied(some, tmp_path)
     (broken / "study.json").write_text("{}", encoding="utf-8")
     with pytest.raises(StudyError, match="is not as it was published"):

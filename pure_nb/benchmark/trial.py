@@ -69,8 +69,8 @@ def trial(task: Task, judges: Sequence[Embedder], own: dict[str, OwnScore] | Non
         table = table[(table["part"] == WHOLE) & used[table["channel"]]]
         long = table.melt("channel", list(DIRECTION), var_name="score", value_name="value")
         long["value"] = long["value"] * long["score"].map(DIRECTION)
-        asked = long["score"].isin(["ms", "clarity", "polysemanticity"])
-        long["judge"] = np.where(asked, judge.name, np.where(long["score"] == "class_purity", "labels", OWN))
+        kinds = [long["score"] == "class_purity", long["score"].isin([*SCORES])]
+        long["judge"] = np.select(kinds, ["labels", judge.name], OWN)
         parts.append(long)
     for name, function in (own or {}).items():
         values = np.asarray(function(task), dtype=np.float64)

@@ -24,6 +24,9 @@ from pure_nb.network.layers import flatten_positions
 if TYPE_CHECKING:
     from sklearn.tree import DecisionTreeClassifier
 
+AT_ONCE = 512
+"""Units that are compared with all others at once."""
+
 FEW = 10
 """Samples that stand in for a cluster of one, see :func:`polysemanticity`."""
 
@@ -197,25 +200,33 @@ def polysemanticity(vectors: Float[NDArray[Any], "n d"], *, seed: int = 123) -> 
     return float(1 - np.mean([clarity(np.stack([middle, one])) for one in vectors[:FEW]]))
 
 
-def redundancy(means: Float[NDArray[Any], "units d"]) -> Float[NDArray[np.float64], " units"]:
+def redundancy(
+    means: Float[NDArray[Any], "units d"], owner: Int[NDArray[np.int64], " units"] | None = None
+) -> Float[NDArray[np.float64], " units"]:
     """How alike each unit is to that which is most alike (SemanticLens, Dreyer et al. 2025; there their mean).
 
     Parameters
     ----------
     means
         ``[units, d]``: the mean of the judge's vectors of each unit's images.
+    owner
+        int ``[units]``: units of one owner, such as the parts of a neuron, are not compared; by default each has its
+        own.
 
     Returns
     -------
     ndarray
-        ``[units]``: the largest cosine to another one's mean; 1 says the same twice.
+        ``[units]``: the largest cosine to another one's mean; 1 says the same twice. NaN where there is none.
     """
     unit = _unit(means)
-    if len(unit) < 2:
-        return np.full(len(unit), np.nan)
-    cosines = unit @ unit.T
-    np.fill_diagonal(cosines, -np.inf)
-    return np.asarray(cosines.max(axis=1))
+    owner = np.arange(len(unit)) if owner is None else owner
+    found = np.full(len(unit), -np.inf)
+    for first in range(0, len(unit), AT_ONCE):  # all pairs may be many
+        own = slice(first, first + AT_ONCE)
+        cosines = unit[own] @ unit.T
+        cosines[owner[own, None] == owner] = -np.inf
+        found[own] = cosines.max(axis=1)
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def class_purity(labels: Int[NDArray[np.int64], " n"], activation: NDArray[Any] | None = None) -> float:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pure_nb.errors import ArgumentError, StudyError, require_choice
+from pure_nb.judges.naming import unit
 from pure_nb.methods.virtual import part_name
 from pure_nb.network.layers import activations
 
@@ -151,8 +152,7 @@ def _means(study: Study, parts: _Parts, embedder: Embedder | None) -> NDArray[np
         (study.circuits_of(channel) if vectors is None else vectors[channel])[ranks].mean(axis=0, dtype=np.float64)
         for channel, ranks in zip(parts.channel, parts.ranks)
     ]
-    means = np.stack(own)
-    return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(float).tiny)
+    return unit(np.stack(own))
 
 
 def _require_same_lower(one: Study, other: Study) -> None:
