@@ -384,6 +384,12 @@ def test_two_neurons_on_one_page(browser: Any, glyph_study: Study, folder: Path)
         page.goto(page.url.replace("#2", f"#1.neuron={second}&2"))
         page.locator("#both thead th", has_text=f"{second} B").wait_for()
         assert page.locator("#both thead th", has_text=f"{third} B").count() == 1
+        # Where it does not fit, what the rows are stays, and heads go by below that.
+        page.set_viewport_size(PHONE)
+        page.locator(".tall").evaluate("box => { box.scrollLeft = 100; }")
+        assert page.locator(".tall").evaluate("box => box.scrollLeft") > 0
+        row, head = (page.locator(f"#both {one}").first.bounding_box()["x"] for one in ("[scope=row]", "thead th"))
+        assert row == head
         assert not visit.troubles
     context.close()
 
