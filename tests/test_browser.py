@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from built import CHAPTERS, DESK, PAGES, PHONE, SITE, Visit, chromium, file_sizes
+from built import CHAPTERS, DESK, LOAD_ALL, PAGES, PHONE, SITE, Visit, chromium, file_sizes
 
 pytestmark = pytest.mark.book
 
@@ -129,6 +129,7 @@ def test_page(look: Callable[[str], Any], page: str, name: str) -> None:
             largest = sorted(sizes.items(), key=lambda item: -item[1])[:5]
             found.append(f"weight: {sum(sizes.values()):,} bytes, the largest {largest}")
         shown.evaluate(UNFOLD)
+        shown.evaluate(LOAD_ALL)  # what was folded, too
         found += [f"mathematics: {text}" for text in shown.locator("mjx-merror, [data-mjx-error]").all_inner_texts()]
         found += [f"image: {html}" for html in shown.evaluate(BAD_IMAGES)]
         found += [f"overflow: {text}" for text in shown.evaluate(OVERFLOWING)]

@@ -301,6 +301,13 @@ def test_the_page_stands_still(browser: Any, url: str, viewport: dict[str, int],
                 .filter(one => one.checkVisibility({opacityProperty: true}) && !one.matches('.explorer-value'))
                 .map(one => one.getBoundingClientRect().height).filter(height => height < 44)"""
             assert visit.page.evaluate(small) == []
+            # The button that shows all of a row answers to a finger beside it.
+            more = visit.page.locator(".row-more").first
+            more.scroll_into_view_if_needed()
+            at = more.bounding_box()
+            for up in (-21, 21):
+                place = at["x"] + at["width"] / 2, at["y"] + at["height"] / 2 + up
+                assert visit.page.evaluate("([x, y]) => document.elementFromPoint(x, y).className", place) == "row-more"
     context.close()
 
 

@@ -171,6 +171,26 @@ def test_a_link_leads_to_a_part(context: Any, map_site: Path) -> None:
         assert not visit.troubles
 
 
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=str)
+def test_all_is_seen_whole(browser: Any, map_site: Path, size: dict[str, int]) -> None:
+    """At first no picture is cut off at the edge of the map, and none is named after what all of its neuron is for."""
+    context = browser.new_context(viewport=size)
+    with Visit(context, (map_site / "map.html").as_uri()) as visit:
+        shown = Shown(visit, map_site)
+        own = min(200, shown.view[2] * told(map_site, "map")["layouts"][0]["side"])
+        for place in range(len(told(map_site, "parts")["channel"])):
+            for at, low, room in zip(shown.at(place), "xy", ("width", "height")):
+                assert shown.box[low] - 1 <= at - own / 2
+                assert at + own / 2 <= shown.box[low] + shown.box[room] + 1
+        parts = told(map_site, "parts")
+        labels = {f"{c} {part_name(p)}": word for c, p, word in zip(parts["channel"], parts["part"], parts["label"])}
+        for line in visit.page.locator("#middle a").all():
+            name = line.locator("b").inner_text()
+            assert line.inner_text().strip() == f"{name} {labels[name]}".strip()
+        assert not visit.troubles
+    context.close()
+
+
 @pytest.mark.parametrize("page", ["index.html", "map.html"])
 def test_typing_finds_parts(browser: Any, seen: Study, map_site: Path, page: str) -> None:
     context = browser.new_context(viewport=DESK)
@@ -186,6 +206,9 @@ def test_typing_finds_parts(browser: Any, seen: Study, map_site: Path, page: str
         box.fill("umbrella")
         visit.page.locator("#word-told", has_text="None of the 4 words").wait_for()
         assert not visit.page.locator(".meaning b").count()
+        if page == "index.html":  # whose table shows all again
+            assert visit.page.locator("#neurons tbody th").count() == len(CHANNELS)
+            assert visit.page.locator("#only").is_hidden()
         assert not visit.troubles
     context.close()
 

@@ -339,6 +339,20 @@ def test_parts_have_anchors_and_keys_lead_on(browser: Any, folder: Path) -> None
     context.close()
 
 
+def test_a_part_without_a_picture_has_a_head(browser: Any, glyph_study: Study, tmp_path: Path) -> None:
+    """Where few images have a picture, there may be none of a part: its column has letters only."""
+    atlas.write(glyph_study, tmp_path, channels=CHANNELS, count=1)
+    context = browser.new_context(viewport=DESK)
+    for page in ("22.html", "compare.html#1.neuron=22&2.neuron=3"):
+        with Visit(context, f"{tmp_path.as_uri()}/{page}") as visit:
+            heads = visit.page.locator(".matrix thead th", has=visit.page.locator(".tile"))
+            heads.first.wait_for()
+            assert visit.page.locator(".matrix thead th").last.inner_text().strip().endswith("B")
+            assert heads.count() == 2 * (1 + page.startswith("compare"))
+            assert not visit.troubles
+    context.close()
+
+
 def test_two_neurons_on_one_page(browser: Any, glyph_study: Study, folder: Path) -> None:
     first, second, third = (c for c in glyph_study.neurons["channel"].tolist() if c in CHANNELS)
     context = browser.new_context(viewport=DESK)
@@ -370,6 +384,12 @@ def test_two_neurons_on_one_page(browser: Any, glyph_study: Study, folder: Path)
         page.goto(page.url.replace("#2", f"#1.neuron={second}&2"))
         page.locator("#both thead th", has_text=f"{second} B").wait_for()
         assert page.locator("#both thead th", has_text=f"{third} B").count() == 1
+        # Where it does not fit, what the rows are stays, and heads go by below that.
+        page.set_viewport_size(PHONE)
+        page.locator(".tall").evaluate("box => { box.scrollLeft = 100; }")
+        assert page.locator(".tall").evaluate("box => box.scrollLeft") > 0
+        row, head = (page.locator(f"#both {one}").first.bounding_box()["x"] for one in ("[scope=row]", "thead th"))
+        assert row == head
         assert not visit.troubles
     context.close()
 

@@ -35,7 +35,6 @@
   };
   const ASIDE = ["sizes", "p", "ami", "classes"]; // shown only if asked for
 
-  // The only place that draws a neuron's strongest images.
   const thumbnail = ([file, at]) => {
     const image = make("img", { className: "strip-image", src: file, width: 288, height: 48, loading: "lazy", alt: "" });
     image.style.objectPosition = `0 ${at}%`;
@@ -366,7 +365,7 @@
   };
 
   window.pureNbIndex = {
-    // Shows some neurons only, with what they are in words; whoever reads can have all again.
-    only: (channels, words = "") => change({ only: channels.join(",") || "none", of: words }),
+    // Shows some neurons only, with what they are in words, or all for null; whoever reads can have all again.
+    only: (channels, words = "") => change({ only: channels ? channels.join(",") || "none" : "", of: words }),
   };
 })();

@@ -1,25 +1,18 @@
 // The circuits of two neurons in one table, whenever one of the two explorers shows another neuron.
 (() => {
   "use strict";
+  const { make, letter } = window.pureNb; // of explorer.js
   const table = document.getElementById("both");
   const { lower, below } = table.dataset;
   const pictured = JSON.parse(document.getElementById("pictured").textContent);
   const figures = [...document.querySelectorAll("figure.explorer")];
   const shown = [];
 
-  const make = (name, attributes, ...children) => {
-    const element = document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    element.append(...children);
-    return element;
-  };
-  const letter = (part) => String.fromCharCode(64 + part);
-
   const head = ({ neuron, strongest }, count) => [...Array(count).keys()].map((place) => {
-    const said = `${neuron.channel} ${place ? letter(place) : "all"}`;
+    const said = `${neuron.channel} ${place ? letter(place - 1) : "all"}`;
     if (!place) return make("th", { scope: "col", class: "first" }, strongest(""), said);
     const key = make("span", { class: "part-key", style: `background: ${neuron.colours[place - 1]}` });
-    return make("th", { scope: "col" }, strongest(letter(place)), key, ` ${said}`);
+    return make("th", { scope: "col" }, strongest(letter(place - 1)), key, ` ${said}`);
   });
 
   const cell = (value, most, first) => {

@@ -190,7 +190,7 @@
       }
     }
     const focused = $("middle").contains(document.activeElement);
-    if (!focused) $("middle").replaceChildren(...seen.slice(0, 12).map((place) => item(parts, place, said(place))));
+    if (!focused) $("middle").replaceChildren(...seen.slice(0, 12).map((place) => item(parts, place, parts.label[place])));
     remember();
   };
 
@@ -218,13 +218,12 @@
   box.append(ring);
   let pointed = -1, picked = -1; // the latter is told of beside the map
 
-  const said = (place) => parts.label[place] || (known.class[place] < 0 ? "" : known.classes[known.class[place]]);
   const place = () => {
     ring.style.display = pointed < 0 ? "none" : "block";
     if (pointed < 0) return;
     const own = side(), [x, y] = toScreen(pointed);
     Object.assign(ring.style, { left: `${x - own / 2}px`, top: `${y - own / 2}px`, width: `${own}px`, height: `${own}px` });
-    name.textContent = `${named(parts, pointed)} ${said(pointed)}`;
+    name.textContent = `${named(parts, pointed)} ${parts.label[pointed]}`;
   };
   const point = (other) => {
     pointed = other;
@@ -252,7 +251,7 @@
   const tell = (other) => {
     const list = document.createElement("ol");
     list.className = "part-list";
-    list.append(item(parts, other, said(other)));
+    list.append(item(parts, other, parts.label[other]));
     chosen.replaceChildren(heading("This part"), list);
     chosen.append(`${parts.size[other]} images; the neuron's score is ${known.score[other].toFixed(2)}.`);
     const alike = known.alike[other] ?? [];
@@ -363,7 +362,8 @@
     draw();
   };
   const all = () => {
-    view = { x: 0.5, y: 0.5, scale: 0.94 * Math.min(width, height) };
+    const room = 0.98 * Math.min(width, height), own = known.layouts[layout].side; // also for what lies at the edge
+    view = { x: 0.5, y: 0.5, scale: Math.max(room / (1 + own), room - 200) };
     draw();
   };
 

@@ -63,7 +63,7 @@
   // What else the page can do with the parts: the index filters its table, the map marks them.
   const pass = (found, parts, text) => {
     window.pureNbMap?.mark(found);
-    if (found) window.pureNbIndex?.only([...new Set(found.map((place) => parts.channel[place]))], text);
+    window.pureNbIndex?.only(found && [...new Set(found.map((place) => parts.channel[place]))], text);
   };
 
   const search = async () => {

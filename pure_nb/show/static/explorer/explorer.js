@@ -11,7 +11,7 @@ var pureNb = (() => {
   const SHORT = 6; // images of a row, until all are asked for
   const SVG = "http://www.w3.org/2000/svg";
   const NONE = "none", SAME = "the same method", LOOKS = ["what it looks at", "whole pictures"];
-  const letter = (part) => String.fromCharCode(65 + part);
+  const letter = (part) => (part > 25 ? letter(Math.floor(part / 26) - 1) : "") + String.fromCharCode(65 + (part % 26));
   let number = 0;
 
   // ---- controls ------------------------------------------------------------------------------------------------
@@ -788,8 +788,12 @@ var pureNb = (() => {
       words.textContent = `${state.words}.`;
       figure.querySelector(".explorer-own")?.setAttribute("href", from.page(channel));
       together(view, state);
-      // For what else a page tells of the neuron: with the strongest image of a part of the study's own, or of all for "".
-      const strongest = (own) => tile(state, own ? [...neuron.parts[methods[0]][0]].findIndex((part) => letter(partOf(part)) === own) : 0, false);
+      // For what else a page tells of the neuron: with the strongest image of a part of the study's own, or of all for
+      // "", if there is a picture of it.
+      const strongest = (own) => {
+        const rank = own ? [...neuron.parts[methods[0]][0]].findIndex((part) => letter(partOf(part)) === own) : 0;
+        return rank < neuron.tiles ? tile(state, rank, false) : "";
+      };
       figure.dispatchEvent(new CustomEvent("explorer-shows", { detail: { neuron, strongest } }));
     };
     const changed = () => {
@@ -868,5 +872,5 @@ var pureNb = (() => {
     return from.close;
   };
 
-  return { neuron, render };
+  return { neuron, render, make, letter };
 })();
