@@ -40,7 +40,7 @@ from pure_nb.glyphs.scenes import GlyphObjects
 from pure_nb.images.data import MEAN, STD, Images
 from pure_nb.judges.embedders import Embedder
 from pure_nb.methods.references import References
-from pure_nb.methods.virtual import VirtualNeurons, part_name
+from pure_nb.methods.virtual import WHOLE, VirtualNeurons, part_name
 from pure_nb.show import atlas
 from pure_nb.show import report as naming
 from pure_nb.show.facts import Atlas
@@ -101,7 +101,7 @@ def words(study: Study, *_: Any, **__: Any) -> pd.DataFrame:
     rows = [
         (channel, part, CLASSES[draw.integers(len(CLASSES))].name if draw.random() < 0.8 else "unsure")
         for channel in range(study.references.channels)
-        for part in ("whole", *map(part_name, range(PARTS)))
+        for part in (WHOLE, *map(part_name, range(PARTS)))
     ]
     return pd.DataFrame(rows, columns=["channel", "part", "label"])
 
@@ -190,7 +190,7 @@ def sizes(site: Site, *patterns: str) -> float:
 
 
 def index_bytes(site: Site) -> float:
-    files = ("index.html", "atlas.js", "atlas.css", "explorer.css", "data/index.js")
+    files = ("index.html", "atlas.js", "atlas.css", "explorer.css", "parts.js", "parts.css", "data/index.js")
     return sum(len(gzip.compress((site.folder / file).read_bytes())) for file in files) / 1000
 
 
@@ -212,7 +212,7 @@ MEASURES: dict[tuple[str, str, float], Callable[[Site], float]] = {
     ("brushing, a frame", "ms", 16): lambda site: site.a_frame(BRUSH),
     ("index, compressed", "kB", 1000): index_bytes,
     ("size of a neuron", "kB", 60): lambda site: sizes(site, "**/*") / 1000 / site.neurons,
-    ("its pictures", "kB", 60): lambda site: sizes(site, "**/*.webp") / 1000 / site.neurons,
+    ("its pictures", "kB", 60): lambda site: sizes(site, "**/*.webp", "**/*.avif") / 1000 / site.neurons,
     ("files of a neuron", "", 3): lambda site: sum(path.is_file() for path in site.folder.rglob("*")) / site.neurons,
     ("writing a neuron", "ms", math.nan): lambda site: 1000 * site.seconds / site.neurons,
 }

@@ -23,13 +23,14 @@ import pandas as pd
 from playwright.sync_api import sync_playwright
 
 from pure_nb import Run
+from pure_nb.compute.store import write_atomically
 from pure_nb.glyphs import CLASSES
 from pure_nb.glyphs.scenes import GlyphObjects
 from pure_nb.images.data import MEAN, STD, Images
 from pure_nb.judges.alike import Parts
-from pure_nb.methods.virtual import part_name
 from pure_nb.show import map as maps
 from pure_nb.show.pages import STATIC
+from pure_nb.show.sheets import KIND, as_file, bordered, columns, whole
 
 COUNT = """window.spent = {frames: [], events: 0, rest: 0};
 const timed = (act, take) => function (...given) {
@@ -63,17 +64,20 @@ def made_up(folder: Path, count: int, words: int) -> None:
     crops = vectors[glyph.reshape(-1, 5)].reshape(-1, 200, 64) + 0.3 * draw.normal(size=(count // 5, 200, 64))
     seen = Parts.of(crops.astype(np.float32), np.tile(np.repeat(np.arange(5), 40), (count // 5, 1)))
     scenes = Images(GlyphObjects(4), "glyphs", MEAN, STD)
-    pool = [maps.Image.fromarray(scenes.picture(number)) for number in range(0, len(scenes))]
+    pool = [bordered(scenes.picture(number)) for number in range(len(scenes))]
+    wide, file = columns(len(pool)), f"images/all.{KIND}"
+    write_atomically(folder / file, lambda temporary: temporary.write_bytes(as_file(pool, wide)))
+    square = whole(scenes.picture(0).shape[0])
 
-    def pictures(_: Path, own: int, ranks: list[int], side: int) -> list[Any]:
-        some = [pool[4 * glyph[5 * own + number] + own % 4] for number in range(len(ranks))]
-        return [np.asarray(one.resize((side, side))) for one in some]
+    def told_of(_: Path, own: int) -> dict[str, Any]:
+        places = 4 * glyph[5 * own : 5 * own + 5] + own % 4
+        return {"sheets": [(file, wide, -(-len(pool) // wide))], "cuts": [(0, int(at), *square) for at in places]}
 
-    maps.small_pictures = pictures
+    maps.told_of = told_of
     names = [f"word {number}" for number in range(words)]
-    crop = SimpleNamespace(word_vectors=lambda _, own: draw.normal(size=(len(own), 64)).astype(np.float32))
+    asked = SimpleNamespace(word_vectors=lambda _, own: draw.normal(size=(len(own), 64)).astype(np.float32))
     neurons = pd.DataFrame({"channel": np.unique(channel), "score": draw.random(count // 5)})
-    study = SimpleNamespace(neurons=neurons, run=Run(progress=False), crops=crop, name="made up", unsteady="")
+    study = SimpleNamespace(neurons=neurons, run=Run(progress=False), crops=asked, name="made up", unsteady="")
     made: Any = SimpleNamespace(
         study=study,
         count=100,
@@ -97,7 +101,7 @@ def made_up(folder: Path, count: int, words: int) -> None:
     for name in ("map.js", "parts.js", "parts.css", "atlas.css"):
         shutil.copy(STATIC / "atlas" / name, folder / name)
     shutil.copy(STATIC / "explorer/explorer.css", folder)
-    print(f"word 0: {part_name(0)} ...", len(seen.channel), "parts")
+    print(len(seen.channel), "parts")
 
 
 def measured(folder: Path, *, webgl: bool = True) -> list[dict[str, Any]]:

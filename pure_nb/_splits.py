@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial, reduce
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -153,8 +153,8 @@ class Splitter:
         found = []
         for one, (_, places) in enumerate(wanted):
             order = np.argsort(np.concatenate([here(places, block) for block in cut]))
-            in_blocks = [parts[number][one] for number in range(len(cut))]
-            found.append(reduce(PartActivations.followed_by, in_blocks).only(order))
+            begin, *more = [parts[number][one] for number in range(len(cut))]
+            found.append(begin.followed_by(*more).only(order))
         return found
 
     def _numbers(self, channel: int, classes: Sequence[str] | None) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,33 +26,33 @@ from pure_nb.study import Study
 
 
 @pytest.fixture(scope="module")
-def table(glyph_study: Study) -> pd.DataFrame:
-    return glyph_study.scores(pixels())
+def table(seen: Study) -> pd.DataFrame:
+    return seen.scores(pixels())
 
 
-def test_scores_are_those_of_each_unit(glyph_study: Study, table: pd.DataFrame) -> None:
-    vectors = glyph_study.crops.embeddings(pixels())
-    assert glyph_study.objects is not None
+def test_scores_are_those_of_each_unit(seen: Study, table: pd.DataFrame) -> None:
+    vectors = seen.crops.embeddings(pixels())
+    assert seen.objects is not None
     for row in table.iloc[:9].to_dict("records"):
-        channel, active = row["channel"], glyph_study.references.active[row["channel"]]
-        labels = glyph_study.virtual[channel].labels
+        channel, active = row["channel"], seen.references.active[row["channel"]]
+        labels = seen.virtual[channel].labels
         members = active if row["part"] == WHOLE else labels == "ABC".index(row["part"])
-        own, objects = vectors[channel][members], glyph_study.objects[channel][members]
+        own, objects = vectors[channel][members], seen.objects[channel][members]
         assert row["size"] == members.sum()
-        assert row["ms"] == pytest.approx(monosemanticity(glyph_study.references.score[channel][members], own))
+        assert row["ms"] == pytest.approx(monosemanticity(seen.references.score[channel][members], own))
         assert row["clarity"] == pytest.approx(float(clarity(own)))
         assert row["polysemanticity"] == pytest.approx(polysemanticity(own))
         assert row["class_purity"] == pytest.approx(class_purity(objects))  # what is under the maximum, where known
         if row["part"] == WHOLE:
-            assert row["silhouette_gain"] == glyph_study.virtual[channel].silhouette_gain
+            assert row["silhouette_gain"] == seen.virtual[channel].silhouette_gain
 
 
-def test_redundancy_of_parts_is_towards_other_neurons(glyph_study: Study, table: pd.DataFrame) -> None:
-    vectors = glyph_study.crops.embeddings(pixels())
+def test_redundancy_of_parts_is_towards_other_neurons(seen: Study, table: pd.DataFrame) -> None:
+    vectors = seen.crops.embeddings(pixels())
     parts = table[table["part"] != WHOLE]
     means = {}
     for channel, part in zip(parts["channel"], parts["part"]):
-        members = glyph_study.virtual[channel].labels == "ABC".index(part)
+        members = seen.virtual[channel].labels == "ABC".index(part)
         mean = vectors[channel][members].astype(np.float64).mean(axis=0)
         means[channel, part] = mean / np.linalg.norm(mean)
     for row in parts.iloc[:4].to_dict("records"):
@@ -59,11 +60,11 @@ def test_redundancy_of_parts_is_towards_other_neurons(glyph_study: Study, table:
         assert row["redundancy"] == pytest.approx(max(own @ m for (c, _), m in means.items() if c != row["channel"]))
 
 
-def test_parts_beside_random_ones(glyph_study: Study) -> None:
+def test_parts_beside_random_ones(seen: Study) -> None:
     """A judge that sees the objects finds parts purer than random ones; one that sees noise does not."""
-    found = after_splitting(glyph_study, pixels()).set_index("score")
+    found = after_splitting(seen, pixels()).set_index("score")
     purity = found.loc["class_purity"]
-    assert purity["neurons"] == glyph_study.references.alive.sum()
+    assert purity["neurons"] == seen.references.alive.sum()
     assert purity["parts"] > purity["whole"]
     assert purity["low"] > 0
     assert purity["p"] < 0.05
@@ -72,7 +73,7 @@ def test_parts_beside_random_ones(glyph_study: Study) -> None:
     assert less["gain"] == pytest.approx(less["random"] - less["parts"])
     rng = np.random.default_rng(0)
     noisy = Embedder("noise", "noise", lambda some: rng.normal(size=(len(some), 8)))
-    nothing = after_splitting(glyph_study, noisy).set_index("score").loc["clarity"]
+    nothing = after_splitting(seen, noisy).set_index("score").loc["clarity"]
     assert nothing["low"] < 0 < nothing["high"]
 
 
@@ -85,8 +86,8 @@ def test_nothing_is_split(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def task(glyph_study: Study) -> Task:
-    return planted_task(glyph_study, count=8, self_merged=6)
+def task(seen: Study) -> Task:
+    return planted_task(seen, count=8, self_merged=6)
 
 
 def known(task: Task) -> NDArray[np.float64]:
@@ -118,27 +119,28 @@ def test_trial(task: Task) -> None:
         trial(task, [], {"one": lambda task: np.ones(1)})
 
 
-def test_trial_of_natural_neurons(glyph_study: Study) -> None:
-    natural = objects_task(glyph_study)
+def test_trial_of_natural_neurons(seen: Study) -> None:
+    natural = objects_task(seen)
     found = board(trial(natural, [pixels()], {"truth": known}), draws=20).set_index("score")
     assert found.loc["truth", "rho"] == pytest.approx(1)
     assert np.isfinite(found.loc["clarity", "rho"])
 
 
-def test_a_trial_without_single_ones(glyph_study: Study) -> None:
+def test_a_trial_without_single_ones(seen: Study) -> None:
     """There is nothing to tell apart, and that is said by NaN."""
-    alone = planted_task(glyph_study, count=4, self_merged=0)
+    alone = planted_task(seen, count=4, self_merged=0)
     alone = replace(alone, truth=np.tile([0, 1], (4, 10)))
     found = board(trial(alone, [pixels()]), draws=20)
     assert found["auc"].isna().all()
     assert found["p"].isna().all()
 
 
-def test_commands(tmp_path: Path) -> None:
+def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pure_nb.benchmark.trial.board", partial(board, draws=20))
     toml = tmp_path / "small.toml"
     toml.write_text(
         '[model]\nsource = "glyphnet"\n[images]\nsource = "glyphs"\nlength = 60\n'
-        '[parameters]\ntarget = "layer4"\nlower = "layer3"\nn_references = 8\n',
+        '[parameters]\ntarget = "layer4"\nlower = "layer3"\nn_references = 8\ncrop = "activation"\n',
         encoding="utf-8",
     )
     more = ["--store", str(tmp_path / "store"), "--embedder", "pixels"]

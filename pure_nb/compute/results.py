@@ -58,9 +58,8 @@ def outdated(key: Mapping[str, object]) -> bool:
     if any(renamed(name, value) != name for name, value in key.items()):
         return True  # of before 0.1.0
     step = str(key.get("step"))
-    step = {"embeddings": "boxes", "ratios": "classes", "map": "virtual"}.get(
-        step, step
-    )  # whose keys are theirs, with more in them
+    # Whose keys are theirs, with more in them.
+    step = {"embeddings": "boxes", "ratios": "classes", "map": "virtual"}.get(step, step)
     return step in FORMAT and key.get("format") != FORMAT[step]
 
 

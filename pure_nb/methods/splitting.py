@@ -94,10 +94,12 @@ class PartActivations:
         some: dict[str, Any] = {name: getattr(self, name)[chosen] for name in _BY_IMAGE}
         return replace(self, **some)
 
-    def followed_by(self, more: PartActivations) -> PartActivations:
+    def followed_by(self, *more: PartActivations) -> PartActivations:
         """The same with other images after its own."""
-        both: dict[str, Any] = {name: np.concatenate([getattr(self, name), getattr(more, name)]) for name in _BY_IMAGE}
-        return replace(self, **both)
+        every: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in (self, *more)]) for name in _BY_IMAGE
+        }
+        return replace(self, **every)
 
 
 _BY_IMAGE = ("sample", "parts", "original", "relevant", "signed_parts", "signed_original")
