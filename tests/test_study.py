@@ -871,8 +871,7 @@ def test_a_device_that_only_the_workers_have(toml: Path, tmp_path: Path, monkeyp
     assert there.without_lrp == study.without_lrp
     conv = {"target": "layer4.0.conv2", "lower": "input:layer4.0.conv2"}
     study.replace(**conv).classes.statistics  # noqa: B018
-    names = study.classes.names[:2]
-    assert there.replace(**conv).classes.split(0, names).concepts == tuple(names)
+    assert there.replace(**conv).classes.pairs.equals(study.replace(**conv).classes.pairs)
     task = planted_task(there.replace(client=None, device="cpu"), 2)
     away = replace(task, base=there, study=task.study.replace(device="meta", client=Elsewhere()))  # type: ignore[arg-type]
     assert away.nearest == task.nearest
