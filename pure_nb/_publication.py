@@ -232,7 +232,7 @@ def _mapped(path: Path) -> Arrays:
         header: dict[str, Any] = json.loads(file.read(size))
     header.pop("__metadata__", None)
     if any(own["dtype"] != "F32" for own in header.values()):
-        raise ValueError(f"{path.name} holds other arrays than float32")
+        raise StudyError(f"{str(path)!r} holds other arrays than float32: fetch the study again")
     return {
         name: np.memmap(path, np.float32, "r", 8 + size + int(own["data_offsets"][0]), tuple(own["shape"]))
         for name, own in header.items()

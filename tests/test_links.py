@@ -64,6 +64,10 @@ def broken(page: Path, link: str) -> str | None:
     if not target.is_file():
         return f"{link}: there is no such file"
     place = unquote(parts.fragment)
+    if "=" in place:  # what a script of the page shows: of neurons whose data are there
+        numbers = re.findall(r"(?:neuron|part)=(\d+)", place)
+        there = numbers and all((target.parent / f"data/{number}.js").is_file() for number in numbers)
+        return None if there else f"{link}: there are no data of what it shows"
     if place and target.suffix == ".html" and place not in marks(target).places:
         return f"{link}: there is no such place in the page"
     return None

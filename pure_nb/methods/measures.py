@@ -42,7 +42,7 @@ def _unit(vectors: NDArray[Any]) -> NDArray[np.float64]:
     return vectors / length
 
 
-def monosemanticity(activation: NDArray[Any], vectors: Float[NDArray[Any], "n d"]) -> float:
+def monosemanticity(activation: Float[NDArray[Any], " m"], vectors: Float[NDArray[Any], "n d"]) -> float:
     """The monosemanticity score of a unit (MS; Pach et al. 2025, NeurIPS): how alike the images are that activate it.
 
     The mean cosine of all pairs of images, weighted by the product of their activations, scaled from 0 to 1.
@@ -91,7 +91,7 @@ class Monosemanticity:
 
     SUMS = ("weighted", "total", "squares")
 
-    def __init__(self, layer: str, vectors: NDArray[np.float32]) -> None:
+    def __init__(self, layer: str, vectors: Float[NDArray[np.float32], "images d"]) -> None:
         self.layer, self.vectors = layer, vectors
         self.layers: tuple[str, ...] = (layer,)
         self.leaf: str | None = None
@@ -229,7 +229,7 @@ def redundancy(
     return np.where(np.isfinite(found), found, np.nan)
 
 
-def class_purity(labels: Int[NDArray[np.int64], " n"], activation: NDArray[Any] | None = None) -> float:
+def class_purity(labels: Int[NDArray[np.int64], " n"], activation: Float[NDArray[Any], " m"] | None = None) -> float:
     """The share of a unit's images that is of the commonest class among them (MonoLoss, arXiv 2602.12403).
 
     Parameters
@@ -380,7 +380,9 @@ def fms(
     return float(best * (local + np.clip(more, 0, 1)) / 2)
 
 
-def iou(maps: Float[NDArray[Any], "n h w"], masks: NDArray[np.bool_], *, share: float = 0.005) -> float:
+def iou(
+    maps: Float[NDArray[Any], "n h w"], masks: Bool[NDArray[np.bool_], "m mh mw"], *, share: float = 0.005
+) -> float:
     """How far a unit's activation maps cover a concept (network dissection, Bau et al. 2017).
 
     Parameters
