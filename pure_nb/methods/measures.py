@@ -147,7 +147,7 @@ class Monosemanticity:
         return other
 
 
-def clarity(vectors: Float[NDArray[Any], "... n d"]) -> Float[NDArray[np.float64], ...]:
+def clarity(vectors: Float[NDArray[Any], "*units n d"]) -> Float[NDArray[np.float64], "*units"]:
     """How alike a unit's images are: their mean cosine (SemanticLens, Dreyer et al. 2025).
 
     It is :func:`monosemanticity` with equal weights.

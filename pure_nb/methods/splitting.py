@@ -89,7 +89,7 @@ class PartActivations:
             raise ArgumentError(f"rho={rho} was not measured; measured are {self.rhos.tolist()}")
         return (self.signed_parts if signed else self.parts)[:, near[0]]
 
-    def only(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> PartActivations:
+    def only(self, chosen: Bool[NDArray[np.bool_], " images"] | Int[NDArray[np.int64], " chosen"]) -> PartActivations:
         """Those of some of the images, bool ``[images]``, or their places."""
         some: dict[str, Any] = {name: getattr(self, name)[chosen] for name in _BY_IMAGE}
         return replace(self, **some)
