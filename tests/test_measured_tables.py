@@ -129,7 +129,7 @@ def simulated() -> str:
 
 def local_workers() -> str:
     table = measured("cluster-local").dropna()
-    return markdown(table[["step", "workers", "predicted busiest", "busiest", "busiest/predicted"]])
+    return markdown(table[["step", "workers", "predicted wall", "wall", "wall/predicted", "busiest/predicted"]])
 
 
 TABLES = {
