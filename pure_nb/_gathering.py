@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from pure_nb._publication import FORMAT, MANIFEST, STEPS, pictured_ranks, read_masks
 from pure_nb.compute.bars import progress_bar
-from pure_nb.compute.store import Arrays, _checksum, write_atomically
+from pure_nb.compute.store import Arrays, _checksum, write_atomically, write_text
 from pure_nb.errors import StudyError
 from pure_nb.figures.render import boxes, square_around
 from pure_nb.images.labels import display_names
@@ -153,7 +153,7 @@ class Gathered:
         if attributions:
             write_atomically(folder / "ATTRIBUTION.csv", partial(_write_lines, attributions))
         for name, text in texts.items():
-            write_atomically(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
+            write_text(folder / name, text)
         every = sorted(path for path in folder.rglob("*") if path.is_file())
         places = {path.relative_to(folder).as_posix(): path for path in every}
         files = {
@@ -162,7 +162,7 @@ class Gathered:
             if not place.startswith(("atlas/", "README.md", MANIFEST))
         }
         text = json.dumps({"format": FORMAT, "files": files}, indent=1)
-        write_atomically(folder / MANIFEST, partial(Path.write_text, data=text, encoding="utf-8"))
+        write_text(folder / MANIFEST, text)
 
     def told(self) -> dict[str, Any]:
         """What ``study.json`` says."""

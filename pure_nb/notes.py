@@ -13,11 +13,10 @@ import re
 import sys
 import warnings
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pure_nb.compute.store import write_atomically
+from pure_nb.compute.store import write_text
 from pure_nb.errors import ArgumentError, StudyError, StudyWarning
 from pure_nb.methods.virtual import WHOLE, part_name
 
@@ -194,7 +193,7 @@ class Notes:
             for where, note in own.items():
                 told = ", ".join(f"{key} = {_quoted(value)}" for key, value in asdict(note).items() if value)
                 text += f"{_quoted(_written(where))} = {{ {told} }}\n"
-        write_atomically(self.path, partial(Path.write_text, data=text, encoding="utf-8"))
+        write_text(self.path, text)
 
 
 def _place(text: str) -> Place:

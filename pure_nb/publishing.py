@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pure_nb._gathering import Gathered
 from pure_nb._imports import needed
 from pure_nb._publication import FORMAT, MANIFEST
-from pure_nb.compute.store import fingerprint, write_atomically
+from pure_nb.compute.store import fingerprint, write_text
 from pure_nb.errors import ArgumentError, StudyError, require_choice, sentence
 from pure_nb.published import Published, load_published
 from pure_nb.show.facts import Atlas
@@ -150,7 +149,7 @@ def publish(
         left.unlink()
     made.write(work)
     card = _card(made, licence, cite)
-    write_atomically(work / README, partial(Path.write_text, data=card, encoding="utf-8"))
+    write_text(work / README, card)
     if atlas:
         from pure_nb.show import atlas as site  # late: not everyone has what it needs
 

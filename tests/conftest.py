@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import shapes
 import torch
-from built import NOT_BUILT, SITE
+from built import DESK, NOT_BUILT, SITE, chromium
 from hypothesis import settings
 from small import CHANNELS, JUDGE, WORDS
 from torch import nn
@@ -128,3 +128,18 @@ def pairs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(circuits, "propagate", counted)
     return found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium; what needs it is skipped where it is not there."""
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def context(browser: Any) -> Iterator[Any]:
+    """A reader at a desk."""
+    context = browser.new_context(viewport=DESK)
+    yield context
+    context.close()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from built import DESK, PHONE, Visit, chromium, served
+from built import DESK, PHONE, Visit, served
 from PIL import Image
 from test_browser import AXE, OVERFLOWING, VIOLATIONS
 
@@ -57,21 +56,8 @@ def folder(made: Atlas, rows: dict[int, dict[Any, Any]], tmp_path_factory: pytes
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def url(folder: Path) -> str:
     return (folder / "index.html").as_uri()
-
-
-@pytest.fixture
-def context(browser: Any) -> Iterator[Any]:
-    context = browser.new_context(viewport=DESK)
-    yield context
-    context.close()
 
 
 def first(visit: Visit, count: int = 8) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from built import CHAPTERS, DESK, LOAD_ALL, PAGES, PHONE, SITE, Visit, chromium, file_sizes
+from built import CHAPTERS, DESK, LOAD_ALL, PAGES, PHONE, SITE, Visit, file_sizes
 
 pytestmark = pytest.mark.book
 
@@ -84,12 +84,6 @@ VIOLATIONS = """async colours => {
     return found.violations.filter(rule => ['serious', 'critical'].includes(rule.impact)).flatMap(rule =>
         rule.nodes.map(node => `${rule.id}: ${node.target.join(' ')}: ${node.any[0]?.message || rule.help}`));
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from built import DESK, PHONE, Visit, chromium, served
+from built import DESK, PHONE, Visit, served
 from PIL import Image
 
 from pure_nb import Study
@@ -41,22 +41,9 @@ def folder(glyph_study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
     with served(folder) as address:
         yield f"{address}/page.html"
-
-
-@pytest.fixture
-def context(browser: Any) -> Iterator[Any]:
-    context = browser.new_context(viewport=DESK)
-    yield context
-    context.close()
 
 
 def known(folder: Path, channel: int) -> dict[str, Any]:

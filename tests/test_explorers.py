@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from built import DESK, PHONE, SITE, Visit, chromium, explorer_pages, served
+from built import DESK, PHONE, SITE, Visit, explorer_pages, served
 
 pytestmark = pytest.mark.book
 
@@ -38,12 +38,6 @@ LOADED = """async explorer => {
         .map(image => image.decode()));
     return pictures.length > 0 && images.every(image => image.complete && image.naturalWidth && image.alt.trim());
 }""".replace("STATE", STATE)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import comm
 import ipywidgets
 import pytest
-from built import DESK, chromium
+from built import DESK
 from comm.base_comm import BaseComm
 from small import noise, plain
 from test_browser import AXE, VIOLATIONS
@@ -127,12 +127,6 @@ class Host:
 
     def choose(self, label: str, value: str) -> None:
         self.page.get_by_label(label, exact=True).select_option(label=value)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-from built import DESK, PHONE, Visit, chromium
+from built import DESK, PHONE, Visit
 from PIL import Image
 from small import CHANNELS, JUDGE, WORDS
 from test_browser import AXE, OVERFLOWING, VIOLATIONS
@@ -25,12 +25,6 @@ HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
     return kind.startsWith('webgl') ? null : real.call(this, kind, ...rest);
 };"""
 """A browser that has no WebGL."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(params=[True, False], ids=["webgl", "canvas"])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from built import DESK, PHONE, Visit, chromium
+from built import DESK, PHONE, Visit
 from numpy.typing import NDArray
 from test_browser import AXE, OVERFLOWING, VIOLATIONS
 from typer.testing import CliRunner
@@ -302,12 +301,6 @@ def test_layers_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 def test_parts_have_anchors_and_keys_lead_on(browser: Any, folder: Path) -> None:

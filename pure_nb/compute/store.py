@@ -79,6 +79,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text at once or not at all: see :func:`write_atomically`."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """A name for a file beside ``path``, which is gone afterwards."""
@@ -340,7 +345,7 @@ class Store:
     def _sign(self, path: Path, key: Key, note: object) -> Path:
         manifest = {"file": path.name, "sha256": _checksum(path), "key": key, "note": note}
         text = json.dumps(manifest | {"seal": _seal(manifest)}, indent=1, sort_keys=True)
-        write_atomically(_manifest_of(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(_manifest_of(path), text)
         return path
 
 

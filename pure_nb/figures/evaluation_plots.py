@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pure_nb.compute.store import write_atomically
+from pure_nb.compute.store import write_atomically, write_text
 from pure_nb.figures.colours import PALETTE, part_colour, readable
 from pure_nb.figures.plots import TILE, image_grid, literal, save, show
 from pure_nb.figures.render import resized
@@ -48,7 +48,7 @@ def write_all(folder: Path, files: Mapping[str, Any]) -> list[Path]:
         elif path.suffix == ".csv":
             write_atomically(path, partial(found.to_csv, index=False))
         else:
-            write_atomically(path, partial(Path.write_text, data=found, encoding="utf-8"))
+            write_text(path, found)
     return [folder / name for name in files]
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pure_nb.compute.store import Arrays, Store
+from pure_nb.compute.store import Arrays, Store, write_text
 from pure_nb.compute.sweep import noted, sweep
 from pure_nb.errors import StudyError
 from pure_nb.methods.references import TopReferences
@@ -16,7 +16,7 @@ from pure_nb.network.layers import activations
 from pure_nb.parameters import NEAREST
 from pure_nb.show.facts import Atlas
 from pure_nb.show.pages import Users, carried, write_pages, write_start
-from pure_nb.show.pictures import draw, write_text
+from pure_nb.show.pictures import draw
 from pure_nb.study import Study
 
 
@@ -45,7 +45,8 @@ def drawn(made: Atlas, folder: Path, channels: Sequence[int] | None) -> list[int
     ranked = study.neurons["channel"].tolist()
     if channels is None:
         study.layouts  # noqa: B018
-    draw(made, folder, [channel for channel in ranked if channel in set(chosen)])
+    wanted = set(chosen)
+    draw(made, folder, [channel for channel in ranked if channel in wanted])
     return chosen
 
 

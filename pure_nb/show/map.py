@@ -22,13 +22,13 @@ from PIL import Image
 
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.results import FORMAT
-from pure_nb.compute.store import Arrays, Store, write_atomically
+from pure_nb.compute.store import Arrays, Store, write_atomically, write_text
 from pure_nb.figures.plots import image_grid
 from pure_nb.judges.alike import Parts
 from pure_nb.methods.virtual import embed, part_name
 from pure_nb.searching import part_labels, parts_seen
 from pure_nb.show.facts import Atlas, digest
-from pure_nb.show.pictures import told_of, write_text
+from pure_nb.show.pictures import told_of
 from pure_nb.show.plane import points_apart
 from pure_nb.show.sheets import UNITS
 

@@ -11,13 +11,14 @@ import numpy as np
 
 from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
+from pure_nb.compute.store import write_text
 from pure_nb.figures.colours import part_colour
 from pure_nb.show.facts import Atlas, Part
 from pure_nb.show.index import index_script
 from pure_nb.show.map import write_map
 from pure_nb.show.matrix import compact, told
 from pure_nb.show.passing import passed_through
-from pure_nb.show.pictures import Strip, draw_lower, strips, write_text
+from pure_nb.show.pictures import Strip, draw_lower, strips
 
 with needed("show", "an atlas needs"):
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -26,20 +27,11 @@ STATIC = Path(__file__).with_name("static")
 """The templates, styles and scripts of the pages."""
 
 ASSETS = (
-    *(f"explorer/explorer.{kind}" for kind in ("js", "css")),
-    *(
-        f"atlas/{name}"
-        for name in (
-            "atlas.js",
-            "atlas.css",
-            "neuron.js",
-            "neuron.css",
-            "compare.js",
-            "map.js",
-            "parts.js",
-            "parts.css",
-        )
-    ),
+    "explorer/explorer.js",
+    "explorer/explorer.css",
+    *(f"atlas/{name}.{kind}" for name in ("atlas", "neuron", "parts") for kind in ("js", "css")),
+    "atlas/compare.js",
+    "atlas/map.js",
 )
 """Styles and scripts that go into the folder of a site."""
 
@@ -104,15 +96,18 @@ def write_pages(
     order, known = list(rows), not made.without_classes
     neuron, circuits = templates.get_template("neuron.html"), []
     for place, channel in enumerate(progress_bar(order, "pages", unit="page", shown=study.run.progress)):
-        whole = study.virtual_of(channel)
-        means = made.circuits(channel)
+        whole, share = study.virtual_of(channel), ""
+        if channel in parts:
+            means = made.circuits(channel)
+            share = told(means, whole.sizes)
+            circuits.append(f"{channel}:{json.dumps(compact(means, whole.sizes), separators=(',', ':'))}")
         text = neuron.render(
             root="",
             channel=channel,
             row=rows[channel],
             whole=whole,
             parts=parts.get(channel, []),
-            told=told(means, whole.sizes),
+            told=share,
             before=order[place - 1] if place else None,
             after=order[place + 1] if place + 1 < len(order) else None,
             users=(users or {}).get(channel, []),
@@ -122,8 +117,6 @@ def write_pages(
             alike=alike.get(channel, {}),
         )
         write_text(folder / f"{channel}.html", text)
-        if channel in parts:
-            circuits.append(f"{channel}:{json.dumps(compact(means, whole.sizes), separators=(',', ':'))}")
     write_text(folder / "circuits.js", "pureNb.circuits = {\n" + ",\n".join(circuits) + "\n};\n")
     if not made.under:
         for channel, own in used.items():

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pure_nb.compute.bars import progress_bar
-from pure_nb.compute.store import write_atomically
+from pure_nb.compute.store import write_text
 from pure_nb.figures.render import Picture, View, resized
 from pure_nb.show.facts import FORMAT, Atlas, digest
 from pure_nb.show.sheets import KIND, Place, Sheets, as_file, bordered, columns, cut, whole
@@ -242,8 +242,3 @@ def _is_drawn(made: Atlas, folder: Path, channel: int) -> bool:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     named = re.findall(r"images/\w+\.\w+", text)
     return text.startswith(f"// {made.key_of(channel)}\n") and all((folder / file).is_file() for file in named)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text at once or not at all."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

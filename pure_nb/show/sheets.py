@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from pure_nb._imports import needed
-from pure_nb.compute.store import write_atomically
+from pure_nb.compute.store import write_atomically, write_text
 from pure_nb.figures.plots import image_grid
 from pure_nb.figures.render import Picture, square_around
 from pure_nb.show.facts import digest
@@ -105,7 +105,7 @@ class Sheets:
     def save(self) -> None:
         """Write the table, with what another run has added to it meanwhile; files in it may still be missing."""
         text = json.dumps({"key": self.key, "files": (self._told() or {}) | self.files})
-        write_atomically(self.table, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(self.table, text)
 
 
 def columns(count: int) -> int:
