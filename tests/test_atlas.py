@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jinja2 import Template
 from PIL import Image, ImageDraw
 from sklearn.metrics import adjusted_mutual_info_score
 from torchvision.datasets import ImageFolder
@@ -451,3 +452,10 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, [*command, "--crop", "sideways"])
     assert wrong.exit_code == 1
     assert "crop must be one of" in wrong.output
+
+
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    pictures_html = (Path(atlas.__file__).parent / "static/atlas/pictures.html").read_text("utf-8")
+    said = Template(pictures_html).module
+    assert [said.number(value) for value in (-0.001, 0.0, -0.126, 0.5)] == ["0.00", "0.00", "−0.13", "0.50"]
+    assert [said.percent(value) for value in (-0.0004, -0.126)] == ["0.0", "−12.6"]

@@ -312,14 +312,7 @@ def lab(tmp_path: Path) -> Iterator[str]:
     how = ["--no-browser", "--allow-root", "--port=0", "--IdentityProvider.token=", "--LabApp.news_url="]
     how += [f"--ServerApp.root_dir={tmp_path}", f"--LabApp.workspaces_dir={tmp_path / 'work'}"]
     server = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "jupyterlab",
-            *how,
-            "--LabApp.news_url=",
-            f"--LabApp.workspaces_dir={tmp_path / 'work'}",
-        ],
+        [sys.executable, "-m", "jupyterlab", *how],
         env=os.environ | home,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

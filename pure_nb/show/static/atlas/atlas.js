@@ -16,7 +16,7 @@
 
   // ---- columns -------------------------------------------------------------------------------------------------
 
-  const digits = (count) => (value) => (value === null ? "–" : value.toFixed(count));
+  const digits = (count) => (value) => (value === null ? "–" : value.toFixed(count).replace(/^-(0\.0*)$/, "$1"));
   const part = (name) => (name === "all" ? "" : `${name} `);
   const COLUMNS = { // by the names in the data: the head, the width, and what stands in a cell and in a CSV
     neuron: { head: "neuron", width: "5rem", kind: "number", text: String },
