@@ -86,6 +86,8 @@ class Atlas:
     words: tuple[str, ...] | None = None
     under: Atlas | None = None
     """That of the lower layer, in a site of several layers."""
+    pair: str = ""
+    """Which of two it is, A or B, and its folder, in a site of two networks."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods if name not in METHODS]
@@ -104,8 +106,8 @@ class Atlas:
 
     @property
     def place(self) -> str:
-        """The folder of its layer in a site of several."""
-        return re.sub(r"[^\w.]+", "-", self.study.parameters.target)
+        """The folder of its layer in a site of several, or of its network in one of two."""
+        return self.pair or re.sub(r"[^\w.]+", "-", self.study.parameters.target)
 
     @cached_property
     def identity(self) -> str:

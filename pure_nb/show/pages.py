@@ -150,7 +150,7 @@ def write_index(
         Of the atlas's pages.
     """
     write_text(folder / "data/index.js", index_script(made, rows, parts, thumbs))
-    _write_assets(folder)
+    write_assets(folder)
     write_text(folder / "index.html", templates.get_template("index.html").render(root="", rows=rows, parts=parts))
 
 
@@ -173,11 +173,12 @@ def write_start(every: Mapping[Atlas, Sequence[int] | None], folder: Path, home:
         found = strips(made, folder / made.place)
         thumbs = {channel: at._replace(file=f"{made.place}/{at.file}") for channel, at in found.items()}
         layers.append((made, rows, thumbs))
-    _write_assets(folder)
+    write_assets(folder)
     write_text(folder / "index.html", templates.get_template("start.html").render(root="", layers=layers))
 
 
-def _write_assets(folder: Path) -> None:
+def write_assets(folder: Path) -> None:
+    """Write the styles and scripts that the pages of a folder share."""
     for name in ASSETS:
         write_text(folder / Path(name).name, (STATIC / name).read_text(encoding="utf-8"))
 
@@ -207,7 +208,7 @@ def templates_of(made: Atlas, home: str, above: Atlas | None = None) -> Environm
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     study = made.study
     pages.globals |= {
-        "study": study.name,
+        "study": f"{study.name} ({made.pair})" if made.pair else study.name,
         "network": type(study.model).__name__,
         "p": study.parameters,
         "channels": study.references.channels,
@@ -216,6 +217,7 @@ def templates_of(made: Atlas, home: str, above: Atlas | None = None) -> Environm
         "home": home,
         "below": f"../{made.under.place}/" if made.under else "lower/",  # where a lower channel's page is
         "layered": bool(made.under or above),
+        "top": "Both side by side" if made.pair else "All layers" if made.under or above else "",
         "above": above and (above.place, above.study.parameters.target),
         "part_colour": part_colour,
         "said": made.embedder.name if made.embedder else "",
