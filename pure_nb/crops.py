@@ -184,9 +184,9 @@ class Crops:
     def embeddings(self, embedder: Embedder) -> NDArray[np.float32]:
         """An embedder's vectors of the crops of all references: float32 ``[channels, n, d]``.
 
-        Of channels that were not published they are NaN. Each image is read once, however many channels it is a reference for.
+        Each image is read once, however many channels it is a reference for. Of channels of a published study that were
+        not published, they are NaN.
         """
-
         every = self.study.references.sample
         known = every.ravel() >= 0
 

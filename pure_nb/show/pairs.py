@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,9 @@ def write_pairs(
     for one, number in zip(pairs.every, (0, 1)):
         own = None if channels is None else channels if not number else _neurons(pairs, number)
         write_pages(one, folder / one.place, drawn(one, folder / one.place, own), back)
-    strips = [_strips(one, folder, parts, _used(pairs, n)) for n, (one, parts) in enumerate(zip(pairs.every, pairs.parts))]
+    strips = [
+        _strips(one, folder, parts, _used(pairs, n)) for n, (one, parts) in enumerate(zip(pairs.every, pairs.parts))
+    ]
     rows = [_row(pairs, strips, by, match) for by, match in pairs.found]
     table = {"columns": list(rows[0]) if rows else [], "rows": [list(row.values()) for row in rows]}
     text = json.dumps(table, separators=(",", ":"), allow_nan=False)
@@ -86,7 +87,15 @@ def write_pairs(
         "pictures": f"what {judge.name} sees in their crops" if judge else "the images that both have",
         "circuits": f"the channels of {lower} that activate them",
     }
-    told = {"means": means, "every": pairs.every, "rows": rows, "counts": counts, "why": pairs.why, "kinds": KINDS, "least": least}
+    told = {
+        "means": means,
+        "every": pairs.every,
+        "rows": rows,
+        "counts": counts,
+        "why": pairs.why,
+        "kinds": KINDS,
+        "least": least,
+    }
     credited = [one.pair for one in pairs.every if (folder / one.pair / "credits.html").is_file()]
     page = templates.get_template("pairs.html").render(root="", top="", credited=credited, **told)
     write_text(folder / "index.html", page)
