@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import comm
 from common import Noise, arguments, network, report, start
@@ -91,8 +92,11 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--photographs", type=Path, help="a folder of pictures for the network that was never run")
     args = start(parser)
-    comm.create_comm = lambda **how: Comm(**how)
-    with chromium() as browser, tempfile.TemporaryDirectory() as store:
+    with (
+        mock.patch.object(comm, "create_comm", lambda **how: Comm(**how)),
+        chromium() as browser,
+        tempfile.TemporaryDirectory() as store,
+    ):
         found = shipped(browser, args.repeats, Path(store))
         found["first sight"] = first_sight(browser, args.photographs, Path(store))
     goals = {"computed": 150, "new": 400, "first sight": 15_000}

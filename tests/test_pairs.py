@@ -49,7 +49,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("by", ["pictures", "circuits"])
 def test_rows_are_the_pairs_that_compare_finds(studies: list[Study], folder: Path, by: str) -> None:
-    table = compare(*studies, "images" if by == "pictures" else "circuits")  # type: ignore[arg-type]
+    table = compare(studies[0], studies[1], "images" if by == "pictures" else "circuits")
     expected = {
         (*(None if pd.isna(value) else f"{value}" for value in row[:4]), row[5]): row[4]
         for row in table.astype(object).itertuples(index=False, name=None)

@@ -39,6 +39,11 @@ class Match(NamedTuple):
     other: int | None
     what: str
 
+    @property
+    def parts(self) -> tuple[int | None, int | None]:
+        """Both."""
+        return self.one, self.other
+
 
 class PartList(NamedTuple):
     """The virtual neurons of all living channels: channel, which of its parts, and the ranks of the images of each."""

@@ -6,7 +6,6 @@ other that it was matched with by :mod:`pure_nb.show.comparing`: by what both sh
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -132,7 +131,7 @@ def _value(alike: NDArray[np.float64], match: Match) -> float:
 
 def _used(pairs: _Pairs, number: int) -> list[int]:
     """The parts of one of the two that some row shows."""
-    return sorted({match[number] for _, match in pairs.found if match[number] is not None})
+    return sorted({part for _, match in pairs.found if (part := match.parts[number]) is not None})
 
 
 def _neurons(pairs: _Pairs, number: int) -> list[int]:
@@ -144,10 +143,10 @@ def _strips(made: Atlas, folder: Path, parts: PartList, used: Sequence[int]) -> 
     """Write strips of the strongest images of parts, cut out of the sheets of their atlas; where they are."""
     own = folder / made.place
     ranks = [[rank for rank in every[:STRIP].tolist() if rank < made.count] for every in parts.ranks]
-    stamp = hashlib.sha256(json.dumps([parts.channel, ranks]).encode()).hexdigest()[:16]
-    sheets = Sheets(own, "parts", f"{made.key} {digest(stamp)}")
+    sheets = Sheets(own, "parts", f"{made.key} {digest([parts.channel, ranks])}")
     shown = [part for part in used if ranks[part]]
-    added, tiles = sheets.add(shown, STRIPS), dict[int, list[Picture]]()
+    added = sheets.add(shown, STRIPS)
+    tiles: dict[int, list[Picture]] = {}
     new = [part for some in added.values() for part in some]
     for part in progress_bar(new, "parts", unit="part", shown=made.study.run.progress):
         tiles[part] = small_pictures(own, cuts(own, parts.channel[part], ranks[part]), THUMB)
@@ -160,11 +159,13 @@ def _row(pairs: _Pairs, strips: Sequence[dict[int, Strip]], by: str, match: Matc
     """A row of the page's table."""
     row: dict[str, Any] = {"by": by, "what": match.what}
     for number, name in enumerate(("one", "other")):
-        part, parts, made = match[number], pairs.parts[number], pairs.every[number]
-        known = part is not None
-        row[name] = [parts.channel[part], part_name(parts.part[part])] if known else None
-        row[f"images_{name}"] = strips[number].get(part) if known else None
-        row[f"says_{name}"] = _said(made, parts.channel[part], parts.part[part]) if known else ""
+        part, parts = match.parts[number], pairs.parts[number]
+        row |= {name: None, f"images_{name}": None, f"says_{name}": ""}
+        if part is not None:
+            own = parts.channel[part], parts.part[part]
+            row[name] = [own[0], part_name(own[1])]
+            row[f"images_{name}"] = strips[number].get(part)
+            row[f"says_{name}"] = _said(pairs.every[number], *own)
     for way, alike in pairs.alike.items():
         row[way] = None if match.one is None or match.other is None else round(_value(alike, match), 3)
     return row | {"alike": row[by]}
