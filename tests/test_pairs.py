@@ -108,11 +108,12 @@ def test_found_filtered_and_linked(context: Any, url: str, folder: Path) -> None
         assert shown() == split
         page.wait_for_function("location.hash === '#what=split'")
         page.locator("[name=by]").select_option("circuits")
-        page.wait_for_function("location.hash === '#by=circuits&what=split'")
+        page.wait_for_function("location.hash === '#what=split&by=circuits'")
         assert shown() == [told(row) for row in rows if row["by"] == "circuits" and row["what"] == "split"]
         page.go_back()
         page.wait_for_function("document.querySelector('[name=by]').value === ''")
         assert shown() == split
+        page.locator("[name=what]").select_option("")
         page.get_by_label("Search").fill("3")
         page.wait_for_function("location.hash.includes('search=3')")
         assert all(row[1].startswith("3 ") or row[2].startswith("3 ") for row in shown())
