@@ -34,7 +34,8 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from built import chromium
 from test_live_explorer import Comm, Host
 
-IMAGES = 100
+IMAGES, LONGEST = 100, 600_000
+"""Of the network that was never run; and ms after which a page gives up."""
 
 CHANGE = """async neuron => {
     const tile = () => document.querySelector('.tiles .tile')?.style.backgroundImage ?? '';
@@ -49,27 +50,40 @@ CHANGE = """async neuron => {
 """Shows a neuron, and tells how many ms it took."""
 
 
+def shown(browser: Any, study: Study, neuron: int | None = None) -> Host:
+    """The explorer of a study in a page that waits for as long as it takes."""
+    host = Host(browser, explore(study, neuron))
+    host.page.set_default_timeout(LONGEST)
+    host.page.wait_for_function("document.querySelector('.tiles .tile')?.style.backgroundImage")
+    return host
+
+
+def rests(host: Host) -> None:
+    """Wait until nothing is computed any more."""
+    while host.widget._thread is not None or Comm.said:
+        host.page.wait_for_timeout(20)
+
+
 def changes(host: Host, neurons: Sequence[int]) -> tuple[float, float]:
     """Medians of the ms to show neurons, and of the kernel's processor time; the first is not counted."""
     took = []
     for neuron in neurons:
-        host.rests()
+        rests(host)
         begin = time.process_time()
-        shown = host.page.evaluate(CHANGE, neuron)
-        took.append((shown, 1000 * (time.process_time() - begin)))
-    shown, worked = zip(*took[1:])
-    return statistics.median(shown), statistics.median(worked)
+        waited = host.page.evaluate(CHANGE, neuron)
+        took.append((waited, 1000 * (time.process_time() - begin)))
+    waits, worked = zip(*took[1:])
+    return statistics.median(waits), statistics.median(worked)
 
 
 def shipped(browser: Any, repeats: int, store: Path) -> dict[str, tuple[float, float]]:
     """Changes to neurons of the study that ships."""
     study = load_study("glyphs", store=store)
     ranked = study.most_polysemantic()
-    host = Host(browser, explore(study, ranked[0]))
-    host.reads(f"Neuron {ranked[0]}, ")
+    host = shown(browser, study, ranked[0])
     found = {"new": changes(host, ranked[3 :: max(2, (len(ranked) - 3) // (repeats + 1))][: repeats + 1])}
     host.close()
-    host = Host(browser, explore(study, ranked[0]))
+    host = shown(browser, study, ranked[0])
     found["computed"] = changes(host, ranked[: repeats + 2][1:])
     host.close()
     return found
@@ -81,8 +95,7 @@ def first_sight(browser: Any, photographs: Path | None, store: Path) -> tuple[fl
     study = Study.from_model(network("torchvision:resnet18"), images, "layer4", "layer3", store=store)
     study.references  # noqa: B018
     begin, worked = time.perf_counter(), time.process_time()
-    host = Host(browser, explore(study))
-    host.page.wait_for_function("document.querySelector('.tiles .tile')?.style.backgroundImage", timeout=600_000)
+    host = shown(browser, study)
     found = 1000 * (time.perf_counter() - begin), 1000 * (time.process_time() - worked)
     host.close()
     return found
