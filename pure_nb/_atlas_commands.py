@@ -18,6 +18,9 @@ from pure_nb._options import Asked, Neurons, Rows, command, numbers, print_table
 @command("neurons", "crops")
 def atlas(  # noqa: PLR0913
     asked: Asked,
+    other: Annotated[
+        str | None, Argument(help="Another study, to show both side by side, in pairs of parts.", metavar="[OTHER]")
+    ] = None,
     out: Annotated[Path, Option(help="Folder for the site.")] = Path("atlas"),
     neurons: Neurons = None,
     method: Annotated[
@@ -44,6 +47,7 @@ def atlas(  # noqa: PLR0913
 
     require_place(out)
     found = asked.load()
+    beside = None if other is None else replace(asked, study=other, weights=None).load()
     said = None if words is None else vocabulary(found, words)
     index = site.write(
         found,
@@ -56,8 +60,9 @@ def atlas(  # noqa: PLR0913
         side=side,
         home=home,
         layers=[] if layers is None else [layer.strip() for layer in layers.split(",")],
+        other=beside,
     )
-    pages = len(list(out.glob("[0-9]*.html" if layers is None else "*/[0-9]*.html")))
+    pages = len(list(out.glob("[0-9]*.html" if layers is None and other is None else "*/[0-9]*.html")))
     echo(f"{index}: {pages} neurons; open it in a browser, or put the folder {str(out)!r} on any web server")
 
 

@@ -184,11 +184,14 @@ class Crops:
     def embeddings(self, embedder: Embedder) -> NDArray[np.float32]:
         """An embedder's vectors of the crops of all references: float32 ``[channels, n, d]``.
 
-        Each image is read once, however many channels it is a reference for.
+        Each image is read once, however many channels it is a reference for. Of channels of a published study that were
+        not published, they are NaN.
         """
+        every = self.study.references.sample
+        known = every.ravel() >= 0
 
         def compute(blocks: Store | None, new: New) -> NDArray[np.float32]:
-            sample, box = self.study.references.sample.ravel(), self.boxes.reshape(-1, 4)
+            sample, box = every.ravel()[known], self.boxes.reshape(-1, 4)[known]
             images = self.study.images  # and not the study, since what is below is sent to clusters
             lengths: set[int] = set()
 
@@ -211,9 +214,11 @@ class Crops:
             name = f"crops to {embedder.name}"
             return map_in_blocks(sample, of, name=name, unit="crop", store=blocks, new=new, run=self.study.run)
 
-        return self.study.results.mapped("embeddings", self.embeddings_key(embedder), compute).reshape(
-            *self.study.references.sample.shape, -1
-        )
+        found = self.study.results.mapped("embeddings", self.embeddings_key(embedder), compute)
+        if not known.all():
+            some, found = found, np.full((len(known), found.shape[1]), np.nan, dtype=np.float32)
+            found[known] = some
+        return found.reshape(*every.shape, -1)
 
     def word_vectors(self, embedder: Embedder, words: Sequence[str]) -> NDArray[np.float32]:
         """An embedder's vectors of words, float32 ``[words, d]``; kept, since a large vocabulary takes long."""

@@ -1,7 +1,8 @@
 """A person's own names of parts, and notes on them, in a small text file that they may edit as well.
 
 The file is TOML, beside the study's own: of ``mine.toml`` it is ``mine.notes.toml``. Of a study without a file, or of
-one that ships, it is ``notes.toml`` in the study's folder of results. A part is known by its letter, which may be
+one that ships, it is ``notes.toml`` in the study's folder of results, and of a published one a file of its own there.
+A part is known by its letter, which may be
 another's when the study is computed otherwise; so a note keeps the strongest images of what it was of, and is not shown
 where most of them are not any more.
 """

@@ -18,6 +18,7 @@ Opening it runs nothing of it: no file is code or is unpickled, and what says mo
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -250,6 +251,7 @@ def load_published(
         run = replace(run, client=None)  # what was published is at hand here, and workers can't have what is missing
     try:
         name = check_name(told["name"])
+        kept = Store(store_folder(store) / name)
         absent = type(told["network"], (Absent,), {"found": found})
         why = f"the network of the published study {name!r} ({told['network']}) is not here: {found.why}"
         study = (Study if whole else Published)(
@@ -257,13 +259,19 @@ def load_published(
             absent(str(told["weights"]), why) if model is None else model,
             PublishedImages(found) if images is None else images,
             checked(told["parameters"]),
-            Store(store_folder(store) / name),
+            kept,
             run,
+            None if whole else kept.folder / f"notes-{_of(told)}.toml",  # an own study may be called the same
         )
         _have(study, found, whole)
     except WRONG as problem:
         raise StudyError(f"{str(found.folder)!r} is not as pure_nb publishes a study: {problem!r}") from problem
     return study.replace(**changes) if changes else study
+
+
+def _of(told: dict[str, Any]) -> str:
+    """Stands for the network and the images, whenever they were published."""
+    return hashlib.sha256(f"{told['weights']} {told['images']['fingerprint']}".encode()).hexdigest()[:8]
 
 
 def _have(study: Study, found: Publication, whole: bool) -> None:

@@ -299,16 +299,16 @@ def test_a_stop_among_the_sheets_loses_no_finished_one(tmp_path: Path, monkeypat
 
 def test_two_runs_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which the second begins later, and is finished before."""
-    folder, real = tmp_path / "atlas", pictures._draw_strips
+    folder, real = tmp_path / "atlas", pictures.draw_strips
 
     def while_another(*given: Any) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(pictures, "_draw_strips", real)
+            patch.setattr(pictures, "draw_strips", real)
             atlas.write(own_study(store=tmp_path / "store"), folder, channels=[3])
-        monkeypatch.setattr(pictures, "_draw_strips", real)
+        monkeypatch.setattr(pictures, "draw_strips", real)
         real(*given)
 
-    monkeypatch.setattr(pictures, "_draw_strips", while_another)
+    monkeypatch.setattr(pictures, "draw_strips", while_another)
     study = own_study(store=tmp_path / "store")
     atlas.write(study, folder, channels=[0])
     assert set(strips(Atlas(study), folder)) == {0, 3}

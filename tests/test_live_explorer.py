@@ -125,6 +125,10 @@ class Host:
         """How often pictures were asked for."""
         return int(self.page.evaluate("asked.filter(one => one.pictures === false).length"))
 
+    def close(self) -> None:
+        self.widget.close()
+        self.context.close()
+
     def choose(self, label: str, value: str) -> None:
         self.page.get_by_label(label, exact=True).select_option(label=value)
 
@@ -141,8 +145,7 @@ def show(browser: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...
 
     yield shown
     for host in hosts:
-        host.widget.close()
-        host.context.close()
+        host.close()
         assert not host.troubles
 
 

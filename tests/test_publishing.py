@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
-from small import Here, picture_folder, plain
+from small import JUDGE, Here, picture_folder, plain
 from test_widgets import Reader
 from typer.testing import CliRunner
 
@@ -257,6 +257,27 @@ def test_workers_are_not_asked_for_what_is_not_there(
     atlas.write(load_study(some, **given, client=client), tmp_path / "atlas", count=4)
     assert not client.asked
     assert load_study(whole, **given, model=glyph_study.model, client=client).run.client is client
+
+
+def test_some_neurons_are_searched(seen: Study, tmp_path: Path) -> None:
+    shown = Shown("crops", count=seen.parameters.n_references)
+    study = load_study(publish(seen, tmp_path / "out", channels=CHOSEN, shown=shown))
+    found = study.search("red", JUDGE)
+    assert sorted({*found["channel"]}) == CHOSEN
+    assert np.isfinite(found["score"]).all()
+    assert found["size"].sum() == seen.references.active[CHOSEN].sum()
+    assert {*study.alike(JUDGE, count=1)["channel_2"]} <= {*CHOSEN}
+
+
+def test_a_study_of_the_same_name_has_other_notes(glyph_study: Study, whole: Path, tmp_path: Path) -> None:
+    own = glyph_study.replace(store=Store(tmp_path / "glyphs"))
+    own.notes.write("22", "mine")
+    study = load_study(whole, store=tmp_path)
+    assert study.store is not None
+    assert study.store.folder == own.store.folder  # type: ignore[union-attr]
+    assert study.notes.of(22).name == ""
+    study.notes.write("22", "theirs")
+    assert (own.notes.of(22).name, load_study(whole, store=tmp_path).notes.of(22).name) == ("mine", "theirs")
 
 
 def test_results_of_a_published_study_are_kept_apart(glyph_study: Study, some: Path) -> None:

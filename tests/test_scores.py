@@ -15,11 +15,12 @@ from small import Items, noise, plain
 from typer.testing import CliRunner
 
 from pure_nb.benchmark.tasks import Task, objects_task, planted_task
-from pure_nb.benchmark.trial import DIRECTION, board, trial
+from pure_nb.benchmark.trial import DIRECTION, _areas, _rank_correlations, board, trial
 from pure_nb.cli import app
 from pure_nb.errors import ArgumentError, StudyError
 from pure_nb.judges.vectors import Embedder, pixels
 from pure_nb.methods.measures import clarity, class_purity, monosemanticity, polysemanticity
+from pure_nb.methods.statistics import correlation
 from pure_nb.methods.virtual import WHOLE
 from pure_nb.scores import SCORES, after_splitting
 from pure_nb.study import Study
@@ -117,6 +118,18 @@ def test_trial(task: Task) -> None:
     assert (found["auc"] <= found["high"]).all()
     with pytest.raises(StudyError, match="the score 'one' gave \\[1\\] numbers for 14 channels"):
         trial(task, [], {"one": lambda task: np.ones(1)})
+
+
+def test_draws_of_a_board_are_those_of_libraries() -> None:
+    """With ties, and where a draw has but one value."""
+    draw = np.random.default_rng(0)
+    value, k = draw.integers(0, 4, (40, 9)).astype(float), draw.integers(1, 4, (40, 9))
+    value[0], k[:, :2] = 1, [1, 2]
+    expected = [roc_auc_score(own > 1, values) for own, values in zip(k, value)]
+    np.testing.assert_allclose(_areas(k > 1, value), expected, rtol=0, atol=1e-12)
+    expected = [correlation(values, own) for own, values in zip(k, value)]
+    np.testing.assert_allclose(_rank_correlations(value, k), expected, rtol=0, atol=1e-12)
+    assert np.isnan(expected[0])
 
 
 def test_trial_of_natural_neurons(seen: Study) -> None:

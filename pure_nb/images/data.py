@@ -210,7 +210,7 @@ class Images:
     def picture(self, sample: int) -> NDArray[np.uint8]:
         """An image as one looks at it, uint8 ``[H, W, 3]``: the network's input with its normalisation undone.
 
-        A warning says so where the numbers are not those of a picture, since a normalisation is not known.
+        A warning says so, once, where the numbers are not those of a picture, since a normalisation is not known.
         """
         tensor = self.tensor(sample).float()
         if self.normalisation:
@@ -220,7 +220,8 @@ class Images:
                     f"{self.name!r}: a mean and std of {len(mean)} numbers can't be those of {len(tensor)} channels"
                 )
             tensor = tensor * std + mean
-        elif ((tensor < 0) | (tensor > 1)).float().mean() > BEYOND:
+        elif "_warned" not in vars(self) and ((tensor < 0) | (tensor > 1)).float().mean() > BEYOND:
+            vars(self)["_warned"] = True
             warnings.warn(
                 f"the pictures of {self.name!r} are shown, and judged by embedders, with wrong colours: their numbers, "
                 f"here from {tensor.min():.3g} to {tensor.max():.3g}, are not from 0 to 1. Give the mean and std by "

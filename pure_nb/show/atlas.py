@@ -5,7 +5,7 @@ polysemantic first; ``17.html`` with reference images, virtual neurons, circuit,
 ``lower/5.html`` for each lower channel that carries one of them. What the pages' explorers show is beside them:
 ``data/17.js``, and in ``images`` sheets of reference images, each of which is there once, so that a page loads little;
 ``images.json`` tells which are in which. ``compare.html`` shows two neurons at a time. Of several layers each is such a
-folder, ``layer4/17.html``.
+folder, ``layer4/17.html``; so is each of two networks, ``A/17.html``, beside a page with the pairs of their parts.
 
 The chapter :doc:`Your own network </book/your-network>` makes one.
 """
@@ -13,11 +13,14 @@ The chapter :doc:`Your own network </book/your-network>` makes one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pure_nb.errors import ArgumentError
 from pure_nb.show.facts import METHODS, Atlas
 from pure_nb.show.layers import write_layer, write_layers
+from pure_nb.show.pairs import write_pairs
 
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
@@ -37,6 +40,7 @@ def write(  # noqa: PLR0913
     side: int = Atlas.side,
     home: str = "",
     layers: Sequence[str] = (),
+    other: Study | None = None,
 ) -> Path:
     """Write an atlas of a study.
 
@@ -66,6 +70,10 @@ def write(  # noqa: PLR0913
     layers
         Several layers, each in a folder of its own, linked from part to part; by default only the study's target.
         Of the uppermost those ``channels`` are written, of the others those that carry them.
+    other
+        A second study, such as of another checkpoint or layer: each gets a folder of its own, ``A`` and ``B``, and a
+        page shows their parts in pairs, by :func:`pure_nb.show.comparing.compare`: what is the same, what appeared,
+        vanished, split or merged. ``channels`` are then those of the first, beside what is like them.
 
     Returns
     -------
@@ -75,7 +83,7 @@ def write(  # noqa: PLR0913
     Raises
     ------
     StudyError
-        If a method is not known, or the folder holds another site.
+        If a method is not known, the folder holds another site, or the parts of two studies can't be compared.
     LayerError
         If a layer can't be studied, or not through the next of them.
     ArgumentError
@@ -88,7 +96,11 @@ def write(  # noqa: PLR0913
     """
     folder = Path(folder)
     made = Atlas(study, tuple(methods), count, embedder, side, None if words is None else tuple(words))
-    if layers:
+    if other is not None:
+        if layers:
+            raise ArgumentError("two studies are shown side by side by one layer each, got layers, too")
+        write_pairs(made, replace(made, study=other), folder, channels, home)
+    elif layers:
         write_layers(made, layers, folder, channels, home)
     else:
         write_layer(made, folder, channels, home)

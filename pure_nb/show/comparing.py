@@ -32,16 +32,29 @@ OTHERWISE = {"vanished": "merged", "appeared": "split"}
 """What a part without a partner is where one of the other study is like it, but has another partner."""
 
 
-class _Parts(NamedTuple):
-    """The virtual neurons of all living channels: channel, letter, and the ranks of the images of each."""
+class Match(NamedTuple):
+    """Two parts that have to do with each other, by their numbers; None where a part has nobody, as ``what`` says."""
+
+    one: int | None
+    other: int | None
+    what: str
+
+    @property
+    def parts(self) -> tuple[int | None, int | None]:
+        """Both."""
+        return self.one, self.other
+
+
+class PartList(NamedTuple):
+    """The virtual neurons of all living channels: channel, which of its parts, and the ranks of the images of each."""
 
     channel: list[int]
-    part: list[str]
+    part: list[int]
     ranks: list[NDArray[np.int64]]
 
-    def told(self, at: int, number: int) -> dict[str, object]:
+    def told(self, at: int | None, number: int) -> dict[str, object]:
         """One of them, as the table has it."""
-        return {f"channel_{number}": self.channel[at], f"part_{number}": self.part[at]}
+        return {} if at is None else {f"channel_{number}": self.channel[at], f"part_{number}": part_name(self.part[at])}
 
 
 def compare(
@@ -55,8 +68,8 @@ def compare(
         The studies, the earlier one first.
     by
         What makes two parts alike: ``"images"``, the share of their reference images that they have in common (of the
-        same images); ``"embedder"``, the cosine of the mean vectors of their crops; ``"circuits"``, the cosine of their
-        mean circuits (of lower layers that put out the same).
+        same images); ``"embedder"``, the cosine of the mean vectors of their crops, less that of all crops of both;
+        ``"circuits"``, the cosine of their mean circuits (of lower layers that put out the same).
     embedder
         Whose vectors.
     least
@@ -75,48 +88,86 @@ def compare(
         If the studies are not of the same images, their lower layers differ, or one has no parts.
     """
     import pandas as pd  # late, see pure_nb._imports
-    from scipy.optimize import linear_sum_assignment
 
     require_choice("by", by, By)
     if (by == "embedder") != (embedder is not None):
         raise ArgumentError(f"an embedder goes with by='embedder', got by={by!r} and embedder={embedder}")
-    first, second = _parts(one), _parts(other)
-    if by == "images":
-        alike = _shared(one, other, first, second)
-    else:
-        if by == "circuits":
-            _require_same_lower(one, other)
-        means = [_means(study, parts, embedder) for study, parts in ((one, first), (other, second))]
-        alike = means[0] @ means[1].T
-    rows, columns = linear_sum_assignment(alike, maximize=True)
-    partner = {row: column for row, column in zip(rows.tolist(), columns.tolist()) if alike[row, column] >= least}
-    pairs = [(row, partner.get(row, int(alike[row].argmax())), "vanished") for row in range(len(alike))]
-    left = sorted({*range(alike.shape[1])} - {*partner.values()})
-    pairs += [(int(alike[:, column].argmax()), column, "appeared") for column in left]
-    found = []
-    for row, column, alone in pairs:
-        left_out = alike[row, column] < least
-        what = alone if left_out else "matched" if partner.get(row) == column else OTHERWISE[alone]
-        found.append(
-            {
-                **({} if left_out and alone == "appeared" else first.told(row, 1)),
-                **({} if left_out and alone == "vanished" else second.told(column, 2)),
-                **({} if left_out else {"alike": alike[row, column]}),
-                "what": what,
-            }
-        )
+    first, second = parts_of(one), parts_of(other)
+    alike = similarities(one, other, first, second, by, embedder)
+    found = [
+        {
+            **first.told(match.one, 1),
+            **second.told(match.other, 2),
+            **({} if match.one is None or match.other is None else {"alike": alike[match.one, match.other]}),
+            "what": match.what,
+        }
+        for match in matches(alike, least)
+    ]
     columns = ["channel_1", "part_1", "channel_2", "part_2", "alike", "what"]
     return pd.DataFrame(found, columns=columns).astype({"channel_1": "Int64", "channel_2": "Int64"})
 
 
-def _parts(study: Study) -> _Parts:
+def matches(alike: NDArray[np.float64], least: float) -> list[Match]:
+    """Find the partner of each part: those of the first study, then those of the other that were left.
+
+    Parameters
+    ----------
+    alike
+        float64 ``[parts, other parts]``.
+    least
+        As for :func:`compare`, which says what is what.
+    """
+    from scipy.optimize import linear_sum_assignment  # late, see pure_nb._imports
+
+    rows, columns = linear_sum_assignment(alike, maximize=True)
+    partner = {row: column for row, column in zip(rows.tolist(), columns.tolist()) if alike[row, column] >= least}
+    found = []
+    for row, own in enumerate(alike):
+        column = partner.get(row, int(own.argmax()))
+        if own[column] < least:
+            found.append(Match(row, None, "vanished"))
+        else:
+            found.append(Match(row, column, "matched" if row in partner else OTHERWISE["vanished"]))
+    for column in sorted({*range(alike.shape[1])} - {*partner.values()}):
+        row = int(alike[:, column].argmax())
+        near = alike[row, column] >= least
+        found.append(Match(row if near else None, column, OTHERWISE["appeared"] if near else "appeared"))
+    return found
+
+
+def similarities(
+    one: Study, other: Study, first: PartList, second: PartList, by: By, embedder: Embedder | None = None
+) -> NDArray[np.float64]:
+    """How alike each part of a study is to each of another's, ``[parts, other parts]``.
+
+    Parameters
+    ----------
+    one, other, by, embedder
+        As for :func:`compare`.
+    first, second
+        Their parts.
+    """
+    if by == "images":
+        return _shared(one, other, first, second)
+    if by == "circuits":
+        _require_same_lower(one, other)
+    vectors = [None if embedder is None else study.crops.embeddings(embedder) for study in (one, other)]
+    means, others = _means(one, first, vectors[0]), _means(other, second, vectors[1])
+    if embedder is not None:  # what all crops have in common tells nothing
+        sizes = [len(ranks) for ranks in (*first.ranks, *second.ranks)]
+        middle = np.average(np.concatenate([means, others]), axis=0, weights=sizes)
+        means, others = means - middle, others - middle
+    return np.asarray(unit(means) @ unit(others).T)
+
+
+def parts_of(study: Study) -> PartList:
     """The virtual neurons of a study."""
-    found = _Parts([], [], [])
+    found = PartList([], [], [])
     for channel in sorted(study.most_polysemantic(study.references.channels)):
         neuron = study.neuron(channel)
         for part in range(neuron.virtual.k):
             found.channel.append(channel)
-            found.part.append(part_name(part))
+            found.part.append(part)
             found.ranks.append(neuron.members(part))
     if not found.channel:
         raise StudyError(
@@ -125,7 +176,7 @@ def _parts(study: Study) -> _Parts:
     return found
 
 
-def _shared(one: Study, other: Study, first: _Parts, second: _Parts) -> NDArray[np.float64]:
+def _shared(one: Study, other: Study, first: PartList, second: PartList) -> NDArray[np.float64]:
     """The part of two parts' reference images that is of both, for each pair."""
     from scipy import sparse
 
@@ -145,14 +196,13 @@ def _shared(one: Study, other: Study, first: _Parts, second: _Parts) -> NDArray[
     return both / (sizes[0][:, None] + sizes[1][None] - both)
 
 
-def _means(study: Study, parts: _Parts, embedder: Embedder | None) -> NDArray[np.float64]:
-    """The mean circuit of each part, or the mean vector of its crops, at unit length."""
-    vectors = None if embedder is None else study.crops.embeddings(embedder)
+def _means(study: Study, parts: PartList, vectors: NDArray[np.float32] | None) -> NDArray[np.float64]:
+    """The mean circuit of each part, or of an embedder's vectors of its crops, each at unit length."""
     own = [
-        (study.circuits_of(channel) if vectors is None else vectors[channel])[ranks].mean(axis=0, dtype=np.float64)
+        study.circuits_of(channel)[ranks] if vectors is None else unit(vectors[channel][ranks])
         for channel, ranks in zip(parts.channel, parts.ranks)
     ]
-    return unit(np.stack(own))
+    return np.stack([one.mean(axis=0, dtype=np.float64) for one in own])
 
 
 def _require_same_lower(one: Study, other: Study) -> None:

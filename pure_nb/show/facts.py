@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pure_nb.compute.results import ASKED, outdated
 from pure_nb.errors import LayerError, StudyError
 from pure_nb.figures.colours import part_colour
 from pure_nb.images.labels import display_names
@@ -86,6 +87,8 @@ class Atlas:
     words: tuple[str, ...] | None = None
     under: Atlas | None = None
     """That of the lower layer, in a site of several layers."""
+    pair: str = ""
+    """Which of two it is, A or B, and its folder, in a site of two networks."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods if name not in METHODS]
@@ -104,8 +107,8 @@ class Atlas:
 
     @property
     def place(self) -> str:
-        """The folder of its layer in a site of several."""
-        return re.sub(r"[^\w.]+", "-", self.study.parameters.target)
+        """The folder of its layer in a site of several, or of its network in one of two."""
+        return self.pair or re.sub(r"[^\w.]+", "-", self.study.parameters.target)
 
     @cached_property
     def identity(self) -> str:
@@ -266,6 +269,27 @@ class Atlas:
         except LayerError:
             return None
         return below
+
+    @cached_property
+    def below_split(self) -> Study | None:
+        """The study of the lower layer, if its parts are known: in a site of several layers, or from an earlier run.
+
+        Of those in this study's store, however they were split; nothing is computed to find one.
+        """
+        if self.under is not None or self.below is None:
+            return self.below
+        lower = self.below.parameters.target
+        keys = [manifest.get("key", {}) for manifest in self.study.results.manifests()]
+        asked = [
+            {name: key.get(name) for name in ASKED["virtual"]}
+            for key in keys
+            if key.get("step") == "virtual" and not outdated(key)
+        ]
+        for one in ({}, *(own for own in asked if own["target"] == lower)):
+            study = self.below.replace(**one)
+            if "virtual" in study.known():
+                return study
+        return None
 
     @cached_property
     def without_classes(self) -> str:

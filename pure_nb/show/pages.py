@@ -13,6 +13,7 @@ from pure_nb._imports import needed
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import write_text
 from pure_nb.figures.colours import part_colour
+from pure_nb.show.beneath import draw_own_parts, own_parts
 from pure_nb.show.facts import Atlas, Part
 from pure_nb.show.index import index_script
 from pure_nb.show.map import write_map
@@ -119,8 +120,12 @@ def write_pages(
         write_text(folder / f"{channel}.html", text)
     write_text(folder / "circuits.js", "pureNb.circuits = {\n" + ",\n".join(circuits) + "\n};\n")
     if not made.under:
+        drawn_parts = draw_own_parts(made, folder, sorted(used))
         for channel, own in used.items():
-            text = templates.get_template("lower.html").render(root="../", channel=channel, users=own)
+            parts_below = own_parts(made, channel)
+            text = templates.get_template("lower.html").render(
+                root="../", channel=channel, users=own, own=parts_below, strips=drawn_parts.get(channel, [])
+            )
             write_text(folder / f"lower/{channel}.html", text)
     if len(alive) > 1:
         write_text(folder / "compare.html", templates.get_template("compare.html").render(root=""))
@@ -150,7 +155,7 @@ def write_index(
         Of the atlas's pages.
     """
     write_text(folder / "data/index.js", index_script(made, rows, parts, thumbs))
-    _write_assets(folder)
+    write_assets(folder)
     write_text(folder / "index.html", templates.get_template("index.html").render(root="", rows=rows, parts=parts))
 
 
@@ -173,11 +178,12 @@ def write_start(every: Mapping[Atlas, Sequence[int] | None], folder: Path, home:
         found = strips(made, folder / made.place)
         thumbs = {channel: at._replace(file=f"{made.place}/{at.file}") for channel, at in found.items()}
         layers.append((made, rows, thumbs))
-    _write_assets(folder)
+    write_assets(folder)
     write_text(folder / "index.html", templates.get_template("start.html").render(root="", layers=layers))
 
 
-def _write_assets(folder: Path) -> None:
+def write_assets(folder: Path) -> None:
+    """Write the styles and scripts that the pages of a folder share."""
     for name in ASSETS:
         write_text(folder / Path(name).name, (STATIC / name).read_text(encoding="utf-8"))
 
@@ -207,7 +213,7 @@ def templates_of(made: Atlas, home: str, above: Atlas | None = None) -> Environm
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     study = made.study
     pages.globals |= {
-        "study": study.name,
+        "study": f"{study.name} ({made.pair})" if made.pair else study.name,
         "network": type(study.model).__name__,
         "p": study.parameters,
         "channels": study.references.channels,
@@ -215,7 +221,8 @@ def templates_of(made: Atlas, home: str, above: Atlas | None = None) -> Environm
         "source": study.images.name,
         "home": home,
         "below": f"../{made.under.place}/" if made.under else "lower/",  # where a lower channel's page is
-        "layered": bool(made.under or above),
+        "lettered": made.below_split is not None,
+        "top": "Both side by side" if made.pair else "All layers" if made.under or above else "",
         "above": above and (above.place, above.study.parameters.target),
         "part_colour": part_colour,
         "said": made.embedder.name if made.embedder else "",

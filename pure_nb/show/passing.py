@@ -2,7 +2,7 @@
 
 Of the images of the part, those are looked at in which the channel carries most of it. Each belongs to the virtual
 neuron of the channel that is nearest to how the image activated the channel. Of the channel's own references that is
-known; of other images it takes a backward pass below the lower layer.
+known; of other images it takes a backward pass below the lower layer, which is taken in a site of several layers only.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def passed_through(made: Atlas, parts: Mapping[int, Sequence[Part]]) -> dict[int
     Parameters
     ----------
     made
-        Their atlas; without an atlas of the lower layer nothing is known.
+        Their atlas; of an atlas of one layer only what was found before is known.
     parts
         The parts of each neuron.
     """
-    if made.under is None:
+    study, below = made.study, made.below_split
+    if below is None:
         return {channel: list(every) for channel, every in parts.items()}
-    study, below = made.study, made.under.study
     cells = [cell for channel, every in parts.items() for cell in _cells(below, channel, every)]
     digest = hashlib.sha256(json.dumps([cells, LOOKED]).encode()).hexdigest()[:16]
     own = {"step": "through", "format": FORMAT["through"], "below": below.key("virtual"), "cells": digest}
@@ -64,7 +64,10 @@ def passed_through(made: Atlas, parts: Mapping[int, Sequence[Part]]) -> dict[int
                 bar.update(len(some))
         return {"part": found}, None
 
-    found = study.results.arrays("through", study.key("virtual") | own, compute)[0]["part"].tolist()
+    if made.under is None:
+        found = _most_of(study, below, cells, new=False).tolist()
+    else:
+        found = study.results.arrays("through", study.key("virtual") | own, compute)[0]["part"].tolist()
     letters = {cell: part_name(part) for cell, part in zip(cells, found) if part >= 0}
 
     def told(channel: int, place: int, part: Part) -> Part:
@@ -83,8 +86,13 @@ def _cells(below: Study, channel: int, parts: Sequence[Part]) -> Iterator[Cell]:
                 yield channel, place, one.channel
 
 
-def _most_of(study: Study, below: Study, cells: Sequence[Cell]) -> NDArray[np.int64]:
-    """The part of each cell's channel to which more than half of its images belong; -1 is none."""
+def _most_of(study: Study, below: Study, cells: Sequence[Cell], new: bool = True) -> NDArray[np.int64]:
+    """The part of each cell's channel to which more than half of its images belong; -1 is none.
+
+    Images that are no references of the channel are asked of the network if ``new``, or belong to none.
+    """
+    if not cells:
+        return np.empty(0, dtype=np.int64)
     samples = []
     for channel, place, lower in cells:
         neuron = study.neuron(channel)
@@ -93,7 +101,7 @@ def _most_of(study: Study, below: Study, cells: Sequence[Cell]) -> NDArray[np.in
         best = np.argsort(-share, kind="stable")[:LOOKED]
         samples.append(neuron.sample[ranks[best[share[best] > 0]]])
     lengths = [len(own) for own in samples]
-    labels = _labels(below, np.repeat([lower for *_, lower in cells], lengths), np.concatenate(samples))
+    labels = _labels(below, np.repeat([lower for *_, lower in cells], lengths), np.concatenate(samples), new)
     found = np.full(len(cells), -1)
     for number, own in enumerate(np.split(labels, np.cumsum(lengths)[:-1])):
         counts = np.bincount(own[own >= 0], minlength=1)
@@ -102,8 +110,8 @@ def _most_of(study: Study, below: Study, cells: Sequence[Cell]) -> NDArray[np.in
     return found
 
 
-def _labels(below: Study, channel: NDArray[np.int64], sample: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The virtual neurons of pairs of a channel and an image."""
+def _labels(below: Study, channel: NDArray[np.int64], sample: NDArray[np.int64], ask: bool) -> NDArray[np.int64]:
+    """The virtual neurons of pairs of a channel and an image; -1 where one would have to ask the network."""
     pairs, place = np.unique(np.stack([channel, sample], axis=1), axis=0, return_inverse=True)
     references, found = below.references.sample, np.full(len(pairs), -1)
     matches = references[pairs[:, 0]] == pairs[:, 1, None]
@@ -111,7 +119,7 @@ def _labels(below: Study, channel: NDArray[np.int64], sample: NDArray[np.int64])
     for number in np.flatnonzero(known):
         found[number] = below.virtual[pairs[number, 0]].labels[matches[number].argmax()]
     new = np.flatnonzero(~known)
-    if len(new):
+    if len(new) and ask:
         vectors = below.run_circuits(pairs[new, 0], pairs[new, 1])
         for number, own in zip(new, vectors):
             found[number] = below.virtual[pairs[number, 0]].predict(own[None])[0]

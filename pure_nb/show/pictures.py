@@ -74,7 +74,7 @@ def draw(made: Atlas, folder: Path, channels: Sequence[int]) -> None:
     tiles: dict[int, list[Picture]] = {}
     for block in _seen(study, missing, count, max(1, PAIRS // count), take, "atlas", done):
         tiles |= {channel: [tile for _, tile in own if tile is not None] for channel, own in block}
-        _draw_strips(thumbs, added, tiles)
+        draw_strips(thumbs, added, tiles)
         for channel, own in block:
             places = [images.places[number] for number in study.references.sample[channel, :count].tolist()]
             told = made.data(channel) | _told(made, places, [one for one, _ in own], images.files)
@@ -114,26 +114,27 @@ def draw_lower(made: Atlas, folder: Path, lower: Sequence[int]) -> dict[int, Str
     tiles: dict[int, list[Picture]] = {}
     for block in _seen(below, missing, count, 2 * STRIPS, take, "lower channels", len(alive) - len(missing)):
         tiles |= dict(block)
-        _draw_strips(drawn, added, tiles)
-    return {channel: _strip(drawn, channel) for channel in alive}
+        draw_strips(drawn, added, tiles)
+    return {channel: strip_of(drawn, channel) for channel in alive}
 
 
 def strips(made: Atlas, folder: Path) -> dict[int, Strip]:
     """Where the strips of an atlas's neurons are."""
     found = _strips(made, folder, "thumbs")
-    return {channel: _strip(found, channel) for channel in found.places}
+    return {channel: strip_of(found, channel) for channel in found.places}
 
 
 def _strips(made: Atlas, folder: Path, kind: str) -> Sheets:
     return Sheets(folder, kind, made.key)
 
 
-def _strip(drawn: Sheets, channel: int) -> Strip:
+def strip_of(drawn: Sheets, channel: int) -> Strip:
+    """Where the strip of that number is."""
     file, cell = drawn.places[channel]
     return Strip(file, round(100 * cell / max(1, len(drawn.files[file]) - 1), 2))
 
 
-def _draw_strips(drawn: Sheets, added: dict[str, list[int]], tiles: dict[int, list[Picture]]) -> None:
+def draw_strips(drawn: Sheets, added: dict[str, list[int]], tiles: dict[int, list[Picture]]) -> None:
     """Write the new files of which all tiles are there: the same, in whatever order these come."""
     empty = [np.full((THUMB, THUMB, 3), 255, dtype=np.uint8)] * STRIP  # where there are fewer
     for file in [file for file, some in added.items() if tiles.keys() >= set(some)]:

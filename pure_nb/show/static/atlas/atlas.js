@@ -1,4 +1,5 @@
-// The index of an atlas: a table of thousands of neurons, of which only the rows that are seen are in the page.
+// The index of an atlas: a table of thousands of neurons, or of pairs of parts of two networks, of which only the rows
+// that are seen are in the page.
 //
 // data/index.js calls pureNb.index with the table, since a page that is opened from a disk may not read files. What is
 // searched, filtered, sorted and shown stands in the address: #search=umbrella&parts=3&sort=-score&columns=k,score
@@ -18,9 +19,19 @@
 
   const digits = (count) => (value) => (value === null ? "–" : value.toFixed(count).replace(/^-(0\.0*)$/, "$1"));
   const part = (name) => (name === "all" ? "" : `${name} `);
+  const joined = (one) => one?.join(" ") ?? "";
   const COLUMNS = { // by the names in the data: the head, the width, and what stands in a cell and in a CSV
-    neuron: { head: "neuron", width: "5rem", kind: "number", text: String },
-    thumb: { head: "strongest images", width: "306px" },
+    neuron: { head: "neuron", width: "5rem", kind: "number", text: String, link: (row) => `${row.neuron}.html` },
+    thumb: { head: "strongest images", width: "306px", strip: "neuron", none: "never active" },
+    what: { head: "pair", width: "5.5rem", kind: "text", text: String },
+    one: { head: "A", width: "4.5rem", kind: "text", text: joined, link: ({ one }) => one && `A/${one[0]}.html#${one[1]}` },
+    images_one: { head: "images of A", width: "306px", strip: "one", none: "" },
+    other: { head: "B", width: "4.5rem", kind: "text", text: joined, link: ({ other }) => other && `B/${other[0]}.html#${other[1]}` },
+    images_other: { head: "images of B", width: "306px", strip: "other", none: "" },
+    pictures: { head: "alike by pictures", width: "5.2rem", kind: "number", text: (value) => digits(2)(value) },
+    circuits: { head: "alike by circuits", width: "5.2rem", kind: "number", text: (value) => digits(2)(value) },
+    says_one: { head: "A answers to", width: "9.8rem", kind: "text", text: String },
+    says_other: { head: "B answers to", width: "9.8rem", kind: "text", text: String },
     k: { head: "parts", width: "4rem", kind: "number", text: String },
     sizes: { head: "images of each", width: "8rem", text: (value) => value },
     score: { head: "score", width: "5.5rem", kind: "number", text: digits(2) },
@@ -34,6 +45,8 @@
     classes: { head: "relevant to", width: "14rem", kind: "text", text: (value) => value.join(", ") },
   };
   const ASIDE = ["sizes", "p", "ami", "classes"]; // shown only if asked for
+  const FIXED = table.dataset.fixed.split(","); // always shown
+  const { noun, sort: USUALLY } = table.dataset;
 
   const thumbnail = ([file, at]) => {
     const image = make("img", { className: "strip-image", src: file, width: 288, height: 48, loading: "lazy", alt: "" });
@@ -42,20 +55,21 @@
   };
 
   const cell = (row, key) => {
-    if (key === "neuron") return make("a", { href: `${row.neuron}.html`, tabIndex: -1 }, row.neuron);
-    if (key !== "thumb") {
-      const text = COLUMNS[key].text(row[key]);
-      return make("div", { title: text.length > 30 ? text : "" }, text);
+    const { link: leads, strip, text, none } = COLUMNS[key];
+    if (leads) return leads(row) ? make("a", { href: leads(row), tabIndex: -1 }, text(row[key])) : "–";
+    if (!strip) {
+      const said = text(row[key]);
+      return make("div", { title: said.length > 30 ? said : "" }, said);
     }
-    if (!row.thumb) return "never active";
-    const link = make("a", { href: `${row.neuron}.html`, tabIndex: -1 }, thumbnail(row.thumb));
+    if (!row[key]) return none;
+    const link = make("a", { href: COLUMNS[strip].link(row), tabIndex: -1 }, thumbnail(row[key]));
     link.setAttribute("aria-hidden", "true");
     return link;
   };
 
   // ---- what is asked for, in the address -----------------------------------------------------------------------
 
-  const KEYS = ["search", "parts", "named", "dead", "class", "q", "from", "to", "sort", "columns", "only", "of"];
+  const KEYS = [...[...find.elements].map(({ name }) => name).filter(Boolean), "sort", "columns", "only", "of"];
   let asked = {}; // of these keys those that are not as at first
   let all = [], shown = [], usual = [], kept = [], at = 0, waiting;
 
@@ -93,21 +107,23 @@
   // ---- which neurons, in which order ---------------------------------------------------------------------------
 
   const collator = new Intl.Collator(undefined, { numeric: true });
+  const matched = () => all.filter((row) => !row.by || row.by === (asked.by || all[0].by)); // in one of the ways
   const chosen = () => { // but for their scores, which the histogram is of
     const words = asked.search.toLowerCase().split(/\s+/).filter(Boolean);
     const only = asked.only && new Set(asked.only.split(",").map(Number));
-    const named = { yes: (row) => row.named.length, no: (row) => !row.named.length, hand: (row) => row.notes.length || row.named.some(([, , own]) => own) }[asked.named];
-    return all.filter((row) =>
+    const called = { yes: (row) => row.named.length, no: (row) => !row.named.length, hand: (row) => row.notes.length || row.named.some(([, , own]) => own) }[asked.named];
+    return matched().filter((row) =>
       (!only || only.has(row.neuron)) &&
       // A number means the neuron of that number, not every figure of the row.
-      words.every((word) => (/^\d+$/.test(word) ? row.neuron === Number(word) : row.words.includes(word))) &&
+      words.every((word) => (/^\d+$/.test(word) ? row.numbers.includes(Number(word)) : row.words.includes(word))) &&
       (!asked.parts || row.k === Number(asked.parts)) &&
-      (!named || named(row)) &&
+      (!called || called(row)) &&
+      (!asked.what || row.what === asked.what) &&
       (!asked.dead || (row.thumb === null) === (asked.dead === "yes")) &&
       (!asked.class || row.classes.includes(asked.class)) &&
       (!asked.q || (row.q !== null && row.q <= Number(asked.q))));
   };
-  const within = ({ score }) => (!asked.from && !asked.to) || (score !== null && (!asked.from || score >= Number(asked.from)) && (!asked.to || score <= Number(asked.to)));
+  const within = ({ brushed: score }) => (!asked.from && !asked.to) || (score !== null && (!asked.from || score >= Number(asked.from)) && (!asked.to || score <= Number(asked.to)));
   const sorted = (rows) => {
     const key = asked.sort.replace("-", ""), way = asked.sort.startsWith("-") ? -1 : 1;
     if (!COLUMNS[key]?.kind) return rows;
@@ -134,7 +150,7 @@
   const edge = (place) => least + (place * (most - least)) / BINS;
   const histogram = (rows) => {
     const counts = new Array(BINS).fill(0);
-    for (const row of rows) if (row.score !== null) counts[bin(row.score)]++;
+    for (const row of rows) if (row.brushed !== null) counts[bin(row.brushed)]++;
     const highest = Math.sqrt(Math.max(1, ...counts));
     bars.forEach((bar, place) => {
       const height = (58 * Math.sqrt(counts[place])) / highest;
@@ -172,14 +188,14 @@
   const line = (place) => {
     const neuron = shown[place];
     if (!lines.has(neuron)) {
-      const row = make("tr", {}, ...kept.map((key) => make(key === "neuron" ? "th" : "td", { className: `of-${key}` }, cell(neuron, key))));
+      const row = make("tr", {}, ...kept.map((key) => make(key === FIXED[0] ? "th" : "td", { className: `of-${key}` }, cell(neuron, key))));
       kept.forEach((key, column) => { row.cells[column].dataset.head = COLUMNS[key].head; });
       row.cells[0].scope = "row";
       lines.set(neuron, row);
     }
     const row = lines.get(neuron);
     row.setAttribute("aria-rowindex", place + 2);
-    row.querySelector("a").tabIndex = place === at ? 0 : -1;
+    row.querySelector("a").tabIndex = place === at ? 0 : -1; // of the fixed columns one leads to a neuron
     return row;
   };
   const draw = () => {
@@ -215,13 +231,14 @@
     histogram(rows);
     fresh();
     table.setAttribute("aria-rowcount", shown.length + 1);
-    document.getElementById("found").textContent = shown.length < all.length ? `${shown.length} of ${all.length} neurons` : "";
-    document.getElementById("all").hidden = shown.length === all.length;
-    document.getElementById("takes").textContent = `of the ${shown.length} neurons that are shown, with all columns`;
+    const count = matched().length;
+    document.getElementById("found").textContent = shown.length < count ? `${shown.length} of ${count} ${noun}` : "";
+    document.getElementById("all").hidden = shown.length === count;
+    document.getElementById("takes").textContent = `of the ${shown.length} ${noun} that are shown, with all columns`;
     const chip = document.getElementById("only");
     chip.hidden = !asked.only;
     chip.replaceChildren(`only ${asked.of || "some neurons"}`, make("button", { type: "button", title: "show all again", onclick: () => change({ only: "", of: "" }) }, "✕"));
-    const sort = asked.sort || "-score";
+    const sort = asked.sort || USUALLY;
     for (const head of table.tHead.rows[0].cells) {
       if (sort.replace("-", "") === head.dataset.key) head.setAttribute("aria-sort", sort.startsWith("-") ? "descending" : "ascending");
       else head.removeAttribute("aria-sort");
@@ -242,11 +259,12 @@
     const wished = asked.columns ? asked.columns.split(",") : usual;
     const offered = [...document.querySelectorAll("#columns input")];
     for (const input of offered) input.checked = wished.includes(input.value);
-    kept = ["neuron", ...offered.filter((input) => input.checked).map((input) => input.value)];
+    const shows = [...FIXED, ...offered.filter((input) => input.checked).map((input) => input.value)];
+    kept = Object.keys(COLUMNS).filter((key) => shows.includes(key));
     table.tHead.rows[0].replaceChildren(...kept.map((key) => {
       const { head, kind } = COLUMNS[key];
       const button = () => make("button", { type: "button", onclick: () => {
-        const sort = asked.sort || "-score";
+        const sort = asked.sort || USUALLY;
         const down = kind === "number" && key !== "neuron"; // the largest of a number comes first
         change({ sort: sort.replace("-", "") === key ? (sort.startsWith("-") ? key : `-${key}`) : (down ? `-${key}` : key) });
       } }, head);
@@ -255,7 +273,7 @@
       made.style.width = COLUMNS[key].width;
       return made;
     }));
-    table.style.setProperty("--texts", kept.filter((key) => COLUMNS[key].kind === "text" || key === "sizes").length);
+    table.style.setProperty("--texts", kept.filter((key) => !FIXED.includes(key) && (COLUMNS[key].kind === "text" || key === "sizes")).length);
     for (const spacer of [above, below]) spacer.replaceChildren(make("tr", {}, make("td", { colSpan: kept.length })));
   };
 
@@ -266,7 +284,7 @@
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   };
-  const columnsOf = (row) => Object.keys(COLUMNS).filter((key) => key in row && key !== "thumb");
+  const columnsOf = (row) => Object.keys(COLUMNS).filter((key) => key in row && !COLUMNS[key].strip);
   const exact = (row, key) => (COLUMNS[key].kind === "number" ? row[key] ?? "" : COLUMNS[key].text(row[key]));
   const quoted = (value) => (/[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value);
   const csv = () => {
@@ -322,34 +340,37 @@
   find.addEventListener("reset", () => change(Object.fromEntries(KEYS.filter((key) => !["sort", "columns"].includes(key)).map((key) => [key, ""]))));
   document.getElementById("columns").addEventListener("change", () => {
     const wished = [...document.querySelectorAll("#columns input:checked")].map((input) => input.value).join(",");
-    asked.columns = wished === usual.join(",") ? "" : wished || "neuron";
+    asked.columns = wished === usual.join(",") ? "" : wished || FIXED[0];
     columned();
     change({});
   });
   document.getElementById("link").addEventListener("click", copied);
-  document.getElementById("csv").addEventListener("click", () => saved(csv(), "text/csv", "neurons.csv"));
-  document.getElementById("json").addEventListener("click", () => saved(json(), "application/json", "neurons.json"));
+  document.getElementById("csv").addEventListener("click", () => saved(csv(), "text/csv", `${noun}.csv`));
+  document.getElementById("json").addEventListener("click", () => saved(json(), "application/json", `${noun}.json`));
   addEventListener("popstate", restore);
   addEventListener("pagehide", () => history.replaceState({ top: box.scrollTop }, "")); // who comes back is where they were
 
   // ---- the data ------------------------------------------------------------------------------------------------
 
   window.pureNb ??= {};
-  window.pureNb.index = ({ columns, rows, classes }) => {
+  window.pureNb.index = ({ columns, rows, classes = [] }) => {
     all = rows.map((values) => {
       const row = Object.fromEntries(columns.map((key, place) => [key, values[place]]));
-      row.classes = row.classes.map((number) => classes[number]);
-      row.words = ["meanings", "named", "notes", "classes"].map((key) => COLUMNS[key].text(row[key])).join(" ").toLowerCase();
+      if (row.classes) row.classes = row.classes.map((number) => classes[number]);
+      const texts = Object.keys(COLUMNS).filter((key) => key in row && COLUMNS[key].kind === "text");
+      row.words = texts.map((key) => COLUMNS[key].text(row[key])).join(" ").toLowerCase();
+      row.numbers = "neuron" in row ? [row.neuron] : [row.one, row.other].map((one) => one?.[0]);
+      row.brushed = row[scores.dataset.of];
       return row;
     });
-    const found = all.map((row) => row.score ?? 0);
-    [least, most] = [Math.min(0, ...found), Math.max(...found) || 1];
+    const found = all.map((row) => row.brushed ?? 0);
+    [least, most] = [Math.min(0, ...found), Math.max(0, ...found) || 1];
     for (const [id, value] of Object.entries({ least, most })) document.getElementById(id).textContent = value.toFixed(2);
-    const options = (name, values) => find.elements[name].replaceChildren(make("option", { value: "" }, "all"), ...values.map((value) => make("option", { value }, value)));
+    const options = (name, values) => find.elements[name]?.replaceChildren(make("option", { value: "" }, "all"), ...values.map((value) => make("option", { value }, value)));
     options("parts", [...new Set(all.map((row) => row.k))].sort((a, b) => a - b));
     options("class", [...classes].sort(collator.compare));
-    find.elements.class.parentElement.hidden = !classes.length;
-    const told = Object.keys(COLUMNS).filter((key) => key !== "neuron" && all.some((row) => row[key] === 0 || row[key]?.length || row[key] > 0));
+    if (find.elements.class) find.elements.class.parentElement.hidden = !classes.length;
+    const told = Object.keys(COLUMNS).filter((key) => !FIXED.includes(key) && all.some((row) => row[key] === 0 || row[key]?.length || row[key] > 0));
     usual = told.filter((key) => !ASIDE.includes(key));
     document.getElementById("columns").append(...told.map((key) => make("label", {}, make("input", { type: "checkbox", value: key }), ` ${COLUMNS[key].head}`)));
     find.hidden = box.hidden = false;
