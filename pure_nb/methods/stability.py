@@ -1,0 +1,163 @@
+"""Whether clusters come again from other images: each half of the vectors is clustered by itself, at random.
+
+Stability says how far to trust which image is in which part. It does not say that there are several: a single long heap
+is cut in two at the same place every time. For that there is ``p``, :func:`pure_nb.methods.null.clearest`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pure_nb.errors import ArgumentError
+from pure_nb.methods._shapes import Float, Int
+from pure_nb.methods.null import partitions
+
+Vectors = NDArray[np.floating[Any]]
+
+CUTS = 10
+"""Cuts in two halves: the standard error of a neuron's stability is then some 0.02."""
+
+STARTS = 10
+"""Starts of k-means for each half, as for the parts themselves."""
+
+
+class Stability(NamedTuple):
+    """How well the parts of one neuron come again.
+
+    Attributes
+    ----------
+    neuron
+        Adjusted Rand index of the labels by two halves, mean over cuts: 0 by chance, 1 if all are the same; NaN for a
+        neuron with one part.
+    parts
+        float64 ``[k]``: Jaccard index of each part and the cluster of a half that is most like it, mean over halves:
+        0..1, and never near 0, as any cluster shares some images. After Hennig, a part above 0.75 is there; one below
+        0.6 should not be trusted; one below 0.5 is dissolved. NaN for a neuron with one part.
+    """
+
+    neuron: float
+    parts: Float[NDArray[np.float64], " k"]
+
+
+def halved(vectors: Float[Vectors, "n d"], k: int, *, cuts: int = CUTS, seed: int = 0) -> Int[NDArray[Any], "cuts 2 n"]:
+    """What two halves of the vectors, each clustered by itself, say of all of them.
+
+    Parameters
+    ----------
+    vectors
+        float ``[n, d]``.
+    k
+        Number of clusters.
+    cuts
+        Number of cuts in two random halves of ``n // 2`` vectors each; of an odd number one vector is in neither.
+    seed
+        Of the cuts, and of the starts of k-means.
+
+    Returns
+    -------
+    ndarray
+        int64 ``[cuts, 2, n]``: for each half, the cluster whose mean is nearest to each vector. The best of
+        :data:`STARTS` starts of k-means counts.
+
+    Raises
+    ------
+    ArgumentError
+        If a half has fewer vectors than there are clusters, or there is no cut.
+    """
+    half, generator = len(vectors) // 2, np.random.default_rng(seed)
+    if k < 1 or cuts < 1 or half < k:
+        raise ArgumentError(
+            f"halves of {len(vectors)} vectors can't make {k} clusters in {cuts} cuts: "
+            "ask for at least one of each, and two vectors for each cluster"
+        )
+    centred = np.asarray(vectors, dtype=np.float64)
+    centred = centred - centred.mean(axis=0)
+    gram = centred @ centred.T
+    orders = [generator.permutation(len(vectors))[: 2 * half].reshape(2, half) for _ in range(cuts)]
+    found = np.empty((cuts, 2, len(vectors)), dtype=np.int64)
+    for cut, own in zip(found, orders):
+        inner = gram[own[:, :, None], own[:, None]]
+        clusters = partitions(np.repeat(inner, STARTS, axis=0), [k], generator).reshape(k, 2, STARTS, half)
+        size = np.maximum(clusters.sum(axis=3), 1)
+        # What k-means makes small: the vectors' squares, which are those of all starts, less these.
+        squares = (np.einsum("khsn,hnm,khsm->khs", clusters, inner, clusters, optimize=True) / size).sum(axis=0)
+        best = squares.argmax(axis=1)
+        for label, order, mine, start in zip(cut, own, clusters.transpose(1, 2, 0, 3), best):
+            label[:] = _nearest(gram, order, mine[start])
+    return found
+
+
+def _nearest(gram: Vectors, order: NDArray[np.int64], clusters: Vectors) -> NDArray[np.int64]:
+    """The nearest mean for every vector, ``[n]``, by scalar products; the clusters are one-hot, ``[k, half]``."""
+    size = clusters.sum(axis=1, keepdims=True)
+    weight = clusters / np.maximum(size, 1)
+    square = np.einsum("kn,nm,km->k", weight, gram[np.ix_(order, order)], weight, optimize=True)
+    distance = square[:, None] - 2 * weight @ gram[order]
+    return np.where(size, distance, np.inf).argmin(axis=0)
+
+
+def split_half(vectors: Float[Vectors, "n d"], k: int, *, cuts: int = CUTS, seed: int = 0) -> float:
+    """Adjusted Rand index of the labels that two random halves give to all vectors, mean over cuts.
+
+    Parameters
+    ----------
+    vectors, k, cuts, seed
+        As for :func:`halved`.
+
+    Examples
+    --------
+    >>> heaps = np.repeat(np.eye(2, 5), 10, axis=0) + np.random.default_rng(0).normal(0, 0.1, (20, 5))
+    >>> split_half(heaps, k=2)
+    1.0
+    """
+    from sklearn.metrics import adjusted_rand_score  # late, see pure_nb._imports
+
+    return float(np.mean([adjusted_rand_score(*cut) for cut in halved(vectors, k, cuts=cuts, seed=seed)]))
+
+
+def stability(
+    vectors: Float[Vectors, "n d"], labels: Int[NDArray[np.int64], " n"], *, cuts: int = CUTS, seed: int = 0
+) -> Stability:
+    """How well parts come again from halves of the images: of the neuron as a whole, and of each part.
+
+    Of each part this is the clusterwise stability of Hennig (2007, *Cluster-wise assessment of cluster stability*),
+    with halves as samples (``clusterboot`` with ``bootmethod="subset"``), but that the images outside of a half count
+    as well, by the mean that is nearest.
+
+    Parameters
+    ----------
+    vectors
+        float ``[n, d]``: relevance vectors of the reference images.
+    labels
+        int64 ``[n]``: their parts, as :attr:`pure_nb.methods.virtual.VirtualNeurons.labels`; -1 are left out.
+    cuts, seed
+        As for :func:`halved`.
+
+    Raises
+    ------
+    ArgumentError
+        As for :func:`halved`.
+
+    Examples
+    --------
+    >>> neuron = study.neuron(3)
+    >>> stability(neuron.vectors, neuron.virtual.labels).parts.shape
+    (2,)
+    """
+    from sklearn.metrics import adjusted_rand_score
+
+    known = labels >= 0
+    vectors, labels = np.asarray(vectors)[known], labels[known]
+    k = int(labels.max(initial=0)) + 1
+    if k == 1:
+        return Stability(float("nan"), np.full(1, np.nan))
+    found = halved(vectors, k, cuts=cuts, seed=seed)
+    parts, others = (np.eye(k)[each] for each in (labels, found.reshape(-1, len(labels))))
+    shared = np.einsum("nk,hnj->hkj", parts, others)
+    union = parts.sum(axis=0)[:, None] + others.sum(axis=1)[:, None] - shared
+    return Stability(
+        float(np.mean([adjusted_rand_score(*cut) for cut in found])), (shared / union).max(axis=2).mean(axis=0)
+    )
