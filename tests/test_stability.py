@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from pure_nb.errors import ArgumentError
 from pure_nb.methods import stability, virtual
-from pure_nb.methods.stability import halved, split_half
+from pure_nb.methods.stability import curve, halved, rand_index, split_half
 
 
 def heaps(apart: float, sizes: tuple[int, ...] = (40, 25, 16), d: int = 6) -> tuple[NDArray[np.float64], NDArray]:
@@ -83,3 +83,28 @@ def test_one_part_has_no_stability() -> None:
     assert np.isnan(own.parts).all()
     with pytest.raises(ArgumentError, match="halves of 5 vectors can't make 3 clusters"):
         split_half(np.eye(5), 3)
+    few = stability.stability(np.eye(5), np.array([0, 0, 1, 1, 2]))
+    assert np.isnan([few.neuron, *few.parts]).tolist() == [True] * 4
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_the_rand_index_is_that_of_scikit_learn(k: int) -> None:
+    generator = np.random.default_rng(k)
+    first, second = generator.integers(k, size=(2, 6, 30))
+    second[0] = first[0]
+    tables = np.einsum("cnk,cnj->ckj", np.eye(k)[first], np.eye(k + 1)[second])
+    expected = [adjusted_rand_score(one, other) for one, other in zip(first, second)]
+    np.testing.assert_allclose(rand_index(tables), expected, atol=1e-12)
+    assert rand_index(tables)[0] == 1
+
+
+def test_the_curve_is_that_of_the_first_images() -> None:
+    vectors, heap = heaps(4)
+    order = np.random.default_rng(1).permutation(len(vectors))
+    vectors, heap = vectors[order], heap[order]
+    found = curve(vectors, heap, 3, sizes=(5, 20, 60, 100), cuts=4, seed=2)
+    assert [step.references for step in found] == [20, 60]
+    for size, stable, agreement in found:
+        assert stable == split_half(vectors[:size], 3, cuts=4, seed=2)
+        labels = virtual.kmeans(vectors[:size], 3, seed=2)
+        assert agreement == pytest.approx(adjusted_rand_score(labels, heap[:size]))

@@ -6,6 +6,7 @@ is cut in two at the same place every time. For that there is ``p``, :func:`pure
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from pure_nb.errors import ArgumentError
 from pure_nb.methods._shapes import Float, Int
 from pure_nb.methods.null import partitions
+from pure_nb.methods.virtual import kmeans, on_one_thread
 
 Vectors = NDArray[np.floating[Any]]
 
@@ -31,11 +33,11 @@ class Stability(NamedTuple):
     ----------
     neuron
         Adjusted Rand index of the labels by two halves, mean over cuts: 0 by chance, 1 if all are the same; NaN for a
-        neuron with one part.
+        neuron with one part, or with fewer than two images for each.
     parts
         float64 ``[k]``: Jaccard index of each part and the cluster of a half that is most like it, mean over halves:
         0..1, and never near 0, as any cluster shares some images. After Hennig, a part above 0.75 is there; one below
-        0.6 should not be trusted; one below 0.5 is dissolved. NaN for a neuron with one part.
+        0.6 should not be trusted; one below 0.5 is dissolved. NaN where that of the neuron is.
     """
 
     neuron: float
@@ -113,9 +115,37 @@ def split_half(vectors: Float[Vectors, "n d"], k: int, *, cuts: int = CUTS, seed
     >>> split_half(heaps, k=2)
     1.0
     """
-    from sklearn.metrics import adjusted_rand_score  # late, see pure_nb._imports
+    return _mean_index(np.eye(k)[halved(vectors, k, cuts=cuts, seed=seed)])
 
-    return float(np.mean([adjusted_rand_score(*cut) for cut in halved(vectors, k, cuts=cuts, seed=seed)]))
+
+def _mean_index(found: Vectors) -> float:
+    """Mean adjusted Rand index of two labelings each, which are one-hot: ``[cuts, 2, n, k]``."""
+    return float(rand_index(np.einsum("cnk,cnj->ckj", found[:, 0], found[:, 1])).mean())
+
+
+def rand_index(table: Float[Vectors, "*draws k j"]) -> Float[Vectors, "*draws"]:
+    """Adjusted Rand index of two labelings, as scikit-learn's, of many at once and by their tables.
+
+    Parameters
+    ----------
+    table
+        float ``[..., k, j]``: how many images have one label and the other. Bootstrap samples of images are multinomial
+        draws of it.
+
+    Returns
+    -------
+    ndarray
+        ``[...]``: 1 where all pairs of images are together, or apart, by both.
+    """
+
+    def pairs(counts: Vectors) -> Vectors:
+        return (counts * (counts - 1) / 2).sum(axis=-1)
+
+    both = pairs(table.reshape(*table.shape[:-2], -1))
+    one, other = pairs(table.sum(axis=-1)), pairs(table.sum(axis=-2))
+    chance = one * other / np.maximum(pairs(table.sum(axis=(-2, -1))[..., None]), 1)
+    spread = (one + other) / 2 - chance
+    return np.where(spread > 0, (both - chance) / np.where(spread > 0, spread, 1), 1.0)
 
 
 def stability(
@@ -136,28 +166,89 @@ def stability(
     cuts, seed
         As for :func:`halved`.
 
-    Raises
-    ------
-    ArgumentError
-        As for :func:`halved`.
-
     Examples
     --------
     >>> neuron = study.neuron(3)
     >>> stability(neuron.vectors, neuron.virtual.labels).parts.shape
     (2,)
     """
-    from sklearn.metrics import adjusted_rand_score
-
     known = labels >= 0
     vectors, labels = np.asarray(vectors)[known], labels[known]
     k = int(labels.max(initial=0)) + 1
-    if k == 1:
-        return Stability(float("nan"), np.full(1, np.nan))
+    if k == 1 or len(labels) < 2 * k:
+        return Stability(float("nan"), np.full(k, np.nan))
     found = halved(vectors, k, cuts=cuts, seed=seed)
     parts, others = (np.eye(k)[each] for each in (labels, found.reshape(-1, len(labels))))
     shared = np.einsum("nk,hnj->hkj", parts, others)
     union = parts.sum(axis=0)[:, None] + others.sum(axis=1)[:, None] - shared
-    return Stability(
-        float(np.mean([adjusted_rand_score(*cut) for cut in found])), (shared / union).max(axis=2).mean(axis=0)
-    )
+    return Stability(_mean_index(others.reshape(cuts, 2, -1, k)), (shared / union).max(axis=2).mean(axis=0))
+
+
+class Step(NamedTuple):
+    """How stable parts are by some of the images.
+
+    Attributes
+    ----------
+    references
+        How many images.
+    stability
+        :func:`split_half` of their vectors.
+    agreement
+        Adjusted Rand index of their clusters and the parts given.
+    """
+
+    references: int
+    stability: float
+    agreement: float
+
+
+@on_one_thread
+def step(
+    vectors: Float[Vectors, "n d"], labels: Int[NDArray[np.int64], " n"], k: int, *, cuts: int = CUTS, seed: int = 0
+) -> Step:
+    """Whether clusters of some images are stable, and those that parts found elsewhere would put them in.
+
+    Parameters
+    ----------
+    vectors
+        float ``[n, d]``.
+    labels
+        int64 ``[n]``: the part that each belongs to, below ``k``, by :meth:`.VirtualNeurons.predict`.
+    k
+        Number of clusters.
+    cuts, seed
+        As for :func:`halved`.
+    """
+    table = np.zeros((k, k))
+    np.add.at(table, (kmeans(vectors, k, seed=seed), labels), 1)
+    return Step(len(vectors), split_half(vectors, k, cuts=cuts, seed=seed), float(rand_index(table)))
+
+
+def curve(
+    vectors: Float[Vectors, "n d"],
+    labels: Int[NDArray[np.int64], " n"],
+    k: int,
+    sizes: Sequence[int],
+    *,
+    cuts: int = CUTS,
+    seed: int = 0,
+) -> list[Step]:
+    """How stability and agreement grow with the number of images.
+
+    Parameters
+    ----------
+    vectors
+        float ``[n, d]``: relevance vectors of the reference images, strongest first.
+    labels, k, cuts, seed
+        As for :func:`step`.
+    sizes
+        How many of the first images to take: those that there are not are left out.
+
+    Examples
+    --------
+    >>> neuron = study.neuron(3)
+    >>> [step.references for step in curve(neuron.vectors, neuron.virtual.labels, 2, sizes=[4, 6, 100])]
+    [4, 6]
+    """
+    some = [size for size in sizes if 2 * k <= size <= len(vectors)]
+    return [step(vectors[:size], labels[:size], k, cuts=cuts, seed=seed) for size in some]
