@@ -88,8 +88,8 @@ def small(study: Study) -> str:
     n = study.references.n
     share = (n / np.maximum(active, n)).mean()
     return (
-        f"{n} references of {count} images: an average neuron is active in {active.mean():.0f}, of which the references "
-        f"are {share:.1%}; they carry {own.mean():.1%} of the activation"
+        f"{n} references of {count} images: an average neuron is active in {active.mean():.0f}, of which the "
+        f"references are {share:.1%}; they carry {own.mean():.1%} of the activation"
     )
 
 
@@ -100,8 +100,7 @@ def main() -> None:
     parser.add_argument("--channels", help="which neurons, such as 0-15; all that are split by default")
     parser.add_argument("--bands", type=int, default=4)
     parser.add_argument("--n", type=int, default=50, help="images of each band")
-    args = parser.parse_args()
-    start(args)
+    args = start(parser)
     if args.shared:
         os.environ["PURE_NB_CIFAR10"] = str(args.shared / "data" / "cifar10-test")
         os.environ["PURE_NB_CIFAR10_WEIGHTS"] = str(args.shared / "models" / "cifar10-resnet20.safetensors")
