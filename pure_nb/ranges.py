@@ -245,7 +245,8 @@ def enough(
         raise ArgumentError(f"none of the neurons of {study.name!r} is split into parts")
     own = study.parameters.n_references
     # Of a share of the images, the strongest are the same in the same order, less those that are not among them.
-    most = max(*n, own, *(int(own / share * 1.3) for share in images if share < 1))
+    # Four standard errors more than those that are expected, so that hardly any neuron is left with too few.
+    most = max(*n, own, *(int((own + 4 * own**0.5) / share) for share in images if share < 1))
     more = study.replace(n_references=min(most, len(study.images)), references="top")
     place = shuffled(np.arange(len(study.images)), study.parameters.seed).argsort().argsort() / len(study.images)
 
