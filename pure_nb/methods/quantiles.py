@@ -122,7 +122,7 @@ def spread(
     return np.concatenate([some, np.flatnonzero(~active)])[:n]
 
 
-def shuffled(sample: Int[NDArray[np.int64], ...], seed: int) -> Int[NDArray[np.int64], ...]:
+def shuffled(sample: Int[NDArray[np.int64], "*shape"], seed: int) -> Int[NDArray[np.int64], "*shape"]:
     """The place of each image in a random order of all that there could be: different numbers from 0 to 2**63 - 1.
 
     Parameters
