@@ -26,6 +26,7 @@ OF_STUDY: dict[str, set[str]] = {
     "virtual": {*ASKED["virtual"]},
     "layouts": {*ASKED["layouts"]},
     "neurons": {*ASKED["neurons"]},
+    "stability": {*ASKED["stability"]},
     "part_labels": {*ASKED["neurons"]},
     "objects": {*ASKED["objects"]},
     "activation_vectors": {*ASKED["activations"]},
@@ -66,6 +67,8 @@ def _keep(before: Study, after: Study) -> None:
     p, other = before.parameters, after.parameters
     changed = {name for name in PARAMETERS if getattr(p, name) != getattr(other, name)}
     changed |= {name for name in ("model", "images", "store") if getattr(before, name) is not getattr(after, name)}
+    if "references" in changed or ("seed" in changed and p.references != "top"):
+        changed.add("n_references")  # on which all depends that is found of references
     if before.run != after.run and (before.run.skip_unreadable > after.run.skip_unreadable or p.allow_nondeterministic):
         changed.add("run")  # images that were left out are asked for, or results are of one size of batches
     if "model" not in changed and "_weights" in vars(before):

@@ -20,6 +20,7 @@ from pure_nb.images._fitting import repeated
 from pure_nb.images.reading import readable
 from pure_nb.images.sources import as_images
 from pure_nb.judges import truth
+from pure_nb.methods.stability import Stability, stability
 from pure_nb.methods.virtual import (
     Layout,
     VirtualNeurons,
@@ -30,6 +31,7 @@ from pure_nb.methods.virtual import (
 )
 from pure_nb.network.layers import activations, flatten_positions
 from pure_nb.parameters import Crop, Parameters, Run
+from pure_nb.ranges import Range, activation_range
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,6 +156,26 @@ class Neuron:
                 maps = flatten_positions(activations(model, batch.images.to(run.local_device), [target])[target])
                 active += (maps[:, self.channel].amax(dim=1) > 0).tolist()
         return np.where(active, self.virtual.predict(vectors), -1)
+
+    @cached_property
+    def stability(self) -> Stability:
+        """How well its parts come again from halves of its images: :func:`pure_nb.methods.stability.stability`.
+
+        Of parts by :meth:`with_clusters`, how well its circuits make them again.
+        """
+        if self.clusters is None and self.study._is_there("stability"):
+            return self.study.stability[self.channel]
+        return stability(self.vectors, self.virtual.labels, seed=self.study.parameters.seed)
+
+    def range(self, *, bands: int = 4, n: int = 100) -> Range:
+        """What its parts do over the range of activation: see :func:`pure_nb.ranges.activation_range`."""
+        return activation_range(self.study, [self.channel], bands=bands, n=n)
+
+    def plot_range(self, *, bands: int = 4, n: int = 100) -> Figure:
+        """The same as a picture: the share of each part in each band, and how far clusters found there agree."""
+        from pure_nb.figures.ranges import range_figure  # as in plot
+
+        return range_figure(self.range(bands=bands, n=n), self.name)
 
     def plot(self, count: int = 6) -> Figure:
         """The neuron and its parts as a picture: its circuits in the plane, and images of each part."""

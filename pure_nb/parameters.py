@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Rule = Literal["gradient", "lrp"]
 Start = Literal["activation", "peak", "unit"]
 RankedBy = Literal["max", "mean"]
+Chosen = Literal["top", "quantiles"]
 Crop = Literal["peak", "crp", "activation"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -57,6 +58,10 @@ class Parameters:
         Reference images of each neuron.
     ranked_by
         What makes an image a reference: its ``"max"`` or ``"mean"`` activation.
+    references
+        Which images by that: the ``"top"``, or ``"quantiles"``, evenly from the strongest to the weakest.
+
+        See :class:`pure_nb.methods.quantiles.QuantileReferences`.
     rule
         How relevance is propagated: ``"gradient"`` or ``"lrp"``.
     start
@@ -106,6 +111,7 @@ class Parameters:
     lower: str
     n_references: int = field(default=100, metadata={"flag": "--n", "least": 2, "of": "neurons"})
     ranked_by: RankedBy = field(default="max", metadata={"of": "neurons"})
+    references: Chosen = field(default="top", metadata={"of": "neurons"})
     rule: Rule = field(default="gradient", metadata={"of": "neurons"})
     start: Start = field(default="activation", metadata={"flag": "--start", "of": "neurons"})
     crop: Crop = field(default="peak", metadata={"of": "crops"})

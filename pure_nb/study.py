@@ -36,6 +36,7 @@ from pure_nb.images.reading import Unreadable
 from pure_nb.images.sources import as_images
 from pure_nb.judges import truth
 from pure_nb.methods.circuits import circuits
+from pure_nb.methods.quantiles import accumulator
 from pure_nb.methods.references import References, TopReferences
 from pure_nb.methods.virtual import VirtualNeurons, embed, packed, unpacked
 from pure_nb.network import models
@@ -44,6 +45,7 @@ from pure_nb.network.shapes import LayerShape, require, survey
 from pure_nb.neuron import Neuron, cluster_channels, lay_out, neuron_table
 from pure_nb.notes import Notes
 from pure_nb.parameters import AUTO, NEAREST, RUN, Parameters, Run, check_name, checked, renamed
+from pure_nb.ranges import activation_range, stabilities
 from pure_nb.scores import scores
 from pure_nb.searching import alike, search
 
@@ -166,6 +168,8 @@ class Study:
     replace = replaced
     estimate = estimate
     scores = scores
+    range = activation_range
+    stability = cached_property(stabilities)
     notes = cached_property(Notes)
     search = search
     alike = alike
@@ -254,7 +258,7 @@ class Study:
         return top.result(), lost
 
     def _top(self) -> TopReferences:
-        return TopReferences(self.parameters.target, self.parameters.n_references, self.parameters.ranked_by)
+        return accumulator(self.parameters)
 
     @property
     def references(self) -> References:
@@ -364,9 +368,13 @@ class Study:
         false-discovery rate among the living neurons whose ``p`` is no larger (Benjamini and Hochberg): of those with
         ``q <= 0.05`` one in twenty is expected to be a single heap; ``sizes`` of the parts; ``strongest`` activation;
         ``meanings`` as :meth:`pure_nb.neuron.Neuron.meanings` gives them; and where the objects are known, the
-        agreement ``ami`` of the parts with them. Dead channels come last.
+        agreement ``ami`` of the parts with them; ``stability`` of the neuron and of its parts, in ``stabilities``, see
+        :mod:`pure_nb.methods.stability`. Dead channels come last.
         """
-        return self.results.table("neurons", self.key("neurons"), lambda _: neuron_table(self))
+        found = self.results.table("neurons", self.key("neurons"), lambda _: neuron_table(self))
+        own = [self.stability[channel] for channel in found["channel"]]
+        each = [" ".join(f"{part:.2f}" for part in one.parts if part == part) for one in own]
+        return found.assign(stability=[one.neuron for one in own], stabilities=each)
 
     def most_polysemantic(self, count: int = 32) -> list[int]:
         """The first of :attr:`neurons`, without the dead: all of a small network, and what explorers show of any."""
@@ -419,6 +427,8 @@ class Study:
         found: dict[str, object] = {name: getattr(self.parameters, name) for name in ASKED[step]}
         if not found.get("crop_lower", True):  # there was none once
             del found["crop_lower"]
+        if step == "references" and self.parameters.references != "top":
+            found |= {"references": self.parameters.references, "seed": self.parameters.seed}
         if "n_references" in found and step != "references":
             found["references"] = self.ranked
         return {"step": step, "format": FORMAT[step], **self.identity, **found}

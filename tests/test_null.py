@@ -123,7 +123,7 @@ def slow_k_means(points: NDArray[Any], labels: NDArray[Any], k: int) -> NDArray[
 
 def partitions(gram: NDArray[Any], numbers: tuple[int, ...]) -> list[NDArray[Any]]:
     """One-hot labels of each number, ``[sets, k, n]``."""
-    labels = null._partitions(gram, numbers, np.random.default_rng(0))
+    labels = null.partitions(gram, numbers, np.random.default_rng(0))
     assert len(labels) == sum(numbers)
     return [part.transpose(1, 0, 2) for part in np.split(labels, np.cumsum(numbers)[:-1])]
 

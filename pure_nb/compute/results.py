@@ -34,6 +34,7 @@ FORMAT = {
     "objects": 1,
     "ratios": 2,
     "through": 1,
+    "stability": 1,
 }
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
 
@@ -49,6 +50,7 @@ ASKED: dict[str, tuple[str, ...]] = {
     "boxes": ("target", "n_references", "ranked_by", "crop", "crop_lower"),
     "activations": ("target", "lower", "n_references", "ranked_by"),
     "objects": ("target", "n_references", "ranked_by"),
+    "stability": ("target", "lower", "n_references", "ranked_by", "rule", "start", "n_clusters", "seed"),
 }
 """The parameters that a step depends on."""
 

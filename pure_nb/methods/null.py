@@ -193,7 +193,7 @@ def _own(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator) 
     For each number, the start counts whose clusters are the narrowest, as for scikit-learn's k-means; for the mean, the
     largest silhouette of each start.
     """
-    labels = _partitions(np.broadcast_to(gram, (STARTS, *gram.shape[1:])), numbers, generator)
+    labels = partitions(np.broadcast_to(gram, (STARTS, *gram.shape[1:])), numbers, generator)
     values = _silhouettes(_distances(gram), labels, numbers)
     # The sum of squares within clusters is that of all points without that of the clusters' means.
     squares = np.einsum("ksn,ksn->ks", labels, labels @ gram[0]) / np.maximum(labels.sum(axis=2), 1)
@@ -205,7 +205,7 @@ def _own(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator) 
 
 def _clearest(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator) -> Vectors:
     """The largest mean silhouette of each set of points over numbers of clusters: ``[sets, n, n]`` to ``[sets]``."""
-    labels = _partitions(gram, numbers, generator)
+    labels = partitions(gram, numbers, generator)
     return _silhouettes(_distances(gram), labels, numbers).max(axis=0)
 
 
@@ -228,7 +228,9 @@ def _each(clusters: Vectors, numbers: Sequence[int]) -> Iterator[Vectors]:
     return (clusters[first : first + k] for first, k in zip(_firsts(numbers), numbers))
 
 
-def _partitions(gram: Vectors, numbers: Sequence[int], generator: np.random.Generator) -> Vectors:
+def partitions(
+    gram: Float[Vectors, "sets n n"], numbers: Sequence[int], generator: np.random.Generator
+) -> Float[Vectors, "clusters sets n"]:
     """k-means of many sets of points at once, from one start (k-means++) each, by scalar products alone.
 
     Parameters

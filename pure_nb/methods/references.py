@@ -167,7 +167,15 @@ class TopReferences:
         LayerError
             If the layer's shape is not that of the batches before.
         """
-        activation = outputs[self.layer]
+        new = self._read(samples, outputs[self.layer])
+        best, full = self._best, bool(self._best) and len(self._best["score"]) >= self.n
+        later = full and int(samples.min()) > int(best["sample"].max())  # so a tie with the last one does not enter
+        if later and not (new["score"] > best["score"][-1]).any():
+            return
+        self._take(new)
+
+    def _read(self, samples: NDArray[np.int64], activation: Tensor) -> dict[str, Tensor]:
+        """What is known of a batch, ``[B, C]`` each; raises as :meth:`update`."""
         values = flatten_positions(activation.detach().float())
         top, position = values.max(dim=2)
         top = top.where(torch.isfinite(values.sum(dim=2)), torch.nan).cpu()  # a GPU is waited for once, and not to ask
@@ -180,12 +188,8 @@ class TopReferences:
         score = top if self.ranked_by == "max" else values.mean(dim=2).cpu()
         axis = channel_axis(activation)
         self._shaped(score.shape[1], tuple(size for i, size in enumerate(activation.shape) if i not in (0, axis)))
-        best, full = self._best, bool(self._best) and len(self._best["score"]) >= self.n
-        later = full and int(samples.min()) > int(best["sample"].max())  # so a tie with the last one does not enter
-        if later and not (score > best["score"][-1]).any():
-            return
         sample = torch.from_numpy(samples)[:, None].expand(-1, score.shape[1])
-        self._take({"score": score, "sample": sample, "position": position.cpu(), "peak": top})
+        return {"score": score, "sample": sample, "position": position.cpu(), "peak": top}
 
     def merge(self, other: TopReferences) -> None:
         """Take in what another accumulator of the same layer has taken in."""

@@ -24,6 +24,7 @@ from pure_nb.figures.colours import part_colour
 from pure_nb.images.labels import display_names
 from pure_nb.judges.truth import scores
 from pure_nb.methods.descriptions import LRP, OWN, Description, descriptions
+from pure_nb.methods.stability import stability
 from pure_nb.methods.virtual import CHOICES, WHOLE, Vectors, embed, kmeans_some, part_name
 from pure_nb.notes import Note
 from pure_nb.parameters import NEAREST
@@ -38,7 +39,7 @@ SHOWN = {"circuits": OWN, "circuits (LRP)": LRP, "activations": "activation"}
 METHODS = tuple(SHOWN)
 """Descriptions by which an explorer can split a neuron into parts; the first is the study's own."""
 
-FORMAT = 5
+FORMAT = 6
 """Part of what finished pictures are known by; raised when this module draws them differently."""
 
 
@@ -63,6 +64,7 @@ class Part(NamedTuple):
     """A virtual neuron, or the whole neuron (``name`` "all"), as a page shows it.
 
     Its ``label`` is a person's where ``by_hand`` says so, or else the embedder's; the ``note`` is a person's.
+    ``stability`` is that of :mod:`pure_nb.methods.stability`, None of the whole neuron.
     ``carriers`` are the same lower channels in all parts of a neuron, and in the same order.
     """
 
@@ -73,6 +75,7 @@ class Part(NamedTuple):
     carriers: tuple[Carrier, ...]
     by_hand: bool = False
     note: str = ""
+    stability: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +193,14 @@ class Atlas:
             return [own, *found[1:]]
         return [relettered(labels, like) for labels, like in zip(found, self.labels(channel, METHODS[0]))]
 
+    def stability(self, channel: int) -> list[float | None]:
+        """How well each of the study's own parts comes again from halves of the images; None where not known."""
+        if self.study._is_there("stability"):
+            found = self.study.stability[channel]
+        else:
+            found = stability(self._vectors(METHODS[0], channel), self._own(channel), seed=self.study.parameters.seed)
+        return [None if np.isnan(part) else round(float(part), 2) for part in found.parts]
+
     def split(self, channel: int, names: Sequence[str]) -> dict[str, Any]:
         """What an explorer needs to know of a neuron's parts by some methods."""
         every = {name: self.labels(channel, name) for name in names}
@@ -199,6 +210,7 @@ class Atlas:
             "colours": [part_colour(part) for part in range(max(k, *CHOICES))],
             "part_labels": [self.label(channel, part_name(part)) for part in range(k)],
             "by_hand": [bool(self.by_hand(channel, part_name(part))) for part in range(k)],
+            "stability": self.stability(channel),
         }
         if objects is not None:
             found["agreement"] = {
@@ -246,7 +258,7 @@ class Atlas:
     def parts(self, channel: int) -> list[Part]:
         """The whole neuron and its virtual neurons."""
         neuron, means = self.study.neuron(channel), self.circuits(channel)
-        rows = chosen(means, neuron.virtual.sizes)
+        rows, stable = chosen(means, neuron.virtual.sizes), self.stability(channel)
         found = []
         for place, mean in enumerate(means):
             part = place - 1 if place else None
@@ -254,7 +266,7 @@ class Atlas:
             ranks = neuron.members(part)
             carriers = tuple(Carrier(lower, float(mean[lower]), owner) for owner, lower in rows)
             where = channel, WHOLE if part is None else name
-            own = bool(self.by_hand(*where)), self.notes.get(where, Note()).text
+            own = bool(self.by_hand(*where)), self.notes.get(where, Note()).text, None if part is None else stable[part]
             found.append(Part(name, len(ranks), neuron.meanings(part), self.label(*where), carriers, *own))
         return found
 

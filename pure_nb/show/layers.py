@@ -11,7 +11,7 @@ from typing import Any
 from pure_nb.compute.store import Arrays, Store, write_text
 from pure_nb.compute.sweep import noted, sweep
 from pure_nb.errors import StudyError
-from pure_nb.methods.references import TopReferences
+from pure_nb.methods.quantiles import accumulator
 from pure_nb.network.layers import activations
 from pure_nb.parameters import NEAREST
 from pure_nb.show.facts import Atlas
@@ -116,7 +116,7 @@ def rank(studies: Sequence[Study]) -> None:
 
     def compute(shards: Store | None) -> tuple[Arrays, Any]:
         asked = [study.parameters for study in new]
-        tops = [TopReferences(p.target, p.n_references, p.ranked_by) for p in asked]
+        tops = [accumulator(p) for p in asked]
         lost = sweep(first.model, first.images, tops, precision=asked[0].precision, store=shards, run=first.run)
         found = [(top.state(), noted(lost)) for top in tops]
         for study, own in zip(new[1:], found[1:]):

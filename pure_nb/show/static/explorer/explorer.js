@@ -334,7 +334,7 @@ var pureNb = (() => {
     close.focus();
   };
 
-  const row = (state, ranks, part, name, most) => {
+  const row = (state, ranks, part, name, most, stable = null) => {
     const { neuron, open } = state;
     const shown = ranks.filter((rank) => rank < neuron.tiles);
     const own = part === null ? "all" : letter(part);
@@ -346,7 +346,7 @@ var pureNb = (() => {
       key.style.backgroundColor = neuron.colours.at(part);
       head.append(key);
     }
-    const text = `, ${ranks.length} image${ranks.length === 1 ? "" : "s"}${name ? `, “${name}”${neuron.by_hand?.[part] ? " (by hand)" : ""}` : ""}`;
+    const text = `, ${ranks.length} image${ranks.length === 1 ? "" : "s"}${name ? `, “${name}”${neuron.by_hand?.[part] ? " (by hand)" : ""}` : ""}${stable === null ? "" : `, stability ${stable.toFixed(2)}`}`;
     const short = every.length > 3 ? `${every.slice(0, 2).join(", ")} and ${every.length - 2} more` : meant;
     head.append(make("span", { class: "row-text", title: meant }, make("strong", {}, own), text + (short && `: ${short}`)));
     const strip = make("div", { class: "tiles", role: "group", "aria-label": `Images of ${part === null ? "the whole neuron" : `part ${own}`}${meant ? `: ${meant}` : ""}` });
@@ -719,9 +719,11 @@ var pureNb = (() => {
       const { neuron, labels } = own;
       const rows = own.other ? [make("p", { class: "rows-head" }, `by ${own.by}`)] : [row(own, neuron.sample.map((_, rank) => rank), null, "", SHORT)];
       for (let part = 0; labels && partsOf(labels) > 1 && part < partsOf(labels); part++) {
-        const word = count.index === 0 && own.by === methods[0] ? neuron.part_labels?.[part] : ""; // the study's own parts
+        const known = count.index === 0 && own.by === methods[0]; // the study's own parts
+        const word = known ? neuron.part_labels?.[part] : "";
+        const stable = known ? neuron.stability?.[part] ?? null : null;
         const ranks = members(labels, part);
-        if (ranks.length) rows.push(row(own, ranks, part, word, SHORT));
+        if (ranks.length) rows.push(row(own, ranks, part, word, SHORT, stable));
       }
       const box = make("div", { class: "rows" }, ...rows);
       box.style.setProperty("--rows", most - Boolean(own.other)); // room for as many as there can be, so that the page stands still
