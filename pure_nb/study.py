@@ -23,6 +23,7 @@ from torch import nn
 from pure_nb import _batches
 from pure_nb._keeping import replaced
 from pure_nb._lacking import lacks
+from pure_nb.ablating import ablate
 from pure_nb.classes import Classes
 from pure_nb.compute.results import ASKED, FORMAT, Results
 from pure_nb.compute.store import Arrays, New, Store, store_folder
@@ -166,6 +167,7 @@ class Study:
     replace = replaced
     estimate = estimate
     scores = scores
+    ablate = ablate
     notes = cached_property(Notes)
     search = search
     alike = alike
