@@ -160,7 +160,7 @@ def ablate(study: Study, channel: int, part: str = "A", *, assign: Assign = "nea
         If the channel is left whole, or no image beyond its references activates it.
     """
     virtual = study.virtual_of(channel)
-    place = _place(virtual, channel, part)
+    place = place_of(virtual, channel, part)
     held = held_out(study, channel)
     vectors, known = study.circuits_of(channel), study.run_circuits(np.full_like(held, channel), held)
     share = partial(shares_of, known, assign=assign)
@@ -211,7 +211,7 @@ def held_out(study: Study, channel: int) -> NDArray[np.int64]:
     return held
 
 
-def _place(virtual: VirtualNeurons, channel: int, part: str) -> int:
+def place_of(virtual: VirtualNeurons, channel: int, part: str) -> int:
     """The number of a part by its letter."""
     if virtual.k < 2:
         raise StudyError(

@@ -51,7 +51,7 @@ def beyond(task: Task) -> Task:
     return replace(task, study=study, truth=dominant_source(contributed), share=part, contributions=contributed)
 
 
-def causal(task: Task, contestants: Sequence[Contestant] = ()) -> pd.DataFrame:
+def compare_ablations(task: Task, contestants: Sequence[Contestant] = ()) -> pd.DataFrame:
     """How near switching a part off comes to switching its source off, channel by channel and source by source.
 
     Parameters
@@ -80,7 +80,7 @@ def causal(task: Task, contestants: Sequence[Contestant] = ()) -> pd.DataFrame:
 
     Examples
     --------
-    >>> table = causal(planted_task(study, count=1))
+    >>> table = compare_ablations(planted_task(study, count=1))
     >>> table["method"].unique().tolist()
     ['PURE', 'random', 'whole channel', 'oracle parts', 'oracle shares', 'source']
     """
