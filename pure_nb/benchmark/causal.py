@@ -87,7 +87,7 @@ def compare_ablations(task: Task, contestants: Sequence[Contestant] = ()) -> pd.
     wide, n = beyond(task), task.truth.shape[1]
     ways = contestants or [Contestant(PURE, circuits_of(rule="gradient", start="activation"))]
     vectors = {way.name: np.asarray(way.describe(wide)) for way in ways}
-    rows = []
+    rows: list[dict[str, Any]] = []
     assert task.planting is not None
     for channel, group in enumerate(task.planting.groups):
         if task.planting.self_merged[channel]:
@@ -102,7 +102,7 @@ def compare_ablations(task: Task, contestants: Sequence[Contestant] = ()) -> pd.
 
 def board(table: pd.DataFrame, measure: str = "map_error", baseline: str = PURE) -> pd.DataFrame:
     """Means over channels by method, with intervals, see :func:`pure_nb.methods.statistics.summary`; errors upwards."""
-    means = table.groupby(["channel", "method"], as_index=False)[measure].mean()
+    means = table.groupby(["channel", "method"])[measure].mean().reset_index()
     return summary(means, baseline, measure).sort_values(
         "mean", ascending=measure != "selectivity", kind="stable", ignore_index=True
     )

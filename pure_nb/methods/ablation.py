@@ -122,11 +122,11 @@ class Ablation(nn.Module):
         owner = self.layer.channel.cpu().numpy()[:, None] == self.switched
         return np.asarray(shares * self.off.cpu().numpy() @ owner.astype(np.float64))
 
-    def forward(self, images: Float[Tensor, "b ..."]) -> Tensor:
+    def forward(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """What the network puts out for a batch of images."""
         return self.both(images)[0]
 
-    def both(self, images: Float[Tensor, "b ..."]) -> tuple[Tensor, Tensor]:
+    def both(self, images: Float[Tensor, "b ..."]) -> tuple[Float[Tensor, "b ..."], Float[Tensor, "b ..."]]:
         """The same, and the target layer's output with the virtual neurons off."""
         model, target = self.layer.model, self.layer.target
         change = partial(weakened, channel=self.switched, share=self.taken(self.layer.shares(images)), fill=self.fill)
