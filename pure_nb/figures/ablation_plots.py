@@ -41,7 +41,7 @@ def ablation_figure(table: pd.DataFrame, outputs: pd.DataFrame, channel: int, pa
     right.invert_yaxis()
     right.axvline(0, color="0.8", linewidth=1, zorder=0)
     right.set(xlabel="mean change of the output", title="outputs that move most")
-    right.legend(frameon=False, fontsize=9)
+    figure.legend(frameon=False, fontsize=9, loc="outside lower right", ncols=2)
     for axes in (left, right):
         axes.tick_params(labelsize=9)
         sns.despine(ax=axes)
