@@ -146,8 +146,7 @@ def test_what_a_study_says_of_a_part(study: Study) -> None:
 
 
 def test_by_objects(glyph_study: Study) -> None:
-    channel = int(glyph_study.neurons["channel"][0])
-    found = ablate(glyph_study, channel)
+    found = ablate(glyph_study, 22)
     table = found.table()
     part = table[(table["off"] == "part A") & (table["told_by"] == "objects")].iloc[0]
     random = table[(table["off"] == RANDOM) & (table["told_by"] == "objects")].iloc[0]
@@ -222,8 +221,7 @@ def test_a_patch_is_where_it_should_be() -> None:
 
 def test_parts_follow_what_is_seen(glyph_study: Study) -> None:
     study = glyph_study.replace(crop="activation")
-    channel = int(study.neurons["channel"][0])
-    table = swap_patches(study, channel, swaps=12).set_index("patch")
+    table = swap_patches(study, 22, swaps=12).set_index("patch")
     assert table.index.tolist() == list(PATCHES)
     assert table.loc["other part", "follows"] > table.loc["same part", "follows"]
     assert (table["low"] <= table["follows"]).all()
