@@ -145,6 +145,7 @@ def test_what_a_study_says_of_a_part(study: Study) -> None:
     assert len(found.plot().axes) == 2
 
 
+@pytest.mark.slow
 def test_by_objects(glyph_study: Study) -> None:
     found = ablate(glyph_study, 22)
     table = found.table()
@@ -170,6 +171,7 @@ def task(glyph_study: Study) -> Task:
     return planted_task(glyph_study, count=2, self_merged=1)
 
 
+@pytest.mark.slow
 def test_the_source_switched_off_is_the_right_answer(task: Task) -> None:
     """What is called right is the channel planted without its source, in another network."""
     wide, n = beyond(task), task.truth.shape[1]
@@ -202,6 +204,7 @@ def test_the_source_switched_off_is_the_right_answer(task: Task) -> None:
     assert (np.abs(values) <= 1).all()
 
 
+@pytest.mark.slow
 def test_a_contestant_that_knows_is_the_oracle(task: Task) -> None:
     knowing = Contestant("knows", lambda wide: np.stack([wide.contributions[:, :, 0], wide.contributions[:, :, 1]], 2))
     knows = replace(knowing, clusterer=lambda vectors, k, seed: (vectors[:, 1] > vectors[:, 0]).astype(np.int64))
@@ -219,6 +222,7 @@ def test_a_patch_is_where_it_should_be() -> None:
     assert not image.any()
 
 
+@pytest.mark.slow
 def test_parts_follow_what_is_seen(glyph_study: Study) -> None:
     study = glyph_study.replace(crop="activation")
     table = swap_patches(study, 22, swaps=12).set_index("patch")
@@ -229,7 +233,7 @@ def test_parts_follow_what_is_seen(glyph_study: Study) -> None:
 
 
 def test_command(study: Study, tmp_path: Path) -> None:
-    out = tmp_path / "ablation.csv"
+    out = tmp_path / "ablation.png"
     ran = CliRunner().invoke(app, ["ablate", "glyphs", "--channel", "999", "--out", str(out)])
     assert ran.exit_code == 1
     assert "channel 999" in ran.output
