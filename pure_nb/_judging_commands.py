@@ -1,4 +1,4 @@
-"""The commands that judge parts, methods and scores: ``evaluate``, ``scores``, ``bench``, ``trial``.
+"""The commands that judge parts, methods and scores: ``evaluate``, ``ablate``, ``scores``, ``bench``, ``trial``.
 
 They are part of the command line, :mod:`pure_nb.cli`.
 """
@@ -103,6 +103,29 @@ def scores(
         print_table(after_splitting(found, judge))
     if out is not None:
         write_table(table, out)
+
+
+@command("neurons")
+def ablate(
+    asked: Asked,
+    *,
+    channel: Annotated[int, Option(help="The neuron.")],
+    part: Annotated[str, Option(help="The part of it to switch off.")] = "A",
+    rows: Annotated[int, Option(min=0, help="Outputs to print, those first that move most; 0 prints all.")] = 8,
+    out: Annotated[Path | None, Option(help="Write a figure to this .png file.")] = None,
+) -> None:
+    """Switch a part of a neuron off, and tell how selectively that hits it and how the outputs move."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from pure_nb.figures.plots import save
+
+    require_place(out, ".png")
+    found = asked.load().ablate(channel, part)
+    print_table(found.table())
+    print_table(found.outputs(), rows)
+    if out is not None:
+        save(found.plot(rows or 8), out)
 
 
 @command("n_references")

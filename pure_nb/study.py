@@ -23,6 +23,7 @@ from torch import nn
 from pure_nb import _batches
 from pure_nb._keeping import replaced
 from pure_nb._lacking import lacks
+from pure_nb.ablating import ablate
 from pure_nb.classes import Classes
 from pure_nb.compute.results import ASKED, FORMAT, Results
 from pure_nb.compute.store import Arrays, New, Store, store_folder
@@ -170,6 +171,7 @@ class Study:
     scores = scores
     range = activation_range
     stability = cached_property(stabilities)
+    ablate = ablate
     notes = cached_property(Notes)
     search = search
     alike = alike

@@ -120,26 +120,52 @@ class VirtualLayer(nn.Module):
             The target layer's shape, with the virtual neurons for its channels: ``[B, V, H, W]``, ``[B, T, V]`` or
             ``[B, V]``. For each image the virtual neurons of a channel add up to its activation.
         """
+        shares, top = self._shared(images)
+        axis = channel_axis(top)
+        values = top.movedim(axis, 1).index_select(1, self.channel.to(images.device))
+        share = torch.from_numpy(shares).to(values)
+        return (share.reshape(*share.shape, *[1] * (values.ndim - 2)) * values).movedim(1, axis)
+
+    def shares(self, images: Float[Tensor, "b ..."]) -> Float[NDArray[np.float64], "b v"]:
+        """What each virtual neuron has of its channel's activation in each image: float64 ``[B, V]``.
+
+        Not negative, and for each channel 1 in sum. See :class:`pure_nb.methods.ablation.Ablation`.
+        """
+        return self._shared(images)[0]
+
+    def _shared(self, images: Tensor) -> tuple[NDArray[np.float64], Tensor]:
+        """The shares, and the target's activations."""
         owner, centroids = self.channel.cpu().numpy(), self.centroids.cpu().numpy()
-        share, wanted = np.zeros((len(images), len(owner))), np.unique(owner)
+        found, wanted = np.zeros((len(images), len(owner))), np.unique(owner)
         with cuts(self.model, images[:1].detach(), self.target, self.lower, self.rule) as cut_at:
             cut = cut_at(images.detach())
             for channel in wanted:
                 relevance = cut.relevance(np.full(len(images), channel), self.start, last=channel == wanted[-1])
                 members = np.flatnonzero(owner == channel)
-                share[:, members] = self._shares(normalised(summed(relevance)), centroids[members])
-        axis = channel_axis(cut.top)
-        values = cut.top.detach().movedim(axis, 1).index_select(1, self.channel.to(images.device))
-        shares = torch.from_numpy(share).to(values)
-        return (shares.reshape(*share.shape, *[1] * (values.ndim - 2)) * values).movedim(1, axis)
+                found[:, members] = shares_of(normalised(summed(relevance)), centroids[members], self.assign)
+        return found, cut.top.detach()
 
-    def _shares(
-        self, vectors: Float[NDArray[np.float32], "b d"], centroids: Float[NDArray[np.float32], "k d"]
-    ) -> Float[NDArray[np.float64], "b k"]:
-        """What each virtual neuron of a channel gets of its activation, given the circuits."""
-        if self.assign == "mixture":
-            return np.stack([mixture(vector, centroids) for vector in vectors])
-        return np.eye(len(centroids))[nearest(vectors, centroids)]
+
+def shares_of(
+    vectors: Float[NDArray[np.float32], "b d"], centroids: Float[NDArray[np.float32], "k d"], assign: Assign
+) -> Float[NDArray[np.float64], "b k"]:
+    """What each virtual neuron of a channel gets of its activation in each image.
+
+    Parameters
+    ----------
+    vectors, centroids
+        float32 ``[b, d]`` and ``[k, d]``: the circuits of the images, and the virtual neurons' mean circuits.
+    assign
+        As for :class:`VirtualLayer`.
+
+    Returns
+    -------
+    ndarray
+        float64 ``[b, k]``; of each image 1 in sum.
+    """
+    if assign == "mixture":
+        return np.stack([mixture(vector, centroids) for vector in vectors])
+    return np.eye(len(centroids))[nearest(vectors, centroids)]
 
 
 def mixture(

@@ -8,7 +8,7 @@ are modules that run once. :mod:`pure_nb.network.targets` tells what may stand b
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -224,7 +224,13 @@ def forward_pass(model: nn.Module, images: Tensor) -> None:
         ) from problem
 
 
-def activations(model: nn.Module, images: Tensor, layers: Sequence[str], leaf: str | None = None) -> dict[str, Tensor]:
+def activations(
+    model: nn.Module,
+    images: Tensor,
+    layers: Sequence[str],
+    leaf: str | None = None,
+    changes: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+) -> dict[str, Tensor]:
     """Outputs of the named layers; the network is run no further than the last of them.
 
     Parameters
@@ -238,6 +244,8 @@ def activations(model: nn.Module, images: Tensor, layers: Sequence[str], leaf: s
     leaf
         One of the layers, from which to keep a new graph: what is returned for it is a leaf that requires gradients,
         and what is returned for the layers above is a function of it.
+    changes
+        For some of the layers what to make of their outputs: the network goes on with that, and that is returned.
 
     Returns
     -------
@@ -256,11 +264,13 @@ def activations(model: nn.Module, images: Tensor, layers: Sequence[str], leaf: s
     torch.Size([2, 32, 12, 12])
     """
     found: dict[str, Tensor] = {}
+    changed = changes or {}
 
     def keep(name: str, output: Tensor) -> Tensor:
         if name in found:
             rest = " and ".join(repr(layer) for layer in layers if layer not in found)
             raise LayerError(f"layer {name!r} runs more than once below {rest}; choose one that runs once")
+        output = changed[name](output) if name in changed else output
         found[name] = output.requires_grad_() if name == leaf else output
         if found.keys() == set(layers):
             raise _Reached

@@ -1,0 +1,48 @@
+"""Figures of ablation: how selectively each one hits its part, and which of the network's outputs move."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from pure_nb.figures.colours import PALETTE
+from pure_nb.figures.plots import literal
+
+
+@literal
+def ablation_figure(table: pd.DataFrame, outputs: pd.DataFrame, channel: int, part: str) -> Figure:
+    """What a part's ablation does, beside the controls.
+
+    Parameters
+    ----------
+    table
+        From :meth:`pure_nb.ablating.PartAblation.table`.
+    outputs
+        The first rows of :meth:`pure_nb.ablating.PartAblation.outputs`.
+    channel, part
+        The channel, and the part's letter.
+    """
+    height = 1.4 + 0.3 * max(len(table), len(outputs))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, height), layout="constrained", width_ratios=(1.2, 1))
+    rows = np.arange(len(table))
+    left.hlines(rows, table["low"], table["high"], color="0.6", linewidth=4)
+    left.plot(table["selectivity"], rows, "o", color=PALETTE[0])
+    left.axvline(0, color="0.8", linewidth=1, zorder=0)
+    left.set_yticks(rows, [f"{off} | {judge}" for off, judge in zip(table["off"], table["told_by"])])
+    left.invert_yaxis()
+    left.set(xlabel="fall in the part's images less that in the others", title=f"{channel}{part}: selectivity")
+    rows = np.arange(len(outputs))
+    right.barh(rows - 0.2, outputs[f"part {part}, own"], 0.4, color=PALETTE[0], label="part off, its images")
+    right.barh(rows + 0.2, outputs["whole channel, others"], 0.4, color="0.7", label="channel off, other images")
+    right.set_yticks(rows, outputs["name"])
+    right.invert_yaxis()
+    right.axvline(0, color="0.8", linewidth=1, zorder=0)
+    right.set(xlabel="mean change of the output", title="outputs that move most")
+    figure.legend(frameon=False, fontsize=9, loc="outside lower right", ncols=2)
+    for axes in (left, right):
+        axes.tick_params(labelsize=9)
+        sns.despine(ax=axes)
+    return figure
