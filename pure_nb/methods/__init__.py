@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from pure_nb._imports import lazily
 
 if TYPE_CHECKING:
+    from pure_nb.methods.dictionaries import SparseAutoencoder, sample_positions
     from pure_nb.methods.pairs import class_pairs
     from pure_nb.methods.references import TopReferences
     from pure_nb.methods.virtual import VirtualNeurons, virtual_neurons
@@ -13,4 +14,13 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__ = lazily(__name__)
 
-__all__ = ["TopReferences", "VirtualLayer", "VirtualNeurons", "class_pairs", "feature_visualisation", "virtual_neurons"]
+__all__ = [
+    "SparseAutoencoder",
+    "TopReferences",
+    "VirtualLayer",
+    "VirtualNeurons",
+    "class_pairs",
+    "feature_visualisation",
+    "sample_positions",
+    "virtual_neurons",
+]
