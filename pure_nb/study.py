@@ -110,11 +110,11 @@ class Study:
     def __post_init__(self) -> None:
         if not isinstance(self.run, Run):
             raise StudyError(f"how a study runs must be a Run, as Run(device='cuda'), got {self.run!r}")
-        asked = self.parameters
-        model, target, lower = resolved(models.unwrapped(self.model), asked.target, asked.lower)
+        p = self.parameters
+        model, target, lower = resolved(models.unwrapped(self.model), p.target, p.lower)
         object.__setattr__(self, "model", model)
-        p = replace(asked, target=target, lower=lower)
-        object.__setattr__(self, "parameters", p)
+        if target != p.target:
+            object.__setattr__(self, "parameters", p := replace(p, target=target, lower=lower))
         vars(self)["_nearest"] = p.lower == NEAREST
         if p.lower == NEAREST:
             object.__setattr__(self, "parameters", replace(p, lower=nearest_below(self.model, p.target)))

@@ -48,7 +48,9 @@ def test_no_source_stands_alone_in_what_it_sees(task: Task) -> None:
     """Merged channels, and those in no group; of those merged with themselves only what no group mixes."""
     study, images = task.study, noise(24)
     found = activations(study.model, images, ["5.merged", "5.whole"])
-    merged, whole = (one.detach().flatten(2).transpose(1, 2).flatten(0, 1).numpy() for one in found.values())
+    merged, whole = (
+        found[f"5.{name}"].detach().flatten(2).transpose(1, 2).flatten(0, 1).numpy() for name in ("merged", "whole")
+    )
     score = task.base.references.score.mean(axis=1)
     alive = [channel for channel in (3, 5) if score[channel] > 0]
     expected = np.concatenate([merged[:, [0, 1, 2]], whole[:, alive] / score[alive]], axis=1)
