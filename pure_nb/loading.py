@@ -47,6 +47,7 @@ from pure_nb.images._fitting import repeated
 from pure_nb.images.data import Images
 from pure_nb.images.sources import Reader, as_images, folder_images, path_images, preprocessing
 from pure_nb.network import models
+from pure_nb.network.dictionary import anchored
 from pure_nb.parameters import RUN, Run, check_name, checked
 from pure_nb.published import HUB, load_published
 from pure_nb.study import Study
@@ -174,7 +175,10 @@ def load_study(
     run |= {option: changes.pop(option) for option in RUN if option in changes}
     made: dict[str, Any] = {"name": name, "model": model, "images": images, "run": Run(**run)}
     made |= {field: changes.pop(field) for field in made if field in changes}
-    parameters = checked({**tables["parameters"], **changes})
+    asked = tables["parameters"]
+    if isinstance(target := asked.get("target"), str):
+        asked["target"] = anchored(target, folder)
+    parameters = checked({**asked, **changes})
     made["notes_file"] = None if folder == STUDIES else path.with_suffix(".notes.toml")
     return Study(parameters=parameters, store=Store(store_folder(store) / name, SHIPPED), **made)
 

@@ -41,6 +41,7 @@ from pure_nb.methods.quantiles import accumulator
 from pure_nb.methods.references import References, TopReferences
 from pure_nb.methods.virtual import VirtualNeurons, embed, packed, unpacked
 from pure_nb.network import models
+from pure_nb.network.dictionary import resolved
 from pure_nb.network.layers import nearest_below
 from pure_nb.network.shapes import LayerShape, require, survey
 from pure_nb.neuron import Neuron, cluster_channels, lay_out, neuron_table
@@ -112,8 +113,11 @@ class Study:
     def __post_init__(self) -> None:
         if not isinstance(self.run, Run):
             raise StudyError(f"how a study runs must be a Run, as Run(device='cuda'), got {self.run!r}")
-        object.__setattr__(self, "model", models.unwrapped(self.model))
         p = self.parameters
+        model, target, lower = resolved(models.unwrapped(self.model), p.target, p.lower)
+        object.__setattr__(self, "model", model)
+        if target != p.target:
+            object.__setattr__(self, "parameters", p := replace(p, target=target, lower=lower))
         vars(self)["_nearest"] = p.lower == NEAREST
         if p.lower == NEAREST:
             object.__setattr__(self, "parameters", replace(p, lower=nearest_below(self.model, p.target)))

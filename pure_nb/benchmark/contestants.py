@@ -28,6 +28,7 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
+from pure_nb.benchmark.sparse import autoencoders
 from pure_nb.benchmark.tasks import Task
 from pure_nb.compute.blocks import each, each_neuron
 from pure_nb.errors import ModelError, PureError, StudyError, StudyWarning
@@ -344,7 +345,8 @@ def contestants(task: Task, embedders: Sequence[Embedder] = (), only: Sequence[s
     embedders
         Each makes a contestant of its own name, by its vectors of the crops.
     only
-        Names of those that are wanted; all by default.
+        Names of those that are wanted; all by default but sparse autoencoders, which are there in any width and
+        sparsity: ``"SAE top-k, 4x, k=8"``, see :class:`pure_nb.benchmark.sparse.SparseCodes`.
     """
     answers = {name: partial(_described, one) for name, one in task.descriptions(embedders).items()}
     pure, lower = answers[PURE], answers["lower activation at maximum"]
@@ -364,6 +366,7 @@ def contestants(task: Task, embedders: Sequence[Embedder] = (), only: Sequence[s
         RANDOM: random_parts,
         **oracles,
         **{name: answers[name] for name in ("activation at maximum", LRP) if name in answers},
+        **autoencoders(only),
     }
     own = task.study.parameters
     if closed_form(task.study.model, own.target, own.lower) is not None:

@@ -6,6 +6,7 @@ from pure_nb._imports import lazily
 
 if TYPE_CHECKING:
     from pure_nb.methods.ablation import Ablation
+    from pure_nb.methods.dictionaries import SparseAutoencoder, sample_positions
     from pure_nb.methods.pairs import class_pairs
     from pure_nb.methods.references import TopReferences
     from pure_nb.methods.virtual import VirtualNeurons, virtual_neurons
@@ -16,10 +17,12 @@ else:
 
 __all__ = [
     "Ablation",
+    "SparseAutoencoder",
     "TopReferences",
     "VirtualLayer",
     "VirtualNeurons",
     "class_pairs",
     "feature_visualisation",
+    "sample_positions",
     "virtual_neurons",
 ]

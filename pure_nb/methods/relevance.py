@@ -123,12 +123,22 @@ def class_attribution(
         the class takes nothing away from another that speaks for it.
     retain_graph
         Whether the graph is needed again.
+
+    Raises
+    ------
+    LayerError
+        If the logits do not depend on the layer.
     """
     chosen = torch.zeros_like(logits)
     own = torch.from_numpy(rows).to(logits.device)
     chosen[own, torch.from_numpy(labels).to(logits.device)] = 1
-    (flow,) = torch.autograd.grad(logits, target, chosen, retain_graph=retain_graph)
-    each = flatten_positions(in_single(target.detach()) * in_single(flow))[own].cpu().double()
+    flows: Any = torch.autograd.grad(logits, target, chosen, retain_graph=retain_graph, allow_unused=True)
+    if flows[0] is None:
+        raise LayerError(
+            "no class can be traced to this layer, on which the network's output does not depend; choose another, or "
+            "give a dictionary a decode, through which the network goes on"
+        )
+    each = flatten_positions(in_single(target.detach()) * in_single(flows[0]))[own].cpu().double()
     found: NDArray[np.float64] = (each.clamp(min=0) if clamp == "positions" else each).sum(dim=2).numpy()
     return found
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pure_nb.errors import LayerError, ModelError, PureError
 from pure_nb.network.targets import INPUT as INPUT
 from pure_nb.network.targets import OUTPUT as OUTPUT
-from pure_nb.network.targets import PATCHES, Pass, Target, misspelt, view
+from pure_nb.network.targets import PATCHES, ChannelsLast, Pass, Target, misspelt, view
 from pure_nb.network.targets import channel_axis as channel_axis
 from pure_nb.network.targets import flatten_positions as flatten_positions
 
@@ -106,7 +106,7 @@ def nearest_below(model: nn.Module, target: str) -> str:
 
 def _mixes(module: nn.Module) -> bool:
     """Whether a module has weights from channels to channels, not only factors and biases."""
-    return any(parameter.ndim > 1 for parameter in module.parameters())
+    return isinstance(module, ChannelsLast) or any(parameter.ndim > 1 for parameter in module.parameters())
 
 
 def stage_before(model: nn.Module, layer: str) -> str | None:

@@ -181,6 +181,23 @@ def _beside(path: Path) -> Iterator[Callable[[], list[ModuleType]]]:
 
 def _from_file(path: Path, name: str, options: dict[str, Any]) -> nn.Module:
     """Call a function in a user's own file that makes a network."""
+    model, files = made_by(path, name, options)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{name!r} of {str(path)!r} returned a {type(model).__name__}, expected a torch.nn.Module")
+    vars(model)["_made_by"] = files
+    return model
+
+
+def made_by(path: Path, name: str, options: dict[str, Any]) -> tuple[Any, list[str]]:
+    """What a function in a user's own file returns, and the checksums of that file and of those beside it that it ran.
+
+    These are for fingerprints, since a name that is put together at run time can't be followed.
+
+    Raises
+    ------
+    ModelError
+        As :func:`function_in`; or if the function can't be called so, or fails.
+    """
     with _beside(path) as beside:
         make = _run(path, name)
         try:
@@ -188,15 +205,11 @@ def _from_file(path: Path, name: str, options: dict[str, Any]) -> nn.Module:
         except TypeError as problem:
             raise ModelError(f"{name!r} of {str(path)!r} can't be called with {options}: {problem}") from problem
         try:
-            model = make(**options)
+            made = make(**options)
         except (Exception, SystemExit) as problem:
             raise ModelError(f"{name!r} of {str(path)!r} failed: {type(problem).__name__}: {problem}") from problem
-        if not isinstance(model, nn.Module):
-            raise ModelError(f"{name!r} of {str(path)!r} returned a {type(model).__name__}, expected a torch.nn.Module")
         files = {Path(file) for file in (str(path), *map(place_of, beside())) if file and Path(file).is_file()}
-        # For the fingerprint, since a name that is put together at run time can't be followed.
-        vars(model)["_made_by"] = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
-    return model
+        return made, sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
 
 
 def read_weights(path: Path | str) -> dict[str, Any]:

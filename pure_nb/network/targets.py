@@ -139,6 +139,10 @@ def flatten_positions(activation: Tensor) -> Tensor:
     return activation.flatten(2) if activation.ndim == 4 else activation[..., None]
 
 
+class ChannelsLast(nn.Module):
+    """A module of this package that mixes channels as a linear layer does: on the last axis, of input and output."""
+
+
 def channels_last(module: nn.Module) -> bool:
     """Whether a module is known to have its channels on the last axis, of its input and of its output alike.
 
@@ -148,7 +152,7 @@ def channels_last(module: nn.Module) -> bool:
     timm = sys.modules.get("timm.layers.norm")  # there is none of its norms where it is not loaded
     if type(module) in (nn.LayerNorm, getattr(timm, "LayerNorm", None), nn.RMSNorm):
         return len(module.normalized_shape) == 1  # type: ignore[arg-type]
-    return isinstance(module, nn.Linear)
+    return isinstance(module, (nn.Linear, ChannelsLast))
 
 
 def channels_second(module: nn.Module) -> bool:
