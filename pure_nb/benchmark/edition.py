@@ -272,6 +272,17 @@ def submit(worlds: Worlds, entered: Entry) -> Record:
 def verify(record: Record, worlds: Worlds, entered: Entry | None = None, secret: int | None = None) -> Record:
     """Recompute a submission: its scores, and given the function also its answers; with the secret on hidden worlds.
 
+    Parameters
+    ----------
+    record
+        From :func:`pure_nb.benchmark.submissions.read_submission`.
+    worlds
+        Of its edition.
+    entered
+        The function that made it; without it the answers are taken as they are.
+    secret
+        The edition's seed, from :meth:`Edition.opened`, which runs the function on the hidden worlds.
+
     Returns
     -------
     dict
@@ -308,9 +319,8 @@ def verify(record: Record, worlds: Worlds, entered: Entry | None = None, secret:
         if world.name in record["worlds"]:
             found[world.name] = _recomputed(world, task, record, entered)
             worlds.say(f"{world.name}: as submitted")
-    for world in edition.worlds if entered is not None and secret is not None else ():
-        if world.hidden and (hidden := worlds.task(world, secret)) is not None:
-            assert entered is not None
+    for world in edition.worlds:
+        if world.hidden and entered and secret is not None and (hidden := worlds.task(world, secret)) is not None:
             found[world.name] = {"scores": scored(hidden, entered.solve(hidden))}
             worlds.say(f"{world.name}: run")
     how = "answers" if entered is None else "function"
