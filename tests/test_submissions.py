@@ -79,6 +79,7 @@ def record(worlds: Worlds, own: Path) -> Record:
     return submit(worlds, entry(f"{own}:both"))
 
 
+@pytest.mark.slow
 def test_a_contestant_of_ten_lines_to_the_leaderboard(
     worlds: Worlds, record: Record, own: Path, tmp_path: Path
 ) -> None:
