@@ -5,7 +5,7 @@ They are part of the command line, :mod:`pure_nb.cli`.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +13,12 @@ from typer import Argument, Option, echo, secho
 
 from pure_nb._options import (
     Asked,
+    AskedOrNone,
     Contestants,
     Judging,
     Planting,
     Rows,
+    Submitting,
     asked_command,
     command,
     decimals,
@@ -26,6 +28,7 @@ from pure_nb._options import (
     write_table,
 )
 from pure_nb.errors import EmbedderError, StudyError
+from pure_nb.parameters import Parameters
 
 if TYPE_CHECKING:
     from pure_nb.judges.vectors import Embedder
@@ -162,12 +165,13 @@ def _judges(study: Study, specifications: list[str] | None, **how: Any) -> list[
 
 @command("n_references")
 def bench(
-    asked: Asked,
+    asked: AskedOrNone,
     *,
     truth: Annotated[str | None, Option(help="planted, or objects; by default both, where objects are known.")] = None,
     planting: Planting,
     field: Contestants,
-    out: Annotated[Path, Option(help="Folder for the tables and figures.")] = Path("bench"),
+    submitting: Submitting,
+    out: Annotated[Path, Option(help="Folder for the tables and figures, or for submissions.")] = Path("bench"),
 ) -> None:
     """Let methods split neurons where the right answer is known. Ctrl-C stops it; the same command goes on."""
     import matplotlib
@@ -178,6 +182,12 @@ def bench(
     from pure_nb.judges.embedders import load_embedder
 
     require_place(out)
+    if submitting != Submitting():
+        if truth is not None or planting != Planting() or field != Contestants(add=field.add, only=field.only):
+            raise StudyError("an edition says what is planted and compared; leave out those options")
+        return _submit(asked, [*(field.add or ()), *(field.only or ())], submitting, out)
+    if not asked.study:
+        raise StudyError("name a STUDY, or an edition: --edition 2027.1")
     own = [load_contestant(specification) for specification in field.add or ()]
     found = asked.load().replace(seed=planting.seed)
     judges = [load_embedder(specification, run=found.run) for specification in field.embedder or ()]
@@ -189,3 +199,29 @@ def bench(
         print_table(made.board.drop(columns=["low", "high", "auc_low", "auc_high"]))
         paths = leaderboards.write(made, out / task.study.name, command=asked_command())
         echo(f"{paths[0]}: the leaderboard, with {len(paths) - 1} files beside it")
+
+
+def _submit(asked: AskedOrNone, named: list[str], submitting: Submitting, out: Path) -> None:
+    """Make a submission to an edition, or verify one and put it on the leaderboard of a folder."""
+    from pure_nb.benchmark import edition as editions
+    from pure_nb.benchmark import submissions
+
+    fixed = [asked.study, asked.data, asked.weights, *({one.name for one in fields(Parameters)} & asked.changes.keys())]
+    if any(fixed):
+        raise StudyError("an edition says which study, data and parameters; leave them out, see --help")
+    path = submitting.verify
+    record = None if path is None else submissions.read_submission(path)
+    if record is None and (len(named) != 1 or submitting.secret is not None):
+        raise StudyError("submit one function: --add FILE.py:FUNCTION, or --only NAME; --secret is for --verify")
+    if record is not None and (len(named) > 1 or submitting.edition not in (None, record["edition"])):
+        raise StudyError(f"{str(path)!r} is one submission, to edition {record['edition']}")
+    chosen = editions.load_edition(record["edition"] if record else str(submitting.edition))
+    worlds = editions.Worlds(chosen, lambda name: replace(asked, study=name).load(), echo)
+    entered = editions.entry(named[0]) if named else None
+    if record is None:
+        assert entered is not None
+        paths = submissions.keep(editions.submit(worlds, entered), out, board=False)
+    else:
+        secret = None if submitting.secret is None else chosen.opened(submitting.secret)
+        paths = submissions.keep(editions.verify(record, worlds, entered, secret), out)
+    echo("\n".join(map(str, paths)))

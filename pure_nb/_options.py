@@ -121,6 +121,15 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class AskedOrNone(Asked):
+    """A study, or none where an edition says which."""
+
+    study: Annotated[
+        str, Argument(help="A study that ships, or a .toml file; none with --edition.", metavar="STUDY")
+    ] = ""
+
+
+@dataclass(frozen=True)
 class Ways:
     """In which of several ways a channel is split."""
 
@@ -190,6 +199,20 @@ class Contestants:
     only: Annotated[list[str] | None, Option(help="Only this contestant. Once for each.")] = None
     baseline: Annotated[str, Option(help="The contestant that the others are compared with.")] = "PURE"
     choose: Annotated[bool, Option(help="Also let each contestant choose k, for detection and calibration.")] = True
+
+
+@dataclass(frozen=True)
+class Submitting:
+    """An edition of the benchmark, and what is submitted to it."""
+
+    edition: Annotated[
+        str | None, Option(help="Submit to this edition: 2027.1, with one --add or --only and no STUDY.")
+    ] = None
+    verify: Annotated[
+        Path | None,
+        Option(help="Verify this submission (and with --add or --only, what made it), for the leaderboard in --out."),
+    ] = None
+    secret: Annotated[Path | None, Option(help="Of the edition's maintainers: runs the hidden worlds, too.")] = None
 
 
 def _client(where: str, device: str, threads: int | None) -> Any:

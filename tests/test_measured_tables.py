@@ -132,6 +132,16 @@ def local_workers() -> str:
     return markdown(table[["step", "workers", "predicted wall", "wall", "wall/predicted", "busiest/predicted"]])
 
 
+def trials() -> str:
+    """Scores against two sources of one strength, drawn at random: a column for each network."""
+    table = measured("trial").query("kind == 'random' and ratio == 1 and sources == 2").dropna(subset="auc")
+    table["cell"] = [f"{row.auc:.2f} ({row.low:.2f} to {row.high:.2f})" for row in table.itertuples()]
+    table["where"] = table["network"] + " " + table["layer"]
+    mean = table.groupby(["score", "judge"])["auc"].mean().sort_values(ascending=False, kind="stable")
+    wide = table.pivot(index=["score", "judge"], columns="where", values="cell").loc[mean.index].fillna("")
+    return markdown(wide.reset_index().rename_axis(columns=None))
+
+
 TABLES = {
     "recipes": ("bench", recipes()),
     "recipes, shortcuts": (
@@ -145,7 +155,7 @@ TABLES = {
         board("bench-cifar-layer3", [*JUDGED[4:6], "PURE", "PURE close", "random", "oracle: PURE"], SCORES),
     ),
     "false alarms": ("virtual-neurons", one_heaps()),
-    "planted or single": ("bench", detection()),
+    "planted or single": ("scores", detection()),
     "weights": (
         "bench",
         board(
@@ -163,6 +173,8 @@ TABLES = {
     "faults": ("scale", markdown(measured("faults")[["fault", "trials", "outcome", "times"]].rename(columns=FAULTS))),
     "networks": ("scale", networks()),
 }
+if (ROOT / "benchmarks" / "results" / "trial.csv").is_file():
+    TABLES["scores on trial"] = ("scores", trials())
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -1,7 +1,7 @@
 """The field's measures of how many meanings a unit has, each a small function on arrays.
 
 All but the last three ask a judge: vectors of pictures by an embedder, whose cosine says how alike two pictures are. A
-*unit* is whatever activates: a channel, one of its parts, a feature of a dictionary. The chapter *How would we know?*
+*unit* is whatever activates: a channel, one of its parts, a feature of a dictionary. The chapter *Scores on trial*
 tells what it takes to trust such a number.
 
 Not to be mixed up with :mod:`pure_nb.judges.evaluation`, which measures by distances as PURE's paper does.
