@@ -141,7 +141,7 @@ def _judges(study: Study, specifications: list[str] | None, **how: Any) -> list[
 def bench(
     asked: Asked,
     *,
-    truth: Annotated[str | None, Option(help="planted, or objects; by default both, where objects are known.")] = None,
+    truth: Annotated[str | None, Option(help="planted, objects, wired or either; by default the first two.")] = None,
     planting: Planting,
     field: Contestants,
     out: Annotated[Path, Option(help="Folder for the tables and figures.")] = Path("bench"),

@@ -32,6 +32,7 @@ FORMAT = {
     "map": 1,
     "activations": 3,
     "objects": 1,
+    "concepts": 1,
     "ratios": 2,
     "through": 1,
 }
@@ -49,6 +50,7 @@ ASKED: dict[str, tuple[str, ...]] = {
     "boxes": ("target", "n_references", "ranked_by", "crop", "crop_lower"),
     "activations": ("target", "lower", "n_references", "ranked_by"),
     "objects": ("target", "n_references", "ranked_by"),
+    "concepts": ("target", "seed"),
 }
 """The parameters that a step depends on."""
 
