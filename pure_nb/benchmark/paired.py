@@ -75,7 +75,7 @@ def compared(table: pd.DataFrame, baseline: tuple[str, str]) -> pd.DataFrame:
     several = (table.groupby("channel")["k"].first() > 1).reindex(wide.index).to_numpy()
     values, base = wide.to_numpy(dtype=float), wide[baseline].to_numpy(dtype=float)
     rows = []
-    for place, (score, judge) in enumerate(wide):
+    for place, (score, judge) in enumerate(wide.columns.tolist()):
         own, row = values[:, place], {"score": score, "judge": judge}
         row |= dict(zip(("auc", "error"), _area(own, several)))
         both = np.isfinite(own) & np.isfinite(base)

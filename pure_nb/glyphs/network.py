@@ -19,11 +19,14 @@ CHANNELS = (16, 32, 64, 32)
 
 STRIDES = (1, 2, 2, 1)
 
+LAST = ("layer4", "avgpool", "flatten", "fc")
+"""The modules that ``tools/train_widths.py`` trains anew, at other widths."""
 
-def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    """A stage of one residual block; the shortcut is projected where its shape changes."""
+
+def _stage(inputs: int, outputs: int, stride: int, *, last: bool = False) -> nn.Sequential:
+    """A stage of one residual block; the shortcut is projected where its shape changes, and in the ``last`` one."""
     shortcut = None
-    if stride != 1 or inputs != outputs:
+    if last or stride != 1 or inputs != outputs:
         shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
     return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut))
 
@@ -32,13 +35,21 @@ class GlyphNet(nn.Sequential):
     """Four residual stages of one ``BasicBlock`` each, global average pooling and a linear head.
 
     From ``[B, 3, 96, 96]`` to the logits ``[B, 48]``. ``layer3`` is ``[B, 64, 12, 12]`` and ``layer4``
-    ``[B, 32, 12, 12]``. 110 thousand parameters; the blocks are torchvision's own, so that zennit's
+    ``[B, width, 12, 12]``. 110 thousand parameters as it ships; the blocks are torchvision's own, so that zennit's
     canonizers know them.
+
+    Parameters
+    ----------
+    width
+        Channels of the last stage.
     """
 
-    def __init__(self) -> None:
-        widths = (CHANNELS[0], *CHANNELS)
-        stages = [(f"layer{i + 1}", _stage(widths[i], widths[i + 1], STRIDES[i])) for i in range(len(CHANNELS))]
+    def __init__(self, width: int = CHANNELS[-1]) -> None:
+        outputs = (*CHANNELS[:-1], width)
+        stages = [
+            (f"layer{i + 1}", _stage(below, outputs[i], STRIDES[i], last=i == len(outputs) - 1))
+            for i, below in enumerate((CHANNELS[0], *outputs[:-1]))
+        ]
         super().__init__(
             OrderedDict(
                 conv1=nn.Conv2d(3, CHANNELS[0], 5, stride=2, padding=2, bias=False),
@@ -47,7 +58,7 @@ class GlyphNet(nn.Sequential):
                 **dict(stages),
                 avgpool=nn.AdaptiveAvgPool2d(1),
                 flatten=nn.Flatten(),
-                fc=nn.Linear(CHANNELS[-1], len(CLASSES)),
+                fc=nn.Linear(width, len(CLASSES)),
             )
         )
 
