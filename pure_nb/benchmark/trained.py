@@ -51,7 +51,7 @@ def duties(study: Study) -> NDArray[np.bool_]:
     if counts.min() < 1 or counts.max() > FEW:
         raise StudyError(
             f"a channel of {study.parameters.target!r} feeds {counts.max()} classes, more than {FEW}, or none; the "
-            "task needs a head with zeros, such as that of the study 'glyphs-shared'"
+            "task needs a head with zeros, as tools/train_widths.py trains one"
         )
     found: NDArray[np.bool_] = feeds
     return found
@@ -63,7 +63,7 @@ def wired_task(study: Study) -> Task:
     Parameters
     ----------
     study
-        Of such a network, as the shipped ``"glyphs-shared"``, and of images whose objects or classes are known.
+        Of such a network, and of images whose objects or classes are known.
 
     Returns
     -------
