@@ -78,7 +78,8 @@ def test_concepts_beside_slow_twins(glyphnet: nn.Module) -> None:
     scenes: Any = images.dataset
     with torch.no_grad():
         maps = torch.cat([activations(glyphnet, images.tensor(i)[None], ["layer4"])["layer4"] for i in range(60)])
-    present = np.array([[label in scenes.masks(i) for label in range(48)] for i in range(60)])
+    masks = [scenes.masks(i) for i in range(60)]
+    present = np.array([[label in own for label in range(48)] for own in masks])
     peaks = maps.amax(dim=(2, 3)).numpy()
     scored = {label: fms(peaks, present[:, label]) for label in np.flatnonzero(present.sum(axis=0) >= 4)[:2]}
     assert all(np.nanmax(found["fms"]) >= value for value in scored.values())
@@ -88,7 +89,7 @@ def test_concepts_beside_slow_twins(glyphnet: nn.Module) -> None:
         level = np.quantile(maps[:, channel].numpy(), 1 - SHARE)
         best = 0.0
         for label in np.flatnonzero(present.any(axis=0)):
-            mask = np.array([scenes.masks(i).get(label, np.zeros((96, 96), dtype=bool)) for i in range(60)])
+            mask = np.array([own.get(label, np.zeros((96, 96), dtype=bool)) for own in masks])
             best = max(best, ((up > level) & mask).sum() / ((up > level) | mask).sum())
         assert found["iou"][channel] == pytest.approx(best, rel=1e-3)
     assert iou(up > level, up > level, share=0.5) == 1  # the formula of the measure is of the same kind

@@ -75,8 +75,10 @@ def compared(table: pd.DataFrame, baseline: tuple[str, str]) -> pd.DataFrame:
     several = (table.groupby("channel")["k"].first() > 1).reindex(wide.index).to_numpy()
     values, base = wide.to_numpy(dtype=float), wide[baseline].to_numpy(dtype=float)
     rows = []
-    for place, (score, judge) in enumerate(wide.columns.tolist()):
-        own, row = values[:, place], {"score": score, "judge": judge}
+    names = zip(*(wide.columns.get_level_values(level) for level in ("score", "judge")))
+    for place, (score, judge) in enumerate(names):
+        own = values[:, place]
+        row: dict[str, Any] = {"score": score, "judge": judge}
         row |= dict(zip(("auc", "error"), _area(own, several)))
         both = np.isfinite(own) & np.isfinite(base)
         row |= _difference(own[both], base[both], several[both]) if (score, judge) != baseline else {}

@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 
 DIRECTION = {
     **{name: score.several for name, score in SCORES.items()},
-    **NAMED,
     **CONCEPTS,
     **{"score": 1, "silhouette_gain": 1, "p": -1},
 }
-"""1 where more of a score means more meanings, -1 where it means fewer."""
+"""1 where more of a score means more meanings, -1 where it means fewer; judges with words also have ``NAMED``."""
 
 OWN = "circuits"
 """The judge of the scores that ask none: what PURE says of the circuits."""
@@ -72,8 +71,9 @@ def trial(task: Task, judges: Sequence[Embedder], own: dict[str, OwnScore] | Non
     for judge in judges:
         table = scores(task.study, judge, parts=False)
         table = table[used[table["channel"]]]
-        long = table.melt("channel", list(DIRECTION), var_name="score", value_name="value")
-        long["value"] = long["value"] * long["score"].map(DIRECTION)
+        direction = DIRECTION | (NAMED if judge.encode_text is not None else {})
+        long = table.melt("channel", list(direction), var_name="score", value_name="value")
+        long["value"] = long["value"] * long["score"].map(direction)
         kinds = [long["score"].isin(["class_purity", *CONCEPTS]), long["score"].isin([*SCORES, *NAMED])]
         long["judge"] = np.select(kinds, ["labels", judge.name], OWN)
         parts.append(long)

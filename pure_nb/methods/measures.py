@@ -363,7 +363,13 @@ def fms(
 def fms_of_best(
     features: Float[NDArray[Any], "n features"], concept: Bool[NDArray[np.bool_], " n"], *, most: int = 5, seed: int = 0
 ) -> tuple[float, int]:
-    """:func:`fms` of a concept, and which feature it is that tells it best."""
+    """:func:`fms` of a concept, and which feature it is that tells it best.
+
+    Parameters
+    ----------
+    features, concept, most, seed
+        As for :func:`fms`.
+    """
     from sklearn.tree import DecisionTreeClassifier
 
     features, concept = np.asarray(features), np.asarray(concept, dtype=bool)
