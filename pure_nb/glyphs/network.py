@@ -7,8 +7,10 @@ them, and most of its neurons come to mean several things. That is the point of 
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
@@ -20,7 +22,7 @@ CHANNELS = (16, 32, 64, 32)
 STRIDES = (1, 2, 2, 1)
 
 LAST = ("layer4", "avgpool", "flatten", "fc")
-"""The modules that ``tools/train_widths.py`` trains anew, at other widths."""
+"""What differs between the shipped network and its siblings of other widths."""
 
 
 def _stage(inputs: int, outputs: int, stride: int, *, last: bool = False) -> nn.Sequential:
@@ -70,3 +72,24 @@ class GlyphNet(nn.Sequential):
 
 GLYPHNET = (GlyphNet, Path(__file__).with_suffix(".safetensors"))
 """What makes the network that ships, and its trained weights."""
+
+SIBLINGS = {"shared": 48}
+"""Channels of other last stages, trained on the shipped network's stages below by ``tools/train_widths.py``.
+
+Each channel of ``"shared"`` feeds the logits of one or two classes and of no other, as zeros of the head show.
+"""
+
+
+def _weights(name: str) -> dict[str, Tensor]:
+    """The shipped network's stages below, and one of the other last stages."""
+    _, shipped = GLYPHNET
+    own = load_file(shipped.with_name(f"last-{name}.safetensors"))
+    below = {entry: tensor for entry, tensor in load_file(shipped).items() if not entry.startswith(LAST)}
+    return below | {entry: tensor.float() if tensor.is_floating_point() else tensor for entry, tensor in own.items()}
+
+
+NETWORKS = {
+    "glyphnet": GLYPHNET,
+    **{f"glyphnet-{name}": (partial(GlyphNet, width), partial(_weights, name)) for name, width in SIBLINGS.items()},
+}
+"""Networks that ship, by name: what makes each, and its weights."""
