@@ -167,7 +167,7 @@ def _judges(study: Study, specifications: list[str] | None, **how: Any) -> list[
 def bench(
     asked: AskedOrNone,
     *,
-    truth: Annotated[str | None, Option(help="planted, or objects; by default both, where objects are known.")] = None,
+    truth: Annotated[str | None, Option(help="planted, objects, wired or either; by default the first two.")] = None,
     planting: Planting,
     field: Contestants,
     submitting: Submitting,

@@ -42,7 +42,7 @@ from pure_nb._imports import needed
 from pure_nb.compute.store import Store, store_folder
 from pure_nb.errors import ArgumentError, ImageError, StudyError
 from pure_nb.glyphs import glyph_images
-from pure_nb.glyphs.network import GLYPHNET
+from pure_nb.glyphs.network import NETWORKS
 from pure_nb.images._fitting import repeated
 from pure_nb.images.data import Images
 from pure_nb.images.sources import Reader, as_images, folder_images, path_images, preprocessing
@@ -63,9 +63,6 @@ STUDIES = Path(__file__).with_name("studies")
 SHIPPED = STUDIES / "results"
 """What is known of them without computing; ``tools/ship_results.py`` makes it."""
 
-NETWORKS = {"glyphnet": GLYPHNET}
-"""Networks that ship, by name: what makes each, and its weights."""
-
 
 @dataclass(frozen=True)
 class Table:
@@ -85,7 +82,10 @@ class Table:
 
 
 def load_model(source: str, weights: str | Path | None = None, **options: Any) -> nn.Module:
-    """Make a network and fill in its weights: ``"glyphnet"``, the one that ships, or any other.
+    """Make a network and fill in its weights: ``"glyphnet"``, the one that ships, a sibling of it, or any other.
+
+    A sibling has another last stage: ``"glyphnet-shared"`` of 48 channels, of which half are shared by two given
+    classes each.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ def shipped_studies() -> list[str]:
     Examples
     --------
     >>> shipped_studies()
-    ['cifar10-resnet20', 'glyphs', 'imagenet-resnet50', ...]
+    ['cifar10-resnet20', 'glyphs', 'glyphs-shared', ...]
     """
     return sorted(path.stem for path in STUDIES.glob("*.toml"))
 

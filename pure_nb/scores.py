@@ -14,8 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pure_nb.compute.blocks import each_neuron
-from pure_nb.errors import ArgumentError
-from pure_nb.methods.measures import clarity, class_purity, monosemanticity, polysemanticity, redundancy
+from pure_nb.compute.store import Arrays, Store
+from pure_nb.errors import ArgumentError, EmbedderError
+from pure_nb.images.labels import display_names
+from pure_nb.judges.concepts import concept_scores
+from pure_nb.judges.naming import Namer
+from pure_nb.methods.measures import (
+    clarity,
+    class_purity,
+    description_similarity,
+    monosemanticity,
+    polysemanticity,
+    psi,
+    redundancy,
+)
 from pure_nb.methods.statistics import corrected, interval, mean_and_error, signed_rank
 from pure_nb.methods.virtual import WHOLE, part_name
 
@@ -60,8 +72,17 @@ SCORES = {
 }
 """By name in tables. More than one judge can be asked; ``class_purity`` asks labels instead."""
 
+NAMED = {"psi": 1, "prism": -1}
+"""Scores of whole neurons that ask what a judge calls their parts, and whether more of them means more meanings."""
 
-def scores(study: Study, embedder: Embedder) -> pd.DataFrame:
+CONCEPTS = {"fms": -1, "iou": -1}
+"""Scores of whole neurons that ask labels and masks of all images, and whether more of them means more meanings."""
+
+DRAWS = 20
+"""Of each null of ``psi``."""
+
+
+def scores(study: Study, embedder: Embedder, *, parts: bool = True) -> pd.DataFrame:
     """All scores of all neurons, before and after they are split into the study's virtual neurons.
 
     Parameters
@@ -70,6 +91,8 @@ def scores(study: Study, embedder: Embedder) -> pd.DataFrame:
         Any study.
     embedder
         The judge: a score is as good as it is.
+    parts
+        Whether parts are scored, too, and not the whole neurons alone.
 
     Returns
     -------
@@ -77,7 +100,10 @@ def scores(study: Study, embedder: Embedder) -> pd.DataFrame:
         A row for each neuron that is alive (``part`` is ``"whole"``) and each part of those that are split: ``channel,
         part, size``; all of :data:`SCORES`, ``class_purity`` NaN where images have no labels; ``redundancy``, the
         likeness to the most similar neuron, or part of another neuron. Of whole neurons also ``score``, ours, with its
-        ``silhouette_gain`` and ``p``, see :class:`pure_nb.methods.virtual.VirtualNeurons`.
+        ``silhouette_gain`` and ``p``, see :class:`pure_nb.methods.virtual.VirtualNeurons`; and, NaN where that is not
+        known, ``psi`` and ``prism`` (:func:`pure_nb.methods.measures.psi`, and
+        :func:`pure_nb.methods.measures.description_similarity` of its parts' names: a judge with words for the
+        network's classes) and ``fms`` and ``iou`` (:func:`pure_nb.judges.concepts.concept_scores`).
 
     Examples
     --------
@@ -88,14 +114,16 @@ def scores(study: Study, embedder: Embedder) -> pd.DataFrame:
     import pandas as pd  # late, see pure_nb._imports
 
     channels, units = _units(study, embedder)
-    parts = [study.virtual[channel].labels for channel in channels]
-    found = each_neuron(_rows, lambda row: (units(row), parts[row]), len(channels), name="scores", run=study.run)
+    labels = [study.virtual[channel].labels if parts else np.zeros(0, dtype=np.int64) for channel in channels]
+    found = each_neuron(_rows, lambda row: (units(row), labels[row]), len(channels), name="scores", run=study.run)
     rows = []
     for channel, own in zip(channels, found):
         virtual = study.virtual[channel]
         rows += [{"channel": channel, **row} for row in own]
         rows[-len(own)] |= {name: getattr(virtual, name) for name in ("score", "silhouette_gain", "p")}
     table = pd.DataFrame(rows)
+    for name, values in (_named(study, embedder) | _of_concepts(study)).items():
+        table[name] = np.where(table["part"] == WHOLE, values[table["channel"]], np.nan)
     middles = np.stack(list(table.pop("middle")))
     table["redundancy"], whole = np.nan, (table["part"] == WHOLE).to_numpy()
     for kind in (whole, ~whole):
@@ -155,14 +183,50 @@ def after_splitting(study: Study, embedder: Embedder, *, seed: int = 0) -> pd.Da
     return table.assign(p=corrected(table["p"]))
 
 
+def _named(study: Study, embedder: Embedder) -> dict[str, NDArray[np.float64]]:
+    """The scores that ask a judge's words, ``[channels]`` each; NaN where it has none."""
+    found = {name: np.full(study.references.channels, np.nan) for name in NAMED}
+    if embedder.encode_text is None or study.classes.without_labels:
+        return found
+    words = display_names(study.classes.names)
+    try:
+        said = study.crops.word_vectors(embedder, words)
+    except EmbedderError:  # a small vocabulary has not all words
+        return found
+    seen, active, labels = study.crops.embeddings(embedder.joint), study.references.active, _labels(study)
+    namer = Namer(seen[active], words, said)
+    for channel in np.flatnonzero(study.references.alive).tolist():
+        own, parts = seen[channel][active[channel]], study.virtual[channel].labels[active[channel]]
+        names = [int(namer.scores(own[parts == part]).argmax()) for part in range(int(parts.max(initial=-1)) + 1)]
+        found["prism"][channel] = description_similarity(said[names]) if len(names) > 1 else np.nan
+        if (labels[channel] >= 0).any():
+            found["psi"][channel] = psi(own, parts, labels[channel][active[channel]], said, draws=DRAWS)
+    return found
+
+
+def _of_concepts(study: Study) -> dict[str, NDArray[np.float64]]:
+    """The scores that ask labels and masks of all images; kept, as all of them are looked at."""
+    p = study.parameters
+
+    def compute(_: Store | None) -> tuple[Arrays, None]:
+        return concept_scores(study.model, study.images, p.target, run=study.run, seed=p.seed), None
+
+    return study.results.arrays("concepts", study.key("concepts"), compute)[0]
+
+
+def _labels(study: Study) -> NDArray[np.int64]:
+    """The object under each reference's maximum where that is known, else its class, ``[channels, n]``; -1 is none."""
+    if study.objects is not None:
+        return study.objects
+    known = study.images.targets
+    label = np.full(len(study.images), -1) if known is None else known
+    return label[study.references.sample]
+
+
 def _units(study: Study, embedder: Embedder) -> tuple[list[int], Callable[[int], Unit]]:
     """The living channels, and what gives the unit of one of them by its place: its active references."""
-    references, judged = study.references, study.crops.embeddings(embedder)
+    references, judged, objects = study.references, study.crops.embeddings(embedder), _labels(study)
     channels = np.flatnonzero(references.alive).tolist()
-    known, objects = study.images.targets, study.objects
-    if objects is None:
-        label = np.full(len(study.images), -1) if known is None else known
-        objects = label[references.sample]
 
     def unit(place: int) -> Unit:
         channel = channels[place]

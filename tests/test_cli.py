@@ -772,7 +772,7 @@ def test_bench(finished: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--truth", "nonsense"], "truth must be planted or objects, got 'nonsense'"),
+        (["--truth", "nonsense"], "truth must be planted, objects, wired or either, got 'nonsense'"),
         (["--how", "nonsense"], "how must be one of random, similar, dissimilar, overlapping, got 'nonsense'"),
         (["--strengths", "1,x"], "can't read --strengths '1,x'"),
         (["--strengths", "1,1,1"], "strengths must be one number for each of 2 sources"),

@@ -13,6 +13,7 @@ from torchvision.models.resnet import BasicBlock
 
 from pure_nb.glyphs import CLASSES, SIZE, GlyphObjects, GlyphScenes
 from pure_nb.glyphs.network import CHANNELS, GlyphNet
+from pure_nb.loading import load_model
 from pure_nb.network.layers import activations
 from pure_nb.network.shapes import survey
 
@@ -96,3 +97,18 @@ def test_the_batch_does_not_matter(glyphnet: nn.Module) -> None:
 def test_other_sizes_run(glyphnet: nn.Module, size: int) -> None:
     with torch.inference_mode():
         assert tuple(glyphnet(torch.zeros(1, 3, size, size)).shape) == (1, 48)
+
+
+def test_a_channel_of_the_sibling_feeds_one_or_two_classes() -> None:
+    model = load_model("glyphnet-shared")
+    feeds = model.fc.weight != 0
+    assert feeds.sum(dim=0).tolist() == [1] * 24 + [2] * 24
+    assert feeds.sum(dim=1).unique().tolist() == [1, 2]
+    assert (model.fc.weight >= 0).all()
+    shipped = load_file(SHIPPED / "network.safetensors")
+    assert torch.equal(model.layer3[0].conv1.weight, shipped["layer3.0.conv1.weight"])
+    dataset = GlyphObjects(2)
+    with torch.no_grad():
+        logits = model(torch.stack([dataset[i][0] for i in range(len(dataset))]))
+    assert (logits.argmax(dim=1).numpy() == dataset.targets).mean() > 0.9
+    assert not torch.equal(load_model("glyphnet-shared", "random").fc.weight, model.fc.weight)

@@ -55,6 +55,32 @@ def leaderboard_figure(board: pd.DataFrame, table: pd.DataFrame, score: str = "a
 
 
 @literal
+def scores_figure(board: pd.DataFrame) -> Figure:
+    """The leaderboard of scores: how well each tells channels of several meanings from others, a colour a judge.
+
+    Parameters
+    ----------
+    board
+        ``score, judge, auc, low, high`` from :func:`pure_nb.benchmark.trial.board`. Rows without an area are left out.
+    """
+    shown = board.dropna(subset="auc").sort_values("auc", ascending=False, kind="stable")
+    judges = list(dict.fromkeys(shown["judge"]))
+    figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.28 * len(shown)), layout="constrained")
+    for row, (judge, auc, low, high) in enumerate(shown[["judge", "auc", "low", "high"]].itertuples(index=False)):
+        colour = part_colour(judges.index(judge))
+        axes.plot([low, high], [row, row], color=colour, linewidth=2.5)
+        axes.plot(auc, row, "o", color=colour, markersize=6)
+        axes.annotate(f"{auc:.2f}", (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    axes.axvline(0.5, color="0.6", linewidth=1, linestyle="--", zorder=0)
+    names = [f"{score}, {judge}" for score, judge in zip(shown["score"], shown["judge"])]
+    axes.set_yticks(range(len(shown)), names, fontsize=9)
+    axes.set(xlim=(0, 1), xlabel="area under the ROC curve (0.5 is chance)")
+    axes.set_ylim(len(shown) - 0.5, -0.6)
+    sns.despine(ax=axes)
+    return figure
+
+
+@literal
 def parts_figure(task: Task, table: pd.DataFrame, channel: int, methods: Sequence[str], *, count: int = 12) -> Figure:
     """One neuron: its references in the order of the truth, and below it the parts that each method sees in them.
 

@@ -14,12 +14,19 @@ from pure_nb.benchmark import bench
 from pure_nb.benchmark.contestants import Contestant, contestants
 from pure_nb.benchmark.planting import How
 from pure_nb.benchmark.tasks import Task, objects_task, planted_task
+from pure_nb.benchmark.trained import EITHER, either_task, wired_task
 from pure_nb.errors import PlantingError, StudyError, require_choice
 from pure_nb.methods.descriptions import PURE
 
 if TYPE_CHECKING:
     from pure_nb.judges.embedders import Embedder
     from pure_nb.study import Study
+
+TRAINED = {"wired": wired_task, EITHER: either_task}
+"""Tasks of units that were trained, by name."""
+
+TRUTHS = ("planted", "objects", *TRAINED)
+"""Kinds of tasks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +56,16 @@ def tasks_of(study: Study, truth: str | None = None, **planting: Any) -> list[Ta
     study
         Any study.
     truth
-        ``"planted"`` or ``"objects"``; both by default, where both are known.
+        ``"planted"`` or ``"objects"``; both by default, where both are known. ``"wired"`` or ``"either"``: units that
+        were trained, see :mod:`pure_nb.benchmark.trained`.
     planting
         As for :func:`pure_nb.benchmark.tasks.planted_task`.
     """
-    if truth not in (None, "planted", "objects"):
-        raise StudyError(f"truth must be planted or objects, got {truth!r}")
+    if truth not in (None, *TRUTHS):
+        raise StudyError(f"truth must be {', '.join(TRUTHS[:-1])} or {TRUTHS[-1]}, got {truth!r}")
     require_choice("how", planting.get("how", "random"), How, PlantingError)
+    if truth in TRAINED:
+        return [TRAINED[truth](study)]
     found = []
     if truth == "objects" or (truth is None and study.objects is not None):
         found.append(objects_task(study))
@@ -144,13 +154,13 @@ def write(made: BenchmarkResult, out: Path, *, command: str = "") -> list[Path]:
     list of Path
         ``TRUTH.csv`` (the leaderboard), ``TRUTH-neurons.parquet`` (all scores and labels), ``TRUTH-k.csv`` (the
         calibration, if anyone chose), ``TRUTH.png`` and ``TRUTH.json`` (the groups and parameters), where TRUTH is
-        ``planted`` or ``objects``.
+        one of :data:`TRUTHS`.
     """
     from pure_nb.benchmark.bench_plots import leaderboard_figure  # plotting libraries take a second to import
     from pure_nb.figures.evaluation_plots import write_all
 
     task = made.task
-    stem = "objects" if task.planting is None else "planted"
+    stem = task.name if task.planting is None else "planted"
     groups = None if task.planting is None else task.planting.groups
     note = {"task": words(task), "command": command, "parameters": asdict(task.study.parameters)}
     note |= {"groups": groups, "k": task.k.tolist()} | task.study.identity

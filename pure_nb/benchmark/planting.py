@@ -187,7 +187,7 @@ def plant(
     like = next((p for part in (whole, planted) for p in part.parameters()), torch.empty(0))  # a ReLU has none
     device, dtype = like.device, like.dtype
     early = computes_plainly(whole)
-    merged = _early(whole, weight) if early else _late(weight, _convolution(whole, len(references.grid)))
+    merged = _early(whole, weight) if early else _late(weight, convolution_of(whole, len(references.grid)))
     # Of a source that is in g groups, each gives a g-th back, and of a group of k different sources each gets a k-th.
     used = (weight > 0).astype(np.float64)
     back = (used / (used.sum(axis=1, keepdims=True) * used.sum(axis=0).clip(min=1))).T
@@ -246,7 +246,7 @@ def _early(whole: Any, weight: NDArray[np.float64]) -> Weighted:
     return merged
 
 
-def _convolution(whole: nn.Module, axes: int) -> type[nn.Conv1d | nn.Conv2d] | None:
+def convolution_of(whole: nn.Module, axes: int) -> type[nn.Conv1d | nn.Conv2d] | None:
     """What kind of convolution goes over the positions of a layer; None where its channels are last."""
     if axes == 1:
         return nn.Conv1d if channels_second(whole) else None

@@ -325,7 +325,7 @@ def planted_task(
     *,
     how: How = "random",
     self_merged: int = 0,
-    strengths: Sequence[float] | None = None,
+    strengths: Sequence[float] | Sequence[Sequence[float]] | None = None,
     groups: Groups | None = None,
     seed: int | None = None,
 ) -> Task:
@@ -342,7 +342,8 @@ def planted_task(
     self_merged
         Number of channels merged with themselves, to be told from the others. They are drawn at random.
     strengths
-        ``k`` numbers, the strengths of the sources of every group; all equal by default.
+        ``k`` numbers, the strengths of the sources of every group; all equal by default. Or a list for each of
+        ``groups``.
     groups
         The sources of each merged channel, instead of a draw.
 
@@ -364,7 +365,11 @@ def planted_task(
         if len(groups) < count:
             message = f"there are only {len(groups)} groups of {k} channels to plant, not {count}"
             warnings.warn(message, StudyWarning, stacklevel=2)
-    strong = [[1.0] * len(group) if strengths is None else list(strengths) for group in groups]
+    flat = None if strengths is None else np.ravel(strengths[0]).size == 1
+    given: Any = [strengths] * len(groups) if flat else strengths
+    strong = [[1.0] * len(group) for group in groups] if given is None else [[*own] for own in given]
+    if len(strong) != len(groups):
+        raise PlantingError(f"strengths must be a list for each of {len(groups)} groups, got {len(strong)} lists")
     for group, own in zip(groups, strong):
         if len(group) != len(own):
             raise PlantingError(f"strengths must be one number for each of {len(group)} sources, got {own}")
@@ -385,7 +390,7 @@ def planted_task(
     part = shares(contributed)
     part[planting.self_merged, :, 0] = part[planting.self_merged].sum(axis=-1)
     name = f"planted, k = {k}, {how}" if drawn else "planted, given groups"
-    name += "" if strengths is None else f", strengths {', '.join(f'{value:g}' for value in strengths)}"
+    name += "" if not flat else f", strengths {', '.join(f'{value:g}' for value in given[0])}"
     return Task(name, planted, truth, part.max(axis=-1), study, planting, contributed)
 
 

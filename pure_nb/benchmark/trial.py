@@ -16,17 +16,21 @@ import scipy
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from pure_nb.benchmark.paired import compared
 from pure_nb.benchmark.tasks import Task
 from pure_nb.errors import StudyError
 from pure_nb.methods.statistics import corrected, correlation, percentiles, resampled
-from pure_nb.methods.virtual import WHOLE
-from pure_nb.scores import SCORES, scores
+from pure_nb.scores import CONCEPTS, NAMED, SCORES, scores
 
 if TYPE_CHECKING:
     from pure_nb.judges.vectors import Embedder
 
-DIRECTION = {**{name: score.several for name, score in SCORES.items()}, "score": 1, "silhouette_gain": 1, "p": -1}
-"""1 where more of a score means more meanings, -1 where it means fewer."""
+DIRECTION = {
+    **{name: score.several for name, score in SCORES.items()},
+    **CONCEPTS,
+    **{"score": 1, "silhouette_gain": 1, "p": -1},
+}
+"""1 where more of a score means more meanings, -1 where it means fewer; judges with words also have ``NAMED``."""
 
 OWN = "circuits"
 """The judge of the scores that ask none: what PURE says of the circuits."""
@@ -64,11 +68,12 @@ def trial(task: Task, judges: Sequence[Embedder], own: dict[str, OwnScore] | Non
     used |= task.planting.self_merged if task.planting else (task.k == 1) & (task.truth >= 0).any(axis=1)
     parts = []
     for judge in judges:
-        table = scores(task.study, judge)
-        table = table[(table["part"] == WHOLE) & used[table["channel"]]]
-        long = table.melt("channel", list(DIRECTION), var_name="score", value_name="value")
-        long["value"] = long["value"] * long["score"].map(DIRECTION)
-        kinds = [long["score"] == "class_purity", long["score"].isin([*SCORES])]
+        table = scores(task.study, judge, parts=False)
+        table = table[used[table["channel"]]]
+        direction = DIRECTION | (NAMED if judge.encode_text is not None else {})
+        long = table.melt("channel", list(direction), var_name="score", value_name="value")
+        long["value"] = long["value"] * long["score"].map(direction)
+        kinds = [long["score"].isin(["class_purity", *CONCEPTS]), long["score"].isin([*SCORES, *NAMED])]
         long["judge"] = np.select(kinds, ["labels", judge.name], OWN)
         parts.append(long)
     for name, function in (own or {}).items():
@@ -82,13 +87,18 @@ def trial(task: Task, judges: Sequence[Embedder], own: dict[str, OwnScore] | Non
     return found[["channel", "judge", "score", "value", "k"]]
 
 
-def board(table: pd.DataFrame, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+def board(
+    table: pd.DataFrame, *, baseline: tuple[str, str] | None = None, draws: int = 1000, seed: int = 0
+) -> pd.DataFrame:
     """The leaderboard of scores.
 
     Parameters
     ----------
     table
         From :func:`trial`; of several tasks one below the other, if channels have numbers of their own.
+    baseline
+        A score and its judge that the others are compared with, channel by channel; see
+        :func:`pure_nb.benchmark.paired.compared`, whose columns are added.
     draws, seed
         Of the bootstrap over channels.
 
@@ -120,7 +130,10 @@ def board(table: pd.DataFrame, *, draws: int = 1000, seed: int = 0) -> pd.DataFr
     found = pd.DataFrame(rows)
     found["p"] = corrected(found["p"])
     first = ["score", "judge", "auc", "low", "high", "p", "several", "single", "rho", "rho_low", "rho_high"]
-    return found[first].sort_values("auc", ascending=False, kind="stable", ignore_index=True)
+    found = found[first].sort_values("auc", ascending=False, kind="stable", ignore_index=True)
+    if baseline is None:
+        return found
+    return found.merge(compared(table, baseline).drop(columns=["auc", "error"]), on=["score", "judge"], how="left")
 
 
 def _areas(several: NDArray[np.bool_], value: NDArray[np.float64]) -> NDArray[np.float64]:

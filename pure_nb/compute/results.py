@@ -32,6 +32,7 @@ FORMAT = {
     "map": 1,
     "activations": 3,
     "objects": 1,
+    "concepts": 1,
     "ratios": 2,
     "through": 1,
     "stability": 1,
@@ -51,6 +52,7 @@ ASKED: dict[str, tuple[str, ...]] = {
     "activations": ("target", "lower", "n_references", "ranked_by"),
     "objects": ("target", "n_references", "ranked_by"),
     "stability": ("target", "lower", "n_references", "ranked_by", "rule", "start", "n_clusters", "seed"),
+    "concepts": ("target", "seed"),
 }
 """The parameters that a step depends on."""
 

@@ -7,8 +7,10 @@ them, and most of its neurons come to mean several things. That is the point of 
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
@@ -19,11 +21,14 @@ CHANNELS = (16, 32, 64, 32)
 
 STRIDES = (1, 2, 2, 1)
 
+LAST = ("layer4", "avgpool", "flatten", "fc")
+"""What differs between the shipped network and its siblings of other widths."""
 
-def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    """A stage of one residual block; the shortcut is projected where its shape changes."""
+
+def _stage(inputs: int, outputs: int, stride: int, *, last: bool = False) -> nn.Sequential:
+    """A stage of one residual block; the shortcut is projected where its shape changes, and in the ``last`` one."""
     shortcut = None
-    if stride != 1 or inputs != outputs:
+    if last or stride != 1 or inputs != outputs:
         shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
     return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut))
 
@@ -32,13 +37,21 @@ class GlyphNet(nn.Sequential):
     """Four residual stages of one ``BasicBlock`` each, global average pooling and a linear head.
 
     From ``[B, 3, 96, 96]`` to the logits ``[B, 48]``. ``layer3`` is ``[B, 64, 12, 12]`` and ``layer4``
-    ``[B, 32, 12, 12]``. 110 thousand parameters; the blocks are torchvision's own, so that zennit's
+    ``[B, width, 12, 12]``. 110 thousand parameters as it ships; the blocks are torchvision's own, so that zennit's
     canonizers know them.
+
+    Parameters
+    ----------
+    width
+        Channels of the last stage.
     """
 
-    def __init__(self) -> None:
-        widths = (CHANNELS[0], *CHANNELS)
-        stages = [(f"layer{i + 1}", _stage(widths[i], widths[i + 1], STRIDES[i])) for i in range(len(CHANNELS))]
+    def __init__(self, width: int = CHANNELS[-1]) -> None:
+        outputs = (*CHANNELS[:-1], width)
+        stages = [
+            (f"layer{i + 1}", _stage(below, outputs[i], STRIDES[i], last=i == len(outputs) - 1))
+            for i, below in enumerate((CHANNELS[0], *outputs[:-1]))
+        ]
         super().__init__(
             OrderedDict(
                 conv1=nn.Conv2d(3, CHANNELS[0], 5, stride=2, padding=2, bias=False),
@@ -47,7 +60,7 @@ class GlyphNet(nn.Sequential):
                 **dict(stages),
                 avgpool=nn.AdaptiveAvgPool2d(1),
                 flatten=nn.Flatten(),
-                fc=nn.Linear(CHANNELS[-1], len(CLASSES)),
+                fc=nn.Linear(width, len(CLASSES)),
             )
         )
 
@@ -59,3 +72,24 @@ class GlyphNet(nn.Sequential):
 
 GLYPHNET = (GlyphNet, Path(__file__).with_suffix(".safetensors"))
 """What makes the network that ships, and its trained weights."""
+
+SIBLINGS = {"shared": 48}
+"""Channels of other last stages, trained on the shipped network's stages below by ``tools/train_widths.py``.
+
+Each channel of ``"shared"`` feeds the logits of one or two classes and of no other, as zeros of the head show.
+"""
+
+
+def _weights(name: str) -> dict[str, Tensor]:
+    """The shipped network's stages below, and one of the other last stages."""
+    _, shipped = GLYPHNET
+    own = load_file(shipped.with_name(f"last-{name}.safetensors"))
+    below = {entry: tensor for entry, tensor in load_file(shipped).items() if not entry.startswith(LAST)}
+    return below | {entry: tensor.float() if tensor.is_floating_point() else tensor for entry, tensor in own.items()}
+
+
+NETWORKS = {
+    "glyphnet": GLYPHNET,
+    **{f"glyphnet-{name}": (partial(GlyphNet, width), partial(_weights, name)) for name, width in SIBLINGS.items()},
+}
+"""Networks that ship, by name: what makes each, and its weights."""

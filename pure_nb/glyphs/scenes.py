@@ -367,6 +367,10 @@ class GlyphScenes(Dataset[tuple[Tensor, Tensor]]):
         scene = _last_scene(drawn, seed, split, labels=labels)
         return scene.objects[scene.object_at(x, y)].label
 
+    def masks(self, index: int) -> dict[int, NDArray[np.bool_]]:
+        """The visible pixels of each class in a scene, by its label: bool ``[SIZE, SIZE]``."""
+        return {one.label: one.mask for one in self.scene(index).objects}
+
     @property
     def labelled(self) -> Images:
         """Pictures of a single object each, for what needs images of one known class."""

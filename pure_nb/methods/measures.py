@@ -357,6 +357,19 @@ def fms(
     float
         From 0 to 1, which is one feature for it and nothing else needed; chance alone is below a quarter.
     """
+    return fms_of_best(features, concept, most=most, seed=seed)[0]
+
+
+def fms_of_best(
+    features: Float[NDArray[Any], "n features"], concept: Bool[NDArray[np.bool_], " n"], *, most: int = 5, seed: int = 0
+) -> tuple[float, int]:
+    """:func:`fms` of a concept, and which feature it is that tells it best.
+
+    Parameters
+    ----------
+    features, concept, most, seed
+        As for :func:`fms`.
+    """
     from sklearn.tree import DecisionTreeClassifier
 
     features, concept = np.asarray(features), np.asarray(concept, dtype=bool)
@@ -374,10 +387,11 @@ def fms(
         return float(np.mean([right[concept[~first] == kind].mean() for kind in (True, False)])), made
 
     best, stump = tree(features, 1)
-    without, _ = tree(np.delete(features, max(0, int(stump.tree_.feature[0])), axis=1), 1)
+    feature = max(0, int(stump.tree_.feature[0]))
+    without, _ = tree(np.delete(features, feature, axis=1), 1)
     local = np.clip(2 * (best - without), 0, 1)
     more = 1 - np.mean([tree(features, depth)[0] - best for depth in range(2, most + 1)])
-    return float(best * (local + np.clip(more, 0, 1)) / 2)
+    return float(best * (local + np.clip(more, 0, 1)) / 2), feature
 
 
 def iou(

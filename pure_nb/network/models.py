@@ -37,7 +37,7 @@ def load_model(
     weights: str | Path | None = None,
     *,
     folder: Path = Path(),
-    shipped: Mapping[str, tuple[Callable[..., nn.Module], Path]] | None = None,
+    shipped: Mapping[str, tuple[Callable[..., nn.Module], Path | Callable[[], Mapping[str, Tensor]]]] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Make a network and fill in its weights.
@@ -54,7 +54,7 @@ def load_model(
     folder
         What relative paths start from.
     shipped
-        Networks that are known by a name: what makes them, and their weights.
+        Networks that are known by a name: what makes them, and the file of their weights, or what gives them.
     options
         Passed on to the model's constructor.
 
@@ -77,7 +77,10 @@ def load_model(
     if shipped and source in shipped:
         make, own = shipped[source]
         model: nn.Module = make(**options)
-        weights = own if hub else weights
+        if hub and isinstance(own, Path):
+            weights = own
+        elif hub:
+            model.load_state_dict(own())
     elif kind == "torchvision":
         published = "DEFAULT" if hub else None
         model = _fetched(source, lambda: torchvision.models.get_model(name, weights=published, **options))
