@@ -24,7 +24,7 @@ from pure_nb import _batches
 from pure_nb._keeping import replaced
 from pure_nb._lacking import lacks
 from pure_nb.classes import Classes
-from pure_nb.compute.results import ASKED, FORMAT, Results
+from pure_nb.compute.results import ASKED, FORMAT, Results, as_before
 from pure_nb.compute.store import Arrays, New, Store, store_folder
 from pure_nb.compute.sweep import accepted, noted, sweep
 from pure_nb.crops import Crops, misfit
@@ -36,8 +36,10 @@ from pure_nb.images.reading import Unreadable
 from pure_nb.images.sources import as_images
 from pure_nb.judges import truth
 from pure_nb.methods.circuits import circuits
+from pure_nb.methods.combined import COMBINED
+from pure_nb.methods.descriptions import Combined, by, clustered, clustered_of
 from pure_nb.methods.references import References, TopReferences
-from pure_nb.methods.virtual import VirtualNeurons, embed, packed, unpacked
+from pure_nb.methods.virtual import VirtualNeurons, embed, packed, unpacked, virtual_neurons
 from pure_nb.network import models
 from pure_nb.network.layers import nearest_below
 from pure_nb.network.shapes import LayerShape, require, survey
@@ -62,6 +64,7 @@ def _described(study: Study) -> str:
         f"Study {study.name!r}: the channels of {p.target!r} in {type(study.model).__name__}",
         f"images: {len(study.images):,} of {study.images.name!r}",
         f"asked: {p.n_references} references by {p.ranked_by}, circuits from {p.lower!r} by {p.rule}, {parts}",
+        *([f"parts are clusters of: {study.combined}"] if study.combined and known != "?" else []),
         f"known: {known}; {f'kept in {study.store.folder}' if study.store else 'kept nowhere'}",
         f"runs: on {run.device}, {run.batch_size} images at a time",
         *([f"of one run: {study.unsteady}"] if "shapes" in vars(study) and study.unsteady else []),
@@ -268,6 +271,11 @@ class Study:
         return accepted(self._found[1], self.run)
 
     @cached_property
+    def combined(self) -> Combined | None:
+        """What parts are clusters of, if not of circuits alone; its ``weights`` say what each description counts."""
+        return Combined(self) if self.parameters.described_by == COMBINED else None
+
+    @cached_property
     def circuits(self) -> NDArray[np.float32]:
         """Relevance vectors of all references, float32 ``[channels, n, lower channels]``; mapped from the store."""
 
@@ -291,8 +299,8 @@ class Study:
         self.require_channel(channel)
         if self._is_there("virtual"):
             return self.virtual[channel]
-        own = self.circuits_of(channel) if vectors is None else vectors
-        return cluster_channels(own[None], self.references.active[[channel]], self.parameters)[0]
+        own, active = clustered_of(self, channel, vectors), self.references.active[[channel]]
+        return cluster_channels(own[None], active, self.parameters, split=by(self, virtual_neurons))[0]
 
     def _is_there(self, step: str) -> bool:
         """Whether a step was computed before."""
@@ -305,9 +313,8 @@ class Study:
         """The virtual neurons of every channel."""
 
         def compute(blocks: Store | None) -> tuple[Arrays, Any]:
-            return packed(
-                cluster_channels(self.circuits, self.references.active, self.parameters, blocks, run=self.run)
-            )
+            how: dict[str, Any] = {"split": by(self, virtual_neurons), "blocks": blocks, "run": self.run}
+            return packed(cluster_channels(clustered(self), self.references.active, self.parameters, **how))
 
         return unpacked(*self.results.arrays("virtual", self.key("virtual"), compute))
 
@@ -344,8 +351,8 @@ class Study:
         """The circuits of all channels laid out in the plane by UMAP, float32 ``[channels, n, 2]``."""
 
         def compute(blocks: Store | None) -> tuple[Arrays, None]:
-            seeded = partial(embed, seed=self.parameters.seed)
-            return {"points": lay_out(self.circuits, seeded, blocks, self.run)}, None
+            seeded = partial(by(self, embed), seed=self.parameters.seed)
+            return {"points": lay_out(clustered(self), seeded, blocks, self.run)}, None
 
         return self.results.arrays("layouts", self.key("layouts"), compute)[0]["points"]
 
@@ -354,7 +361,7 @@ class Study:
         self.require_channel(channel)
         if self._is_there("layouts"):
             return self.layouts[channel]
-        return embed(self.circuits_of(channel) if vectors is None else vectors, seed=self.parameters.seed)
+        return by(self, embed)(clustered_of(self, channel, vectors), seed=self.parameters.seed)
 
     @cached_property
     def neurons(self) -> pd.DataFrame:
@@ -364,7 +371,8 @@ class Study:
         false-discovery rate among the living neurons whose ``p`` is no larger (Benjamini and Hochberg): of those with
         ``q <= 0.05`` one in twenty is expected to be a single heap; ``sizes`` of the parts; ``strongest`` activation;
         ``meanings`` as :meth:`pure_nb.neuron.Neuron.meanings` gives them; and where the objects are known, the
-        agreement ``ami`` of the parts with them. Dead channels come last.
+        agreement ``ami`` of the parts with them. Dead channels come last. Where parts are clusters of several
+        descriptions, ``attrs["described_by"]`` has their weights.
         """
         return self.results.table("neurons", self.key("neurons"), lambda _: neuron_table(self))
 
@@ -421,7 +429,7 @@ class Study:
             del found["crop_lower"]
         if "n_references" in found and step != "references":
             found["references"] = self.ranked
-        return {"step": step, "format": FORMAT[step], **self.identity, **found}
+        return {"step": step, "format": FORMAT[step], **self.identity, **as_before(found)}
 
     @cached_property
     def ranked(self) -> str:

@@ -34,6 +34,8 @@ FORMAT = {
     "objects": 1,
     "ratios": 2,
     "through": 1,
+    "peaks": 1,
+    "weights": 1,
 }
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
 
@@ -41,9 +43,11 @@ FORMAT = {
 ASKED: dict[str, tuple[str, ...]] = {
     "references": ("target", "n_references", "ranked_by"),
     "circuits": ("target", "lower", "n_references", "ranked_by", "rule", "start"),
-    "virtual": ("target", "lower", "n_references", "ranked_by", "rule", "start", "n_clusters", "seed"),
-    "layouts": ("target", "lower", "n_references", "ranked_by", "rule", "start", "seed"),
-    "neurons": ("target", "lower", "n_references", "ranked_by", "rule", "start", "n_clusters", "seed"),
+    "virtual": ("target", "lower", "n_references", "ranked_by", "rule", "start", "described_by", "n_clusters", "seed"),
+    "layouts": ("target", "lower", "n_references", "ranked_by", "rule", "start", "described_by", "seed"),
+    "neurons": ("target", "lower", "n_references", "ranked_by", "rule", "start", "described_by", "n_clusters", "seed"),
+    "peaks": ("target", "lower", "n_references", "ranked_by"),
+    "weights": ("target", "lower", "n_references", "ranked_by", "rule", "start", "seed"),
     "labels": (),
     "classes": ("target", "lower", "seed"),
     "boxes": ("target", "n_references", "ranked_by", "crop", "crop_lower"),
@@ -51,6 +55,11 @@ ASKED: dict[str, tuple[str, ...]] = {
     "objects": ("target", "n_references", "ranked_by"),
 }
 """The parameters that a step depends on."""
+
+
+def as_before(asked: Mapping[str, object]) -> dict[str, object]:
+    """Parameters without that of which there was none once, if it is as it was then: so that results are found."""
+    return {name: value for name, value in asked.items() if (name, value) != ("described_by", "circuits")}
 
 
 def outdated(key: Mapping[str, object]) -> bool:

@@ -56,6 +56,8 @@ class VirtualNeurons:
         that have all that the vectors have but separate heaps, see :func:`pure_nb.methods.null.clearest`.
     p
         How probable it is that such a draw is as clear.
+    means, scale
+        By several descriptions: float32 ``[k, D]`` and ``[D]``, see :func:`pure_nb.methods.combined.weighed`; or None.
 
     Examples
     --------
@@ -69,6 +71,8 @@ class VirtualNeurons:
     silhouette: float
     silhouette_gain: float
     p: float
+    means: Float[NDArray[np.float32], "k D"] | None = None
+    scale: Float[NDArray[np.float32], " D"] | None = None
 
     @property
     def k(self) -> int:
@@ -101,13 +105,13 @@ class VirtualNeurons:
         Parameters
         ----------
         vectors
-            float ``[m, d]``: relevance vectors of the same channel, from :func:`pure_nb.methods.circuits.circuits`.
-            Those of zeros, of images that do not activate the neuron, belong to none: -1.
+            float ``[m, d]``, from :func:`pure_nb.methods.descriptions.describe_pairs`; zeros belong to no part, -1.
         """
-        vectors = np.asarray(vectors)
-        if vectors.ndim != 2 or vectors.shape[1] != self.centroids.shape[1]:
-            raise ArgumentError(f"expected vectors of shape [m, {self.centroids.shape[1]}], got {list(vectors.shape)}")
-        return np.where(vectors.any(axis=1), nearest(vectors, self.centroids), -1)
+        vectors, centres = np.asarray(vectors), self.centroids if self.means is None else self.means
+        if vectors.ndim != 2 or vectors.shape[1] != centres.shape[1]:
+            raise ArgumentError(f"expected vectors of shape [m, {centres.shape[1]}], got {list(vectors.shape)}")
+        scale = 1 if self.scale is None else self.scale
+        return np.where(vectors.any(axis=1), nearest(vectors * scale, centres * scale), -1)
 
 
 def nearest(
@@ -342,15 +346,18 @@ def packed(parts: Sequence[VirtualNeurons]) -> tuple[dict[str, NDArray[Any]], li
         "centroids": np.concatenate([part.centroids for part in parts]),
         "scores": np.array([[part.silhouette, part.silhouette_gain, part.p] for part in parts]),
     }
+    for name in ("means", "scale") if parts[0].means is not None else ():
+        arrays[name] = np.concatenate([np.atleast_2d(getattr(part, name)) for part in parts])
     return arrays, [[int(end) - size, size] for end, size in zip(np.cumsum(sizes), sizes)]
 
 
 def unpacked(arrays: dict[str, NDArray[Any]], note: list[list[int]]) -> list[VirtualNeurons]:
     """The inverse of :func:`packed`."""
-    return [
-        VirtualNeurons(labels, arrays["centroids"][start : start + k], *scores.tolist())
-        for labels, scores, (start, k) in zip(arrays["labels"], arrays["scores"], note)
-    ]
+    found, means = [], arrays.get("means")
+    for row, (start, k) in enumerate(note):
+        own = (arrays["labels"][row], arrays["centroids"][start : start + k], *arrays["scores"][row].tolist())
+        found.append(VirtualNeurons(*own, *(() if means is None else (means[start : start + k], arrays["scale"][row]))))
+    return found
 
 
 def embed(
