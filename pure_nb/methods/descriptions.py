@@ -215,7 +215,7 @@ class Combined:
     def __getitem__(self, channel: int) -> NDArray[np.float32]:
         return np.concatenate(self._several(channel), axis=1)
 
-    def weighed(self, channel: int) -> NDArray[np.float32]:
+    def weighed(self, channel: int) -> Float[NDArray[np.float32], "n d"]:
         """What is clustered of one neuron: :func:`pure_nb.methods.combined.side_by_side`."""
         return side_by_side(self[channel], **self.told())
 
@@ -227,7 +227,7 @@ class Combined:
         ordered = sorted(self.weights.items(), key=lambda own: -own[1])
         return ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in ordered)
 
-    def told(self) -> dict[str, list[Any]]:
+    def told(self) -> dict[str, Any]:
         """The ``sizes`` of the descriptions, and the ``weight`` of each."""
         return {"sizes": [*self.sizes.values()], "weight": [*self.weights.values()]}
 
@@ -248,8 +248,11 @@ class Combined:
         return [*circuits, *np.split(self._activations_of(channel), [self.sizes[TOP]], axis=1)]
 
     def pairs(
-        self, channel: NDArray[np.int64], sample: NDArray[np.int64], images: Images | None = None
-    ) -> NDArray[np.float32]:
+        self,
+        channel: Int[NDArray[np.int64], " pairs"],
+        sample: Int[NDArray[np.int64], " pairs"],
+        images: Images | None = None,
+    ) -> Float[NDArray[np.float32], "pairs d"]:
         """The same of any pairs of a channel and an image: see :func:`describe_pairs`."""
         made = [one.run_circuits(channel, sample, images) for one in (self.study, self._peak) if one is not None]
         found = np.concatenate([*made, self._run_activations(channel, sample, images)], axis=1)
