@@ -174,7 +174,9 @@ def test_its_parts_are_those_of_all_descriptions(tmp_path: Path) -> None:
     assert "parts are clusters of: " in repr(again)
     assert " %" in repr(again)
     assert study.layouts.shape == (6, 12, 2)
-    assert len(study.neurons) == 6
+    assert study.neurons.attrs["described_by"] == study.combined.weights
+    assert mine(tmp_path).neurons.attrs["described_by"] == study.combined.weights
+    assert study.estimate(steps=["circuits", "virtual"]).loc["run", "seconds"] == 0  # all is known
 
 
 def test_new_images_in_the_network(tmp_path: Path) -> None:
