@@ -567,8 +567,8 @@ def test_missing_study_file(tmp_path: Path) -> None:
         (
             "n_references = 8",
             "m = 8",
-            "there is no parameter 'm'; there are target, lower, n_references, ranked_by, rule, start, crop, "
-            "crop_lower, n_clusters, seed",
+            "there is no parameter 'm'; there are target, lower, n_references, ranked_by, rule, start, "
+            "described_by, crop, crop_lower, n_clusters, seed",
         ),
         ("n_references = 8", "n_references = 1", "n_references must be a whole number and at least 2, got 1"),
         ("n_clusters = 2", "n_clusters = -1", "n_clusters must be a whole number and at least 0, got -1"),
