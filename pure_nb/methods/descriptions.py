@@ -21,6 +21,7 @@ from pure_nb.images.reading import readable
 from pure_nb.methods._shapes import Float, Int
 from pure_nb.methods.combined import (
     COMBINED,
+    NEURONS,
     at_maximum,
     chosen_neurons,
     side_by_side,
@@ -281,6 +282,8 @@ class Combined:
         study = self.study
 
         def compute(_: Store | None) -> tuple[Arrays, None]:
+            if study.references.alive.sum() <= NEURONS:  # all are asked for, and images are many neurons' references
+                self.prepared()
             return {"weight": weigh(study, self._several, study.parameters.seed)}, None
 
         found = study.results.arrays("weights", study.key("weights"), compute)[0]["weight"]
