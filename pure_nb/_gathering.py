@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from pure_nb._publication import FORMAT, MANIFEST, STEPS, pictured_ranks, read_masks
 from pure_nb.compute.bars import progress_bar
+from pure_nb.compute.results import as_before
 from pure_nb.compute.store import Arrays, _checksum, write_atomically, write_text
 from pure_nb.errors import StudyError
 from pure_nb.figures.render import boxes, square_around
@@ -178,7 +179,7 @@ class Gathered:
             "network": type(study.model).__name__,
             "weights": study._weights,
             "layers": [asdict(layer) for layer in study.shapes],
-            "parameters": asdict(study.parameters),
+            "parameters": as_before(asdict(study.parameters)),
             "ranked": study.ranked,
             "keys": {step: study.key(step) for step in STEPS},
             "channels": self.chosen and self.channels,

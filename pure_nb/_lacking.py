@@ -5,11 +5,12 @@ Asked by :meth:`pure_nb.study.Study.lacks`, on which the book's chapters depend 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pure_nb.errors import ArgumentError, LayerError, WordNetError
+from pure_nb.errors import ArgumentError, LayerError, PureError, WordNetError
 from pure_nb.network.layers import INPUT, computes_plainly, get_layer
 from pure_nb.network.models import USER
 from pure_nb.network.targets import Target
@@ -124,3 +125,22 @@ class _Asked:
         except WordNetError:
             return "has no WordNet that is found here"
         return "has too few classes that share a channel and are in WordNet" if len(known) < 3 else ""
+
+
+def described(study: Study) -> str:
+    """What a study is, what is asked, what is known and how it runs: a line each."""
+    p, run, known = study.parameters, study.run, "?"
+    if "fingerprint" in vars(study.images) and "_weights" in vars(study):  # it must take no time
+        with suppress(PureError):
+            known = ", ".join(study.known()) or "nothing yet"
+    parts = f"k = {p.n_clusters}" if p.n_clusters else "as many parts as are clear"
+    lines = [
+        f"Study {study.name!r}: the channels of {p.target!r} in {type(study.model).__name__}",
+        f"images: {len(study.images):,} of {study.images.name!r}",
+        f"asked: {p.n_references} references by {p.ranked_by}, circuits from {p.lower!r} by {p.rule}, {parts}",
+        *([f"parts are clusters of: {study.combined}"] if study.combined and known != "?" else []),
+        f"known: {known}; {f'kept in {study.store.folder}' if study.store else 'kept nowhere'}",
+        f"runs: on {run.device}, {run.batch_size} images at a time",
+        *([f"of one run: {study.unsteady}"] if "shapes" in vars(study) and study.unsteady else []),
+    ]
+    return "\n".join(lines)

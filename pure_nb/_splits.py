@@ -16,6 +16,7 @@ from pure_nb.errors import StudyError
 from pure_nb.images.data import Images
 from pure_nb.images.labels import class_labels, numbered
 from pure_nb.images.sources import as_images
+from pure_nb.methods.descriptions import describe_pairs
 from pure_nb.methods.ownership import Assignment, Ownership
 from pure_nb.methods.relevance import Clamp, Criterion
 from pure_nb.methods.splitting import PartActivations, Score, Split, _part_activations, every_second
@@ -212,7 +213,7 @@ class Splitter:
         """The images of one's own that show a concept, and which one."""
         if classes is None:
             every = np.arange(len(images))
-            vectors = self.study.run_circuits(np.full_like(every, channel), every, images=images)
+            vectors = describe_pairs(self.study, np.full_like(every, channel), every, images)
             active = vectors.any(axis=1)
             return every[active], self.study.neuron(channel).virtual.predict(vectors[active])
         labels, known = self._own_labels

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pure_nb.errors import ArgumentError, StudyError
 from pure_nb.images.reading import readable
 from pure_nb.methods.ablation import selectivity, weakened
+from pure_nb.methods.descriptions import clustered_of, describe_pairs
 from pure_nb.methods.virtual import VirtualNeurons, nearest, part_name, virtual_neurons
 from pure_nb.methods.virtual_layer import Assign, shares_of
 from pure_nb.network.layers import OUTPUT, activations, flatten_positions
@@ -162,19 +163,22 @@ def ablate(study: Study, channel: int, part: str = "A", *, assign: Assign = "nea
     virtual = study.virtual_of(channel)
     place = place_of(virtual, channel, part)
     held = held_out(study, channel)
-    vectors, known = study.circuits_of(channel), study.run_circuits(np.full_like(held, channel), held)
+    if study.combined and assign == "mixture":
+        raise ArgumentError("mixtures are of circuits alone: ask for assign='nearest', or for described_by='circuits'")
+    vectors = virtual.scaled(clustered_of(study, channel))
+    known = virtual.scaled(describe_pairs(study, np.full_like(held, channel), held))
     share = partial(shares_of, known, assign=assign)
     rest, half = _halves(study, vectors, virtual, place)
     p, name = study.parameters, f"part {part}"
     every: dict[str, list[Switch]] = {
-        name: [(p.target, channel, share(virtual.centroids)[:, place])],
+        name: [(p.target, channel, share(virtual.centres)[:, place])],
         RANDOM: [(p.target, channel, share(drawn)[:, place]) for drawn in _random(study, vectors, virtual)],
         "whole channel": [(p.target, channel, np.ones(len(held)))],
         **{f"lower channel {one}": [(p.lower, one, np.ones(len(held)))] for one in _carriers(virtual, place)},
         f"{name} of one half": [(p.target, channel, share(rest[0])[:, rest[1]])],
     }
     score, fall, change = _switched(study, channel, held, every)
-    own = {ASSIGNED: nearest(known, virtual.centroids) == place, HALF: nearest(known, half[0]) == half[1]}
+    own = {ASSIGNED: nearest(known, virtual.centres) == place, HALF: nearest(known, half[0]) == half[1]}
     sure = {judge: np.ones(len(held), dtype=np.bool_) for judge in own}
     for judge, labels, before in _labels(study, channel, held):
         owner = _owner(before, virtual)

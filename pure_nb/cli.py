@@ -96,6 +96,8 @@ def neurons(
     if out is not None:
         write_table(table, out)
     print_table(table, rows)
+    if found.combined:
+        echo(f"Parts are clusters of: {found.combined}")
 
 
 @command("neurons", "crops")

@@ -272,11 +272,13 @@ class _Trial:
         return self._row(f"{count:,} images", _times(cost, count), 2 * own, own, batch)
 
     def _circuits(self) -> dict[str, Any]:
+        combined = self.study.combined
+
         def compute(some: Study) -> object:
             self.found = some.circuits
-            return self.found
+            return some.combined.prepared() if some.combined else self.found  # what else is clustered is told with them
 
-        return self._of_pairs(compute, 4.0 * self.lower.channels)
+        return self._of_pairs(compute, 4.0 * (sum(combined.sizes.values()) if combined else self.lower.channels))
 
     def _boxes(self) -> dict[str, Any]:
         return self._of_pairs(lambda some: some.crops.boxes, 16.0)

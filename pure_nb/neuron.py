@@ -20,6 +20,7 @@ from pure_nb.images._fitting import repeated
 from pure_nb.images.reading import readable
 from pure_nb.images.sources import as_images
 from pure_nb.judges import truth
+from pure_nb.methods.descriptions import Combined, by, clustered_of, describe_pairs
 from pure_nb.methods.stability import Stability, stability
 from pure_nb.methods.virtual import (
     Layout,
@@ -99,7 +100,9 @@ class Neuron:
 
     def layout(self, kind: Layout = "umap") -> NDArray[np.float32]:
         """float32 ``[n, 2]``: the circuits laid out in the plane."""
-        return self.study.layout_of(self.channel, self.vectors) if kind == "umap" else embed(self.vectors, kind)
+        if kind == "umap":
+            return self.study.layout_of(self.channel, self.vectors)
+        return by(self.study, embed)(clustered_of(self.study, self.channel, self.vectors), kind)
 
     def members(self, part: int | None = None, count: int | None = None) -> NDArray[np.int64]:
         """Ranks of the reference images of a virtual neuron, strongest first; of all of them for None."""
@@ -149,7 +152,7 @@ class Neuron:
         model, run, target = self.study.model, self.study.run, self.study.parameters.target
         images = repeated(model, as_images(images))
         every = np.arange(len(images)) if samples is None else np.asarray(samples, dtype=np.int64)
-        vectors = self.study.run_circuits(np.full_like(every, self.channel), every, images=images)
+        vectors = describe_pairs(self.study, np.full_like(every, self.channel), every, images)
         active: list[bool] = []
         with run.prepared(model), torch.inference_mode():
             for batch in readable(images, every.tolist(), run=run):
@@ -161,11 +164,12 @@ class Neuron:
     def stability(self) -> Stability:
         """How well its parts come again from halves of its images: :func:`pure_nb.methods.stability.stability`.
 
-        Of parts by :meth:`with_clusters`, how well its circuits make them again.
+        Of parts by :meth:`with_clusters`, how well the study's own vectors make them again.
         """
         if self.clusters is None and self.study._is_there("stability"):
             return self.study.stability[self.channel]
-        return stability(self.vectors, self.virtual.labels, seed=self.study.parameters.seed)
+        vectors = clustered_of(self.study, self.channel, self.vectors)
+        return stability(self.virtual.scaled(vectors), self.virtual.labels, seed=self.study.parameters.seed)
 
     def range(self, *, bands: int = 4, n: int = 100) -> Range:
         """What its parts do over the range of activation: see :func:`pure_nb.ranges.activation_range`."""
@@ -185,11 +189,12 @@ class Neuron:
 
 
 def cluster_channels(
-    vectors: NDArray[np.float32],
+    vectors: NDArray[np.float32] | Combined,
     active: NDArray[np.bool_],
     parameters: Parameters,
     blocks: Store | None = None,
     *,
+    split: Callable[..., VirtualNeurons] = virtual_neurons,
     run: Run = Run(progress=False),
 ) -> list[VirtualNeurons]:
     """Split channels into parts, each by the relevance vectors of the images that activate it.
@@ -197,13 +202,15 @@ def cluster_channels(
     Parameters
     ----------
     vectors
-        float32 ``[channels, n, d]``.
+        float32 ``[channels, n, d]``, or what has those of each channel.
     active
         Bool ``[channels, n]``: which of the images activate the channel.
     parameters
         Their ``n_clusters`` and ``seed``.
     blocks
         A store for finished blocks of channels, from which it goes on after a stop; none are kept by default.
+    split
+        Splits one channel, as :func:`pure_nb.methods.virtual.virtual_neurons`.
     run
         Its ``progress`` and ``client``.
 
@@ -217,12 +224,12 @@ def cluster_channels(
         # With start="unit" those that do not activate it have relevance, too.
         return (np.where(active[channel, :, None], vectors[channel], 0),)
 
-    split = partial(virtual_neurons, k=parameters.n_clusters or "auto", seed=parameters.seed)
-    return each_neuron(split, used, len(vectors), name="virtual", kept=_kept(blocks, packed, unpacked), run=run)
+    asked = partial(split, k=parameters.n_clusters or "auto", seed=parameters.seed)
+    return each_neuron(asked, used, len(vectors), name="virtual", kept=_kept(blocks, packed, unpacked), run=run)
 
 
 def lay_out(
-    vectors: NDArray[np.float32],
+    vectors: NDArray[np.float32] | Combined,
     embed: Callable[[NDArray[np.float32]], NDArray[np.float32]],
     blocks: Store | None,
     run: Run,
@@ -287,6 +294,8 @@ def neuron_table(study: Study) -> pd.DataFrame:
             row["ami"] = adjusted_mutual_info_score(study.objects[channel][known], parts.labels[known])
         rows.append(row)
     table = pd.DataFrame(rows)
+    if study.combined:
+        table.attrs["described_by"] = study.combined.weights
     table.loc[references.alive, "q"] = false_discovery_control(table.loc[references.alive, "p"])
     # Those left whole have the score 0; those come first that are nearest to being split.
     return table.sort_values(["score", "p"], ascending=[False, True], kind="stable", ignore_index=True)

@@ -27,6 +27,7 @@ Rule = Literal["gradient", "lrp"]
 Start = Literal["activation", "peak", "unit"]
 RankedBy = Literal["max", "mean"]
 Chosen = Literal["top", "quantiles"]
+DescribedBy = Literal["circuits", "combined"]
 Crop = Literal["peak", "crp", "activation"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -68,6 +69,10 @@ class Parameters:
         Where relevance starts: ``"activation"`` (everywhere), ``"peak"``, or ``"unit"``.
 
         See :func:`pure_nb.network.cut.initial_relevance`.
+    described_by
+        What parts are clusters of: ``"circuits"`` (the paper's) or, ``"combined"``, these and activations.
+
+        Each weighed by how stable its clusters are; see :mod:`pure_nb.methods.combined`.
     crop
         What crops follow: ``"peak"`` (relevance from the maximum), ``"crp"`` (from all), ``"activation"`` (cheap).
 
@@ -114,6 +119,7 @@ class Parameters:
     references: Chosen = field(default="top", metadata={"of": "neurons"})
     rule: Rule = field(default="gradient", metadata={"of": "neurons"})
     start: Start = field(default="activation", metadata={"flag": "--start", "of": "neurons"})
+    described_by: DescribedBy = field(default="circuits", metadata={"of": "neurons"})
     crop: Crop = field(default="peak", metadata={"of": "crops"})
     crop_lower: str = field(default="", metadata={"of": "crops"})
     n_clusters: int = field(default=0, metadata={"flag": "--k", "least": 0, "of": "neurons"})

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pure_nb.compute.blocks import each_neuron
 from pure_nb.errors import ArgumentError
+from pure_nb.methods.descriptions import clustered, clustered_of
 from pure_nb.methods.quantiles import shuffled
 from pure_nb.methods.stability import Stability, curve, rand_index, split_half, stability
 from pure_nb.methods.statistics import interval, mean_and_error, percentiles
@@ -95,7 +96,7 @@ def activation_range(study: Study, channels: Sequence[int] | None = None, *, ban
         raise ArgumentError(f"none of the neurons of {study.name!r} is split into parts")
     if dead := [channel for channel in channels if not study.references.alive[channel]]:
         raise ArgumentError(f"neuron {dead[0]} is dead: no image activates it, so that it has no range")
-    vectors = spread.circuits if every else [spread.circuits_of(channel) for channel in channels]
+    vectors = clustered(spread) if every else [clustered_of(spread, channel) for channel in channels]
     references = spread.references
 
     def given(place: int) -> tuple[Any, ...]:
@@ -106,7 +107,7 @@ def activation_range(study: Study, channels: Sequence[int] | None = None, *, ban
         band = (np.cumsum(some) - 1) * bands // max(1, int(some.sum()))
         below = vectors[channel if every else place], references.score[channel], np.where(new, band, -1)
         active = study.references.active[channel]
-        own = study.circuits_of(channel), study.references.score[channel], np.where(active, 0, -1)
+        own = clustered_of(study, channel), study.references.score[channel], np.where(active, 0, -1)
         return study.virtual_of(channel), own, below
 
     one = partial(_banded, bands=bands, seed=study.parameters.seed)
@@ -127,9 +128,8 @@ def _banded(parts: VirtualNeurons, top: Circuits, below: Circuits, bands: int, s
     """Rows of both tables of :class:`Range`, of one neuron."""
     from scipy.stats import binomtest  # late, see pure_nb._imports
 
-    usual = [
-        np.quantile(_away(top[0][parts.labels == part], parts.centroids[[part]]), USUAL) for part in range(parts.k)
-    ]
+    own_top = parts.scaled(top[0])
+    usual = [np.quantile(_away(own_top[parts.labels == part], parts.centres[[part]]), USUAL) for part in range(parts.k)]
     shares, rows = [], []
     for band in range(-1, bands):
         vectors, score, own = below if band >= 0 else top
@@ -138,13 +138,14 @@ def _banded(parts: VirtualNeurons, top: Circuits, below: Circuits, bands: int, s
         if not len(score):
             continue
         labels = parts.predict(vectors) if band >= 0 else parts.labels[chosen]
+        vectors = parts.scaled(vectors)
         name = {"band": TOP if band < 0 else f"{100 * band / bands:.0f}-{100 * (band + 1) / bands:.0f}%"}
         for part in range(parts.k):
             count = int((labels == part).sum())
             between = binomtest(count, len(labels)).proportion_ci(method="wilson")
             limits = {"low": between.low, "high": between.high}
             shares.append({**name, "part": part_name(part), "images": count, "share": count / len(labels), **limits})
-        unlike = float((_away(vectors, parts.centroids[labels]) > np.array(usual)[labels]).mean())
+        unlike = float((_away(vectors, parts.centres[labels]) > np.array(usual)[labels]).mean())
         row = {**name, "strongest": float(score[0]), "weakest": float(score[-1]), "images": len(score)}
         rows.append({**row, "unlike": unlike, **_agreement(vectors, labels, parts.k, seed, band < 0)})
     return [shares, rows]
@@ -187,8 +188,11 @@ def stabilities(study: Study) -> list[Stability]:
     """
 
     def compute(_: Store | None) -> tuple[Arrays, None]:
+        vectors = clustered(study)
+
         def given(channel: int) -> tuple[Any, ...]:
-            return np.asarray(study.circuits[channel]), study.virtual[channel].labels
+            parts = study.virtual[channel]
+            return parts.scaled(np.asarray(vectors[channel])), parts.labels
 
         one = partial(stability, seed=study.parameters.seed)
         found = each_neuron(one, given, len(study.virtual), name="stability", run=study.run)
@@ -250,10 +254,12 @@ def enough(
     more = study.replace(n_references=min(most, len(study.images)), references="top")
     place = shuffled(np.arange(len(study.images)), study.parameters.seed).argsort().argsort() / len(study.images)
 
+    vectors = clustered(more)
+
     def given(row: int) -> tuple[Any, ...]:
         channel, sample = channels[row], more.references.sample[channels[row]]
         active = more.references.active[channel]
-        return study.virtual[channel], np.asarray(more.circuits[channel])[active], place[sample[active]]
+        return study.virtual[channel], np.asarray(vectors[channel])[active], place[sample[active]]
 
     one = partial(_steps, n=tuple(n), images=tuple(images), own=own, seed=study.parameters.seed)
     found = each_neuron(one, given, len(channels), name="stability", run=study.run)
@@ -283,6 +289,6 @@ def _steps(
     for share in sorted({*images, 1.0}):
         within = place < share
         sizes = sorted({*n, own}) if share == 1 else [own]
-        for step in curve(vectors[within], labels[within], parts.k, sizes, seed=seed):
+        for step in curve(parts.scaled(vectors)[within], labels[within], parts.k, sizes, seed=seed):
             rows.append({**step._asdict(), "images": share})
     return rows

@@ -10,7 +10,6 @@ import hashlib
 import html
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,14 +21,14 @@ from torch import nn
 
 from pure_nb import _batches
 from pure_nb._keeping import replaced
-from pure_nb._lacking import lacks
+from pure_nb._lacking import described, lacks
 from pure_nb.ablating import ablate
 from pure_nb.classes import Classes
-from pure_nb.compute.results import ASKED, FORMAT, Results
+from pure_nb.compute.results import ASKED, FORMAT, Results, as_before
 from pure_nb.compute.store import Arrays, New, Store, store_folder
 from pure_nb.compute.sweep import accepted, noted, sweep
 from pure_nb.crops import Crops, misfit
-from pure_nb.errors import ArgumentError, PureError, StudyError, StudyWarning
+from pure_nb.errors import ArgumentError, StudyError, StudyWarning
 from pure_nb.estimating import estimate
 from pure_nb.images._fitting import repeated
 from pure_nb.images.data import Images
@@ -37,9 +36,11 @@ from pure_nb.images.reading import Unreadable
 from pure_nb.images.sources import as_images
 from pure_nb.judges import truth
 from pure_nb.methods.circuits import circuits
+from pure_nb.methods.combined import COMBINED
+from pure_nb.methods.descriptions import Combined, by, clustered, clustered_of
 from pure_nb.methods.quantiles import accumulator
 from pure_nb.methods.references import References, TopReferences
-from pure_nb.methods.virtual import VirtualNeurons, embed, packed, unpacked
+from pure_nb.methods.virtual import VirtualNeurons, embed, packed, unpacked, virtual_neurons
 from pure_nb.network import models
 from pure_nb.network.dictionary import resolved
 from pure_nb.network.layers import nearest_below
@@ -53,24 +54,6 @@ from pure_nb.searching import alike, search
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def _described(study: Study) -> str:
-    """What a study is, what is asked, what is known and how it runs: a line each."""
-    p, run, known = study.parameters, study.run, "?"
-    if "fingerprint" in vars(study.images) and "_weights" in vars(study):  # it must take no time
-        with suppress(PureError):
-            known = ", ".join(study.known()) or "nothing yet"
-    parts = f"k = {p.n_clusters}" if p.n_clusters else "as many parts as are clear"
-    lines = [
-        f"Study {study.name!r}: the channels of {p.target!r} in {type(study.model).__name__}",
-        f"images: {len(study.images):,} of {study.images.name!r}",
-        f"asked: {p.n_references} references by {p.ranked_by}, circuits from {p.lower!r} by {p.rule}, {parts}",
-        f"known: {known}; {f'kept in {study.store.folder}' if study.store else 'kept nowhere'}",
-        f"runs: on {run.device}, {run.batch_size} images at a time",
-        *([f"of one run: {study.unsteady}"] if "shapes" in vars(study) and study.unsteady else []),
-    ]
-    return "\n".join(lines)
 
 
 def _boxes(study: Study) -> NDArray[np.int32]:
@@ -168,7 +151,7 @@ class Study:
         study.shapes  # noqa: B018  the layers are checked here, not after hours
         return study
 
-    __repr__ = _described
+    __repr__ = described
     lacks = lacks
     replace = replaced
     estimate = estimate
@@ -278,6 +261,11 @@ class Study:
         return accepted(self._found[1], self.run)
 
     @cached_property
+    def combined(self) -> Combined | None:
+        """What parts are clusters of, if not of circuits alone; its ``weights`` say what each description counts."""
+        return Combined(self) if self.parameters.described_by == COMBINED else None
+
+    @cached_property
     def circuits(self) -> NDArray[np.float32]:
         """Relevance vectors of all references, float32 ``[channels, n, lower channels]``; mapped from the store."""
 
@@ -301,8 +289,8 @@ class Study:
         self.require_channel(channel)
         if self._is_there("virtual"):
             return self.virtual[channel]
-        own = self.circuits_of(channel) if vectors is None else vectors
-        return cluster_channels(own[None], self.references.active[[channel]], self.parameters)[0]
+        own, active = clustered_of(self, channel, vectors), self.references.active[[channel]]
+        return cluster_channels(own[None], active, self.parameters, split=by(self, virtual_neurons))[0]
 
     def _is_there(self, step: str) -> bool:
         """Whether a step was computed before."""
@@ -315,9 +303,8 @@ class Study:
         """The virtual neurons of every channel."""
 
         def compute(blocks: Store | None) -> tuple[Arrays, Any]:
-            return packed(
-                cluster_channels(self.circuits, self.references.active, self.parameters, blocks, run=self.run)
-            )
+            how: dict[str, Any] = {"split": by(self, virtual_neurons), "blocks": blocks, "run": self.run}
+            return packed(cluster_channels(clustered(self), self.references.active, self.parameters, **how))
 
         return unpacked(*self.results.arrays("virtual", self.key("virtual"), compute))
 
@@ -354,8 +341,8 @@ class Study:
         """The circuits of all channels laid out in the plane by UMAP, float32 ``[channels, n, 2]``."""
 
         def compute(blocks: Store | None) -> tuple[Arrays, None]:
-            seeded = partial(embed, seed=self.parameters.seed)
-            return {"points": lay_out(self.circuits, seeded, blocks, self.run)}, None
+            seeded = partial(by(self, embed), seed=self.parameters.seed)
+            return {"points": lay_out(clustered(self), seeded, blocks, self.run)}, None
 
         return self.results.arrays("layouts", self.key("layouts"), compute)[0]["points"]
 
@@ -364,7 +351,7 @@ class Study:
         self.require_channel(channel)
         if self._is_there("layouts"):
             return self.layouts[channel]
-        return embed(self.circuits_of(channel) if vectors is None else vectors, seed=self.parameters.seed)
+        return by(self, embed)(clustered_of(self, channel, vectors), seed=self.parameters.seed)
 
     @cached_property
     def neurons(self) -> pd.DataFrame:
@@ -375,7 +362,8 @@ class Study:
         ``q <= 0.05`` one in twenty is expected to be a single heap; ``sizes`` of the parts; ``strongest`` activation;
         ``meanings`` as :meth:`pure_nb.neuron.Neuron.meanings` gives them; and where the objects are known, the
         agreement ``ami`` of the parts with them; ``stability`` of the neuron and of its parts, in ``stabilities``, see
-        :mod:`pure_nb.methods.stability`. Dead channels come last.
+        :mod:`pure_nb.methods.stability`. Dead channels come last. Where parts are clusters of several descriptions,
+        ``attrs["described_by"]`` has their weights.
         """
         found = self.results.table("neurons", self.key("neurons"), lambda _: neuron_table(self))
         own = [self.stability[channel] for channel in found["channel"]]
@@ -437,7 +425,7 @@ class Study:
             found |= {"references": self.parameters.references, "seed": self.parameters.seed}
         if "n_references" in found and step != "references":
             found["references"] = self.ranked
-        return {"step": step, "format": FORMAT[step], **self.identity, **found}
+        return {"step": step, "format": FORMAT[step], **self.identity, **as_before(found)}
 
     @cached_property
     def ranked(self) -> str:

@@ -503,6 +503,7 @@ ALWAYS = {
     "lower activation",
     "NMF",
     "sparse codes",
+    "combined",
     RANDOM,
     "oracle: PURE",
     "oracle: PURE close",

@@ -10,6 +10,7 @@ from small import Items, noise, plain
 
 from pure_nb.errors import StudyWarning
 from pure_nb.judges.embedders import pixels
+from pure_nb.methods.combined import COMBINED
 from pure_nb.methods.descriptions import LRP, OWN, PURE, RANDOM, descriptions, fitting, parts_by
 from pure_nb.methods.virtual import kmeans
 from pure_nb.study import Study
@@ -26,9 +27,10 @@ def test_every_description_neuron_by_neuron(tmp_path: Path) -> None:
     assert study.store is not None
     assert not [entry for entry in study.store.results() if entry.name == "circuits"]
     simple = ["activation", "activation at maximum", "lower activation", "lower activation at maximum"]
-    assert list(found) == [OWN, PURE, LRP, *simple, "pixels"] == [one.name for one in found.values()]
+    assert list(found) == [OWN, PURE, LRP, *simple, COMBINED, "pixels"] == [one.name for one in found.values()]
     expected = {OWN: study.circuits, PURE: study.circuits, LRP: study.replace(rule="lrp").circuits}
     expected |= study.activation_vectors | {"pixels": study.crops.embeddings(pixels(4))}
+    del found[COMBINED]  # of which tests/test_combined.py tells
     for name, one in found.items():
         np.testing.assert_array_equal(one.vectors(), expected[name])
         np.testing.assert_array_equal(one.of(2), expected[name][2])

@@ -240,7 +240,9 @@ def test_a_corrupt_file_is_computed_again(tmp_path: Path, step: str) -> None:
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("change", [{"n_references": 5}, {"ranked_by": "mean"}, {"references": "quantiles"}, {"target": "5"}])
+@pytest.mark.parametrize(
+    "change", [{"n_references": 5}, {"ranked_by": "mean"}, {"references": "quantiles"}, {"target": "5"}]
+)
 def test_another_pass_for_other_references(tmp_path: Path, change: dict[str, Any]) -> None:
     mine(tmp_path).neurons  # noqa: B018
     with pytest.raises(ModelError, match="the network ran"):
@@ -567,8 +569,8 @@ def test_missing_study_file(tmp_path: Path) -> None:
         (
             "n_references = 8",
             "m = 8",
-            "there is no parameter 'm'; there are target, lower, n_references, ranked_by, references, rule, start, crop, "
-            "crop_lower, n_clusters, seed",
+            "there is no parameter 'm'; there are target, lower, n_references, ranked_by, references, rule, start, "
+            "described_by, crop, crop_lower, n_clusters, seed",
         ),
         ("n_references = 8", "n_references = 1", "n_references must be a whole number and at least 2, got 1"),
         ("n_clusters = 2", "n_clusters = -1", "n_clusters must be a whole number and at least 0, got -1"),

@@ -19,12 +19,12 @@ from pure_nb.errors import ArgumentError, ImageError
 from pure_nb.glyphs import SIZE, GlyphScenes
 from pure_nb.images.data import Images
 from pure_nb.judges.truth import (
-    _cells_under,
     activation_vectors,
     agreement,
     objects_at_maxima,
     shares,
 )
+from pure_nb.methods.combined import cells_under
 from pure_nb.methods.references import References, TopReferences
 from pure_nb.methods.statistics import interval, summary
 from pure_nb.parameters import Run
@@ -85,10 +85,10 @@ def around(position: int) -> list[int]:
 
 
 def test_cells_under_a_coarser_grid() -> None:
-    cells = _cells_under((2, 2), (4, 4))
+    cells = cells_under((2, 2), (4, 4))
     assert cells[0].tolist() == [4 * y + x for y in range(3) for x in range(3)]
     assert cells[3].tolist() == [4 * y + x for y in range(1, 4) for x in range(1, 4)]
-    assert _cells_under((), (4, 4)).tolist() == [slice(None)]
+    assert cells_under((), (4, 4)) == [slice(None)]
 
 
 @pytest.mark.parametrize(("target", "lower", "model"), [("4", "2", plain()), ("second", "first", Tokens().eval())])

@@ -15,7 +15,8 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from pure_nb.errors import ArgumentError
-from pure_nb.methods.virtual import VirtualNeurons, _nearest, embed, kmeans, part_name, virtual_neurons
+from pure_nb.methods._umap import neighbours
+from pure_nb.methods.virtual import UMAP_NEIGHBOURS, VirtualNeurons, embed, kmeans, part_name, virtual_neurons
 
 
 def blobs(count: int, size: int = 25, apart: float = 8.0, dimensions: int = 12, seed: int = 0) -> tuple[Any, Any]:
@@ -220,7 +221,7 @@ def test_embedding_leaves_the_number_of_threads_alone(method: str) -> None:
 @pytest.mark.parametrize("size", [2, 64, 512])
 def test_neighbours_are_those_of_all_differences(size: int) -> None:
     vectors = np.random.default_rng(size).standard_normal((60, size)) / size**0.5
-    neighbour, distance = _nearest(vectors)
+    neighbour, distance = neighbours(vectors, UMAP_NEIGHBOURS)
     expected = np.sqrt(((vectors[:, None] - vectors) ** 2).sum(axis=-1))
     order = np.argsort(expected, axis=1, kind="stable")[:, : neighbour.shape[1]]
     np.testing.assert_array_equal(neighbour, order)

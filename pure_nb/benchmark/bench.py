@@ -25,6 +25,7 @@ from pure_nb.benchmark.scoring import FEW, SCORES, agreements, matched, part_cor
 from pure_nb.benchmark.tasks import Task
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.blocks import each_neuron
+from pure_nb.compute.results import as_before
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, StudyError, StudyWarning
 from pure_nb.images.reading import readable
@@ -168,7 +169,7 @@ def _load_or_compute(task: Task, contestant: Contestant, choose: bool, seed: int
     clusterer: Any = contestant.clusterer
     study = task.study
     key: dict[str, object] = {"step": "bench", "format": FORMAT, "choose": choose, "seed": seed}
-    key |= {"study": study.identity, "parameters": asdict(study.parameters), "references": study.ranked}
+    key |= {"study": study.identity, "parameters": as_before(asdict(study.parameters)), "references": study.ranked}
     key["truth"] = hashlib.sha256(task.truth.tobytes()).hexdigest()
     where = clusterer.__module__.rpartition(".")[2], clusterer.__qualname__
     key["contestant"] = [contestant.name, contestant.fingerprint, *where]

@@ -32,6 +32,7 @@ from pure_nb.benchmark.sparse import autoencoders
 from pure_nb.benchmark.tasks import Task
 from pure_nb.compute.blocks import each, each_neuron
 from pure_nb.errors import ModelError, PureError, StudyError, StudyWarning
+from pure_nb.methods.combined import COMBINED
 from pure_nb.methods.descriptions import LRP, PURE, RANDOM, Description, fitting
 from pure_nb.methods.ownership import RHOS, SHARED, Assignment
 from pure_nb.methods.splitting import Split, part_activations
@@ -365,7 +366,7 @@ def contestants(task: Task, embedders: Sequence[Embedder] = (), only: Sequence[s
         "sparse codes": sparse_codes,
         RANDOM: random_parts,
         **oracles,
-        **{name: answers[name] for name in ("activation at maximum", LRP) if name in answers},
+        **{name: answers[name] for name in ("activation at maximum", COMBINED, LRP) if name in answers},
         **autoencoders(only),
     }
     own = task.study.parameters

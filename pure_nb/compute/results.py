@@ -36,6 +36,8 @@ FORMAT = {
     "ratios": 2,
     "through": 1,
     "stability": 1,
+    "peaks": 1,
+    "weights": 1,
 }
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
 
@@ -43,18 +45,35 @@ FORMAT = {
 ASKED: dict[str, tuple[str, ...]] = {
     "references": ("target", "n_references", "ranked_by"),
     "circuits": ("target", "lower", "n_references", "ranked_by", "rule", "start"),
-    "virtual": ("target", "lower", "n_references", "ranked_by", "rule", "start", "n_clusters", "seed"),
-    "layouts": ("target", "lower", "n_references", "ranked_by", "rule", "start", "seed"),
-    "neurons": ("target", "lower", "n_references", "ranked_by", "rule", "start", "n_clusters", "seed"),
+    "virtual": ("target", "lower", "n_references", "ranked_by", "rule", "start", "described_by", "n_clusters", "seed"),
+    "layouts": ("target", "lower", "n_references", "ranked_by", "rule", "start", "described_by", "seed"),
+    "neurons": ("target", "lower", "n_references", "ranked_by", "rule", "start", "described_by", "n_clusters", "seed"),
+    "peaks": ("target", "lower", "n_references", "ranked_by"),
+    "weights": ("target", "lower", "n_references", "ranked_by", "rule", "start", "seed"),
     "labels": (),
     "classes": ("target", "lower", "seed"),
     "boxes": ("target", "n_references", "ranked_by", "crop", "crop_lower"),
     "activations": ("target", "lower", "n_references", "ranked_by"),
     "objects": ("target", "n_references", "ranked_by"),
-    "stability": ("target", "lower", "n_references", "ranked_by", "rule", "start", "n_clusters", "seed"),
+    "stability": (
+        "target",
+        "lower",
+        "n_references",
+        "ranked_by",
+        "rule",
+        "start",
+        "described_by",
+        "n_clusters",
+        "seed",
+    ),
     "concepts": ("target", "seed"),
 }
 """The parameters that a step depends on."""
+
+
+def as_before(asked: Mapping[str, object]) -> dict[str, object]:
+    """Parameters without that of which there was none once, if it is as it was then: so that results are found."""
+    return {name: value for name, value in asked.items() if (name, value) != ("described_by", "circuits")}
 
 
 def outdated(key: Mapping[str, object]) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pure_nb.compute.blocks import by_image, grouped
 from pure_nb.images.data import Images, Truth
 from pure_nb.images.reading import readable
+from pure_nb.methods.combined import cells_under
 from pure_nb.methods.descriptions import parts_by
 from pure_nb.methods.references import References
 from pure_nb.methods.virtual import on_one_thread
@@ -134,32 +135,14 @@ def _described(
         for batch in readable(images, samples.tolist(), run=run):
             outputs = activations(model, batch.images.to(run.local_device), list(layers))
             below, top = (outputs[layer] for layer in layers)
-            under = _cells_under(grid, tuple(below.shape[2:]) if below.ndim == 4 else ())
+            under = cells_under(grid, tuple(below.shape[2:]) if below.ndim == 4 else ())
             for high, low in zip(flatten_positions(top), flatten_positions(below)):
                 places = position[next(wanted)]
-                near = torch.stack([low[:, cells].mean(dim=1) for cells in under[places]])
+                near = torch.stack([low[:, under[place]].mean(dim=1) for place in places])
                 means = [mean.expand(len(places), -1) for mean in (high.clamp(min=0).mean(dim=1), low.mean(dim=1))]
                 for name, rows in zip(DESCRIPTIONS, (means[0], high[:, places].T, means[1], near)):
                     found[name].append(rows.float().cpu())
     return {name: torch.cat(rows).numpy() for name, rows in found.items()}
-
-
-def _cells_under(grid: tuple[int, ...], lower: tuple[int, ...]) -> NDArray[Any]:
-    """For each position of a grid those of a lower one that are under it, and their neighbours: int64 lists.
-
-    All of them where one of the two grids has no height and width.
-    """
-    found = np.empty(max(1, int(np.prod(grid))), dtype=object)
-    for position in range(len(found)):
-        found[position] = slice(None)
-        if len(grid) == len(lower) == 2:
-            centre = (np.array(divmod(position, grid[1])) + 0.5) * lower / np.array(grid)
-            first, last = np.floor(centre - 1.001), np.floor(centre + 1.001)
-            rows, columns = (
-                np.arange(max(0, first[axis]), min(lower[axis], last[axis] + 1), dtype=np.int64) for axis in (0, 1)
-            )
-            found[position] = (rows[:, None] * lower[1] + columns).ravel()
-    return found
 
 
 def scores(truth: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:

@@ -233,7 +233,8 @@ class SparseAutoencoder(nn.Module):
     def report(self, rows: Float[NDArray[np.floating], "n channels"]) -> DictionaryFit:
         """How well it explains activations ``[n, channels]``, a batch at a time."""
         rest, active, used = 0.0, 0, torch.zeros(len(self.encoder), dtype=torch.bool)
-        for part in torch.from_numpy(np.ascontiguousarray(rows)).to(self.decoder).split(4096):
+        every = torch.from_numpy(np.ascontiguousarray(rows)).to(self.decoder)
+        for part in every.split(4096):  # type: ignore[no-untyped-call]
             codes = self.encode(part)
             rest += float(((part - self.decode(codes)).double() ** 2).sum())
             active += int((codes > 0).sum())
@@ -244,7 +245,8 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def _set_threshold(self, rows: Float[Tensor, "n channels"], batch_size: int) -> None:
         """The mean over batches of the smallest feature that is kept."""
-        kept = [self.chosen(self.before(batch)) for batch in rows.split(batch_size) if len(batch) == batch_size]
+        batches = [batch for batch in rows.split(batch_size) if len(batch) == batch_size]  # type: ignore[no-untyped-call]
+        kept = [self.chosen(self.before(batch)) for batch in batches]
         least = [codes[codes > 0].min() for codes in kept if (codes > 0).any()]
         if self.kind == "BatchTopK" and least:
             self.threshold.copy_(torch.stack(least).mean())
@@ -270,7 +272,7 @@ class _Training:
         nn.utils.clip_grad_norm_(made.parameters(), 1.0)
         self.optimiser.step()
         with torch.no_grad():
-            made.decoder /= made.decoder.norm(dim=1, keepdim=True)
+            made.decoder.div_(made.decoder.norm(dim=1, keepdim=True))
             self.silent = torch.where((codes > 0).any(dim=0), 0, self.silent + len(batch))
 
 
@@ -330,7 +332,7 @@ def sample_positions(
         unique, first = np.unique(sample, return_index=True)
         places, found = dict(zip(unique.tolist(), np.split(place, first[1:]))), []
         for batch in batches(images, [*places], run=run):
-            accepted(batch.unreadable, run)
+            accepted([*batch.unreadable], run)
             if len(batch.samples):
                 outputs = activations(model, batch.images.to(run.local_device), [layer])[layer]
                 own = zip(batch.samples.tolist(), flatten_positions(outputs))

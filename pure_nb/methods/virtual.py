@@ -23,6 +23,7 @@ from threadpoolctl import ThreadpoolController
 from pure_nb._memory import keep_memory
 from pure_nb.errors import ArgumentError
 from pure_nb.methods._shapes import Bool, Float, Int
+from pure_nb.methods._umap import compiled_umap, neighbours
 from pure_nb.methods.null import DRAWS, clearest
 
 Vectors = NDArray[np.floating[Any]]
@@ -56,6 +57,8 @@ class VirtualNeurons:
         that have all that the vectors have but separate heaps, see :func:`pure_nb.methods.null.clearest`.
     p
         How probable it is that such a draw is as clear.
+    means, scale
+        By several descriptions: float32 ``[k, D]`` and ``[D]``, see :func:`pure_nb.methods.combined.weighed`; or None.
 
     Examples
     --------
@@ -69,6 +72,8 @@ class VirtualNeurons:
     silhouette: float
     silhouette_gain: float
     p: float
+    means: Float[NDArray[np.float32], "k D"] | None = None
+    scale: Float[NDArray[np.float32], " D"] | None = None
 
     @property
     def k(self) -> int:
@@ -101,13 +106,21 @@ class VirtualNeurons:
         Parameters
         ----------
         vectors
-            float ``[m, d]``: relevance vectors of the same channel, from :func:`pure_nb.methods.circuits.circuits`.
-            Those of zeros, of images that do not activate the neuron, belong to none: -1.
+            float ``[m, d]``, from :func:`pure_nb.methods.descriptions.describe_pairs`; zeros belong to no part, -1.
         """
-        vectors = np.asarray(vectors)
-        if vectors.ndim != 2 or vectors.shape[1] != self.centroids.shape[1]:
-            raise ArgumentError(f"expected vectors of shape [m, {self.centroids.shape[1]}], got {list(vectors.shape)}")
-        return np.where(vectors.any(axis=1), nearest(vectors, self.centroids), -1)
+        vectors, d = np.asarray(vectors), self.centres.shape[1]
+        if vectors.ndim != 2 or vectors.shape[1] != d:
+            raise ArgumentError(f"expected vectors of shape [m, {d}], got {list(vectors.shape)}")
+        return np.where(vectors.any(axis=1), nearest(self.scaled(vectors), self.centres), -1)
+
+    @property
+    def centres(self) -> Float[NDArray[np.float32], "k d"]:
+        """What :meth:`scaled` vectors are nearest to: the mean circuits, or of several descriptions their means."""
+        return self.centroids if self.means is None or self.scale is None else self.means * self.scale
+
+    def scaled(self, vectors: Float[Vectors, "m d"]) -> Float[Vectors, "m d"]:
+        """Vectors as they are compared: each of several descriptions counts what it weighs."""
+        return vectors if self.scale is None else vectors * self.scale
 
 
 def nearest(
@@ -342,15 +355,18 @@ def packed(parts: Sequence[VirtualNeurons]) -> tuple[dict[str, NDArray[Any]], li
         "centroids": np.concatenate([part.centroids for part in parts]),
         "scores": np.array([[part.silhouette, part.silhouette_gain, part.p] for part in parts]),
     }
+    for name in ("means", "scale") if parts[0].means is not None else ():
+        arrays[name] = np.concatenate([np.atleast_2d(getattr(part, name)) for part in parts])
     return arrays, [[int(end) - size, size] for end, size in zip(np.cumsum(sizes), sizes)]
 
 
 def unpacked(arrays: dict[str, NDArray[Any]], note: list[list[int]]) -> list[VirtualNeurons]:
     """The inverse of :func:`packed`."""
-    return [
-        VirtualNeurons(labels, arrays["centroids"][start : start + k], *scores.tolist())
-        for labels, scores, (start, k) in zip(arrays["labels"], arrays["scores"], note)
-    ]
+    found, means = [], arrays.get("means")
+    for row, (start, k) in enumerate(note):
+        own = (arrays["labels"][row], arrays["centroids"][start : start + k], *arrays["scores"][row].tolist())
+        found.append(VirtualNeurons(*own, *(() if means is None else (means[start : start + k], arrays["scale"][row]))))
+    return found
 
 
 def embed(
@@ -382,12 +398,16 @@ def embed(
         parts = min(2, *vectors.shape)
         flat = PCA(parts, svd_solver="full").fit_transform(vectors)
         return np.pad(flat, ((0, 0), (0, 2 - parts))).astype(np.float32)
-    umap = _umap()
+    umap = compiled_umap()
     torch = sys.modules.get("torch")  # a process that lays out alone does without
     threads = torch.get_num_threads() if torch else 0
     try:
         reducer = umap(
-            UMAP_NEIGHBOURS, min_dist=0.3, random_state=seed, n_jobs=1, precomputed_knn=(*_nearest(vectors), None)
+            UMAP_NEIGHBOURS,
+            min_dist=0.3,
+            random_state=seed,
+            n_jobs=1,
+            precomputed_knn=(*neighbours(vectors, UMAP_NEIGHBOURS), None),
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"precomputed_knn\[2\]")  # new points can't be laid out, and none are
@@ -395,29 +415,6 @@ def embed(
     finally:  # numba, which UMAP runs on, gives torch as many as there are cores, whatever it had
         if torch:
             torch.set_num_threads(threads)
-
-
-@cache
-def _umap() -> Any:
-    """UMAP, of which what takes longest to compile is compiled once for all processes, as the rest of it is."""
-    from umap import UMAP, umap_  # compiles for seconds when imported, so only where it is used
-
-    for slow in (umap_.smooth_knn_dist, umap_.compute_membership_strengths):
-        slow.enable_caching()
-    return UMAP
-
-
-def _nearest(vectors: Vectors) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The nearest vectors of each, itself first, and their distances, as UMAP finds them.
-
-    UMAP would compile its own search first, for seven seconds. The tree takes differences, so that each vector is at
-    distance 0 of itself, by which UMAP knows it; a matrix product would round.
-    """
-    from sklearn.neighbors import NearestNeighbors  # late, see pure_nb._imports
-
-    tree = NearestNeighbors(n_neighbors=UMAP_NEIGHBOURS, algorithm="ball_tree").fit(vectors)
-    distance, neighbour = tree.kneighbors(vectors)
-    return neighbour, distance.astype(np.float32)
 
 
 def _checked(vectors: Vectors) -> Vectors:

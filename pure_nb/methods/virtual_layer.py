@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from pure_nb.errors import ArgumentError, require_choice
 from pure_nb.methods._shapes import Float, Int
 from pure_nb.methods.circuits import cuts, normalised, summed
+from pure_nb.methods.combined import at_maximum
 from pure_nb.methods.virtual import VirtualNeurons, nearest, part_name
+from pure_nb.network.cut import Cut
 from pure_nb.network.layers import channel_axis
 from pure_nb.parameters import Rule, Start
 
@@ -45,7 +47,7 @@ class VirtualLayer(nn.Module):
         How their circuits were computed; see :func:`pure_nb.methods.circuits.propagate`.
     assign
         ``"nearest"``: one virtual neuron of a channel has its activation, as in PURE; ``"mixture"``: each has its
-        share, see :func:`mixture`.
+        share, see :func:`mixture`, by circuits alone also where the parts are by several descriptions.
 
     Attributes
     ----------
@@ -53,6 +55,8 @@ class VirtualLayer(nn.Module):
         Buffers, int64 ``[V]``: the channel of each virtual neuron, and its number among the channel's.
     centroids
         Buffer, float32 ``[V, d]``: their mean circuits.
+    means, scale
+        Buffers, float32 ``[V, D]``: those of the virtual neurons by several descriptions; None for circuits alone.
     names
         ``"17A"`` for the largest virtual neuron of channel 17, then ``"17B"`` ...
 
@@ -70,6 +74,8 @@ class VirtualLayer(nn.Module):
     channel: Int[Tensor, " v"]
     part: Int[Tensor, " v"]
     centroids: Float[Tensor, "v lower"]
+    means: Float[Tensor, "v d"] | None
+    scale: Float[Tensor, "v d"] | None
 
     def __init__(
         self,
@@ -96,6 +102,16 @@ class VirtualLayer(nn.Module):
         self.register_buffer("part", torch.tensor([part for _, part in both]))
         centroids = np.concatenate([one.centroids for one in parts.values()])
         self.register_buffer("centroids", torch.from_numpy(centroids))
+        several = [one for one in parts.values() if one.means is not None and one.scale is not None]
+        if several and len(several) < len(parts):
+            raise ArgumentError(
+                f"expected virtual neurons by the same descriptions, got {len(several)} of {len(parts)} channels with "
+                "several; take all from studies with the same described_by"
+            )
+        means = [torch.from_numpy(np.asarray(one.means)) for one in several]
+        scale = [torch.from_numpy(np.asarray(one.scale)).expand(one.k, -1) for one in several]
+        self.register_buffer("means", torch.cat(means) if several else None)
+        self.register_buffer("scale", torch.cat(scale) if several else None)
         self.names = tuple(f"{channel}{part_name(part)}" for channel, part in both)
 
     @classmethod
@@ -135,15 +151,37 @@ class VirtualLayer(nn.Module):
 
     def _shared(self, images: Tensor) -> tuple[NDArray[np.float64], Tensor]:
         """The shares, and the target's activations."""
-        owner, centroids = self.channel.cpu().numpy(), self.centroids.cpu().numpy()
+        owner = self.channel.cpu().numpy()
         found, wanted = np.zeros((len(images), len(owner))), np.unique(owner)
         with cuts(self.model, images[:1].detach(), self.target, self.lower, self.rule) as cut_at:
             cut = cut_at(images.detach())
             for channel in wanted:
-                relevance = cut.relevance(np.full(len(images), channel), self.start, last=channel == wanted[-1])
+                vectors = self._vectors(cut, np.full(len(images), channel), last=channel == wanted[-1])
                 members = np.flatnonzero(owner == channel)
-                found[:, members] = shares_of(normalised(summed(relevance)), centroids[members], self.assign)
+                found[:, members] = self._shares(vectors, members)
         return found, cut.top.detach()
+
+    def _vectors(self, cut: Cut, channel: NDArray[np.int64], *, last: bool) -> NDArray[np.float32]:
+        """What an image is assigned by: its circuit, or with several descriptions all of them, as they are."""
+        several = self.means is not None and self.assign == "nearest"
+        starts: tuple[Start, ...] = (self.start, "peak") if several and self.start != "peak" else (self.start,)
+        found = []
+        for number, start in enumerate(starts, 1):
+            found.append(normalised(summed(cut.relevance(channel, start, last=last and number == len(starts)))))
+        if several:
+            found.append(
+                torch.cat(list(at_maximum(cut.top.detach(), cut.leaf.detach(), channel[:, None]))).cpu().numpy()
+            )
+        return np.concatenate(found, axis=1)
+
+    def _shares(
+        self, vectors: Float[NDArray[np.float32], "b d"], members: Int[NDArray[np.int64], " k"]
+    ) -> Float[NDArray[np.float64], "b k"]:
+        """What each virtual neuron of a channel gets of its activation, given what describes the images."""
+        if self.assign == "mixture" or self.means is None or self.scale is None:
+            return shares_of(vectors, self.centroids.cpu().numpy()[members], self.assign)
+        scale = self.scale.cpu().numpy()[members]
+        return shares_of(vectors * scale[0], self.means.cpu().numpy()[members] * scale, self.assign)
 
 
 def shares_of(

@@ -18,11 +18,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pure_nb.compute.results import ASKED, outdated
+from pure_nb.compute.results import ASKED, as_before, outdated
 from pure_nb.errors import LayerError, StudyError
 from pure_nb.figures.colours import part_colour
 from pure_nb.images.labels import display_names
 from pure_nb.judges.truth import scores
+from pure_nb.methods.combined import COMBINED
 from pure_nb.methods.descriptions import LRP, OWN, Description, descriptions
 from pure_nb.methods.stability import stability
 from pure_nb.methods.virtual import CHOICES, WHOLE, Vectors, embed, kmeans_some, part_name
@@ -116,7 +117,7 @@ class Atlas:
     @cached_property
     def identity(self) -> str:
         """Stands for the study."""
-        return digest([asdict(self.study.parameters), self.study.identity])
+        return digest([as_before(asdict(self.study.parameters)), self.study.identity])
 
     @cached_property
     def key(self) -> str:
@@ -135,7 +136,8 @@ class Atlas:
     def described(self) -> dict[str, Description]:
         """The descriptions by which each method splits a neuron into parts."""
         given = descriptions(self.study)
-        return {name: given[SHOWN[name]] for name in self.methods}
+        shown = SHOWN | ({METHODS[0]: COMBINED} if self.study.combined else {})
+        return {name: given[shown[name]] for name in self.methods}
 
     @cached_property
     def names(self) -> pd.Series[str] | None:

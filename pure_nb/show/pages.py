@@ -78,6 +78,7 @@ def write_pages(
         Which neurons the lower channels carry.
     """
     study, templates = made.study, templates_of(made, home, above)
+    templates.globals["described"] = str(study.combined or "")
     templates.globals["credits"] = credits = _credits(made, channels)
     table = study.neurons[study.neurons["channel"].isin(channels)]
     rows = {int(row["channel"]): row for row in table.to_dict("records")}

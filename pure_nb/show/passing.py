@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.results import FORMAT
 from pure_nb.compute.store import Arrays, Store
+from pure_nb.methods.descriptions import describe_pairs
 from pure_nb.methods.virtual import part_name
 from pure_nb.show.facts import Atlas, Part
 from pure_nb.study import Study
@@ -120,7 +121,7 @@ def _labels(below: Study, channel: NDArray[np.int64], sample: NDArray[np.int64],
         found[number] = below.virtual[pairs[number, 0]].labels[matches[number].argmax()]
     new = np.flatnonzero(~known)
     if len(new) and ask:
-        vectors = below.run_circuits(pairs[new, 0], pairs[new, 1])
+        vectors = describe_pairs(below, pairs[new, 0], pairs[new, 1])
         for number, own in zip(new, vectors):
             found[number] = below.virtual[pairs[number, 0]].predict(own[None])[0]
     return found[place.ravel()]
