@@ -44,6 +44,10 @@ from pure_nb.network.shapes import LayerShape, require, survey
 from pure_nb.neuron import Neuron, cluster_channels, lay_out, neuron_table
 from pure_nb.notes import Notes
 from pure_nb.parameters import AUTO, NEAREST, RUN, Parameters, Run, check_name, checked, renamed
+from pure_nb.reasons.explaining import Explanation as Explanation
+from pure_nb.reasons.explaining import explain
+from pure_nb.reasons.graph import Graph as Graph
+from pure_nb.reasons.graph import graph
 from pure_nb.scores import scores
 from pure_nb.searching import alike, search
 
@@ -169,6 +173,8 @@ class Study:
     notes = cached_property(Notes)
     search = search
     alike = alike
+    explain = explain
+    graph = graph
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"

@@ -1,0 +1,248 @@
+"""Relevance of an output at layers below it, channel by channel, and the part that each channel stands for in an image.
+
+A batch of images goes through the network once. One backward pass brings the relevance of the outputs to all the
+layers. The channels that carry most are then taken one by one, all at once for the machine: from each goes a backward
+pass to the lower layer, which tells its part by its circuit, and one to the next layer, which tells where its
+relevance comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
+from pure_nb.methods.circuits import cuts, normalised
+from pure_nb.network.cut import initial_relevance
+from pure_nb.network.layers import OUTPUT, activations, channel_axis, flatten_positions
+from pure_nb.parameters import Rule
+from pure_nb.reasons.parts import Parts
+
+MOST_NUMBERS = 2**24
+"""Numbers at a lower layer that are propagated at once: 64 MB, and a few times that on the way."""
+
+
+class Start(NamedTuple):
+    """The outputs to explain, in each image: a number, None is the largest; and one that is taken off, if any."""
+
+    output: int | None = None
+    against: int | None = None
+
+
+class Layer(NamedTuple):
+    """What a layer has to do with the outputs of b images.
+
+    Attributes
+    ----------
+    flow
+        Of the layer's shape: relevance of each of its values.
+    total
+        float64 ``[b]``: the relevance of all channels.
+    channel, relevance
+        int64 and float64 ``[b, K]``: the channels that carry most, by absolute value and from the largest on.
+    part, distance, limit
+        ``[b, K]``: as of :class:`pure_nb.reasons.parts.Fit`.
+    down
+        float64 ``[b, K, K' + 1]``: the relevance that flows from each of these channels to each of the next layer's,
+        and to all others of it together; ``[b, K, 0]`` of the last layer.
+    """
+
+    flow: Tensor
+    total: NDArray[np.float64]
+    channel: NDArray[np.int64]
+    relevance: NDArray[np.float64]
+    part: NDArray[np.int64]
+    distance: NDArray[np.float64]
+    limit: NDArray[np.float64]
+    down: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What b images' outputs are made of.
+
+    Attributes
+    ----------
+    output
+        int64 ``[b]``: which output was explained.
+    value
+        float64 ``[b]``: what it is; with another taken off, the difference.
+    answer
+        int64 ``[b]``: the largest output.
+    layers
+        From the uppermost down.
+    """
+
+    output: NDArray[np.int64]
+    value: NDArray[np.float64]
+    answer: NDArray[np.int64]
+    layers: tuple[Layer, ...]
+
+
+@contextmanager
+def tracer(
+    model: nn.Module, example: Tensor, layers: Sequence[Parts], rule: Rule, most: int
+) -> Iterator[Callable[[Tensor, Start], Trace]]:
+    """A network made ready to be traced.
+
+    Parameters
+    ----------
+    model
+        Any network that puts out ``[images, outputs]``.
+    example
+        ``[1, ...]``: one image, on the device to compute on.
+    layers
+        Parts of the layers, from the uppermost down.
+    rule
+        How relevance is propagated, ``"gradient"`` or ``"lrp"``; from an output by its value.
+    most
+        Channels of each layer that are looked at one by one, in each image.
+
+    Yields
+    ------
+    callable
+        From a batch of images and what to explain to its :class:`Trace`.
+    """
+    if most < 1:
+        raise ArgumentError(f"at least one channel is taken apart, got channels={most}")
+    lowest = layers[-1].study.parameters.lower
+    with cuts(model, example, OUTPUT, lowest, rule):
+        yield lambda images, start: _traced(model, images, start, layers, rule == "gradient", most)
+
+
+def _traced(
+    model: nn.Module, images: Tensor, start: Start, layers: Sequence[Parts], times_input: bool, most: int
+) -> Trace:
+    asked = [one.study.parameters for one in layers]
+    every = [*dict.fromkeys(name for p in asked for name in (p.target, p.lower)), OUTPUT]
+    found = activations(model, images, every, leaf=asked[-1].lower)
+    out = require_outputs(found[OUTPUT], start)
+    values, rows = out.detach().double(), torch.arange(len(out), device=out.device)
+    answer = values.argmax(dim=1)
+    output = answer if start.output is None else torch.full_like(answer, start.output)
+    above = torch.zeros_like(out)
+    # By gradient an output is what it is made of times 1, by the rules its value is shared out.
+    above[rows, output] = 1 if times_input else out.detach()[rows, output]
+    value = values[rows, output]
+    if start.against is not None:
+        above[rows, start.against] -= 1 if times_input else out.detach()[rows, start.against]
+        value = value - values[rows, start.against]
+    tops = [found[p.target] for p in asked]
+    try:
+        flows = torch.autograd.grad(out, tops, above, retain_graph=True)
+    except RuntimeError as problem:
+        raise LayerError(
+            f"the output does not depend on one of the layers {[p.target for p in asked]}, or not by way of the layers "
+            f"between them; name layers that feed it, the uppermost first ({problem})"
+        ) from problem
+    carried = [_by_channel(top.detach() * flow if times_input else flow) for top, flow in zip(tops, flows)]
+    for p, own in zip(asked, carried):
+        if not torch.isfinite(own).all():
+            raise NonFiniteError(f"the relevance of the output at {p.target!r} is NaN or infinite; check the picture")
+    order = [own.abs().argsort(dim=1, descending=True, stable=True)[:, :most] for own in carried]
+    made = []
+    for place, (one, p, top) in enumerate(zip(layers, asked, tops)):
+        chosen, last = order[place], place == len(layers) - 1
+        starts = torch.stack([initial_relevance(top.detach(), own, p.start) for own in chosen.T])
+        circuits = propagated(top, found[p.lower], starts, times_input)
+        vectors = normalised(circuits.float().cpu().numpy())
+        parts = _fitted(one, chosen.cpu().numpy(), vectors.swapaxes(0, 1))
+        down = np.zeros((*chosen.shape, 0))
+        if not last:
+            mask = torch.stack([_only(flows[place], own) for own in chosen.T])
+            below = propagated(top, tops[place + 1], mask, times_input).transpose(0, 1)
+            named = below.gather(2, order[place + 1][:, None].expand(-1, below.shape[1], -1))
+            rest = below.sum(dim=2, keepdim=True) - named.sum(dim=2, keepdim=True)
+            down = torch.cat([named, rest], dim=2).cpu().numpy()
+        own = carried[place]
+        flow = (top.detach() * flows[place] if times_input else flows[place]).detach()
+        made.append(
+            Layer(
+                flow,
+                own.sum(dim=1).cpu().numpy(),
+                chosen.cpu().numpy(),
+                own.gather(1, chosen).cpu().numpy(),
+                *parts,
+                down,
+            )
+        )
+    return Trace(output.cpu().numpy(), value.cpu().numpy(), answer.cpu().numpy(), tuple(made))
+
+
+def require_outputs(out: Tensor, start: Start) -> Tensor:
+    """What the network puts out, if it is one number an output and has those that are asked for."""
+    if out.ndim != 2:
+        raise LayerError(
+            f"explanations need a network that puts out [images, outputs], one number an output; this one puts out "
+            f"{list(out.shape)}"
+        )
+    for number in start:
+        if number is not None and not 0 <= number < out.shape[1]:
+            raise ArgumentError(f"output {number}: the network has outputs 0 to {out.shape[1] - 1}")
+    return out
+
+
+def _by_channel(relevance: Tensor) -> Tensor:
+    """Relevance summed over positions, float64 ``[b, C]``."""
+    return flatten_positions(relevance.detach()).double().sum(dim=2)
+
+
+def _only(flow: Tensor, channel: Tensor) -> Tensor:
+    """What flows to one channel of each image, and nothing to the others."""
+    kept, axis = torch.zeros_like(flow), channel_axis(flow)
+    rows = torch.arange(len(channel), device=flow.device)
+    kept.movedim(axis, 1)[rows, channel] = flow.movedim(axis, 1)[rows, channel]
+    return kept
+
+
+def propagated(top: Tensor, lower: Tensor, above: Tensor, times_input: bool) -> Tensor:
+    """Relevance at a lower layer, summed over positions, of many starts at an upper one: float64 ``[K, b, C]``.
+
+    Parameters
+    ----------
+    top, lower
+        The upper layer's output as a function of the lower one's, b images.
+    above
+        ``[K, b, ...]``: where relevance starts, or the gradient to go on with.
+    times_input
+        Whether relevance is input times gradient.
+    """
+    found = []
+    for some in above.split(max(1, MOST_NUMBERS // max(lower.numel(), top.numel()))):
+        flow = pulled(top, lower, some)
+        own = lower.detach() * flow if times_input else flow
+        found.append(_by_channel(own.flatten(0, 1)).unflatten(0, own.shape[:2]))
+    return torch.cat(found)
+
+
+def pulled(top: Tensor, lower: Tensor, above: Tensor) -> Tensor:
+    """Vector-Jacobian products of many starts ``[K, b, ...]`` through one graph: ``[K, *lower.shape]``.
+
+    All at once, which on a processor takes a third to nine tenths of the time; one after the other where the network
+    has an operation that can't be run so.
+    """
+    how = {"retain_graph": True}
+    try:
+        (found,) = torch.autograd.grad(top, lower, above, is_grads_batched=True, **how)
+    except RuntimeError:
+        found = torch.stack([torch.autograd.grad(top, lower, one, **how)[0] for one in above])
+    return found
+
+
+def _fitted(
+    parts: Parts, channel: NDArray[np.int64], vectors: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """The part of each channel in each image, by its circuit there, with its distance and limit: ``[b, K]`` each."""
+    part = np.full(channel.shape, -1)
+    distance, limit = np.full(channel.shape, np.nan), np.full(channel.shape, np.nan)
+    for one in np.unique(channel).tolist():
+        places = channel == one
+        part[places], distance[places], limit[places] = parts.fit(one, vectors[places])
+    return part, distance, limit
