@@ -16,7 +16,7 @@ from pure_nb import Study
 from pure_nb.reasons.class_parts import ClassParts, traced_images, unusual
 from pure_nb.reasons.graph import layer_studies
 from pure_nb.reasons.parts import UNLIKE, Parts
-from pure_nb.reasons.tracing import Start, tracer
+from pure_nb.reasons.tracing import Start, trace
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_class_by_hand(labelled: Study) -> None:
 
 def test_a_class_is_found_again(labelled: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = labelled.classes.parts(1).table
-    monkeypatch.setattr("pure_nb.reasons.class_parts.tracer", None)
+    monkeypatch.setattr("pure_nb.reasons.class_parts.trace", None)
     assert labelled.classes.parts(1).table.equals(expected)
 
 
@@ -88,8 +88,7 @@ def test_images_of_another_class_are_unusual(glyph_study: Study) -> None:
 def test_flows_by_hand(labelled: Study) -> None:
     """What comes to the channels with 6 and 3 of output 1 from the layer below, whose channels are 1 and 3."""
     parts = [Parts(one) for one in layer_studies(labelled, ["2", "0"])]
-    with tracer(labelled.model, PICTURE[None], parts, "gradient", 3) as trace:
-        upper, lower = trace(PICTURE[None], Start(1)).layers
+    upper, lower = trace(labelled.model, PICTURE[None], Start(1), layers=parts, rule="gradient", most=3).layers
     assert upper.channel[0].tolist() == [1, 0, 2]
     assert lower.channel[0].tolist() == [1, 0]
     assert upper.down[0].tolist() == [[6, 0, 0], [0, 2, 0], [0, 0, 0]]
@@ -102,8 +101,7 @@ def test_what_flows_adds_up(glyph_study: Study, rule: str) -> None:
     study = glyph_study.replace(rule=rule)
     images = torch.stack([study.images.tensor(number) for number in (0, 1)])
     parts = [Parts(one) for one in layer_studies(study, ["layer4", "layer3"])]
-    with tracer(study.model, images[:1], parts, study.parameters.rule, 32) as trace:
-        upper, lower = trace(images, Start(3)).layers
+    upper, lower = trace(study.model, images, Start(3), layers=parts, rule=study.parameters.rule, most=32).layers
     scale = np.abs(lower.relevance).max()
     np.testing.assert_allclose(upper.down[:, :, :-1].sum(axis=1) / scale, lower.relevance / scale, atol=1e-5)
     np.testing.assert_allclose(upper.down.sum(axis=(1, 2)) / scale, lower.total / scale, atol=1e-5)

@@ -156,11 +156,14 @@ def test_products_one_by_one_where_they_can_not_be_at_once(monkeypatch: pytest.M
 
 def test_where_a_part_is(glyph_study: Study) -> None:
     """The map of one channel, down to the pixels; of all channels together it is that of the output."""
-    found = glyph_study.explain(3, count=3)
+    picture = int(glyph_study.references.sample[3, 0])  # which some channel knows
+    found = glyph_study.explain(picture, count=3)
     count = len(found.shown)
+    assert count
     assert found.heatmaps.shape == (count, 96, 96)
+    assert found.heatmaps.any(axis=(1, 2)).all()
     assert [one.row["part"] for one in found.shown] == found.table["part"][:count].tolist()
-    at_layer = glyph_study.replace(crop="activation").explain(3, count=3)
+    at_layer = glyph_study.replace(crop="activation").explain(picture, count=3)
     flow = at_layer._layer.flow[0, at_layer.channels[at_layer.channels["part"] >= 0]["channel"].iloc[0]]
     large = torch.nn.functional.interpolate(flow[None, None], (96, 96), mode="bilinear")[0, 0]
     np.testing.assert_allclose(at_layer.heatmaps[0], large.numpy(), atol=1e-6)

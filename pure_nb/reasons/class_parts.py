@@ -20,7 +20,7 @@ from pure_nb.methods.statistics import percentiles, resampled
 from pure_nb.reasons.explaining import LOST, NONE, PART, REST, output_count, part_references
 from pure_nb.reasons.looking import names_of, number_of
 from pure_nb.reasons.parts import UNLIKE, Parts
-from pure_nb.reasons.tracing import Start, Trace, tracer
+from pure_nb.reasons.tracing import Start, Trace, trace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -272,15 +272,29 @@ def in_blocks(
     pack: Callable[[Trace], NDArray[np.float64]],
     blocks: Store | None,
 ) -> NDArray[np.float64]:
-    """Trace images in batches, as arrays ``[images, ...]``; finished blocks are kept. A cluster is not used."""
-    run, example = replace(study.run, client=None), images.example[None].to(study.run.local_device)
+    """Trace images in batches, as arrays ``[images, ...]``; a cluster is not used.
+
+    Parameters
+    ----------
+    study
+        Whose network is traced, by its rule.
+    images, sample
+        Where the images are, and their numbers.
+    layers, start, most
+        As for :func:`pure_nb.reasons.tracing.trace`.
+    pack
+        From the trace of b images to an array ``[b, ...]``.
+    blocks
+        Where finished blocks are kept; None keeps none.
+    """
+    run = replace(study.run, client=None)
+    how: dict[str, Any] = {"layers": layers, "rule": study.parameters.rule, "most": most}
 
     def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.float64]:
         made = []
-        with tracer(study.model, example, layers, study.parameters.rule, most) as trace:
-            for batch in _batches(images, sample[block].tolist(), study):
-                made.append(pack(trace(batch, start)))
-                done(len(batch))
+        for batch in _batches(images, sample[block].tolist(), study):
+            made.append(pack(trace(study.model, batch, start, **how)))
+            done(len(batch))
         return np.concatenate(made)
 
     with run.prepared(study.model):

@@ -22,7 +22,7 @@ from pure_nb.methods.circuits import cuts
 from pure_nb.network.layers import OUTPUT, activations, as_weights
 from pure_nb.reasons.looking import Picture, names_of, number_of, picture_of
 from pure_nb.reasons.parts import UNLIKE, Parts
-from pure_nb.reasons.tracing import Layer, Start, _only, pulled, tracer
+from pure_nb.reasons.tracing import Layer, Start, only, pulled, require_outputs, trace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,7 +141,7 @@ class Explanation:
         if shown.empty:
             return np.empty((0, *self.study.images.example.shape[-2:]), np.float32)
         channel = torch.tensor(shown["channel"].tolist())
-        starts = torch.stack([_only(self._layer.flow, one[None]) for one in channel])
+        starts = torch.stack([only(self._layer.flow, one[None]) for one in channel])
         image = self.picture.images.tensor(self.picture.sample)[None].to(run.local_device)
         if p.crop != "activation":
             try:
@@ -240,8 +240,8 @@ def explain(
     with run.prepared(model):
         outputs = output_count(study)
         asked = [None if one is None else number_of(study, one, outputs) for one in (output, against)]
-        with tracer(model, image, [parts], study.parameters.rule, channels) as trace:
-            found = trace(image, Start(*asked))
+        how: dict[str, Any] = {"layers": [parts], "rule": study.parameters.rule, "most": channels}
+        found = trace(model, image, Start(*asked), **how)
     (layer,), names = found.layers, names_of(study, outputs)
     if asked[1] == int(found.output[0]):
         raise ArgumentError(f"an output can't be compared with itself: both are {names[found.output[0]]!r}")
@@ -257,12 +257,7 @@ def output_count(study: Study) -> int:
     example = study.images.example[None].to(study.run.local_device)
     with study.run.prepared(study.model), torch.no_grad():
         out = activations(study.model, as_weights(study.model, example), [OUTPUT])[OUTPUT]
-    if out.ndim != 2:
-        raise LayerError(
-            "explanations need a network that puts out [images, outputs], one number an output; "
-            f"{type(study.model).__name__} puts out {list(out.shape)}"
-        )
-    return int(out.shape[1])
+    return int(require_outputs(out).shape[1])
 
 
 def _on_picture(relevance: Tensor, image: Tensor) -> NDArray[np.float32]:

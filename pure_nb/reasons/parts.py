@@ -23,6 +23,9 @@ part's most frequent object in 72 % of what is relevant, between this share and 
 beyond that in 7 %.
 """
 
+SLACK = 1e-6
+"""What is added to that: the last digits of a circuit depend on the images that it is computed with."""
+
 UNLIKE = -1
 """Stands for no part: the circuit is unlike any, or no image of the study activates the channel."""
 
@@ -73,7 +76,7 @@ def fit(vectors: NDArray[np.float32], parts: VirtualNeurons, limits: NDArray[np.
     distance = np.linalg.norm(vectors - parts.centroids[nearest], axis=1).astype(np.float64)
     limit = limits[nearest]
     distance[nearest < 0], limit[nearest < 0] = np.nan, np.nan
-    return Fit(np.where(distance <= limit, nearest, UNLIKE), distance, limit)
+    return Fit(np.where(distance <= limit + SLACK, nearest, UNLIKE), distance, limit)
 
 
 class Parts:

@@ -8,10 +8,9 @@ relevance comes from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +21,8 @@ from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
 from pure_nb.methods.circuits import cuts, normalised
 from pure_nb.network.cut import initial_relevance
 from pure_nb.network.layers import OUTPUT, activations, channel_axis, flatten_positions
-from pure_nb.parameters import Rule
-from pure_nb.reasons.parts import Parts
+from pure_nb.parameters import Parameters, Rule
+from pure_nb.reasons.parts import UNLIKE, Parts
 
 MOST_NUMBERS = 2**24
 """Numbers at a lower layer that are propagated at once: 64 MB, and a few times that on the way."""
@@ -86,18 +85,16 @@ class Trace:
     layers: tuple[Layer, ...]
 
 
-@contextmanager
-def tracer(
-    model: nn.Module, example: Tensor, layers: Sequence[Parts], rule: Rule, most: int
-) -> Iterator[Callable[[Tensor, Start], Trace]]:
-    """A network made ready to be traced.
+# What is run on what, what is asked of it, and how.
+def trace(model: nn.Module, images: Tensor, start: Start, *, layers: Sequence[Parts], rule: Rule, most: int) -> Trace:
+    """Trace the outputs of a batch of images down through some layers.
 
     Parameters
     ----------
-    model
-        Any network that puts out ``[images, outputs]``.
-    example
-        ``[1, ...]``: one image, on the device to compute on.
+    model, images
+        A network that puts out ``[images, outputs]``, and b of its inputs, on the device to compute on.
+    start
+        What to explain.
     layers
         Parts of the layers, from the uppermost down.
     rule
@@ -105,25 +102,30 @@ def tracer(
     most
         Channels of each layer that are looked at one by one, in each image.
 
-    Yields
+    Raises
     ------
-    callable
-        From a batch of images and what to explain to its :class:`Trace`.
+    LayerError
+        If the network puts out something else, a layer does not feed the one before it, or the rules do not fit.
+    NonFiniteError
+        If relevance is NaN or infinite.
     """
     if most < 1:
         raise ArgumentError(f"at least one channel is taken apart, got channels={most}")
-    lowest = layers[-1].study.parameters.lower
-    with cuts(model, example, OUTPUT, lowest, rule):
-        yield lambda images, start: _traced(model, images, start, layers, rule == "gradient", most)
-
-
-def _traced(
-    model: nn.Module, images: Tensor, start: Start, layers: Sequence[Parts], times_input: bool, most: int
-) -> Trace:
     asked = [one.study.parameters for one in layers]
+    with cuts(model, images[:1], OUTPUT, asked[-1].lower, rule):
+        output, value, answer, found = _passes(model, images, start, asked, rule == "gradient", most)
+    # Now that the network is as it was: to take a channel apart may run it, by rules of its own.
+    made = [one._replace(**_fitted(parts, one.channel, vectors)) for parts, (one, vectors) in zip(layers, found)]
+    return Trace(output, value, answer, tuple(made))
+
+
+def _passes(
+    model: nn.Module, images: Tensor, start: Start, asked: Sequence[Parameters], times_input: bool, most: int
+) -> tuple[Any, Any, Any, list[tuple[Layer, NDArray[np.float32]]]]:
+    """All that is run: output, value and answer of a :class:`Trace`, its layers without parts, and their circuits."""
     every = [*dict.fromkeys(name for p in asked for name in (p.target, p.lower)), OUTPUT]
     found = activations(model, images, every, leaf=asked[-1].lower)
-    out = require_outputs(found[OUTPUT], start)
+    out = require_outputs(found[OUTPUT])
     values, rows = out.detach().double(), torch.arange(len(out), device=out.device)
     answer = values.argmax(dim=1)
     output = answer if start.output is None else torch.full_like(answer, start.output)
@@ -142,50 +144,40 @@ def _traced(
             f"the output does not depend on one of the layers {[p.target for p in asked]}, or not by way of the layers "
             f"between them; name layers that feed it, the uppermost first ({problem})"
         ) from problem
-    carried = [_by_channel(top.detach() * flow if times_input else flow) for top, flow in zip(tops, flows)]
+    made = [(top.detach() * flow if times_input else flow).detach() for top, flow in zip(tops, flows)]
+    carried = [_by_channel(own) for own in made]
     for p, own in zip(asked, carried):
         if not torch.isfinite(own).all():
             raise NonFiniteError(f"the relevance of the output at {p.target!r} is NaN or infinite; check the picture")
     order = [own.abs().argsort(dim=1, descending=True, stable=True)[:, :most] for own in carried]
-    made = []
-    for place, (one, p, top) in enumerate(zip(layers, asked, tops)):
-        chosen, last = order[place], place == len(layers) - 1
+    layers = []
+    for place, (p, top, chosen) in enumerate(zip(asked, tops, order)):
         starts = torch.stack([initial_relevance(top.detach(), own, p.start) for own in chosen.T])
-        circuits = propagated(top, found[p.lower], starts, times_input)
-        vectors = normalised(circuits.float().cpu().numpy())
-        parts = _fitted(one, chosen.cpu().numpy(), vectors.swapaxes(0, 1))
+        circuits = propagated(top, found[p.lower], starts, times_input).transpose(0, 1)
         down = np.zeros((*chosen.shape, 0))
-        if not last:
-            mask = torch.stack([_only(flows[place], own) for own in chosen.T])
+        if place < len(asked) - 1:
+            mask = torch.stack([only(flows[place], own) for own in chosen.T])
             below = propagated(top, tops[place + 1], mask, times_input).transpose(0, 1)
             named = below.gather(2, order[place + 1][:, None].expand(-1, below.shape[1], -1))
             rest = below.sum(dim=2, keepdim=True) - named.sum(dim=2, keepdim=True)
             down = torch.cat([named, rest], dim=2).cpu().numpy()
-        own = carried[place]
-        flow = (top.detach() * flows[place] if times_input else flows[place]).detach()
-        made.append(
-            Layer(
-                flow,
-                own.sum(dim=1).cpu().numpy(),
-                chosen.cpu().numpy(),
-                own.gather(1, chosen).cpu().numpy(),
-                *parts,
-                down,
-            )
+        relevance = carried[place].gather(1, chosen).cpu().numpy()
+        no = np.full(relevance.shape, np.nan)
+        total = carried[place].sum(dim=1).cpu().numpy()
+        layer = Layer(
+            made[place], total, chosen.cpu().numpy(), relevance, np.full(relevance.shape, UNLIKE), no, no, down
         )
-    return Trace(output.cpu().numpy(), value.cpu().numpy(), answer.cpu().numpy(), tuple(made))
+        layers.append((layer, normalised(circuits.float().cpu().numpy())))
+    return output.cpu().numpy(), value.cpu().numpy(), answer.cpu().numpy(), layers
 
 
-def require_outputs(out: Tensor, start: Start) -> Tensor:
-    """What the network puts out, if it is one number an output and has those that are asked for."""
+def require_outputs(out: Tensor) -> Tensor:
+    """What the network puts out, if it is one number an output."""
     if out.ndim != 2:
         raise LayerError(
-            f"explanations need a network that puts out [images, outputs], one number an output; this one puts out "
+            "explanations need a network that puts out [images, outputs], one number an output; this one puts out "
             f"{list(out.shape)}"
         )
-    for number in start:
-        if number is not None and not 0 <= number < out.shape[1]:
-            raise ArgumentError(f"output {number}: the network has outputs 0 to {out.shape[1] - 1}")
     return out
 
 
@@ -194,7 +186,7 @@ def _by_channel(relevance: Tensor) -> Tensor:
     return flatten_positions(relevance.detach()).double().sum(dim=2)
 
 
-def _only(flow: Tensor, channel: Tensor) -> Tensor:
+def only(flow: Tensor, channel: Tensor) -> Tensor:
     """What flows to one channel of each image, and nothing to the others."""
     kept, axis = torch.zeros_like(flow), channel_axis(flow)
     rows = torch.arange(len(channel), device=flow.device)
@@ -236,13 +228,13 @@ def pulled(top: Tensor, lower: Tensor, above: Tensor) -> Tensor:
     return found
 
 
-def _fitted(
-    parts: Parts, channel: NDArray[np.int64], vectors: NDArray[np.float32]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+def _fitted(parts: Parts, channel: NDArray[np.int64], vectors: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
     """The part of each channel in each image, by its circuit there, with its distance and limit: ``[b, K]`` each."""
-    part = np.full(channel.shape, -1)
-    distance, limit = np.full(channel.shape, np.nan), np.full(channel.shape, np.nan)
+    found = {"part": np.full(channel.shape, UNLIKE)} | {
+        name: np.full(channel.shape, np.nan) for name in ("distance", "limit")
+    }
     for one in np.unique(channel).tolist():
         places = channel == one
-        part[places], distance[places], limit[places] = parts.fit(one, vectors[places])
-    return part, distance, limit
+        for name, values in parts.fit(one, vectors[places])._asdict().items():
+            found[name][places] = values
+    return found
