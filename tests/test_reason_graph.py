@@ -52,7 +52,6 @@ def test_a_class_by_hand(labelled: Study) -> None:
     assert found.table["share"].sum() == pytest.approx(1)
     shared = found.shared(labelled.classes.parts(0))
     assert set(shared["part"]) <= {"0"}  # the other speaks against class 0
-    assert len(found.figure().axes) == 2
 
 
 def test_a_class_is_found_again(labelled: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +82,7 @@ def test_images_of_another_class_are_unusual(glyph_study: Study) -> None:
         found = traced_images(parts, glyph_study.classes.labelled, sample, Start(0), 32)
         mixed = ClassParts(glyph_study, "mixed", sample, **found, _parts=parts)
         assert mixed.images["sample"][0] == sample[-1]
+    assert len(mixed.figure().axes) == 2
 
 
 def test_flows_by_hand(labelled: Study) -> None:

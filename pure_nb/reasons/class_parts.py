@@ -147,7 +147,8 @@ class ClassParts:
             ``part``, ``name``, ``share_1`` of this class and ``share_2`` of the other.
         """
         own, others = (one.table[one.table["kind"] == PART].set_index("part") for one in (self, other))
-        both = own[["name", "share"]].join(others["share"], lsuffix="_1", rsuffix="_2", how="inner")
+        both = own[["name", "share"]].rename(columns={"share": "share_1"})
+        both = both.join(others["share"].rename("share_2"), how="inner")
         both = both[(both["share_1"] > 0) & (both["share_2"] > 0)]
         order = both[["share_1", "share_2"]].min(axis=1).sort_values(ascending=False, kind="stable").index
         return both.loc[order].reset_index()

@@ -37,6 +37,10 @@ REST, LOST = "other channels", "not by these channels"
 taken apart; and what of the output is not relevance of the layer: biases, and paths that do not go through it."""
 
 
+SHOWN = 4
+"""Reference images that are shown of a part."""
+
+
 class Shown(NamedTuple):
     """A part that is shown: its row of the table, where it is in the picture, and references of its own."""
 
@@ -270,10 +274,10 @@ def _on_picture(relevance: Tensor, image: Tensor) -> NDArray[np.float32]:
     return summed[:, 0].cpu().numpy()
 
 
-def part_references(study: Study, channel: int, part: int, count: int = 4) -> list[Pixels]:
+def part_references(study: Study, channel: int, part: int) -> list[Pixels]:
     """The strongest references of a part, cropped to what the channel looks at; as it is known, or found now."""
     neuron = study.neuron(channel)
-    ranks: Sequence[int] = neuron.members(part, count).tolist()
+    ranks: Sequence[int] = neuron.members(part, SHOWN).tolist()
     if "boxes" in study.known():
         return study.crops.of(channel, ranks)
     return [view.crop() for view in neuron.views(ranks)]
