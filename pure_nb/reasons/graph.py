@@ -100,8 +100,8 @@ class Graph:
     def edges(self) -> pd.DataFrame:
         """What flows between the nodes: ``from_layer``, ``from``, ``to_layer``, ``to``, ``share``.
 
-        From an output, whose layer is "", to the uppermost layer, and from there on. The strongest edges between nodes
-        are here that carry :attr:`keep` of all between them, by size.
+        From an output, whose layer is "", to the uppermost layer, and from there on. Of two layers the
+        strongest edges between nodes are here that carry :attr:`keep` of all between these, by size.
         """
         import pandas as pd  # late, see pure_nb._imports
 
@@ -111,12 +111,14 @@ class Graph:
                 index=False
             )
         }
-        every: dict[Any, float] = {}
+        every: dict[str, dict[Any, float]] = {layer: {} for layer in ("", *self.layers)}
         for name, own in zip(self.outputs, self._means[1]):
-            every |= {(("", name), label[node]): share for node, share in own.items() if node in label}
-        between = {pair: share for pair, share in self._means[2].items() if pair[0] in label and pair[1] in label}
-        every |= {(label[one], label[other]): share for (one, other), share in between.items()}
-        rows = [(*one, *other, every[one, other]) for one, other in _strongest(every, self.keep)]
+            every[""] |= {(("", name), label[node]): share for node, share in own.items() if node in label}
+        for (one, other), share in self._means[2].items():
+            if one in label and other in label:
+                every[label[one][0]][label[one], label[other]] = share
+        pairs = [(pair, own[pair]) for own in every.values() for pair in _strongest(own, self.keep)]
+        rows = [(*one, *other, share) for (one, other), share in pairs]
         return pd.DataFrame(rows, columns=["from_layer", "from", "to_layer", "to", "share"])
 
     @cached_property
