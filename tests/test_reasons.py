@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 from small import noise
 from torch import nn
+from typer.testing import CliRunner
 from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import ResNetCanonizer
 
 from pure_nb import Study
+from pure_nb.cli import app
 from pure_nb.errors import ArgumentError, ImageError, LayerError, PureError, StudyError
 from pure_nb.methods.virtual import VirtualNeurons
 from pure_nb.reasons.parts import LIKE, UNLIKE, fit, reach
@@ -191,6 +193,18 @@ def test_page_and_figure(seen: Study, tmp_path: Path) -> None:
         assert f"{100 * row['share']:+.1f} %".replace("-", "−") in text
     assert "<html" not in found._repr_html_()
     assert len(found.figure().axes) == 3 * len(found.shown) + 2
+
+
+def test_the_command(tmp_path: Path) -> None:
+    page = tmp_path / "why.html"
+    given = ["explain", "glyphs", "7", "--against", "sun", "--count", "2", "--out", str(page)]
+    made = CliRunner().invoke(app, given)
+    assert made.exit_code == 0, made.output
+    assert "rather than sun" in made.output
+    assert "rather than “sun”" in page.read_text("utf-8")
+    made = CliRunner().invoke(app, ["explain", "glyphs", "none.png", "--out", str(page)])
+    assert made.exit_code == 1
+    assert "none.png" in made.output
 
 
 def problem(call: Any) -> str:

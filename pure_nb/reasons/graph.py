@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from pure_nb.study import Study
 
+FEW = 128
+"""Channels up to which a layer is taken apart as a whole, which is kept; of larger ones each channel by need."""
+
 Node = tuple[int, int, int]
 """Number of the layer from the uppermost, 0; a channel; and a part of it, -1 for none."""
 
@@ -234,7 +237,11 @@ def graph(
     count = output_count(study)
     asked = [outputs] if isinstance(outputs, (str, int)) else list(outputs)
     numbers = [number_of(study, one, count) for one in asked]
-    parts = tuple(Parts(one) for one in layer_studies(study, layers))
+    studies = layer_studies(study, layers)
+    for one in studies:
+        if one.shapes[0].channels <= FEW:
+            one.virtual  # noqa: B018
+    parts = tuple(map(Parts, studies))
     traced = tuple(_traced(study, parts, number, images, channels) for number in numbers)
     names = names_of(study, count)
     return Graph(tuple(layers), tuple(names[number] for number in numbers), keep, parts, traced)
