@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -33,7 +33,8 @@ def explanation_figure(found: Explanation) -> Figure:
     """
     rows, count = found.table, len(found.shown)
     figure = plt.figure(figsize=(8.2, 1.6 + 0.95 * max(count, 2) + 0.3 * (len(rows) - count)), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[0.9 * max(count, 2) + 0.5, 0.3 * (len(rows) - count) + 0.7])
+    both: Any = figure.subfigures(2, 1, height_ratios=[0.9 * max(count, 2) + 0.5, 0.3 * (len(rows) - count) + 0.7])
+    upper, lower = both
     grid = upper.add_gridspec(max(count, 1), 3, width_ratios=[2.7, 1, 4.1])
     for number, one in enumerate(found.shown):
         axes = upper.add_subplot(grid[number, 0])

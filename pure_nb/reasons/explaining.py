@@ -159,7 +159,7 @@ class Explanation:
     @cached_property
     def shown(self) -> list[Shown]:
         """The strongest parts with where they are in the picture and four of their own reference images."""
-        rows = self.table[self.table["kind"] == PART].to_dict("records")
+        rows: list[Any] = self.table[self.table["kind"] == PART].to_dict("records")
         some = self.channels[self.channels["part"] != UNLIKE][: self.count]
         found = []
         for row, heat, channel, part in zip(rows, self.heatmaps, some["channel"].tolist(), some["part"].tolist()):

@@ -283,7 +283,7 @@ def _traced(study: Study, parts: Sequence[Parts], number: int, images: int, chan
 
 def _packed(trace: Trace) -> NDArray[np.float64]:
     """What is kept of each image, in a row."""
-    rows = [trace.value[:, None]]
+    rows: list[NDArray[Any]] = [trace.value[:, None]]
     for one in trace.layers:
         rows += [one.total[:, None], one.channel, one.part, one.relevance, one.down.reshape(len(one.down), -1)]
     return np.concatenate(rows, axis=1)
@@ -291,7 +291,8 @@ def _packed(trace: Trace) -> NDArray[np.float64]:
 
 def _unpacked(rows: NDArray[np.float64], widths: Sequence[int]) -> Traced:
     """The inverse of :func:`_packed`."""
-    layers, at = [], 1
+    layers: list[tuple[NDArray[Any], ...]] = []
+    at = 1
 
     def take(count: int) -> NDArray[np.float64]:
         nonlocal at

@@ -207,10 +207,10 @@ def propagated(top: Tensor, lower: Tensor, above: Tensor, times_input: bool) -> 
         Whether relevance is input times gradient.
     """
     found = []
-    for some in above.split(max(1, MOST_NUMBERS // max(lower.numel(), top.numel()))):
+    for some in torch.split(above, max(1, MOST_NUMBERS // max(lower.numel(), top.numel()))):
         flow = pulled(top, lower, some)
         own = lower.detach() * flow if times_input else flow
-        found.append(_by_channel(own.flatten(0, 1)).unflatten(0, own.shape[:2]))
+        found.append(_by_channel(own.flatten(0, 1)).reshape(*own.shape[:2], -1))
     return torch.cat(found)
 
 
@@ -228,9 +228,9 @@ def pulled(top: Tensor, lower: Tensor, above: Tensor) -> Tensor:
     return found
 
 
-def _fitted(parts: Parts, channel: NDArray[np.int64], vectors: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+def _fitted(parts: Parts, channel: NDArray[np.int64], vectors: NDArray[np.float32]) -> dict[str, Any]:
     """The part of each channel in each image, by its circuit there, with its distance and limit: ``[b, K]`` each."""
-    found = {"part": np.full(channel.shape, UNLIKE)} | {
+    found: dict[str, Any] = {"part": np.full(channel.shape, UNLIKE)} | {
         name: np.full(channel.shape, np.nan) for name in ("distance", "limit")
     }
     for one in np.unique(channel).tolist():
