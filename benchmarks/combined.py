@@ -23,8 +23,9 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from pure_nb import Study, load_study
 from pure_nb.benchmark.tasks import Task, objects_task, planted_task
-from pure_nb.methods.combined import COMBINED, _by_half, stability, weights
+from pure_nb.methods.combined import COMBINED, CUTS, weights
 from pure_nb.methods.descriptions import LOW, PEAK, PURE, TOP
+from pure_nb.methods.stability import by_some, split_half
 from pure_nb.methods.statistics import interval, signed_rank
 
 Vectors = NDArray[np.float32]
@@ -68,7 +69,7 @@ def products(vectors: Vectors) -> Vectors:
 
 def parts(gram: Vectors, k: int) -> Labels:
     """k-means by scalar products."""
-    return _by_half(gram, np.arange(len(gram)), k, np.random.default_rng(0))
+    return by_some(gram, np.arange(len(gram))[None], k, np.random.default_rng(0))[0]
 
 
 def by_channel_halves(vectors: Vectors) -> float:
@@ -91,7 +92,7 @@ def weighings(views: Mapping[str, Vectors], neurons: Labels) -> dict[str, Weight
     def of(measure: Callable[[Vectors], float]) -> Weights:
         return np.array([[measure(own[neuron]) for own in views.values()] for neuron in neurons])
 
-    found, halves, clear = of(stability), of(by_channel_halves), of(silhouette)
+    found, halves, clear = of(lambda own: split_half(own, 2, cuts=CUTS)), of(by_channel_halves), of(silhouette)
     stable = found.clip(min=0)
     layer = stable.mean(axis=0)
     every = {

@@ -31,6 +31,7 @@ from pure_nb.methods.splitting import Score, Split
 from pure_nb.methods.windows import closed_form
 from pure_nb.network.layers import as_weights
 from pure_nb.network.shapes import require_output
+from pure_nb.reasons.class_parts import ClassParts, class_parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -307,6 +308,21 @@ class Classes:
         samples, concept = np.concatenate(found), np.repeat(np.arange(len(found)), [*map(len, found)])
         order = np.argsort(samples)
         return samples[order], concept[order]
+
+    def parts(self, output: str | int, *, channels: int = 50) -> ClassParts:
+        """The parts of the study's neurons that carry an output over its images.
+
+        Parameters
+        ----------
+        output, channels
+            See :func:`pure_nb.reasons.class_parts.class_parts`.
+
+        Raises
+        ------
+        StudyError
+            If the images have no labels, or none of the class.
+        """
+        return class_parts(self.study, output, channels)
 
     def ratios(self, gamma: float = 0.5, *, validation: Any = None, **how: Any) -> pd.DataFrame:
         """How well splits work on the whole: one for each gamma-polysemantic pair (Hesse et al., their average table).

@@ -312,6 +312,7 @@ def _row(study: str, result: Result, unwanted: bool) -> dict[str, Any]:
 
 import pure_nb._atlas_commands  # noqa: E402, F401  down here, since help lists commands as they come
 import pure_nb._judging_commands  # noqa: E402, F401
+import pure_nb._reason_commands  # noqa: E402, F401
 
 if __name__ == "__main__":
     app()

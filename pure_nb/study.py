@@ -49,11 +49,16 @@ from pure_nb.neuron import Neuron, cluster_channels, lay_out, neuron_table
 from pure_nb.notes import Notes
 from pure_nb.parameters import AUTO, NEAREST, RUN, Parameters, Run, check_name, checked, renamed
 from pure_nb.ranges import activation_range, stabilities
+from pure_nb.reasons.explaining import explain
+from pure_nb.reasons.graph import graph
 from pure_nb.scores import scores
 from pure_nb.searching import alike, search
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from pure_nb.reasons.explaining import Explanation  # noqa: F401, which the methods below return
+    from pure_nb.reasons.graph import Graph  # noqa: F401
 
 
 def _boxes(study: Study) -> NDArray[np.int32]:
@@ -162,6 +167,8 @@ class Study:
     notes = cached_property(Notes)
     search = search
     alike = alike
+    explain = explain
+    graph = graph
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 from small import Items, Tokens, noise, plain
 from torch import nn
@@ -17,15 +16,14 @@ from torch import nn
 from pure_nb.errors import ArgumentError
 from pure_nb.methods.combined import (
     COMBINED,
-    _by_half,
     chosen_neurons,
     scales,
     side_by_side,
-    stability,
     weighed,
     weights,
 )
-from pure_nb.methods.descriptions import LOW, OWN, PEAK, TOP, describe_pairs, descriptions
+from pure_nb.methods.descriptions import LOW, OWN, PEAK, TOP, describe_pairs, descriptions, stabilities
+from pure_nb.methods.stability import split_half
 from pure_nb.methods.virtual import VirtualNeurons, embed, kmeans, packed, unpacked, virtual_neurons
 from pure_nb.methods.virtual_layer import VirtualLayer
 from pure_nb.study import Study
@@ -44,27 +42,10 @@ def mine(folder: Path | None, model: nn.Module | None = None, target: str = "4",
     return Study.from_model(model or plain(), images, target, lower, store=folder, **how)
 
 
-def test_halves_are_labelled_as_by_scikit_learn() -> None:
-    generator = np.random.default_rng(0)
-    vectors = heaps(generator)
-    centred = vectors - vectors.mean(axis=0)
-    half = generator.permutation(60)[:30]
-    expected = KMeans(2, n_init=10, random_state=0).fit(vectors[half]).predict(vectors)
-    assert adjusted_rand_score(expected, _by_half(centred @ centred.T, half, 2, generator)) == 1
-
-
-def test_stability_against_a_slow_twin() -> None:
-    generator = np.random.default_rng(1)
-    for apart in (0.0, 3.0, 6.0):
-        vectors, found = heaps(generator, apart, d=12), []
-        for _ in range(40):
-            order = generator.permutation(60)
-            fitted = [KMeans(2, n_init=10, random_state=0).fit(vectors[half]) for half in (order[:30], order[30:])]
-            found.append(adjusted_rand_score(*(own.predict(vectors) for own in fitted)))
-        error = np.std(found) / np.sqrt(40)
-        assert abs(stability(vectors, cuts=40) - np.mean(found)) < 4 * error + 0.02
-    assert stability(vectors, 3) == stability(vectors * 1e-6 + 3, 3)  # of a description's units it does not depend
-    assert stability(vectors[:3], 2) == 0
+def test_of_few_references_nothing_is_stable() -> None:
+    vectors = heaps(np.random.default_rng(1), 6.0, d=12)
+    assert stabilities([vectors[:3], vectors]) == [0, split_half(vectors, 2, cuts=5)]
+    assert stabilities([vectors]) == stabilities([vectors * 1e-6 + 3])  # of a description's units it does not depend
 
 
 def test_what_counts_and_what_does_not() -> None:
@@ -82,7 +63,7 @@ def test_a_description_of_outliers_is_worthless_though_it_looks_clear() -> None:
     generator, stable, clear = np.random.default_rng(2), [], []
     for _ in range(12):
         right, odd = heaps(generator, 3.0), generator.standard_t(1.5, size=(60, 3))
-        stable.append([stability(right), stability(odd)])
+        stable.append(stabilities([right, odd]))
         clear.append([silhouette_score(own, kmeans(own, 2)) for own in (right, odd)])
     assert np.mean(clear, axis=0)[1] > np.mean(clear, axis=0)[0]
     assert weights(np.array(stable))[1] < 0.1

@@ -7,6 +7,7 @@ them, and most of its neurons come to mean several things. That is the point of 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def _weights(name: str) -> dict[str, Tensor]:
     return below | {entry: tensor.float() if tensor.is_floating_point() else tensor for entry, tensor in own.items()}
 
 
-NETWORKS = {
+NETWORKS: dict[str, tuple[Callable[..., nn.Module], Path | Callable[[], dict[str, Tensor]]]] = {
     "glyphnet": GLYPHNET,
     **{f"glyphnet-{name}": (partial(GlyphNet, width), partial(_weights, name)) for name, width in SIBLINGS.items()},
 }

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from pure_nb.errors import ArgumentError
 from pure_nb.methods._shapes import Float, Int
-from pure_nb.methods.null import _centred, _gram, _partitions
-from pure_nb.methods.virtual import Vectors, VirtualNeurons, _centroids, on_one_thread
+from pure_nb.methods.virtual import Vectors, VirtualNeurons, _centroids
 from pure_nb.network.layers import flatten_positions
 
 T = TypeVar("T")
@@ -30,71 +29,10 @@ COMBINED = "combined"
 """What several descriptions side by side are called."""
 
 CUTS = 5
-"""Times that references are cut in two halves."""
-
-STARTS = 10
-"""Starts of k-means on a half."""
+"""Times that a neuron's references are cut in two halves, to see how stable the clusters of a description are."""
 
 NEURONS = 64
 """Neurons of a layer by which its descriptions are weighed, at most."""
-
-
-@on_one_thread
-def stability(vectors: Float[Vectors, "n d"], k: int = 2, *, cuts: int = CUTS, seed: int = 0) -> float:
-    """How far two halves of a neuron's reference images agree on what its clusters are.
-
-    Parameters
-    ----------
-    vectors
-        float ``[n, d]``: what describes the images.
-    k
-        Number of clusters.
-    cuts
-        The images are cut in two halves at random so many times. k-means of each half labels all images, by the
-        nearest centre.
-    seed
-        Of the cuts and of k-means.
-
-    Returns
-    -------
-    float
-        Mean adjusted Rand index of the two labelings: 1 for the same clusters, 0 for those that agree by chance. 0
-        where a half has fewer than ``k`` images.
-
-    Examples
-    --------
-    >>> heaps = np.repeat(np.eye(2, 5), 10, axis=0) + np.random.default_rng(0).normal(0, 0.1, (20, 5))
-    >>> stability(heaps)
-    1.0
-    """
-    from sklearn.metrics import adjusted_rand_score  # late, see pure_nb._imports
-
-    generator, middle = np.random.default_rng(seed), len(vectors) // 2
-    if middle < k:
-        return 0.0
-    products = _gram(_centred(np.asarray(vectors, dtype=np.float64))[None].astype(np.float32))[0]
-    found = []
-    for _ in range(cuts):
-        order = generator.permutation(len(vectors))
-        labels = [_by_half(products, half, k, generator) for half in (order[:middle], order[middle:])]
-        found.append(adjusted_rand_score(*labels))
-    return float(np.mean(found))
-
-
-def _by_half(
-    products: NDArray[np.floating], half: NDArray[np.int64], k: int, generator: np.random.Generator
-) -> NDArray[np.int64]:
-    """All points labelled by the clusters of some of them, by the points' scalar products ``[n, n]``."""
-    own = products[np.ix_(half, half)]
-    labels = _partitions(np.broadcast_to(own, (STARTS, *own.shape)), [k], generator)  # [k, starts, half]
-    size = np.maximum(labels.sum(axis=2), 1)
-    within = np.einsum("ksn,ksn->ks", labels, labels @ own)
-    best = (within / size).sum(axis=0).argmax()  # the narrowest clusters
-    labels, size = labels[:, best], size[:, best]
-    # The squared distance to a centre, but for the point's own square, which is the same for all.
-    distance = (within[:, best] / size**2)[:, None] - 2 * (labels @ products[half]) / size[:, None]
-    distance[labels.sum(axis=1) == 0] = np.inf
-    return np.asarray(distance.argmin(axis=0), dtype=np.int64)
 
 
 def weights(stable: Float[NDArray[np.floating], "neurons m"]) -> Float[NDArray[np.float64], " m"]:
@@ -103,7 +41,8 @@ def weights(stable: Float[NDArray[np.floating], "neurons m"]) -> Float[NDArray[n
     Parameters
     ----------
     stable
-        float ``[neurons, m]``: the :func:`stability` of each description of each neuron.
+        float ``[neurons, m]``: how stable the clusters of each description of each neuron are,
+        :func:`pure_nb.methods.stability.split_half`.
 
     Returns
     -------

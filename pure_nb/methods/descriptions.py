@@ -21,14 +21,15 @@ from pure_nb.images.reading import readable
 from pure_nb.methods._shapes import Float, Int
 from pure_nb.methods.combined import (
     COMBINED,
+    CUTS,
     NEURONS,
     at_maximum,
     chosen_neurons,
     side_by_side,
-    stability,
     weighed,
     weights,
 )
+from pure_nb.methods.stability import split_half
 from pure_nb.methods.virtual import Vectors, kmeans
 from pure_nb.network.layers import activations
 from pure_nb.parameters import Run
@@ -152,8 +153,8 @@ def parts_by(
 
 
 def stabilities(vectors: Sequence[Float[Vectors, "n _"]], *, seed: int = 0) -> list[float]:
-    """The :func:`pure_nb.methods.combined.stability` of each description of one neuron's references."""
-    return [stability(own, seed=seed) for own in vectors]
+    """How stable two clusters of one neuron's references are by each description; 0 if there are too few."""
+    return [split_half(own, 2, cuts=CUTS, seed=seed) if len(own) > 3 else 0.0 for own in vectors]
 
 
 def weigh(

@@ -79,17 +79,37 @@ def halved(vectors: Float[Vectors, "n d"], k: int, *, cuts: int = CUTS, seed: in
     centred = centred - centred.mean(axis=0)
     gram = centred @ centred.T
     orders = [generator.permutation(len(vectors))[: 2 * half].reshape(2, half) for _ in range(cuts)]
-    found = np.empty((cuts, 2, len(vectors)), dtype=np.int64)
-    for cut, own in zip(found, orders):
-        inner = gram[own[:, :, None], own[:, None]]
-        clusters = partitions(np.repeat(inner, STARTS, axis=0), [k], generator).reshape(k, 2, STARTS, half)
-        size = np.maximum(clusters.sum(axis=3), 1)
-        # What k-means makes small: the vectors' squares, which are those of all starts, less these.
-        squares = (np.einsum("khsn,hnm,khsm->khs", clusters, inner, clusters, optimize=True) / size).sum(axis=0)
-        best = squares.argmax(axis=1)
-        for label, order, mine, start in zip(cut, own, clusters.transpose(1, 2, 0, 3), best):
-            label[:] = _nearest(gram, order, mine[start])
-    return found
+    return np.stack([by_some(gram, own, k, generator) for own in orders])
+
+
+def by_some(
+    gram: Float[Vectors, "n n"], some: Int[NDArray[Any], "sets m"], k: int, generator: np.random.Generator
+) -> Int[NDArray[np.int64], "sets n"]:
+    """The clusters of some vectors, and the nearest of them for every vector; all by scalar products.
+
+    Parameters
+    ----------
+    gram
+        float ``[n, n]``: the scalar products of the vectors.
+    some
+        int ``[sets, m]``: the vectors of each set that is clustered by itself.
+    k
+        Number of clusters.
+    generator
+        Of the starts of k-means, of which the best counts.
+
+    Returns
+    -------
+    ndarray
+        int64 ``[sets, n]``.
+    """
+    inner = gram[some[:, :, None], some[:, None]]
+    clusters = partitions(np.repeat(inner, STARTS, axis=0), [k], generator).reshape(k, len(some), STARTS, -1)
+    size = np.maximum(clusters.sum(axis=3), 1)
+    # What k-means makes small: the vectors' squares, which are those of all starts, less these.
+    squares = (np.einsum("khsn,hnm,khsm->khs", clusters, inner, clusters, optimize=True) / size).sum(axis=0)
+    each = zip(some, clusters.transpose(1, 2, 0, 3), squares.argmax(axis=1))
+    return np.stack([_nearest(gram, order, mine[start]) for order, mine, start in each])
 
 
 def _nearest(gram: Vectors, order: NDArray[np.int64], clusters: Vectors) -> NDArray[np.int64]:

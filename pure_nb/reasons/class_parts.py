@@ -1,0 +1,309 @@
+"""A class explained: the parts that carry it over its images, those it shares, and images that others carry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pure_nb.compute.blocks import map_in_blocks
+from pure_nb.compute.store import Arrays, Store
+from pure_nb.errors import StudyError
+from pure_nb.figures.render import Picture
+from pure_nb.images.data import Images
+from pure_nb.images.reading import readable
+from pure_nb.methods.statistics import percentiles, resampled
+from pure_nb.reasons.explaining import LOST, NONE, PART, REST, output_count, part_references
+from pure_nb.reasons.looking import names_of, number_of
+from pure_nb.reasons.parts import UNLIKE, Parts
+from pure_nb.reasons.tracing import Start, Trace, trace
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from pure_nb.study import Study
+
+FORMAT = 1
+"""Part of what stored traces are found by; raised when they are computed differently."""
+
+DRAWS = 1000
+"""Bootstrap samples of the images of a class."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassParts:
+    """What carries a class over its images: :meth:`pure_nb.classes.Classes.parts`.
+
+    Attributes
+    ----------
+    study, name
+        The study, and the output's name.
+    sample
+        int64 ``[images]``: the images of the class.
+    value, total
+        float64 ``[images]``: the output, and the relevance of all channels of the layer.
+    answer
+        int64 ``[images]``: the largest output.
+    channel, part, relevance
+        ``[images, K]``: the channels that carry most of each, the part that each stands for (-1 is none), and its
+        relevance.
+    """
+
+    study: Study
+    name: str
+    sample: NDArray[np.int64]
+    value: NDArray[np.float64]
+    total: NDArray[np.float64]
+    answer: NDArray[np.int64]
+    channel: NDArray[np.int64]
+    part: NDArray[np.int64]
+    relevance: NDArray[np.float64]
+    _parts: Parts
+
+    @cached_property
+    def _keys(self) -> NDArray[np.int64]:
+        """int64 ``[keys, 2]``: each channel and part that there is."""
+        return np.unique(np.stack([self.channel.ravel(), self.part.ravel()], axis=1), axis=0)
+
+    @cached_property
+    def _each(self) -> NDArray[np.float64]:
+        """float64 ``[images, keys]``: the relevance of each of them in each image."""
+        place = {tuple(key): number for number, key in enumerate(self._keys.tolist())}
+        found = np.zeros((len(self.sample), len(place)))
+        for row in range(len(self.sample)):
+            for channel, part, relevance in zip(self.channel[row], self.part[row], self.relevance[row]):
+                found[row, place[int(channel), int(part)]] = relevance
+        return found
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The parts that carry the class, the strongest first, and what is left.
+
+        ``kind``, ``part`` and ``name`` as in :attr:`pure_nb.reasons.explaining.Explanation.table`; ``images``, in how
+        many the part is at work; ``share``, what it brings over all the images, of what the output is over all of them
+        (so that an image whose output is next to nothing does not weigh more than others), with a 95 % bootstrap
+        interval over images, ``low`` and ``high``. Shares add up to 1, or to -1.
+        """
+        import pandas as pd  # late, see pure_nb._imports
+
+        none = self._keys[:, 1] == UNLIKE
+        columns = [*self._each[:, ~none].T, self._each[:, none].sum(axis=1)]
+        columns += [self.total - self.relevance.sum(axis=1), self.value - self.total]
+        each = np.stack(columns, axis=1)
+        picks = resampled(np.arange(len(each)), draws=DRAWS, seed=self.study.parameters.seed)
+        draws = (
+            np.stack([each[pick].sum(axis=0) / abs(self.value[pick].sum()) for pick in picks])
+            if len(picks)
+            else each[:0]
+        )
+        keys = self._keys[~none].tolist()
+        table = pd.DataFrame(
+            {
+                "kind": [PART] * len(keys) + [NONE, REST, LOST],
+                "part": [self._parts.label(*key) for key in keys] + [""] * 3,
+                "name": [self._parts.name(*key) for key in keys] + [""] * 3,
+                "images": (each != 0).sum(axis=0),
+                "share": each.sum(axis=0) / abs(self.value.sum()),
+            }
+        )
+        table[["low", "high"]] = [percentiles(draws[:, number]) for number in range(each.shape[1])]
+        order = table["share"].abs().where(table["kind"] == PART, -1)
+        return table.loc[order.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
+
+    @cached_property
+    def images(self) -> pd.DataFrame:
+        """The images of the class, those with the most unusual parts first.
+
+        ``sample``, ``output``, ``answer`` (its name), ``unlike`` (the part of all relevance, by size, whose circuits
+        are unlike any part), and ``unusual`` of :func:`unusual`, by the relevance of each channel and part.
+        """
+        import pandas as pd  # late, see pure_nb._imports
+
+        size = np.abs(self.relevance)
+        none = np.where(self.part == UNLIKE, size, 0).sum(axis=1)
+        names = names_of(self.study, output_count(self.study))
+        table = pd.DataFrame(
+            {
+                "sample": self.sample,
+                "output": self.value,
+                "answer": [names[number] for number in self.answer],
+                "unlike": none / np.maximum(size.sum(axis=1), np.finfo(float).tiny),
+                "unusual": unusual(self._each),
+            }
+        )
+        return table.sort_values("unusual", ascending=False, kind="stable", ignore_index=True)
+
+    def shared(self, other: ClassParts) -> pd.DataFrame:
+        """The parts that speak for both of two classes, those that carry most of the one they carry less of first.
+
+        Returns
+        -------
+        DataFrame
+            ``part``, ``name``, ``share_1`` of this class and ``share_2`` of the other.
+        """
+        own, others = (one.table[one.table["kind"] == PART].set_index("part") for one in (self, other))
+        both = own[["name", "share"]].rename(columns={"share": "share_1"})
+        both = both.join(others["share"].rename("share_2"), how="inner")
+        both = both[(both["share_1"] > 0) & (both["share_2"] > 0)]
+        order = both[["share_1", "share_2"]].min(axis=1).sort_values(ascending=False, kind="stable").index
+        return both.loc[order].reset_index()
+
+    def references(self, count: int) -> list[list[Picture]]:
+        """Four reference images of each of the strongest parts."""
+        label = {self._parts.label(*key): key for key in self._keys.tolist() if key[1] != UNLIKE}
+        some = self.table.loc[self.table["kind"] == PART, "part"].head(count)
+        return [part_references(self.study, *label[part]) for part in some]
+
+    def figure(self, count: int = 12) -> Figure:
+        """The strongest parts with their intervals, and images of each."""
+        from pure_nb.figures.reason_plots import class_figure  # late, as in pure_nb.neuron
+
+        return class_figure(self, count)
+
+    def __repr__(self) -> str:
+        return f"<ClassParts of {self.name!r}: {len(self.sample)} images>"
+
+
+def unusual(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How unlike the others each vector is: 1 minus its cosine with the mean direction of all the others.
+
+    Parameters
+    ----------
+    vectors
+        float64 ``[n, d]``.
+
+    Returns
+    -------
+    ndarray
+        float64 ``[n]`` from 0 to 2, by :func:`scipy.spatial.distance.cosine`'s definition; NaN of a vector of zeros,
+        or where there are no others.
+    """
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+    rest = unit.sum(axis=0) - unit
+    size = np.linalg.norm(rest, axis=1) * (length[:, 0] > 0)
+    return np.where(size > 1e-12, 1 - (unit * rest).sum(axis=1) / np.maximum(size, 1e-12), np.nan)
+
+
+def class_parts(study: Study, output: str | int, channels: int = 50) -> ClassParts:
+    """Explain a class by the parts of a study's neurons, over its labelled images; kept in the study's store.
+
+    Parameters
+    ----------
+    study
+        Whose images have labels.
+    output
+        Name or number of the class.
+    channels
+        How many are taken apart in each image, those that carry most.
+
+    Raises
+    ------
+    StudyError
+        If the images have no labels, or none of the class.
+    """
+    if study.classes.without_labels:
+        raise StudyError(f"a class is explained over its images, and {study.classes.without_labels}")
+    number = number_of(study, output, output_count(study))
+    labels, names = study.classes._labels
+    sample = np.flatnonzero(labels == number)
+    if not len(sample):
+        raise StudyError(f"no image of {study.classes.labelled.name!r} is of the class {names[number]!r}")
+    parts = Parts(study)
+    found = traced_images(parts, study.classes.labelled, sample, Start(number), channels)
+    return ClassParts(study, names_of(study, len(names))[number], sample, **found, _parts=parts)
+
+
+def traced_images(
+    parts: Parts, images: Images, sample: NDArray[np.int64], start: Start, channels: int
+) -> dict[str, Any]:
+    """What some images' outputs are made of, image by image: out of the study's store, or kept there.
+
+    Parameters
+    ----------
+    parts
+        Of the layer.
+    images, sample
+        Where the images are, and their numbers.
+    start
+        What is explained.
+    channels
+        How many are taken apart in each image.
+
+    Returns
+    -------
+    dict
+        As :class:`ClassParts` has it: ``value, total, answer, channel, part, relevance``.
+    """
+    study = parts.study
+    most = min(channels, study.shapes[0].channels)
+    key = study.key("virtual") | {"step": "reasons", "how": FORMAT, "start": list(start), "channels": most}
+    key |= {"explained": images.fingerprint, "sample": sample.tolist()}
+
+    def pack(trace: Trace) -> NDArray[np.float64]:
+        (layer,) = trace.layers
+        heads = np.stack([trace.value, layer.total, trace.answer], axis=1)[:, None]
+        return np.concatenate([heads, np.stack([layer.channel, layer.part, layer.relevance], axis=2)], axis=1)
+
+    def compute(blocks: Store | None) -> tuple[Arrays, None]:
+        return {"rows": in_blocks(study, images, sample, [parts], start, most, pack, blocks)}, None
+
+    rows = study.results.arrays("reasons", key, compute)[0]["rows"]
+    value, total, answer = rows[:, 0].T
+    channel, part, relevance = rows[:, 1:].transpose(2, 0, 1)
+    whole = {"answer": answer, "channel": channel, "part": part}
+    return {"value": value, "total": total, "relevance": relevance} | {
+        name: own.astype(np.int64) for name, own in whole.items()
+    }
+
+
+# What is traced in which images, and how; what is kept of it, and where.
+def in_blocks(
+    study: Study,
+    images: Images,
+    sample: NDArray[np.int64],
+    layers: list[Parts],
+    start: Start,
+    most: int,
+    pack: Callable[[Trace], NDArray[np.float64]],
+    blocks: Store | None,
+) -> NDArray[np.float64]:
+    """Trace images in batches, as arrays ``[images, ...]``; a cluster is not used.
+
+    Parameters
+    ----------
+    study
+        Whose network is traced, by its rule.
+    images, sample
+        Where the images are, and their numbers.
+    layers, start, most
+        As for :func:`pure_nb.reasons.tracing.trace`.
+    pack
+        From the trace of b images to an array ``[b, ...]``.
+    blocks
+        Where finished blocks are kept; None keeps none.
+    """
+    run = replace(study.run, client=None)
+    how: dict[str, Any] = {"layers": layers, "rule": study.parameters.rule, "most": most}
+
+    def compute(block: NDArray[np.int64], done: Callable[[int], Any]) -> NDArray[np.float64]:
+        made = []
+        for batch in _batches(images, sample[block].tolist(), study):
+            made.append(pack(trace(study.model, batch, start, **how)))
+            done(len(batch))
+        return np.concatenate(made)
+
+    with run.prepared(study.model):
+        return map_in_blocks(sample, compute, name="reasons", unit="image", store=blocks, run=run)
+
+
+def _batches(images: Images, sample: list[int], study: Study) -> Iterator[Any]:
+    """Few images at a time, since each is in memory once for each of its channels."""
+    run = replace(study.run, client=None, batch_size=min(study.run.batch_size, 16))
+    for batch in readable(images, sample, run=run):
+        yield batch.images.to(run.local_device)

@@ -1,0 +1,55 @@
+"""An explanation as one HTML file, with its pictures in it."""
+
+from __future__ import annotations
+
+import base64
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from pure_nb._imports import needed
+from pure_nb.figures.render import Picture, resized
+
+with needed("show", "the page of an explanation needs"):
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+if TYPE_CHECKING:
+    from pure_nb.reasons.explaining import Explanation
+
+STATIC = Path(__file__).with_name("static")
+"""The template and the style of the page."""
+
+SIDE, TILE = 224, 112
+"""Sides in pixels of the picture that is explained, and of all others."""
+
+
+def section(found: Explanation) -> str:
+    """An explanation as a part of a page, with its own style."""
+    return _render("section.html", found)
+
+
+def whole_page(found: Explanation) -> str:
+    """An explanation as a page of its own."""
+    return _render("page.html", found)
+
+
+def _render(name: str, found: Explanation) -> str:
+    pages = Environment(loader=FileSystemLoader(STATIC), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    pages.filters |= {"uri": _uri, "percent": percent}
+    rest = found.table[found.table["kind"] != "part"].to_dict("records")
+    most = found.table["share"].abs().max()
+    return pages.get_template(name).render(found=found, rest=rest, most=most, side=SIDE, tile=TILE)
+
+
+def percent(share: float) -> str:
+    """A share as ``"+12.3 %"``, with a minus that is one."""
+    return f"{100 * share:+.1f} %".replace("-", "−")
+
+
+def _uri(picture: Picture, side: int) -> str:
+    """A picture as a page holds it."""
+    buffer = BytesIO()
+    Image.fromarray(resized(picture, 2 * side)).save(buffer, "webp", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
