@@ -36,6 +36,8 @@ def natural(study: Study, count: int) -> list[dict[str, Any]]:
         lower = [off for off in dict.fromkeys(table["off"]) if off.startswith("lower channel")]
         names = dict(zip(lower, ["strongest lower channel", "lower channel most its own"]))
         tables.append(table.replace({"off": names}))
+        if len(lower) == 1:  # one channel is both
+            tables.append(table[table["off"] == lower[0]].assign(off="lower channel most its own"))
         swapped.append(swap_patches(study, channel, "A", "B").assign(channel=channel))
         print(f"channel {channel}\n{table}\n{swapped[-1]}", flush=True)
     rows = []

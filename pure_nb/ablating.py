@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pure_nb.errors import ArgumentError, StudyError
+from pure_nb.errors import ArgumentError, StudyError, StudyWarning
 from pure_nb.images.reading import readable
 from pure_nb.methods.ablation import selectivity, weakened
 from pure_nb.methods.descriptions import clustered_of, describe_pairs
@@ -185,6 +185,9 @@ def ablate(study: Study, channel: int, part: str = "A", *, assign: Assign = "nea
         own[judge] = np.array([owner.get(label) == place for label in labels.tolist()], dtype=np.bool_)
         sure[judge] = np.array([label in owner for label in labels.tolist()], dtype=np.bool_)
     on = score > 0
+    if not change["whole channel"].any():
+        message = f"no output depends on channel {channel} of {p.target!r}: it leads nowhere, or its effect is 0"
+        warnings.warn(message, StudyWarning, stacklevel=2)
     del change[f"{name} of one half"]
     own, sure = {key: value[on] for key, value in own.items()}, {key: value[on] for key, value in sure.items()}
     fall, change = {key: value[on] for key, value in fall.items()}, {key: value[on] for key, value in change.items()}
@@ -195,7 +198,7 @@ def ablate(study: Study, channel: int, part: str = "A", *, assign: Assign = "nea
 def held_out(study: Study, channel: int) -> NDArray[np.int64]:
     """Images that made no cluster of a channel: the strongest beyond its references, as many as these.
 
-    One more pass over all images, once for all channels; what it finds is kept.
+    One more pass over all images, once for all channels of a study.
 
     Returns
     -------
@@ -204,7 +207,7 @@ def held_out(study: Study, channel: int) -> NDArray[np.int64]:
     """
     study.require_channel(channel)
     own = study.references.sample[channel]
-    wide = study.replace(n_references=2 * study.parameters.n_references).references
+    wide = _wide(study).references
     found = wide.sample[channel][wide.active[channel]]
     held: NDArray[np.int64] = found[~np.isin(found, own)]
     if not len(held):
@@ -213,6 +216,16 @@ def held_out(study: Study, channel: int) -> NDArray[np.int64]:
             "more images"
         )
     return held
+
+
+def _wide(study: Study) -> Study:
+    """The study with twice as many references; held, lest all images are looked at for each channel."""
+    if study.parameters.references != "top":
+        raise StudyError("held-out images are those that follow the strongest; ask for a study with references='top'")
+    if "_wide" not in vars(study):
+        vars(study)["_wide"] = study.replace(n_references=2 * study.parameters.n_references)
+    found: Study = vars(study)["_wide"]
+    return found
 
 
 def place_of(virtual: VirtualNeurons, channel: int, part: str) -> int:
@@ -303,7 +316,7 @@ def _labels(
 ) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
     """What the held-out images and the references show, where that is known: -1 is nothing."""
     if study.objects is not None:
-        wide = study.replace(n_references=2 * study.parameters.n_references)
+        wide = _wide(study)
         assert wide.objects is not None
         of = dict(zip(wide.references.sample[channel].tolist(), wide.objects[channel].tolist()))
         yield "objects", np.array([of[sample] for sample in held.tolist()]), study.objects[channel]

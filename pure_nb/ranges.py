@@ -88,6 +88,8 @@ def activation_range(study: Study, channels: Sequence[int] | None = None, *, ban
 
     if bands < 1 or n < 2:
         raise ArgumentError(f"a range needs at least one band of two images, got bands={bands} and n={n}")
+    if study.parameters.references != "top":
+        raise ArgumentError("a range is told beside the strongest images; ask for a study with references='top'")
     spread = study.replace(references="quantiles", n_references=bands * n)
     every = channels is None
     if channels is None:
@@ -138,7 +140,10 @@ def _banded(parts: VirtualNeurons, top: Circuits, below: Circuits, bands: int, s
         if not len(score):
             continue
         labels = parts.predict(vectors) if band >= 0 else parts.labels[chosen]
-        vectors = parts.scaled(vectors)
+        some = labels >= 0  # no relevance flows through the others, and they are no part's
+        vectors, score, labels = parts.scaled(vectors)[some], score[some], labels[some]
+        if not len(labels):
+            continue
         name = {"band": TOP if band < 0 else f"{100 * band / bands:.0f}-{100 * (band + 1) / bands:.0f}%"}
         for part in range(parts.k):
             count = int((labels == part).sum())
@@ -286,6 +291,7 @@ def _steps(
 ) -> list[dict[str, float]]:
     """Rows for one neuron, by its strongest images and the place of each in a random order of all, 0..1."""
     labels, rows = parts.predict(vectors), []
+    vectors, place, labels = vectors[labels >= 0], place[labels >= 0], labels[labels >= 0]
     for share in sorted({*images, 1.0}):
         within = place < share
         sizes = sorted({*n, own}) if share == 1 else [own]

@@ -199,7 +199,7 @@ def _named(study: Study, embedder: Embedder) -> dict[str, NDArray[np.float64]]:
         own, parts = seen[channel][active[channel]], study.virtual[channel].labels[active[channel]]
         names = [int(namer.scores(own[parts == part]).argmax()) for part in range(int(parts.max(initial=-1)) + 1)]
         found["prism"][channel] = description_similarity(said[names]) if len(names) > 1 else np.nan
-        if (labels[channel] >= 0).any():
+        if (labels[channel][active[channel]] >= 0).any():
             found["psi"][channel] = psi(own, parts, labels[channel][active[channel]], said, draws=DRAWS)
     return found
 

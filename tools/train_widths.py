@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from train_glyphs import SHIPPED, prepare, render
 
 from pure_nb.glyphs import CLASSES, GlyphObjects, GlyphScenes
-from pure_nb.glyphs.network import LAST, GlyphNet
+from pure_nb.glyphs.network import LAST, SIBLINGS, GlyphNet
 from pure_nb.loading import load_model
 
 WIDTHS = {"shared": len(CLASSES), "32": 32, "16": 16, "64": 64, "128": 128}
@@ -124,7 +124,8 @@ def main() -> None:
             for layer, part in zip(LAST, head)
             for entry, tensor in part.state_dict().items()
         }
-        save_file(state, options.out / f"last-{name}.safetensors")
+        if name in SIBLINGS:  # the others are only measured
+            save_file(state, options.out / f"last-{name}.safetensors")
         accuracy, recall = found(head, *singles), found(head, *scenes)
         took = (time.process_time() - start) / 60
         print(f"| {name} | {width} | {accuracy:.2%} | {recall:.2%} | {took:.1f} |", flush=True)

@@ -29,6 +29,7 @@ from pure_nb.methods.descriptions import PURE, RANDOM
 from pure_nb.methods.statistics import summary
 from pure_nb.methods.virtual import kmeans, nearest
 from pure_nb.network.layers import OUTPUT, activations, flatten_positions
+from pure_nb.study import Study
 
 WHOLE, ORACLE, SHARED, TRUTH = "whole channel", "oracle parts", "oracle shares", "source"
 """What else is switched off: all of the channel; it all where the source is dominant; the source's share; the source.
@@ -43,12 +44,18 @@ def beyond(task: Task) -> Task:
     """A planted task whose references are followed by as many held-out images, the next in the channels' order."""
     if task.planting is None:
         raise PlantingError(f"task {task.name!r}: nothing was planted, so no source can be switched off")
-    study = task.study.replace(n_references=2 * task.truth.shape[1])
+    study = _wide(task)
     if study.references.n <= task.truth.shape[1]:
         raise StudyError(f"there are no images beyond the {task.truth.shape[1]} references; take fewer, or more images")
     contributed = contributions(study.model, study.images, study.references, task.planting, run=study.run)
     part = shares(contributed).max(axis=-1)
     return replace(task, study=study, truth=dominant_source(contributed), share=part, contributions=contributed)
+
+
+def _wide(task: Task) -> Study:
+    if task.study.parameters.references != "top":
+        raise StudyError("held-out images are those that follow the strongest; ask for a study with references='top'")
+    return task.study.replace(n_references=2 * task.truth.shape[1])
 
 
 def compare_ablations(task: Task, contestants: Sequence[Contestant] = ()) -> pd.DataFrame:
@@ -102,7 +109,7 @@ def compare_ablations(task: Task, contestants: Sequence[Contestant] = ()) -> pd.
 
 def board(table: pd.DataFrame, measure: str = "map_error", baseline: str = PURE) -> pd.DataFrame:
     """Means over channels by method, with intervals, see :func:`pure_nb.methods.statistics.summary`; errors upwards."""
-    means = table.groupby(["channel", "method"])[measure].mean().reset_index()
+    means = table.groupby(["channel", "method"])[measure].mean().dropna().reset_index()
     return summary(means, baseline, measure).sort_values(
         "mean", ascending=measure != "selectivity", kind="stable", ignore_index=True
     )
@@ -165,7 +172,7 @@ def _measured(
     """Errors of the channel's maps and of the outputs, and the relative fall of its score, for each way."""
     assert wide.planting is not None
     study, target, whole = wide.study, wide.study.parameters.target, f"{wide.planting.layer}.whole"
-    names, one = [*own, TRUTH], np.array([channel])
+    names, one, by_max = [*own, TRUTH], np.array([channel]), study.parameters.ranked_by == "max"
     squares = np.zeros((len(names) + 1, 2))  # of each way's difference from the right answer; the last is of nothing
     falls: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     begin = 0
@@ -192,7 +199,8 @@ def _measured(
             for place, found in enumerate(every):
                 squares[place] += [float(((a - b).double() ** 2).sum()) for a, b in zip(found, right)]
                 if place < len(names):
-                    high = [flatten_positions(maps).amax(dim=(1, 2)).double() for maps in (before, found[0])]
+                    flat = [flatten_positions(maps).flatten(1).double() for maps in (before, found[0])]
+                    high = [maps.amax(dim=1) if by_max else maps.mean(dim=1) for maps in flat]
                     falls[names[place]].append(((high[0] - high[1]) / high[0]).cpu().numpy())
     relative = np.sqrt(squares / np.maximum(squares[-1], np.finfo(np.float64).tiny))
     errors = {name: (float(relative[place, 0]), float(relative[place, 1])) for place, name in enumerate(names)}
@@ -217,7 +225,7 @@ def split_selectivity(task: Task) -> NDArray[np.float64]:
     ndarray
         float64 ``[channels]``, -1..1; NaN where one of the parts has none of the images.
     """
-    study = task.study.replace(n_references=2 * task.truth.shape[1])
+    study = _wide(task)
     wide = replace(task, study=study)
     vectors = wide.hidden(study.circuits, study.parameters.lower)
     n, seed, found = task.truth.shape[1], study.parameters.seed, []

@@ -106,5 +106,6 @@ def _difference(own: NDArray[np.float64], base: NDArray[np.float64], several: ND
     first, second = (first - second for first, second in zip(placements(own, several), placements(base, several)))
     difference, error = float(first.mean()), _error(first, second)
     p = 2 * float(scipy.stats.norm.sf(abs(difference) / error)) if error > 0 else float(difference == 0)
+    p = float("nan") if np.isnan(error) else p  # too few neurons of a kind
     far = ABOUT_TWO * error
     return dict(zip(DIFFERENCE, (difference, difference - far, difference + far, p)))

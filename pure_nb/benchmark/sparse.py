@@ -157,9 +157,9 @@ def source_features(task: Task, codes: NDArray[np.floating[Any]], seed: int = 0)
     Returns
     -------
     DataFrame
-        A row for each channel that means several things, and each source that is dominant in two references or more:
-        ``channel``, ``source``; ``f1`` of the feature's being active for the source's being dominant; ``correlation``
-        of the feature with what the source contributed.
+        A row for each channel that means several things, and each source that is dominant in references of both
+        halves: ``channel``, ``source``; ``f1`` of the feature's being active for the source's being dominant;
+        ``correlation`` of the feature with what the source contributed.
 
     Raises
     ------
@@ -179,7 +179,7 @@ def source_features(task: Task, codes: NDArray[np.floating[Any]], seed: int = 0)
         halves = np.array_split(generator.permutation(len(known)), 2)
         for source in range(len(set(task.planting.groups[channel])) if task.planting else 0):
             true = known == source
-            if true.sum() < 2:
+            if not all(true[half].any() for half in halves):
                 continue
             own, contributed = codes[channel], task.contributions[channel, :, source].astype(np.float64)
             both = [_held_out(own, true, contributed, *order) for order in (halves, halves[::-1])]

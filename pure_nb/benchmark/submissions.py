@@ -45,6 +45,9 @@ def read_submission(path: Path) -> Record:
         fits &= all(bool(NAMED.fullmatch(record[name])) for name in ("name", "source"))
         for world in record["worlds"].values():
             fits &= isinstance(world["scores"], dict) and isinstance(world.get("seconds", 0), (int, float))
+            fits &= all(isinstance(value, (int, float)) for value in world["scores"].values())
+        fits &= all(bool(NAMED.fullmatch(name)) for name in record["worlds"])
+        fits &= record.get("verified", "answers") in ("answers", "function")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise StudyError(f"{str(path)!r} is no submission: expected what pure-nb bench --edition wrote") from problem
     if not same or not fits:
@@ -61,8 +64,14 @@ def keep(record: Record, folder: Path, *, board: bool = True) -> list[Path]:
         If there is another of its name.
     """
     path = folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', record['name']).strip('-')}.json"
-    if path.is_file() and (there := read_submission(path))["source"] != record["source"]:
-        raise StudyError(f"{str(path)!r} is there, of {there['source']!r}; name the function otherwise")
+    if path.is_file():
+        there = read_submission(path)
+        same = [there[name] == record[name] for name in ("source", "digest")]
+        if not all(same) or (not board and "verified" in there):
+            raise StudyError(
+                f"{str(path)!r} is there, of {there['source']!r} {there['digest'][:12]}; name the function otherwise, "
+                "write to another folder, or remove it first"
+            )
     write_text(path, json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
     if not board:
         return [path]
@@ -84,10 +93,12 @@ def page(records: list[Record]) -> str:
     """The leaderboards of contestants and of scores, in Markdown: of one edition, the best first."""
     parts = []
     for kind, (lead, *_) in SCORED.items():
-        rows = []
-        for record in (one for one in records if one["kind"] == kind):
+        rows, own = [], [one for one in records if one["kind"] == kind]
+        answered = [{name for name, world in one["worlds"].items() if "answers" in world} for one in own]
+        common = set.intersection(*answered) if answered else set()  # a mean is over the same worlds for all
+        for record in own:
             worlds = record["worlds"]
-            open_ = [world["scores"][lead] for world in worlds.values() if "answers" in world]
+            open_ = [world["scores"][lead] for name, world in worlds.items() if name in common]
             seconds = sum(world.get("seconds", 0) for world in worlds.values())
             row = {kind: record["name"], "mean": round(float(np.mean(open_)), 2) + 0.0}
             for name, world in worlds.items():

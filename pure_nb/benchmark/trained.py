@@ -81,7 +81,7 @@ def wired_task(study: Study) -> Task:
     if labels is None:
         raise StudyError(f"neither objects nor classes are known of {study.images.name!r}, so there is no truth")
     feeds = duties(study)
-    own = (labels >= 0) & np.take_along_axis(feeds, labels.clip(min=0), axis=1) & study.references.alive[:, None]
+    own = (labels >= 0) & np.take_along_axis(feeds, labels.clip(min=0), axis=1) & study.references.active
     truth = np.where(own, labels, -1)
     return Task("wired", study, truth, np.ones(truth.shape), study)
 

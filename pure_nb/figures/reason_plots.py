@@ -114,7 +114,7 @@ def graph_figure(found: Graph) -> Figure:
     with needed("show", "graphs need"):
         import networkx
 
-    network, order = found.network, ["", *found.layers]
+    network, order = found.network.copy(), ["", *found.layers]
     for _, node in network.nodes(data=True):
         node["subset"] = order.index(node["layer"])
     places = networkx.multipartite_layout(network)

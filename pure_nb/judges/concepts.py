@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pure_nb.compute.sweep import accepted
 from pure_nb.images.data import Images
 from pure_nb.images.reading import batches
 from pure_nb.methods.measures import fms_of_best
@@ -67,7 +68,7 @@ def concept_scores(
     (32,)
     """
     masks = images.dataset if isinstance(images.dataset, Masks) else None
-    targets = images.targets
+    targets = images.targets if images.targets is not None and (images.targets >= 0).any() else None
     known = np.arange(len(images)) if targets is None else np.flatnonzero(targets >= 0)
     samples = known[np.linspace(0, len(known) - 1, min(MOST, len(known))).round().astype(np.int64)]
     if masks is None and targets is None:
@@ -97,6 +98,7 @@ def _looked(
     peaks, maps, seen = [], [], []
     with run.prepared(model), torch.inference_mode():
         for batch in batches(images, samples.tolist(), run=run):
+            accepted([*batch.unreadable], run)
             if len(batch.samples):
                 output = activations(model, batch.images.to(run.local_device), [layer])[layer]
                 peaks.append(flatten_positions(output).amax(dim=2).float().cpu().numpy())
@@ -112,7 +114,7 @@ def _overlap(maps: Tensor, where: list[Any], classes: int) -> NDArray[np.float64
     threshold = torch.from_numpy(np.quantile(flat, 1 - SHARE, axis=1).astype(np.float32))[:, None]
     both, active, area = np.zeros((len(flat), classes)), np.zeros(len(flat)), np.zeros(classes)
     for one, masks in zip(maps, where):
-        size = next(iter(masks.values())).shape
+        size = next((mask.shape for own in where for mask in own.values()), one.shape[1:])
         up = nn.functional.interpolate(one[None], size=size, mode="bilinear", align_corners=False)[0].flatten(1)
         on = (up > threshold).numpy()
         active += on.sum(axis=1)

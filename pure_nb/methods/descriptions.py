@@ -194,8 +194,9 @@ def combine(study: Study, vectors: Sequence[Float[Vectors, "channels n _"]]) -> 
     """
     weight = weigh(study, lambda channel: [own[channel] for own in vectors], study.parameters.seed)
     sizes = [own.shape[2] for own in vectors]
+    active = study.references.active[:, :, None]
     each = (np.concatenate([own[channel] for own in vectors], axis=1) for channel in range(len(vectors[0])))
-    return np.stack([side_by_side(own, sizes, weight.tolist()) for own in each])
+    return np.stack([side_by_side(np.where(on, own, 0), sizes, weight.tolist()) for on, own in zip(active, each)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +220,8 @@ class Combined:
 
     def weighed(self, channel: int) -> Float[NDArray[np.float32], "n d"]:
         """What is clustered of one neuron: :func:`pure_nb.methods.combined.side_by_side`."""
-        return side_by_side(self[channel], **self.told())
+        active = self.study.references.active[channel, :, None]
+        return side_by_side(np.where(active, self[channel], np.float32(0)), **self.told())
 
     def __str__(self) -> str:
         """The descriptions and what each counts, the most first: ``"circuits 60 %, activation at maximum 30 %"``."""

@@ -296,7 +296,7 @@ def psi(
     parts
         int ``[n]``: the cluster of each image; those of negative ones are left out.
     labels
-        int ``[n]``: the class of each image.
+        int ``[n]``: the class of each image; below 0 is not known.
     words
         ``[words, d]``: CLIP's vectors of a vocabulary.
     draws, seed
@@ -321,7 +321,7 @@ def psi(
 
     measures = (
         lambda parts: float(silhouette_score(unit, parts, metric="cosine")),
-        lambda parts: float(adjusted_mutual_info_score(labels, parts)),
+        lambda parts: float(adjusted_mutual_info_score(labels[labels >= 0], parts[labels >= 0])),
         distinct,
     )
     rng = np.random.default_rng(seed)

@@ -203,7 +203,8 @@ def resolved(model: nn.Module, target: str, lower: str) -> tuple[nn.Module, str,
     changed = with_dictionary(model, layer, dictionary)
     own, below = Target.parse(layer), Target.parse(lower)
     vars(get_layer(changed, f"{own.name}.{FEATURES}"))["_made_by"] = files
-    if below.name.startswith(f"{own.name}.") or below == replace(own, axis=below.axis):
+    again = isinstance(get_layer(model, own.name), DictionaryLayer)  # then names are those within it already
+    if (below.name.startswith(f"{own.name}.") and not again) or below == replace(own, axis=below.axis):
         below = replace(below, name=f"{own.name}.{WHOLE}{below.name.removeprefix(own.name)}")
     return changed, str(replace(own, name=f"{own.name}.{FEATURES}", axis="")), str(below)
 

@@ -242,7 +242,7 @@ def traced_images(
     """
     study = parts.study
     most = min(channels, study.shapes[0].channels)
-    key = study.key("virtual") | {"step": "reasons", "how": FORMAT, "start": list(start), "channels": most}
+    key = study.key("virtual") | {"step": "reasons", "how": FORMAT, "outputs": list(start), "channels": most}
     key |= {"explained": images.fingerprint, "sample": sample.tolist()}
 
     def pack(trace: Trace) -> NDArray[np.float64]:

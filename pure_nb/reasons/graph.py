@@ -130,7 +130,8 @@ class Graph:
 
         The columns are those of :attr:`pure_nb.reasons.explaining.Explanation.table`: parts that were pruned, channels
         that are unlike any part, channels that were not taken apart, and what is not relevance of the layer. A row
-        adds up to 1 (or to -1); ``edges`` is the part of all that flows from its parts, by size, that edges show.
+        adds up to 1 (or to -1); ``edges`` is the part that edges show of what flows, by size, from the channels that
+        were taken apart to those of the next layer that were; what flows to its other channels is not counted.
         """
         import pandas as pd  # late, see pure_nb._imports
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
@@ -45,10 +46,10 @@ def picture_of(study: Study, picture: Any) -> Picture:
     ArgumentError
         If there is no such image.
     """
-    if isinstance(picture, int):
+    if isinstance(picture, Integral):
         if picture not in range(len(study.images)):
             raise ArgumentError(f"image {picture}: the study has images 0 to {len(study.images) - 1}")
-        return Picture(study.images, picture, f"image {picture} of {study.images.name}")
+        return Picture(study.images, int(picture), f"image {picture} of {study.images.name}")
     if isinstance(picture, Tensor):
         rows = picture if picture.ndim == 4 else picture[None]
         mean, std = study.images.normalisation or (None, None)

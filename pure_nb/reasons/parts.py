@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pure_nb.errors import StudyError
-from pure_nb.methods.virtual import WHOLE, VirtualNeurons, part_name
+from pure_nb.methods.virtual import WHOLE, VirtualNeurons, nearest, part_name
 
 if TYPE_CHECKING:
     from pure_nb.notes import Note, Place
@@ -63,7 +63,7 @@ def reach(vectors: NDArray[np.float32], parts: VirtualNeurons) -> NDArray[np.flo
 
 
 def fit(vectors: NDArray[np.float32], parts: VirtualNeurons, limits: NDArray[np.float64]) -> Fit:
-    """The parts of a channel that circuits in new images belong to.
+    """The parts of a channel that circuits in new images belong to; by circuits alone, also of several descriptions.
 
     Parameters
     ----------
@@ -72,11 +72,11 @@ def fit(vectors: NDArray[np.float32], parts: VirtualNeurons, limits: NDArray[np.
     parts, limits
         The channel's virtual neurons, and how far each reaches by :func:`reach`.
     """
-    nearest = parts.predict(vectors)
-    distance = np.linalg.norm(vectors - parts.centroids[nearest], axis=1).astype(np.float64)
-    limit = limits[nearest]
-    distance[nearest < 0], limit[nearest < 0] = np.nan, np.nan
-    return Fit(np.where(distance <= limit + SLACK, nearest, UNLIKE), distance, limit)
+    own = np.where(vectors.any(axis=1), nearest(vectors, parts.centroids), UNLIKE)
+    distance = np.linalg.norm(vectors - parts.centroids[own], axis=1).astype(np.float64)
+    limit = limits[own]
+    distance[own < 0], limit[own < 0] = np.nan, np.nan
+    return Fit(np.where(distance <= limit + SLACK, own, UNLIKE), distance, limit)
 
 
 class Parts:

@@ -8,8 +8,9 @@ relevance comes from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,12 +153,11 @@ def _passes(
     order = [own.abs().argsort(dim=1, descending=True, stable=True)[:, :most] for own in carried]
     layers = []
     for place, (p, top, chosen) in enumerate(zip(asked, tops, order)):
-        starts = torch.stack([initial_relevance(top.detach(), own, p.start) for own in chosen.T])
-        circuits = propagated(top, found[p.lower], starts, times_input).transpose(0, 1)
+        begin = partial(initial_relevance, top.detach(), start=p.start)
+        circuits = propagated(top, found[p.lower], begin, chosen, times_input).transpose(0, 1)
         down = np.zeros((*chosen.shape, 0))
         if place < len(asked) - 1:
-            mask = torch.stack([only(flows[place], own) for own in chosen.T])
-            below = propagated(top, tops[place + 1], mask, times_input).transpose(0, 1)
+            below = propagated(top, tops[place + 1], partial(only, flows[place]), chosen, times_input).transpose(0, 1)
             named = below.gather(2, order[place + 1][:, None].expand(-1, below.shape[1], -1))
             rest = below.sum(dim=2, keepdim=True) - named.sum(dim=2, keepdim=True)
             down = torch.cat([named, rest], dim=2).cpu().numpy()
@@ -194,7 +194,9 @@ def only(flow: Tensor, channel: Tensor) -> Tensor:
     return kept
 
 
-def propagated(top: Tensor, lower: Tensor, above: Tensor, times_input: bool) -> Tensor:
+def propagated(
+    top: Tensor, lower: Tensor, above: Callable[[Tensor], Tensor], chosen: Tensor, times_input: bool
+) -> Tensor:
     """Relevance at a lower layer, summed over positions, of many starts at an upper one: float64 ``[K, b, C]``.
 
     Parameters
@@ -202,13 +204,16 @@ def propagated(top: Tensor, lower: Tensor, above: Tensor, times_input: bool) -> 
     top, lower
         The upper layer's output as a function of the lower one's, b images.
     above
-        ``[K, b, ...]``: where relevance starts, or the gradient to go on with.
+        From a channel of each image, int64 ``[b]``, to where relevance starts, or the gradient to go on with,
+        ``[b, ...]``: so many are made at a time as :data:`MOST_NUMBERS` allows.
+    chosen
+        int64 ``[b, K]``: the channels.
     times_input
         Whether relevance is input times gradient.
     """
     found = []
-    for some in torch.split(above, max(1, MOST_NUMBERS // max(lower.numel(), top.numel()))):
-        flow = pulled(top, lower, some)
+    for some in torch.split(chosen.T, max(1, MOST_NUMBERS // max(lower.numel(), top.numel()))):
+        flow = pulled(top, lower, torch.stack([above(own) for own in some]))
         own = lower.detach() * flow if times_input else flow
         found.append(_by_channel(own.flatten(0, 1)).reshape(*own.shape[:2], -1))
     return torch.cat(found)

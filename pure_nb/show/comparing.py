@@ -119,7 +119,8 @@ def matches(alike: NDArray[np.float64], least: float) -> list[Match]:
     """
     from scipy.optimize import linear_sum_assignment  # late, see pure_nb._imports
 
-    rows, columns = linear_sum_assignment(alike, maximize=True)
+    # What is less alike is no pair, and must not keep others from being one.
+    rows, columns = linear_sum_assignment(np.where(alike >= least, alike, 0), maximize=True)
     partner = {row: column for row, column in zip(rows.tolist(), columns.tolist()) if alike[row, column] >= least}
     found = []
     for row, own in enumerate(alike):

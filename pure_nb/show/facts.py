@@ -295,7 +295,7 @@ class Atlas:
         lower = self.below.parameters.target
         keys = [manifest.get("key", {}) for manifest in self.study.results.manifests()]
         asked = [
-            {name: key.get(name) for name in ASKED["virtual"]}
+            {"described_by": "circuits"} | {name: key[name] for name in ASKED["virtual"] if name in key}
             for key in keys
             if key.get("step") == "virtual" and not outdated(key)
         ]
