@@ -306,10 +306,12 @@ def verify(record: Record, worlds: Worlds, entered: Entry | None = None, secret:
         raise StudyError(
             "hidden worlds need the function that was submitted; add --add FILE.py:FUNCTION or --only NAME"
         )
-    hidden = {world.name for world in edition.worlds if world.hidden}
-    if "verified" in record:  # once before, with what hidden worlds say, which is found anew
-        record = record | {"worlds": {name: one for name, one in record["worlds"].items() if name not in hidden}}
-    known = {world.name for world in edition.worlds} - hidden
+    closed = {world.name for world in edition.worlds if world.hidden}
+    verified = "verified" in record  # once before, with what hidden worlds say, which is found anew
+    record = record | {
+        "worlds": {name: one for name, one in record["worlds"].items() if not verified or name not in closed}
+    }
+    known = {world.name for world in edition.worlds} - closed
     if unknown := sorted(record["worlds"].keys() - known):
         raise StudyError(f"edition {edition.name} has no world {unknown[0]!r} to submit to")
     if lacking := sorted(
