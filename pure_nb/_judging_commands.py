@@ -186,7 +186,7 @@ def bench(
         if truth is not None or planting != Planting() or field != Contestants(add=field.add, only=field.only):
             raise StudyError("an edition says what is planted and compared; leave out those options")
         return _submit(asked, [*(field.add or ()), *(field.only or ())], submitting, out)
-    if not asked.study:
+    if asked.study is None:
         raise StudyError("name a STUDY, or an edition: --edition 2027.1")
     own = [load_contestant(specification) for specification in field.add or ()]
     found = asked.load().replace(seed=planting.seed)

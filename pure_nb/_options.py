@@ -124,9 +124,9 @@ class Asked:
 class AskedOrNone(Asked):
     """A study, or none where an edition says which."""
 
-    study: Annotated[
-        str, Argument(help="A study that ships, or a .toml file; none with --edition.", metavar="STUDY")
-    ] = ""
+    study: Annotated[  # type: ignore[assignment]
+        str | None, Argument(help="A study that ships, or a .toml file; none with --edition.", metavar="STUDY")
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -267,10 +267,14 @@ class Study:
         """The images that could not be read, and were left out."""
         return accepted(self._found[1], self.run)
 
-    @cached_property
+    @property
     def combined(self) -> Combined | None:
         """What parts are clusters of, if not of circuits alone; its ``weights`` say what each description counts."""
-        return Combined(self) if self.parameters.described_by == COMBINED else None
+        return self._combined if self.parameters.described_by == COMBINED else None
+
+    @cached_property
+    def _combined(self) -> Combined:
+        return Combined(self)
 
     @cached_property
     def circuits(self) -> NDArray[np.float32]:

@@ -29,7 +29,7 @@ PATCHES = ("other part", "same part", "random place", "random image", "another c
 Box = tuple[int, int, int, int]
 
 
-def pasted(image: Tensor, box: Box, donor: Tensor, patch: Box) -> Tensor:
+def _pasted(image: Tensor, box: Box, donor: Tensor, patch: Box) -> Tensor:
     """An image ``[C, H, W]`` with a square of a donor in place of one of its own, scaled to its size."""
     (left, top, right, bottom), (x, y, end, floor) = box, patch
     found, size = image.clone(), (bottom - top, right - left)
@@ -126,7 +126,7 @@ def _swapped(
     from_ = dict.fromkeys(PATCHES, donors) | {"same part": same, "random image": anywhere}
     load = study.images.tensor
     return [
-        pasted(load(int(image)), box, load(int(donor)), patch)
+        _pasted(load(int(image)), box, load(int(donor)), patch)
         for kind in PATCHES
         for image, box, donor, patch in zip(into, boxes["into"], from_[kind], boxes[kind])
     ]

@@ -25,7 +25,7 @@ from pure_nb.methods.virtual import VirtualNeurons
 from pure_nb.methods.virtual_layer import VirtualLayer
 from pure_nb.network.layers import OUTPUT, activations
 from pure_nb.study import Study
-from pure_nb.swapping import PATCHES, pasted, swap_patches
+from pure_nb.swapping import PATCHES, _pasted, swap_patches
 
 IMAGES = torch.tensor([[3.0, 1.0], [1.0, 4.0], [2.0, 0.0]])[..., None, None]
 
@@ -216,7 +216,7 @@ def test_a_contestant_that_knows_is_the_oracle(task: Task) -> None:
 
 def test_a_patch_is_where_it_should_be() -> None:
     image, donor = torch.zeros(1, 6, 6), torch.arange(36.0).reshape(1, 6, 6)
-    found = pasted(image, (1, 2, 4, 5), donor, (3, 0, 6, 3))
+    found = _pasted(image, (1, 2, 4, 5), donor, (3, 0, 6, 3))
     assert torch.equal(found[0, 2:5, 1:4], donor[0, 0:3, 3:6])
     assert found.count_nonzero() == 9
     assert not image.any()

@@ -433,7 +433,7 @@ def test_errors(
         ('[model]\nsource = "glyphnet"', "model = 3", "expected the table [model], got model = 3"),
         ('"glyphnet"', "3", "source of [model] must be a text, got 3"),
         ('"glyphnet"', '"glyphnet"\nweights = 3', "weights of [model] must be a text, got 3"),
-        ('"glyphnet"', '"glyphnet"\nwidth = 3', "has an entry that is not known"),
+        ('"glyphnet"', '"glyphnet"\ndepth = 3', "has an entry that is not known"),
         ('"glyphs"\nlength = 40', '"folder"\nroot = 3', "root of [images] must be a text, got 3"),
         ('"layer4"', "4", "target must be the name of a layer, got 4"),
         ('"layer3"', '["layer3"]', "lower must be the name of a layer, got ['layer3']"),

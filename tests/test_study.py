@@ -130,6 +130,7 @@ def test_a_study_of_glyphs(toml: Path, tmp_path: Path) -> None:
         "virtual",
         "neurons",
         "objects",
+        "stability",
     }
     assert not [path for path in study.store.folder.iterdir() if path.is_dir()]  # the shards are cleared away
 
@@ -226,7 +227,7 @@ def test_the_same_bytes_twice(tmp_path: Path) -> None:
         mine(tmp_path / folder).neurons  # noqa: B018
         files.append({path.name: path.read_bytes() for path in (tmp_path / folder / "store" / "mine").glob("[!.]*")})
     assert files[0] == files[1]
-    assert len(files[0]) == 8
+    assert len(files[0]) == 10
 
 
 @pytest.mark.parametrize("step", ["references", "circuits", "virtual", "neurons"])
@@ -313,14 +314,17 @@ def test_replace(tmp_path: Path) -> None:
         ({}, ""),
         ({"batch_size": 7, "channels_last": True}, ""),
         ({"skip_unreadable": True}, ""),
-        ({"n_clusters": 3}, "virtual neurons"),
-        ({"seed": 1}, "virtual neurons layouts _classified pairs"),
+        ({"n_clusters": 3}, "virtual stability neurons"),
+        ({"seed": 1}, "virtual stability neurons layouts _classified pairs"),
         ({"crop": "activation"}, "_boxed"),
         ({"crop_lower": "2"}, "_boxed _without_crp"),
-        ({"rule": "lrp"}, "circuits virtual neurons layouts"),
+        ({"rule": "lrp"}, "circuits virtual stability neurons layouts"),
         ({"min_frequency": 0.5}, "pairs"),
         ({"min_share": 0.1}, "_classified pairs"),
-        ({"lower": "0"}, "shapes circuits virtual neurons layouts activation_vectors without_lrp _classified pairs"),
+        (
+            {"lower": "0"},
+            "shapes circuits virtual stability neurons layouts activation_vectors without_lrp _classified pairs",
+        ),
     ],
 )
 def test_what_still_holds_is_kept(tmp_path: Path, change: dict[str, Any], dropped: str) -> None:

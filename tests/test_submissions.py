@@ -269,4 +269,4 @@ def test_the_shipped_worlds_are_what_the_edition_says(tmp_path: Path) -> None:
     shipped = editions.load_edition("2027.1")
     world = shipped.worlds[1]
     task = world.task(load_study(world.study, store=tmp_path, progress=False))
-    assert len(task.k) == 60
+    assert len(task.k) == 45

@@ -92,7 +92,9 @@ def test_concepts_beside_slow_twins(glyphnet: nn.Module) -> None:
             mask = np.array([own.get(label, np.zeros((96, 96), dtype=bool)) for own in masks])
             best = max(best, ((up > level) & mask).sum() / ((up > level) | mask).sum())
         assert found["iou"][channel] == pytest.approx(best, rel=1e-3)
-    assert iou(up > level, up > level, share=0.5) == 1  # the formula of the measure is of the same kind
+    assert (
+        iou((up > level).astype(np.float64), up > level, share=0.5) == 1
+    )  # the formula of the measure is of the same kind
     nothing = concept_scores(plain(), Images(Items(noise(12))), "5", run=Run(progress=False))  # type: ignore[arg-type]
     assert np.isnan([*nothing.values()]).all()
 

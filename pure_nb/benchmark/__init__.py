@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING
 from pure_nb._imports import lazily
 
 if TYPE_CHECKING:
-    from pure_nb.benchmark.causal import compare_ablations
     from pure_nb.benchmark.contestants import Contestant
     from pure_nb.benchmark.leaderboards import run_benchmark
     from pure_nb.benchmark.tasks import objects_task, planted_task
 else:
     __getattr__, __dir__ = lazily(__name__)
 
-__all__ = ["Contestant", "compare_ablations", "objects_task", "planted_task", "run_benchmark"]
+__all__ = ["Contestant", "objects_task", "planted_task", "run_benchmark"]

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 from pure_nb._imports import lazily
 
 if TYPE_CHECKING:
-    from pure_nb.methods.ablation import Ablation
-    from pure_nb.methods.dictionaries import SparseAutoencoder, sample_positions
     from pure_nb.methods.pairs import class_pairs
     from pure_nb.methods.references import TopReferences
     from pure_nb.methods.virtual import VirtualNeurons, virtual_neurons
@@ -16,13 +14,10 @@ else:
     __getattr__, __dir__ = lazily(__name__)
 
 __all__ = [
-    "Ablation",
-    "SparseAutoencoder",
     "TopReferences",
     "VirtualLayer",
     "VirtualNeurons",
     "class_pairs",
     "feature_visualisation",
-    "sample_positions",
     "virtual_neurons",
 ]

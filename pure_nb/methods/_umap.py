@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pure_nb.methods._shapes import Float, Int
+
 
 @cache
 def compiled_umap() -> Any:
@@ -19,7 +21,9 @@ def compiled_umap() -> Any:
     return UMAP
 
 
-def neighbours(vectors: NDArray[Any], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def neighbours(
+    vectors: Float[NDArray[np.floating], "n d"], count: int
+) -> tuple[Int[NDArray[np.int64], "n count"], Float[NDArray[np.float32], "n count"]]:
     """The nearest vectors of each, itself first, and their distances, as UMAP finds them.
 
     UMAP would compile its own search first, for seven seconds. The tree takes differences, so that each vector is at

@@ -92,6 +92,7 @@ class Ablation(nn.Module):
 
     Examples
     --------
+    >>> from pure_nb.methods import VirtualLayer
     >>> layer = VirtualLayer.of(study, [3])
     >>> ablated = Ablation(layer, ["3A"])
     >>> ablated(torch.rand(2, 3, 96, 96)).shape

@@ -78,7 +78,6 @@ def write_pages(
         Which neurons the lower channels carry.
     """
     study, templates = made.study, templates_of(made, home, above)
-    templates.globals["described"] = str(study.combined or "")
     templates.globals["credits"] = credits = _credits(made, channels)
     table = study.neurons[study.neurons["channel"].isin(channels)]
     rows = {int(row["channel"]): row for row in table.to_dict("records")}
@@ -228,6 +227,7 @@ def templates_of(made: Atlas, home: str, above: Atlas | None = None) -> Environm
         "part_colour": part_colour,
         "said": made.embedder.name if made.embedder else "",
         "unsteady": study.unsteady,
+        "described": str(study.combined or ""),
         "credits": {},
     }
     return pages
