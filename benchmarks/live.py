@@ -7,7 +7,7 @@ are medians in ms from the change of the neuron in the browser to the end of the
 picture are there; of the first sight of a network that was never run, from the end of the sweep. *Processor* is that of
 the kernel meanwhile, on a machine that is shared the one to look at.
 
-- *computed*: a neuron beside the one that was seen, which was fetched ahead.
+- *computed*: the neuron after the one that was seen, which was fetched ahead.
 - *new*: one of the shipped study that nobody has looked at.
 - *first sight*: ``explore(study)`` of a ResNet-18 with random weights, whose references are known, and nothing else. Of
   ``--photographs``, a folder of at least 100, or of noise.
@@ -83,8 +83,9 @@ def shipped(browser: Any, repeats: int, store: Path) -> dict[str, tuple[float, f
     host = shown(browser, study, ranked[0])
     found = {"new": changes(host, ranked[3 :: max(2, (len(ranked) - 3) // (repeats + 1))][: repeats + 1])}
     host.close()
-    host = shown(browser, study, ranked[0])
-    found["computed"] = changes(host, ranked[: repeats + 2][1:])
+    host = shown(browser, study)
+    listed = host.widget._lists[study.parameters.target]  # the next in it are fetched ahead
+    found["computed"] = changes(host, listed[listed.index(host.widget.neuron) + 1 :][: repeats + 1])
     host.close()
     return found
 

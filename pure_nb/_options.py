@@ -124,8 +124,9 @@ class Asked:
 class AskedOrNone(Asked):
     """A study, or none where an edition says which."""
 
-    study: Annotated[  # type: ignore[assignment]
-        str | None, Argument(help="A study that ships, or a .toml file; none with --edition.", metavar="STUDY")
+    study: Annotated[
+        str | None,  # type: ignore[assignment]
+        Argument(help="A study that ships, or a .toml file; none with --edition.", metavar="STUDY"),
     ] = None
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
@@ -25,7 +25,7 @@ from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import write_text
 from pure_nb.figures.render import Picture, View, resized
 from pure_nb.show.facts import FORMAT, Atlas, digest
-from pure_nb.show.sheets import KIND, Place, Sheets, as_file, bordered, columns, cut, whole
+from pure_nb.show.sheets import KIND, QUICK, SMALL, Place, Sheets, as_file, bordered, columns, cut, whole
 
 if TYPE_CHECKING:
     from pure_nb.images.data import Images
@@ -95,7 +95,7 @@ def alone(made: Atlas, channel: int) -> tuple[dict[str, Any], dict[str, bytes]]:
     places = [Place(file, cell) for cell in range(len(numbers))]
     cuts = [cut(masks[row], _pixels(made)) for row in range(len(numbers))]
     told = _told(made, places, cuts, {file: numbers})
-    return made.data(channel) | told, {file: _sheet(study.images, _pixels(made), numbers)}
+    return made.data(channel) | told, {file: _sheet(study.images, _pixels(made), numbers, QUICK)}
 
 
 def draw_lower(made: Atlas, folder: Path, lower: Sequence[int]) -> dict[int, Strip]:
@@ -194,9 +194,10 @@ def _pixels(made: Atlas) -> int:
     return min(made.side, max(made.study.images.example.shape[-2:]))
 
 
-def _sheet(images: Images, pixels: int, numbers: Sequence[int]) -> bytes:
+def _sheet(images: Images, pixels: int, numbers: Sequence[int], how: Mapping[str, Any] = SMALL) -> bytes:
     """A file of images; not within :func:`_sheets`, as it is sent away."""
-    return as_file([bordered(resized(images.picture(number), pixels)) for number in numbers], columns(len(numbers)))
+    every = [bordered(resized(images.picture(number), pixels)) for number in numbers]
+    return as_file(every, columns(len(numbers)), how)
 
 
 def _thumb(study: Study, sample: int, mask: NDArray[np.bool_]) -> Picture:

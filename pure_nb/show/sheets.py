@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,9 @@ KIND, SMALL = (
     ("avif", {"quality": 55, "subsampling": "4:4:4", "speed": 8, "max_threads": 1}) if AVIF else ("webp", WEBP)
 )
 """How sheets are saved, and how their files' names end."""
+
+QUICK: dict[str, Any] = SMALL | ({"speed": 9} if AVIF else {"method": 0})
+"""The same for whoever waits: a fifth of the time for a fifth more bytes."""
 
 UNITS, STEPS = 1000, 64
 """Of places on a sheet, to the side of an image and its margin; and of an outline, to the side of its square."""
@@ -113,10 +116,10 @@ def columns(count: int) -> int:
     return math.ceil(math.sqrt(count))
 
 
-def as_file(pictures: Sequence[Picture], wide: int) -> bytes:
+def as_file(pictures: Sequence[Picture], wide: int, how: Mapping[str, Any] = SMALL) -> bytes:
     """A file of pictures in rows."""
     buffer = BytesIO()
-    Image.fromarray(image_grid(pictures, wide, gap=0)).save(buffer, KIND, **SMALL)
+    Image.fromarray(image_grid(pictures, wide, gap=0)).save(buffer, KIND, **how)
     return buffer.getvalue()
 
 
