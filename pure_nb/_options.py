@@ -125,9 +125,9 @@ class AskedOrNone(Asked):
     """A study, or none where an edition says which."""
 
     study: Annotated[
-        str | None,  # type: ignore[assignment]
+        str | None,
         Argument(help="A study that ships, or a .toml file; none with --edition.", metavar="STUDY"),
-    ] = None
+    ] = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)

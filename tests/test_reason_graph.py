@@ -98,6 +98,7 @@ def test_flows_by_hand(labelled: Study) -> None:
     assert lower.relevance[0].tolist() == [6, 2]
 
 
+@pytest.mark.timeout(120)  # all channels of two layers, taken apart by both rules
 @pytest.mark.parametrize("rule", ["gradient", "lrp"])
 def test_what_flows_adds_up(glyph_study: Study, rule: str) -> None:
     """Over all channels above, what flows to a channel is its relevance; and named and other flows are all there is."""

@@ -263,6 +263,7 @@ def test_the_books_leaderboard_is_that_of_the_submissions() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)  # a pass over all scenes, through the planted layer
 def test_the_shipped_worlds_are_what_the_edition_says(tmp_path: Path) -> None:
     from pure_nb.loading import load_study
 
