@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,8 @@ DRAWS = 1000
 """Bootstrap samples of the images of a band."""
 
 
-class Range(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Range:
     """What the parts of some neurons do over the range of activation.
 
     Attributes
@@ -296,5 +298,5 @@ def _steps(
         within = place < share
         sizes = sorted({*n, own}) if share == 1 else [own]
         for step in curve(parts.scaled(vectors)[within], labels[within], parts.k, sizes, seed=seed):
-            rows.append({**step._asdict(), "images": share})
+            rows.append({**asdict(step), "images": share})
     return rows

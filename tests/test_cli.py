@@ -104,7 +104,7 @@ def test_run(finished: Path) -> None:
     steps = [line.split(":")[0] for line in lines[2:6]]
     assert steps == ["references", "circuits", "virtual", "neurons"]
     assert re.search(r"\d+ of 32 neurons are polysemantic by the test", lines[6])
-    assert {path.name.split("-")[0] for path in (finished / "small").glob("[!.]*")} == {*steps, "objects"}
+    assert {path.name.split("-")[0] for path in (finished / "small").glob("[!.]*")} == {*steps, "objects", "stability"}
 
 
 def test_run_with_options(finished: Path) -> None:

@@ -7,7 +7,8 @@ is cut in two at the same place every time. For that there is ``p``, :func:`pure
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,8 @@ STARTS = 10
 """Starts of k-means for each half, as for the parts themselves."""
 
 
-class Stability(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Stability:
     """How well the parts of one neuron come again.
 
     Attributes
@@ -204,7 +206,8 @@ def stability(
     return Stability(_mean_index(others.reshape(cuts, 2, -1, k)), (shared / union).max(axis=2).mean(axis=0))
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Step:
     """How stable parts are by some of the images.
 
     Attributes

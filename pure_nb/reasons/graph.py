@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,8 @@ Node = tuple[int, int, int]
 """Number of the layer from the uppermost, 0; a channel; and a part of it, -1 for none."""
 
 
-class Traced(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Traced:
     """What the images of an output are made of at several layers.
 
     Attributes
