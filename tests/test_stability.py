@@ -104,7 +104,7 @@ def test_the_curve_is_that_of_the_first_images() -> None:
     vectors, heap = vectors[order], heap[order]
     found = curve(vectors, heap, 3, sizes=(5, 20, 60, 100), cuts=4, seed=2)
     assert [step.references for step in found] == [20, 60]
-    for size, stable, agreement in found:
-        assert stable == split_half(vectors[:size], 3, cuts=4, seed=2)
-        labels = virtual.kmeans(vectors[:size], 3, seed=2)
-        assert agreement == pytest.approx(adjusted_rand_score(labels, heap[:size]))
+    for step in found:
+        some, own = vectors[: step.references], heap[: step.references]
+        assert step.stability == split_half(some, 3, cuts=4, seed=2)
+        assert step.agreement == pytest.approx(adjusted_rand_score(virtual.kmeans(some, 3, seed=2), own))
