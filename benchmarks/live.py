@@ -98,7 +98,10 @@ def first_sight(browser: Any, photographs: Path | None, store: Path) -> tuple[fl
     begin, worked = time.perf_counter(), time.process_time()
     host = shown(browser, study)
     found = 1000 * (time.perf_counter() - begin), 1000 * (time.process_time() - worked)
+    thread = host.widget._thread
     host.close()
+    if thread:  # which is told by now to stop
+        thread.join()
     return found
 
 

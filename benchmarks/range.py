@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,22 +25,8 @@ from pure_nb import Run, Study, load_study
 from pure_nb._options import numbers
 from pure_nb.compute.sweep import sweep
 from pure_nb.methods.quantiles import QuantileReferences
-from pure_nb.methods.statistics import interval, mean_and_error
 from pure_nb.methods.virtual import kmeans
-from pure_nb.ranges import TOP, activation_range, enough
-
-
-def means(table: pd.DataFrame, by: list[str], names: list[str]) -> pd.DataFrame:
-    """Means of columns over neurons, with their 95 % intervals."""
-    rows = []
-    for key, group in table.groupby(by, sort=False):
-        row: dict[str, Any] = {**dict(zip(by, key)), "neurons": len(group)}
-        for name in names:
-            known = group[name].dropna()
-            row[name] = mean_and_error(known)[0]
-            row[f"{name}_low"], row[f"{name}_high"] = interval(known)
-        rows.append(row)
-    return pd.DataFrame(rows)
+from pure_nb.ranges import TOP, activation_range, band_name, enough, in_bands, means
 
 
 def purity(labels: NDArray[np.int64], objects: NDArray[np.int64]) -> float:
@@ -55,15 +40,14 @@ def objects(study: Study, channels: list[int], bands: int, n: int) -> pd.DataFra
     assert study.objects is not None
     assert spread.objects is not None
     for channel in channels:
-        parts, some = study.virtual[channel], spread.references.active[channel]
+        parts = study.virtual[channel]
         top = parts.labels >= 0
         usual = [set(study.objects[channel][parts.labels == part]) - {-1} for part in range(parts.k)]
-        new = some & ~np.isin(spread.references.sample[channel], study.references.sample[channel])
-        band = (np.cumsum(some) - 1) * bands // max(1, int(some.sum()))
+        band = in_bands(study, spread, channel, bands)
         given = {TOP: (study.circuits[channel][top], study.objects[channel][top])}
         for number in range(bands):
-            chosen, name = new & (band == number), f"{100 * number / bands:.0f}-{100 * (number + 1) / bands:.0f}%"
-            given[name] = spread.circuits[channel][chosen], spread.objects[channel][chosen]
+            chosen = band == number
+            given[band_name(number, bands)] = spread.circuits[channel][chosen], spread.objects[channel][chosen]
         for name, (vectors, own) in given.items():
             known = own >= 0
             if known.sum() < 2 * parts.k:

@@ -207,7 +207,7 @@ def held_out(study: Study, channel: int) -> NDArray[np.int64]:
     """
     study.require_channel(channel)
     own = study.references.sample[channel]
-    wide = _wide(study).references
+    wide = widened(study).references
     found = wide.sample[channel][wide.active[channel]]
     held: NDArray[np.int64] = found[~np.isin(found, own)]
     if not len(held):
@@ -218,7 +218,7 @@ def held_out(study: Study, channel: int) -> NDArray[np.int64]:
     return held
 
 
-def _wide(study: Study) -> Study:
+def widened(study: Study) -> Study:
     """The study with twice as many references; held, lest all images are looked at for each channel."""
     if study.parameters.references != "top":
         raise StudyError("held-out images are those that follow the strongest; ask for a study with references='top'")
@@ -316,7 +316,7 @@ def _labels(
 ) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
     """What the held-out images and the references show, where that is known: -1 is nothing."""
     if study.objects is not None:
-        wide = _wide(study)
+        wide = widened(study)
         assert wide.objects is not None
         of = dict(zip(wide.references.sample[channel].tolist(), wide.objects[channel].tolist()))
         yield "objects", np.array([of[sample] for sample in held.tolist()]), study.objects[channel]

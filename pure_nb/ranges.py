@@ -100,16 +100,12 @@ def activation_range(study: Study, channels: Sequence[int] | None = None, *, ban
         raise ArgumentError(f"none of the neurons of {study.name!r} is split into parts")
     if dead := [channel for channel in channels if not study.references.alive[channel]]:
         raise ArgumentError(f"neuron {dead[0]} is dead: no image activates it, so that it has no range")
-    vectors = clustered(spread) if every else [clustered_of(spread, channel) for channel in channels]
+    vectors: Any = clustered(spread) if every else {channel: clustered_of(spread, channel) for channel in channels}
     references = spread.references
 
     def given(place: int) -> tuple[Any, ...]:
         channel = channels[place]
-        some = references.active[channel]
-        new = some & ~np.isin(references.sample[channel], study.references.sample[channel])
-        # Bands are of all that activate the neuron, before those are left out.
-        band = (np.cumsum(some) - 1) * bands // max(1, int(some.sum()))
-        below = vectors[channel if every else place], references.score[channel], np.where(new, band, -1)
+        below = vectors[channel], references.score[channel], in_bands(study, spread, channel, bands)
         active = study.references.active[channel]
         own = clustered_of(study, channel), study.references.score[channel], np.where(active, 0, -1)
         return study.virtual_of(channel), own, below
@@ -121,6 +117,35 @@ def activation_range(study: Study, channels: Sequence[int] | None = None, *, ban
         for place in range(2)
     ]
     return Range(*tables)
+
+
+def in_bands(study: Study, spread: Study, channel: int, bands: int) -> NDArray[np.int64]:
+    """The band of each reference of a study of the whole range; -1 for the study's own, and those that do not count."""
+    some = spread.references.active[channel]
+    new = some & ~np.isin(spread.references.sample[channel], study.references.sample[channel])
+    # Bands are of all that activate the neuron, before those are left out.
+    band = (np.cumsum(some) - 1) * bands // max(1, int(some.sum()))
+    return np.where(new, band, -1)
+
+
+def band_name(band: int, bands: int) -> str:
+    """What a band is called in tables; that of the references is -1."""
+    return TOP if band < 0 else f"{100 * band / bands:.0f}-{100 * (band + 1) / bands:.0f}%"
+
+
+def means(table: pd.DataFrame, by: list[str], names: list[str]) -> pd.DataFrame:
+    """Means of columns over neurons, with their 95 % intervals."""
+    import pandas as pd  # late, see pure_nb._imports
+
+    rows = []
+    for key, group in table.groupby(by, sort=False):
+        row: dict[str, Any] = {**dict(zip(by, key)), "neurons": len(group)}
+        for name in names:
+            known = group[name].dropna()
+            row[name] = mean_and_error(known)[0]
+            row[f"{name}_low"], row[f"{name}_high"] = interval(known)
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 Circuits = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
@@ -146,7 +171,7 @@ def _banded(parts: VirtualNeurons, top: Circuits, below: Circuits, bands: int, s
         vectors, score, labels = parts.scaled(vectors)[some], score[some], labels[some]
         if not len(labels):
             continue
-        name = {"band": TOP if band < 0 else f"{100 * band / bands:.0f}-{100 * (band + 1) / bands:.0f}%"}
+        name = {"band": band_name(band, bands)}
         for part in range(parts.k):
             count = int((labels == part).sum())
             between = binomtest(count, len(labels)).proportion_ci(method="wilson")
@@ -270,15 +295,8 @@ def enough(
 
     one = partial(_steps, n=tuple(n), images=tuple(images), own=own, seed=study.parameters.seed)
     found = each_neuron(one, given, len(channels), name="stability", run=study.run)
-    table = pd.DataFrame([row for rows in found for row in rows])
-    rows = []
-    for (references, share), group in table.groupby(["references", "images"]):
-        row: dict[str, Any] = {"references": references, "images": share, "neurons": len(group)}
-        for name in ("stability", "agreement"):
-            row[name] = mean_and_error(group[name])[0]
-            row[f"{name}_low"], row[f"{name}_high"] = interval(group[name])
-        rows.append(row)
-    return pd.DataFrame(rows)
+    by = ["references", "images"]
+    return means(pd.DataFrame([row for rows in found for row in rows]).sort_values(by), by, ["stability", "agreement"])
 
 
 @on_one_thread

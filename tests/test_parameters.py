@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from small import Items, noise, plain
 from typer.main import get_command
 
 from pure_nb.cli import app
-from pure_nb.compute.results import FORMAT, outdated
+from pure_nb.compute.results import FORMAT, as_before, outdated
 from pure_nb.compute.store import fingerprint
 from pure_nb.errors import ArgumentError, StudyError
 from pure_nb.images.data import Images
@@ -197,3 +197,11 @@ def test_a_channel_is_a_whole_number(channel: Any) -> None:
     with pytest.raises(ArgumentError, match=f"channel {channel}: layer '4' has channels 0 to 5"):
         study.neuron(channel)
     assert study.neuron(np.int64(3)).channel == 3
+
+
+def test_what_there_was_not_once_is_in_no_key_as_it_was_then() -> None:
+    """Or no result that was kept before is found any more."""
+    asked = asdict(Parameters(target="4", lower="2"))
+    assert asked.keys() - as_before(asked).keys() == {"described_by", "references"}
+    other = asdict(Parameters(target="4", lower="2", described_by="combined", references="quantiles"))
+    assert as_before(other) == other

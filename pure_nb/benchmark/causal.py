@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pure_nb.ablating import widened
 from pure_nb.benchmark.contestants import Contestant, circuits_of
 from pure_nb.benchmark.planting import contributions, dominant_source, shares
 from pure_nb.benchmark.scoring import matched
@@ -28,8 +29,7 @@ from pure_nb.methods.ablation import weakened
 from pure_nb.methods.descriptions import PURE, RANDOM
 from pure_nb.methods.statistics import summary
 from pure_nb.methods.virtual import kmeans, nearest
-from pure_nb.network.layers import OUTPUT, activations, flatten_positions
-from pure_nb.study import Study
+from pure_nb.network.layers import OUTPUT, activations, channel_axis, flatten_positions
 
 WHOLE, ORACLE, SHARED, TRUTH = "whole channel", "oracle parts", "oracle shares", "source"
 """What else is switched off: all of the channel; it all where the source is dominant; the source's share; the source.
@@ -44,18 +44,12 @@ def beyond(task: Task) -> Task:
     """A planted task whose references are followed by as many held-out images, the next in the channels' order."""
     if task.planting is None:
         raise PlantingError(f"task {task.name!r}: nothing was planted, so no source can be switched off")
-    study = _wide(task)
+    study = widened(task.study)
     if study.references.n <= task.truth.shape[1]:
         raise StudyError(f"there are no images beyond the {task.truth.shape[1]} references; take fewer, or more images")
     contributed = contributions(study.model, study.images, study.references, task.planting, run=study.run)
     part = shares(contributed).max(axis=-1)
     return replace(task, study=study, truth=dominant_source(contributed), share=part, contributions=contributed)
-
-
-def _wide(task: Task) -> Study:
-    if task.study.parameters.references != "top":
-        raise StudyError("held-out images are those that follow the strongest; ask for a study with references='top'")
-    return task.study.replace(n_references=2 * task.truth.shape[1])
 
 
 def compare_ablations(task: Task, contestants: Sequence[Contestant] = ()) -> pd.DataFrame:
@@ -140,7 +134,7 @@ def _of_channel(
     generator = np.random.default_rng([study.parameters.seed, channel])
     order = generator.permutation(len(held))
     first = next(iter(taken))
-    for source in sorted(set(np.unique(dominant[dominant >= 0]).tolist())):
+    for source in np.unique(dominant[dominant >= 0]).tolist():
         own = {name: parts[source][active].astype(np.float64) for name, parts in taken.items()}
         own |= {
             RANDOM: own[first][order],
@@ -209,7 +203,7 @@ def _measured(
 
 def _channel(activation: Tensor, channel: int) -> Tensor:
     """One channel of a layer, which keeps an axis."""
-    axis = -1 if activation.ndim == 3 else 1
+    axis = channel_axis(activation)
     return activation.narrow(axis, channel, 1).movedim(axis, 1)
 
 
@@ -225,7 +219,7 @@ def split_selectivity(task: Task) -> NDArray[np.float64]:
     ndarray
         float64 ``[channels]``, -1..1; NaN where one of the parts has none of the images.
     """
-    study = _wide(task)
+    study = widened(task.study)
     wide = replace(task, study=study)
     vectors = wide.hidden(study.circuits, study.parameters.lower)
     n, seed, found = task.truth.shape[1], study.parameters.seed, []

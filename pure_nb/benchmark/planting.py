@@ -49,6 +49,14 @@ DRAWS = 8
 """Groups drawn for each one that is kept, where they are chosen by how alike their channels are."""
 
 
+def within(layer: str, name: str) -> str:
+    """What a layer is called where the modules inside another have moved into the ``whole`` of what took its place."""
+    target = Target.parse(name)
+    if not target.name.startswith(f"{layer}."):
+        return name
+    return str(replace(target, name=f"{layer}.whole{target.name.removeprefix(layer)}"))
+
+
 @dataclass(frozen=True, eq=False)
 class Planting:
     """Which channels were merged into which, and how.
@@ -84,9 +92,7 @@ class Planting:
         target = Target.parse(name)
         if target == Target(self.layer, INPUT) and self.early:
             return str(replace(target, name=self.target))
-        if target.name.startswith(f"{self.layer}."):
-            return str(replace(target, name=f"{self.layer}.whole{target.name.removeprefix(self.layer)}"))
-        return name
+        return within(self.layer, name)
 
     @property
     def sources(self) -> NDArray[np.int64]:

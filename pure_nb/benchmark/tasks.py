@@ -365,8 +365,8 @@ def planted_task(
         if len(groups) < count:
             message = f"there are only {len(groups)} groups of {k} channels to plant, not {count}"
             warnings.warn(message, StudyWarning, stacklevel=2)
-    flat = None if strengths is None else np.ravel(strengths[0]).size == 1
-    given: Any = [strengths] * len(groups) if flat else strengths
+    flat: Any = strengths if strengths is not None and all(np.ndim(own) == 0 for own in strengths) else None
+    given: Any = strengths if flat is None else [flat] * len(groups)
     strong = [[1.0] * len(group) for group in groups] if given is None else [[*own] for own in given]
     if len(strong) != len(groups):
         raise PlantingError(f"strengths must be a list for each of {len(groups)} groups, got {len(strong)} lists")
@@ -390,7 +390,7 @@ def planted_task(
     part = shares(contributed)
     part[planting.self_merged, :, 0] = part[planting.self_merged].sum(axis=-1)
     name = f"planted, k = {k}, {how}" if drawn else "planted, given groups"
-    name += "" if not flat else f", strengths {', '.join(f'{value:g}' for value in given[0])}"
+    name += "" if flat is None else f", strengths {', '.join(f'{value:g}' for value in flat)}"
     return Task(name, planted, truth, part.max(axis=-1), study, planting, contributed)
 
 

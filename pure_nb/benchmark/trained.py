@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pure_nb.benchmark.planting import Planting, convolution_of
+from pure_nb.benchmark.planting import convolution_of, within
 from pure_nb.benchmark.tasks import Task
 from pure_nb.errors import StudyError
 from pure_nb.images.reading import batches
@@ -147,7 +147,7 @@ def either_task(study: Study, count: int = 24, single: int = 12, *, seed: int | 
     pairs = generator.permutation([*combinations(classes.tolist(), 2)])[:count].tolist()
     meant = [*pairs, *([one] for one in generator.permutation(classes)[:single].tolist())]
     model = _with_units(study, targets, meant)
-    lower = Planting(layer, (), np.zeros((0, 0)), False).renamed(study.parameters.lower)
+    lower = within(layer, study.parameters.lower)
     made = study.replace(model=model, target=f"{layer}.{EITHER}", lower=lower, ranked_by="mean")
     labels = targets[made.references.sample]
     own = np.stack([np.isin(row, few) for row, few in zip(labels, meant)]) & made.references.active

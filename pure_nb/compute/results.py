@@ -71,9 +71,13 @@ ASKED: dict[str, tuple[str, ...]] = {
 """The parameters that a step depends on."""
 
 
+AS_BEFORE = {"described_by": "circuits", "references": "top"}
+"""Parameters of which there was none once, and how it was then."""
+
+
 def as_before(asked: Mapping[str, object]) -> dict[str, object]:
-    """Parameters without that of which there was none once, if it is as it was then: so that results are found."""
-    return {name: value for name, value in asked.items() if (name, value) != ("described_by", "circuits")}
+    """Parameters without those of :data:`AS_BEFORE`, so that results of before are found."""
+    return {name: value for name, value in asked.items() if AS_BEFORE.get(name, ...) != value}
 
 
 def outdated(key: Mapping[str, object]) -> bool:

@@ -236,19 +236,20 @@ class Combined:
         return {"sizes": [*self.sizes.values()], "weight": [*self.weights.values()]}
 
     @cached_property
-    def _peak(self) -> Study | None:
-        """The study whose circuits start at the maximum; None where the study's own do."""
-        return None if self.study.parameters.start == "peak" else self.study.replace(start="peak", described_by=OWN)
+    def _studies(self) -> tuple[Study, ...]:
+        """Whose circuits are taken: the study's and, unless these do, those that start at the maximum."""
+        own = self.study
+        return (own,) if own.parameters.start == "peak" else (own, own.replace(start="peak", described_by=OWN))
 
     @cached_property
     def sizes(self) -> dict[str, int]:
         """The descriptions by name, and their lengths."""
         target, lower = (shape.channels for shape in self.study.shapes)
-        return {OWN: lower} | ({PEAK: lower} if self._peak else {}) | {TOP: target, LOW: lower}
+        return dict.fromkeys((OWN, PEAK)[: len(self._studies)], lower) | {TOP: target, LOW: lower}
 
     def _several(self, channel: int) -> list[NDArray[np.float32]]:
         """The descriptions of one neuron's references, ``[n, d]`` each."""
-        circuits = [one.circuits_of(channel) for one in (self.study, self._peak) if one is not None]
+        circuits = [one.circuits_of(channel) for one in self._studies]
         return [*circuits, *np.split(self._activations_of(channel), [self.sizes[TOP]], axis=1)]
 
     def pairs(
@@ -258,16 +259,15 @@ class Combined:
         images: Images | None = None,
     ) -> Float[NDArray[np.float32], "pairs d"]:
         """The same of any pairs of a channel and an image: see :func:`describe_pairs`."""
-        made = [one.run_circuits(channel, sample, images) for one in (self.study, self._peak) if one is not None]
+        made = [one.run_circuits(channel, sample, images) for one in self._studies]
         found = np.concatenate([*made, self._run_activations(channel, sample, images)], axis=1)
         found[~made[0].any(axis=1)] = 0  # no image that activates the neuron
         return found
 
     def prepared(self) -> Combined:
         """Itself, with what describes the references of all neurons, lest it be computed neuron by neuron."""
-        for one in (self.study, self._peak):
-            if one is not None:
-                one.circuits  # noqa: B018
+        for one in self._studies:
+            one.circuits  # noqa: B018
         self._activations  # noqa: B018
         return self
 

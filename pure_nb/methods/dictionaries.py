@@ -172,7 +172,8 @@ class SparseAutoencoder(nn.Module):
                 order = torch.randperm(len(given), generator=generator)
             chosen, order = order[:batch_size], order[batch_size:]
             training.step(given[chosen], len(given))
-        made._set_threshold(given, batch_size)
+        if kind == "BatchTopK":
+            made._set_threshold(given, batch_size)
         return made.requires_grad_(False).eval()
 
     def encode(self, channels: Float[Tensor, "n channels"]) -> Float[Tensor, "n width"]:
@@ -248,7 +249,7 @@ class SparseAutoencoder(nn.Module):
         batches = [batch for batch in rows.split(batch_size) if len(batch) == batch_size]  # type: ignore[no-untyped-call]
         kept = [self.chosen(self.before(batch)) for batch in batches]
         least = [codes[codes > 0].min() for codes in kept if (codes > 0).any()]
-        if self.kind == "BatchTopK" and least:
+        if least:
             self.threshold.copy_(torch.stack(least).mean())
 
 

@@ -151,14 +151,18 @@ class VirtualLayer(nn.Module):
 
     def _shared(self, images: Tensor) -> tuple[NDArray[np.float64], Tensor]:
         """The shares, and the target's activations."""
-        owner = self.channel.cpu().numpy()
+        owner, centres, scale = self.channel.cpu().numpy(), self.centroids.cpu().numpy(), None
+        if self.assign == "nearest" and self.means is not None and self.scale is not None:
+            scale = self.scale.cpu().numpy()
+            centres = self.means.cpu().numpy() * scale
         found, wanted = np.zeros((len(images), len(owner))), np.unique(owner)
         with cuts(self.model, images[:1].detach(), self.target, self.lower, self.rule) as cut_at:
             cut = cut_at(images.detach())
             for channel in wanted:
                 vectors = self._vectors(cut, np.full(len(images), channel), last=channel == wanted[-1])
                 members = np.flatnonzero(owner == channel)
-                found[:, members] = self._shares(vectors, members)
+                vectors = vectors if scale is None else vectors * scale[members[0]]
+                found[:, members] = shares_of(vectors, centres[members], self.assign)
         return found, cut.top.detach()
 
     def _vectors(self, cut: Cut, channel: NDArray[np.int64], *, last: bool) -> NDArray[np.float32]:
@@ -173,15 +177,6 @@ class VirtualLayer(nn.Module):
                 torch.cat(list(at_maximum(cut.top.detach(), cut.leaf.detach(), channel[:, None]))).cpu().numpy()
             )
         return np.concatenate(found, axis=1)
-
-    def _shares(
-        self, vectors: Float[NDArray[np.float32], "b d"], members: Int[NDArray[np.int64], " k"]
-    ) -> Float[NDArray[np.float64], "b k"]:
-        """What each virtual neuron of a channel gets of its activation, given what describes the images."""
-        if self.assign == "mixture" or self.means is None or self.scale is None:
-            return shares_of(vectors, self.centroids.cpu().numpy()[members], self.assign)
-        scale = self.scale.cpu().numpy()[members]
-        return shares_of(vectors * scale[0], self.means.cpu().numpy()[members] * scale, self.assign)
 
 
 def shares_of(

@@ -77,10 +77,11 @@ def load_model(
     if shipped and source in shipped:
         make, own = shipped[source]
         model: nn.Module = make(**options)
-        if hub and isinstance(own, Path):
+        if not isinstance(own, Path):
+            if hub:
+                model.load_state_dict(own())
+        elif hub:
             weights = own
-        elif hub and not isinstance(own, Path):
-            model.load_state_dict(own())
     elif kind == "torchvision":
         published = "DEFAULT" if hub else None
         model = _fetched(source, lambda: torchvision.models.get_model(name, weights=published, **options))
