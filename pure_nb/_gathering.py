@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import save_file
 
-from pure_nb._publication import FORMAT, MANIFEST, STEPS, pictured_ranks, read_masks
+from pure_nb._publication import BESIDE, FORMAT, MANIFEST, STEPS, pictured_ranks, read_masks
 from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.results import as_before
 from pure_nb.compute.store import Arrays, _checksum, write_atomically, write_text
@@ -211,6 +211,9 @@ class Gathered:
         own = {name: getattr(references, name)[chosen] for name in names}
         yield "references", {**own, "grid": np.array(references.grid, dtype=np.int64)}
         yield "circuits", {"vectors": study.circuits if self.chosen is None else study.circuits[chosen]}
+        if study.combined:
+            lower = study.shapes[1].channels
+            yield BESIDE, {"vectors": np.stack([study.combined[channel][:, lower:] for channel in chosen])}
         arrays, start = packed([study.virtual[channel] for channel in chosen])
         yield "virtual", {**arrays, "start": np.array(start, dtype=np.int64)}
         yield "layouts", {"points": np.stack([study.layout_of(channel) for channel in chosen])}

@@ -32,6 +32,9 @@ MANIFEST = "manifest.json"
 STEPS = ("references", "circuits", "virtual", "layouts", "boxes", "objects")
 """What was found, each in a file of arrays."""
 
+BESIDE = "beside"
+"""Another such file: what parts are clusters of beside circuits, in a study of several descriptions."""
+
 LARGEST = 16383
 """Pixels a side of a picture at most, as of any WebP."""
 
@@ -151,7 +154,7 @@ class Publication:
         path = self.file(f"arrays/{step}.safetensors")
         if path is None:
             return None
-        return _mapped(path) if step == "circuits" else load_file(path)
+        return _mapped(path) if step in ("circuits", BESIDE) else load_file(path)
 
     def table(self, name: str) -> pd.DataFrame | None:
         """A table; None if there is none."""

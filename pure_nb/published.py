@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pure_nb._imports import needed
-from pure_nb._publication import STEPS, Publication
+from pure_nb._publication import BESIDE, STEPS, Publication
 from pure_nb.classes import Classes
 from pure_nb.compute.store import Store, store_folder
 from pure_nb.errors import ArgumentError, ImageError, LayerError, StudyError, sentence
@@ -290,6 +290,8 @@ def _have(study: Study, found: Publication, whole: bool) -> None:
     if whole:
         return
     own |= {"neurons": found.table("neurons"), "part_labels": found.part_labels}
+    if (beside := found.arrays(BESIDE)) is not None:
+        own[BESIDE] = found.among_all(beside["vectors"])
     vars(study.crops)["_without_crp"] = str(found.told["crops"]["misfit"])
     if isinstance(study.model, Absent):
         own["_weights"] = study.model.known

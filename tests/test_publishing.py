@@ -452,6 +452,23 @@ def sealed(folder: Path, told: Any = None, **manifest: Any) -> Path:
     return folder
 
 
+def test_several_descriptions_are_published(tmp_path: Path) -> None:
+    images = [torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(number)) for number in range(30)]
+    how: Any = {"described_by": "combined", "n_references": 12, "n_clusters": 2, "progress": False}
+    study = Study.from_model(plain(), images, "4", "2", store=tmp_path / "own", **how)
+    assert study.combined
+    folder = publish(study, tmp_path / "out", channels=[1, 3], shown=Shown(pictures="crops", count=4), atlas=True)
+    seen = load_study(folder, store=tmp_path / "other")
+    assert seen.combined
+    assert str(seen.combined) == str(study.combined)
+    assert np.array_equal(seen.combined.weighed(3), study.combined.weighed(3))
+    own, there = Atlas(study), Atlas(seen)
+    assert [labels.tolist() for labels in there.labels(1, "circuits")] == [
+        labels.tolist() for labels in own.labels(1, "circuits")
+    ]
+    assert there.plane(3, "circuits") == own.plane(3, "circuits")
+
+
 def test_what_was_changed_or_cut_is_named(some: Path, tmp_path: Path) -> None:
     for number, (name, harm) in enumerate(
         {

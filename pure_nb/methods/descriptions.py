@@ -249,6 +249,9 @@ class Combined:
 
     def _several(self, channel: int) -> list[NDArray[np.float32]]:
         """The descriptions of one neuron's references, ``[n, d]`` each."""
+        if (beside := vars(self.study).get("beside")) is not None:  # of a published study
+            _, *sizes = self.sizes.values()
+            return [self.study.circuits_of(channel), *np.split(beside[channel], np.cumsum(sizes)[:-1], axis=1)]
         circuits = [one.circuits_of(channel) for one in self._studies]
         return [*circuits, *np.split(self._activations_of(channel), [self.sizes[TOP]], axis=1)]
 
