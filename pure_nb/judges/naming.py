@@ -1,9 +1,9 @@
 """Names of virtual neurons by CLIP: the word whose vector is nearest to those of a part's crops.
 
-An answer needs its doubt. Some words are near every picture, so a word counts by how much nearer it is to this part
-than to all crops together. The best of many words is always near something: a part whose best word is no better than
-that of crops drawn at random is called "unsure". And so is a part whose word is not the same when its crops are drawn
-anew: one that shows two things, say, or a thing between two words.
+An answer should say how sure it is. Some words are near every picture, so a word counts by how much nearer it is to
+this part than to all crops together. The best of many words is always near something: a part whose best word is no
+better than that of crops drawn at random is called "unsure". And so is a part whose word is not the same when its
+crops are drawn anew: one that shows two things, say, or a thing between two words.
 """
 
 from __future__ import annotations
