@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from pure_nb.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from matplotlib.textpath import TextPath
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,32 @@ CLASSES = tuple(
     GlyphClass(*row.split()) for row in Path(__file__).with_name("classes.txt").read_text(encoding="utf-8").splitlines()
 )
 """The 48 classes of the glyph world, in the order of the shipped network's outputs."""
+
+
+def outline(character: str) -> TextPath:
+    """The outline of a glyph of DejaVu Sans.
+
+    Parameters
+    ----------
+    character
+        One character that DejaVu Sans has.
+
+    Raises
+    ------
+    ArgumentError
+        If it has no such character.
+    """
+    from matplotlib import font_manager  # late: only for the first glyph that is drawn
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    file = font_manager.findfont("DejaVu Sans", fallback_to_default=False)
+    font = FontProperties(fname=file)
+    if not font_manager.get_font(file).get_char_index(ord(character)):
+        raise ArgumentError(
+            f"DejaVu Sans has no glyph for {character!r} (U+{ord(character):04X}); choose another character"
+        )
+    return TextPath((0, 0), character, size=100, prop=font)
 
 
 @cache
@@ -49,18 +79,7 @@ def glyph(character: str, size: int = 144) -> NDArray[np.float32]:
     ArgumentError
         If DejaVu Sans has no such character.
     """
-    from matplotlib import font_manager  # late: only for the first glyph that is drawn
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
-
-    file = font_manager.findfont("DejaVu Sans", fallback_to_default=False)
-    font = FontProperties(fname=file)
-    if not font_manager.get_font(file).get_char_index(ord(character)):
-        raise ArgumentError(
-            f"DejaVu Sans has no glyph for {character!r} (U+{ord(character):04X}); choose another character"
-        )
-    outline = TextPath((0, 0), character, size=100, prop=font)
-    contours = outline.to_polygons(closed_only=True)
+    contours = outline(character).to_polygons(closed_only=True)
     every = np.concatenate(contours)
     (left, bottom), (right, top) = every.min(axis=0), every.max(axis=0)
     extent = max(right - left, top - bottom)

@@ -96,6 +96,10 @@ class Parts:
         parts = self.study.virtual_of(channel, vectors)
         return parts, reach(vectors, parts)
 
+    def of(self, channel: int) -> tuple[VirtualNeurons, NDArray[np.float64]]:
+        """The virtual neurons of a channel, and how far each reaches: :func:`reach`."""
+        return self._of(channel)
+
     def fit(self, channel: int, vectors: NDArray[np.float32]) -> Fit:
         """The parts that circuits of a channel, float32 ``[m, d]``, belong to; none of a dead channel."""
         return fit(vectors, *self._of(channel))
