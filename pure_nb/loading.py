@@ -84,8 +84,8 @@ class Table:
 def load_model(source: str, weights: str | Path | None = None, **options: Any) -> nn.Module:
     """Make a network and fill in its weights: ``"glyphnet"``, the one that ships, a sibling of it, or any other.
 
-    A sibling has another last stage: ``"glyphnet-shared"`` of 48 channels, of which half are shared by two given
-    classes each.
+    A sibling has another last stage: ``"glyphnet-16"``, ``-32``, ``-64`` and ``-128`` of so many channels, trained
+    alike; ``"glyphnet-shared"`` of 48, of which half are shared by two given classes each.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from pure_nb.glyphs import CLASSES, SIZE, GlyphObjects, GlyphScenes
-from pure_nb.glyphs.network import CHANNELS, GlyphNet
+from pure_nb.glyphs.network import CHANNELS, SIBLINGS, GlyphNet
 from pure_nb.loading import load_model
 from pure_nb.network.layers import activations
 from pure_nb.network.shapes import survey
@@ -97,6 +97,21 @@ def test_the_batch_does_not_matter(glyphnet: nn.Module) -> None:
 def test_other_sizes_run(glyphnet: nn.Module, size: int) -> None:
     with torch.inference_mode():
         assert tuple(glyphnet(torch.zeros(1, 3, size, size)).shape) == (1, 48)
+
+
+@pytest.mark.parametrize(("width", "right"), [(16, 0.95), (32, 0.95), (64, 0.99), (128, 0.99)])
+def test_siblings_of_other_widths(width: int, right: float) -> None:
+    model, shipped = load_model(f"glyphnet-{width}"), load_file(SHIPPED / "network.safetensors")
+    assert torch.equal(model.layer3[0].conv1.weight, shipped["layer3.0.conv1.weight"])
+    assert model.layer4[0].conv1.out_channels == model.fc.in_features == width
+    dataset = GlyphObjects(2)
+    with torch.no_grad():
+        logits = model(torch.stack([dataset[i][0] for i in range(len(dataset))]))
+    assert (logits.argmax(dim=1).numpy() == dataset.targets).mean() > right
+
+
+def test_siblings_are_small() -> None:
+    assert sum((SHIPPED / f"last-{name}.safetensors").stat().st_size for name in SIBLINGS) < 1_000_000
 
 
 def test_a_channel_of_the_sibling_feeds_one_or_two_classes() -> None:

@@ -25,9 +25,6 @@ from pure_nb.glyphs import CLASSES, GlyphObjects, GlyphScenes
 from pure_nb.glyphs.network import LAST, SIBLINGS, GlyphNet
 from pure_nb.loading import load_model
 
-WIDTHS = {"shared": len(CLASSES), "32": 32, "16": 16, "64": 64, "128": 128}
-"""Channels of each last stage that is trained; that of 32 is only measured, since the shipped network has as many."""
-
 
 def shared_duties(seed: int) -> NDArray[np.bool_]:
     """Which channels feed which classes, bool ``[classes, channels]``: half of the channels feed two, the others one.
@@ -115,7 +112,7 @@ def main() -> None:
 
     below, present = drawn(GlyphScenes(options.scenes, "train"), GlyphObjects(options.singles_per_class, "train"))
     scenes, singles = drawn(GlyphScenes(1000, "val")), drawn(GlyphObjects(10, "val"))
-    for name, width in WIDTHS.items():
+    for name, width in SIBLINGS.items():
         start = time.process_time()
         feeds = torch.from_numpy(shared_duties(options.seed)) if name == "shared" else None
         head = trained(width, below, present, feeds, options)
@@ -124,8 +121,7 @@ def main() -> None:
             for layer, part in zip(LAST, head)
             for entry, tensor in part.state_dict().items()
         }
-        if name in SIBLINGS:  # the others are only measured
-            save_file(state, options.out / f"last-{name}.safetensors")
+        save_file(state, options.out / f"last-{name}.safetensors")
         accuracy, recall = found(head, *singles), found(head, *scenes)
         took = (time.process_time() - start) / 60
         print(f"| {name} | {width} | {accuracy:.2%} | {recall:.2%} | {took:.1f} |", flush=True)
