@@ -28,6 +28,7 @@ from pure_nb.benchmark.sparse import SparseCodes, layer_of, part_features, sourc
 from pure_nb.benchmark.tasks import Task, planted_task
 from pure_nb.glyphs import glyph_images
 from pure_nb.methods.dictionaries import SparseAutoencoder, sample_positions
+from pure_nb.methods.statistics import interval
 from pure_nb.network.dictionary import with_dictionary
 from pure_nb.neuron import cluster_channels
 
@@ -49,6 +50,7 @@ def planted(world: str, task: Task) -> Iterator[dict[str, Any]]:
         parts, seconds = one.parts(task), perf_counter() - begin
         found = [agreements(task.truth[c], parts.labels[c], task.dominant[c])["ari"] for c in several]
         row = {"world": world, "who": one.name, "neurons": len(several), "ari": np.mean(found), "seconds": seconds}
+        row["low"], row["high"] = interval(found)
         for kind, codes in (("part", part_features(task, parts.labels)), ("feature", parts.vectors)):
             if codes is not None and (kind == "part" or "SAE" in one.name):
                 own = source_features(task, codes)

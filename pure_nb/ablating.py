@@ -191,7 +191,7 @@ def ablate(study: Study, channel: int, part: str = "A", *, assign: Assign = "nea
     del change[f"{name} of one half"]
     own, sure = {key: value[on] for key, value in own.items()}, {key: value[on] for key, value in sure.items()}
     fall, change = {key: value[on] for key, value in fall.items()}, {key: value[on] for key, value in change.items()}
-    names = _names(study, change[name].shape[1])
+    names = tuple(study.classes.output_names(change[name].shape[1]))
     return PartAblation(channel, part, held[on], score[on], fall, change, own, sure, names)
 
 
@@ -333,11 +333,3 @@ def _owner(labels: NDArray[np.int64], virtual: VirtualNeurons) -> dict[int, int]
         if (counts == counts.max()).sum() == 1:
             found[label] = int(counts.argmax())
     return found
-
-
-def _names(study: Study, outputs: int) -> tuple[str, ...]:
-    """What the network's outputs are called: by their numbers, where the labels do not tell."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of labels that may mean nothing, which is said where they are used
-        names = () if study.classes.without_labels else study.classes.names
-    return names if len(names) == outputs else tuple(map(str, range(outputs)))

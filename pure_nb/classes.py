@@ -20,9 +20,10 @@ from pure_nb.compute.store import Arrays, Store
 from pure_nb.compute.sweep import accepted
 from pure_nb.errors import ImageError, StudyError, StudyWarning
 from pure_nb.images.data import Images
-from pure_nb.images.labels import at_chance, class_labels, numbered, seen_labels
+from pure_nb.images.labels import at_chance, class_labels, display_names, numbered, seen_labels
 from pure_nb.images.reading import Unreadable, batches
 from pure_nb.images.sources import as_images
+from pure_nb.judges.zero_shot import ZeroShot
 from pure_nb.methods.agreement import MantelResult, agreement, similarity_matrix, with_similarities
 from pure_nb.methods.ownership import Ownership
 from pure_nb.methods.pairs import class_pairs, gamma_polysemantic
@@ -67,7 +68,7 @@ class Classes:
                 "classes need a network that puts out one tensor [images, classes]; "
                 f"{type(self.study.model).__name__} does not"
             )
-        labels, names = class_labels(self.labelled, logits.channels)
+        labels, names = class_labels(self.labelled, logits.channels, self._called)
         doubt = "" if self.study.images.drawn else self._doubt(labels)
         if doubt:
             warnings.warn(
@@ -114,6 +115,20 @@ class Classes:
     def names(self) -> tuple[str, ...]:
         """Names of the network's outputs."""
         return self._labels[1]
+
+    @property
+    def _called(self) -> tuple[str, ...]:
+        """What the network itself calls its outputs; () if it does not tell."""
+        return self.study.model.outputs if isinstance(self.study.model, ZeroShot) else ()
+
+    def output_names(self, count: int) -> list[str]:
+        """What outputs are called: as the network tells, by the names of the study's classes, or by their numbers."""
+        if len(self._called) == count:
+            return [*self._called]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of labels that may mean nothing, which is said where they are used
+            names = [] if self.without_labels else display_names(self.names)
+        return names if len(names) == count else [*map(str, range(count))]
 
     @property
     def take_long(self) -> bool:

@@ -46,6 +46,7 @@ from pure_nb.glyphs.network import NETWORKS
 from pure_nb.images._fitting import repeated
 from pure_nb.images.data import Images
 from pure_nb.images.sources import Reader, as_images, folder_images, path_images, preprocessing
+from pure_nb.judges.zero_shot import open_clip_network
 from pure_nb.network import models
 from pure_nb.network.dictionary import anchored
 from pure_nb.parameters import RUN, Run, check_name, checked
@@ -85,12 +86,14 @@ def load_model(source: str, weights: str | Path | None = None, **options: Any) -
     """Make a network and fill in its weights: ``"glyphnet"``, the one that ships, a sibling of it, or any other.
 
     A sibling has another last stage: ``"glyphnet-16"``, ``-32``, ``-64`` and ``-128`` of so many channels, trained
-    alike; ``"glyphnet-shared"`` of 48, of which half are shared by two given classes each.
+    alike; ``"glyphnet-shared"`` of 48, of which half are shared by two given classes each. ``"open_clip:NAME"`` is a
+    visual tower of CLIP with words as its outputs, :class:`pure_nb.judges.zero_shot.ZeroShot`.
 
     Parameters
     ----------
     source, weights, options
-        As for :func:`pure_nb.network.models.load_model`, which it calls.
+        As for :func:`pure_nb.network.models.load_model`, which it calls; of CLIP the options are
+        ``outputs=["cat", ...]`` and perhaps ``prompts=["a photo of a {}."]``.
 
     Examples
     --------
@@ -98,6 +101,8 @@ def load_model(source: str, weights: str | Path | None = None, **options: Any) -
     >>> model(torch.rand(2, 3, 96, 96)).shape
     torch.Size([2, 48])
     """
+    if source.startswith("open_clip:"):
+        return open_clip_network(source.partition(":")[2], weights, **options)
     return models.load_model(source, weights, shipped=NETWORKS, **options)
 
 

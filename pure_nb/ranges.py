@@ -120,7 +120,20 @@ def activation_range(study: Study, channels: Sequence[int] | None = None, *, ban
 
 
 def in_bands(study: Study, spread: Study, channel: int, bands: int) -> NDArray[np.int64]:
-    """The band of each reference of a study of the whole range; -1 for the study's own, and those that do not count."""
+    """The band of each reference of a study of the whole range.
+
+    Parameters
+    ----------
+    study, spread
+        A study, and the same with references by quantile.
+    channel, bands
+        Which neuron, and how many bands there are.
+
+    Returns
+    -------
+    ndarray
+        int64 ``[n]``, from the strongest band, 0; -1 for the study's own references, and those that do not count.
+    """
     some = spread.references.active[channel]
     new = some & ~np.isin(spread.references.sample[channel], study.references.sample[channel])
     # Bands are of all that activate the neuron, before those are left out.

@@ -47,6 +47,18 @@ def small_vit(weights: str | None = None) -> nn.Module:
     return torchvision.models.VisionTransformer(224, 56, 2, 2, 12, 24)
 
 
+def small_clip(model: str, *how: Any, known: Any = embedders.open_clip_model) -> tuple[Any, Any, Any]:
+    """A small model in place of the ones on the hubs."""
+    import open_clip
+
+    if model.startswith("local-dir:"):
+        return known(model, *how)
+    vision = {"image_size": 224, "layers": 12, "width": 24, "head_width": 12, "patch_size": 56}
+    text = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 1, "layers": 1}
+    small = open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text).eval()
+    return small, None, lambda texts: torch.tensor([[len(one) % 60, 63, *[0] * 6] for one in texts])
+
+
 @pytest.fixture(scope="module")
 def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """A folder with what the recipes name, and the names that they share."""
@@ -73,6 +85,7 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
         patch.setenv("PURE_NB_STORE", str(folder / "store"))
         patch.setattr(torchvision.models, "resnet18", small_resnet)
         patch.setattr(torchvision.models, "vit_b_16", small_vit)
+        patch.setattr(embedders, "open_clip_model", small_clip)
         names: dict[str, Any] = {}
         exec(RECIPES["recipe-own"][1], names)
         yield names

@@ -374,7 +374,8 @@ class GlyphScenes(Dataset[tuple[Tensor, Tensor]]):
     @property
     def labelled(self) -> Images:
         """Pictures of a single object each, for what needs images of one known class."""
-        return Images(GlyphObjects(), "glyph objects", MEAN, STD)
+        own = (MEAN, STD) if self.transform is normalise else ()
+        return Images(GlyphObjects(transform=self.transform), "glyph objects", *own)
 
     def picture(self, index: int) -> NDArray[np.uint8]:
         """The pixels behind an item, uint8 ``[SIZE, SIZE, 3]``."""

@@ -112,7 +112,7 @@ def _imagenet(outputs: int = 1000) -> dict[str, str]:
     return {name: info.label_name_to_description(name) for name in names}
 
 
-def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def class_labels(images: Images, outputs: int, called: Sequence[str] = ()) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """The true class of each image, as an index into a network's outputs.
 
     Parameters
@@ -125,6 +125,8 @@ def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple
         are the names. Labels without names are numbers of outputs.
     outputs
         Number of the network's outputs.
+    called
+        What they are called, if the network tells: then classes of these names are meant, in any order.
 
     Returns
     -------
@@ -145,10 +147,14 @@ def class_labels(images: Images, outputs: int) -> tuple[NDArray[np.int64], tuple
     names = named or tuple(map(str, range(labels.max(initial=-1) + 1)))
     imagenet = [*_imagenet(outputs)] if names and all(map(WNID.fullmatch, names)) else []
     known = {name: number for number, name in enumerate(imagenet)}
+    told = {name: number for number, name in enumerate(called)}
+    spoken = [name if name in told else name.replace("_", " ") for name in names]
     numbers = [int(name) for name in names if name.isdecimal()]
     fits = labels.max(initial=-1) < len(names)
     if fits and names and set(names) <= set(known):
         place, all_names = [known[name] for name in names], imagenet
+    elif fits and names and set(spoken) <= set(told):
+        place, all_names = [told[name] for name in spoken], [*called]
     elif fits and len(set(numbers)) == len(names) > 0 and max(numbers) < outputs:
         place, all_names = numbers, [str(number) for number in range(outputs)]
         for number, name in zip(place, names):

@@ -80,14 +80,7 @@ def clip(
         If the model is not known, or its weights can't be fetched or do not fit.
     """
     _check_features(features)
-    library = _open_clip()
-    own = model.startswith(BUNDLED)
-    with _explained(f"open_clip:{model}" if own else f"open_clip:{model}/{pretrained}", _clip_file(model, pretrained)):
-        network, prepare = library.create_model_from_pretrained(
-            model, pretrained=None if own else str(pretrained), device=run.local_device, weights_only=True
-        )
-        read = tokenizer or library.get_tokenizer(model)
-    network.eval()
+    network, prepare, read = open_clip_model(model, pretrained, tokenizer, run)
 
     def tokens(images: Tensor) -> Tensor:
         found = network.visual.forward_intermediates(
@@ -108,6 +101,28 @@ def clip(
     encode = joint if features == "pooled" else encoder(tokens, prepare, run, network)
     shown = name if features == "tokens" else f"{name} pooled"
     return Embedder(shown, fingerprint(network, prepare, features), encode, encode_text, joint, prompts)
+
+
+def open_clip_model(
+    model: str,
+    pretrained: str | Path | None,
+    tokenizer: Callable[[list[str]], Tensor] | None = None,
+    run: Run = Run(),
+) -> tuple[Any, Any, Callable[[list[str]], Tensor]]:
+    """A model of open_clip at rest, what it needs done to pictures, and what it needs done to texts.
+
+    Parameters
+    ----------
+    model, pretrained, tokenizer, run
+        As for :func:`clip`.
+    """
+    library = _open_clip()
+    own = model.startswith(BUNDLED)
+    with _explained(f"open_clip:{model}" if own else f"open_clip:{model}/{pretrained}", _clip_file(model, pretrained)):
+        network, prepare = library.create_model_from_pretrained(
+            model, pretrained=None if own else str(pretrained), device=run.local_device, weights_only=True
+        )
+        return network.eval(), prepare, tokenizer or library.get_tokenizer(model)
 
 
 def from_timm(
@@ -220,11 +235,16 @@ class WordTokenizer:
 
 def mini_clip(features: Features = "tokens", run: Run = Run()) -> Embedder:
     """The small CLIP that ships, trained on the glyph world and its captions; see its model card beside the weights."""
+    name, tokenizer = mini_clip_parts()
+    how: dict[str, Any] = {"name": "mini-CLIP", "prompts": ("a {}",), "tokenizer": tokenizer}
+    return clip(name, None, features=features, run=run, **how)
+
+
+def mini_clip_parts() -> tuple[str, WordTokenizer]:
+    """What open_clip calls the small CLIP that ships, and what reads its words."""
     folder = _asset("mini-clip")
     config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
-    tokenizer = WordTokenizer(config["words"], config["model_cfg"]["text_cfg"]["context_length"])
-    how: dict[str, Any] = {"name": "mini-CLIP", "prompts": ("a {}",), "tokenizer": tokenizer}
-    return clip(f"local-dir:{folder}", None, features=features, run=run, **how)
+    return f"local-dir:{folder}", WordTokenizer(config["words"], config["model_cfg"]["text_cfg"]["context_length"])
 
 
 def mini_dino(features: Features = "tokens", run: Run = Run()) -> Embedder:

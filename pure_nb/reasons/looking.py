@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pure_nb.errors import ArgumentError, ImageError
 from pure_nb.images.data import Images, _behind
-from pure_nb.images.labels import display_names
 from pure_nb.images.sources import Reader, as_images, preprocessing
 
 if TYPE_CHECKING:
@@ -83,10 +82,8 @@ def _prepared(images: Images, picture: Any) -> Images:
 
 
 def names_of(study: Study, outputs: int) -> list[str]:
-    """What the network's outputs are called: by the names of the study's classes, or else their numbers."""
-    if study.classes.without_labels:
-        return [str(number) for number in range(outputs)]
-    return display_names(study.classes.names)
+    """What the network's outputs are called: see :meth:`pure_nb.classes.Classes.output_names`."""
+    return study.classes.output_names(outputs)
 
 
 def number_of(study: Study, output: str | int, outputs: int) -> int:
