@@ -54,7 +54,7 @@ POINTS = 12
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """How the output of one picture follows its explanation: :attr:`pure_nb.reasons.explaining.Explanation.faithfulness`.
+    """How a picture's output follows its explanation: :attr:`pure_nb.reasons.explaining.Explanation.faithfulness`.
 
     Attributes
     ----------

@@ -58,9 +58,7 @@ def outputs_without(
 
 
 @torch.no_grad()
-def _run(
-    model: nn.Module, image: Tensor, target: str, off: NDArray[np.bool_], fill: Tensor
-) -> NDArray[np.float64]:
+def _run(model: nn.Module, image: Tensor, target: str, off: NDArray[np.bool_], fill: Tensor) -> NDArray[np.float64]:
     """The outputs for sets that are run at once: from the target on, or where that can't be, from the image on."""
     switch = partial(_switched, off=torch.from_numpy(off), fill=fill)
     for images in (image, image.expand(len(off), *image.shape[1:])):
@@ -89,7 +87,7 @@ def layer_activations(study: Study, images: Images, sample: Sequence[int]) -> It
     for batch in readable(images, list(sample), run=run):
         with torch.no_grad():
             top = activations(study.model, batch.images.to(run.local_device), [target])[target]
-        yield from top.split(1)
+        yield from (top[row][None] for row in range(len(top)))
 
 
 def mean_activation(tops: Iterable[Tensor]) -> Tensor:
@@ -111,5 +109,5 @@ def prefixes(order: Sequence[int], counts: Sequence[int], channels: int) -> NDAr
 
 
 def area(counts: Sequence[int], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The area under curves by the trapezoidal rule, as a mean: from the first count to the last, over the last axis."""
+    """The mean height of curves over counts, the last axis, by the trapezoidal rule."""
     return np.asarray(trapezoid(values, counts, axis=-1) / (counts[-1] - counts[0]))

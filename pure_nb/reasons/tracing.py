@@ -234,7 +234,7 @@ def pulled(top: Tensor, lower: Tensor, above: Tensor) -> Tensor:
 
 
 def parts_at_work(parts: Parts, images: Tensor, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The part that some channels of each image stand for, by their circuits in it.
+    """The part that some channels of each image stand for, by their circuits in it; and the nearest, however far.
 
     Parameters
     ----------
@@ -246,24 +246,29 @@ def parts_at_work(parts: Parts, images: Tensor, chosen: NDArray[np.int64]) -> ND
     Returns
     -------
     ndarray
-        int64 ``[b, K]``; :data:`pure_nb.reasons.parts.UNLIKE` for none.
+        int64 ``[2, b, K]``; :data:`pure_nb.reasons.parts.UNLIKE` for none.
     """
     p = parts.study.parameters
     with cuts(parts.study.model, images[:1], p.target, p.lower, p.rule) as cut_at:
         cut = cut_at(images)
         begin = partial(initial_relevance, cut.top.detach(), start=p.start)
         circuits = propagated(cut.top, cut.leaf, begin, torch.from_numpy(chosen).to(images.device), cut.times_input)
-    found: NDArray[np.int64] = fitted(parts, chosen, normalised(circuits.transpose(0, 1).float().cpu().numpy()))["part"]
-    return found
+    vectors = normalised(circuits.transpose(0, 1).float().cpu().numpy())
+    return np.stack([fitted(parts, chosen, vectors, like=like)["part"] for like in (True, False)])
 
 
-def fitted(parts: Parts, channel: NDArray[np.int64], vectors: NDArray[np.float32]) -> dict[str, Any]:
-    """The part of each channel in each image, by its circuit there, with its distance and limit: ``[b, K]`` each."""
+def fitted(
+    parts: Parts, channel: NDArray[np.int64], vectors: NDArray[np.float32], *, like: bool = True
+) -> dict[str, Any]:
+    """The part of each channel in each image, by its circuit there, with its distance and limit: ``[b, K]`` each.
+
+    The nearest if it is ``like`` it, or however far that is.
+    """
     found: dict[str, Any] = {"part": np.full(channel.shape, UNLIKE)} | {
         name: np.full(channel.shape, np.nan) for name in ("distance", "limit")
     }
     for one in np.unique(channel).tolist():
         places = channel == one
-        for name, values in parts.fit(one, vectors[places])._asdict().items():
+        for name, values in parts.fit(one, vectors[places], like=like)._asdict().items():
             found[name][places] = values
     return found
