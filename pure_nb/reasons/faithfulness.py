@@ -312,8 +312,9 @@ def faithfulness(
         if outputs is None
         else [number_of(study, one, outputs_there) for one in outputs]
     )
-    if len(set(asked)) < 2:
-        raise ArgumentError(f"classes are checked against others, so two or more are needed, got {len(set(asked))}")
+    asked = [*dict.fromkeys(asked)]
+    if len(asked) < 2:
+        raise ArgumentError(f"classes are checked against others, so two or more are needed, got {len(asked)}")
     for one in asked:
         if many[one] < 2:
             raise StudyError(f"the class {names[one]!r} has {many[one]} images: one chooses its parts, one is measured")

@@ -40,7 +40,8 @@ def _render(name: str, found: Explanation) -> str:
     pages.filters |= {"uri": _uri, "percent": percent}
     rest = found.table[found.table["kind"] != "part"].to_dict("records")
     most = found.table["share"].abs().max()
-    return pages.get_template(name).render(found=found, rest=rest, most=most, side=SIDE, tile=TILE)
+    curves = found.faithfulness.areas.to_dict("records") if "faithfulness" in vars(found) else []
+    return pages.get_template(name).render(found=found, rest=rest, curves=curves, most=most, side=SIDE, tile=TILE)
 
 
 def percent(share: float) -> str:
