@@ -339,7 +339,7 @@ class Classes:
         ArgumentError
             If there are fewer than two classes, or no such output.
         StudyError
-            If the images have no labels, a class has fewer than two, or no part speaks for it.
+            If the images have no labels, a class has fewer than two, or no part speaks for any.
         """
         return faithfulness(self.study, outputs, **how)
 

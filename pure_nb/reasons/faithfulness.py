@@ -70,12 +70,12 @@ class Faithfulness:
     curves
         A row for each point: ``output``, its name; ``ablation`` (:data:`pure_nb.reasons.switching.ABLATIONS`), ``way``
         (:data:`WAYS`), ``unit`` (:data:`KINDS`) and ``units``, how many, or all that speak for the class if these are
-        fewer; ``own``, the share of their outputs that the images of the class lose (of those switched off) or have
-        (of those alone), and ``others``, the same of images of other classes and their own outputs;
-        ``own_right`` and ``others_right``, the share of images whose largest output then is their class.
+        fewer; ``own``, the share of their outputs that the images of the class lose (of units off) or have (of units
+        alone), and ``others``, the same of images of other classes and their own outputs; ``own_right`` and
+        ``others_right``, the share of images whose largest output then is their class.
     images
-        A row for each output: ``output``, and how many images ``chose`` its units, and were measured, ``own`` and
-        ``others``.
+        A row for each output: ``output``; how many ``parts`` speak for it, up to the most that are switched; and how
+        many images ``chose`` its units, and were measured, ``own`` and ``others``.
     """
 
     curves: pd.DataFrame
@@ -177,13 +177,15 @@ class _Plan:
     sample: NDArray[np.int64]
 
     def at_work(self, blocks: Store | None) -> NDArray[np.int64]:
-        """Parts at work, ``[P, 2, 2 m]`` as :func:`parts_at_work` has them, of the class's parts and its random ones."""
+        """Parts at work, ``[P, 2, 2 m]`` as of :func:`parts_at_work`: of the class's parts, and of its random ones."""
 
         def of(image: Tensor, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
             wanted = [self.units[one].every[:, 0] for one in self.place[pairs]]
             channels = np.unique(np.concatenate(wanted))
-            part = parts_at_work(self.parts, image, channels[None])[:, 0]
             found = np.full((len(pairs), 2, 2 * self.counts[-1]), UNLIKE)
+            if not len(channels):
+                return found
+            part = parts_at_work(self.parts, image, channels[None])[:, 0]
             for row, own in zip(found, wanted):
                 row[:, : len(own)] = part[:, np.searchsorted(channels, own)]
             return found
@@ -296,7 +298,7 @@ def faithfulness(
     ArgumentError
         If there are fewer than two classes, or no such output.
     StudyError
-        If the images have no labels, a class has fewer than two, or no part speaks for it.
+        If the images have no labels, a class has fewer than two, or no part speaks for any.
     """
     counts = sorted(set(units))
     if not counts or counts[0] < 1:
@@ -321,17 +323,9 @@ def faithfulness(
     some = [_spread(np.flatnonzero(labels == one), each) for one in asked]
     chose, held = [own[::2] for own in some], [own[1::2] for own in some]
     rest = [_spread(np.concatenate([*held[:place], *held[place + 1 :]]), others) for place in range(len(asked))]
-    key: dict[str, object] = study.key("virtual") | {
-        "step": "faithfulness",
-        "how": FORMAT,
-        "explained": labelled.fingerprint,
-    }
-    key |= {
-        "outputs": asked,
-        "units": counts,
-        "channels": channels,
-        "samples": [own.tolist() for own in chose + held + rest],
-    }
+    key: dict[str, object] = study.key("virtual") | {"step": "faithfulness", "how": FORMAT, "outputs": asked}
+    key |= {"explained": labelled.fingerprint, "units": counts, "channels": channels}
+    key |= {"samples": [own.tolist() for own in chose + held + rest]}
 
     def compute(blocks: Store | None) -> tuple[Arrays, None]:
         parts = Parts(study)
@@ -340,17 +334,16 @@ def faithfulness(
         sample = np.concatenate([own for both in zip(held, rest) for own in both])
         plan = _Plan(parts, labelled, labels, np.concatenate(chose), chosen, [0, *counts], place, sample)
         rows = plan.switched(plan.at_work(blocks), blocks)
-        own = labels[sample] == np.array(asked)[place]
-        return {
-            "curves": np.stack(
-                [[_told(rows[(place == one) & which]) for which in (own, ~own)] for one in range(len(asked))]
-            )
-        }, None
+        mine = labels[sample] == np.array(asked)[place]
+        curves = [[_told(rows[(place == one) & own]) for own in (mine, ~mine)] for one in range(len(asked))]
+        return {"curves": np.stack(curves), "parts": np.array([len(one.parts) for one in chosen])}, None
 
-    found = study.results.arrays("faithfulness", key, compute)[0]["curves"]
+    found = study.results.arrays("faithfulness", key, compute)[0]
     shown = names_of(study, outputs_there)
-    sizes = [tuple(map(len, row)) for row in zip(chose, held, rest)]
-    return _as_tables(found, [shown[one] for one in asked], [0, *counts], sizes)
+    sizes = [
+        *zip([shown[one] for one in asked], found["parts"].tolist(), *(map(len, own) for own in (chose, held, rest)))
+    ]
+    return _as_tables(found["curves"], [0, *counts], sizes)
 
 
 def _spread(sample: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -358,12 +351,12 @@ def _spread(sample: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 def _chosen(
-    plan_of: Parts, images: Images, chose: list[NDArray[np.int64]], asked: list[int], most: int, channels: int
+    parts: Parts, images: Images, chose: list[NDArray[np.int64]], asked: list[int], most: int, channels: int
 ) -> list[Units]:
     """The units that speak most for each class over the images that choose, and as many out of all that carry any."""
     ranked = []
     for number, sample in zip(asked, chose):
-        found = traced_images(plan_of, images, sample, Start(number), channels)
+        found = traced_images(parts, images, sample, Start(number), channels)
         like = found["part"] != UNLIKE
         pairs = np.stack([found["channel"], found["part"]], axis=2)
         ranked.append(
@@ -372,17 +365,15 @@ def _chosen(
                 _ranked(found["channel"][..., None].reshape(-1, 1), found["relevance"].ravel()),
             )
         )
-        if not len(ranked[-1][0]):
-            raise StudyError(
-                f"no part speaks for the output {number} in the images of its class, so there is none to switch off"
-            )
-    random = np.random.default_rng(plan_of.study.parameters.seed)
+    if not any(len(own) for own, _ in ranked):
+        raise StudyError("no part speaks for any of the classes in their images, so there is none to switch off")
+    random = np.random.default_rng(parts.study.parameters.seed)
     pool = [np.unique(np.concatenate([one[kind] for one in ranked]), axis=0) for kind in (0, 1)]
     units = []
-    for parts, whole in ranked:
-        parts, whole = parts[:most], whole[:most]
-        drawn = [every[random.choice(len(every), len(own), replace=False)] for every, own in zip(pool, (parts, whole))]
-        units.append(Units(parts, drawn[0], whole[:, 0], drawn[1][:, 0]))
+    for both in ranked:
+        own, whole = (kind[:most] for kind in both)
+        drawn = [every[random.choice(len(every), len(kind), replace=False)] for every, kind in zip(pool, (own, whole))]
+        units.append(Units(own, drawn[0], whole[:, 0], drawn[1][:, 0]))
     return units
 
 
@@ -401,18 +392,15 @@ def _told(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([rows[..., 0].sum(axis=0) / whole, rows[..., 1].mean(axis=0)], axis=-1)
 
 
-def _as_tables(
-    found: NDArray[np.float64], names: list[str], counts: list[int], sizes: list[tuple[int, ...]]
-) -> Faithfulness:
+def _as_tables(found: NDArray[np.float64], counts: list[int], sizes: list[tuple[Any, ...]]) -> Faithfulness:
     """Of what is there ``[outputs, own and others, ablations, ways, kinds, counts, 2]`` the tables."""
     import pandas as pd  # late, see pure_nb._imports
 
-    found = found.copy()
-    found[:, :, :, 0, ..., 0] = 1 - found[:, :, :, 0, ..., 0]  # what is lost
-    index = pd.MultiIndex.from_product(
-        [names, ABLATIONS, WAYS, KINDS, counts], names=["output", "ablation", "way", "unit", "units"]
-    )
-    values = found.reshape(len(names), 2, -1, 2).transpose(0, 2, 1, 3).reshape(len(index), 4)
-    curves = pd.DataFrame(values, index=index, columns=["own", "own_right", "others", "others_right"]).reset_index()
-    images = pd.DataFrame(sizes, columns=["chose", "own", "others"]).assign(output=names)
-    return Faithfulness(curves, images[["output", "chose", "own", "others"]])
+    images = pd.DataFrame(sizes, columns=["output", "parts", "chose", "own", "others"])
+    names = ["output", "ablation", "way", "unit", "units"]
+    index = pd.MultiIndex.from_product([images["output"].tolist(), ABLATIONS, WAYS, KINDS, counts], names=names)
+    values = found.copy()
+    values[:, :, :, 0, ..., 0] = 1 - values[:, :, :, 0, ..., 0]  # what is lost
+    values = values.reshape(len(images), 2, -1, 2).transpose(0, 2, 1, 3).reshape(len(index), 4)
+    curves = pd.DataFrame(values, index=index, columns=["own", "own_right", "others", "others_right"])
+    return Faithfulness(curves.reset_index(), images)
