@@ -37,15 +37,14 @@ def main() -> None:
     if args.n:
         how["n_references"] = args.n
     study = load_study(args.study, data=args.data, weights=args.weights, **how)
-    split = sum(one.k > 1 for one in study.virtual)
     clock = clock_of(args)
     begin = clock()
     found = study.classes.faithfulness(images=args.images, each=args.each, others=args.others)
     seconds = clock() - begin
     same = {"study": args.study, "target": args.target, "lower": args.lower, "k": args.k}
-    same |= {"channels": len(study.virtual), "split": split, "classes": len(found.images)}
-    same |= {"without parts": int((found.images["parts"] == 0).sum())}
-    same |= {name: int(found.images[name].sum()) for name in ("chose", "own", "others")} | {"seconds": seconds}
+    same |= {"classes": len(found.images), "parts a class": found.images["parts"].mean()}
+    same |= {f"images {name}": int(found.images[name].sum()) for name in ("chose", "own", "others")}
+    same |= {"seconds": seconds}
     report([same | {str(name): value for name, value in row.items()} for row in found.table().to_dict("records")], args)
 
 

@@ -85,7 +85,8 @@ class Faithfulness:
         """What the units do on average over outputs, with 95 % intervals over these.
 
         ``own``, ``others`` and ``selectivity``, the first less the second, each with ``_low`` and ``_high``; ``ratio``
-        of the means, the second to the first, with its interval: what others lose while the class loses 1; ``gain``,
+        of the means of units off, the second to the first, with its interval: what others lose as the class loses 1;
+        ``gain``,
         how much more selective parts are than this, paired by output, with its interval; ``p`` of that by Wilcoxon's
         signed-rank test, corrected for the number of rows; ``own_right`` and ``others_right``.
 
@@ -118,7 +119,8 @@ class Faithfulness:
                     row: dict[str, Any] = {"ablation": ablation, "way": way, "unit": unit}
                     for name in MEASURES:
                         row |= _with_interval(name, own[name].to_numpy(), seed)
-                    row |= _ratio(own["others"].to_numpy(), own["own"].to_numpy(), seed)
+                    if way == "off":
+                        row |= _ratio(own["others"].to_numpy(), own["own"].to_numpy(), seed)
                     gain = (own_of[KINDS[0]]["selectivity"] - own["selectivity"]).to_numpy()
                     gain = gain if unit != KINDS[0] else np.full(1, np.nan)
                     row |= _with_interval("gain", gain, seed) | {"p": signed_rank(gain[np.isfinite(gain)])}
