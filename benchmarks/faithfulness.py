@@ -7,7 +7,8 @@
 For each class the parts that carry it over half of its images are switched off, and on alone, in the other half, and in
 images of other classes; against whole channels by the same relevance, and random units. The last needs photographs of
 ImageNet's classes to find references in, and others of some of these classes, in folders named by WordNet ids, to
-check on. A row for each ablation, way and unit: ``Faithfulness.table``, by the area under the curves.
+check on. A row for each number of units, ablation, way and unit: ``Faithfulness.table``; where ``units`` is ``area``,
+by the mean height of the curves.
 """
 
 from __future__ import annotations
@@ -45,7 +46,11 @@ def main() -> None:
     same |= {"classes": len(found.images), "parts a class": found.images["parts"].mean()}
     same |= {f"images {name}": int(found.images[name].sum()) for name in ("chose", "own", "others")}
     same |= {"seconds": seconds}
-    report([same | {str(name): value for name, value in row.items()} for row in found.table().to_dict("records")], args)
+    rows = []
+    for units in (None, 1, 2, 4, 8, 16):
+        table = found.table(units).to_dict("records")
+        rows += [same | {"units": units or "area"} | {str(name): value for name, value in row.items()} for row in table]
+    report(rows, args)
 
 
 if __name__ == "__main__":

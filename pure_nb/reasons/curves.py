@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pure_nb.reasons.explaining import Explanation
+    from pure_nb.study import Study
 
 PARTS, CHANNELS, ACTIVATION, RANDOM = "parts", "channels", "channels by activation", "random channels"
 ORDERS = (PARTS, CHANNELS, ACTIVATION, RANDOM)
@@ -43,7 +44,7 @@ channels that were taken apart; all channels by their mean activation in the pic
 """
 
 DRAWS = 8
-"""Random orders, and other images that channels are resampled from: means are taken over as many of each."""
+"""Random orders, and other images of the study that channels are resampled from: means are taken over each."""
 
 OTHERS = 32
 """Images of the study, evenly spread, whose mean activation stands in for channels that are off."""
@@ -149,16 +150,19 @@ def picture_curves(found: Explanation, start: Start) -> Curves:
 
 def _fills(found: Explanation, top: Tensor) -> Iterator[tuple[str, list[Tensor]]]:
     """What stands in for channels that are off, by each ablation: one thing, or several to take the mean over."""
-    study, own = found.study, found.picture
-    count = len(study.images)
-    others = np.unique(np.linspace(0, count - 1, min(OTHERS, count)).astype(int)).tolist()
-    if own.images is study.images:
-        others = [one for one in others if one != own.sample] or others
-    spread = others[:: max(1, len(others) // DRAWS)][:DRAWS]
-    for ablation in ABLATIONS:
-        if ablation == "zero":
-            yield ablation, [torch.zeros_like(top)]
-        elif ablation == "mean":
-            yield ablation, [mean_activation(layer_activations(study, study.images, others))]
-        else:
-            yield ablation, [*layer_activations(study, study.images, spread)]
+    mean, donors = _others(found.study)
+    own = found.picture.sample if found.picture.images is found.study.images else None
+    spread = [donor for sample, donor in donors.items() if sample != own]
+    yield from zip(ABLATIONS, ([torch.zeros_like(top)], [mean], spread or [*donors.values()]))
+
+
+def _others(study: Study) -> tuple[Tensor, dict[int, Tensor]]:
+    """The mean activation in :data:`OTHERS` images of a study, and that in :data:`DRAWS` of them; held."""
+    if "_others" not in vars(study):
+        count = len(study.images)
+        sample = np.unique(np.linspace(0, count - 1, min(OTHERS, count)).astype(int))
+        some = sample[np.unique(np.linspace(0, len(sample) - 1, min(DRAWS, len(sample))).astype(int))].tolist()
+        donors = dict(zip(some, layer_activations(study, study.images, some)))
+        vars(study)["_others"] = mean_activation(layer_activations(study, study.images, sample.tolist())), donors
+    found: tuple[Tensor, dict[int, Tensor]] = vars(study)["_others"]
+    return found
