@@ -23,7 +23,7 @@ from pure_nb.images.data import Images
 from pure_nb.images.labels import class_labels
 from pure_nb.images.reading import readable
 from pure_nb.images.sources import as_images
-from pure_nb.methods.statistics import corrected, interval, percentiles, resampled, signed_rank
+from pure_nb.methods.statistics import corrected, percentiles, resampled, signed_rank
 from pure_nb.reasons.class_parts import traced_images
 from pure_nb.reasons.curves import RANDOM
 from pure_nb.reasons.explaining import output_count
@@ -56,6 +56,9 @@ WAYS = ("off", "alone")
 """Those units are switched off, or all others of the layer are."""
 
 MEASURES = ("own", "others", "selectivity")
+
+DRAWS = 2000
+"""Bootstrap samples of the outputs."""
 
 FEW = 64
 """Images whose mean activation stands in for channels that are off, at the most."""
@@ -110,6 +113,7 @@ class Faithfulness:
         values = ["own", "others", "own_right", "others_right"]
         wide = self.curves.pivot(index=["ablation", "way", "unit", "output"], columns="units", values=values)
         heights = {name: area(known, wide[name].to_numpy()) if units is None else wide[name][units] for name in values}
+        picks = resampled(np.arange(len(self.images)), draws=DRAWS, seed=seed)  # once, for all rows
         each = pd.DataFrame(heights, index=wide.index).assign(selectivity=lambda own: own["own"] - own["others"])
         rows = []
         for ablation in ABLATIONS:
@@ -118,12 +122,12 @@ class Faithfulness:
                 for unit, own in own_of.items():
                     row: dict[str, Any] = {"ablation": ablation, "way": way, "unit": unit}
                     for name in MEASURES:
-                        row |= _with_interval(name, own[name].to_numpy(), seed)
+                        row |= _with_interval(name, own[name].to_numpy(), picks)
                     if way == "off":
-                        row |= _ratio(own["others"].to_numpy(), own["own"].to_numpy(), seed)
+                        row |= _ratio(own["others"].to_numpy(), own["own"].to_numpy(), picks)
                     gain = (own_of[KINDS[0]]["selectivity"] - own["selectivity"]).to_numpy()
-                    gain = gain if unit != KINDS[0] else np.full(1, np.nan)
-                    row |= _with_interval("gain", gain, seed) | {"p": signed_rank(gain[np.isfinite(gain)])}
+                    gain = gain if unit != KINDS[0] else np.full(len(gain), np.nan)
+                    row |= _with_interval("gain", gain, picks) | {"p": signed_rank(gain[np.isfinite(gain)])}
                     rows.append(row | {name: float(own[name].mean()) for name in values[2:]})
         table = pd.DataFrame(rows)
         return table.assign(p=corrected(table["p"]))
@@ -138,13 +142,12 @@ class Faithfulness:
         return f"<Faithfulness of {len(self.images)} outputs: {self.images['own'].sum()} images>"
 
 
-def _with_interval(name: str, values: NDArray[np.float64], seed: int) -> dict[str, float]:
-    low, high = interval(values, seed=seed)
+def _with_interval(name: str, values: NDArray[np.float64], picks: NDArray[np.int64]) -> dict[str, float]:
+    low, high = percentiles(values[picks].mean(axis=1))
     return {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
 
 
-def _ratio(others: NDArray[np.float64], own: NDArray[np.float64], seed: int) -> dict[str, float]:
-    picks = resampled(np.arange(len(own)), draws=2000, seed=seed)
+def _ratio(others: NDArray[np.float64], own: NDArray[np.float64], picks: NDArray[np.int64]) -> dict[str, float]:
     with np.errstate(divide="ignore", invalid="ignore"):  # of units that do nothing
         ratio, draws = others.mean() / own.mean(), others[picks].mean(axis=1) / own[picks].mean(axis=1)
     low, high = percentiles(draws)
