@@ -22,6 +22,7 @@ def explain(
     against: Annotated[str | None, Option(help="Another output: what speaks for the one and not for it?")] = None,
     channels: Annotated[int, Option(min=1, help="Channels that are taken apart, those that carry most.")] = 50,
     count: Annotated[int, Option(min=1, help="Parts that are shown.")] = 8,
+    faithfulness: Annotated[bool, Option(help="Switch the parts off one after another: does the output fall?")] = False,
     out: Annotated[Path, Option(help="The page to write, an .html file.")] = Path("explanation.html"),
 ) -> None:
     """Say by which parts the network came to its answer for a picture, as a page with pictures of each."""
@@ -30,4 +31,6 @@ def explain(
     found = asked.load().explain(seen, output, against=against, channels=channels, count=count)
     echo(f"{found.picture.name}: {found.title}")
     print_table(found.table)
+    if faithfulness:
+        print_table(found.faithfulness.areas)
     echo(f"{found.write(out)}: the same with pictures")

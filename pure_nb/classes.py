@@ -33,6 +33,7 @@ from pure_nb.methods.windows import closed_form
 from pure_nb.network.layers import as_weights
 from pure_nb.network.shapes import require_output
 from pure_nb.reasons.class_parts import ClassParts, class_parts
+from pure_nb.reasons.faithfulness import Faithfulness, faithfulness
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -338,6 +339,24 @@ class Classes:
             If the images have no labels, or none of the class.
         """
         return class_parts(self.study, output, channels)
+
+    def faithfulness(self, outputs: Sequence[str | int] | None = None, **how: Any) -> Faithfulness:
+        """Whether the parts that carry classes do: these are switched off, and on alone, against whole channels.
+
+        Parameters
+        ----------
+        outputs, how
+            See :func:`pure_nb.reasons.faithfulness.faithfulness`: ``images``, ``units``, ``each``, ``others``,
+            ``channels``.
+
+        Raises
+        ------
+        ArgumentError
+            If there are fewer than two classes, or no such output.
+        StudyError
+            If the images have no labels, a class has fewer than two, or no part speaks for any.
+        """
+        return faithfulness(self.study, outputs, **how)
 
     def ratios(self, gamma: float = 0.5, *, validation: Any = None, **how: Any) -> pd.DataFrame:
         """How well splits work on the whole: one for each gamma-polysemantic pair (Hesse et al., their average table).

@@ -56,7 +56,11 @@ def explanation_figure(found: Explanation) -> Figure:
     right.tick_params(labelsize=8)
     right.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     right.spines[["top", "right", "left"]].set_visible(False)
-    figure.suptitle(f"Why {found.title}", fontsize=11)
+    told = f"Why {found.title}"
+    if "faithfulness" in vars(found):
+        areas = found.faithfulness.areas.set_index(["ablation", "order"])["between"]["zero"]
+        told += f"\narea between insertion and deletion: {areas['parts']:.0%} (random {areas['random channels']:.0%})"
+    figure.suptitle(told, fontsize=11)
     return figure
 
 

@@ -295,3 +295,37 @@ def activations(
     if missing := [name for name in layers if name not in found]:
         raise LayerError(f"layer {missing[0]!r} did not run in the forward pass of {type(model).__name__}")
     return found
+
+
+def outputs_changed(model: nn.Module, images: Tensor, layer: str, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """What the network puts out once the output of a layer is changed, which may make several rows of one image.
+
+    Parameters
+    ----------
+    model, images
+        Any network, and a batch of its inputs.
+    layer
+        Name of a module, or a target.
+    change
+        What to make of its output.
+
+    Raises
+    ------
+    ModelError
+        If the network does not run so: the layers above may know how many images there are.
+    LayerError
+        If the layer is missing or does not put out one tensor, or the network does not.
+    """
+    images, target, kept = as_weights(model, images), Target.parse(layer), []
+    with ExitStack() as stack:
+        run = Pass(images)
+        for module in model.modules() if target.part == PATCHES else ():
+            if isinstance(module, nn.Conv2d):
+                stack.enter_context(module.register_forward_hook(run.note))
+        stack.enter_context(_Hook(target, change, run, leaf=False, gradients=False).register(model))
+        stack.enter_context(model.register_forward_hook(lambda module, inputs, output: kept.append(output)))
+        stack.enter_context(without_checkpoints(model))
+        forward_pass(model, images)
+    if not isinstance(kept[0], Tensor):
+        raise LayerError(f"{type(model).__name__} puts out a {type(kept[0]).__name__}, not one tensor")
+    return kept[0]

@@ -20,6 +20,7 @@ from pure_nb.figures.render import Picture as Pixels
 from pure_nb.figures.render import View, heatmap_mask
 from pure_nb.methods.circuits import cuts
 from pure_nb.network.layers import OUTPUT, activations, as_weights
+from pure_nb.reasons.curves import Curves, picture_curves
 from pure_nb.reasons.looking import Picture, names_of, number_of, picture_of
 from pure_nb.reasons.parts import UNLIKE, Parts
 from pure_nb.reasons.tracing import Layer, Start, only, pulled, require_outputs, trace
@@ -82,6 +83,7 @@ class Explanation:
     count: int
     _layer: Layer
     _parts: Parts
+    _start: Start
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -168,6 +170,19 @@ class Explanation:
             found.append(Shown(row, view, part_references(self.study, channel, part)))
         return found
 
+    @cached_property
+    def faithfulness(self) -> Curves:
+        """How the output falls as the parts are switched off one after another, and rises as they are on alone.
+
+        Computed when first asked for, by some hundred passes from the layer on; then :meth:`write` tells of it too.
+
+        Raises
+        ------
+        StudyError
+            If no part speaks for the output.
+        """
+        return picture_curves(self, self._start)
+
     def figure(self) -> Figure:
         """The picture, its parts with where they are, and their own references."""
         from pure_nb.figures.reason_plots import explanation_figure  # late, as in pure_nb.neuron
@@ -253,7 +268,8 @@ def explain(
         {name: getattr(layer, name)[0] for name in ("channel", "part", "relevance", "distance", "limit")}
     )
     told = names[found.output[0]], "" if asked[1] is None else names[asked[1]], names[found.answer[0]]
-    return Explanation(study, seen, *told, float(found.value[0]), table, count, layer, parts)
+    start = Start(int(found.output[0]), asked[1])
+    return Explanation(study, seen, *told, float(found.value[0]), table, count, layer, parts, start)
 
 
 def output_count(study: Study) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -16,6 +16,8 @@ with needed("show", "the page of an explanation needs"):
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pure_nb.reasons.explaining import Explanation
 
 STATIC = Path(__file__).with_name("static")
@@ -40,7 +42,15 @@ def _render(name: str, found: Explanation) -> str:
     pages.filters |= {"uri": _uri, "percent": percent}
     rest = found.table[found.table["kind"] != "part"].to_dict("records")
     most = found.table["share"].abs().max()
-    return pages.get_template(name).render(found=found, rest=rest, most=most, side=SIDE, tile=TILE)
+    checked = _checked(found.faithfulness.areas) if "faithfulness" in vars(found) else None  # where it was asked for
+    return pages.get_template(name).render(found=found, rest=rest, checked=checked, most=most, side=SIDE, tile=TILE)
+
+
+def _checked(areas: pd.DataFrame) -> dict[str, Any]:
+    """The areas between the curves: a row for each order, a column for each ablation."""
+    wide = areas.pivot(index="order", columns="ablation", values="between")
+    wide = wide.loc[areas["order"].unique(), areas["ablation"].unique()]
+    return {"units": areas["units"].max(), "columns": [*wide], "rows": dict(zip(wide.index, wide.to_numpy().tolist()))}
 
 
 def percent(share: float) -> str:

@@ -100,9 +100,13 @@ class Parts:
         """The virtual neurons of a channel, and how far each reaches: :func:`reach`."""
         return self._of(channel)
 
-    def fit(self, channel: int, vectors: NDArray[np.float32]) -> Fit:
-        """The parts that circuits of a channel, float32 ``[m, d]``, belong to; none of a dead channel."""
-        return fit(vectors, *self._of(channel))
+    def fit(self, channel: int, vectors: NDArray[np.float32], *, like: bool = True) -> Fit:
+        """The parts that circuits of a channel, float32 ``[m, d]``, belong to; none of a dead channel.
+
+        Those that are ``like`` them, or just the nearest, as in :class:`pure_nb.methods.virtual_layer.VirtualLayer`.
+        """
+        parts, limits = self._of(channel)
+        return fit(vectors, parts, limits if like else np.where(np.isfinite(limits), np.inf, np.nan))
 
     def count(self, channel: int) -> int:
         """How many parts a channel has; one if it is left whole."""

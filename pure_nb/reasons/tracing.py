@@ -116,7 +116,7 @@ def trace(model: nn.Module, images: Tensor, start: Start, *, layers: Sequence[Pa
     with cuts(model, images[:1], OUTPUT, asked[-1].lower, rule):
         output, value, answer, found = _passes(model, images, start, asked, rule == "gradient", most)
     # Now that the network is as it was: to take a channel apart may run it, by rules of its own.
-    made = [one._replace(**_fitted(parts, one.channel, vectors)) for parts, (one, vectors) in zip(layers, found)]
+    made = [one._replace(**fitted(parts, one.channel, vectors)) for parts, (one, vectors) in zip(layers, found)]
     return Trace(output, value, answer, tuple(made))
 
 
@@ -233,13 +233,42 @@ def pulled(top: Tensor, lower: Tensor, above: Tensor) -> Tensor:
     return found
 
 
-def _fitted(parts: Parts, channel: NDArray[np.int64], vectors: NDArray[np.float32]) -> dict[str, Any]:
-    """The part of each channel in each image, by its circuit there, with its distance and limit: ``[b, K]`` each."""
+def parts_at_work(parts: Parts, images: Tensor, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The part that some channels of each image stand for, by their circuits in it; and the nearest, however far.
+
+    Parameters
+    ----------
+    parts
+        Of the layer.
+    images, chosen
+        b inputs of its network, and int64 ``[b, K]``: the channels.
+
+    Returns
+    -------
+    ndarray
+        int64 ``[2, b, K]``; :data:`pure_nb.reasons.parts.UNLIKE` for none.
+    """
+    p = parts.study.parameters
+    with cuts(parts.study.model, images[:1], p.target, p.lower, p.rule) as cut_at:
+        cut = cut_at(images)
+        begin = partial(initial_relevance, cut.top.detach(), start=p.start)
+        circuits = propagated(cut.top, cut.leaf, begin, torch.from_numpy(chosen).to(images.device), cut.times_input)
+    vectors = normalised(circuits.transpose(0, 1).float().cpu().numpy())
+    return np.stack([fitted(parts, chosen, vectors, like=like)["part"] for like in (True, False)])
+
+
+def fitted(
+    parts: Parts, channel: NDArray[np.int64], vectors: NDArray[np.float32], *, like: bool = True
+) -> dict[str, Any]:
+    """The part of each channel in each image, by its circuit there, with its distance and limit: ``[b, K]`` each.
+
+    The nearest if it is ``like`` it, or however far that is.
+    """
     found: dict[str, Any] = {"part": np.full(channel.shape, UNLIKE)} | {
         name: np.full(channel.shape, np.nan) for name in ("distance", "limit")
     }
     for one in np.unique(channel).tolist():
         places = channel == one
-        for name, values in parts.fit(one, vectors[places])._asdict().items():
+        for name, values in parts.fit(one, vectors[places], like=like)._asdict().items():
             found[name][places] = values
     return found
