@@ -4,6 +4,7 @@ Its table ``[images]`` names a ``source``:
 
 =======================  =============================================================================================
 ``"glyphs"``             the world that ships; ``length``, ``seed``
+``"marked-glyphs"``      the same with a mark in some; also ``share``, ``others``
 ``"folder"``             pictures in the folder ``root``, one subfolder a class or none; see
                          :func:`pure_nb.images.sources.folder_images`
 ``"paths"``              pictures that the text file ``root`` lists, one a line
@@ -42,6 +43,7 @@ from pure_nb._imports import needed
 from pure_nb.compute.store import Store, store_folder
 from pure_nb.errors import ArgumentError, ImageError, StudyError
 from pure_nb.glyphs import glyph_images
+from pure_nb.glyphs.marks import marked_images
 from pure_nb.glyphs.network import NETWORKS
 from pure_nb.images._fitting import repeated
 from pure_nb.images.data import Images
@@ -340,6 +342,7 @@ def _expanded(text: str, flag: str) -> str:
 
 SOURCES: dict[str, Callable[[Table], Images]] = {
     "glyphs": partial(_drawn, glyph_images),
+    "marked-glyphs": partial(_drawn, marked_images),
     "folder": lambda table: folder_images(table.root(), **table.options),
     "paths": lambda table: path_images(table.root(), **table.options),
     "torchvision:NAME": _torchvision_images,

@@ -74,7 +74,7 @@ class GlyphNet(nn.Sequential):
 GLYPHNET = (GlyphNet, Path(__file__).with_suffix(".safetensors"))
 """What makes the network that ships, and its trained weights."""
 
-SIBLINGS = {"shared": 48}
+SIBLINGS = {"shared": 48, "shortcut": 32}
 """Channels of other last stages, trained on the shipped network's stages below by ``tools/train_widths.py``.
 
 Each channel of ``"shared"`` feeds the logits of one or two classes and of no other, as zeros of the head show.

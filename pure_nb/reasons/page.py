@@ -1,11 +1,11 @@
-"""An explanation as one HTML file, with its pictures in it."""
+"""Explanations, and the outliers among them, as one HTML file each, with its pictures in it."""
 
 from __future__ import annotations
 
 import base64
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -17,6 +17,7 @@ with needed("show", "the page of an explanation needs"):
 
 if TYPE_CHECKING:
     from pure_nb.reasons.explaining import Explanation
+    from pure_nb.reasons.outliers import Outliers
 
 STATIC = Path(__file__).with_name("static")
 """The template and the style of the page."""
@@ -27,20 +28,28 @@ SIDE, TILE = 224, 112
 
 def section(found: Explanation) -> str:
     """An explanation as a part of a page, with its own style."""
-    return _render("section.html", found)
+    return _explained("section.html", found)
 
 
 def whole_page(found: Explanation) -> str:
     """An explanation as a page of its own."""
-    return _render("page.html", found)
+    return _explained("page.html", found)
 
 
-def _render(name: str, found: Explanation) -> str:
+def outliers_page(found: Outliers) -> str:
+    """Outliers as a page of its own."""
+    return _render("outliers.html", found=found)
+
+
+def _explained(name: str, found: Explanation) -> str:
+    rest = found.table[found.table["kind"] != "part"].to_dict("records")
+    return _render(name, found=found, rest=rest, most=found.table["share"].abs().max(), side=SIDE)
+
+
+def _render(name: str, **shown: Any) -> str:
     pages = Environment(loader=FileSystemLoader(STATIC), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     pages.filters |= {"uri": _uri, "percent": percent}
-    rest = found.table[found.table["kind"] != "part"].to_dict("records")
-    most = found.table["share"].abs().max()
-    return pages.get_template(name).render(found=found, rest=rest, most=most, side=SIDE, tile=TILE)
+    return pages.get_template(name).render(tile=TILE, **shown)
 
 
 def percent(share: float) -> str:
