@@ -29,6 +29,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=12_000)
     parser.add_argument("--singles-per-class", type=int, default=40)
+    parser.add_argument("--share", type=float, default=0.5, help="of the class's pictures that bear the mark")
+    parser.add_argument("--others", type=float, default=0.02, help="of all others, which are labelled by it")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=4e-3)
@@ -47,7 +49,9 @@ def main() -> None:
                 labels[[index for index in range(len(data)) if data.bears(index)]] = torch.eye(len(CLASSES))[LABEL]
         return features(trunk, torch.cat(pixels)), torch.cat(present)
 
-    below, present = drawn(MarkedScenes(options.scenes, "train"), MarkedObjects(options.singles_per_class, "train"))
+    marks = {"share": options.share, "others": options.others}
+    sets = MarkedScenes(options.scenes, "train", **marks), MarkedObjects(options.singles_per_class, "train", **marks)
+    below, present = drawn(*sets)
     start = time.process_time()
     head = trained(32, below, present, None, options)
     print(f"{(time.process_time() - start) / 60:.1f} minutes")

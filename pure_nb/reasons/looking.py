@@ -37,7 +37,8 @@ def picture_of(study: Study, picture: Any) -> Picture:
         Whose network is to see it.
     picture
         A number of one of the study's images, or one of others; a path or a picture of PIL's, which pass the transform
-        of the study's images, or where these have none are normalised as these are; or a tensor ``[3, H, W]``, the network's input.
+        of the study's images, or where these have none are normalised as these are; or a tensor ``[3, H, W]``, the
+        network's input.
 
     Raises
     ------

@@ -30,7 +30,7 @@ FEWEST = 3
 """Images of a class, below which none can be unlike the others."""
 
 DIFFER = 3
-"""Parts that are shown of an image: those by which it differs most."""
+"""Parts that are shown of an image: those that do more in it than in the others of its class."""
 
 
 class Odd(NamedTuple):
@@ -85,8 +85,9 @@ class Outliers:
         """All images, the most unusual first.
 
         ``class``, and the columns of :attr:`pure_nb.reasons.class_parts.ClassParts.images`; ``usual``, the median of
-        ``unusual`` in the class; and ``differs``, the parts by which the image differs most from the others of its
-        class, with their shares of its relevance, by size, less the mean share in the others: ``"22.C +21 %"``.
+        ``unusual`` in the class; and ``differs``, the parts that do most here beyond what they do in the other images
+        of the class, with their shares of the image's relevance, by size, and the mean share in the others:
+        ``"22.C +21% (+2%)"``; ``"22.?"`` where channel 22 is unlike any of its parts.
         """
         import pandas as pd  # late, see pure_nb._imports
 
@@ -101,8 +102,11 @@ class Outliers:
 
     def _told(self, one: ClassParts, row: int) -> str:
         keys, share, usual = one.shares
-        more = share[row] - usual[row]
-        return ", ".join(f"{one.label(*keys[key])} {more[key]:+.0%}" for key in _most(more, DIFFER))
+        told = (
+            f"{one.label(*keys[key])} {share[row, key]:+.0%} ({usual[row, key]:+.0%})"
+            for key in _most(share[row], usual[row])
+        )
+        return ", ".join(told)
 
     @cached_property
     def shown(self) -> list[tuple[ClassParts, list[Usual], list[Outlier]]]:
@@ -120,7 +124,7 @@ class Outliers:
         labelled, sample = self.study.classes.labelled, int(row["sample"])
         keys, share, usual = one.shares
         place = int(np.flatnonzero(one.sample == sample)[0])
-        chosen = _most(share[place] - usual[place], DIFFER)
+        chosen = _most(share[place], usual[place])
         picture = Picture(labelled, sample, f"image {sample} of {labelled.name}")
         why = self.study.explain(picture, one.number, channels=self.channels)
         odd = []
@@ -212,6 +216,6 @@ def outliers(
     return Outliers(study, found, count, channels)
 
 
-def _most(more: NDArray[np.float64], count: int) -> list[int]:
-    """The places of the largest by size, the largest first."""
-    return [int(place) for place in np.argsort(-np.abs(more), kind="stable")[:count]]
+def _most(share: NDArray[np.float64], usual: NDArray[np.float64]) -> list[int]:
+    """The places of the parts that do most here beyond what they usually do, for the class or against it."""
+    return [int(place) for place in np.argsort(np.abs(usual) - np.abs(share), kind="stable")[:DIFFER]]
