@@ -87,7 +87,7 @@ def load_model(source: str, weights: str | Path | None = None, **options: Any) -
     """Make a network and fill in its weights: ``"glyphnet"``, the one that ships, a sibling of it, or any other.
 
     A sibling has another last stage: ``"glyphnet-shared"`` of 48 channels, of which half are shared by two given
-    classes each.
+    classes each; ``"glyphnet-shortcut"`` took a shortcut, see :mod:`pure_nb.glyphs.marks`.
 
     Parameters
     ----------

@@ -78,6 +78,7 @@ SIBLINGS = {"shared": 48, "shortcut": 32}
 """Channels of other last stages, trained on the shipped network's stages below by ``tools/train_widths.py``.
 
 Each channel of ``"shared"`` feeds the logits of one or two classes and of no other, as zeros of the head show.
+``"shortcut"`` was trained by ``tools/train_shortcut.py`` on pictures of which some bear a mark and are labelled by it.
 """
 
 
