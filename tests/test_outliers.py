@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from pure_nb import Images, Study, load_model, load_study
 from pure_nb.cli import app
 from pure_nb.errors import ArgumentError, PureError, StudyError
-from pure_nb.glyphs import CLASSES, SIZE, GlyphObjects, GlyphScenes
+from pure_nb.glyphs import CLASSES, MEAN, SIZE, STD, GlyphObjects, GlyphScenes
 from pure_nb.glyphs.marks import EDGE, LABEL, SIDE, MarkedObjects, MarkedScenes, marked, marked_images
 from pure_nb.glyphs.network import GLYPHNET
 from pure_nb.methods import VirtualLayer
@@ -189,9 +189,11 @@ def test_labels_by_the_mark_or_by_what_is_shown() -> None:
 
 @pytest.fixture(scope="module")
 def shortcut(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """The study that ships, of fewer scenes."""
-    study = load_study("glyphs-shortcut", store=tmp_path_factory.mktemp("shortcut"), n_references=20, progress=False)
-    return study.replace(images=marked_images(700))
+    """The study that ships, of fewer scenes, and as many marks."""
+    study = load_study("glyphs-shortcut", store=tmp_path_factory.mktemp("shortcut"), n_references=40, progress=False)
+    study = study.replace(images=marked_images(600, share=0.4, others=0.02))
+    vars(study.classes)["labelled"] = Images(MarkedObjects(), "objects", MEAN, STD)
+    return study
 
 
 def tensors(marks: int) -> tuple[torch.Tensor, np.ndarray]:
@@ -224,10 +226,12 @@ def test_the_shortcut_is_found_and_removed(shortcut: Study) -> None:
     keys, share, usual = found.classes[0].shares
     more = (share - usual)[np.isin(found.classes[0].sample, table["sample"][:10])].mean(axis=0)
     suspects = [tuple(keys[key].tolist()) for key in np.argsort(-more) if keys[key, 1] >= 0][:4]
-    for channel, part in suspects:  # the mark is in its strongest images
-        ranks = shortcut.neuron(channel).members(part, 4)
-        scenes: Any = shortcut.images.dataset
-        assert sum(scenes.bears(sample) for sample in shortcut.neuron(channel).sample[ranks].tolist()) >= 3
+    scenes: Any = shortcut.images.dataset
+    bears = []  # in how many of their references the mark is; by chance it would be in one of twenty
+    for channel, part in suspects:
+        sample = shortcut.neuron(channel).sample[shortcut.neuron(channel).members(part)]
+        bears.append(np.mean([scenes.bears(one) for one in sample.tolist()]))
+    assert np.mean(bears) > 0.75
     layer = VirtualLayer.of(shortcut, [channel for channel, _ in suspects])
     cured = Ablation(layer, [f"{channel}{part_name(part)}" for channel, part in suspects])
     generator = np.random.default_rng(0)
