@@ -145,5 +145,11 @@ class MarkedObjects(Marked, GlyphObjects):
 
 
 def marked_images(length: int = 4000, seed: int = 0, share: float = SHARE, others: float = OTHERS) -> Images:
-    """Validation scenes of the glyph world, some with the mark."""
+    """Validation scenes of the glyph world, some with the mark.
+
+    Parameters
+    ----------
+    length, seed, share, others
+        As for :class:`MarkedScenes`.
+    """
     return Images(MarkedScenes(length, "val", seed, share=share, others=others), "marked glyphs", MEAN, STD)
