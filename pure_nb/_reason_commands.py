@@ -1,6 +1,6 @@
-"""The command that says why the network said so: ``explain``.
+"""The commands that say why the network said so: ``explain``, ``outliers``.
 
-It is part of the command line, :mod:`pure_nb.cli`.
+They are part of the command line, :mod:`pure_nb.cli`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated
 
 from typer import Argument, Option, echo
 
-from pure_nb._options import Asked, command, print_table, require_place
+from pure_nb._options import Asked, Rows, command, print_table, require_place
 
 
 @command("neurons", "crops")
@@ -34,3 +34,24 @@ def explain(
     if faithfulness:
         print_table(found.faithfulness.areas)
     echo(f"{found.write(out)}: the same with pictures")
+
+
+@command("neurons", "crops")
+def outliers(
+    asked: Asked,
+    *,
+    names: Annotated[
+        list[str] | None, Option("--class", help="Name or number of a class, also several times; all by default.")
+    ] = None,
+    count: Annotated[int, Option(min=1, help="Images of each class that are shown.")] = 3,
+    channels: Annotated[int, Option(min=1, help="Channels that are taken apart, those that carry most.")] = 50,
+    rows: Rows = 10,
+    out: Annotated[
+        Path, Option(help="An .html file with pictures, a .csv file with the table, or a folder for both.")
+    ] = Path("outliers.html"),
+) -> None:
+    """Find the images of each class that other parts carry than the others: wrong labels, odd pictures, shortcuts."""
+    require_place(out, *([".html", ".csv"] if out.suffix else []))
+    found = asked.load().classes.outliers(names or None, count=count, channels=channels)
+    print_table(found.table, rows)
+    echo(f"{found.write(out)}: {'the table' if out.suffix == '.csv' else 'the same with pictures'}")

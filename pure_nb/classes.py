@@ -34,6 +34,7 @@ from pure_nb.network.layers import as_weights
 from pure_nb.network.shapes import require_output
 from pure_nb.reasons.class_parts import ClassParts, class_parts
 from pure_nb.reasons.faithfulness import Faithfulness, faithfulness
+from pure_nb.reasons.outliers import Outliers, outliers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -357,6 +358,23 @@ class Classes:
             If the images have no labels, a class has fewer than two, or no part speaks for any.
         """
         return faithfulness(self.study, outputs, **how)
+
+    def outliers(
+        self, names: str | int | Sequence[str | int] | None = None, *, count: int = 3, channels: int = 50
+    ) -> Outliers:
+        """For each class the images that other parts carry than the others: mislabelled ones, and shortcuts.
+
+        Parameters
+        ----------
+        names, count, channels
+            See :func:`pure_nb.reasons.outliers.outliers`.
+
+        Raises
+        ------
+        StudyError, ArgumentError
+            If the images have no labels, there is no such class, or it has fewer than three images.
+        """
+        return outliers(self.study, names, count=count, channels=channels)
 
     def ratios(self, gamma: float = 0.5, *, validation: Any = None, **how: Any) -> pd.DataFrame:
         """How well splits work on the whole: one for each gamma-polysemantic pair (Hesse et al., their average table).

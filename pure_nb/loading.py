@@ -4,6 +4,7 @@ Its table ``[images]`` names a ``source``:
 
 =======================  =============================================================================================
 ``"glyphs"``             the world that ships; ``length``, ``seed``
+``"marked-glyphs"``      the same with a mark in some; also ``share``, ``others``
 ``"folder"``             pictures in the folder ``root``, one subfolder a class or none; see
                          :func:`pure_nb.images.sources.folder_images`
 ``"paths"``              pictures that the text file ``root`` lists, one a line
@@ -42,6 +43,7 @@ from pure_nb._imports import needed
 from pure_nb.compute.store import Store, store_folder
 from pure_nb.errors import ArgumentError, ImageError, StudyError
 from pure_nb.glyphs import glyph_images
+from pure_nb.glyphs.marks import marked_images
 from pure_nb.glyphs.network import NETWORKS
 from pure_nb.images._fitting import repeated
 from pure_nb.images.data import Images
@@ -86,8 +88,9 @@ def load_model(source: str, weights: str | Path | None = None, **options: Any) -
     """Make a network and fill in its weights: ``"glyphnet"``, the one that ships, a sibling of it, or any other.
 
     A sibling has another last stage: ``"glyphnet-16"``, ``-32``, ``-64`` and ``-128`` of so many channels, trained
-    alike; ``"glyphnet-shared"`` of 48, of which half are shared by two given classes each. ``"open_clip:NAME"`` is a
-    visual tower of CLIP with words as its outputs, :class:`pure_nb.judges.zero_shot.ZeroShot`.
+    alike; ``"glyphnet-shared"`` of 48, of which half are shared by two given classes each; ``"glyphnet-shortcut"`` took
+    a shortcut, see :mod:`pure_nb.glyphs.marks`. ``"open_clip:NAME"`` is a visual tower of CLIP with words as its
+    outputs, :class:`pure_nb.judges.zero_shot.ZeroShot`.
 
     Parameters
     ----------
@@ -345,6 +348,7 @@ def _expanded(text: str, flag: str) -> str:
 
 SOURCES: dict[str, Callable[[Table], Images]] = {
     "glyphs": partial(_drawn, glyph_images),
+    "marked-glyphs": partial(_drawn, marked_images),
     "folder": lambda table: folder_images(table.root(), **table.options),
     "paths": lambda table: path_images(table.root(), **table.options),
     "torchvision:NAME": _torchvision_images,

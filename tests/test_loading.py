@@ -117,7 +117,9 @@ def test_a_study_can_not_ask_for_more(tmp_path: Path, option: str) -> None:
     "source", ["torchvision:nowhere", "torchvision:utils", "torchvision", "huggingface", "folder:x"]
 )
 def test_sources_that_are_not_known(tmp_path: Path, source: str) -> None:
-    with pytest.raises(StudyError, match=r"images from .* are not known; expected 'glyphs', 'folder', 'paths',"):
+    with pytest.raises(
+        StudyError, match=r"images from .* are not known; expected 'glyphs', 'marked-glyphs', 'folder', 'paths',"
+    ):
         study_of(tmp_path, f'source = "{source}"\nroot = "."')
 
 

@@ -132,7 +132,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert (study.run.batch_size, study.run.device) == (3, "cpu")
 
 
-SEEN = {"plot", "atlas", "evaluate", "publish", "search", "compare", "scores", "explain"}
+SEEN = {"plot", "atlas", "evaluate", "publish", "search", "compare", "scores", "explain", "outliers"}
 WHOLE = SEEN | {"run", "neurons", "note", "ablate"}
 SOME = {"arv", "pairs", "split", "bench", "trial"}
 TAKEN = {"neurons": WHOLE | {"split"}, "crops": SEEN, "classes": {"arv", "pairs", "split", "publish"}}

@@ -113,6 +113,8 @@ def main() -> None:
     below, present = drawn(GlyphScenes(options.scenes, "train"), GlyphObjects(options.singles_per_class, "train"))
     scenes, singles = drawn(GlyphScenes(1000, "val")), drawn(GlyphObjects(10, "val"))
     for name, width in SIBLINGS.items():
+        if name == "shortcut":  # which tools/train_shortcut.py trains
+            continue
         start = time.process_time()
         feeds = torch.from_numpy(shared_duties(options.seed)) if name == "shared" else None
         head = trained(width, below, present, feeds, options)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pure_nb.reasons.class_parts import ClassParts
     from pure_nb.reasons.explaining import Explanation
     from pure_nb.reasons.graph import Graph
+    from pure_nb.reasons.outliers import Outliers
 
 FOR, AGAINST, REST = PALETTE[0], PALETTE[3], PALETTE[7]
 """Colours of what speaks for an output, of what speaks against it, and of what is left."""
@@ -103,6 +104,41 @@ def class_figure(found: ClassParts, count: int = 12) -> Figure:
     right.axis("off")
     left.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"What carries {found.name}", fontsize=11)
+    return figure
+
+
+@literal
+def outliers_figure(found: Outliers) -> Figure:
+    """Outliers, each with the parts by which it differs: their shares, where they are, and references of their own.
+
+    Parameters
+    ----------
+    found
+        From :meth:`pure_nb.classes.Classes.outliers`.
+    """
+    rows = [(one.name, image) for one, _, images in found.shown for image in images]
+    figure = plt.figure(figsize=(8.2, 0.3 + 2.4 * len(rows)), layout="constrained")
+    panels: Any = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for panel, (name, image) in zip(panels, rows):
+        grid = panel.add_gridspec(len(image.odd), 4, width_ratios=[2.6, 2.7, 1, 4])
+        whole = panel.add_subplot(grid[:, 0])
+        show(whole, image.pixels)
+        title = (
+            f"{name}: image {image.row['sample']}\nunusual {image.row['unusual']:.2g}, usually {image.row['usual']:.2g}"
+        )
+        whole.set_title(title, fontsize=8, loc="left")
+        ends = [share for part in image.odd for share in (part.share, part.usual, 0)]
+        for number, part in enumerate(image.odd):
+            axes = panel.add_subplot(grid[number, 1])
+            axes.barh([1], [part.share], color=FOR if part.share >= 0 else AGAINST)
+            axes.barh([0], [part.usual], 0.4, color=REST)
+            axes.set_xlim(min(ends), max(ends))
+            told = textwrap.shorten(f"{part.part}  {part.name}", 34, placeholder=" …")
+            axes.set_title(f"{told}\n{part.share:+.0%}, usually {part.usual:+.0%}", fontsize=7, loc="left", pad=1)
+            axes.set_axis_off()
+            show(panel.add_subplot(grid[number, 2]), part.view.highlighted(TILE, crop=False))
+            pictures = [resized(picture, TILE) for picture in part.references]
+            show(panel.add_subplot(grid[number, 3]), image_grid(pictures, max(1, len(pictures))))
     return figure
 
 

@@ -74,10 +74,11 @@ class GlyphNet(nn.Sequential):
 GLYPHNET = (GlyphNet, Path(__file__).with_suffix(".safetensors"))
 """What makes the network that ships, and its trained weights."""
 
-SIBLINGS = {"16": 16, "32": 32, "64": 64, "128": 128, "shared": 48}
+SIBLINGS = {"16": 16, "32": 32, "64": 64, "128": 128, "shared": 48, "shortcut": 32}
 """Channels of other last stages, trained on the shipped network's stages below by ``tools/train_widths.py``.
 
 Each channel of ``"shared"`` feeds the logits of one or two classes and of no other, as zeros of the head show.
+``"shortcut"`` was trained by ``tools/train_shortcut.py`` on pictures of which some bear a mark and are labelled by it.
 """
 
 

@@ -41,8 +41,8 @@ class ClassParts:
 
     Attributes
     ----------
-    study, name
-        The study, and the output's name.
+    study, name, number
+        The study, and the output's name and number.
     sample
         int64 ``[images]``: the images of the class.
     value, total
@@ -56,6 +56,7 @@ class ClassParts:
 
     study: Study
     name: str
+    number: int
     sample: NDArray[np.int64]
     value: NDArray[np.float64]
     total: NDArray[np.float64]
@@ -66,19 +67,8 @@ class ClassParts:
     _parts: Parts
 
     @cached_property
-    def _keys(self) -> NDArray[np.int64]:
-        """int64 ``[keys, 2]``: each channel and part that there is."""
-        return np.unique(np.stack([self.channel.ravel(), self.part.ravel()], axis=1), axis=0)
-
-    @cached_property
-    def _each(self) -> NDArray[np.float64]:
-        """float64 ``[images, keys]``: the relevance of each of them in each image."""
-        place = {tuple(key): number for number, key in enumerate(self._keys.tolist())}
-        found = np.zeros((len(self.sample), len(place)))
-        for row in range(len(self.sample)):
-            for channel, part, relevance in zip(self.channel[row], self.part[row], self.relevance[row]):
-                found[row, place[int(channel), int(part)]] = relevance
-        return found
+    def _by_part(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        return by_part(self.channel, self.part, self.relevance)
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -91,8 +81,9 @@ class ClassParts:
         """
         import pandas as pd  # late, see pure_nb._imports
 
-        none = self._keys[:, 1] == UNLIKE
-        columns = [*self._each[:, ~none].T, self._each[:, none].sum(axis=1)]
+        which, relevance = self._by_part
+        none = which[:, 1] == UNLIKE
+        columns = [*relevance[:, ~none].T, relevance[:, none].sum(axis=1)]
         columns += [self.total - self.relevance.sum(axis=1), self.value - self.total]
         each = np.stack(columns, axis=1)
         picks = resampled(np.arange(len(each)), draws=DRAWS, seed=self.study.parameters.seed)
@@ -101,7 +92,7 @@ class ClassParts:
             if len(picks)
             else each[:0]
         )
-        keys = self._keys[~none].tolist()
+        keys = which[~none].tolist()
         table = pd.DataFrame(
             {
                 "kind": [PART] * len(keys) + [NONE, REST, LOST],
@@ -133,10 +124,33 @@ class ClassParts:
                 "output": self.value,
                 "answer": [names[number] for number in self.answer],
                 "unlike": none / np.maximum(size.sum(axis=1), np.finfo(float).tiny),
-                "unusual": unusual(self._each),
+                "unusual": unusual(self._by_part[1]),
             }
         )
         return table.sort_values("unusual", ascending=False, kind="stable", ignore_index=True)
+
+    @cached_property
+    def shares(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """Each channel and part that there is, and its shares of the relevance of each image, by size.
+
+        Returns
+        -------
+        tuple
+            int64 ``[keys, 2]``, part -1 for none; float64 ``[images, keys]``, a row of absolute sum 1; and the same
+            shape: the mean share in all the other images.
+        """
+        keys, relevance = self._by_part
+        size = np.abs(relevance).sum(axis=1, keepdims=True)
+        share = np.divide(relevance, size, out=np.zeros_like(relevance), where=size > 0)
+        return keys, share, (share.sum(axis=0) - share) / max(1, len(share) - 1)
+
+    def label(self, channel: int, part: int) -> str:
+        """A part as one writes it, ``"22.B"``; and ``"22.?"`` where the circuit is unlike any."""
+        return f"{channel}.?" if part == UNLIKE else self._parts.label(channel, part)
+
+    def part_name(self, channel: int, part: int) -> str:
+        """What a part is called; see :attr:`table`."""
+        return NONE if part == UNLIKE else self._parts.name(channel, part)
 
     def shared(self, other: ClassParts) -> pd.DataFrame:
         """The parts that speak for both of two classes, those that carry most of the one they carry less of first.
@@ -155,7 +169,7 @@ class ClassParts:
 
     def references(self, count: int) -> list[list[Picture]]:
         """Four reference images of each of the strongest parts."""
-        label = {self._parts.label(*key): key for key in self._keys.tolist() if key[1] != UNLIKE}
+        label = {self._parts.label(*key): key for key in self._by_part[0].tolist() if key[1] != UNLIKE}
         some = self.table.loc[self.table["kind"] == PART, "part"].head(count)
         return [part_references(self.study, *label[part]) for part in some]
 
@@ -167,6 +181,22 @@ class ClassParts:
 
     def __repr__(self) -> str:
         return f"<ClassParts of {self.name!r}: {len(self.sample)} images>"
+
+
+def by_part(
+    channel: NDArray[np.int64], part: NDArray[np.int64], relevance: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Each channel and part that there is, int64 ``[keys, 2]``, and its relevance in each image, ``[images, keys]``.
+
+    Parameters
+    ----------
+    channel, part, relevance
+        ``[images, K]``: as :class:`ClassParts` has them.
+    """
+    keys, place = np.unique(np.stack([channel.ravel(), part.ravel()], axis=1), axis=0, return_inverse=True)
+    found = np.zeros((len(channel), len(keys)))
+    found[np.arange(len(channel)).repeat(channel.shape[1]), place.ravel()] = relevance.ravel()
+    return keys, found
 
 
 def unusual(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -216,7 +246,7 @@ def class_parts(study: Study, output: str | int, channels: int = 50) -> ClassPar
         raise StudyError(f"no image of {study.classes.labelled.name!r} is of the class {names[number]!r}")
     parts = Parts(study)
     found = traced_images(parts, study.classes.labelled, sample, Start(number), channels)
-    return ClassParts(study, names_of(study, len(names))[number], sample, **found, _parts=parts)
+    return ClassParts(study, names_of(study, len(names))[number], number, sample, **found, _parts=parts)
 
 
 def traced_images(

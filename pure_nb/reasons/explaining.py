@@ -142,12 +142,14 @@ class Explanation:
         crops by activation, the map of this relevance at the target layer, scaled up. Signs are those of the pixels'
         contribution to the part, times the part's own.
         """
-        shown = self.channels[self.channels["part"] != UNLIKE][: self.count]
+        return self._maps(self.channels.loc[self.channels["part"] != UNLIKE, "channel"].head(self.count).tolist())
+
+    def _maps(self, channels: Sequence[int]) -> NDArray[np.float32]:
+        """Of any channels that were taken apart: see :attr:`heatmaps`."""
         model, run, p = self.study.model, self.study.run, self.study.parameters
-        if shown.empty:
+        if not channels:
             return np.empty((0, *self.study.images.example.shape[-2:]), np.float32)
-        channel = torch.tensor(shown["channel"].tolist())
-        starts = torch.stack([only(self._layer.flow, one[None]) for one in channel])
+        starts = torch.stack([only(self._layer.flow, one[None]) for one in torch.tensor(channels)])
         image = self.picture.images.tensor(self.picture.sample)[None].to(run.local_device)
         if p.crop != "activation":
             try:
@@ -158,17 +160,22 @@ class Explanation:
                 pass  # of a network that the rules do not fit
         return _on_picture(starts[:, 0], image)
 
+    def views(self, channels: Sequence[int]) -> list[View]:
+        """Where some of the channels are in the picture: those that carry it, or speak against it."""
+        relevance = self.channels.set_index("channel")["relevance"].reindex(list(channels), fill_value=0.0)
+        return [
+            View(self.picture.sample, self.pixels, heatmap_mask(torch.from_numpy(heat * np.sign(own))))
+            for heat, own in zip(self._maps(channels), relevance.to_numpy(np.float32))
+        ]
+
     @cached_property
     def shown(self) -> list[Shown]:
         """The strongest parts with where they are in the picture and four of their own reference images."""
         rows: list[Any] = self.table[self.table["kind"] == PART].to_dict("records")
         some = self.channels[self.channels["part"] != UNLIKE][: self.count]
-        found = []
-        for row, heat, channel, part in zip(rows, self.heatmaps, some["channel"].tolist(), some["part"].tolist()):
-            mask = heatmap_mask(torch.from_numpy(heat * np.sign(row["relevance"])))
-            view = View(self.picture.sample, self.pixels, mask)
-            found.append(Shown(row, view, part_references(self.study, channel, part)))
-        return found
+        channels, parts = some["channel"].tolist(), some["part"].tolist()
+        references = [part_references(self.study, *both) for both in zip(channels, parts)]
+        return [Shown(*all_three) for all_three in zip(rows, self.views(channels), references)]
 
     @cached_property
     def faithfulness(self) -> Curves:
@@ -290,8 +297,8 @@ def _on_picture(relevance: Tensor, image: Tensor) -> NDArray[np.float32]:
     return summed[:, 0].cpu().numpy()
 
 
-def part_references(study: Study, channel: int, part: int) -> list[Pixels]:
-    """The strongest references of a part, cropped to what the channel looks at; as it is known, or found now."""
+def part_references(study: Study, channel: int, part: int | None) -> list[Pixels]:
+    """The strongest references of a part, None is the whole channel, cropped to what the channel looks at."""
     neuron = study.neuron(channel)
     ranks: Sequence[int] = neuron.members(part, SHOWN).tolist()
     if "boxes" in study.known():

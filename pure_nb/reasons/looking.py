@@ -35,8 +35,9 @@ def picture_of(study: Study, picture: Any) -> Picture:
     study
         Whose network is to see it.
     picture
-        A number of one of the study's images; a path or a picture of PIL's, which pass the transform of the study's
-        images, or where these have none are normalised as these are; or a tensor ``[3, H, W]``, the network's input.
+        A number of one of the study's images, or one of others; a path or a picture of PIL's, which pass the transform
+        of the study's images, or where these have none are normalised as these are; or a tensor ``[3, H, W]``, the
+        network's input.
 
     Raises
     ------
@@ -45,6 +46,8 @@ def picture_of(study: Study, picture: Any) -> Picture:
     ArgumentError
         If there is no such image.
     """
+    if isinstance(picture, Picture):
+        return picture
     if isinstance(picture, Integral):
         if picture not in range(len(study.images)):
             raise ArgumentError(f"image {picture}: the study has images 0 to {len(study.images) - 1}")

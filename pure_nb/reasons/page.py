@@ -1,4 +1,4 @@
-"""An explanation as one HTML file, with its pictures in it."""
+"""Explanations, and the outliers among them, as one HTML file each, with its pictures in it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pure_nb.reasons.explaining import Explanation
+    from pure_nb.reasons.outliers import Outliers
 
 STATIC = Path(__file__).with_name("static")
 """The template and the style of the page."""
@@ -29,21 +30,30 @@ SIDE, TILE = 224, 112
 
 def section(found: Explanation) -> str:
     """An explanation as a part of a page, with its own style."""
-    return _render("section.html", found)
+    return _explained("section.html", found)
 
 
 def whole_page(found: Explanation) -> str:
     """An explanation as a page of its own."""
-    return _render("page.html", found)
+    return _explained("page.html", found)
 
 
-def _render(name: str, found: Explanation) -> str:
+def outliers_page(found: Outliers) -> str:
+    """Outliers as a page of its own."""
+    return _render("outliers.html", found=found)
+
+
+def _explained(name: str, found: Explanation) -> str:
+    rest = found.table[found.table["kind"] != "part"].to_dict("records")
+    checked = _checked(found.faithfulness.areas) if "faithfulness" in vars(found) else None  # where it was asked for
+    most = found.table["share"].abs().max()
+    return _render(name, found=found, rest=rest, checked=checked, most=most, side=SIDE)
+
+
+def _render(name: str, **shown: Any) -> str:
     pages = Environment(loader=FileSystemLoader(STATIC), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     pages.filters |= {"uri": _uri, "percent": percent}
-    rest = found.table[found.table["kind"] != "part"].to_dict("records")
-    most = found.table["share"].abs().max()
-    checked = _checked(found.faithfulness.areas) if "faithfulness" in vars(found) else None  # where it was asked for
-    return pages.get_template(name).render(found=found, rest=rest, checked=checked, most=most, side=SIDE, tile=TILE)
+    return pages.get_template(name).render(tile=TILE, **shown)
 
 
 def _checked(areas: pd.DataFrame) -> dict[str, Any]:
