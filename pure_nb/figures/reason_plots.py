@@ -89,7 +89,6 @@ def class_figure(found: ClassParts, count: int = 12) -> Figure:
     left.axvline(0, color="0.6", linewidth=0.8)
     left.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     left.set_xlabel(f"share of the output, {len(found.sample)} images", fontsize=9)
-    right.set(xlim=(0, 4), aspect="auto")
     for place, pictures in enumerate(found.references(len(parts))):
         for number, picture in enumerate(pictures):
             right.imshow(

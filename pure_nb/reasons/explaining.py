@@ -126,7 +126,7 @@ class Explanation:
             return f"{self.output} rather than {self.against} ({self.value:+.3g})"
         return f"{self.output} ({self.value:.3g})" + (f"; the answer is {self.answer}" * (self.answer != self.output))
 
-    @property
+    @cached_property
     def pixels(self) -> Pixels:
         """The picture, uint8 ``[H, W, 3]``."""
         return self.picture.images.picture(self.picture.sample)

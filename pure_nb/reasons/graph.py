@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from pure_nb._imports import needed
 from pure_nb.compute.store import Arrays, Store, write_atomically, write_text
-from pure_nb.errors import ArgumentError, StudyError
+from pure_nb.errors import ArgumentError
 from pure_nb.methods.statistics import correlation
 from pure_nb.parameters import NEAREST
-from pure_nb.reasons.class_parts import FORMAT, in_blocks
-from pure_nb.reasons.explaining import LOST, NONE, OTHER, REST, output_count
-from pure_nb.reasons.looking import names_of, number_of
+from pure_nb.reasons.class_parts import class_images, in_blocks, traced_key
+from pure_nb.reasons.explaining import LOST, NONE, OTHER, REST
 from pure_nb.reasons.parts import UNLIKE, Parts
+from pure_nb.reasons.together import rank
 from pure_nb.reasons.tracing import Start, Trace
 
 if TYPE_CHECKING:
@@ -234,19 +234,19 @@ def graph(
         raise ArgumentError(f"a graph has two layers or more, from the uppermost down, got {list(layers)}")
     if not 0 < keep <= 1:
         raise ArgumentError(f"keep is a share above 0 and at most 1, got {keep}")
-    if study.classes.without_labels:
-        raise StudyError(f"a graph is of the images of an output, and {study.classes.without_labels}")
-    count = output_count(study)
     asked = [outputs] if isinstance(outputs, (str, int)) else list(outputs)
-    numbers = [number_of(study, one, count) for one in asked]
+    found = [class_images(study, one) for one in asked]
     studies = layer_studies(study, layers)
+    rank(studies)
     for one in studies:
         if one.shapes[0].channels <= FEW:
             one.virtual  # noqa: B018
     parts = tuple(map(Parts, studies))
-    traced = tuple(_traced(study, parts, number, images, channels) for number in numbers)
-    names = names_of(study, count)
-    return Graph(tuple(layers), tuple(names[number] for number in numbers), keep, parts, traced)
+    traced = []
+    for number, _, sample in found:
+        some = np.unique(np.linspace(0, len(sample) - 1, min(images, len(sample))).astype(int))
+        traced.append(_traced(study, parts, number, sample[some], channels))
+    return Graph(tuple(layers), tuple(name for _, name, _ in found), keep, parts, tuple(traced))
 
 
 def _networkx() -> Any:
@@ -264,21 +264,14 @@ def layer_studies(study: Study, layers: Sequence[str]) -> list[Study]:
     return [study.replace(target=one, lower=below, run=quiet) for one, below in zip(layers, [*layers[1:], last])]
 
 
-def _traced(study: Study, parts: Sequence[Parts], number: int, images: int, channels: int) -> Traced:
-    """The images of an output, traced through all layers."""
-    labels, names = study.classes._labels
-    sample = np.flatnonzero(labels == number)
-    if not len(sample):
-        raise StudyError(f"no image of {study.classes.labelled.name!r} is of the class {names[number]!r}")
-    sample = sample[np.unique(np.linspace(0, len(sample) - 1, min(images, len(sample))).astype(int))]
+def _traced(study: Study, parts: Sequence[Parts], number: int, sample: NDArray[np.int64], channels: int) -> Traced:
+    """Images of an output, traced through all layers."""
     widths = [min(channels, one.study.shapes[0].channels) for one in parts]
-    keys = [one.study.key("virtual") for one in parts]
-    key: dict[str, object] = {"step": "graph", "how": FORMAT, "layers": keys, "output": number, "channels": channels}
-    key |= {"explained": study.classes.labelled.fingerprint, "sample": sample.tolist()}
+    images, start = study.classes.labelled, Start(number)
+    key = traced_key("graph", parts, images, sample, start) | {"channels": channels}
 
     def compute(blocks: Store | None) -> tuple[Arrays, None]:
-        what = study, study.classes.labelled, sample, list(parts), Start(number)
-        return {"rows": in_blocks(*what, channels, _packed, blocks)}, None
+        return {"rows": in_blocks(study, images, sample, list(parts), start, channels, _packed, blocks)}, None
 
     return _unpacked(study.results.arrays("graph", key, compute)[0]["rows"], widths)
 
