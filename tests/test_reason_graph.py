@@ -136,7 +136,7 @@ def test_what_can_not_be_a_class_or_a_graph(labelled: Study) -> None:
     assert "there is no output 'dog'" in problem(lambda: bare.classes.parts("dog"))
     assert "two layers or more" in problem(lambda: bare.graph(0, ["2"]))
     assert "keep is a share" in problem(lambda: bare.graph(0, ["2", "0"], keep=0))
-    assert "graphml or .json" in problem(lambda: bare.graph(0, ["2", "0"]).write("graph.txt"))
+    assert ".graphml or .json" in problem(lambda: bare.graph(0, ["2", "0"]).write("graph.txt"))
     assert "0" in problem(lambda: bare.graph(0, ["0", "2"]))
     none = Study.from_model(few(), torch.rand(6, 2, 2, 2), "2", "0", n_references=2, n_clusters=1)
     assert "have no labels" in problem(lambda: none.classes.parts(0))

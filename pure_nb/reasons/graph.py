@@ -150,6 +150,14 @@ class Graph:
             rows.append(told | {"edges": edges / sum(down) if down else np.nan})
         return pd.DataFrame(rows)
 
+    def study_of(self, layer: str) -> Study:
+        """The study whose virtual neurons the nodes of a layer are."""
+        return self._parts[self.layers.index(layer)].study
+
+    def only(self, output: str) -> Graph:
+        """The same of one of the outputs."""
+        return replace(self, outputs=(output,), _traced=(self._traced[self.outputs.index(output)],))
+
     @property
     def agreement(self) -> float:
         """Pearson correlation of what flows along all edges in every second image with the same in the others."""
@@ -172,14 +180,18 @@ class Graph:
         return made
 
     def write(self, path: Path | str) -> Path:
-        """Write it as ``.graphml``, for programs such as Gephi and Cytoscape, or as ``.json`` (node-link data)."""
+        """Write it as ``.html``, to look at; ``.graphml``, for programs such as Gephi; or ``.json``, node-link data."""
         place, library = Path(path), _networkx()
         if place.suffix == ".graphml":
             write_atomically(place, lambda temporary: library.write_graphml(self.network, temporary))
         elif place.suffix == ".json":
             write_text(place, json.dumps(library.node_link_data(self.network, edges="edges"), indent=1))
+        elif place.suffix == ".html":
+            from pure_nb.reasons.graph_page import whole_page  # late: it needs an extra
+
+            write_text(place, whole_page(self))
         else:
-            raise ArgumentError(f"a graph is written to a .graphml or .json file, got {str(path)!r}")
+            raise ArgumentError(f"a graph is written to a .html, .graphml or .json file, got {str(path)!r}")
         return place
 
     def figure(self) -> Figure:

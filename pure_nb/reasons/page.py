@@ -35,12 +35,18 @@ def whole_page(found: Explanation) -> str:
     return _render("page.html", found)
 
 
-def _render(name: str, found: Explanation) -> str:
+def environment() -> Environment:
+    """The templates, and how they write shares and pictures."""
     pages = Environment(loader=FileSystemLoader(STATIC), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    pages.filters |= {"uri": _uri, "percent": percent}
+    pages.filters |= {"uri": uri, "percent": percent}
+    return pages
+
+
+def _render(name: str, found: Explanation) -> str:
     rest = found.table[found.table["kind"] != "part"].to_dict("records")
     most = found.table["share"].abs().max()
-    return pages.get_template(name).render(found=found, rest=rest, most=most, side=SIDE, tile=TILE)
+    how = {"inner": "section.html", "title": f"Why {found.output}? {found.study.name}", "side": SIDE, "tile": TILE}
+    return environment().get_template(name).render(found=found, rest=rest, most=most, **how)
 
 
 def percent(share: float) -> str:
@@ -48,7 +54,7 @@ def percent(share: float) -> str:
     return f"{100 * share:+.1f} %".replace("-", "−")
 
 
-def _uri(picture: Picture, side: int) -> str:
+def uri(picture: Picture, side: int) -> str:
     """A picture as a page holds it."""
     buffer = BytesIO()
     Image.fromarray(resized(picture, 2 * side)).save(buffer, "webp", quality=80)
