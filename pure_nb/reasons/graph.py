@@ -179,6 +179,13 @@ class Graph:
             made.add_edge(*ends, share=edge["share"])
         return made
 
+    def laid_out(self) -> dict[str, tuple[float, float]]:
+        """Where nodes are, x and y, by networkx: outputs left, a column for each layer, the strongest above."""
+        layers = self.network.nodes(data="layer")
+        columns = [[key for key, layer in layers if layer == name][::-1] for name in ("", *self.layers)]
+        found = _networkx().multipartite_layout(self.network, dict(enumerate(filter(None, columns))))
+        return {key: (float(x), float(y)) for key, (x, y) in found.items()}
+
     def write(self, path: Path | str) -> Path:
         """Write it as ``.html``, to look at; ``.graphml``, for programs such as Gephi; or ``.json``, node-link data."""
         place, library = Path(path), _networkx()

@@ -77,20 +77,14 @@ def laid_out(found: Graph) -> tuple[list[Node], list[dict[str, Any]]]:
         Of each node also ``left`` and ``top``, and ``told``, what flows to and from it in words; of each edge its
         ``ends``, numbers of nodes, its ``share``, and ``path`` and ``thick``, how it is drawn.
     """
-    import networkx
-
-    network, columns = found.network.copy(), ["", *found.layers]
-    for _, node in network.nodes(data=True):
-        node["subset"] = columns.index(node["layer"])
-    places = networkx.multipartite_layout(network)
-    lowest = min(y for _, y in places.values())
-    # All columns have the same step, and those of an odd and of an even number of nodes are half a step apart.
-    step = min((abs(places[one][1] - places[other][1]) for one, other in _neighbours(network)), default=1.0)
+    network, columns, places = found.network, ["", *found.layers], found.laid_out()
+    highest = max(y for _, y in places.values())
+    step = min((high - low for (_, low), (_, high) in pairwise(sorted(places.values())) if high > low), default=1.0)
     own = found.nodes.assign(key=found.nodes["layer"] + "/" + found.nodes["part"]).set_index("key").to_dict("index")
     nodes, number = [], {key: place for place, key in enumerate(network.nodes)}
     for key, node in network.nodes(data=True):
-        top = round(float(DOWN * (places[key][1] - lowest) / step))
-        nodes.append(own.get(key, {}) | node | {"left": ACROSS * node["subset"], "top": top, "told": ""})
+        left, top = ACROSS * columns.index(node["layer"]), round(DOWN * (highest - places[key][1]) / step)
+        nodes.append(own.get(key, {}) | node | {"left": left, "top": top, "told": ""})
     most = max((abs(share) for _, _, share in network.edges(data="share")), default=1)
     edges = []
     for one, other, share in network.edges(data="share"):
@@ -104,14 +98,8 @@ def laid_out(found: Graph) -> tuple[list[Node], list[dict[str, Any]]]:
             flows = [(nodes[edge["ends"][1 - side]], edge["share"]) for edge in edges if edge["ends"][side] == place]
             if flows:
                 node["told"] += f"; {word} " + ", ".join(f"{end['part']} {percent(share)}" for end, share in flows)
-        node["short"] = textwrap.shorten(node["name"], 34, placeholder=" …")
+        node["short"] = textwrap.shorten(node["name"], 30, placeholder=" …")
     return nodes, edges
-
-
-def _neighbours(network: Any) -> list[tuple[str, str]]:
-    """Nodes that stand one above the other."""
-    every = list(network.nodes(data="subset"))
-    return [(one, other) for (one, a), (other, b) in pairwise(every) if a == b]
 
 
 def _anchor(node: Node) -> str:
