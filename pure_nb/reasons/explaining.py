@@ -258,6 +258,8 @@ def explain(
 
 def output_count(study: Study) -> int:
     """How many outputs the network has; raises unless it puts out one number for each."""
+    if not study.classes.without_labels:
+        return len(study.classes.names)
     example = study.images.example[None].to(study.run.local_device)
     with study.run.prepared(study.model), torch.no_grad():
         out = activations(study.model, as_weights(study.model, example), [OUTPUT])[OUTPUT]
