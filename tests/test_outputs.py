@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from built import DESK, PHONE, Visit
 from test_browser import AXE, OVERFLOWING, VIOLATIONS
 from typer.testing import CliRunner
@@ -85,6 +86,31 @@ def test_links_lead_somewhere(seen: Study, site: Path) -> None:
     assert "outputs/index.html" in text(site / "index.html")
 
 
+def test_a_graph_through_the_layers_of_a_site(tmp_path: Path) -> None:
+    """Each node leads to its part, in the folder of its layer, and has a picture there."""
+    how: dict[str, Any] = {"n_references": 12, "n_clusters": 2, "progress": False, "store": tmp_path / "store"}
+    study = Study.from_model(plain(), (noise(40), torch.arange(40) % 4), "4", "2", **how)
+    atlas.write(study, tmp_path / "site", layers=["4", "2", "0"], outputs=["1", 2], graph=True)
+    nodes = 0
+    for number in (1, 2):
+        page = tmp_path / f"site/4/outputs/{number}.html"
+        found = study.graph([1, 2], ["4", "2", "0"]).only(str(number))
+        told = re.findall(r'<a class="graph-node[^>]* href="([^"]*)"[^>]*><img src="([^"]*)"', text(page))
+        expected = []
+        for node in found.nodes.to_dict("records"):
+            channel, _, part = node["part"].partition(".")
+            folder = "../" if node["layer"] == "4" else f"../../{node['layer']}/"
+            expected.append(f"{folder}{channel}.html" + f"#{part}" * bool(part))
+        assert [link for link, _ in told] == expected
+        for link, picture in told:
+            file, _, anchor = link.partition("#")
+            assert not anchor or f'id="{anchor}"' in text(page.parent / file)
+            assert (page.parent / picture).is_file()
+        nodes += len(told)
+    assert nodes > 6
+    assert not (tmp_path / "site/2/outputs").exists()
+
+
 def test_another_run_writes_the_same_and_draws_nothing(seen: Study, site: Path) -> None:
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in site.rglob("*") if path.is_file()}
     atlas.write(seen, site, channels=CHANNELS, outputs=SHOWN, graph=True, count=12)
@@ -118,7 +144,7 @@ def test_a_graph_is_walked_through_and_opens_parts(browser: Any, seen: Study, si
         nodes, told = page.locator(".graph-node"), page.locator(".graph-told")
         assert told.inner_text().startswith("Point at a part")
         nodes.nth(0).focus()
-        assert told.inner_text() == nodes.nth(0).get_attribute("aria-label")
+        assert told.inner_text() == nodes.nth(0).get_attribute("data-told")
         ends = page.locator("path").evaluate_all("all => all.map(one => one.dataset.ends.split(' '))")
         own = page.locator("path.graph-own").evaluate_all("all => all.map(one => one.dataset.ends.split(' '))")
         assert own == [pair for pair in ends if "0" in pair]
@@ -128,7 +154,7 @@ def test_a_graph_is_walked_through_and_opens_parts(browser: Any, seen: Study, si
         assert page.evaluate("document.activeElement.dataset.node") == "1"
         part = page.locator("a.graph-node").first
         part.hover()
-        assert told.inner_text() == part.get_attribute("aria-label")
+        assert told.inner_text() == part.get_attribute("data-told")
         label = part.locator("b").inner_text()
         part.click()
         page.wait_for_url(f"**/{label.split('.')[0]}.html#*")

@@ -115,8 +115,8 @@ def graph_figure(found: Graph) -> Figure:
         import networkx
 
     network, order, places = found.network, ["", *found.layers], found.laid_out()
-    column = {key: order.index(layer) for key, layer in network.nodes(data="layer")}
-    most = max(Counter(column.values()).values())
+    columns = {key: order.index(layer) for key, layer in network.nodes(data="layer")}
+    most = max(Counter(columns.values()).values())
     figure, axes = plt.subplots(figsize=(2.6 * len(order), 1.2 + 0.62 * most), layout="constrained")
     sizes = [60 + 1200 * min(1, abs(node["share"])) for _, node in network.nodes(data=True)]
     signs = [FOR if node["share"] >= 0 else AGAINST for _, node in network.nodes(data=True)]
@@ -130,8 +130,8 @@ def graph_figure(found: Graph) -> Figure:
         told = node["part"] if node["name"] == node["part"] else f"{node['part']} {node['name']}"
         told = textwrap.shorten(f"{told} {node['share']:+.0%}", 30, placeholder=" …")
         axes.annotate(told, (x, y), (0, 9), textcoords="offset points", ha="center", fontsize=7)
-    for number, name in enumerate(order[1:], 1):
-        x = [place[0] for key, place in places.items() if column[key] == number]
+    for column, name in enumerate(order[1:], 1):
+        x = [place[0] for key, place in places.items() if columns[key] == column]
         axes.text(x[0] if x else 0, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", fontsize=9)
     axes.margins(0.15, 0.08)
     axes.axis("off")

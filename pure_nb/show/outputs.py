@@ -6,7 +6,7 @@ that carries it, and with graphs one for each layer; so they are written for tho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,6 +36,10 @@ LEAST = 0.02
 
 MOST = 100
 """Numbers that a channel's parts may have on the sheets."""
+
+
+Pair = tuple[int, int]
+"""A channel, and the number of a part of it."""
 
 
 class Carried(NamedTuple):
@@ -127,11 +131,19 @@ def asked(study: Study, outputs: Sequence[str | int] | str) -> tuple[int, ...]:
     return tuple(class_images(study, one)[0] for one in ([outputs] if isinstance(outputs, str) else outputs))
 
 
+class _Place(NamedTuple):
+    """Where the pages of a layer are, seen from those of outputs; the channels that have one, and strips of parts."""
+
+    root: str
+    channels: Container[int]
+    strips: dict[Pair, Strip]
+
+
 def write_outputs(
     found: Outputs,
     folder: Path,
     channels: Sequence[int],
-    lower: Mapping[int, Strip],
+    lower: Mapping[int, Sequence[Strip]],
     templates: Environment,
 ) -> None:
     """Write a page for each output, and one that leads to them.
@@ -143,16 +155,12 @@ def write_outputs(
     folder, channels
         The atlas's, and which neurons have a page there.
     lower
-        Pictures of the lower channels that have a page.
+        In an atlas of one layer, the lower channels that have a page, and strips of the parts of each.
     templates
         Of the atlas's pages.
     """
-    made = found.made
-    every = {(row["channel"], row["number"]) for rows in found.rows.values() for row in rows}
-    some = sorted(pair for pair in every if pair[0] in channels)
-    ranks = {MOST * channel + part: (channel, made.study.neuron(channel).members(part)) for channel, part in some}
-    drawn = part_strips(made, folder, "carrying", ranks)
-    strips = {pair: drawn[MOST * pair[0] + pair[1]] for pair in some if MOST * pair[0] + pair[1] in drawn}
+    places = _places(found, folder, channels, lower)
+    strips = places[found.made.study.parameters.target].strips
     seen = _unusual(found, folder)
     order, page = list(found.parts), templates.get_template("output.html")
     for place, number in enumerate(order):
@@ -172,7 +180,7 @@ def write_outputs(
             unusual=own.images.head(STRIP).to_dict("records"),
             pictures=seen[number],
             credit=own.study.classes.labelled.credit,
-            graph=graph and _graph(graph, made, set(channels), strips, lower),
+            graph=graph and _graph(graph, places),
             before=order[place - 1] if place else None,
             after=order[place + 1] if place + 1 < len(order) else None,
             names={other: one.name for other, one in found.parts.items()},
@@ -196,36 +204,50 @@ def _unusual(found: Outputs, folder: Path) -> dict[int, Strip]:
     return {number: strip_of(sheets, number) for number in samples}
 
 
-def _graph(
-    graph: Graph,
-    made: Atlas,
-    channels: set[int],
-    strips: Mapping[tuple[int, int], Strip],
-    lower: Mapping[int, Strip],
-) -> str:
-    """The graph of an output, in which a node opens its part's page in the atlas, where it has one."""
-    from pure_nb.reasons.graph_page import section
-
-    where = {made.study.parameters.target: "../"}
+def _places(
+    found: Outputs, folder: Path, channels: Sequence[int], lower: Mapping[int, Sequence[Strip]]
+) -> dict[str, _Place]:
+    """Where the pages of each layer are, with strips of all parts that pages of outputs show."""
+    made, shown = found.made, {(row["channel"], row["number"]) for rows in found.rows.values() for row in rows}
+    top = made.study.parameters.target
+    own = {pair for pair in shown | _nodes(found, top) if pair[0] in channels}
+    places = {top: _Place("../", set(channels), _strips(made, folder, own))}
+    if made.under is None:
+        pairs = {(channel, part): at for channel, every in lower.items() for part, at in enumerate(every)}
+        places[made.study.parameters.lower] = _Place("../lower/", lower, pairs)
     one = made.under
     while one is not None:
-        where[one.study.parameters.target] = f"../../{one.place}/"
+        layer, beside = one.study.parameters.target, folder.parent / one.place
+        own = {pair for pair in _nodes(found, layer) if (beside / f"data/{pair[0]}.js").is_file()}
+        pairs = {pair: at.beside(one.place) for pair, at in _strips(one, beside, own).items()}
+        places[layer] = _Place(f"../../{one.place}/", {channel for channel, _ in own}, pairs)
         one = one.under
-    # Of layers further down all neurons have pages where all of the uppermost have.
-    there = {0: channels, 1: set(lower)}
-    whole = len(channels) == made.study.references.channels
+    return places
+
+
+def _nodes(found: Outputs, layer: str) -> set[Pair]:
+    """The parts of a layer that some graph shows."""
+    tables = [graph.nodes[graph.nodes["layer"] == layer] for graph in found.graphs.values()]
+    return {pair for table in tables for pair in zip(table["channel"].tolist(), table["number"].tolist())}
+
+
+def _strips(made: Atlas, folder: Path, pairs: set[Pair]) -> dict[Pair, Strip]:
+    """Write strips of parts of an atlas's neurons; where they are."""
+    alive = {MOST * pair[0] + pair[1]: pair for pair in sorted(pairs) if made.study.references.alive[pair[0]]}
+    ranks = {number: (channel, made.study.neuron(channel).members(part)) for number, (channel, part) in alive.items()}
+    return {alive[number]: at for number, at in part_strips(made, folder, "carrying", ranks).items()}
+
+
+def _graph(graph: Graph, places: Mapping[str, _Place]) -> str:
+    """The graph of an output, in which a node opens its part's page in the atlas, where it has one."""
+    from pure_nb.reasons.graph_page import section  # late: it needs an extra
 
     def link(node: dict[Any, Any]) -> str:
-        place = graph.layers.index(node["layer"])
-        if not (node["channel"] in there[place] if place in there else whole):
-            return ""
-        anchor = f"#{letter(node)}" if letter(node) else ""
-        return f"{where.get(node['layer'], '../lower/')}{node['channel']}.html{anchor}"
+        place, anchor = places[node["layer"]], f"#{letter(node)}" if letter(node) else ""
+        return f"{place.root}{node['channel']}.html{anchor}" if node["channel"] in place.channels else ""
 
     def picture(node: dict[Any, Any]) -> str:
-        at = {0: strips.get((node["channel"], node["number"])), 1: lower.get(node["channel"])}.get(
-            graph.layers.index(node["layer"])
-        )
+        at = places[node["layer"]].strips.get((node["channel"], node["number"]))
         if at is None:
             return ""
         style = f"object-position: 0 {at.at}%"

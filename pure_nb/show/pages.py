@@ -124,6 +124,7 @@ def write_pages(
         )
         write_text(folder / f"{channel}.html", text)
     write_text(folder / "circuits.js", "pureNb.circuits = {\n" + ",\n".join(circuits) + "\n};\n")
+    below: dict[int, Sequence[Strip]] = {}
     if not made.under:
         drawn_parts = draw_own_parts(made, folder, sorted(used))
         for channel, own in used.items():
@@ -132,8 +133,9 @@ def write_pages(
                 root="../", channel=channel, users=own, own=parts_below, strips=drawn_parts.get(channel, [])
             )
             write_text(folder / f"lower/{channel}.html", text)
+            below[channel] = drawn_parts.get(channel) or [pictured[channel]] * (channel in pictured)
     if outputs:
-        write_outputs(outputs, folder, channels, pictured, templates)
+        write_outputs(outputs, folder, channels, below, templates)
     if len(alive) > 1:
         write_text(folder / "compare.html", templates.get_template("compare.html").render(root=""))
     if credits:

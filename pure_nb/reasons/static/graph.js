@@ -10,7 +10,7 @@ for (const graph of document.querySelectorAll(".graph")) {
     }
     graph.classList.toggle("graph-one", Boolean(node));
     nodes.forEach(other => other.classList.toggle("graph-near", near.has(other.dataset.node)));
-    told.textContent = node ? node.getAttribute("aria-label") : before;
+    told.textContent = node ? node.dataset.told : before;
   };
   const focused = () => show(document.activeElement.closest(".graph-node"));
   graph.addEventListener("pointerover", event => {
