@@ -71,11 +71,10 @@ class ClassParts:
     @cached_property
     def _each(self) -> NDArray[np.float64]:
         """float64 ``[images, keys]``: the relevance of each of them in each image."""
-        place = {tuple(key): number for number, key in enumerate(self._keys.tolist())}
-        found = np.zeros((len(self.sample), len(place)))
-        for row in range(len(self.sample)):
-            for channel, part, relevance in zip(self.channel[row], self.part[row], self.relevance[row]):
-                found[row, place[int(channel), int(part)]] = relevance
+        keys = np.stack([self.channel.ravel(), self.part.ravel()], axis=1)
+        place = np.unique(keys, axis=0, return_inverse=True)[1].reshape(self.channel.shape)
+        found = np.zeros((len(self.sample), len(self._keys)))
+        np.put_along_axis(found, place, self.relevance, axis=1)  # of each channel there is one part in an image
         return found
 
     @cached_property

@@ -133,7 +133,7 @@ def write_pages(
                 root="../", channel=channel, users=own, own=parts_below, strips=drawn_parts.get(channel, [])
             )
             write_text(folder / f"lower/{channel}.html", text)
-            below[channel] = drawn_parts.get(channel) or [pictured[channel]] * (channel in pictured)
+            below[channel] = drawn_parts.get(channel, [pictured[channel]] if channel in pictured else [])
     if outputs:
         write_outputs(outputs, folder, channels, below, templates)
     if len(alive) > 1:
