@@ -2,8 +2,8 @@
 const pureNbDropped = ({ model, el }) => {
   const { make } = pureNb;
   const file = make("input", { type: "file", accept: "image/*" });
-  const choice = (first) => make("select", {}, make("option", { value: "" }, first));
-  const output = choice("the largest"), against = choice("none");
+  const choice = (name, first) => make("select", { "aria-label": name }, make("option", { value: "" }, first));
+  const output = choice("output", "the largest"), against = choice("against", "none");
   const said = make("p", { role: "status" }), shown = make("div");
   const drop = make("label", { class: "explorer-drop" }, "Drop a picture here, or choose one: ", file);
   const panel = make(
