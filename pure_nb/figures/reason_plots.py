@@ -131,8 +131,8 @@ def graph_figure(found: Graph) -> Figure:
         told = textwrap.shorten(f"{told} {node['share']:+.0%}", 30, placeholder=" …")
         axes.annotate(told, (x, y), (0, 9), textcoords="offset points", ha="center", fontsize=7)
     for column, name in enumerate(order[1:], 1):
-        x = [place[0] for key, place in places.items() if columns[key] == column]
-        axes.text(x[0] if x else 0, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", fontsize=9)
+        own = [place[0] for key, place in places.items() if columns[key] == column]
+        axes.text(own[0] if own else 0, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", fontsize=9)
     axes.margins(0.15, 0.08)
     axes.axis("off")
     figure.suptitle(f"What carries {', '.join(found.outputs)}", fontsize=11)
