@@ -38,6 +38,11 @@ def atlas(  # noqa: PLR0913
     layers: Annotated[
         str | None, Option(help="Several layers, linked from part to part: layer3,layer4.", metavar="LAYER,LAYER")
     ] = None,
+    outputs: Annotated[
+        str | None,
+        Option(help="Pages of outputs, with the parts that carry them: all, or some: cat,dog,3."),
+    ] = None,
+    graph: Annotated[bool, Option("--graph", help="Show circuits through the layers on these pages.")] = False,
 ) -> None:
     """Write a static site with a page for every neuron, to read, search and share. Ctrl-C stops it; it goes on."""
     from pure_nb.judges.embedders import load_embedder
@@ -61,6 +66,8 @@ def atlas(  # noqa: PLR0913
         home=home,
         layers=[] if layers is None else [layer.strip() for layer in layers.split(",")],
         other=beside,
+        outputs=outputs if outputs == "all" else [one.strip() for one in (outputs or "").split(",") if one.strip()],
+        graph=graph,
     )
     pages = len(list(out.glob("[0-9]*.html" if layers is None and other is None else "*/[0-9]*.html")))
     echo(f"{index}: {pages} neurons; open it in a browser, or put the folder {str(out)!r} on any web server")

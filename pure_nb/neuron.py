@@ -93,10 +93,14 @@ class Neuron:
         found.__dict__.update({name: value for name, value in vars(self).items() if name in ("vectors", "names")})
         return found
 
-    @property
+    @cached_property
     def objects(self) -> NDArray[np.int64] | None:
         """int64 ``[n]``: the class of the object under each maximum; None where that is not known."""
-        return None if self.study.objects is None else self.study.objects[self.channel]
+        study, known = self.study, self.study.images.truth
+        if known is None or len(study.references.grid) != 2 or study._is_there("objects"):
+            return None if study.objects is None else study.objects[self.channel]
+        height, width = study.images.example.shape[-2:]
+        return truth.objects_at_maxima(known, study.references.only(self.channel), (height, width))[0]
 
     def layout(self, kind: Layout = "umap") -> NDArray[np.float32]:
         """float32 ``[n, 2]``: the circuits laid out in the plane."""
@@ -277,7 +281,7 @@ def neuron_table(study: Study) -> pd.DataFrame:
     from scipy.stats import false_discovery_control
     from sklearn.metrics import adjusted_mutual_info_score
 
-    references, rows = study.references, []
+    references, objects, rows = study.references, study.objects, []
     for channel, parts in enumerate(study.virtual):
         row: dict[str, Any] = {
             "channel": channel,
@@ -289,9 +293,9 @@ def neuron_table(study: Study) -> pd.DataFrame:
             "strongest": float(references.score[channel, 0]),
             "meanings": study.neuron(channel).meanings(),
         }
-        if study.objects is not None:
-            known = study.objects[channel] >= 0
-            row["ami"] = adjusted_mutual_info_score(study.objects[channel][known], parts.labels[known])
+        if objects is not None:
+            known = objects[channel] >= 0
+            row["ami"] = adjusted_mutual_info_score(objects[channel][known], parts.labels[known])
         rows.append(row)
     table = pd.DataFrame(rows)
     if study.combined:

@@ -19,6 +19,7 @@ import ipywidgets
 import pytest
 from built import DESK
 from comm.base_comm import BaseComm
+from PIL import Image
 from small import noise, plain
 from test_browser import AXE, VIOLATIONS
 
@@ -228,6 +229,52 @@ def test_what_goes_wrong_is_said_where_one_looks(glyph_study: Study, show: Calla
     host.widget.neuron = 3
     host.reads("Neuron 3,")
     assert host.page.locator(".tile").count()
+
+
+DROP = """([name, content]) => {
+    const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0)), data = new DataTransfer();
+    data.items.add(new File([bytes], name));
+    document.querySelector('.explorer-drop').dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true}));
+}"""
+
+
+@pytest.mark.timeout(120)  # all channels are taken apart
+def test_a_picture_that_is_dropped_in_is_explained(
+    glyph_study: Study, show: Callable[..., Host], tmp_path: Path
+) -> None:
+    Image.fromarray(glyph_study.images.picture(3)).save(tmp_path / "mine.png")
+    Image.new("RGB", (40, 30)).save(tmp_path / "small.png")
+    (tmp_path / "text.png").write_text("no picture")
+    glyph_study.virtual  # noqa: B018  or each explanation would take all channels apart
+    expected = glyph_study.explain(3)
+    host = show(glyph_study, 22)
+    host.reads("Neuron 22")
+    host.rests()
+    host.page.get_by_text("Why did it say so?").click()
+    output = host.page.get_by_label("output", exact=True)
+    host.until(lambda: output.locator("option").count() == 1 + len(glyph_study.classes.names))
+    told, status = host.page.locator(".why"), host.page.locator(".explorer-dropped [role=status]")
+    content = base64.b64encode((tmp_path / "mine.png").read_bytes()).decode()
+    host.page.evaluate(DROP, ["mine.png", content])
+    told.locator("h1", has_text=f"Why “{expected.output}”?").wait_for()
+    assert "Mine.png. " in told.inner_text()
+    assert told.locator("li strong").all_inner_texts() == [one.row["part"] for one in expected.shown]
+    assert status.inner_text() == ""
+    host.page.add_script_tag(path=AXE)
+    assert host.page.evaluate(VIOLATIONS, True) == []
+    host.choose("output", "umbrella")
+    told.locator("h1", has_text="Why “umbrella”?").wait_for()
+    host.choose("against", "anchor")
+    told.locator("h1", has_text="Why “umbrella” rather than “anchor”?").wait_for()
+    host.choose("against", "umbrella")
+    status.filter(has_text="an output can't be compared with itself").wait_for()
+    assert told.count() == 0
+    host.page.locator("input[type=file]").set_input_files(tmp_path / "text.png")
+    status.filter(has_text="'text.png' can't be read as a picture").wait_for()
+    host.page.locator("input[type=file]").set_input_files(tmp_path / "small.png")
+    status.filter(has_text="scale or cut it to that size").wait_for()
+    host.widget.neuron = 3  # and the explorer goes on
+    host.reads("Neuron 3,")
 
 
 def test_two_methods_are_compared(glyph_study: Study, show: Callable[..., Host]) -> None:

@@ -19,8 +19,8 @@ from pure_nb import Study
 from pure_nb.cli import app
 from pure_nb.errors import LayerError, StudyError
 from pure_nb.methods.virtual import part_name
+from pure_nb.reasons import together as ranked
 from pure_nb.show import atlas, passing
-from pure_nb.show import layers as layers_of_a_site
 from pure_nb.show.facts import Atlas
 from pure_nb.show.layers import stacked
 from pure_nb.show.matrix import CARRYING, LEAST, RHO, ROWS, chosen, compact, differences, told
@@ -218,15 +218,15 @@ def test_by_which_part_a_channel_carries(layers: tuple[Study, Path]) -> None:
 def test_layers_are_ranked_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together = [made.study for made in stacked(Atlas(own_study(tmp_path / "together")), ["2", "4"])]
     seen: list[int] = []
-    read = layers_of_a_site.sweep
+    read = ranked.sweep
 
     def counted(model: Any, images: Any, *rest: Any, **how: Any) -> Any:
         seen.append(len(images))
         return read(model, images, *rest, **how)
 
-    monkeypatch.setattr(layers_of_a_site, "sweep", counted)
-    layers_of_a_site.rank(together)
-    layers_of_a_site.rank(together)
+    monkeypatch.setattr(ranked, "sweep", counted)
+    ranked.rank(together)
+    ranked.rank(together)
     assert seen == [40]
     monkeypatch.setattr("pure_nb.study.sweep", None)  # they are there
     found = [one.references for one in together]

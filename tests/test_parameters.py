@@ -178,6 +178,14 @@ def test_results_of_before_the_names_are_unwanted() -> None:
     assert outdated({"step": "boxes", "format": FORMAT["boxes"], "target": "4", "n": 5})
 
 
+@pytest.mark.parametrize("step", ["reasons", "graph"])
+def test_reasons_of_other_parts_are_unwanted(step: str) -> None:
+    parts = {"step": "virtual", "format": FORMAT["virtual"], "target": "4"}
+    assert not outdated({"step": step, "format": FORMAT["reasons"], "layers": [parts]})
+    assert outdated({"step": step, "format": FORMAT["reasons"] - 1, "layers": [parts]})
+    assert outdated({"step": step, "format": FORMAT["reasons"], "layers": [parts, {**parts, "format": 0}]})
+
+
 def test_parameters_by_their_old_names() -> None:
     study = Study.of(plain(), noise(6), "4", "2", n=3, seed=2)
     assert (study.parameters.n_references, study.parameters.seed) == (3, 2)

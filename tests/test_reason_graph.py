@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 import torch
 from scipy.spatial.distance import cosine
 from test_reasons import PICTURE, few, problem
+from torch import nn
 
 from pure_nb import Study, load_study
+from pure_nb.benchmark.tasks import planted_task
 from pure_nb.reasons.class_parts import ClassParts, traced_images, unusual
-from pure_nb.reasons.graph import layer_studies
+from pure_nb.reasons.graph import Graph, layer_studies
 from pure_nb.reasons.parts import UNLIKE, Parts
 from pure_nb.reasons.tracing import Start, trace
 
@@ -136,8 +139,69 @@ def test_what_can_not_be_a_class_or_a_graph(labelled: Study) -> None:
     assert "there is no output 'dog'" in problem(lambda: bare.classes.parts("dog"))
     assert "two layers or more" in problem(lambda: bare.graph(0, ["2"]))
     assert "keep is a share" in problem(lambda: bare.graph(0, ["2", "0"], keep=0))
-    assert "graphml or .json" in problem(lambda: bare.graph(0, ["2", "0"]).write("graph.txt"))
+    assert ".graphml or .json" in problem(lambda: bare.graph(0, ["2", "0"]).write("graph.txt"))
     assert "0" in problem(lambda: bare.graph(0, ["0", "2"]))
     none = Study.from_model(few(), torch.rand(6, 2, 2, 2), "2", "0", n_references=2, n_clusters=1)
     assert "have no labels" in problem(lambda: none.classes.parts(0))
     assert "have no labels" in problem(lambda: none.graph(0, ["2", "0"]))
+
+
+def two_sources() -> nn.Sequential:
+    """Four lower channels; the two that follow are the sums of the first and of the last two; the output adds both."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.ReLU())
+    model.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)])
+    weights = {0: torch.eye(4), 2: torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]]), 6: torch.ones(2, 2)}
+    with torch.no_grad():
+        for place, weight in weights.items():
+            module: Any = model[place]
+            module.weight.copy_(weight.view_as(module.weight))
+            if module.bias is not None:
+                module.bias.zero_()
+    return model.eval()
+
+
+def test_circuits_of_planted_sources_separate_downward(tmp_path: Path) -> None:
+    """Both sources, merged into one channel, are its parts, and to each flows what its own lower channels bring."""
+    images = torch.rand(24, 4, 2, 2, generator=torch.Generator().manual_seed(0)) + 0.2
+    images[::2, 2:], images[1::2, :2] = 0, 0
+    how: dict[str, Any] = {"n_references": 24, "n_clusters": 2, "progress": False, "crop": "activation"}
+    how |= {"mean": (0.0,), "std": (1.0,), "store": tmp_path}
+    study = Study.from_model(two_sources(), (images, torch.zeros(24, dtype=torch.int64)), "2", "0", **how)
+    planted = planted_task(study, groups=((0, 1),)).study
+    merged, lower = planted.parameters.target, planted.parameters.lower
+    found = planted.graph(0, [merged, lower], keep=1)
+    assert (found.nodes.loc[found.nodes["layer"] == merged, "share"] > 0.2).all()
+    edges = found.edges[found.edges["from_layer"] == merged]
+    edges = edges.assign(lower=edges["to"].str.partition(".")[0].astype(int))
+    below = edges[edges["share"].abs() > 1e-6].groupby("from")["lower"].agg(lambda own: tuple(sorted(set(own))))
+    assert sorted(below) == [(0, 1), (2, 3)]
+
+
+@pytest.mark.timeout(120)  # two layers are taken apart
+def test_paths_are_the_same_in_halves_of_the_images(glyph_study: Study) -> None:
+    """What flows from a glyph's output down to its outline is alike in two halves of its images, and unlike others'."""
+    found = glyph_study.graph(["umbrella", "anchor"], ["layer4", "layer3"])
+    halves = [[half(found.only(name), first) for first in (0, 1)] for name in found.outputs]
+    edges = sorted({edge for own in halves for one in own for edge in one._means[2]})
+    flows = [[[one._means[2].get(edge, 0) for edge in edges] for one in own] for own in halves]
+    for number, (one, other) in enumerate(flows):
+        alike = np.corrcoef([one, other, *(own[0] for own in flows[:number] + flows[number + 1 :])])[0]
+        assert alike[1] > 0.6
+        assert (alike[2:] < 0.3).all()
+        first, second = map(strongest_path, halves[number])
+        assert len(first) == 3
+        assert first == second
+
+
+def half(found: Graph, first: int) -> Graph:
+    """The same of every second image."""
+    return replace(found, _traced=tuple(one.some(slice(first, None, 2)) for one in found._traced))
+
+
+def strongest_path(found: Graph) -> list[str]:
+    """From an output, at each layer, to the part that most of it flows to."""
+    path, edges = [found.outputs[0]], found.edges
+    while len(rows := edges[edges["from"] == path[-1]]):
+        path.append(str(rows.loc[rows["share"].idxmax(), "to"]))
+        edges = edges[edges["from_layer"] == rows["to_layer"].iloc[0]]
+    return path

@@ -168,13 +168,12 @@ def load_edition(name: str) -> Edition:
     >>> edition.worlds[0].name
     'glyphs, objects'
     """
-    path = EDITIONS / f"{name}.toml"
-    if path not in EDITIONS.glob("*.toml"):
-        known = ", ".join(sorted(one.stem for one in EDITIONS.glob("*.toml")))
-        raise StudyError(f"there is no edition {name!r} of the benchmark; there are {known}")
-    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    known = {path.stem: path for path in EDITIONS.glob("*.toml")}
+    if name not in known:
+        raise StudyError(f"there is no edition {name!r} of the benchmark; there are {', '.join(sorted(known))}")
+    text = known[name].read_text(encoding="utf-8")  # whatever ends its lines
+    tables = tomllib.loads(text)
     worlds = tuple(World(**world) for world in tables["worlds"])
-    text = path.read_text(encoding="utf-8")  # whatever ends its lines
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     return Edition(tables["name"], worlds, sha256, tables["secret"], tables["versions"])
 

@@ -38,6 +38,7 @@ FORMAT = {
     "stability": 1,
     "peaks": 1,
     "weights": 1,
+    "reasons": 1,
 }
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
 
@@ -86,7 +87,9 @@ def outdated(key: Mapping[str, object]) -> bool:
         return True  # of before 0.1.0
     step = str(key.get("step"))
     # Whose keys are theirs, with more in them.
-    step = {"embeddings": "boxes", "ratios": "classes", "map": "virtual"}.get(step, step)
+    step = {"embeddings": "boxes", "ratios": "classes", "map": "virtual", "graph": "reasons"}.get(step, step)
+    if step == "reasons" and any(outdated(parts) for parts in key.get("layers", [])):  # type: ignore[attr-defined]
+        return True
     return step in FORMAT and key.get("format") != FORMAT[step]
 
 

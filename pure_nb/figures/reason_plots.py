@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -94,7 +95,6 @@ def class_figure(found: ClassParts, count: int = 12) -> Figure:
     left.axvline(0, color="0.6", linewidth=0.8)
     left.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     left.set_xlabel(f"share of the output, {len(found.sample)} images", fontsize=9)
-    right.set(xlim=(0, 4), aspect="auto")
     for place, pictures in enumerate(found.references(len(parts))):
         for number, picture in enumerate(pictures):
             right.imshow(
@@ -154,11 +154,9 @@ def graph_figure(found: Graph) -> Figure:
     with needed("show", "graphs need"):
         import networkx
 
-    network, order = found.network.copy(), ["", *found.layers]
-    for _, node in network.nodes(data=True):
-        node["subset"] = order.index(node["layer"])
-    places = networkx.multipartite_layout(network)
-    most = max(sum(node["subset"] == column for _, node in network.nodes(data=True)) for column in range(len(order)))
+    network, order, places = found.network, ["", *found.layers], found.laid_out()
+    columns = {key: order.index(layer) for key, layer in network.nodes(data="layer")}
+    most = max(Counter(columns.values()).values())
     figure, axes = plt.subplots(figsize=(2.6 * len(order), 1.2 + 0.62 * most), layout="constrained")
     sizes = [60 + 1200 * min(1, abs(node["share"])) for _, node in network.nodes(data=True)]
     signs = [FOR if node["share"] >= 0 else AGAINST for _, node in network.nodes(data=True)]
@@ -173,8 +171,8 @@ def graph_figure(found: Graph) -> Figure:
         told = textwrap.shorten(f"{told} {node['share']:+.0%}", 30, placeholder=" …")
         axes.annotate(told, (x, y), (0, 9), textcoords="offset points", ha="center", fontsize=7)
     for column, name in enumerate(order[1:], 1):
-        x = [place[0] for key, place in places.items() if network.nodes[key]["subset"] == column]
-        axes.text(x[0] if x else 0, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", fontsize=9)
+        own = [place[0] for key, place in places.items() if columns[key] == column]
+        axes.text(own[0] if own else 0, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", fontsize=9)
     axes.margins(0.15, 0.08)
     axes.axis("off")
     figure.suptitle(f"What carries {', '.join(found.outputs)}", fontsize=11)

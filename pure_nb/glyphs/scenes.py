@@ -292,7 +292,7 @@ def normalise(pixels: NDArray[np.uint8]) -> Tensor:
     >>> normalise(draw_scene(7).image).shape
     torch.Size([3, 96, 96])
     """
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 255
+    image = torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1).float() / 255
     return (image - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 

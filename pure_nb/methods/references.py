@@ -11,7 +11,7 @@ neither on the batches nor on the order in which partial results are merged.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,6 +81,11 @@ class References:
         though the channel is not dead: what counts are the largest activations, also with ``ranked_by="mean"``.
         """
         return np.asarray(self.active.any(axis=1))
+
+    def only(self, channel: int) -> References:
+        """Those of one channel, as if the layer had no other."""
+        names = ("sample", "score", "position", "peak")
+        return replace(self, **{name: getattr(self, name)[[channel]] for name in names})
 
     def centre(self, size: tuple[int, int]) -> Float[NDArray[np.float64], "channels n 2"]:
         """The middle of each maximum's cell in the picture.

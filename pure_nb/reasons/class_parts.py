@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pure_nb.compute.blocks import map_in_blocks
+from pure_nb.compute.results import FORMAT
 from pure_nb.compute.store import Arrays, Store
 from pure_nb.errors import StudyError
 from pure_nb.figures.render import Picture
 from pure_nb.images.data import Images
 from pure_nb.images.reading import readable
 from pure_nb.methods.statistics import percentiles, resampled
-from pure_nb.reasons.explaining import LOST, NONE, PART, REST, output_count, part_references
+from pure_nb.reasons.explaining import LOST, NONE, PART, REST, part_references
 from pure_nb.reasons.looking import names_of, number_of
 from pure_nb.reasons.parts import UNLIKE, Parts
 from pure_nb.reasons.tracing import Start, Trace, trace
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pure_nb.study import Study
-
-FORMAT = 1
-"""Part of what stored traces are found by; raised when they are computed differently."""
 
 DRAWS = 1000
 """Bootstrap samples of the images of a class."""
@@ -117,7 +115,7 @@ class ClassParts:
 
         size = np.abs(self.relevance)
         none = np.where(self.part == UNLIKE, size, 0).sum(axis=1)
-        names = names_of(self.study, output_count(self.study))
+        names = names_of(self.study, len(self.study.classes.names))
         table = pd.DataFrame(
             {
                 "sample": self.sample,
@@ -167,11 +165,15 @@ class ClassParts:
         order = both[["share_1", "share_2"]].min(axis=1).sort_values(ascending=False, kind="stable").index
         return both.loc[order].reset_index()
 
+    def strongest(self, count: int) -> list[dict[str, Any]]:
+        """Rows of the table of the strongest parts, with ``channel`` and ``number`` of each."""
+        label = {self._parts.label(*key): key for key in self._by_part[0].tolist() if key[1] != UNLIKE}
+        rows: list[Any] = self.table[self.table["kind"] == PART].head(count).to_dict("records")
+        return [row | dict(zip(("channel", "number"), label[row["part"]])) for row in rows]
+
     def references(self, count: int) -> list[list[Picture]]:
         """Four reference images of each of the strongest parts."""
-        label = {self._parts.label(*key): key for key in self._by_part[0].tolist() if key[1] != UNLIKE}
-        some = self.table.loc[self.table["kind"] == PART, "part"].head(count)
-        return [part_references(self.study, *label[part]) for part in some]
+        return [part_references(self.study, row["channel"], row["number"]) for row in self.strongest(count)]
 
     def figure(self, count: int = 12) -> Figure:
         """The strongest parts with their intervals, and images of each."""
@@ -237,16 +239,22 @@ def class_parts(study: Study, output: str | int, channels: int = 50) -> ClassPar
     StudyError
         If the images have no labels, or none of the class.
     """
+    number, name, sample = class_images(study, output)
+    parts = Parts(study)
+    found = traced_images(parts, study.classes.labelled, sample, Start(number), channels)
+    return ClassParts(study, name, number, sample, **found, _parts=parts)
+
+
+def class_images(study: Study, output: str | int) -> tuple[int, str, NDArray[np.int64]]:
+    """Number and name of an output, and the labelled images of its class; raises if there are none."""
     if study.classes.without_labels:
-        raise StudyError(f"a class is explained over its images, and {study.classes.without_labels}")
-    number = number_of(study, output, output_count(study))
+        raise StudyError(f"an output is explained over the images of its class, and {study.classes.without_labels}")
     labels, names = study.classes._labels
+    number = number_of(study, output, len(names))
     sample = np.flatnonzero(labels == number)
     if not len(sample):
         raise StudyError(f"no image of {study.classes.labelled.name!r} is of the class {names[number]!r}")
-    parts = Parts(study)
-    found = traced_images(parts, study.classes.labelled, sample, Start(number), channels)
-    return ClassParts(study, names_of(study, len(names))[number], number, sample, **found, _parts=parts)
+    return number, names_of(study, len(names))[number], sample
 
 
 def traced_images(
@@ -272,8 +280,7 @@ def traced_images(
     """
     study = parts.study
     most = min(channels, study.shapes[0].channels)
-    key = study.key("virtual") | {"step": "reasons", "how": FORMAT, "outputs": list(start), "channels": most}
-    key |= {"explained": images.fingerprint, "sample": sample.tolist()}
+    key = traced_key("reasons", [parts], images, sample, start) | {"channels": most}
 
     def pack(trace: Trace) -> NDArray[np.float64]:
         (layer,) = trace.layers
@@ -290,6 +297,15 @@ def traced_images(
     return {"value": value, "total": total, "relevance": relevance} | {
         name: own.astype(np.int64) for name, own in whole.items()
     }
+
+
+def traced_key(
+    step: str, layers: Sequence[Parts], images: Images, sample: NDArray[np.int64], start: Start
+) -> dict[str, object]:
+    """What traces of some images through some layers depend on."""
+    parts = [one.study.key("virtual") for one in layers]
+    key: dict[str, object] = {"step": step, "format": FORMAT["reasons"], "layers": parts, "outputs": list(start)}
+    return key | {"explained": images.fingerprint, "sample": sample.tolist()}
 
 
 # What is traced in which images, and how; what is kept of it, and where.

@@ -128,7 +128,7 @@ class Explanation:
             return f"{self.output} rather than {self.against} ({self.value:+.3g})"
         return f"{self.output} ({self.value:.3g})" + (f"; the answer is {self.answer}" * (self.answer != self.output))
 
-    @property
+    @cached_property
     def pixels(self) -> Pixels:
         """The picture, uint8 ``[H, W, 3]``."""
         return self.picture.images.picture(self.picture.sample)
@@ -281,6 +281,8 @@ def explain(
 
 def output_count(study: Study) -> int:
     """How many outputs the network has; raises unless it puts out one number for each."""
+    if not study.classes.without_labels:
+        return len(study.classes.names)
     example = study.images.example[None].to(study.run.local_device)
     with study.run.prepared(study.model), torch.no_grad():
         out = activations(study.model, as_weights(study.model, example), [OUTPUT])[OUTPUT]

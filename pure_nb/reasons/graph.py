@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from pure_nb._imports import needed
 from pure_nb.compute.store import Arrays, Store, write_atomically, write_text
-from pure_nb.errors import ArgumentError, StudyError
+from pure_nb.errors import ArgumentError
 from pure_nb.methods.statistics import correlation
 from pure_nb.parameters import NEAREST
-from pure_nb.reasons.class_parts import FORMAT, in_blocks
-from pure_nb.reasons.explaining import LOST, NONE, OTHER, REST, output_count
-from pure_nb.reasons.looking import names_of, number_of
+from pure_nb.reasons.class_parts import class_images, in_blocks, traced_key
+from pure_nb.reasons.explaining import LOST, NONE, OTHER, REST
 from pure_nb.reasons.parts import UNLIKE, Parts
+from pure_nb.reasons.together import rank
 from pure_nb.reasons.tracing import Start, Trace
 
 if TYPE_CHECKING:
@@ -150,6 +150,14 @@ class Graph:
             rows.append(told | {"edges": edges / sum(down) if down else np.nan})
         return pd.DataFrame(rows)
 
+    def study_of(self, layer: str) -> Study:
+        """The study whose virtual neurons the nodes of a layer are."""
+        return self._parts[self.layers.index(layer)].study
+
+    def only(self, output: str) -> Graph:
+        """The same of one of the outputs."""
+        return replace(self, outputs=(output,), _traced=(self._traced[self.outputs.index(output)],))
+
     @property
     def agreement(self) -> float:
         """Pearson correlation of what flows along all edges in every second image with the same in the others."""
@@ -171,15 +179,26 @@ class Graph:
             made.add_edge(*ends, share=edge["share"])
         return made
 
+    def laid_out(self) -> dict[str, tuple[float, float]]:
+        """Where nodes are, x and y, by networkx: outputs left, a column for each layer, the strongest above."""
+        layers = self.network.nodes(data="layer")
+        columns = [[key for key, layer in layers if layer == name][::-1] for name in ("", *self.layers)]
+        found = _networkx().multipartite_layout(self.network, dict(enumerate(filter(None, columns))))
+        return {key: (float(x), float(y)) for key, (x, y) in found.items()}
+
     def write(self, path: Path | str) -> Path:
-        """Write it as ``.graphml``, for programs such as Gephi and Cytoscape, or as ``.json`` (node-link data)."""
+        """Write it as ``.html``, to look at; ``.graphml``, for programs such as Gephi; or ``.json``, node-link data."""
         place, library = Path(path), _networkx()
         if place.suffix == ".graphml":
             write_atomically(place, lambda temporary: library.write_graphml(self.network, temporary))
         elif place.suffix == ".json":
             write_text(place, json.dumps(library.node_link_data(self.network, edges="edges"), indent=1))
+        elif place.suffix == ".html":
+            from pure_nb.reasons.graph_page import whole_page  # late: it needs an extra
+
+            write_text(place, whole_page(self))
         else:
-            raise ArgumentError(f"a graph is written to a .graphml or .json file, got {str(path)!r}")
+            raise ArgumentError(f"a graph is written to a .html, .graphml or .json file, got {str(path)!r}")
         return place
 
     def figure(self) -> Figure:
@@ -234,19 +253,19 @@ def graph(
         raise ArgumentError(f"a graph has two layers or more, from the uppermost down, got {list(layers)}")
     if not 0 < keep <= 1:
         raise ArgumentError(f"keep is a share above 0 and at most 1, got {keep}")
-    if study.classes.without_labels:
-        raise StudyError(f"a graph is of the images of an output, and {study.classes.without_labels}")
-    count = output_count(study)
     asked = [outputs] if isinstance(outputs, (str, int)) else list(outputs)
-    numbers = [number_of(study, one, count) for one in asked]
+    found = [class_images(study, one) for one in asked]
     studies = layer_studies(study, layers)
+    rank(studies)
     for one in studies:
         if one.shapes[0].channels <= FEW:
             one.virtual  # noqa: B018
     parts = tuple(map(Parts, studies))
-    traced = tuple(_traced(study, parts, number, images, channels) for number in numbers)
-    names = names_of(study, count)
-    return Graph(tuple(layers), tuple(names[number] for number in numbers), keep, parts, traced)
+    traced = []
+    for number, _, sample in found:
+        some = np.unique(np.linspace(0, len(sample) - 1, min(images, len(sample))).astype(int))
+        traced.append(_traced(study, parts, number, sample[some], channels))
+    return Graph(tuple(layers), tuple(name for _, name, _ in found), keep, parts, tuple(traced))
 
 
 def _networkx() -> Any:
@@ -264,21 +283,14 @@ def layer_studies(study: Study, layers: Sequence[str]) -> list[Study]:
     return [study.replace(target=one, lower=below, run=quiet) for one, below in zip(layers, [*layers[1:], last])]
 
 
-def _traced(study: Study, parts: Sequence[Parts], number: int, images: int, channels: int) -> Traced:
-    """The images of an output, traced through all layers."""
-    labels, names = study.classes._labels
-    sample = np.flatnonzero(labels == number)
-    if not len(sample):
-        raise StudyError(f"no image of {study.classes.labelled.name!r} is of the class {names[number]!r}")
-    sample = sample[np.unique(np.linspace(0, len(sample) - 1, min(images, len(sample))).astype(int))]
+def _traced(study: Study, parts: Sequence[Parts], number: int, sample: NDArray[np.int64], channels: int) -> Traced:
+    """Images of an output, traced through all layers."""
     widths = [min(channels, one.study.shapes[0].channels) for one in parts]
-    keys = [one.study.key("virtual") for one in parts]
-    key: dict[str, object] = {"step": "graph", "how": FORMAT, "layers": keys, "output": number, "channels": channels}
-    key |= {"explained": study.classes.labelled.fingerprint, "sample": sample.tolist()}
+    images, start = study.classes.labelled, Start(number)
+    key = traced_key("graph", parts, images, sample, start) | {"channels": channels}
 
     def compute(blocks: Store | None) -> tuple[Arrays, None]:
-        what = study, study.classes.labelled, sample, list(parts), Start(number)
-        return {"rows": in_blocks(*what, channels, _packed, blocks)}, None
+        return {"rows": in_blocks(study, images, sample, list(parts), start, channels, _packed, blocks)}, None
 
     return _unpacked(study.results.arrays("graph", key, compute)[0]["rows"], widths)
 

@@ -40,20 +40,22 @@ def whole_page(found: Explanation) -> str:
 
 def outliers_page(found: Outliers) -> str:
     """Outliers as a page of its own."""
-    return _render("outliers.html", found=found)
+    return environment().get_template("outliers.html").render(found=found, tile=TILE)
 
 
 def _explained(name: str, found: Explanation) -> str:
     rest = found.table[found.table["kind"] != "part"].to_dict("records")
     checked = _checked(found.faithfulness.areas) if "faithfulness" in vars(found) else None  # where it was asked for
+    how = {"inner": "section.html", "title": f"Why {found.output}? {found.study.name}", "side": SIDE, "tile": TILE}
     most = found.table["share"].abs().max()
-    return _render(name, found=found, rest=rest, checked=checked, most=most, side=SIDE)
+    return environment().get_template(name).render(found=found, rest=rest, checked=checked, most=most, **how)
 
 
-def _render(name: str, **shown: Any) -> str:
+def environment() -> Environment:
+    """The templates, and how they write shares and pictures."""
     pages = Environment(loader=FileSystemLoader(STATIC), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    pages.filters |= {"uri": _uri, "percent": percent}
-    return pages.get_template(name).render(tile=TILE, **shown)
+    pages.filters |= {"uri": uri, "percent": percent}
+    return pages
 
 
 def _checked(areas: pd.DataFrame) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def percent(share: float) -> str:
     return f"{100 * share:+.1f} %".replace("-", "−")
 
 
-def _uri(picture: Picture, side: int) -> str:
+def uri(picture: Picture, side: int) -> str:
     """A picture as a page holds it."""
     buffer = BytesIO()
     Image.fromarray(resized(picture, 2 * side)).save(buffer, "webp", quality=80)

@@ -90,6 +90,7 @@ class Parts:
             )
         self.study = study
         self._of = lru_cache(maxsize=None)(self._found)
+        self._neuron = lru_cache(maxsize=None)(study.neuron)
 
     def _found(self, channel: int) -> tuple[VirtualNeurons, NDArray[np.float64]]:
         vectors = np.asarray(self.study.circuits_of(channel))
@@ -120,7 +121,7 @@ class Parts:
         """What a part is called by hand, or else what its references show; "" if neither is known."""
         letter = part_name(part) if self.count(channel) > 1 else WHOLE
         noted = self._noted.get((channel, letter))
-        return (noted.name if noted else "") or self.study.neuron(channel).meanings(part)
+        return (noted.name if noted else "") or self._neuron(channel).meanings(part)
 
     @cached_property
     def _noted(self) -> dict[Place, Note]:

@@ -4,8 +4,9 @@ It is a folder of plain files that works from a disk and from any web server: ``
 polysemantic first; ``17.html`` with reference images, virtual neurons, circuit, classes and scores of neuron 17;
 ``lower/5.html`` for each lower channel that carries one of them. What the pages' explorers show is beside them:
 ``data/17.js``, and in ``images`` sheets of reference images, each of which is there once, so that a page loads little;
-``images.json`` tells which are in which. ``compare.html`` shows two neurons at a time. Of several layers each is such a
-folder, ``layer4/17.html``; so is each of two networks, ``A/17.html``, beside a page with the pairs of their parts.
+``images.json`` tells which are in which. Where it is asked for, ``outputs/3.html`` tells what carries output 3.
+``compare.html`` shows two neurons at a time. Of several layers each is such a folder, ``layer4/17.html``; so is each of
+two networks, ``A/17.html``, beside a page with the pairs of their parts.
 
 The chapter :doc:`Your own network </book/your-network>` makes one.
 """
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 from pure_nb.errors import ArgumentError
 from pure_nb.show.facts import METHODS, Atlas
 from pure_nb.show.layers import write_layer, write_layers
+from pure_nb.show.outputs import asked
 from pure_nb.show.pairs import write_pairs
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ def write(  # noqa: PLR0913
     home: str = "",
     layers: Sequence[str] = (),
     other: Study | None = None,
+    outputs: Sequence[str | int] | str = (),
+    graph: bool = False,
 ) -> Path:
     """Write an atlas of a study.
 
@@ -74,6 +78,13 @@ def write(  # noqa: PLR0913
         A second study, such as of another checkpoint or layer: each gets a folder of its own, ``A`` and ``B``, and a
         page shows their parts in pairs, by :func:`pure_nb.show.comparing.compare`: what is the same, what appeared,
         vanished, split or merged. ``channels`` are then those of the first, beside what is like them.
+    outputs
+        Names or numbers of outputs that get a page, with the parts of the (uppermost) layer that carry them over the
+        labelled images of their classes; ``"all"`` for all that have images. Each takes a backward pass for every such
+        image and channel that carries it.
+    graph
+        Show on these pages the circuits through the layers of the site, or else through the atlas's layer and the lower
+        one, which is taken apart for that; see :meth:`pure_nb.study.Study.graph`.
 
     Returns
     -------
@@ -83,11 +94,12 @@ def write(  # noqa: PLR0913
     Raises
     ------
     StudyError
-        If a method is not known, the folder holds another site, or the parts of two studies can't be compared.
+        If a method is not known, the folder holds another site, the parts of two studies can't be compared, or there
+        are no images of an output.
     LayerError
         If a layer can't be studied, or not through the next of them.
     ArgumentError
-        If there is no such channel.
+        If there is no such channel or output.
 
     Examples
     --------
@@ -96,9 +108,13 @@ def write(  # noqa: PLR0913
     """
     folder = Path(folder)
     made = Atlas(study, tuple(methods), count, embedder, side, None if words is None else tuple(words))
+    if outputs:
+        made = replace(made, outputs=asked(study, outputs), graph=graph)
+    elif graph:
+        raise ArgumentError("a graph is shown on the pages of outputs, and none are asked for; name some, or all")
     if other is not None:
-        if layers:
-            raise ArgumentError("two studies are shown side by side by one layer each, got layers, too")
+        if layers or outputs:
+            raise ArgumentError("two studies are shown side by side by one layer each, got layers or outputs, too")
         write_pairs(made, replace(made, study=other), folder, channels, home)
     elif layers:
         write_layers(made, layers, folder, channels, home)

@@ -14,7 +14,7 @@ import numpy as np
 from pure_nb.figures.render import Picture, View
 from pure_nb.methods.virtual import part_name
 from pure_nb.show.facts import Atlas, digest
-from pure_nb.show.pictures import STRIP, STRIPS, THUMB, Strip, draw_strips, strip_of
+from pure_nb.show.pictures import STRIP, STRIPS, THUMB, Strip, draw_each, strip_of
 from pure_nb.show.sheets import Sheets
 from pure_nb.study import Study
 
@@ -48,10 +48,8 @@ def draw_own_parts(made: Atlas, folder: Path, lower: Sequence[int]) -> dict[int,
     boxed = "boxes" in below.known()
     sheets = Sheets(folder, "beneath", f"{made.key} {digest([below.key('virtual'), boxed])}")
     added = sheets.add([MOST * channel + part for channel, every in split.items() for part in every], STRIPS)
-    tiles: dict[int, list[Picture]] = {}
-    for number in [number for some in added.values() for number in some]:
-        tiles[number] = _tiles(below, *divmod(number, MOST), boxed)
-        draw_strips(sheets, added, tiles)
+    run = made.study.run
+    draw_each(sheets, added, lambda number: _tiles(below, *divmod(number, MOST), boxed), "parts below", run.progress)
     return {channel: [strip_of(sheets, MOST * channel + part) for part in every] for channel, every in split.items()}
 
 

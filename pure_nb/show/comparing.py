@@ -45,6 +45,10 @@ class Match(NamedTuple):
         return self.one, self.other
 
 
+LEAST = 0.2
+"""How alike two parts are at least that have to do with each other."""
+
+
 class PartList(NamedTuple):
     """The virtual neurons of all living channels: channel, which of its parts, and the ranks of the images of each."""
 
@@ -58,7 +62,7 @@ class PartList(NamedTuple):
 
 
 def compare(
-    one: Study, other: Study, by: By = "images", *, embedder: Embedder | None = None, least: float = 0.2
+    one: Study, other: Study, by: By = "images", *, embedder: Embedder | None = None, least: float = LEAST
 ) -> pd.DataFrame:
     """Match the virtual neurons of two studies.
 

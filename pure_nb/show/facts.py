@@ -91,6 +91,10 @@ class Atlas:
     words: tuple[str, ...] | None = None
     under: Atlas | None = None
     """That of the lower layer, in a site of several layers."""
+    outputs: tuple[int, ...] = ()
+    """The outputs that get a page, by number."""
+    graph: bool = False
+    """Whether these pages show a graph through the layers of the site."""
     pair: str = ""
     """Which of two it is, A or B, and its folder, in a site of two networks."""
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from pure_nb.compute.store import Arrays, Store, write_text
-from pure_nb.compute.sweep import noted, sweep
+from pure_nb.compute.store import write_text
 from pure_nb.errors import StudyError
-from pure_nb.methods.quantiles import accumulator
 from pure_nb.network.layers import activations
 from pure_nb.parameters import NEAREST
+from pure_nb.reasons.together import rank
 from pure_nb.show.facts import Atlas
 from pure_nb.show.pages import Users, carried, write_pages, write_start
 from pure_nb.show.pictures import draw
-from pure_nb.study import Study
 
 
 def write_layer(made: Atlas, folder: Path, channels: Sequence[int] | None, home: str) -> None:
@@ -104,31 +100,6 @@ def stacked(made: Atlas, layers: Sequence[str]) -> list[Atlas]:
     if len(set(places)) < len(places):
         raise StudyError(f"layers {', '.join(map(repr, upward))} would share a folder; write them one by one")
     return found[::-1]
-
-
-def rank(studies: Sequence[Study]) -> None:
-    """Find the reference images of several layers in one pass over the images."""
-    new = [study for study in studies if study.store and "references" not in study.known()]
-    if len(new) < 2:
-        return
-    first = new[0]
-    key = first.key("references")
-
-    def compute(shards: Store | None) -> tuple[Arrays, Any]:
-        asked = [study.parameters for study in new]
-        tops = [accumulator(p) for p in asked]
-        lost = sweep(first.model, first.images, tops, precision=asked[0].precision, store=shards, run=first.run)
-        found = [(top.state(), noted(lost)) for top in tops]
-        for study, own in zip(new[1:], found[1:]):
-            study.results.arrays("references", study.key("references"), partial(_found, own))
-        return found[0]
-
-    first.results.arrays("references", key, compute, {**key, "with": [study.parameters.target for study in new]})
-
-
-def _found(found: tuple[Arrays, Any], _: Store | None) -> tuple[Arrays, Any]:
-    """What is kept is there already."""
-    return found
 
 
 def require_own(folder: Path) -> None:

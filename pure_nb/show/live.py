@@ -16,6 +16,7 @@ from pure_nb.errors import ArgumentError, LayerError, PureError, sentence
 from pure_nb.methods.virtual import CHOICES
 from pure_nb.parameters import NEAREST
 from pure_nb.show import ranking
+from pure_nb.show.dropped import answer
 from pure_nb.show.facts import METHODS, Atlas
 from pure_nb.show.pictures import alone
 
@@ -65,7 +66,8 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
     """The explorer of a study in Jupyter, as :func:`pure_nb.show.widgets.explore` makes it.
 
     The browser says what it wants to see, and a thread finds it out: first pictures, then parts, then the plane. Then
-    come the neurons beside it, then the ranking. That gives way to all others, within its own thread: it has a copy of
+    come the neurons beside it, then the ranking. A picture that is dropped in is explained before all that, see
+    :mod:`pure_nb.show.dropped`. The ranking gives way to all others, within its own thread: it has a copy of
     the network of its own, since what runs one puts hooks into it; so has the explorer, as cells may run the study's.
 
     Attributes
@@ -75,7 +77,7 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
         is another method to compare with, or ``""``; ``plane`` the method whose plane is shown, ``""`` for ``method``.
     """
 
-    _esm = (STATIC / "explorer.js").read_text(encoding="utf-8") + "\nexport default pureNb;\n"
+    _esm = "".join((STATIC / name).read_text(encoding="utf-8") for name in ("explorer.js", "dropped.js"))
     _css = (STATIC / "explorer.css").read_text(encoding="utf-8")
 
     neuron = Int().tag(sync=True)
@@ -108,6 +110,7 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
         self._study, self._rank, self._lists = study, rank, {own: list(channels)}
         self._of = lru_cache(8)(self._made)
         self._want: _Wanted | None = None
+        self._why: dict[str, Any] | None = None
         self._ahead: deque[_Wanted] = deque()
         self._sent: set[_Wanted] = set()
         self._lock, self._stopped, self._thread = Lock(), Event(), cast("Thread | None", None)
@@ -127,8 +130,11 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
             self._stopped.set()
             return
         with self._lock:
-            methods, has = tuple(content["methods"]), tuple(content["has"])
-            self._want = _Wanted(content["layer"], content["neuron"], methods, has, content["pictures"])
+            if "why" in content:
+                self._why = content["why"]
+            else:
+                methods, has = tuple(content["methods"]), tuple(content["has"])
+                self._want = _Wanted(content["layer"], content["neuron"], methods, has, content["pictures"])
             if self._thread is None:
                 self._thread = Thread(target=self._work, name=f"explorer {self._study.name}", daemon=True)
                 self._thread.start()
@@ -147,13 +153,14 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
                 self._rank = False
                 self._ranked()
             with self._lock:
-                if self._want is None:
+                if self._want is None and self._why is None:
                     self._thread = None
                     return
 
     def _serve(self) -> None:
         """Answer until nothing is wanted, and nobody is beside it."""
         while True:
+            self._explain()
             with self._lock:
                 asked, self._want = self._want, None
                 if self._closed or (asked is None and not self._ahead):
@@ -161,9 +168,26 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
                 wanted = asked or self._ahead.popleft()
             self._answer(wanted, ahead=asked is None)
 
+    def _explain(self) -> None:
+        """Explain the picture that was dropped in, if one was."""
+        with self._lock:
+            asked, self._why = self._why, None
+        if asked is None or self._closed:
+            return
+        told: dict[str, Any] = {"number": asked["number"]}
+        self._stopped.clear()
+        self._begin(f"an explanation by {asked['layer']}")
+        try:
+            with watched(self._look):
+                told |= answer(self._of(asked["layer"]).study, asked)
+        except Exception as problem:  # shown, and not only printed where nobody looks
+            told["problem"] = sentence(problem)
+        self.send({"why": told})
+        self._doing = {}
+
     def _answer(self, wanted: _Wanted, ahead: bool) -> None:
         def look(bar: Bar | None = None) -> None:
-            if self._want is not None and self._want != wanted:
+            if self._why is not None or (self._want is not None and self._want != wanted):
                 raise _ElsewhereError
             self._look(bar)
 
@@ -176,7 +200,9 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
                     self._tell(wanted, data)
             self._finished(wanted, ahead)
         except _ElsewhereError:
-            pass
+            with self._lock:
+                if not ahead and self._want is None:  # a picture is explained first
+                    self._want = wanted
         except Exception as problem:  # shown, and not only printed where nobody looks
             if isinstance(problem, _StopError):
                 self._ahead.clear()
@@ -266,7 +292,7 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
 
         def look(bar: Bar | None = None) -> None:
             self._look(bar)
-            if self._want is not None:
+            if self._want is not None or self._why is not None:
                 before = self._what, self._began
                 self._serve()
                 self._what, self._began = before

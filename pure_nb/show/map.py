@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -28,9 +28,9 @@ from pure_nb.judges.alike import Parts
 from pure_nb.methods.virtual import embed, part_name
 from pure_nb.searching import part_labels, parts_seen
 from pure_nb.show.facts import Atlas, digest
-from pure_nb.show.pictures import told_of
+from pure_nb.show.pictures import STRIP, STRIPS, THUMB, Strip, draw_each, strip_of, told_of
 from pure_nb.show.plane import points_apart
-from pure_nb.show.sheets import UNITS
+from pure_nb.show.sheets import UNITS, Sheets
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -299,6 +299,31 @@ def small_pictures(folder: Path, places: Sequence[Cut | None], side: int) -> lis
             tile = sheet.crop((round(x), round(y), round(x + unit * wide), round(y + unit * wide)))
         found.append(np.asarray(tile.resize((side, side), Image.Resampling.LANCZOS)))
     return found
+
+
+def part_strips(
+    made: Atlas, folder: Path, kind: str, parts: Mapping[int, tuple[int, NDArray[np.int64]]]
+) -> dict[int, Strip]:
+    """Write strips of the strongest images of parts, cut out of the sheets of their atlas; where they are.
+
+    Parameters
+    ----------
+    made, folder
+        The atlas.
+    kind
+        Name of the strips' folder.
+    parts
+        By number, the channel and the ranks of a part's images.
+    """
+    ranks = {part: [rank for rank in own[:STRIP].tolist() if rank < made.count] for part, (_, own) in parts.items()}
+    shown = [part for part in parts if ranks[part]]
+    sheets = Sheets(folder, kind, f"{made.key} {digest([[parts[part][0], ranks[part]] for part in shown])}")
+
+    def tiles(part: int) -> list[NDArray[np.uint8]]:
+        return small_pictures(folder, cuts(folder, parts[part][0], ranks[part]), THUMB)
+
+    draw_each(sheets, sheets.add(shown, STRIPS), tiles, "parts", made.study.run.progress)
+    return {part: strip_of(sheets, part) for part in shown}
 
 
 @lru_cache(8)

@@ -18,6 +18,7 @@ from pure_nb.show.facts import Atlas, Part
 from pure_nb.show.index import index_script
 from pure_nb.show.map import write_map
 from pure_nb.show.matrix import compact, told
+from pure_nb.show.outputs import Outputs, write_outputs
 from pure_nb.show.passing import passed_through
 from pure_nb.show.pictures import Strip, draw_lower, strips
 
@@ -77,7 +78,10 @@ def write_pages(
     dict
         Which neurons the lower channels carry.
     """
-    study, templates = made.study, templates_of(made, home, above)
+    study = made.study
+    outputs = Outputs(made) if made.outputs and above is None else None  # first: a graph finds what lower pages show
+    templates = templates_of(made, home, above)
+    templates.globals["outputs"] = bool(outputs)
     templates.globals["credits"] = credits = _credits(made, channels)
     table = study.neurons[study.neurons["channel"].isin(channels)]
     rows = {int(row["channel"]): row for row in table.to_dict("records")}
@@ -116,9 +120,11 @@ def write_pages(
             classes=made.classes(channel) if known else [],
             pairs=made.pairs(channel) if known else [],
             alike=alike.get(channel, {}),
+            carries=outputs.carried(channel) if outputs else {},
         )
         write_text(folder / f"{channel}.html", text)
     write_text(folder / "circuits.js", "pureNb.circuits = {\n" + ",\n".join(circuits) + "\n};\n")
+    below: dict[int, Sequence[Strip]] = {}
     if not made.under:
         drawn_parts = draw_own_parts(made, folder, sorted(used))
         for channel, own in used.items():
@@ -127,6 +133,9 @@ def write_pages(
                 root="../", channel=channel, users=own, own=parts_below, strips=drawn_parts.get(channel, [])
             )
             write_text(folder / f"lower/{channel}.html", text)
+            below[channel] = drawn_parts.get(channel, [pictured[channel]] if channel in pictured else [])
+    if outputs:
+        write_outputs(outputs, folder, channels, below, templates)
     if len(alive) > 1:
         write_text(folder / "compare.html", templates.get_template("compare.html").render(root=""))
     if credits:
@@ -229,5 +238,6 @@ def templates_of(made: Atlas, home: str, above: Atlas | None = None) -> Environm
         "unsteady": study.unsteady,
         "described": str(study.combined or ""),
         "credits": {},
+        "outputs": False,
     }
     return pages

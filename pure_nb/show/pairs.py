@@ -16,21 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import write_text
 from pure_nb.errors import PureError, StudyError
-from pure_nb.figures.render import Picture
 from pure_nb.methods.virtual import WHOLE, part_name
-from pure_nb.show.comparing import By, Match, PartList, matches, parts_of, similarities
-from pure_nb.show.facts import Atlas, digest
+from pure_nb.show.comparing import LEAST, By, Match, PartList, matches, parts_of, similarities
+from pure_nb.show.facts import Atlas
 from pure_nb.show.layers import drawn, require_own
-from pure_nb.show.map import cuts, small_pictures
+from pure_nb.show.map import part_strips
 from pure_nb.show.pages import templates_of, write_assets, write_pages
-from pure_nb.show.pictures import STRIP, STRIPS, THUMB, Strip, draw_strips, strip_of
-from pure_nb.show.sheets import Sheets
-
-LEAST = 0.2
-"""How alike two parts are at least that have to do with each other."""
+from pure_nb.show.pictures import Strip
 
 KINDS = ("matched", "split", "merged", "appeared", "vanished")
 """What a row of the page says of its parts, in the order of the page."""
@@ -47,9 +41,7 @@ class _Pairs:
     why: dict[str, str]
 
 
-def write_pairs(
-    made: Atlas, other: Atlas, folder: Path, channels: Sequence[int] | None, home: str, least: float = LEAST
-) -> None:
+def write_pairs(made: Atlas, other: Atlas, folder: Path, channels: Sequence[int] | None, home: str) -> None:
     """Write a site of two atlases.
 
     Parameters
@@ -62,11 +54,9 @@ def write_pairs(
         Which neurons of the first; of the other those that have parts like theirs. All by default.
     home
         Address of a page to link back to; "" is none.
-    least
-        How alike two parts are at least that have to do with each other.
     """
     require_own(folder)
-    pairs = _paired((replace(made, pair="A"), replace(other, pair="B")), channels, least)
+    pairs = _paired((replace(made, pair="A"), replace(other, pair="B")), channels)
     back = f"../{home}" if home and not (home.startswith("/") or ":" in home) else home
     for one, number in zip(pairs.every, (0, 1)):
         own = None if channels is None else channels if not number else _neurons(pairs, number)
@@ -93,14 +83,14 @@ def write_pairs(
         "counts": counts,
         "why": pairs.why,
         "kinds": KINDS,
-        "least": least,
+        "least": LEAST,
     }
     credited = [one.pair for one in pairs.every if (folder / one.pair / "credits.html").is_file()]
     page = templates.get_template("pairs.html").render(root="", top="", credited=credited, **told)
     write_text(folder / "index.html", page)
 
 
-def _paired(every: tuple[Atlas, Atlas], channels: Sequence[int] | None, least: float) -> _Pairs:
+def _paired(every: tuple[Atlas, Atlas], channels: Sequence[int] | None) -> _Pairs:
     """Match the parts of two atlases in all ways that they can be; raises if there is none."""
     studies = one, other = every[0].study, every[1].study
     first, second = parts_of(one), parts_of(other)
@@ -117,7 +107,7 @@ def _paired(every: tuple[Atlas, Atlas], channels: Sequence[int] | None, least: f
     wanted = None if channels is None else set(channels)
     found = []
     for way, table in alike.items():
-        own = [(way, match) for match in matches(table, least)]
+        own = [(way, match) for match in matches(table, LEAST)]
         if wanted is not None:
             own = [(by, match) for by, match in own if match.one is not None and first.channel[match.one] in wanted]
         found += sorted(own, key=lambda entry: -_value(table, entry[1]))
@@ -142,16 +132,7 @@ def _neurons(pairs: _Pairs, number: int) -> list[int]:
 def _strips(made: Atlas, folder: Path, parts: PartList, used: Sequence[int]) -> dict[int, Strip]:
     """Write strips of the strongest images of parts, cut out of the sheets of their atlas; where they are."""
     own = folder / made.place
-    ranks = [[rank for rank in every[:STRIP].tolist() if rank < made.count] for every in parts.ranks]
-    sheets = Sheets(own, "parts", f"{made.key} {digest([parts.channel, ranks])}")
-    shown = [part for part in used if ranks[part]]
-    added = sheets.add(shown, STRIPS)
-    tiles: dict[int, list[Picture]] = {}
-    new = [part for some in added.values() for part in some]
-    for part in progress_bar(new, "parts", unit="part", shown=made.study.run.progress):
-        tiles[part] = small_pictures(own, cuts(own, parts.channel[part], ranks[part]), THUMB)
-        draw_strips(sheets, added, tiles)
-    found = {part: strip_of(sheets, part) for part in shown}
+    found = part_strips(made, own, "parts", {part: (parts.channel[part], parts.ranks[part]) for part in used})
     return {part: at._replace(file=f"{made.place}/{at.file}") for part, at in found.items()}
 
 

@@ -136,12 +136,24 @@ def strip_of(drawn: Sheets, channel: int) -> Strip:
 
 def draw_strips(drawn: Sheets, added: dict[str, list[int]], tiles: dict[int, list[Picture]]) -> None:
     """Write the new files of which all tiles are there: the same, in whatever order these come."""
-    empty = [np.full((THUMB, THUMB, 3), 255, dtype=np.uint8)] * STRIP  # where there are fewer
     for file in [file for file, some in added.items() if tiles.keys() >= set(some)]:
-        some = added.pop(file)
-        own = [tile for channel in some for tile in (tiles.pop(channel) + empty)[:STRIP]]
-        drawn.write(file, as_file(own, STRIP))
+        drawn.write(file, as_file(_tiles([tiles.pop(channel) for channel in added.pop(file)]), STRIP))
     drawn.save()
+
+
+def draw_each(
+    drawn: Sheets, added: dict[str, list[int]], tiles: Callable[[int], list[Picture]], what: str, shown: bool
+) -> None:
+    """Write new files of strips, one after the other, each made of the tiles of its numbers."""
+    drawn.save()
+    for file, some in progress_bar(list(added.items()), what, unit="sheet", shown=shown):
+        drawn.write(file, as_file(_tiles([tiles(number) for number in some]), STRIP))
+
+
+def _tiles(strips: Sequence[list[Picture]]) -> list[Picture]:
+    """The tiles of some strips, white where there are too few."""
+    empty = [np.full((THUMB, THUMB, 3), 255, dtype=np.uint8)] * STRIP
+    return [tile for own in strips for tile in (own + empty)[:STRIP]]
 
 
 def _draw_images(made: Atlas, folder: Path, channels: Sequence[int], count: int) -> Sheets:

@@ -609,6 +609,7 @@ var pureNb = (() => {
 
     // Data come in pieces, with the pictures that they name.
     model.on("msg:custom", (told, buffers) => {
+      if (told.why) return;
       const at = `${told.layer}/${told.neuron}`, { resolve, reject } = waiting.get(at) ?? {};
       waiting.delete(at);
       if (told.problem) {
