@@ -5,8 +5,7 @@ The rules are zennit's and unchanged; :mod:`pure_nb.network.rules` has them fit 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,11 +13,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torchvision.models.resnet import BasicBlock, Bottleneck
-from zennit.canonizers import AttributeCanonizer, CompositeCanonizer, SequentialMergeBatchNorm
+from zennit.canonizers import CompositeCanonizer, SequentialMergeBatchNorm
 from zennit.composites import EpsilonPlusFlat
-from zennit.core import BasicHook, Composite
+from zennit.core import BasicHook, Composite, Hook
 from zennit.rules import Pass
 from zennit.types import BatchNorm
 
@@ -26,15 +23,16 @@ from pure_nb._resting import frozen_eval, placed
 from pure_nb.errors import LayerError, ModelError
 from pure_nb.network.coverage import ADVICE, Weights, become, require_rules
 from pure_nb.network.cut import Cut
+from pure_nb.network.functions import Functions, is_activation
 from pure_nb.network.layers import activations
-from pure_nb.network.rules import Scaled, Total, fitting, merged
+from pure_nb.network.rules import Scaled, fitting, merged
 
 
 def default_composite(model: nn.Module) -> Composite:
     """The rules of PURE and CRP: epsilon for linear layers, z-plus for convolutions, flat for the first layer.
 
-    Batch norms are merged into the layers before them, and the sums of residual blocks (torchvision's and timm's)
-    become modules that share relevance out in proportion to what each side brought.
+    Batch norms are merged into the layers before them. Sums, products, attention and norms have the rules of
+    :mod:`pure_nb.network.functions`.
 
     Parameters
     ----------
@@ -51,7 +49,17 @@ def default_composite(model: nn.Module) -> Composite:
     >>> type(default_composite(model)).__name__
     'EpsilonPlusFlat'
     """
-    return EpsilonPlusFlat(canonizers=[CompositeCanonizer((SequentialMergeBatchNorm(), ResidualCanonizer()))])
+    composite = EpsilonPlusFlat(canonizers=[CompositeCanonizer((SequentialMergeBatchNorm(),)), Functions()])
+    composite.module_map = partial(_rule_of, composite.module_map)
+    return composite
+
+
+def _rule_of(usual: Callable[..., Hook | None], context: dict[str, Any], name: str, module: nn.Module) -> Hook | None:
+    """The rule of zennit for a module; none for what it would pass relevance through and is no activation by itself."""
+    rule = usual(context, name, module)
+    if isinstance(module, (nn.MultiheadAttention, nn.Sigmoid, nn.Hardsigmoid)):
+        return None
+    return Pass() if rule is None and is_activation(module) else rule
 
 
 _FITS: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
@@ -157,41 +165,6 @@ def require_fit(model: nn.Module, images: Tensor, target: str, composite: Compos
             f"computes at {target!r}, in {str(found.dtype).removeprefix('torch.')}. If a batch norm follows the layer, "
             f"choose the batch norm; otherwise {ADVICE}"
         )
-
-
-class ResidualCanonizer(AttributeCanonizer):  # type: ignore[misc]
-    """Makes the sum at the end of residual blocks, torchvision's and timm's, a module as zennit does."""
-
-    def __init__(self) -> None:
-        super().__init__(self._attributes)
-
-    @classmethod
-    def _attributes(cls, name: str, module: nn.Module) -> dict[str, Any] | None:
-        timm: Any = sys.modules.get("timm.models.resnet")  # there is none of its blocks where it is not loaded
-        kind: Any = next((kind for kind in (BasicBlock, Bottleneck) if isinstance(module, kind)), None)
-        if timm and isinstance(module, (timm.BasicBlock, timm.Bottleneck)):
-            kind = type(module)
-        return kind and {"forward": partial(_summed, kind, module), "canonizer_sum": Total()}
-
-
-def _summed(kind: Any, block: Any, inputs: Tensor) -> Any:
-    """A residual block's own forward, whose only sum, ``out += shortcut``, is the module that a rule is for."""
-    with _Summed(block.canonizer_sum):
-        return kind.forward(block, inputs)
-
-
-class _Summed(TorchFunctionMode):
-    """Has sums in place computed by a module."""
-
-    def __init__(self, total: Total) -> None:
-        super().__init__()
-        self.total = total
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is Tensor.add_:
-            sides = args[1], args[0]
-            return self.total(*sides) if self.total.apart else self.total(torch.stack(sides, dim=-1))
-        return function(*args, **(kwargs or {}))
 
 
 def reusing(composite: Composite) -> Composite:
