@@ -77,6 +77,12 @@ def _product(function: Any, *args: Any, **kwargs: Any) -> Tensor:
     return divided(function(*args, **kwargs), len(factors))
 
 
+def _added(function: Any, value: Any, one: Any, other: Any, **kwargs: Any) -> Any:
+    """A sum with a product."""
+    parts = sum(isinstance(factor, Tensor) and factor.requires_grad for factor in (one, other))
+    return function(value, divided(one, parts), divided(other, parts), **kwargs)
+
+
 def _gated(function: Any, *args: Any, **kwargs: Any) -> Tensor:
     return divided(function(*args, **kwargs), 2)
 
@@ -123,6 +129,7 @@ SURROGATES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(PRODUCTS, _product),
     **dict.fromkeys(("div", "divide", "true_divide"), _quotient),
     **dict.fromkeys(("scaled_dot_product_attention", "multi_head_attention_forward"), _attention),
+    **dict.fromkeys(("addbmm", "addcmul", "addmm", "baddbmm"), _added),
     "glu": _gated,
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,
@@ -205,7 +212,9 @@ class _Share:
     def __call__(self, above: Tensor) -> tuple[Tensor | None, ...]:
         factor = self.factor
         if factor is None:
-            factor = self.factor = stabilize(self.output.detach(), EPSILON).reciprocal_()
+            output = self.output.detach()
+            least = max(EPSILON, 2 / torch.finfo(output.dtype).max)  # of which half precision has an inverse
+            factor = self.factor = stabilize(output, least).reciprocal_()
         flows = torch.autograd.grad(self.output, self.inputs, above * factor, retain_graph=True, allow_unused=True)
         return tuple(flow if flow is None else flow * one.detach() for flow, one in zip(flows, self.inputs))
 
@@ -243,7 +252,7 @@ class Functions(Canonizer):  # type: ignore[misc]
 
 def is_activation(module: nn.Module) -> bool:
     """Whether a module maps each number by itself, 0 to 0, and not all as they are: an activation of any library."""
-    if next(module.children(), None) or next(module.parameters(), None) is not None or next(module.buffers(), None):
+    if any(True for has in (module.children(), module.parameters(), module.buffers()) for _ in has):
         return False
     one = torch.linspace(-3, 3, 24, dtype=torch.float64).reshape(2, 3, 2, 2)
     other = one.clone()

@@ -6,18 +6,18 @@ The rules are zennit's and unchanged; :mod:`pure_nb.network.rules` has them fit 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from zennit.canonizers import CompositeCanonizer, SequentialMergeBatchNorm
+from zennit.canonizers import NamedMergeBatchNorm, SequentialMergeBatchNorm
 from zennit.composites import EpsilonPlusFlat
 from zennit.core import BasicHook, Composite, Hook
 from zennit.rules import Pass
-from zennit.types import BatchNorm
+from zennit.types import BatchNorm, Linear
 
 from pure_nb._resting import frozen_eval, placed
 from pure_nb.errors import LayerError, ModelError
@@ -49,7 +49,7 @@ def default_composite(model: nn.Module) -> Composite:
     >>> type(default_composite(model)).__name__
     'EpsilonPlusFlat'
     """
-    composite = EpsilonPlusFlat(canonizers=[CompositeCanonizer((SequentialMergeBatchNorm(),)), Functions()])
+    composite = EpsilonPlusFlat(canonizers=[SequentialMergeBatchNorm(), Functions()])
     composite.module_map = partial(_rule_of, composite.module_map)
     return composite
 
@@ -115,21 +115,64 @@ def ruled(
     asked = (lower, target, images.shape[1:], images.device, *map(type, composite.canonizers))
     usual = every and type(composite) is EpsilonPlusFlat  # another composite's rules are its own
     state = _state(model) if usual else []
-    known = usual and _FITS.get(model, {}).get(asked) == state
+    before, norms = _FITS.get(model, {}).get(asked, ([], {}))
+    known = usual and before == state
     plain: dict[nn.Module, nn.Module] = {}
     if not known:
         with frozen_eval(model, images.device), Weights.over(model) as weights, weights:
             expected = Cut.at(model, images, lower, target).top.detach()
-        plain = weights.plain
+        plain, norms = weights.plain, _norms(model, images, target) if usual else {}
+    if usual:
+        merging = Merging([((layer,), norm) for norm, layer in norms.items()])
+        composite = Composite(module_map=composite.module_map, canonizers=[merging, Functions()])
     with placed(model, images.device), become(plain):
         if not known:
             require_fit(model, images, target, composite, expected)
             if every:
                 require_rules(model, images, lower, target, composite)
                 if usual and not plain:
-                    _FITS.setdefault(model, {})[asked] = state
+                    _FITS.setdefault(model, {})[asked] = state, norms
         with reusing(composite).context(model):
             yield
+
+
+class Merging(NamedMergeBatchNorm):  # type: ignore[misc]
+    """Merges batch norms into layers, and leaves nothing of them."""
+
+    def register(self, linears: list[Any], batch_norm: Any) -> None:
+        """Merge one."""
+        super().register(linears, batch_norm)
+        self.eps, batch_norm.eps = batch_norm.eps, 0.0
+
+    def remove(self) -> None:
+        """Take it apart."""
+        super().remove()
+        self.batch_norm.eps = self.eps
+
+
+def _norms(model: nn.Module, images: Tensor, target: str) -> dict[str, str]:
+    """The batch norms of a network that take in what a layer puts out, with its name.
+
+    By the order in which modules are registered, as zennit has it, those of a DenseNet stand behind the wrong layers.
+    """
+    made: dict[int, tuple[str, Tensor]] = {}
+    found: dict[str, str] = {}
+
+    def leave(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        made[id(output)] = name, output
+
+    def enter(name: str, module: Any, inputs: Any) -> None:
+        if inputs and id(inputs[0]) in made and module.weight is not None and module.running_var is not None:
+            found[name] = made[id(inputs[0])][0]
+
+    with ExitStack() as stack, frozen_eval(model, images.device), torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, Linear):
+                stack.enter_context(module.register_forward_hook(partial(leave, name)))
+            elif isinstance(module, BatchNorm):
+                stack.enter_context(module.register_forward_pre_hook(partial(enter, name)))
+        activations(model, images, [target])
+    return found
 
 
 def require_fit(model: nn.Module, images: Tensor, target: str, composite: Composite, expected: Tensor) -> None:

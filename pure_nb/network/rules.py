@@ -213,7 +213,8 @@ class Reusing(Passing):
             factors = self.rule.gradient_mapper(torch.ones_like(outputs[0]), outputs)
         if isinstance(factors, Tensor):  # zennit's rules with one pair of modifiers return it bare
             factors = (factors,) * len(outputs)
-        return inputs, outputs, list(factors), live or [0]
+        # In half precision the inverse of what is next to nothing is infinite, and times no relevance no number.
+        return inputs, outputs, [torch.nan_to_num(one) for one in factors], live or [0]
 
 
 class _Positive(Reusing):
