@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -984,3 +986,59 @@ def test_what_depends_on_chance_or_on_the_batch_can_be_asked_for(kind: str) -> N
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert {shape.name for shape in survey(model, images, allow_nondeterministic=True)} >= {"low", "high"}
+
+
+class Wrapped(nn.Module):
+    """Puts its tensor out in one of the forms that libraries have."""
+
+    def __init__(self, form: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.form, self.inner = form, nn.Conv2d(5, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.form(self.inner(x).relu())
+
+
+class Named(NamedTuple):
+    size: tuple[int, int]
+    hidden: Tensor
+
+
+FORMS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
+    "tuple": (lambda x: (x, None), lambda out: out[0]),
+    "with its size": (lambda x: (x, x.shape[2:]), lambda out: out[0]),
+    "list": (lambda x: ["name", x], lambda out: out[1]),
+    "named tuple": (lambda x: Named((1, 1), x), lambda out: out.hidden),
+    "dictionary": (lambda x: OrderedDict(loss=None, last=x, pooled=x.mean((2, 3))), lambda out: out["last"]),
+}
+
+
+class Around(nn.Module):
+    """A network with such a layer inside."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.wrapped, self.take = nn.Conv2d(3, 5, 3), Wrapped(FORMS[form][0]), FORMS[form][1]
+        self.head = nn.Conv2d(5, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.take(self.wrapped(self.stem(x))))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tensor_with_other_things_around_it_is_a_layer(form: str) -> None:
+    """As a target, as a lower layer, and as what is changed on the way; the survey lists it."""
+    model, images = Around(form).eval(), noise(2)
+    with torch.no_grad():
+        hidden = model.wrapped.inner(model.stem(images)).relu()
+        torch.testing.assert_close(activations(model, images, ["wrapped"])["wrapped"], hidden)
+        doubled = activations(model, images, ["wrapped", "head"], changes={"wrapped": lambda x: 2 * x})
+        torch.testing.assert_close(doubled["head"], model.head(2 * hidden))
+    assert "wrapped" in [shape.name for shape in survey(model, images)]
+    with frozen_eval(model):
+        leaf, top = cut(model, images, "wrapped", "head")
+        (flow,) = torch.autograd.grad(top[:, 1].sum(), leaf)
+        start = leaf.detach().clone().requires_grad_()
+        (expected,) = torch.autograd.grad(model.head(start)[:, 1].sum(), start)
+    torch.testing.assert_close(flow, expected)

@@ -21,28 +21,29 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from zennit.core import Composite
-from zennit.types import BatchNorm, Linear
+from zennit.types import Linear
 
 from pure_nb._resting import frozen_eval
 from pure_nb.errors import LayerError
 from pure_nb.network.cut import Cut
+from pure_nb.network.functions import Functions, has_rule
 
 ADVICE = "for circuits use rule='gradient', or bring a composite of zennit that is made for it as rule"
 
 # fmt: off
 MOVES = frozenset((
-    "cat", "chunk", "clone", "concat", "concatenate", "contiguous", "expand", "flatten", "flip", "movedim",
-    "moveaxis", "narrow", "pad", "permute", "ravel", "requires_grad_", "reshape", "roll", "select", "split",
-    "squeeze", "stack", "swapaxes", "tensor_split", "tile", "to", "transpose", "type_as", "unbind",
-    "unflatten", "unsqueeze", "view", "view_as", "__get__", "__getitem__",
+    "broadcast_to", "cat", "channel_shuffle", "chunk", "clone", "concat", "concatenate", "contiguous", "double",
+    "expand", "expand_as", "flatten", "flip", "float", "fold", "gather", "half", "index_select", "masked_fill",
+    "moveaxis", "movedim", "narrow", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "ravel", "repeat",
+    "repeat_interleave", "requires_grad_", "reshape", "reshape_as", "roll", "select", "split", "squeeze", "stack",
+    "swapaxes", "t", "tensor_split", "tile", "to", "transpose", "type_as", "unbind", "unflatten", "unfold",
+    "unsqueeze", "view", "view_as", "where", "__get__", "__getitem__",
 ))
 # fmt: on
 """Functions that only move numbers about, so that a gradient takes relevance to where it belongs."""
 
-SHARES = frozenset(
-    ("adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "dropout", "max_pool2d", "mean", "relu", "relu_")
-)
-"""Functions whose gradient hands relevance on without adding to it: to the largest, to all alike, or as it is."""
+SHARES = frozenset(("adaptive_max_pool2d", "amax", "dropout", "max", "max_pool2d", "maximum"))
+"""Functions whose gradient hands relevance on without adding to it: to the largest, or as it is."""
 
 LINEAR = frozenset(("linear", *(f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3))))
 """Functions that rules cover where they are called with the very parameters of the module."""
@@ -150,10 +151,9 @@ def become(others: Mapping[nn.Module, nn.Module]) -> Iterator[None]:
 def require_rules(model: nn.Module, images: Tensor, lower: str | None, target: str, composite: Composite) -> None:
     """Check that all that a network does between two layers is covered by rules, or needs none.
 
-    A composite has rules for modules. Whatever a network does besides is left to the gradient, which is right for
-    moving numbers about (:data:`MOVES`) and passable for a few other functions (:data:`SHARES`). It is wrong for the
-    sum at the end of a residual block, which would count all relevance twice, for a product (squeeze and excitation,
-    attention, layer scale), for layer norms, and for a batch norm that could not be merged.
+    A composite has rules for modules, and :mod:`pure_nb.network.functions` for functions. Whatever a network does
+    besides is left to the gradient, which is right for moving numbers about (:data:`MOVES`) and passable for a few
+    other functions (:data:`SHARES`). It is wrong for all else.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def require_rules(model: nn.Module, images: Tensor, lower: str | None, target: s
     LayerError
         If there is an operation without a rule; the message names it and its module.
     """
-    canonized = Composite(canonizers=composite.canonizers)
+    canonized = Composite(canonizers=[one for one in composite.canonizers if not isinstance(one, Functions)])
     # At rest within the context, as canonizers bring weights of their own.
     with canonized.context(model), frozen_eval(model), _Watch.over(model, composite) as watch, watch:
         Cut.at(model, images, lower, target)
@@ -187,6 +187,8 @@ class _Place:
         Of the module.
     module
         The module, if there is a rule for it.
+    aside
+        Whether there is a rule for the module, which has it run outside of the graph, where functions have none.
     called
         Whether its rule has been used up: one stands for a single function of :data:`LINEAR`.
     """
@@ -194,17 +196,16 @@ class _Place:
     name: str
     kind: str
     module: nn.Module | None = None
+    aside: bool = False
     called: bool = False
 
     @property
     def whole(self) -> bool:
         """Whether the rule stands for all that the module does."""
-        return self.module is not None and not isinstance(self.module, (Linear, BatchNorm))
+        return self.module is not None and not isinstance(self.module, Linear)
 
     def covers(self, function: str, args: Any, kwargs: Any) -> bool:
         """Whether the module's rule stands for a function that it calls."""
-        if isinstance(self.module, BatchNorm):
-            return function == "batch_norm"
         if self.module is None or self.called or function not in LINEAR:
             return False
         self.called = _own(self.module, *_weights(args, kwargs))
@@ -238,11 +239,10 @@ class _Watch(TorchFunctionMode):
         with ExitStack() as stack:
             for name, module in model.named_modules():
                 covered = composite.module_map(context, name, module) is not None
-                if isinstance(module, BatchNorm):  # merged into the layer before it, or not
-                    covered = _is_identity(module)
                 kind = type(module).__name__
                 # What the module's own hooks do is not what its rule is for, so there are two places.
-                for first, place in enumerate(((name, kind, module if covered else None), (name, f"hooks of {kind}"))):
+                places = (name, kind, module if covered else None, covered), (name, f"hooks of {kind}", None, covered)
+                for first, place in enumerate(places):
                     enter = partial(watch.enter, place)
                     stack.enter_context(module.register_forward_pre_hook(enter, prepend=bool(first)))
                     stack.enter_context(module.register_forward_hook(watch.leave, prepend=not first))
@@ -285,6 +285,7 @@ class _Watch(TorchFunctionMode):
         if not whole and name != "__get__":
             self.check((args, kwargs))
         covered = whole or name in MOVES | SHARES or any(place.covers(name, args, kwargs) for place in self.inside)
+        covered |= has_rule(name) and not any(place.aside for place in self.inside)
         found = function(*args, **kwargs)
         if not covered and any(tensor.requires_grad for tensor in _tensors(found)):
             self.refuse(name)
@@ -295,13 +296,3 @@ class _Watch(TorchFunctionMode):
 def _tensors(values: Any) -> Iterator[Tensor]:
     """All tensors among the arguments of a function, or in what it returned."""
     return (value for value in tree_leaves(values) if isinstance(value, Tensor))
-
-
-def _is_identity(norm: Any) -> bool:
-    """Whether a batch norm changes nothing in evaluation, as one does that was merged into the layer before it."""
-    if norm.running_var is None:
-        return False
-    scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
-    shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
-    ones = torch.ones_like(scale)
-    return torch.allclose(scale, ones, atol=1e-2) and torch.allclose(shift, ones - 1, atol=1e-2)

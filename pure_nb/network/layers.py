@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pure_nb.errors import LayerError, ModelError, PureError
 from pure_nb.network.targets import INPUT as INPUT
 from pure_nb.network.targets import OUTPUT as OUTPUT
-from pure_nb.network.targets import PATCHES, ChannelsLast, Pass, Target, misspelt, view
+from pure_nb.network.targets import PATCHES, ChannelsLast, Pass, Target, main_tensor, misspelt, view
 from pure_nb.network.targets import channel_axis as channel_axis
 from pure_nb.network.targets import flatten_positions as flatten_positions
 
@@ -177,14 +177,15 @@ class _Hook:
             )
         return self.replaced(module, inputs[0]), *inputs[1:]
 
-    def after(self, module: nn.Module, inputs: Any, output: Any) -> Tensor:
+    def after(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         """The module puts something out."""
-        if not isinstance(output, Tensor):
+        if (found := main_tensor(output)) is None:
             raise LayerError(
                 f"layer {str(self.target)!r} ({type(module).__name__}) puts out a {type(output).__name__}, not one "
                 "tensor; choose a layer inside it"
             )
-        return self.replaced(module, output)
+        tensor, put_back = found
+        return put_back(self.replaced(module, tensor))
 
     def replaced(self, module: nn.Module, whole: Tensor) -> Tensor:
         """The activation with what the function returns in its place."""

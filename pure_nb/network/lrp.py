@@ -5,36 +5,34 @@ The rules are zennit's and unchanged; :mod:`pure_nb.network.rules` has them fit 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torchvision.models.resnet import BasicBlock, Bottleneck
-from zennit.canonizers import AttributeCanonizer, CompositeCanonizer, SequentialMergeBatchNorm
+from zennit.canonizers import NamedMergeBatchNorm, SequentialMergeBatchNorm
 from zennit.composites import EpsilonPlusFlat
-from zennit.core import BasicHook, Composite
+from zennit.core import BasicHook, Composite, Hook
 from zennit.rules import Pass
-from zennit.types import BatchNorm
+from zennit.types import BatchNorm, Linear
 
 from pure_nb._resting import frozen_eval, placed
 from pure_nb.errors import LayerError, ModelError
 from pure_nb.network.coverage import ADVICE, Weights, become, require_rules
 from pure_nb.network.cut import Cut
+from pure_nb.network.functions import Functions, is_activation
 from pure_nb.network.layers import activations
-from pure_nb.network.rules import Scaled, Total, fitting, merged
+from pure_nb.network.rules import Scaled, fitting, merged
 
 
 def default_composite(model: nn.Module) -> Composite:
     """The rules of PURE and CRP: epsilon for linear layers, z-plus for convolutions, flat for the first layer.
 
-    Batch norms are merged into the layers before them, and the sums of residual blocks (torchvision's and timm's)
-    become modules that share relevance out in proportion to what each side brought.
+    Batch norms are merged into the layers before them. Sums, products, attention and norms have the rules of
+    :mod:`pure_nb.network.functions`.
 
     Parameters
     ----------
@@ -51,7 +49,17 @@ def default_composite(model: nn.Module) -> Composite:
     >>> type(default_composite(model)).__name__
     'EpsilonPlusFlat'
     """
-    return EpsilonPlusFlat(canonizers=[CompositeCanonizer((SequentialMergeBatchNorm(), ResidualCanonizer()))])
+    composite = EpsilonPlusFlat(canonizers=[SequentialMergeBatchNorm(), Functions()])
+    composite.module_map = partial(_rule_of, composite.module_map)
+    return composite
+
+
+def _rule_of(usual: Callable[..., Hook | None], context: dict[str, Any], name: str, module: nn.Module) -> Hook | None:
+    """The rule of zennit for a module; none for what it would pass relevance through and is no activation by itself."""
+    rule = usual(context, name, module)
+    if isinstance(module, (nn.MultiheadAttention, nn.Sigmoid, nn.Hardsigmoid)):
+        return None
+    return Pass() if rule is None and is_activation(module) else rule
 
 
 _FITS: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
@@ -107,21 +115,64 @@ def ruled(
     asked = (lower, target, images.shape[1:], images.device, *map(type, composite.canonizers))
     usual = every and type(composite) is EpsilonPlusFlat  # another composite's rules are its own
     state = _state(model) if usual else []
-    known = usual and _FITS.get(model, {}).get(asked) == state
+    before, norms = _FITS.get(model, {}).get(asked, ([], {}))
+    known = usual and before == state
     plain: dict[nn.Module, nn.Module] = {}
     if not known:
         with frozen_eval(model, images.device), Weights.over(model) as weights, weights:
             expected = Cut.at(model, images, lower, target).top.detach()
-        plain = weights.plain
+        plain, norms = weights.plain, _norms(model, images, target) if usual else {}
+    if usual:
+        merging = Merging([((layer,), norm) for norm, layer in norms.items()])
+        composite = Composite(module_map=composite.module_map, canonizers=[merging, Functions()])
     with placed(model, images.device), become(plain):
         if not known:
             require_fit(model, images, target, composite, expected)
             if every:
                 require_rules(model, images, lower, target, composite)
                 if usual and not plain:
-                    _FITS.setdefault(model, {})[asked] = state
+                    _FITS.setdefault(model, {})[asked] = state, norms
         with reusing(composite).context(model):
             yield
+
+
+class Merging(NamedMergeBatchNorm):  # type: ignore[misc]
+    """Merges batch norms into layers, and leaves nothing of them."""
+
+    def register(self, linears: list[Any], batch_norm: Any) -> None:
+        """Merge one."""
+        super().register(linears, batch_norm)
+        self.eps, batch_norm.eps = batch_norm.eps, 0.0
+
+    def remove(self) -> None:
+        """Take it apart."""
+        super().remove()
+        self.batch_norm.eps = self.eps
+
+
+def _norms(model: nn.Module, images: Tensor, target: str) -> dict[str, str]:
+    """The batch norms of a network that take in what a layer puts out, with its name.
+
+    By the order in which modules are registered, as zennit has it, those of a DenseNet stand behind the wrong layers.
+    """
+    made: dict[int, tuple[str, Tensor]] = {}
+    found: dict[str, str] = {}
+
+    def leave(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        made[id(output)] = name, output
+
+    def enter(name: str, module: Any, inputs: Any) -> None:
+        if inputs and id(inputs[0]) in made and module.weight is not None and module.running_var is not None:
+            found[name] = made[id(inputs[0])][0]
+
+    with ExitStack() as stack, frozen_eval(model, images.device), torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, Linear):
+                stack.enter_context(module.register_forward_hook(partial(leave, name)))
+            elif isinstance(module, BatchNorm):
+                stack.enter_context(module.register_forward_pre_hook(partial(enter, name)))
+        activations(model, images, [target])
+    return found
 
 
 def require_fit(model: nn.Module, images: Tensor, target: str, composite: Composite, expected: Tensor) -> None:
@@ -157,41 +208,6 @@ def require_fit(model: nn.Module, images: Tensor, target: str, composite: Compos
             f"computes at {target!r}, in {str(found.dtype).removeprefix('torch.')}. If a batch norm follows the layer, "
             f"choose the batch norm; otherwise {ADVICE}"
         )
-
-
-class ResidualCanonizer(AttributeCanonizer):  # type: ignore[misc]
-    """Makes the sum at the end of residual blocks, torchvision's and timm's, a module as zennit does."""
-
-    def __init__(self) -> None:
-        super().__init__(self._attributes)
-
-    @classmethod
-    def _attributes(cls, name: str, module: nn.Module) -> dict[str, Any] | None:
-        timm: Any = sys.modules.get("timm.models.resnet")  # there is none of its blocks where it is not loaded
-        kind: Any = next((kind for kind in (BasicBlock, Bottleneck) if isinstance(module, kind)), None)
-        if timm and isinstance(module, (timm.BasicBlock, timm.Bottleneck)):
-            kind = type(module)
-        return kind and {"forward": partial(_summed, kind, module), "canonizer_sum": Total()}
-
-
-def _summed(kind: Any, block: Any, inputs: Tensor) -> Any:
-    """A residual block's own forward, whose only sum, ``out += shortcut``, is the module that a rule is for."""
-    with _Summed(block.canonizer_sum):
-        return kind.forward(block, inputs)
-
-
-class _Summed(TorchFunctionMode):
-    """Has sums in place computed by a module."""
-
-    def __init__(self, total: Total) -> None:
-        super().__init__()
-        self.total = total
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is Tensor.add_:
-            sides = args[1], args[0]
-            return self.total(*sides) if self.total.apart else self.total(torch.stack(sides, dim=-1))
-        return function(*args, **(kwargs or {}))
 
 
 def reusing(composite: Composite) -> Composite:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from zennit import core
 from zennit.core import BasicHook, Hook, RemovableHandle, RemovableHandleList, stabilize
-from zennit.layer import Sum
-from zennit.rules import Flat, Norm, Pass, ZPlus
+from zennit.rules import Flat, Pass, ZPlus
 from zennit.types import ConvolutionStandard
 
 from pure_nb.errors import LayerError
@@ -27,18 +26,6 @@ EPSILON = 1e-6
 
 Modified = tuple[list[Tensor], list[Tensor], list[Tensor], list[int]]
 """A layer's modified inputs, what it puts out for each, the factors of relevance, and which of them carry any."""
-
-
-class Total(Sum):  # type: ignore[misc]
-    """zennit's sum of two tensors that are stacked, which also takes them apart: stacks cost time in every pass."""
-
-    apart = False
-    """Whether it has a hook that knows of both."""
-
-    def forward(self, one: Tensor, other: Tensor | None = None) -> Tensor:
-        """What two tensors, or the two of a stack, add up to."""
-        found: Tensor = super().forward(one) if other is None else one + other
-        return found
 
 
 def fitting(rule: Pass | BasicHook, module: nn.Module) -> Hook:
@@ -53,9 +40,7 @@ def fitting(rule: Pass | BasicHook, module: nn.Module) -> Hook:
     """
     if type(rule) is Pass:
         return Passing()
-    if type(rule) in (Norm, Flat, ZPlus) and _stabilises_as_usual(rule):
-        if type(rule) is Norm and isinstance(module, Total):
-            return _Sharing()
+    if type(rule) in (Flat, ZPlus) and _stabilises_as_usual(rule):
         if type(rule) is Flat and isinstance(module, ConvolutionStandard) and module.groups == 1:
             return _Even(rule)
         if type(rule) is ZPlus and isinstance(module, ConvolutionStandard):
@@ -172,24 +157,6 @@ class Scaled(Passing):
         return above * kept["scale"] if "scale" in kept else above
 
 
-class _Sharing(Passing):
-    """zennit's ``Norm`` for a sum of two: each has a share of relevance, by what it brought."""
-
-    entries = 2
-
-    def register(self, module: Any) -> Any:
-        """As for any hook."""
-        module.apart = True
-        return super().register(module)
-
-    def relevance(self, module: nn.Module, kept: dict[str, Any], above: Tensor) -> tuple[Tensor, ...]:
-        one, other = kept["inputs"]
-        if "factor" not in kept:
-            kept["factor"] = stabilize(one + other).reciprocal_()
-        each = above * kept["factor"]
-        return each * one, each.mul_(other)
-
-
 class Reusing(Passing):
     """A rule that keeps what it computed from a layer's input until the layer gets another.
 
@@ -246,7 +213,8 @@ class Reusing(Passing):
             factors = self.rule.gradient_mapper(torch.ones_like(outputs[0]), outputs)
         if isinstance(factors, Tensor):  # zennit's rules with one pair of modifiers return it bare
             factors = (factors,) * len(outputs)
-        return inputs, outputs, list(factors), live or [0]
+        # In half precision the inverse of what is next to nothing is infinite, and times no relevance no number.
+        return inputs, outputs, [torch.nan_to_num(one) for one in factors], live or [0]
 
 
 class _Positive(Reusing):

@@ -36,6 +36,7 @@ from pure_nb.network.targets import (
     channels_last,
     channels_second,
     is_last,
+    main_tensor,
     view,
 )
 
@@ -215,9 +216,10 @@ class _Recorder:
     def note(self, name: str, module: nn.Module, value: Any, *, entering: bool) -> _Event:
         """Something goes into a module, or comes out of it."""
         maker, source = self.inside[-1]
+        found = main_tensor(value)
         first = value[0] if isinstance(value, (tuple, list)) and value else value
-        tensor = first if isinstance(first, Tensor) else torch.empty(0)
-        kind = "" if isinstance(value, Tensor) else type(value).__name__
+        tensor = found[0] if found else first if isinstance(first, Tensor) else torch.empty(0)
+        kind = "" if found else type(value).__name__
         drawn = not all(map(torch.equal, self.before, _random(self.run.images.device)))
         run = replace(self.run, maps=[*self.run.maps])
         event = _Event(name, module, entering, maker, kind, tensor, drawn, run, None if entering else source)

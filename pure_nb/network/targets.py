@@ -22,10 +22,12 @@ they say; what replaces a view is put back in its place: among the other tokens,
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,8 +112,35 @@ PREFIX_TOKENS = 16
 SECOND = ("batchnorm", "conv", "fold", "instancenorm", "padding", "pooling", "upsampling")
 """Where torch defines modules that have their channels on the second axis, in ``torch.nn.modules``."""
 
-View = tuple[Tensor, Callable[[Tensor], Tensor]]
+View = tuple[Tensor, Callable[[Tensor], Any]]
 """What a target means of an activation, and how what replaces that is put back in its place."""
+
+
+def main_tensor(value: Any) -> View | None:
+    """The tensor that a module puts out, also with other things around it, and how what replaces it is put back there.
+
+    That is the only tensor of a tuple or list, as blocks of Hugging Face return it, and the first of a dictionary, such
+    as the ``last_hidden_state`` or ``logits`` of a ``ModelOutput``. None if there is none, or one of several.
+    """
+    if isinstance(value, Tensor):
+        return value, lambda new: new
+    if isinstance(value, Mapping):
+        key = next((key for key, one in value.items() if isinstance(one, Tensor)), None)
+        return None if key is None else (value[key], partial(_with_item, value, key))
+    if isinstance(value, (tuple, list)):
+        places = [place for place, one in enumerate(value) if isinstance(one, Tensor)]
+        return (value[places[0]], partial(_with_item, value, places[0])) if len(places) == 1 else None
+    return None
+
+
+def _with_item(whole: Any, key: Any, new: Tensor) -> Any:
+    """A copy of a tuple, list or dictionary with something else in one place."""
+    if isinstance(whole, tuple):
+        parts = [new if place == key else one for place, one in enumerate(whole)]
+        return whole._make(parts) if hasattr(whole, "_make") else tuple(parts)
+    changed = copy.copy(whole)
+    changed[key] = new
+    return changed
 
 
 def channel_axis(activation: Tensor) -> int:
