@@ -302,7 +302,15 @@ def traced_images(
 def traced_key(
     step: str, layers: Sequence[Parts], images: Images, sample: NDArray[np.int64], start: Start
 ) -> dict[str, object]:
-    """What traces of some images through some layers depend on."""
+    """What traces depend on.
+
+    Parameters
+    ----------
+    step
+        Under which name they are kept.
+    layers, images, sample, start
+        As for :func:`in_blocks`.
+    """
     parts = [one.study.key("virtual") for one in layers]
     key: dict[str, object] = {"step": step, "format": FORMAT["reasons"], "layers": parts, "outputs": list(start)}
     return key | {"explained": images.fingerprint, "sample": sample.tolist()}

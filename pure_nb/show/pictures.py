@@ -144,7 +144,17 @@ def draw_strips(drawn: Sheets, added: dict[str, list[int]], tiles: dict[int, lis
 def draw_each(
     drawn: Sheets, added: dict[str, list[int]], tiles: Callable[[int], list[Picture]], what: str, shown: bool
 ) -> None:
-    """Write new files of strips, one after the other, each made of the tiles of its numbers."""
+    """Write new files of strips, one after the other.
+
+    Parameters
+    ----------
+    drawn, added
+        The sheets, and the numbers of the strips in each new file.
+    tiles
+        From a number to the pictures of its strip.
+    what, shown
+        What a progress bar says, and whether there is one.
+    """
     drawn.save()
     for file, some in progress_bar(list(added.items()), what, unit="sheet", shown=shown):
         drawn.write(file, as_file(_tiles([tiles(number) for number in some]), STRIP))
