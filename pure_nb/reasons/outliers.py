@@ -173,6 +173,10 @@ def outliers(
 ) -> Outliers:
     """For each class the images that other parts carry than the others.
 
+    They are not for labels that the network does not agree with: such images are found as well or better by a small
+    output. They are for images that it calls what they are labelled, for another reason than the others; see
+    ``benchmarks/outliers.py``.
+
     Parameters
     ----------
     study
