@@ -167,7 +167,8 @@ class Explanation:
         for row, heat, channel, part in zip(rows, self.heatmaps, some["channel"].tolist(), some["part"].tolist()):
             mask = heatmap_mask(torch.from_numpy(heat * np.sign(row["relevance"])))
             view = View(self.picture.sample, self.pixels, mask)
-            found.append(Shown(row, view, part_references(self.study, channel, part)))
+            own = self.picture.sample if self.picture.images is self.study.images else None
+            found.append(Shown(row, view, part_references(self.study, channel, part, but=own)))
         return found
 
     @cached_property
@@ -290,10 +291,11 @@ def _on_picture(relevance: Tensor, image: Tensor) -> NDArray[np.float32]:
     return summed[:, 0].cpu().numpy()
 
 
-def part_references(study: Study, channel: int, part: int) -> list[Pixels]:
-    """The strongest references of a part, cropped to what the channel looks at; as it is known, or found now."""
-    neuron = study.neuron(channel)
-    ranks: Sequence[int] = neuron.members(part, SHOWN).tolist()
+def part_references(study: Study, channel: int, part: int, *, but: int | None = None) -> list[Pixels]:
+    """The strongest references of a part, but for an image; cropped to where it looks, as is known or found now."""
+    neuron, sample = study.neuron(channel), study.references.sample[channel]
+    members: list[int] = neuron.members(part, SHOWN + 1).tolist()
+    ranks: Sequence[int] = [rank for rank in members if sample[rank] != but][:SHOWN]
     if "boxes" in study.known():
         return study.crops.of(channel, ranks)
     return [view.crop() for view in neuron.views(ranks)]
