@@ -292,7 +292,17 @@ def _on_picture(relevance: Tensor, image: Tensor) -> NDArray[np.float32]:
 
 
 def part_references(study: Study, channel: int, part: int, *, but: int | None = None) -> list[Pixels]:
-    """The strongest references of a part, but for an image; cropped to where it looks, as is known or found now."""
+    """The strongest references of a part, cropped to what the channel looks at; as it is known, or found now.
+
+    Parameters
+    ----------
+    study
+        Whose part it is.
+    channel, part
+        The channel, and the part's number.
+    but
+        An image that is left out: the one that is explained.
+    """
     neuron, sample = study.neuron(channel), study.references.sample[channel]
     members: list[int] = neuron.members(part, SHOWN + 1).tolist()
     ranks: Sequence[int] = [rank for rank in members if sample[rank] != but][:SHOWN]
