@@ -267,3 +267,14 @@ def test_what_can_not_be_checked_is_told_in_a_sentence(small: Study, seen: Study
     assert "has 1 images: one chooses" in problem(lambda: check([3, 4], images=single))
     against = small.explain(torch.full((2, 2, 2), -2.0), 0, against=1)
     assert "no part speaks for '0' in a tensor" in problem(lambda: against.faithfulness)
+
+
+def test_a_picture_is_no_reference_of_its_own_parts(seen: Study) -> None:
+    picture = int(seen.references.sample[3, 0])
+    found = seen.explain(picture, count=20)
+    some, amiss = found.channels[found.channels["part"] != UNLIKE], 0
+    for one, channel, part in zip(found.shown, some["channel"].tolist(), some["part"].tolist()):
+        members = seen.references.sample[channel][seen.neuron(channel).members(part)]
+        amiss += picture in members[:4]
+        assert len(one.references) == min(4, (members != picture).sum())
+    assert amiss

@@ -174,7 +174,8 @@ class Explanation:
         rows: list[Any] = self.table[self.table["kind"] == PART].to_dict("records")
         some = self.channels[self.channels["part"] != UNLIKE][: self.count]
         channels, parts = some["channel"].tolist(), some["part"].tolist()
-        references = [part_references(self.study, *both) for both in zip(channels, parts)]
+        own = self.picture.sample if self.picture.images is self.study.images else None
+        references = [part_references(self.study, *both, but=own) for both in zip(channels, parts)]
         return [Shown(*all_three) for all_three in zip(rows, self.views(channels), references)]
 
     @cached_property
@@ -299,10 +300,21 @@ def _on_picture(relevance: Tensor, image: Tensor) -> NDArray[np.float32]:
     return summed[:, 0].cpu().numpy()
 
 
-def part_references(study: Study, channel: int, part: int | None) -> list[Pixels]:
-    """The strongest references of a part, None is the whole channel, cropped to what the channel looks at."""
-    neuron = study.neuron(channel)
-    ranks: Sequence[int] = neuron.members(part, SHOWN).tolist()
+def part_references(study: Study, channel: int, part: int | None, *, but: int | None = None) -> list[Pixels]:
+    """The strongest references of a part, cropped to what the channel looks at; as it is known, or found now.
+
+    Parameters
+    ----------
+    study
+        Whose part it is.
+    channel, part
+        The channel, and the part's number; None is the whole channel.
+    but
+        An image that is left out: the one that is explained.
+    """
+    neuron, sample = study.neuron(channel), study.references.sample[channel]
+    members: list[int] = neuron.members(part, SHOWN + 1).tolist()
+    ranks: Sequence[int] = [rank for rank in members if sample[rank] != but][:SHOWN]
     if "boxes" in study.known():
         return study.crops.of(channel, ranks)
     return [view.crop() for view in neuron.views(ranks)]

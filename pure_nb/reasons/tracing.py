@@ -262,7 +262,14 @@ def fitted(
 ) -> dict[str, Any]:
     """The part of each channel in each image, by its circuit there, with its distance and limit: ``[b, K]`` each.
 
-    The nearest if it is ``like`` it, or however far that is.
+    Parameters
+    ----------
+    parts
+        Of the layer.
+    channel, vectors
+        int64 ``[b, K]`` and float32 ``[b, K, d]``: channels, and their circuits.
+    like
+        Whether a part must be near enough; else it is the nearest, however far.
     """
     found: dict[str, Any] = {"part": np.full(channel.shape, UNLIKE)} | {
         name: np.full(channel.shape, np.nan) for name in ("distance", "limit")
