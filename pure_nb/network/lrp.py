@@ -5,6 +5,7 @@ The rules are zennit's and unchanged; :mod:`pure_nb.network.rules` has them fit 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -13,6 +14,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from zennit.canonizers import NamedMergeBatchNorm, SequentialMergeBatchNorm
 from zennit.composites import EpsilonPlusFlat
 from zennit.core import BasicHook, Composite, Hook
@@ -136,13 +139,21 @@ def ruled(
             yield
 
 
+MUCH = 1e-4
+"""What is more than the ``eps`` of torch's batch norms, and changes a number noticeably."""
+
+
 class Merging(NamedMergeBatchNorm):  # type: ignore[misc]
-    """Merges batch norms into layers, and leaves nothing of them."""
+    """Merges batch norms into layers. zennit leaves a number of each, for its ``eps``.
+
+    That is all but 1 with torch's own; with that of EfficientNets, 1e-3, many of them would change what is computed.
+    """
 
     def register(self, linears: list[Any], batch_norm: Any) -> None:
         """Merge one."""
         super().register(linears, batch_norm)
-        self.eps, batch_norm.eps = batch_norm.eps, 0.0
+        self.eps = batch_norm.eps
+        batch_norm.eps = 0.0 if self.eps > MUCH else self.eps
 
     def remove(self) -> None:
         """Take it apart."""
@@ -151,19 +162,21 @@ class Merging(NamedMergeBatchNorm):  # type: ignore[misc]
 
 
 def _norms(model: nn.Module, images: Tensor, target: str) -> dict[str, str]:
-    """The batch norms of a network that take in what a layer puts out, with its name.
+    """The batch norms of a network that take in what a layer puts out, and alone do so, with its name.
 
     By the order in which modules are registered, as zennit has it, those of a DenseNet stand behind the wrong layers.
     """
-    made: dict[int, tuple[str, Tensor]] = {}
-    found: dict[str, str] = {}
+    made: dict[int, tuple[str, Tensor]] = {}  # the tensors too, or another would have the same id
+    found: dict[str, int] = {}
+    uses = _Uses()
 
     def leave(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         made[id(output)] = name, output
+        uses.count[id(output)] = 0  # of another tensor, that is no more
 
     def enter(name: str, module: Any, inputs: Any) -> None:
         if inputs and id(inputs[0]) in made and module.weight is not None and module.running_var is not None:
-            found[name] = made[id(inputs[0])][0]
+            found[name] = id(inputs[0])
 
     with ExitStack() as stack, frozen_eval(model, images.device), torch.no_grad():
         for name, module in model.named_modules():
@@ -171,8 +184,23 @@ def _norms(model: nn.Module, images: Tensor, target: str) -> dict[str, str]:
                 stack.enter_context(module.register_forward_hook(partial(leave, name)))
             elif isinstance(module, BatchNorm):
                 stack.enter_context(module.register_forward_pre_hook(partial(enter, name)))
+        stack.enter_context(uses)
         activations(model, images, [target])
-    return found
+    return {norm: made[tensor][0] for norm, tensor in found.items() if uses.count[tensor] == 1}
+
+
+class _Uses(TorchFunctionMode):
+    """Counts how many functions a tensor is given to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[int] = Counter()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and getattr(function, "__name__", "") != "__get__":
+            self.count.update(id(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
+        return found
 
 
 def require_fit(model: nn.Module, images: Tensor, target: str, composite: Composite, expected: Tensor) -> None:
