@@ -131,7 +131,8 @@ def main() -> None:
         print(own.head(12).to_string(), flush=True)
         if args.out is not None:
             size = {"references": args.references, "images": args.images}
-            pd.concat(done).reindex(columns=[*about, *COLUMNS]).assign(**size).to_csv(args.out, index=False, float_format="%.4g")
+            table = pd.concat(done).reindex(columns=[*about, *COLUMNS]).assign(**size)
+            table.to_csv(args.out, index=False, float_format="%.4g")
 
     for world, study in worlds(args.shared, args).items():
         task, kinds = planted(study, args.count, args.single)

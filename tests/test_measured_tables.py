@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 SCORES = ["ari", "ari_dominant", "ami", "accuracy", "difference", "p"]
 JUDGED = ["PURE", "PURE at maximum", "PURE close", "PURE close, shortcuts open", "activation", "activation at maximum"]
 JUDGED += ["lower activation"]
+SPARSE, LAST = ["SAE BatchTopK, 4x, k=8", "SAE top-k, 4x, k=8"], ["random", "oracle: PURE"]
 SHORTCUTS = ["PURE", "PURE close, shortcuts open", "maximum, nearest (PURE close)"]
 SHORTCUTS += ["oracle: PURE", "oracle: PURE close"]
 
@@ -132,14 +133,67 @@ def local_workers() -> str:
     return markdown(table[["step", "workers", "predicted wall", "wall", "wall/predicted", "busiest/predicted"]])
 
 
+LARGE = "ImageNet ResNet-50"
+
+
+def tried() -> pd.DataFrame:
+    """What scores say of planted channels, of those with enough answers to say anything."""
+    table = measured("trial").query("kind != 'natural' and n >= 20").dropna(subset="auc")
+    table["cell"] = [f"{row.auc:.2f} ({row.low:.2f} to {row.high:.2f})" for row in table.itertuples()]
+    return table
+
+
+def wide(table: pd.DataFrame, columns: str) -> str:
+    """A row for each score and judge, the best in the large network first."""
+    large = table[table["network"] == LARGE].groupby(["score", "judge"])["auc"].mean()
+    order = large.sort_values(ascending=False, kind="stable").index
+    rows = [*order, *sorted(set(zip(table["score"], table["judge"])) - set(order))]
+    found = table.pivot(index=["score", "judge"], columns=columns, values="cell").loc[rows].fillna("")
+    return markdown(found.reset_index().rename_axis(columns=None))
+
+
 def trials() -> str:
     """Scores against two sources of one strength, drawn at random: a column for each network."""
-    table = measured("trial").query("kind == 'random' and ratio == 1 and sources == 2").dropna(subset="auc")
-    table["cell"] = [f"{row.auc:.2f} ({row.low:.2f} to {row.high:.2f})" for row in table.itertuples()]
-    table["where"] = table["network"] + " " + table["layer"]
-    mean = table.groupby(["score", "judge"])["auc"].mean().sort_values(ascending=False, kind="stable")
-    wide = table.pivot(index=["score", "judge"], columns="where", values="cell").loc[mean.index].fillna("")
-    return markdown(wide.reset_index().rename_axis(columns=None))
+    return wide(tried().query("kind == 'random' and sources == 2"), "network")
+
+
+def kinds() -> str:
+    """Scores in the large network: a column for each kind of merged channels."""
+    table = tried().query(f"network == '{LARGE}'")
+    table["kind"] = [f"{row.kind}, {row.sources} sources" for row in table.itertuples()]
+    return wide(table, "kind")
+
+
+def autoencoders() -> str:
+    """The two questions to sparse autoencoders; of other contestants the best part takes the place of a feature."""
+    table = measured("dictionaries").dropna(subset="ari")
+    best = table["feature_f1"].fillna(table["part_f1"])
+    ari = [f"{row.ari:.2f} ({row.low:.2f} to {row.high:.2f})" for row in table.itertuples()]
+    seconds = [f"{own:.0f}" for own in table["seconds"]]
+    found = {"world": table["world"], "method": table["who"], "ari": ari, "best F1": best, "seconds": seconds}
+    return markdown(pd.DataFrame(found))
+
+
+def widths() -> str:
+    table = measured("widths")
+    table["cell"] = [
+        f"{row.value:.2f}" + (f" ({row.low:.2f} to {row.high:.2f})" if row.low == row.low else "")
+        for row in table.itertuples()
+    ]
+    some = ["objects named", "objects", "polysemantic", "clarity", *(f"rank correlation, {own}" for own in RANKED)]
+    some += [f"ARI, {task}: {own}" for task in ("objects", "planted, k = 2, random") for own in WIDE]
+    found = table.pivot(index="measure", columns="width", values="cell").loc[some]
+    return markdown(found.rename(columns=str).reset_index().rename_axis(columns=None))
+
+
+RANKED = ["score by circuits", "clarity by mini-DINO"]
+WIDE = ["PURE", "activation at maximum", "oracle: PURE"]
+
+
+def learnt() -> str:
+    """Worlds whose truth was made by training."""
+    tables = {name: measured(f"bench-{name}", index_col="method")["ari"] for name in ("either", "wired")}
+    return markdown(pd.DataFrame(tables).sort_values(["wired", "either"], ascending=False).reset_index())
 
 
 TABLES = {
@@ -152,7 +206,7 @@ TABLES = {
     "ImageNet": ("bench", judged()),
     "CIFAR": (
         "bench",
-        board("bench-cifar-layer3", [*JUDGED[4:6], "PURE", "PURE close", "random", "oracle: PURE"], SCORES),
+        board("bench-cifar-layer3", [*SPARSE, "combined", *JUDGED[4:6], "PURE", "PURE close", *LAST], SCORES),
     ),
     "false alarms": ("virtual-neurons", one_heaps()),
     "planted or single": ("scores", detection()),
@@ -173,8 +227,13 @@ TABLES = {
     "faults": ("scale", markdown(measured("faults")[["fault", "trials", "outcome", "times"]].rename(columns=FAULTS))),
     "networks": ("scale", networks()),
 }
-if (ROOT / "benchmarks" / "results" / "trial.csv").is_file():
-    TABLES["scores on trial"] = ("scores", trials())
+TABLES |= {
+    "scores on trial": ("scores", trials()),
+    "kinds of channels": ("scores", kinds()),
+    "widths": ("scores", widths()),
+    "autoencoders": ("bench", autoencoders()),
+    "trained truths": ("bench", learnt()),
+}
 
 
 @pytest.mark.parametrize("name", TABLES)
