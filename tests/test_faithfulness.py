@@ -122,6 +122,7 @@ def test_a_part_that_alone_carries_a_class() -> None:
 OUTPUTS, EACH, OTHERS, UNITS = [3, 17, 40], 6, 4, (1, 3)
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("rule", ["gradient", "lrp"])
 def test_classes_against_plain_hooks(glyph_study: Study, rule: str) -> None:
     study = glyph_study.replace(rule=rule)
