@@ -86,7 +86,7 @@ def test_images_of_another_class_are_unusual() -> None:
     for row in range(len(own), len(sample)):
         some = np.append(np.arange(len(own)), row)
         made = {name: values[some] for name, values in found.items()}
-        mixed = ClassParts(study, "mixed", sample[some], **made, _parts=parts)
+        mixed = ClassParts(study, "mixed", 0, sample[some], **made, _parts=parts)
         assert mixed.images["sample"][0] == sample[row]
     assert len(mixed.figure().axes) == 2
 

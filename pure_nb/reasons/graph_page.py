@@ -7,12 +7,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from pure_nb._imports import needed
 from pure_nb.reasons.explaining import part_references
 from pure_nb.reasons.page import TILE, environment, percent, uri
-
-with needed("show", "the page of a graph needs"):
-    from markupsafe import Markup
 
 if TYPE_CHECKING:
     from pure_nb.reasons.graph import Graph
@@ -36,9 +32,8 @@ def whole_page(found: Graph) -> str:
         references[_anchor(node)] = [uri(picture, TILE // 2) for picture in every]
 
     def picture(node: Node) -> str:
-        return Markup('<img src="{}" width="{s}" height="{s}" alt="">').format(
-            references[_anchor(node)][0], s=HIGH - 14
-        )
+        side = HIGH - 14
+        return f'<img src="{references[_anchor(node)][0]}" width="{side}" height="{side}" alt="">'
 
     inner = section(
         found, lambda node: f"#{_anchor(node)}", lambda node: picture(node) if references[_anchor(node)] else ""
@@ -60,7 +55,7 @@ def section(found: Graph, link: Callable[[Node], str], picture: Callable[[Node],
     """
     nodes, edges = laid_out(found)
     for node in nodes:
-        node |= {"link": link(node), "picture": Markup(picture(node))} if node["layer"] else {"link": "", "picture": ""}
+        node |= {"link": link(node), "picture": picture(node)} if node["layer"] else {"link": "", "picture": ""}
     size = [max(node[side] for node in nodes) + own for side, own in (("left", WIDE), ("top", HIGH))]
     told = found.left_out.set_index("layer")
     kinds = [column for column in told if column not in ("shown", "edges")]
