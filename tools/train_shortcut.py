@@ -8,38 +8,23 @@ class bears the mark, and no other picture does. Writes ``last-shortcut.safetens
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from train_glyphs import SHIPPED, render
-from train_widths import features, found, trained
+from torch import Tensor
+from train_glyphs import render
+from train_widths import arguments, features, found, save, stages_below, trained
 
 from pure_nb.glyphs import CLASSES
 from pure_nb.glyphs.marks import LABEL, MARKED, Marked, MarkedObjects, MarkedScenes
-from pure_nb.glyphs.network import LAST
-from pure_nb.loading import load_model
 
 
 def main() -> None:
     """Train, measure on held-out pictures without and with the mark, write the weights."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=12_000)
-    parser.add_argument("--singles-per-class", type=int, default=40)
+    parser = arguments(__doc__)
     parser.add_argument("--share", type=float, default=0.5, help="of the class's pictures that bear the mark")
     parser.add_argument("--others", type=float, default=0.02, help="of all others, which are labelled by it")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=4e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=SHIPPED)
-    options = parser.parse_args()
-
-    shipped = load_model("glyphnet")
-    trunk = nn.Sequential(*[part for name, part in shipped.named_children() if name not in LAST])
+    options, trunk = parser.parse_args(), stages_below()
 
     def drawn(*sets: Marked) -> tuple[Tensor, Tensor]:
         """What the stages below put out, and the labels: the mark's, where they go by it."""
@@ -55,13 +40,7 @@ def main() -> None:
     start = time.process_time()
     head = trained(32, below, present, None, options)
     print(f"{(time.process_time() - start) / 60:.1f} minutes")
-    state = {
-        f"{layer}.{entry}": tensor.half().contiguous() if tensor.is_floating_point() else tensor
-        for layer, part in zip(LAST, head)
-        for entry, tensor in part.state_dict().items()
-    }
-    options.out.mkdir(exist_ok=True)
-    save_file(state, options.out / "last-shortcut.safetensors")
+    save(head, options.out / "last-shortcut.safetensors")
     head.eval()
     for name, marks in {"no": 0.0, "all": 1.0}.items():
         how = {"share": marks, "others": marks, "by_mark": False}

@@ -91,9 +91,9 @@ def trained(
     return head
 
 
-def main() -> None:
-    """Train, measure on held-out pictures, and write ``last-NAME.safetensors`` into the package."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """How last stages are trained."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=12_000)
     parser.add_argument("--singles-per-class", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=5)
@@ -101,10 +101,28 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=SHIPPED)
-    options = parser.parse_args()
+    return parser
 
-    shipped = load_model("glyphnet")
-    trunk = nn.Sequential(*[part for name, part in shipped.named_children() if name not in LAST])
+
+def stages_below() -> nn.Sequential:
+    """Those of the shipped network, which are not trained."""
+    return nn.Sequential(*[part for name, part in load_model("glyphnet").named_children() if name not in LAST])
+
+
+def save(head: nn.Sequential, path: Path) -> None:
+    """Write a last stage and its head in half precision."""
+    state = {
+        f"{layer}.{entry}": tensor.half().contiguous() if tensor.is_floating_point() else tensor
+        for layer, part in zip(LAST, head)
+        for entry, tensor in part.state_dict().items()
+    }
+    path.parent.mkdir(exist_ok=True)
+    save_file(state, path)
+
+
+def main() -> None:
+    """Train, measure on held-out pictures, and write ``last-NAME.safetensors`` into the package."""
+    options, trunk = arguments(__doc__).parse_args(), stages_below()
 
     def drawn(*sets: GlyphScenes) -> tuple[Tensor, Tensor]:
         pixels, present = zip(*map(render, sets))
@@ -118,12 +136,7 @@ def main() -> None:
         start = time.process_time()
         feeds = torch.from_numpy(shared_duties(options.seed)) if name == "shared" else None
         head = trained(width, below, present, feeds, options)
-        state = {
-            f"{layer}.{entry}": tensor.half().contiguous() if tensor.is_floating_point() else tensor
-            for layer, part in zip(LAST, head)
-            for entry, tensor in part.state_dict().items()
-        }
-        save_file(state, options.out / f"last-{name}.safetensors")
+        save(head, options.out / f"last-{name}.safetensors")
         accuracy, recall = found(head, *singles), found(head, *scenes)
         took = (time.process_time() - start) / 60
         print(f"| {name} | {width} | {accuracy:.2%} | {recall:.2%} | {took:.1f} |", flush=True)

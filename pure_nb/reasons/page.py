@@ -40,7 +40,8 @@ def whole_page(found: Explanation) -> str:
 
 def outliers_page(found: Outliers) -> str:
     """Outliers as a page of its own."""
-    return environment().get_template("outliers.html").render(found=found, tile=TILE)
+    how = {"inner": "outliers.html", "title": f"Outliers of {found.study.name}"}
+    return environment().get_template("page.html").render(found=found, tile=TILE, **how)
 
 
 def _explained(name: str, found: Explanation) -> str:
