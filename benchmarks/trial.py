@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4000, help="at most so many")
     parser.add_argument("--draws", type=int, default=1000, help="of the bootstrap over channels")
     args = start(parser)
-    judges, done = judges_of(args.shared), []
+    judges, done, studies = judges_of(args.shared), [], worlds(args.shared, args)
 
     def write(world: tuple[str, str], kind: str, ratio: int, sources: int, table: pd.DataFrame) -> None:
         own = board(table, draws=args.draws).dropna(subset="rho") if kind == "natural" else told_apart(table)
@@ -130,11 +130,11 @@ def main() -> None:
         done.append(own.assign(**about))
         print(own.head(12).to_string(), flush=True)
         if args.out is not None:
-            size = {"references": args.references, "images": args.images}
+            size = {"references": args.references, "images": len(studies[world].images)}
             table = pd.concat(done).reindex(columns=[*about, *COLUMNS]).assign(**size)
             table.to_csv(args.out, index=False, float_format="%.4g")
 
-    for world, study in worlds(args.shared, args).items():
+    for world, study in studies.items():
         task, kinds = planted(study, args.count, args.single)
         assert task.planting is not None
         table, single = trial(task, judges), np.flatnonzero(task.planting.self_merged)

@@ -31,9 +31,10 @@ def explain(
     found = asked.load().explain(seen, output, against=against, channels=channels, count=count)
     echo(f"{found.picture.name}: {found.title}")
     print_table(found.table)
-    if faithfulness:
-        print_table(found.faithfulness.areas)
     echo(f"{found.write(out)}: the same with pictures")
+    if faithfulness:  # after the page, since there may be no part to switch off
+        print_table(found.faithfulness.areas)
+        found.write(out)
 
 
 @command("neurons", "crops")
@@ -50,7 +51,7 @@ def outliers(
         Path, Option(help="An .html file with pictures, a .csv file with the table, or a folder for both.")
     ] = Path("outliers.html"),
 ) -> None:
-    """Find the images of each class that other parts carry than the others: wrong labels, odd pictures, shortcuts."""
+    """Find the images of each class that other parts carry than the others: shortcuts, odd pictures."""
     require_place(out, *([".html", ".csv"] if out.suffix else []))
     found = asked.load().classes.outliers(names or None, count=count, channels=channels)
     print_table(found.table, rows)

@@ -229,7 +229,7 @@ class Splitter:
     def _own_labels(self) -> tuple[NDArray[np.int64], dict[str, int]]:
         """The classes of the images for validation, and their numbers."""
         assert self.own is not None
-        labels, names = class_labels(self.own, len(self.classes.names))
+        labels, names = class_labels(self.own, len(self.classes.names), self.classes.called)
         return labels, numbered(names)
 
 

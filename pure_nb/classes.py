@@ -70,7 +70,7 @@ class Classes:
                 "classes need a network that puts out one tensor [images, classes]; "
                 f"{type(self.study.model).__name__} does not"
             )
-        labels, names = class_labels(self.labelled, logits.channels, self._called)
+        labels, names = class_labels(self.labelled, logits.channels, self.called)
         doubt = "" if self.study.images.drawn else self._doubt(labels)
         if doubt:
             warnings.warn(
@@ -119,14 +119,14 @@ class Classes:
         return self._labels[1]
 
     @property
-    def _called(self) -> tuple[str, ...]:
+    def called(self) -> tuple[str, ...]:
         """What the network itself calls its outputs; () if it does not tell."""
         return self.study.model.outputs if isinstance(self.study.model, ZeroShot) else ()
 
     def output_names(self, count: int) -> list[str]:
         """What outputs are called: as the network tells, by the names of the study's classes, or by their numbers."""
-        if len(self._called) == count:
-            return [*self._called]
+        if len(self.called) == count:
+            return [*self.called]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of labels that may mean nothing, which is said where they are used
             names = [] if self.without_labels else display_names(self.names)
@@ -362,7 +362,7 @@ class Classes:
     def outliers(
         self, names: str | int | Sequence[str | int] | None = None, *, count: int = 3, channels: int = 50
     ) -> Outliers:
-        """For each class the images that other parts carry than the others: mislabelled ones, and shortcuts.
+        """For each class the images that other parts carry than the others: shortcuts, and odd ones.
 
         Parameters
         ----------

@@ -24,7 +24,7 @@ from pure_nb._keeping import replaced
 from pure_nb._lacking import described, lacks
 from pure_nb.ablating import ablate
 from pure_nb.classes import Classes
-from pure_nb.compute.results import ASKED, FORMAT, Results, as_before
+from pure_nb.compute.results import ASKED, FORMAT, RULES, Results, as_before
 from pure_nb.compute.store import Arrays, New, Store, store_folder
 from pure_nb.compute.sweep import accepted, noted, sweep
 from pure_nb.crops import Crops, misfit
@@ -432,6 +432,8 @@ class Study:
         found: dict[str, object] = {name: getattr(self.parameters, name) for name in ASKED[step]}
         if not found.get("crop_lower", True):  # there was none once
             del found["crop_lower"]
+        if found.get("rule") == "lrp":
+            found["rules"] = RULES
         if step == "references" and self.parameters.references != "top":
             found |= {"references": self.parameters.references, "seed": self.parameters.seed}
         if "n_references" in found and step != "references":

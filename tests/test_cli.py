@@ -173,7 +173,7 @@ def test_plot_of_a_study_that_was_never_run(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(TOML)
     result = on(tmp_path, "plot", "--neurons", "3", "--count", 2, "--out", tmp_path / "figures")
     assert result.exit_code == 0, result.output
-    assert {path.name.split("-")[0] for path in (tmp_path / "small").glob("[!.]*")} == {"references", "objects"}
+    assert {path.name.split("-")[0] for path in (tmp_path / "small").glob("[!.]*")} == {"references"}
 
 
 def test_plot_takes_the_most_polysemantic_by_default(finished: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import wilcoxon
+from scipy.stats import false_discovery_control, wilcoxon
 from small import Tokens, noise
 from test_reasons import PICTURE, few, problem
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 
 from pure_nb import Study
 from pure_nb.cli import app
+from pure_nb.compute.results import Results
+from pure_nb.methods.statistics import interval
 from pure_nb.network.layers import OUTPUT, activations
 from pure_nb.reasons.faithfulness import KINDS, WAYS
 from pure_nb.reasons.parts import UNLIKE, Parts
@@ -107,9 +109,9 @@ def test_a_part_that_alone_carries_a_class() -> None:
     assert table.loc[("zero", "off", "channels"), "gain"] == pytest.approx(1)
     assert table.loc[("zero", "off", "parts"), "ratio"] == pytest.approx(0)
     assert table.loc[("zero", "off", "channels"), "ratio"] == pytest.approx(1)
-    # Shuffled, it is off in as many images, a part of which are the class's own.
+    # Shuffled among the class's own images, in all of which it is at work, and among the others, in none: the same.
     shuffled = found.curves.set_index(["ablation", "way", "unit", "units"]).loc[("zero", "off", "shuffled parts", 1)]
-    assert 0 < shuffled["own"].mean() < 1
+    np.testing.assert_allclose(shuffled[["own", "others"]], [[1, 0]] * 2, atol=1e-6)
     one = study.explain(0).faithfulness
     zero = one.table[one.table["ablation"] == "zero"].set_index("order")
     np.testing.assert_allclose(zero.loc["parts", "off"], [1, 0], atol=1e-6)
@@ -194,8 +196,15 @@ def test_the_table_over_classes(glyph_study: Study) -> None:
     parts, channels = (each.xs(("mean", "off", unit, 3)) for unit in ("parts", "channels"))
     row = found.table(3).set_index(["ablation", "way", "unit"]).loc[("mean", "off", "channels")]
     assert row["gain"] == pytest.approx((parts - channels).mean())
-    assert row["gain_low"] <= row["gain"] <= row["gain_high"]
-    assert row["p"] >= wilcoxon(parts - channels).pvalue
+    low, high = interval(parts - channels)
+    assert (row["gain_low"], row["gain_high"]) == pytest.approx((low, high), abs=0.1 * (high - low))
+    gains = {
+        tuple(key): (each.xs((*key[:2], "parts", 3)) - each.xs((*key, 3))).to_numpy()
+        for key in found.table(3)[["ablation", "way", "unit"]].to_numpy().tolist()
+    }
+    raw = {key: wilcoxon(gain).pvalue for key, gain in gains.items() if gain.any()}
+    fair = dict(zip(raw, false_discovery_control([*raw.values()])))
+    assert row["p"] == pytest.approx(fair["mean", "off", "channels"])
     heights = own["own"].xs(("mean", "off", "parts")).unstack("output")
     whole = found.table().set_index(["ablation", "way", "unit"]).loc[("mean", "off", "parts"), "own"]
     assert whole == pytest.approx(
@@ -279,3 +288,38 @@ def test_a_picture_is_no_reference_of_its_own_parts(seen: Study) -> None:
         amiss += picture in members[:4]
         assert len(one.references) == min(4, (members != picture).sum())
     assert amiss
+
+
+def test_of_outputs_below_zero_nothing_is_lost_with_all_on() -> None:
+    model, images = carried()
+    shift = nn.Linear(2, 2)
+    shift.weight.data, shift.bias.data = torch.eye(2), torch.full((2,), -50.0)
+    below = nn.Sequential(model, shift)
+    study = Study.from_model(below, images, "0.2", "0.0", n_references=24, n_clusters=2, **HOW)
+    curves = study.classes.faithfulness(units=(1,), each=24).curves.set_index(["way", "units"])
+    np.testing.assert_allclose(curves.loc[("off", 0), ["own", "others"]], 0, atol=1e-6)
+
+
+def test_classes_are_measured_on_different_others(glyph_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples: list[Any] = []
+    usual = Results.arrays
+
+    def noted(results: Results, step: str, key: Any, *given: Any) -> Any:
+        if step == "faithfulness":
+            samples.append(key)
+            raise StopIteration
+        return usual(results, step, key, *given)
+
+    monkeypatch.setattr(Results, "arrays", noted)
+    with pytest.raises(StopIteration):
+        glyph_study.classes.faithfulness(each=6, others=4)
+    count = len(glyph_study.classes.names)
+    held, rest = samples[-1]["samples"][count : 2 * count], samples[-1]["samples"][2 * count :]
+    uses = np.bincount(np.concatenate(rest))
+    assert {*np.flatnonzero(uses)} == {*np.concatenate(held)}
+    assert uses.max() <= 6
+
+
+@pytest.mark.parametrize("how", [{"each": 1}, {"each": 0}, {"others": 0}])
+def test_too_few_images(glyph_study: Study, how: dict[str, int]) -> None:
+    assert "one is measured, and one of others: got" in problem(lambda: glyph_study.classes.faithfulness(**how))

@@ -21,6 +21,7 @@ from zennit.core import Composite, Hook
 from zennit.rules import Epsilon
 
 from pure_nb._resting import frozen_eval
+from pure_nb.errors import LayerError
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
 from pure_nb.network import functions
@@ -446,3 +447,74 @@ def test_circuits_of_transformers_in_float32_are_those_in_float64(case: str) -> 
         found.append(circuits(model.to(dtype), data, *which, target=target, lower=lower, rule="lrp"))
     assert np.abs(found[1]).sum() > 4
     np.testing.assert_allclose(found[0], found[1], atol=2e-3)
+
+
+def test_attention_of_a_learned_query() -> None:
+    """What does not depend on the lower layer has no share: as if the attention were written out."""
+    query, above = numbers(1, 2, 4), numbers(1, 2, 4, seed=1)
+    x = numbers(1, 3, 4, seed=2)
+    weight = numbers(4, 4, seed=3)
+
+    def fused(x: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(query, x @ weight, x)
+
+    def written(x: Tensor) -> Tensor:
+        return (query @ (x @ weight).transpose(-1, -2) / 2).softmax(-1) @ x
+
+    np.testing.assert_allclose(relevance(fused, above, x)[0], relevance(written, above, x)[0], atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "inverse", [lambda n: torch.ones(3, 1, dtype=torch.float64) / n.sqrt(), lambda n: n.pow(-0.5), lambda n: n**-0.5]
+)
+def test_however_it_is_divided_the_divisor_has_nothing(inverse: Callable[[Tensor], Tensor]) -> None:
+    x, above = numbers(3, 5), numbers(3, 5, seed=1)
+
+    def norm(x: Tensor) -> Tensor:
+        return x * inverse(x.square().mean(1, keepdim=True))
+
+    np.testing.assert_allclose(relevance(norm, above, x)[0], above.numpy(), atol=1e-12)
+
+
+def test_windows_that_overlap_are_summed() -> None:
+    x = numbers(1, 2, 6, 6).abs()
+
+    def folded(x: Tensor) -> Tensor:
+        return functional.fold(functional.unfold(x, 3, padding=1), (6, 6), 3, padding=1)
+
+    above = torch.ones(1, 2, 6, 6, dtype=torch.float64)
+    assert relevance(folded, above, x)[0].sum() == pytest.approx(above.sum().item())
+
+
+def test_norms_of_half_precision_stay_finite() -> None:
+    x = (400 * numbers(2, 8)).half()
+    with Composite(canonizers=[Functions()]).context(Called(lambda x: functional.layer_norm(x, (8,)))) as model:
+        found = model(x.clone().requires_grad_())
+    torch.testing.assert_close(found, functional.layer_norm(x, (8,)), atol=2e-3, rtol=2e-3)
+
+
+class Dropped(nn.Module):
+    """Works in place and does not use what that returns; on a batch's own statistics if it is asked to."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.own = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), own
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if self.own:
+            return self.last(functional.batch_norm(y, None, None, training=True))  # type: ignore[no-any-return]
+        y.mul_(torch.tensor(2.0))
+        functional.relu(y, inplace=True)
+        return self.last(y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("own", "said"), [(False, "computes something else"), (True, "batch_norm")])
+def test_what_rules_do_not_see_is_refused(own: bool, said: str) -> None:
+    torch.manual_seed(0)
+    model = Dropped(own).eval()
+    with (
+        pytest.raises(LayerError, match=said),
+        ruled(model, torch.rand(1, 3, 6, 6), "first", "last", default_composite(model)),
+    ):
+        pass

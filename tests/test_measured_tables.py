@@ -190,6 +190,19 @@ RANKED = ["score by circuits", "clarity by mini-DINO"]
 WIDE = ["PURE", "activation at maximum", "oracle: PURE"]
 
 
+def faithful() -> str:
+    """What is lost without parts and channels: by the class's own images and by others."""
+    table = measured("faithfulness").query("study == 'glyphs' and way == 'off' and ablation != 'resample'")
+    rows = []
+    for key, own in table[table["units"].isin(["1", "4"])].groupby(["target", "units", "ablation"], sort=False):
+        of = own.set_index("unit")
+        cells = {kind: f"{of.own[kind]:.2f}, {of.others[kind]:.3f}" for kind in ("parts", "channels", "shuffled parts")}
+        gain = [number(float(of[f"gain{end}"]["channels"])) for end in ("", "_low", "_high")]
+        keys = dict(zip(("layer", "units", "ablation"), key))
+        rows.append(keys | cells | {"parts less channels": f"{gain[0]} ({gain[1]} to {gain[2]})"})
+    return markdown(pd.DataFrame(rows))
+
+
 def learnt() -> str:
     """Worlds whose truth was made by training."""
     tables = {name: measured(f"bench-{name}", index_col="method")["ari"] for name in ("either", "wired")}
@@ -233,6 +246,7 @@ TABLES |= {
     "widths": ("scores", widths()),
     "autoencoders": ("bench", autoencoders()),
     "trained truths": ("bench", learnt()),
+    "faithfulness": ("reasons", faithful()),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typer.testing import CliRunner
 from pure_nb import Images, Study, load_model, load_study
 from pure_nb.cli import app
 from pure_nb.errors import ArgumentError, PureError, StudyError
-from pure_nb.glyphs import CLASSES, MEAN, SIZE, STD, GlyphObjects, GlyphScenes
+from pure_nb.glyphs import MEAN, SIZE, STD, GlyphObjects, GlyphScenes
 from pure_nb.glyphs.marks import EDGE, LABEL, SIDE, MarkedObjects, MarkedScenes, marked, marked_images
 from pure_nb.glyphs.network import GLYPHNET
 from pure_nb.methods import VirtualLayer
@@ -68,7 +67,7 @@ def test_a_planted_outlier_is_first_and_told_by_its_channel(planted: Study) -> N
     table = found.table
     assert table["sample"][0] == ODD
     assert table["unusual"][0] > 10 * table["unusual"][1]
-    assert table["usual"].nunique() == 1
+    assert (table["usual"] == table["unusual"].median()).all()
     assert table["differs"][0].startswith("1 ")  # channel 1, which no other image of the class has
     (one,) = found.classes
     keys, share, usual = one.shares
@@ -255,5 +254,3 @@ def test_the_world_of_the_study() -> None:
     study = load_study("glyphs-shortcut")
     assert isinstance(study.images.dataset, MarkedScenes)
     assert study.images.truth is not None
-    assert dataclasses.is_dataclass(CLASSES[LABEL])
-    assert CLASSES[LABEL].name == "umbrella"

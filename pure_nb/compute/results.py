@@ -27,7 +27,7 @@ FORMAT = {
     "neurons": 9,
     "labels": 1,
     "classes": 5,
-    "boxes": 3,
+    "boxes": 4,
     "embeddings": 3,
     "map": 1,
     "activations": 3,
@@ -39,6 +39,7 @@ FORMAT = {
     "peaks": 1,
     "weights": 1,
     "reasons": 1,
+    "faithfulness": 1,
 }
 """Part of what a stored step is found by; raised when this package computes it, or one before it, differently."""
 
@@ -72,6 +73,9 @@ ASKED: dict[str, tuple[str, ...]] = {
 """The parameters that a step depends on."""
 
 
+RULES = 2
+"""Of relevance by LRP, wherever it is asked for; raised when its rules are others."""
+
 AS_BEFORE = {"described_by": "circuits", "references": "top"}
 """Parameters of which there was none once, and how it was then."""
 
@@ -87,7 +91,8 @@ def outdated(key: Mapping[str, object]) -> bool:
         return True  # of before 0.1.0
     step = str(key.get("step"))
     # Whose keys are theirs, with more in them.
-    step = {"embeddings": "boxes", "ratios": "classes", "map": "virtual", "graph": "reasons"}.get(step, step)
+    same = {"embeddings": "boxes", "ratios": "classes", "map": "virtual", "graph": "reasons", "faithfulness": "virtual"}
+    step = same.get(step, step)
     if step == "reasons" and any(outdated(parts) for parts in key.get("layers", [])):  # type: ignore[attr-defined]
         return True
     return step in FORMAT and key.get("format") != FORMAT[step]

@@ -120,7 +120,7 @@ def outliers_figure(found: Outliers) -> Figure:
     figure = plt.figure(figsize=(8.2, 0.3 + 2.4 * len(rows)), layout="constrained")
     panels: Any = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for panel, (name, image) in zip(panels, rows):
-        grid = panel.add_gridspec(len(image.odd), 4, width_ratios=[2.6, 2.7, 1, 4])
+        grid = panel.add_gridspec(max(1, len(image.odd)), 4, width_ratios=[2.6, 2.7, 1, 4])
         whole = panel.add_subplot(grid[:, 0])
         show(whole, image.pixels)
         title = (

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pure_nb.errors import ArgumentError
 from pure_nb.glyphs.font import CLASSES
-from pure_nb.glyphs.scenes import SIZE, Dice, GlyphObjects, GlyphScenes, Scene
+from pure_nb.glyphs.scenes import SIZE, Dice, GlyphObjects, GlyphScenes, Scene, normalise
 from pure_nb.images.data import MEAN, STD, Images
 
 MARKED = "umbrella"
@@ -126,11 +126,14 @@ class MarkedScenes(Marked):
     def labelled(self) -> Images:
         """Pictures of a single object each, with marks as often."""
         how: dict[str, Any] = {"share": self.share, "others": self.others, "by_mark": self.by_mark}
-        return Images(MarkedObjects(seed=self.seed, **how), "glyph objects", MEAN, STD)
+        own = (MEAN, STD) if self.transform is normalise else ()
+        return Images(MarkedObjects(seed=self.seed, transform=self.transform, **how), "glyph objects", *own)
 
 
 class MarkedObjects(Marked, GlyphObjects):
     """Pictures of a single object each, some with the mark: see :class:`MarkedScenes`."""
+
+    labelled = None  # type: ignore[assignment]  # they are labelled themselves
 
     def __init__(
         self, *given: Any, share: float = SHARE, others: float = OTHERS, by_mark: bool = True, **options: Any

@@ -151,15 +151,15 @@ def class_labels(images: Images, outputs: int, called: Sequence[str] = ()) -> tu
     spoken = [name if name in told else name.replace("_", " ") for name in names]
     numbers = [int(name) for name in names if name.isdecimal()]
     fits = labels.max(initial=-1) < len(names)
-    if fits and names and set(names) <= set(known):
-        place, all_names = [known[name] for name in names], imagenet
-    elif fits and names and set(spoken) <= set(told):
+    if fits and names and set(spoken) <= set(told):
         place, all_names = [told[name] for name in spoken], [*called]
+    elif fits and names and not told and set(names) <= set(known):
+        place, all_names = [known[name] for name in names], imagenet
     elif fits and len(set(numbers)) == len(names) > 0 and max(numbers) < outputs:
         place, all_names = numbers, [str(number) for number in range(outputs)]
         for number, name in zip(place, names):
             all_names[number] = name  # with the zeros before it, if that is how the folder is called
-    elif len(names) == outputs:
+    elif len(names) == outputs and not set(spoken) & set(told):
         return labels, names
     else:
         raise ImageError(

@@ -66,7 +66,7 @@ class ZeroShot(nn.Module):
         clip
             The model.
         outputs
-            Words to take the place of ``{}``; or whole texts, which have none to fill.
+            Words to take the place of ``{}``; for whole texts say ``prompts=["{}"]``.
         prompts
             Texts around a word; the vectors of all of them are averaged, as in CLIP's paper.
         tokenizer
@@ -81,16 +81,20 @@ class ZeroShot(nn.Module):
         """
         if not outputs or len(set(outputs)) < len(outputs):
             raise ArgumentError(f"outputs are words, each of them once, got {list(outputs)}")
+        if not all("{}" in one for one in prompts):
+            raise ArgumentError(f"each prompt has a {{}} for the word, got {list(prompts)}")
         if not all(hasattr(clip, name) for name in ("visual", "encode_text", "logit_scale")):
             raise ModelError(f"expected a model of open_clip, with visual and encode_text, got a {type(clip).__name__}")
         clip.eval()
         with torch.no_grad():
-            each = [normalize(clip.encode_text(tokenizer([one.format(w) for w in outputs])), dim=1) for one in prompts]
+            place = clip.logit_scale.device
+            texts = [tokenizer([one.format(word) for word in outputs]).to(place) for one in prompts]
+            each = [normalize(clip.encode_text(text), dim=1) for text in texts]
             return cls(clip.visual, torch.stack(each).mean(dim=0), outputs, float(clip.logit_scale.exp())).eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the words, float ``[B, words]``."""
-        logits: Tensor = self.head(normalize(self.visual(images), dim=1))
+        logits: Tensor = self.head(normalize(self.visual(images), dim=1).to(self.head.weight.dtype))
         return logits
 
 
@@ -129,6 +133,8 @@ def open_clip_network(
     kind, _, place = name.partition(":")
     if kind == "local-dir":
         name = f"local-dir:{folder / place}"
+    if place and weights:
+        raise ModelError(f"open_clip:{name} brings its own weights; leave out weights={str(weights)!r}")
     model, _, tag = (name, "", "") if place else name.partition("/")
     try:
         clip, _, read = open_clip_model(model, folder / weights if weights else tag, tokenizer)

@@ -33,7 +33,7 @@ ADVICE = "for circuits use rule='gradient', or bring a composite of zennit that 
 # fmt: off
 MOVES = frozenset((
     "broadcast_to", "cat", "channel_shuffle", "chunk", "clone", "concat", "concatenate", "contiguous", "double",
-    "expand", "expand_as", "flatten", "flip", "float", "fold", "gather", "half", "index_select", "masked_fill",
+    "expand", "expand_as", "flatten", "flip", "float", "gather", "half", "index_select", "masked_fill",
     "moveaxis", "movedim", "narrow", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "ravel", "repeat",
     "repeat_interleave", "requires_grad_", "reshape", "reshape_as", "roll", "select", "split", "squeeze", "stack",
     "swapaxes", "t", "tensor_split", "tile", "to", "transpose", "type_as", "unbind", "unflatten", "unfold",
@@ -286,6 +286,8 @@ class _Watch(TorchFunctionMode):
             self.check((args, kwargs))
         covered = whole or name in MOVES | SHARES or any(place.covers(name, args, kwargs) for place in self.inside)
         covered |= has_rule(name) and not any(place.aside for place in self.inside)
+        # A batch's own statistics, the sixth argument, make relevance of one image depend on the others.
+        covered &= not (name == "batch_norm" and (kwargs.get("training") or True in args[5:6]))
         found = function(*args, **kwargs)
         if not covered and any(tensor.requires_grad for tensor in _tensors(found)):
             self.refuse(name)

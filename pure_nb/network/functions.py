@@ -46,8 +46,8 @@ DIVISORS = frozenset(("reciprocal", "rsqrt", "__rdiv__"))
 """What is divided by has no relevance, as in norms (their proposition 3.4)."""
 
 PLAIN = frozenset((
-    "adaptive_avg_pool2d", "add", "avg_pool2d", "batch_norm", "hardsigmoid", "interpolate", "mean", "norm", "__rsub__",
-    "sigmoid", "softmax", "std", "sub", "sum",
+    "adaptive_avg_pool2d", "add", "avg_pool2d", "batch_norm", "fold", "hardsigmoid", "interpolate", "mean", "norm",
+    "__rsub__", "sigmoid", "softmax", "std", "sub", "sum",
 ))
 """Input times gradient, as it is: sums by what each brought, and the Taylor expansion of softmax (their eq. 8). A
 sigmoid is the softmax of a number and 0, so gates have the same rule."""
@@ -94,15 +94,19 @@ def _quotient(function: Any, value: Any, by: Any, *args: Any, **kwargs: Any) -> 
 def _attention(function: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Two products, one in the other: half for the values, and half of the weights' half for queries and for keys.
 
-    The softmax between them is its own gradient, and so are the linear layers around them, which divide by nothing.
+    Of factors that do not depend on the lower layer, as a query that was learned, the others have the share. The
+    softmax between them is its own gradient, and so are the linear layers around them, which divide by nothing.
     """
-    return function(divided(query, 4), divided(key, 4), divided(value, 2), *args, **kwargs)
+    scores = query.requires_grad + key.requires_grad
+    both = (scores > 0) + value.requires_grad
+    return function(divided(query, both * scores), divided(key, both * scores), divided(value, both), *args, **kwargs)
 
 
 def _centred(value: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
     """Values less their mean, by a deviation that is taken for a constant."""
-    centred = value - value.mean(axes, keepdim=True)
-    return centred * (centred.detach().square().mean(axes, keepdim=True) + eps).rsqrt()
+    wide = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value  # or its squares are infinite
+    centred = wide - wide.mean(axes, keepdim=True)
+    return (centred * (centred.detach().square().mean(axes, keepdim=True) + eps).rsqrt()).to(value.dtype)
 
 
 def _affine(value: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -183,20 +187,24 @@ class _Mode(TorchFunctionMode):
             args, kwargs = tree_unflatten(inner, tree)
             return surrogate(*args, **kwargs)
 
-        if name in DIVISORS:
+        inverse = name in ("div", "divide", "true_divide") and places[0] > 0
+        inverse |= name == "pow" and isinstance(values[1], (int, float)) and values[1] < 0
+        if name in DIVISORS or inverse:
             return run(function, *(entry.detach() for entry in entries))
         scales = name in ("mul", "div") and len(entries) == 1
+        copied = any(value is True for value in values)  # in place
         if name in PASSES or scales:
-            copied = any(value is True for value in values)  # in place
             with torch.no_grad():
                 output = run(function, *(entry.detach().clone() if copied else entry.detach() for entry in entries))
             if output.shape == entries[0].shape:
                 return _Carried.apply(output, lambda above: (above,) + (None,) * (len(entries) - 1), *entries)
         hidden = [entry.detach().requires_grad_() for entry in entries]
-        found = run(partial(SURROGATES[name], function), *hidden)
-        output = found[0] if isinstance(found, tuple) else found
-        carried = _Carried.apply(output.detach(), _Share(hidden, output), *entries)
-        return (carried, *found[1:]) if isinstance(found, tuple) else carried
+        found = run(partial(SURROGATES[name], function), *(one.clone() if copied else one for one in hidden))
+        made = tuple(
+            None if one is None else _Carried.apply(one.detach(), _Share(hidden, one), *entries)
+            for one in (found if isinstance(found, tuple) else (found,))
+        )
+        return made if isinstance(found, tuple) else made[0]
 
 
 class _Share:

@@ -133,10 +133,23 @@ def ruled(
             require_fit(model, images, target, composite, expected)
             if every:
                 require_rules(model, images, lower, target, composite)
+        with reusing(composite).context(model):
+            if not known and every:
+                _require_same(model, images, lower, target, expected)
                 if usual and not plain:
                     _FITS.setdefault(model, {})[asked] = state, norms
-        with reusing(composite).context(model):
             yield
+
+
+def _require_same(model: nn.Module, images: Tensor, lower: str | None, target: str, expected: Tensor) -> None:
+    """Check that a network computes the same while relevance is kept, as its functions are others then."""
+    with frozen_eval(model):
+        found = Cut.at(model, images, lower, target).top.detach()
+    if not torch.allclose(found, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
+        raise LayerError(
+            f"with the rules of relevance {type(model).__name__} computes something else at {target!r}: a function may "
+            f"work in place and what it returns not be used; {ADVICE}"
+        )
 
 
 MUCH = 1e-4
@@ -186,7 +199,12 @@ def _norms(model: nn.Module, images: Tensor, target: str) -> dict[str, str]:
                 stack.enter_context(module.register_forward_pre_hook(partial(enter, name)))
         stack.enter_context(uses)
         activations(model, images, [target])
-    return {norm: made[tensor][0] for norm, tensor in found.items() if uses.count[tensor] == 1}
+    runs = Counter(name for name, _ in made.values())  # a layer that runs twice can't be merged with both norms
+    return {
+        norm: made[tensor][0]
+        for norm, tensor in found.items()
+        if uses.count[tensor] == 1 and runs[made[tensor][0]] == 1
+    }
 
 
 class _Uses(TorchFunctionMode):
@@ -198,7 +216,8 @@ class _Uses(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = function(*args, **(kwargs or {}))
-        if isinstance(found, Tensor) and getattr(function, "__name__", "") != "__get__":
+        made = any(isinstance(one, Tensor) for one in tree_leaves(found))
+        if made and getattr(function, "__name__", "") != "__get__":
             self.count.update(id(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
         return found
 

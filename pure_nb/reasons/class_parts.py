@@ -19,7 +19,7 @@ from pure_nb.images.data import Images
 from pure_nb.images.reading import readable
 from pure_nb.methods.statistics import percentiles, resampled
 from pure_nb.reasons.explaining import LOST, NONE, PART, REST, part_references
-from pure_nb.reasons.looking import names_of, number_of
+from pure_nb.reasons.looking import number_of
 from pure_nb.reasons.parts import UNLIKE, Parts
 from pure_nb.reasons.tracing import Start, Trace, trace
 
@@ -115,7 +115,7 @@ class ClassParts:
 
         size = np.abs(self.relevance)
         none = np.where(self.part == UNLIKE, size, 0).sum(axis=1)
-        names = names_of(self.study, len(self.study.classes.names))
+        names = self.study.classes.output_names(len(self.study.classes.names))
         table = pd.DataFrame(
             {
                 "sample": self.sample,
@@ -252,9 +252,11 @@ def class_images(study: Study, output: str | int) -> tuple[int, str, NDArray[np.
     labels, names = study.classes._labels
     number = number_of(study, output, len(names))
     sample = np.flatnonzero(labels == number)
+    if study.classes.labelled is study.images:
+        sample = np.setdiff1d(sample, [one.sample for one in study.skipped])
     if not len(sample):
         raise StudyError(f"no image of {study.classes.labelled.name!r} is of the class {names[number]!r}")
-    return number, names_of(study, len(names))[number], sample
+    return number, study.classes.output_names(len(names))[number], sample
 
 
 def traced_images(

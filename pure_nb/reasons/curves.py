@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pure_nb.errors import StudyError
 from pure_nb.network.layers import activations, flatten_positions
+from pure_nb.reasons.looking import spread
 from pure_nb.reasons.parts import UNLIKE
 from pure_nb.reasons.switching import (
     ABLATIONS,
@@ -160,8 +161,8 @@ def _others(study: Study) -> tuple[Tensor, dict[int, Tensor]]:
     """The mean activation in :data:`OTHERS` images of a study, and that in :data:`DRAWS` of them; held."""
     if "_others" not in vars(study):
         count = len(study.images)
-        sample = np.unique(np.linspace(0, count - 1, min(OTHERS, count)).astype(int))
-        some = sample[np.unique(np.linspace(0, len(sample) - 1, min(DRAWS, len(sample))).astype(int))].tolist()
+        sample = spread(np.arange(count), OTHERS)
+        some = spread(sample, DRAWS).tolist()
         donors = dict(zip(some, layer_activations(study, study.images, some)))
         vars(study)["_others"] = mean_activation(layer_activations(study, study.images, sample.tolist())), donors
     found: tuple[Tensor, dict[int, Tensor]] = vars(study)["_others"]

@@ -21,7 +21,7 @@ from pure_nb.figures.render import View, heatmap_mask
 from pure_nb.methods.circuits import cuts
 from pure_nb.network.layers import OUTPUT, activations, as_weights
 from pure_nb.reasons.curves import Curves, picture_curves
-from pure_nb.reasons.looking import Picture, names_of, number_of, picture_of
+from pure_nb.reasons.looking import Picture, number_of, picture_of
 from pure_nb.reasons.parts import UNLIKE, Parts
 from pure_nb.reasons.tracing import Layer, Start, only, pulled, require_outputs, trace
 
@@ -269,7 +269,7 @@ def explain(
         asked = [None if one is None else number_of(study, one, outputs) for one in (output, against)]
         how: dict[str, Any] = {"layers": [parts], "rule": study.parameters.rule, "most": channels}
         found = trace(model, image, Start(*asked), **how)
-    (layer,), names = found.layers, names_of(study, outputs)
+    (layer,), names = found.layers, study.classes.output_names(outputs)
     if asked[1] == int(found.output[0]):
         raise ArgumentError(f"an output can't be compared with itself: both are {names[found.output[0]]!r}")
     table = pd.DataFrame(

@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pure_nb.compute.blocks import grouped, map_in_blocks
+from pure_nb.compute.results import FORMAT
 from pure_nb.compute.store import Arrays, Store
 from pure_nb.errors import ArgumentError, StudyError
 from pure_nb.images.data import Images
-from pure_nb.images.labels import class_labels
+from pure_nb.images.labels import class_labels, display_names
 from pure_nb.images.reading import readable
 from pure_nb.images.sources import as_images
 from pure_nb.methods.statistics import corrected, percentiles, resampled, signed_rank
 from pure_nb.reasons.class_parts import traced_images
 from pure_nb.reasons.curves import RANDOM
 from pure_nb.reasons.explaining import output_count
-from pure_nb.reasons.looking import names_of, number_of
+from pure_nb.reasons.looking import number_of, spread
 from pure_nb.reasons.parts import UNLIKE, Parts
 from pure_nb.reasons.switching import (
     ABLATIONS,
@@ -44,13 +45,11 @@ if TYPE_CHECKING:
 
     from pure_nb.study import Study
 
-FORMAT = 1
-"""Part of what stored results are found by; raised when they are computed differently."""
-
 KINDS = ("parts", "nearest parts", "channels", "shuffled parts", "random parts", RANDOM)
 """Units: the parts that speak most for the class, each off where its channel's circuit is like it; the same, each off
 where it is the nearest, however far; whole channels that speak most for the class; the first, each off in as many of
-the measured images, drawn at random; and parts and channels drawn from all that carry any of the classes."""
+the class's measured images and in as many of the others, drawn at random; and parts and channels drawn from all that
+carry any of the classes."""
 
 WAYS = ("off", "alone")
 """Those units are switched off, or all others of the layer are."""
@@ -88,10 +87,10 @@ class Faithfulness:
         """What the units do on average over outputs, with 95 % intervals over these.
 
         ``own``, ``others`` and ``selectivity``, the first less the second, each with ``_low`` and ``_high``; ``ratio``
-        of the means of units off, the second to the first, with its interval: what others lose as the class loses 1;
-        ``gain``,
-        how much more selective parts are than this, paired by output, with its interval; ``p`` of that by Wilcoxon's
-        signed-rank test, corrected for the number of rows; ``own_right`` and ``others_right``.
+        of the means of units off, the second to the first, with its interval: what others lose as the class loses 1,
+        NaN where it may lose nothing; ``gain``, how much more selective parts are than this, paired by output, with its
+        interval; ``p`` of that by Wilcoxon's signed-rank test, corrected for the number of rows; ``own_right`` and
+        ``others_right``.
 
         Parameters
         ----------
@@ -151,6 +150,8 @@ def _ratio(others: NDArray[np.float64], own: NDArray[np.float64], picks: NDArray
     with np.errstate(divide="ignore", invalid="ignore"):  # of units that do nothing
         ratio, draws = others.mean() / own.mean(), others[picks].mean(axis=1) / own[picks].mean(axis=1)
     low, high = percentiles(draws)
+    if not percentiles(own[picks].mean(axis=1))[0] > 0:
+        ratio = low = high = np.nan
     return {"ratio": float(ratio), "ratio_low": low, "ratio_high": high}
 
 
@@ -180,6 +181,7 @@ class _Plan:
     counts: list[int]
     place: NDArray[np.int64]
     sample: NDArray[np.int64]
+    mine: NDArray[np.bool_]
 
     def at_work(self, blocks: Store | None) -> NDArray[np.int64]:
         """Parts at work, ``[P, 2, 2 m]`` as of :func:`parts_at_work`: of the class's parts, and of its random ones."""
@@ -200,16 +202,21 @@ class _Plan:
     def switched(self, at_work: NDArray[np.int64], blocks: Store | None) -> NDArray[np.float64]:
         """Each image's own output, and whether it is the largest: ``[P, ablations, ways, kinds, counts, 2]``."""
         study, seed = self.parts.study, self.parts.study.parameters.seed
-        some = self.chose[np.unique(np.linspace(0, len(self.chose) - 1, min(FEW, len(self.chose))).astype(int))]
+        some = spread(self.chose, FEW)
         with study.run.prepared(study.model):
             mean = mean_activation(layer_activations(study, self.images, some.tolist()))
-        first = self._first(at_work, study.shapes[0].channels, seed)
+        channel, mask, width = *self._first(at_work, seed), study.shapes[0].channels
 
         def of(image: Tensor, pairs: NDArray[np.int64]) -> NDArray[np.float64]:
             sample = int(self.sample[pairs[0]])
             other = int(np.random.default_rng([seed, sample]).choice(self.chose))
             (donor,) = layer_activations(study, self.images, [other])
-            sets = np.stack([first[pairs], ~first[pairs]], axis=1)
+            first = np.zeros((len(pairs), len(KINDS), len(self.counts), width), dtype=np.bool_)
+            for at, pair in enumerate(pairs):
+                for kind, (own, where) in enumerate(zip(channel[self.place[pair]], mask[pair])):
+                    for row, most in enumerate(self.counts):
+                        first[at, kind, row, own[:most][where[:most]]] = True
+            sets = np.stack([first, ~first], axis=1)
             made = []
             for fill in (torch.zeros_like(mean), mean, donor):
                 out = outputs_without(
@@ -221,28 +228,31 @@ class _Plan:
 
         return self._mapped("switched", of, blocks)
 
-    def _first(self, at_work: NDArray[np.int64], width: int, seed: int) -> NDArray[np.bool_]:
-        """The channels that are switched, bool ``[P, kinds, counts, channels]``."""
-        found = np.zeros((len(self.place), len(KINDS), len(self.counts), width), dtype=np.bool_)
+    def _first(self, at_work: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The channels of each class's units, ``[classes, kinds, m]``, and where they are off, ``[P, kinds, m]``."""
+        channel = np.zeros((len(self.units), len(KINDS), self.counts[-1]), dtype=np.int64)
+        mask = np.zeros((len(self.place), *channel.shape[1:]), dtype=np.bool_)
         random = np.random.default_rng(seed)
         for one, units in enumerate(self.units):
             pairs, count = np.flatnonzero(self.place == one), len(units.parts)
             on = at_work[pairs][:, :, : len(units.every)] == units.every[:, 1]
             own, drawn = on[:, 0, :count], on[:, 0, count:]
             always = np.ones((len(pairs), len(units.channels)), dtype=np.bool_)
+            shuffled = own.copy()
+            for some in (self.mine[pairs], ~self.mine[pairs]):
+                shuffled[some] = random.permuted(own[some], axis=0)
             kinds = (
                 (units.parts[:, 0], own),
                 (units.parts[:, 0], on[:, 1, :count]),
                 (units.channels, always),
-                (units.parts[:, 0], random.permuted(own, axis=0)),
+                (units.parts[:, 0], shuffled),
                 (units.random_parts[:, 0], drawn),
                 (units.random_channels, always),
             )
-            for kind, (channels, mask) in enumerate(kinds):
-                for row, most in enumerate(self.counts):
-                    for channel, where in zip(channels[:most], mask.T):
-                        found[pairs[where], kind, row, channel] = True
-        return found
+            for kind, (channels, where) in enumerate(kinds):
+                channel[one, kind, : len(channels)] = channels
+                mask[pairs, kind, : len(channels)] = where
+        return channel, mask
 
     def _mapped(
         self, name: str, of: Callable[[Tensor, NDArray[np.int64]], NDArray[Any]], blocks: Store | None
@@ -288,7 +298,8 @@ def faithfulness(
     outputs
         Names or numbers of two classes or more; None for all that have two images.
     images
-        Labelled images, as for :func:`pure_nb.images.sources.as_images`; None for those of the study.
+        Labelled images, as for :func:`pure_nb.images.sources.as_images`; None for those of the study. Where these are
+        the ones that references were found in, parts were found in some of those that are measured: give others.
     units
         How many units are switched at once; each is a run of the network above the layer.
     each
@@ -301,23 +312,31 @@ def faithfulness(
     Raises
     ------
     ArgumentError
-        If there are fewer than two classes, or no such output.
+        If there are fewer than two classes, no such output, or too few images are asked for.
     StudyError
         If the images have no labels, a class has fewer than two, or no part speaks for any.
     """
     counts = sorted(set(units))
+    if each < 2 or others < 1:
+        raise ArgumentError(
+            f"of each class an image chooses and one is measured, and one of others: got each={each}, others={others}"
+        )
     if not counts or counts[0] < 1:
         raise ArgumentError(f"units are numbers of parts from 1 on, got {list(units)}")
     if images is None and study.classes.without_labels:
         raise StudyError(f"classes are checked over their images, and {study.classes.without_labels}")
     labelled = study.classes.labelled if images is None else as_images(images, "images")
     outputs_there = output_count(study)
-    labels, names = class_labels(labelled, outputs_there)
+    labels, names = class_labels(labelled, outputs_there, study.classes.called)
+    if labelled is study.images:
+        labels = labels.copy()
+        labels[[one.sample for one in study.skipped]] = -1
+    shown = display_names(names)
     many = np.bincount(labels[labels >= 0], minlength=outputs_there)
     asked = (
         np.flatnonzero(many > 1).tolist()
         if outputs is None
-        else [number_of(study, one, outputs_there) for one in outputs]
+        else [shown.index(str(one)) if one in shown else number_of(study, one, outputs_there) for one in outputs]
     )
     asked = [*dict.fromkeys(asked)]
     if len(asked) < 2:
@@ -325,10 +344,13 @@ def faithfulness(
     for one in asked:
         if many[one] < 2:
             raise StudyError(f"the class {names[one]!r} has {many[one]} images: one chooses its parts, one is measured")
-    some = [_spread(np.flatnonzero(labels == one), each) for one in asked]
+    some = [spread(np.flatnonzero(labels == one), each) for one in asked]
     chose, held = [own[::2] for own in some], [own[1::2] for own in some]
-    rest = [_spread(np.concatenate([*held[:place], *held[place + 1 :]]), others) for place in range(len(asked))]
-    key: dict[str, object] = study.key("virtual") | {"step": "faithfulness", "how": FORMAT, "outputs": asked}
+    # Each from another image on, or all classes would be measured on the same few others.
+    every = [np.roll(np.concatenate([*held[:place], *held[place + 1 :]]), -place) for place in range(len(asked))]
+    rest = [spread(own, others) for own in every]
+    how = [FORMAT["faithfulness"], FORMAT["reasons"]]
+    key: dict[str, object] = study.key("virtual") | {"step": "faithfulness", "how": how, "outputs": asked}
     key |= {"explained": labelled.fingerprint, "units": counts, "channels": channels}
     key |= {"samples": [own.tolist() for own in chose + held + rest]}
 
@@ -337,22 +359,17 @@ def faithfulness(
         chosen = _chosen(parts, labelled, chose, asked, counts[-1], channels)
         place = np.repeat(np.arange(len(asked)), [len(one) + len(other) for one, other in zip(held, rest)])
         sample = np.concatenate([own for both in zip(held, rest) for own in both])
-        plan = _Plan(parts, labelled, labels, np.concatenate(chose), chosen, [0, *counts], place, sample)
-        rows = plan.switched(plan.at_work(blocks), blocks)
         mine = labels[sample] == np.array(asked)[place]
+        plan = _Plan(parts, labelled, labels, np.concatenate(chose), chosen, [0, *counts], place, sample, mine)
+        rows = plan.switched(plan.at_work(blocks), blocks)
         curves = [[_told(rows[(place == one) & own]) for own in (mine, ~mine)] for one in range(len(asked))]
         return {"curves": np.stack(curves), "parts": np.array([len(one.parts) for one in chosen])}, None
 
     found = study.results.arrays("faithfulness", key, compute)[0]
-    shown = names_of(study, outputs_there)
     sizes = [
         *zip([shown[one] for one in asked], found["parts"].tolist(), *(map(len, own) for own in (chose, held, rest)))
     ]
     return _as_tables(found["curves"], [0, *counts], sizes)
-
-
-def _spread(sample: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    return sample[np.unique(np.linspace(0, len(sample) - 1, min(count, len(sample))).astype(int))]
 
 
 def _chosen(
@@ -405,7 +422,8 @@ def _as_tables(found: NDArray[np.float64], counts: list[int], sizes: list[tuple[
     names = ["output", "ablation", "way", "unit", "units"]
     index = pd.MultiIndex.from_product([images["output"].tolist(), ABLATIONS, WAYS, KINDS, counts], names=names)
     values = found.copy()
-    values[:, :, :, 0, ..., 0] = 1 - values[:, :, :, 0, ..., 0]  # what is lost
+    off = values[:, :, :, 0, ..., 0]
+    off[...] = off[..., :1] - off  # what is lost of what is there with all on: that is -1 of outputs below 0
     values = values.reshape(len(images), 2, -1, 2).transpose(0, 2, 1, 3).reshape(len(index), 4)
     curves = pd.DataFrame(values, index=index, columns=["own", "own_right", "others", "others_right"])
     return Faithfulness(curves.reset_index(), images)

@@ -20,6 +20,7 @@ from pure_nb.methods.statistics import correlation
 from pure_nb.parameters import NEAREST
 from pure_nb.reasons.class_parts import class_images, in_blocks, traced_key
 from pure_nb.reasons.explaining import LOST, NONE, OTHER, REST
+from pure_nb.reasons.looking import spread
 from pure_nb.reasons.parts import UNLIKE, Parts
 from pure_nb.reasons.together import rank
 from pure_nb.reasons.tracing import Start, Trace
@@ -263,8 +264,7 @@ def graph(
     parts = tuple(map(Parts, studies))
     traced = []
     for number, _, sample in found:
-        some = np.unique(np.linspace(0, len(sample) - 1, min(images, len(sample))).astype(int))
-        traced.append(_traced(study, parts, number, sample[some], channels))
+        traced.append(_traced(study, parts, number, spread(sample, images), channels))
     return Graph(tuple(layers), tuple(name for _, name, _ in found), keep, parts, tuple(traced))
 
 

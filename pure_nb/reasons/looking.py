@@ -8,6 +8,8 @@ from dataclasses import replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -84,9 +86,9 @@ def _prepared(images: Images, picture: Any) -> Images:
     return as_images([picture], "pictures", transform=transform, mean=mean, std=std, **how)
 
 
-def names_of(study: Study, outputs: int) -> list[str]:
-    """What the network's outputs are called: see :meth:`pure_nb.classes.Classes.output_names`."""
-    return study.classes.output_names(outputs)
+def spread(sample: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """At most so many of some images, evenly spread."""
+    return sample[np.unique(np.linspace(0, len(sample) - 1, min(count, len(sample))).astype(int))]
 
 
 def number_of(study: Study, output: str | int, outputs: int) -> int:
@@ -98,7 +100,7 @@ def number_of(study: Study, output: str | int, outputs: int) -> int:
         If there is none.
     """
     if isinstance(output, str) and not output.isdecimal():
-        shown = names_of(study, outputs)
+        shown = study.classes.output_names(outputs)
         known = dict(zip(shown, range(outputs)))
         if not study.classes.without_labels:
             known |= {name: number for number, name in enumerate(study.classes.names)}

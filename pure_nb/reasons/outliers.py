@@ -1,4 +1,4 @@
-"""Images of a class that are explained unlike the others: mislabelled ones, odd ones, and shortcuts."""
+"""Images of a class that are explained unlike the others: shortcuts, and odd ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pure_nb.figures.render import Picture as Pixels
 from pure_nb.figures.render import View
 from pure_nb.reasons.class_parts import ClassParts, class_parts
 from pure_nb.reasons.explaining import PART, part_references
-from pure_nb.reasons.looking import Picture
+from pure_nb.reasons.looking import Picture, number_of
 from pure_nb.reasons.parts import UNLIKE
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ class Outliers:
         for key, view in zip(chosen, why.views([int(keys[key, 0]) for key in chosen])):
             channel, part = keys[key].tolist()
             name = one.part_name(channel, part)
-            references = part_references(self.study, channel, None if part == UNLIKE else part)
+            but = sample if labelled is self.study.images else None
+            references = part_references(self.study, channel, None if part == UNLIKE else part, but=but)
             own = float(share[place, key]), float(usual[place, key])
             odd.append(Odd(one.label(channel, part), name, *own, view, references))
         return Outlier(row, why.pixels, odd)
@@ -209,7 +210,10 @@ def outliers(
                 "others; give more images"
             )
     else:
-        chosen = [names] if isinstance(names, (str, int)) else list(names)
+        asked, there = [names] if isinstance(names, (str, int)) else list(names), len(study.classes.names)
+        chosen = [*dict.fromkeys(number_of(study, one, there) for one in asked)]
+        if not chosen:
+            raise ArgumentError("no class is named: name one, or leave names out for all")
     found = tuple(class_parts(study, name, channels) for name in chosen)
     for one in found:
         if len(one.sample) < FEWEST:
@@ -222,4 +226,5 @@ def outliers(
 
 def _most(share: NDArray[np.float64], usual: NDArray[np.float64]) -> list[int]:
     """The places of the parts that do most here beyond what they usually do, for the class or against it."""
-    return [int(place) for place in np.argsort(np.abs(usual) - np.abs(share), kind="stable")[:DIFFER]]
+    more = np.abs(share) - np.maximum(0, np.sign(share) * usual)  # all of it, where it usually says the opposite
+    return [int(place) for place in np.argsort(-more, kind="stable")[:DIFFER] if more[place] > 0]

@@ -11,7 +11,6 @@ from PIL import Image, UnidentifiedImageError
 
 from pure_nb.errors import ImageError
 from pure_nb.reasons.explaining import output_count
-from pure_nb.reasons.looking import names_of
 
 if TYPE_CHECKING:
     from pure_nb.study import Study
@@ -34,7 +33,7 @@ def answer(study: Study, asked: dict[str, Any]) -> dict[str, Any]:
         If the file is no picture, or not of the size of the study's images.
     """
     if "picture" not in asked:
-        return {"outputs": names_of(study, output_count(study))}
+        return {"outputs": study.classes.output_names(output_count(study))}
     content = base64.b64decode(asked["picture"].partition(",")[2])
     try:
         with Image.open(BytesIO(content)) as opened:

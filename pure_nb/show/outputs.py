@@ -79,6 +79,7 @@ class Outputs:
             found = study.graph(list(made.outputs), layers_of(made))
             self.graphs = {number: found.only(own.name) for number, own in self.parts.items()}
         self.rows = {number: own.strongest(SHOWN) for number, own in self.parts.items()}
+        self._speak = {number: self._for(number) for number in self.parts}
 
     def carried(self, channel: int) -> dict[str, list[Carried]]:
         """The outputs that each part of a neuron speaks for, "" if it is whole, those it carries most of first."""
@@ -92,10 +93,10 @@ class Outputs:
 
     def alike(self, number: int) -> list[Likeness]:
         """Other outputs that share most with one."""
-        own = self._for(number)
+        own = self._speak[number]
         found = []
         for other in self.parts:
-            shares = self._for(other)
+            shares = self._speak[other]
             both = {part: min(share, shares[part]) for part, share in own.items() if part in shares}
             parts = sorted((part for part in both if both[part] >= LEAST), key=lambda part: -both[part])
             if other != number and parts:

@@ -75,7 +75,8 @@ def playground(study: Study, start: int = 22, *, caption: str = "") -> HTML:
     told = f"window.pureNbNetwork = {json.dumps(network_data(study)).replace('<', chr(92) + 'u003c')};\n"
     code, style = ((STATIC / f"playground.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     figure = f'<figure class="playground" data-start="{int(start)}"{{}}><noscript>It needs JavaScript.</noscript>'
-    figure += f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    told_of = html.escape(caption).replace("{", "&#123;").replace("}", "&#125;")  # the place is filled in below
+    figure += f"<figcaption>{told_of}</figcaption></figure>"
     if not (folder := os.environ.get(BOOK)):
         return HTML(f"<style>{style}</style>{figure.format('')}<script>{told}{code}</script>")  # type: ignore[no-untyped-call]
     for name, text in (("network.js", told), ("playground.js", code), ("playground.css", style)):
@@ -103,8 +104,12 @@ def network_data(study: Study) -> dict[str, Any]:
             f"only the small network and its scenes run in a page, and {study.name!r} studies {type(model).__name__}: "
             'load_study("glyphs")'
         )
-    if (p.target, p.lower, p.rule, p.start) != ("layer4", "layer3", "gradient", "activation") or study.combined:
-        raise StudyError("only circuits of 'layer4' through 'layer3' by gradient, from all positions, run in a page")
+    asked = p.target, p.lower, p.rule, p.start, p.ranked_by, p.references
+    if asked != ("layer4", "layer3", "gradient", "activation", "max", "top") or study.combined:
+        raise StudyError(
+            "only circuits of 'layer4' through 'layer3' by gradient, from all positions, with references by maximum, "
+            "run in a page"
+        )
     head: Any = model.fc
     living: list[int] = np.flatnonzero(study.references.alive).tolist()
     weights: list[NDArray[np.float32]] = []
@@ -151,7 +156,7 @@ def _neuron(study: Study, channel: int, kept: Any) -> dict[str, Any]:
         "colours": [part_colour(part) for part in range(found.k)],
         "strongest": float(score.max()),
         "weakest": float(score.min()),
-        "usual": int(np.bincount(seen[seen >= 0]).argmax()),
+        "usual": int(np.bincount(seen[seen >= 0], minlength=1).argmax()),
     }
 
 

@@ -221,7 +221,9 @@ window.pureNbPlayground = (() => {
 
     const middle = told.size / 2;
     function place(label) {
-      const corner = [[1, 1], [3, 3], [3, 1], [1, 3]][scene.objects.length];
+      const taken = ([x, y]) => scene.objects.some((one) => Math.hypot(one.x - (x * middle) / 2, one.y - (y * middle) / 2) < told.cell / 2);
+      const corners = [[1, 1], [3, 3], [3, 1], [1, 3]];
+      const corner = corners.find((one) => !taken(one)) || corners[scene.objects.length];
       const [x, y] = corner.map((one) => (one * middle) / 2);
       scene.objects.push({ label, x, y, turn: 0, size: 0.8, hue: (47 + 137 * scene.objects.length) % 360 });
       chosen = scene.objects.length - 1;
@@ -282,7 +284,7 @@ window.pureNbPlayground = (() => {
       const fires = peak >= one.weakest;
       words.textContent =
         `Neuron ${channel}: ${(100 * share).toFixed(0)} % of its strongest image` +
-        (fires ? ", enough to be among its hundred" : "") + (peak > 0 ? `; the way in is ${called}.` : ".");
+        (fires ? ", enough to be among its strongest images" : "") + (peak > 0 ? `; the way in is ${called}.` : ".");
       const chip = make("p", { className: "playground-part" }, peak > 0 ? called : "silent");
       chip.style.borderColor = part < 0 ? "" : one.colours[part];
       readings.replaceChildren(
@@ -304,7 +306,7 @@ window.pureNbPlayground = (() => {
       objects.replaceChildren(
         ...scene.objects.map(({ label }, number) => {
           const button = make("button", { type: "button", className: "playground-button", ariaPressed: String(number === chosen) }, named[label][1]);
-          button.addEventListener("click", () => { chosen = number; listed(); });
+          button.addEventListener("click", () => { chosen = number; listed(); objects.children[number].focus(); });
           return button;
         }),
       );
@@ -346,7 +348,8 @@ window.pureNbPlayground = (() => {
       event.preventDefault();
       if (step) return moved(own.x + step[0], own.y + step[1]);
       const slider = sliders[change[0]];
-      slider.value = own[change[0]] + change[1];
+      const next = own[change[0]] + change[1];
+      slider.value = change[0] === "turn" ? ((next + 540) % 360) - 180 : next;
       own[change[0]] = Number(slider.value);
       later();
     });
@@ -355,8 +358,8 @@ window.pureNbPlayground = (() => {
     grounds.addEventListener("change", () => { scene.ground = grounds.value; later(); });
     neuron.addEventListener("change", later);
     heat.addEventListener("change", later);
-    add.addEventListener("click", () => { place(Number(kind.value)); listed(); });
-    remove.addEventListener("click", () => { scene.objects.splice(chosen, 1); chosen = Math.max(0, chosen - 1); listed(); });
+    add.addEventListener("click", () => { place(Number(kind.value)); listed(); if (add.disabled) view.focus(); });
+    remove.addEventListener("click", () => { scene.objects.splice(chosen, 1); chosen = Math.max(0, chosen - 1); listed(); if (remove.disabled) view.focus(); });
 
     place(told.neurons[neuron.value].usual);
     place((told.neurons[neuron.value].usual + 7) % told.classes.length);
