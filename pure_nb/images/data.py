@@ -445,7 +445,6 @@ def _normalisation(thing: object) -> tuple[tuple[float, ...], tuple[float, ...]]
         part = getattr(thing, name, None)
         inside += part if isinstance(part, (list, tuple)) else [part]
     for part in inside:
-        found = _normalisation(part) if part is not None else None
-        if found:
+        if part is not None and (found := _normalisation(part)):
             return found
     return None

@@ -74,19 +74,16 @@ def playground(study: Study, start: int = 22, *, caption: str = "") -> HTML:
     """
     told = f"window.pureNbNetwork = {json.dumps(network_data(study)).replace('<', chr(92) + 'u003c')};\n"
     code, style = ((STATIC / f"playground.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
-    figure = f'<figure class="playground" data-start="{int(start)}"{{}}><noscript>It needs JavaScript.</noscript>'
-    told_of = html.escape(caption).replace("{", "&#123;").replace("}", "&#125;")  # the place is filled in below
-    figure += f"<figcaption>{told_of}</figcaption></figure>"
-    if not (folder := os.environ.get(BOOK)):
-        return HTML(f"<style>{style}</style>{figure.format('')}<script>{told}{code}</script>")  # type: ignore[no-untyped-call]
+    folder, root = os.environ.get(BOOK), f"{SITE}/playground/"
+    where = f' data-network="{root}network.js"' if folder else ""
+    figure = f'<figure class="playground" data-start="{int(start)}"{where}><noscript>It needs JavaScript.</noscript>'
+    figure += f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    if not folder:
+        return HTML(f"<style>{style}</style>{figure}<script>{told}{code}</script>")  # type: ignore[no-untyped-call]
     for name, text in (("network.js", told), ("playground.js", code), ("playground.css", style)):
         write_text(Path(folder) / "playground" / name, text)
-    root = f"{SITE}/playground/"
-    return HTML(  # type: ignore[no-untyped-call]
-        f'<link rel="stylesheet" href="{root}playground.css">'
-        f"{figure.format(f' data-network={chr(34)}{root}network.js{chr(34)}')}"
-        f'<script src="{root}playground.js" defer></script>'
-    )
+    link, script = f'<link rel="stylesheet" href="{root}playground.css">', f"{root}playground.js"
+    return HTML(f'{link}{figure}<script src="{script}" defer></script>')  # type: ignore[no-untyped-call]
 
 
 def network_data(study: Study) -> dict[str, Any]:
@@ -111,6 +108,7 @@ def network_data(study: Study) -> dict[str, Any]:
             "run in a page"
         )
     head: Any = model.fc
+    parts = Parts(study)
     living: list[int] = np.flatnonzero(study.references.alive).tolist()
     weights: list[NDArray[np.float32]] = []
 
@@ -136,15 +134,15 @@ def network_data(study: Study) -> dict[str, Any]:
         "stem": convolution(model.conv1, model.bn1),
         "blocks": [block(getattr(model, f"layer{number}")) for number in range(1, 5)],
         "head": {"w": kept(head.weight), "b": kept(head.bias)},
-        "neurons": {str(channel): _neuron(study, channel, kept) for channel in living},
+        "neurons": {str(channel): _neuron(parts, channel, kept) for channel in living},
         "classes": [{"name": one.name, "path": _path(one.character)} for one in CLASSES],
         "weights": base64.b64encode(np.concatenate(weights).astype("<f4").tobytes()).decode(),
     }
 
 
-def _neuron(study: Study, channel: int, kept: Any) -> dict[str, Any]:
+def _neuron(parts: Parts, channel: int, kept: Any) -> dict[str, Any]:
     """The virtual neurons of a channel, how far each reaches, and what its pictures mostly show."""
-    parts, score = Parts(study), study.references.score[channel]
+    study, score = parts.study, parts.study.references.score[channel]
     found, limits = parts.of(channel)
     assert study.objects is not None
     seen = study.objects[channel]
