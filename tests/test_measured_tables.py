@@ -203,6 +203,16 @@ def faithful() -> str:
     return markdown(pd.DataFrame(rows))
 
 
+def weighed() -> str:
+    """Several descriptions at once in every planted world, and what they are weighed by."""
+    found = {name: own.set_index("world") for name, own in measured("combined").groupby("method")}
+    ours = found["combined"]
+    table = pd.DataFrame({name: found[name]["ari"] for name in ("PURE", "plain sum", "combined")}).loc[ours.index]
+    limits = ours.apply(lambda row: f"{number(row.difference_low)} to {number(row.difference_high)}", axis=1)
+    table = table.assign(gain=ours["difference"], interval=limits, p=ours["p"], weights=ours["weights"])
+    return markdown(table.drop("glyphs, objects").reset_index())
+
+
 def learnt() -> str:
     """Worlds whose truth was made by training."""
     tables = {name: measured(f"bench-{name}", index_col="method")["ari"] for name in ("either", "wired")}
@@ -245,6 +255,7 @@ TABLES |= {
     "kinds of channels": ("scores", kinds()),
     "widths": ("scores", widths()),
     "autoencoders": ("bench", autoencoders()),
+    "several descriptions": ("combined", weighed()),
     "trained truths": ("bench", learnt()),
     "faithfulness": ("reasons", faithful()),
 }
