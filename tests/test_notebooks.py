@@ -48,6 +48,15 @@ def test_a_changed_style_has_a_page_read_again(tmp_path: Path, seconds: int, rea
     assert site.with_changed_files(app, None) == read
 
 
+def test_the_book_says_when_it_last_ran() -> None:
+    source = ["# Version\n\n% built\n\nText.\n"]
+    site.with_last_run(SimpleNamespace(), "book/thanks", source)
+    assert re.search(r"last ran without an error on [1-9]\d? \w+ \d{4}, with Python 3\.\d+\.\d+, pure-nb ", source[0])
+    env = SimpleNamespace(found_docs={"book/thanks", "book/why"})
+    assert site.with_page_of_last_run(None, env, set(), {"book/why"}, set()) == ["book/thanks"]
+    assert site.with_page_of_last_run(None, env, set(), set(), set()) == []
+
+
 def refer(text: str) -> str:
     """Plain Markdown with references that show what was asked for."""
     return plain(text, References(lambda role, content: f"<{role}:{content}>", lambda target: f"@{target}", str.upper))
