@@ -310,3 +310,26 @@ def test_a_chapter_tells_what_was_measured(name: str) -> None:
     chapter, expected = TABLES[name]
     text = (ROOT / "book" / f"{chapter}.md").read_text(encoding="utf-8")
     assert expected.strip() in text, f"book/{chapter}.md should have this table:\n{expected}"
+
+
+def test_the_readme_tells_what_was_measured() -> None:
+    """Its findings, with their intervals."""
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    boards = {name: measured(f"bench-{name}", index_col="method") for name in ("imagenet-layer2", "imagenet-layer4")}
+    cifar, width = (
+        measured("bench-cifar-layer3", index_col="method"),
+        measured("widths").set_index(["measure", "width"]),
+    )
+    told = [sure(board.rename(columns={"ari": "value"}).loc["PURE"]) for board in boards.values()]
+    told += [sure(cifar.rename(columns={"ari": "value"}).loc[name]) for name in ("PURE", "SAE BatchTopK, 4x, k=8")]
+    told += [sure(width.loc["objects", number]) for number in (16, 128)]
+    asked = tried().query(f"network == '{LARGE}' and kind == 'random' and sources == 2").set_index("score")
+    told.append(sure(asked.rename(columns={"auc": "value"}).loc["silhouette_gain"]))
+    judges = asked[~asked["judge"].isin(["circuits", "labels"])]["auc"]
+    told.append(f"{judges.min():.2f} to {judges.max():.2f}")
+    steps = measured("table", index_col="step")["peer/ours"]
+    told.append(f"{steps.loc['references']:.0f} times that")
+    told.append(
+        f"{steps.loc['circuits, 50,000 images']:.1f} to {steps.loc['circuits, 5,000 images']:.1f} times as long"
+    )
+    assert [one for one in told if one not in text] == []
