@@ -49,6 +49,13 @@ def test_a_changed_style_has_a_page_read_again(tmp_path: Path, seconds: int, rea
     assert site.with_changed_files(app, None) == read
 
 
+def test_numbers_and_their_percents_stay_together() -> None:
+    nodes = pytest.importorskip("docutils.nodes")
+    page = nodes.section("", nodes.paragraph("", "", nodes.Text("By 5 % of x % and"), nodes.literal("", "5 % 2")))
+    site.with_percents_kept(None, page)
+    assert page.astext() == "By 5\u00a0% of x % and5 % 2"
+
+
 def test_the_book_says_when_it_last_ran() -> None:
     source = ["# Version\n\n% built\n\nText.\n"]
     site.with_last_run(SimpleNamespace(), "book/thanks", source)

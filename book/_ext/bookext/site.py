@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import inspect
 import platform
+import re
 from collections.abc import Collection
 from datetime import datetime, timezone
 from importlib import import_module
@@ -15,6 +16,7 @@ from string import Template
 from typing import Any
 from urllib.parse import quote
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 COMMANDS = "\n% commands\n"
@@ -42,6 +44,14 @@ def with_commands(app: Sphinx, page: str, source: list[str]) -> None:
     group = get_command(cli.app)
     docs = get_docs_for_click(obj=group, ctx=typer.Context(group), name="pure-nb")
     source[0] = source[0].replace(COMMANDS, docs[docs.index("\n## ") :])  # without the title
+
+
+def with_percents_kept(app: Sphinx, doctree: nodes.document) -> None:
+    """Keep numbers and their % on one line, but in code and formulas."""
+    for text in list(doctree.findall(nodes.Text)):
+        kept = re.sub(r"(?<=\d) (?=%)", "\u00a0", text)
+        if kept != text and not isinstance(text.parent, (nodes.literal, nodes.literal_block, nodes.raw, nodes.math)):
+            text.parent.replace(text, nodes.Text(kept))
 
 
 def with_last_run(app: Sphinx, page: str, source: list[str]) -> None:
