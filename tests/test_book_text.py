@@ -14,6 +14,8 @@ from chapters import BLOCK, BOOK, NAMES, blocks, cells, exercises, source
 NOT_LESSONS = {"index", "published", "submit", "recipes", "glossary", "runs", "sources", "commands", "api"}
 NOT_LESSONS |= {"what-is-known", "teach", "thanks"}
 LESSONS = [name for name in NAMES if name.partition("/")[0] not in NOT_LESSONS]
+LONG = {"your-network"}
+"""Looked things up in, more than read."""
 WIDEST = 88
 
 NEEDS = {f"needs-{what}" for what in edition.NEEDS}
@@ -56,6 +58,14 @@ def test_orientation(name: str) -> None:
     assert "(#five-questions)" in told
     five = source(name).partition("\n## In five lines\n")[2].partition("\n## ")[0]
     assert len(re.findall(r"^- ", five, re.M)) == 5
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_a_chapter_is_one_sitting(name: str) -> None:
+    """At most 3,500 words beside tables, and ten cells whose code is shown; exercises are by themselves."""
+    text = re.sub(r"^\|[^\n]*|^---.*?^---$", "", source(name).partition("\n## Exercises\n")[0], flags=re.M | re.S)
+    assert name in LONG or len(blocks_removed(text).split()) <= 3500
+    assert sum(not cell.tags & {"hide-input", "remove-input", "exercise"} for cell in cells(name)) <= 10
 
 
 @pytest.mark.parametrize("name", LESSONS)

@@ -261,7 +261,13 @@ def room() -> str:
     return markdown(found)
 
 
+def drawn_widths() -> str:
+    table = measured("widths").query("measure == 'objects'").rename(columns={"value": "objects"})
+    return written(table[["width", "objects", "low", "high"]]).to_csv(index=False)
+
+
 TABLES = {
+    "widths, drawn": ("why", drawn_widths()),
     "what is known: found": ("what-is-known", standing()),
     "what is known: detected": ("what-is-known", detected()),
     "what is known: room": ("what-is-known", room()),
