@@ -32,9 +32,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Exercise:
-    """The solution of an exercise: its number, and the code blocks within it."""
+    """An exercise: its title with dots, its text, the cell that checks a reader's function, and the solution's code."""
 
-    number: int
+    title: str
+    text: str
+    cell: str
     code: list[str]
 
 
@@ -64,14 +66,13 @@ def cells(name: str) -> list[Cell]:
 
 
 def exercises(name: str) -> list[Exercise]:
-    """The solutions of a chapter's exercises, in order."""
-    _, _, section = source(name).partition("\n## Exercises\n")
-    solutions = [
-        body
-        for head, body in blocks(section.partition("\n## ")[0])
-        if head.startswith("{admonition}") and ":class: dropdown" in body
-    ]
-    return [
-        Exercise(number, [code for head, code in blocks(body) if head == "python"])
-        for number, body in enumerate(solutions, 1)
-    ]
+    """The exercises of a chapter, in order."""
+    section = source(name).partition("\n## Exercises\n")[2].partition("\n## ")[0]
+    found = []
+    for text in re.split(r"^### ", section, flags=re.MULTILINE)[1:]:
+        within = blocks(text)
+        (solution,) = (body for head, body in within if head == "{admonition} Solution")
+        cell = [OPTIONS.sub("", body, count=1) for head, body in within if head.startswith("{code-cell}")]
+        code = [code for head, code in blocks(solution) if head == "python"]
+        found.append(Exercise(text.partition("\n")[0], text, "".join(cell), code))
+    return found

@@ -12,13 +12,16 @@ from built import toc_pages
 from chapters import BLOCK, BOOK, NAMES, blocks, cells, exercises, source
 
 NOT_LESSONS = {"index", "published", "submit", "recipes", "glossary", "runs", "sources", "commands", "api"}
+NOT_LESSONS |= {"what-is-known", "teach", "thanks"}
 LESSONS = [name for name in NAMES if name.partition("/")[0] not in NOT_LESSONS]
+LONG = {"your-network"}
+"""Looked things up in, more than read."""
 WIDEST = 88
 
 NEEDS = {f"needs-{what}" for what in edition.NEEDS}
 """What another study may lack."""
 MYST_NB = {f"{verb}-{what}" for verb in ("hide", "remove") for what in ("cell", "input", "output", "stderr", "stdout")}
-TAGS = NEEDS | MYST_NB | {"varies", "raises-exception"}
+TAGS = NEEDS | MYST_NB | {"varies", "raises-exception", "exercise"}
 
 TERM = re.compile(r"\{term\}`(?:[^`<]*<([^>`]+)>|([^`]+))`")
 
@@ -34,15 +37,57 @@ def test_sections(name: str) -> None:
     assert question, "after its title a chapter says its question: **The question.** ..."
     assert "?" in question[1], "the question asks nothing"
     sections = re.findall(r"^## (.+)$", blocks_removed(text), re.M)
-    assert sections[-3:] == ["What goes wrong", "Exercises", "Sources"], sections
+    assert sections[-5:] == ["What goes wrong", "Exercises", "Questions", "In five lines", "Sources"], sections
 
 
 @pytest.mark.parametrize("name", LESSONS)
-def test_exercises_have_solutions(name: str) -> None:
-    _, _, section = source(name).partition("\n## Exercises\n")
-    asked = re.findall(r"^(\d+)\. ", blocks_removed(section.partition("\n## ")[0]), re.M)
-    assert 2 <= len(asked) <= 3, asked
-    assert asked == [str(exercise.number) for exercise in exercises(name)]
+def test_orientation(name: str) -> None:
+    """What a chapter takes, needs and gives stands below its question, and what it said in five lines at its end."""
+    after = re.search(
+        r"\*\*The question\.\*\*(?:.+\n)+\n:::\{admonition\} Before you read\n.*\n\n((?:.+\n)+):::", source(name)
+    )
+    assert after, "below the question: :::{admonition} Before you read"
+    told = " ".join(after[1].split())
+    minutes = re.match(r"(\d+) minutes to read, (\d+) more for the exercises\.", told)
+    assert minutes, told
+    words = len(blocks_removed(source(name).partition("\n## Exercises\n")[0]).split())
+    assert abs(int(minutes[1]) - words / 200) <= 5, f"{words} words are read in {words / 200:.0f} minutes"
+    asked = [int(found) for each in exercises(name) for found in re.findall(r"^(\d+) minutes\.", each.text, re.M)]
+    assert sum(asked) == int(minutes[2])
+    assert "Afterwards you can" in told
+    assert "(#five-questions)" in told
+    five = source(name).partition("\n## In five lines\n")[2].partition("\n## ")[0]
+    assert len(re.findall(r"^- ", five, re.M)) == 5
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_a_chapter_is_one_sitting(name: str) -> None:
+    """At most 3,500 words beside tables, and ten cells whose code is shown; exercises are by themselves."""
+    text = re.sub(r"^\|[^\n]*|^---.*?^---$", "", source(name).partition("\n## Exercises\n")[0], flags=re.M | re.S)
+    assert name in LONG or len(blocks_removed(text).split()) <= 3500
+    assert sum(not cell.tags & {"hide-input", "remove-input", "exercise"} for cell in cells(name)) <= 10
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_exercises_have_what_readers_need(name: str) -> None:
+    found = exercises(name)
+    assert len(found) >= 4
+    assert sum(bool(each.cell) for each in found) >= 2, "exercises that check"
+    for each in found:
+        assert re.search(r" (●○○|●●○|●●●)$", each.title), f"no difficulty: {each.title}"
+        assert re.search(r"^\d+ minutes\. ", each.text, re.M), f"no time: {each.title}"
+        heads = [head for head, _ in blocks(each.text) if head.startswith("{admonition}")]
+        assert heads == ["{admonition} Hint", "{admonition} Solution"], each.title
+        assert each.code, f"no code in the solution: {each.title}"
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_questions_are_answered(name: str) -> None:
+    section = source(name).partition("\n## Questions\n")[2].partition("\n## ")[0]
+    ((head, answers),) = blocks(section)
+    assert head == "{admonition} Answers"
+    for text in (blocks_removed(section), answers):
+        assert re.findall(r"^(\d)\. ", text, re.M) == list("12345")
 
 
 @pytest.mark.parametrize("name", NAMES)

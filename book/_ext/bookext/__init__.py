@@ -15,7 +15,10 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", read_side_by_side)
     app.connect("env-before-read-docs", site.with_late_imports)
     app.connect("source-read", site.with_commands)
+    app.connect("source-read", site.with_last_run)
+    app.connect("doctree-read", site.with_percents_kept)
     app.connect("env-get-outdated", site.with_changed_files)
+    app.connect("env-get-outdated", site.with_page_of_last_run)
     app.connect("html-page-context", notebooks.add_buttons, priority=600)  # the theme's own come at 501
     app.connect("html-page-context", lighter.without_mathjax, priority=600)
     app.connect("html-collect-pages", site.forget_unread_modules, priority=400)  # the sources' own pages come at 500

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import html
 import inspect
+import platform
+import re
+from collections.abc import Collection
+from datetime import datetime, timezone
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from pkgutil import walk_packages
 from string import Template
 from typing import Any
 from urllib.parse import quote
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 COMMANDS = "\n% commands\n"
+BUILT, BUILT_PAGE = "\n% built\n", "book/thanks"
+TOLD = ("pure-nb", "torch", "torchvision", "numpy", "scikit-learn", "zennit")
+"""Whose versions the book says."""
 
 TEMPLATES = Path(__file__).parent / "templates"
 ICON = Path(__file__).parents[2] / "favicon.svg"
@@ -35,6 +44,31 @@ def with_commands(app: Sphinx, page: str, source: list[str]) -> None:
     group = get_command(cli.app)
     docs = get_docs_for_click(obj=group, ctx=typer.Context(group), name="pure-nb")
     source[0] = source[0].replace(COMMANDS, docs[docs.index("\n## ") :])  # without the title
+
+
+def with_percents_kept(app: Sphinx, doctree: nodes.document) -> None:
+    """Keep numbers and their % on one line, but in code and formulas."""
+    for text in list(doctree.findall(nodes.Text)):
+        kept = re.sub(r"(?<=\d) (?=%)", "\u00a0", text)
+        if kept != text and not isinstance(text.parent, (nodes.literal, nodes.literal_block, nodes.raw, nodes.math)):
+            text.parent.replace(text, nodes.Text(kept))
+
+
+def with_last_run(app: Sphinx, page: str, source: list[str]) -> None:
+    """Put day and versions in the place of the line ``% built``: a chapter that fails would have stopped the build."""
+    if BUILT not in source[0]:
+        return
+    day = datetime.now(timezone.utc)
+    versions = ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in TOLD)])
+    told = f"All chapters last ran without an error on {day:%d %B %Y}, with {versions}."
+    source[0] = source[0].replace(BUILT, f"\n{told.replace(' 0', ' ')}\n", 1)
+
+
+def with_page_of_last_run(
+    app: Sphinx, env: Any, added: Collection[str], changed: Collection[str], removed: Collection[str]
+) -> list[str]:
+    """Read the page that says when the chapters last ran whenever any page is read."""
+    return [BUILT_PAGE] if (added or changed) and BUILT_PAGE in env.found_docs else []
 
 
 def with_changed_files(app: Sphinx, *_: Any) -> list[str]:

@@ -1,0 +1,86 @@
+"""Exercises of *Your network*: your own network, and when it does not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pure_nb.exercises import Exercise
+
+Array = NDArray[Any]
+
+
+def _references_for(images: int) -> int:
+    return max(20, min(100, images // 20))
+
+
+def _circuit_bytes(channels: int, n: int, lower: int) -> int:
+    return 4 * channels * n * lower
+
+
+def _prepared(picture: Array, mean: Array, std: Array) -> Array:
+    return ((picture / 255 - mean) / std).transpose(2, 0, 1)
+
+
+def _pass_hours(images: int, references: int, seconds: float, pair: float, shared: float) -> float:
+    return (images * seconds + references * (pair + seconds / shared)) / 3600
+
+
+def _branches(count: int) -> list[int]:
+    from pure_nb.compute.sweep import split_tree
+
+    return [len(branch) for branch in split_tree([range(number, number + 1) for number in range(count)])]
+
+
+def _merged_scores(first: Array, second: Array) -> Array:
+    return -np.sort(-np.concatenate([first, second]))[: len(first)]
+
+
+EXERCISES = {
+    "references_for": Exercise(
+        _references_for,
+        lambda g: (int(g.choice([150, 500, 900, 1500, 40_000])),),
+        "One in twenty images, but not fewer than 20, and no more than the paper's 100.",
+    ),
+    "circuit_bytes": Exercise(
+        _circuit_bytes,
+        lambda g: (int(g.integers(1, 3000)), int(g.integers(20, 101)), int(g.integers(1, 2000))),
+        "A number of four bytes for each channel, reference and lower channel.",
+        {"Each number has four bytes.": lambda channels, n, lower: channels * n * lower},
+    ),
+    "prepared": Exercise(
+        _prepared,
+        lambda g: (g.integers(0, 256, (2, 4, 3)).astype(np.uint8), g.random(3), g.uniform(0.2, 0.3, 3)),
+        "Bytes become 0 to 1, then less the mean, over the deviation; the colours come first.",
+        {
+            "Colours come first in torch: [3, height, width].": lambda picture, mean, std: (picture / 255 - mean) / std,
+            "Bytes are scaled to 0..1 before the mean is taken off.": lambda picture, mean, std: (
+                (picture - mean) / std
+            ).transpose(2, 0, 1),
+        },
+    ),
+    "hours": Exercise(
+        _pass_hours,
+        lambda g: (int(g.integers(1000, 10**6)), int(g.integers(1000, 10**5)), 0.02, 0.012, float(g.uniform(1, 9))),
+        "A forward pass for each image; for each pair a backward pass, and its share of one more forward pass.",
+        {
+            "Pairs of one image share its forward pass: divide that by `shared`.": lambda i, r, seconds, pair, shared: (
+                (i * seconds + r * (pair + seconds)) / 3600
+            )
+        },
+    ),
+    "branches": Exercise(
+        _branches,
+        lambda g: (int(g.integers(2, 200)),),
+        "The first branch is the largest power of two that is smaller than the number of shards, the second the rest.",
+        {"A full tree has a power of two leaves, and halves have not.": lambda count: [count - count // 2, count // 2]},
+    ),
+    "both_best": Exercise(
+        _merged_scores,
+        lambda g: (-np.sort(-g.random(5)), -np.sort(-g.random(5))),
+        "The best n of both lists together, the largest first.",
+        {"As many as one list has are kept, or memory would grow.": lambda a, b: -np.sort(-np.concatenate([a, b]))},
+    ),
+}

@@ -1,0 +1,56 @@
+"""Slides of a chapter: its question, its figures, its questions and its lines, in order; turned by keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from built import ROOT, chromium
+
+slides = pytest.importorskip("make_slides")
+
+ARTICLE = """<html><body><article class="bd-article"><section id="why">
+<h1>Why &lt;it&gt;<a class="headerlink">#</a></h1>
+<p><strong>The question.</strong> Why not?</p>
+<figure id="fig-a"><a href="../_images/a.png"><img src="../_images/a.png" alt="A dot."></a>
+<figcaption><p><span>Figure 1 </span><span>Dots.</span></p></figcaption></figure>
+<figure class="explorer"><figcaption>An explorer.</figcaption></figure>
+<section id="questions"><h2>Questions</h2><ol><li><p>One?</p></li><li><p>Two?</p></li></ol>
+<div class="admonition dropdown"><p>Answers</p><ol><li><p>Yes.</p></li><li><p>No.</p></li></ol></div></section>
+<section id="in-five-lines"><h2>In five lines</h2><ul><li><p>First.</p></li></ul></section>
+</section></article></body></html>"""
+
+
+@pytest.fixture(scope="module")
+def deck(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("slides")
+    (folder / "book").mkdir()
+    (folder / "_images").mkdir()
+    (folder / "_images" / "a.png").write_bytes((ROOT / "book" / "neuron.png").read_bytes())
+    (folder / "book" / "why.html").write_text(ARTICLE, encoding="utf-8")
+    slides.make([folder / "book" / "why.html"], folder / "out")
+    return Path(folder / "out")
+
+
+def test_a_deck_has_a_chapters_figures_and_words(deck: Path) -> None:
+    text = (deck / "why.html").read_text(encoding="utf-8")
+    assert text.count("<section>") == 5
+    places = [text.index(own) for own in ("<h1>Why &lt;it&gt;</h1>", "Why not?", "Dots.", "One?", "Yes.", "First.")]
+    assert places == sorted(places)
+    assert "An explorer." not in text
+    assert (deck / "images" / "a.png").is_file()
+    assert (deck / "index.html").read_text(encoding="utf-8").count("<section>") == 5
+
+
+@pytest.mark.slow
+def test_arrows_turn_the_slides(deck: Path) -> None:
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 800, "height": 600})
+        page.goto((deck / "why.html").as_uri())
+        seen = []
+        for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
+            page.keyboard.press(key)
+            page.wait_for_timeout(300)
+            seen.append(page.evaluate("Math.round(scrollY / innerHeight)"))
+        assert seen == [1, 2, 1]
+        assert page.evaluate("document.images[0].naturalWidth") > 0
