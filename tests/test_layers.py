@@ -449,7 +449,8 @@ def test_activations_name_layers_that_do_not_run(two: nn.Module) -> None:
 
 def test_activations_refuse_a_tuple(two: nn.Module) -> None:
     with pytest.raises(
-        LayerError, match=r"layer 'pair' \(Pair\) puts out a tuple, not one tensor; choose a layer inside"
+        LayerError,
+        match=r"layer 'pair' \(Pair\) puts out a tuple of tensors \[1, .*\] and \[1, .*\], not one tensor; choose a",
     ):
         activations(two, noise(1), ["pair"])
 

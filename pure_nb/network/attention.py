@@ -136,13 +136,16 @@ class Inside(TorchFunctionMode):
         """What replaces queries, keys, values or heads ``[N, heads, T, d]``; the first two axes may be one."""
         if part != self.target.inside or self.calls:
             return values
-        if values.ndim not in (3, 4):
+        split = values.detach() if self.leaf else values
+        if split.ndim == 3:
+            split = split.unflatten(0, (-1, self.heads))
+        elif split.ndim == 5 and split.shape[1] != self.heads == split.shape[2]:  # windows on an axis of their own
+            split = split.flatten(0, 1)
+        if split.ndim != 4:
             raise LayerError(
                 f"layer {str(self.target)!r}: attention is called with {list(values.shape)}, expected "
                 f"[B, heads, T, channels]; name it without {self.target.inside!r}"
             )
-        split = values.detach() if self.leaf else values
-        split = split if split.ndim == 4 else split.unflatten(0, (-1, self.heads))
         shown, back = (lengths if part == HEADS else side_by_side)(split)
         try:
             new = self.function(shown)

@@ -29,6 +29,7 @@ from pure_nb.network.targets import (
     Target,
     channels_last,
     channels_second,
+    described,
     is_last,
     main_tensor,
 )
@@ -218,7 +219,7 @@ class Recorder:
         found = main_tensor(value)
         first = value[0] if isinstance(value, (tuple, list)) and value else value
         tensor = found[0] if found else first if isinstance(first, Tensor) else torch.empty(0)
-        kind = "" if found else type(value).__name__
+        kind = "" if found else described(value)
         drawn = not all(map(torch.equal, self.before, _random(self.images.device)))
         given = [*self.maps]
         event = Event(name, module, part, maker, kind, tensor, drawn, self.images, given, None if part else source)
@@ -240,15 +241,15 @@ def find_channels(events: Sequence[Event]) -> None:
     An output is known by what made it or goes on with it, if that is the very same tensor: so what is known of a tensor
     by what takes it in, is known of what came out below in the second round.
     """
-    known: dict[int, tuple[bool, str]] = {}
+    known: dict[int, tuple[bool, Event]] = {}
     for event in [*events, *events]:
         if not event.kind and event.batch is not None and 2 <= len(event.rest) <= 3 and event.part in ("", INPUT):
             event.last, event.sign = next(_told(event, known), (event.last, event.sign))
             if event.last is not None:
-                known.setdefault(id(event.tensor), (event.last, f"as at {event.name!r}, the same tensor"))
+                known.setdefault(id(event.tensor), (event.last, event))
 
 
-def _told(event: Event, known: Mapping[int, tuple[bool, str]]) -> Iterator[tuple[bool, str]]:
+def _told(event: Event, known: Mapping[int, tuple[bool, Event]]) -> Iterator[tuple[bool, str]]:
     """Whether the channels are last, by one sign after the other, and what tells."""
     module, rest, source, kind = event.module, event.rest, event.source, type(event.module).__name__
     if channels_last(module):
@@ -262,7 +263,7 @@ def _told(event: Event, known: Mapping[int, tuple[bool, str]]) -> Iterator[tuple
         if fits[0] != fits[1]:
             yield fits[0], "the picture's proportions"
     if (same := known.get(id(event.tensor))) is not None:
-        yield same
+        yield same[0], event.sign if same[1] is event else f"as at {same[1].name!r}, the same tensor"
     like = source is not None and not source.kind and source.tensor.shape == event.tensor.shape
     if source and like and (_elementwise(module) or rest[0] != rest[-1]) and id(source.tensor) in known:
         yield known[id(source.tensor)][0], "as what goes in"

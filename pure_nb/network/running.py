@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pure_nb.errors import LayerError, ModelError, PureError
 from pure_nb.network.attention import Inside, Reached
-from pure_nb.network.targets import INPUT, Pass, Target, main_tensor, view
+from pure_nb.network.targets import INPUT, Pass, Target, described, main_tensor, view
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing")
 """Attributes by which modules of timm and Hugging Face are told to checkpoint activations."""
@@ -105,8 +105,8 @@ class Hook:
         """The module puts something out."""
         if (found := main_tensor(output)) is None:
             raise LayerError(
-                f"layer {str(self.target)!r} ({type(module).__name__}) puts out a {type(output).__name__}, not one "
-                "tensor; choose a layer inside it"
+                f"layer {str(self.target)!r} ({type(module).__name__}) puts out a {described(output)}, "
+                "not one tensor; choose a layer inside it"
             )
         tensor, put_back = found
         return put_back(self.replaced(module, tensor))

@@ -151,6 +151,13 @@ def main_tensor(value: Any) -> View | None:
     return None
 
 
+def described(value: Any) -> str:
+    """A type, and the shapes of the tensors in it: what a module puts out that is not one tensor."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    shapes = [str(list(one.shape)) for one in inner if isinstance(one, Tensor)]
+    return type(value).__name__ + (f" of tensors {' and '.join(shapes)}" if shapes else "")
+
+
 def _with_item(whole: Any, key: Any, new: Tensor) -> Any:
     """A copy of a tuple, list or dictionary with something else in one place."""
     if isinstance(whole, tuple):
