@@ -8,6 +8,7 @@ linear layer for all three or three of them, in timm, torchvision, open_clip, Hu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -19,7 +20,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pure_nb.errors import LayerError
-from pure_nb.network.targets import HEADS, KEYS, QUERIES, VALUES, Target, View
+from pure_nb.network.targets import HEADS, KEYS, QUERIES, VALUES, Target, View, main_tensor
 
 PRODUCTS = {"matmul": (0, 1), "__matmul__": (0, 1), "bmm": (0, 1), "baddbmm": (1, 2)}
 """Products of matrices of activations, and which of their arguments are the factors."""
@@ -51,7 +52,7 @@ class Inside(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.target, self.module, self.function, self.leaf = target, module, function, leaf
-        self.calls, self.inside = 0, False
+        self.calls, self.asking, self.inside = 0, (0, 0), False
         self.scores: torch.Size | None = None
         self.reached: Reached | None = None
 
@@ -69,7 +70,7 @@ class Inside(TorchFunctionMode):
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
         """The module starts."""
-        self.calls, self.scores, self.reached = 0, None, None
+        self.calls, self.scores, self.reached, self.asking = 0, None, None, (0, 0)
         self.__enter__()
         self.inside = True
 
@@ -80,6 +81,17 @@ class Inside(TorchFunctionMode):
                 f"layer {str(self.target)!r}: {type(module).__name__} calls torch's attention, or the two products "
                 f"and the softmax that it consists of, {self.calls or 'not once, but no'} times, expected once; name "
                 "the module that is the attention of one block"
+            )
+        found = main_tensor(output)
+        around = [one for one in (*inputs[:1], found and found[0]) if isinstance(one, Tensor) and one.ndim > 1]
+        positions = {one.numel() // one.shape[axis] for one in around for axis in ((-1, 1) if one.ndim == 4 else (-1,))}
+        asking, rows = self.asking
+        padded = around and rows > len(around[0]) and asking > max(positions)
+        if around and asking not in positions and not padded:
+            raise LayerError(
+                f"layer {str(self.target)!r}: {type(module).__name__} asks for {asking} positions where it has "
+                f"{max(positions)}, so it is channels that look at each other there, or part of the tokens; name it "
+                f"without {self.target.inside!r}"
             )
         if self.reached:
             raise self.reached
@@ -104,6 +116,7 @@ class Inside(TorchFunctionMode):
 
     def attention(self, function: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """All of it in one function."""
+        self.ask(query)
         parts = (self.replaced(part, one) for part, one in zip((QUERIES, KEYS, VALUES), (query, key, value)))
         return self.ended(function(*parts, *args, **kwargs))
 
@@ -114,6 +127,7 @@ class Inside(TorchFunctionMode):
             return cast(Tensor, function(*args, **kwargs))
         new, given = list(args), self.scores
         if given is None:
+            self.ask(factors[0])
             new[left] = self.replaced(QUERIES, factors[0])
             new[right] = self.replaced(KEYS, factors[1].transpose(-2, -1)).transpose(-2, -1)
             found: Tensor = function(*new, **kwargs)
@@ -125,6 +139,12 @@ class Inside(TorchFunctionMode):
             return cast(Tensor, function(*args, **kwargs))
         new[right] = self.replaced(VALUES, factors[1])
         return self.ended(function(*new, **kwargs))
+
+    def ask(self, query: Tensor) -> None:
+        """Count for how many positions of all images, or windows, there are queries; and these."""
+        heads = query.shape[1] if query.ndim == 4 else self.heads
+        count = math.prod(query.shape[:-1]) // heads
+        self.asking = count, count // query.shape[-2]
 
     def ended(self, found: Tensor) -> Tensor:
         """What the heads have put out."""
