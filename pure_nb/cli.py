@@ -239,7 +239,7 @@ def info(
     echo("Layers that can be studied:")
     for shape in found.survey():
         grid = " x ".join(str(size) for size in shape.grid) or "no positions"
-        echo(f"  {shape.name:<28} {shape.kind:<18} {shape.channels:>5} channels, {grid}")
+        echo(f"  {shape.name:<28} {shape.kind:<18} {shape.channels:>5} channels, {grid}; {shape.how}")
     manifests = found.results.manifests()
     echo(f"Known: {', '.join(found.known()) or 'nothing yet'}")
     echo(f"Results in {found.store.folder if found.store else 'memory'}: {len(manifests) or 'none'}")

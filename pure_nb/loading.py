@@ -89,7 +89,8 @@ def load_model(source: str, weights: str | Path | None = None, **options: Any) -
 
     A sibling has another last stage: ``"glyphnet-16"``, ``-32``, ``-64`` and ``-128`` of so many channels, trained
     alike; ``"glyphnet-shared"`` of 48, of which half are shared by two given classes each; ``"glyphnet-shortcut"`` took
-    a shortcut, see :mod:`pure_nb.glyphs.marks`. ``"open_clip:NAME"`` is a visual tower of CLIP with words as its
+    a shortcut, see :mod:`pure_nb.glyphs.marks`. ``"glyphvit"`` is a small transformer,
+    :class:`pure_nb.glyphs.vit.GlyphViT`. ``"open_clip:NAME"`` is a visual tower of CLIP with words as its
     outputs, :class:`pure_nb.judges.zero_shot.ZeroShot`.
 
     Parameters

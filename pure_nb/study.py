@@ -53,6 +53,7 @@ from pure_nb.reasons.explaining import explain
 from pure_nb.reasons.graph import graph
 from pure_nb.scores import scores
 from pure_nb.searching import alike, search
+from pure_nb.texts import text_effects
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,6 +165,7 @@ class Study:
     range = activation_range
     stability = cached_property(stabilities)
     ablate = ablate
+    text_effects = text_effects
     notes = cached_property(Notes)
     search = search
     alike = alike

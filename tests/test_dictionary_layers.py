@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from small import Tokens, noise, plain
 from torch import Tensor, nn
 
@@ -256,3 +257,57 @@ def test_without_a_way_back_classes_can_not_be_asked(tmp_path: Path) -> None:
     study = Study.from_model(coded, labelled, "3.features", "1", n_references=3, store=tmp_path, progress=False)
     with pytest.raises(LayerError, match="no class can be traced to this layer"):
         study.classes.pairs  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "safetensors"])
+def test_directions_of_a_file_are_inner_products(kind: str, tmp_path: Path) -> None:
+    rows, path = np.random.default_rng(0).normal(size=(5, 7)).astype("f4"), tmp_path / f"rows.{kind}"
+    if kind == "safetensors":
+        save_file({"rows": rows}, path)
+    else:
+        np.save(path, rows) if kind == "npy" else np.savez(path, rows=rows, mean=rows[0])
+    model, images = plain(), noise(3)
+    for spec in (str(path), f"{path}:rows")[: 1 if kind == "npy" else 2]:
+        coded, target, lower = resolved(model, f"basis:{spec}@3", "2")
+        assert (target, lower) == ("3.features", "2")
+        whole = activations(model, images, ["3"])["3"]
+        found = activations(coded, images, [target])[target]
+        torch.testing.assert_close(found, torch.einsum("bchw,kc->bkhw", whole, torch.tensor(rows)))
+        torch.testing.assert_close(coded(images), model(images))
+        cut = Cut.at(coded.requires_grad_(False), images, target, "8")  # what a class is made of, within the span
+        (flow,) = torch.autograd.grad(cut.top.sum(), cut.leaf)
+        start = whole.detach().requires_grad_()
+        (above,) = torch.autograd.grad(model[4:](start.clone()).sum(), start)
+        torch.testing.assert_close(flow, torch.einsum("bchw,ck->bkhw", above, torch.tensor(np.linalg.pinv(rows))))
+
+
+def test_a_basis_of_another_width_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.ones((2, 6), "f4"))
+    coded, target, _ = resolved(plain(), f"basis:{tmp_path}/rows.npy@3", "2")
+    with pytest.raises(
+        LayerError, match=r"rows.npy' has rows of 6 numbers, and the layer 7 channels; expected as many"
+    ):
+        activations(coded, noise(1), [target])
+    with pytest.raises(LayerError, match="a dictionary reads what a layer puts out, not 'heads:3'"):
+        resolved(plain(), f"basis:{tmp_path}/rows.npy@heads:3", "2")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.array([[1.0, np.nan]]), "has a number that is NaN or infinite in row 0"),
+        (np.array([[1.0, 2.0], [0.0, 0.0]]), "has a row of zeros, 1, which is no direction; leave it out"),
+        (np.ones(3), r"has the arrays .* name the matrix, 'basis:rows.npy:NAME@LAYER'"),
+        (np.array([["a", "b"]]), r"is \[1, 2\] of <U1, expected numbers \[directions, channels\]"),
+        (np.array([[{}]], dtype=object), "can't be read as numbers"),
+        (None, "there is no such file"),
+    ],
+)
+def test_what_is_no_basis_is_refused(rows: Any, message: str, tmp_path: Path) -> None:
+    if rows is not None:
+        np.save(tmp_path / "rows.npy", rows)
+    with pytest.raises(LayerError, match=message):
+        resolved(plain(), f"basis:{tmp_path}/rows.npy@3", "2")
+    for wrong in ("basis:@3", "basis:rows.npy", "basis:rows.npy@"):
+        with pytest.raises(LayerError, match="expected 'basis:FILE@LAYER'"):
+            resolved(plain(), wrong, "2")

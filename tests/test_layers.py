@@ -399,15 +399,15 @@ def test_require_refuses_what_are_no_tokens(before: int, target: str, message: s
         require(Prefixed(before), noise(1), target, "first")
 
 
-@pytest.mark.parametrize(("tokens", "side"), [(4, 2), (9, 3), (14, 3), (81, 9), (97, 9), (197, 14), (201, 14)])
+@pytest.mark.parametrize(("tokens", "side"), [(4, 2), (9, 3), (81, 9), (196, 14)])
 def test_square_grids_of_tokens(tokens: int, side: int) -> None:
     found = activations(nn.Sequential(nn.Identity()), torch.randn(2, tokens, 3), ["patches:0"])["patches:0"]
     assert found.shape == (2, 3, side, side)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 98, 99, 195])
+@pytest.mark.parametrize("tokens", [1, 3, 99, 197])  # without a picture it can't be told which token is no patch
 def test_tokens_that_are_no_square_grid(tokens: int) -> None:
-    with pytest.raises(LayerError, match=f"{tokens} tokens are no grid of patches with at most 16 tokens before"):
+    with pytest.raises(LayerError, match=f"{tokens} tokens are no grid of patches with at most 16 tokens besides"):
         activations(nn.Sequential(nn.Identity()), torch.randn(2, tokens, 3), ["patches:0"])
 
 
@@ -449,7 +449,8 @@ def test_activations_name_layers_that_do_not_run(two: nn.Module) -> None:
 
 def test_activations_refuse_a_tuple(two: nn.Module) -> None:
     with pytest.raises(
-        LayerError, match=r"layer 'pair' \(Pair\) puts out a tuple, not one tensor; choose a layer inside"
+        LayerError,
+        match=r"layer 'pair' \(Pair\) puts out a tuple of tensors \[1, .*\] and \[1, .*\], not one tensor; choose a",
     ):
         activations(two, noise(1), ["pair"])
 
@@ -702,7 +703,7 @@ def test_the_images_axis_is_found_out() -> None:
         ("tokens:head", r"layer 'tokens:head' puts out \[B, ...\], with the images first; name it 'head'"),
         ("inside", r"'inside' can't be studied: it is \[9, 8\] for one image, and neither the first of these axes"),
         ("table", r"'table' can't be studied: it is \[9, 8\] for one image, and neither"),
-        ("patches:folded:windows", "the tokens of windows are in no order; name it without 'patches:folded:'"),
+        ("patches:folded:windows", "it can't be told where in the picture its windows are, .* without 'patches:'"),
     ],
 )
 def test_layers_whose_first_axis_is_not_the_images(target: str, message: str) -> None:

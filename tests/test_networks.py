@@ -13,9 +13,12 @@ import copy
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from contextlib import suppress
+from functools import lru_cache, partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -23,8 +26,10 @@ import pytest
 import timm
 import torch
 import torchvision
+from families import FAMILIES, SIZES
 from numpy.typing import NDArray
 from small import ROOT, noise, plain, stirred
+from test_functions import tight, without_biases
 from timm.layers import StdConv2d
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
@@ -32,10 +37,14 @@ from torch.nn.utils import prune
 from torch.utils.data import TensorDataset
 from torchvision.models import SwinTransformer, VisionTransformer
 
+from pure_nb._resting import frozen_eval
 from pure_nb.benchmark.planting import plant
-from pure_nb.errors import LayerError, PlantingError
+from pure_nb.errors import LayerError, ModelError, PlantingError
 from pure_nb.images.data import Images
-from pure_nb.network.layers import activations
+from pure_nb.network import functions, rules
+from pure_nb.network.cut import Cut
+from pure_nb.network.layers import activations, flatten_positions
+from pure_nb.network.lrp import ruled
 from pure_nb.study import Study
 
 TABLE = ROOT / "benchmarks" / "results" / "networks.csv"
@@ -244,6 +253,11 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
 }
 """Targets and lower layers."""
 
+for library, networks in FAMILIES.items():
+    for name, (make, upper, below) in networks.items():
+        NETWORKS[f"{library} {name}"] = library, SIZES.get(name, 64), make
+        LAYERS[f"{library} {name}"] = [(upper, below)]
+
 LINEAR_OR_NORM = (
     *(f"{BLOCK}.{number}" for number in (2, 3, 5)),
     "features.3.1.mlp.0",
@@ -256,6 +270,11 @@ LINEAR_OR_NORM = (
 CONVOLVED = ("mix.0", "mix.1", "mix.3")
 """Those of three axes that put their channels first, without a prefix that says so."""
 
+NONE = "-"
+ATTENTION = ("softmax", "scaled_dot_product_attention", "multi_head_attention_forward")
+TAKES = dict.fromkeys(ATTENTION, "softmax") | dict.fromkeys(("sigmoid", "hardsigmoid"), "gates")
+"""By a function's name what takes relevance up, as the rules have it."""
+
 COLUMNS = (
     "network",
     "library",
@@ -266,6 +285,8 @@ COLUMNS = (
     "virtual neurons",
     "pictures",
     "LRP",
+    "conserved",
+    "boxes",
 )
 
 CASES = [(network, *pair) for network in NETWORKS for pair in LAYERS[network]]
@@ -289,8 +310,8 @@ def made(network: str) -> nn.Module:
     model = stirred(NETWORKS[network][2]())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(("layer_scale", "gamma")):
-                parameter.uniform_(0.5, 1.5)  # trained ConvNeXts start from 1e-6
+            if parameter.abs().max() < 0.01 and not any(part in name for part in ("bias", "beta", "pos", "token")):
+                parameter.uniform_(0.5, 1.5)  # what a block adds is scaled by 1e-6 or so where training begins
     return model
 
 
@@ -368,7 +389,7 @@ def in_short(problem: LayerError) -> str:
 def row(network: str, target: str, lower: str) -> dict[str, str]:
     """Study two layers of a network, check what is found, and say how far it went."""
     library, size, _ = NETWORKS[network]
-    found = {"network": network.removeprefix("timm "), "library": library, "target": target, "lower": lower}
+    found = {"network": network.removeprefix(f"{library} "), "library": library, "target": target, "lower": lower}
     height, width = (size, size) if isinstance(size, int) else size
     model, images = made(network), noise(IMAGES, max(height, width))[:, :, :height, :width]
     try:
@@ -403,8 +424,104 @@ def row(network: str, target: str, lower: str) -> dict[str, str]:
         "circuits": "yes",
         "virtual neurons": "yes",
         "pictures": pictures(study, channels[0]),
-        "LRP": lrp(study, channels[0]),
+        "LRP": (rules := lrp(study, channels[0])),
+        "conserved": conserved(model, images[:1], target, lower) if rules == "yes" else NONE,
+        "boxes": found_where_planted(model, (height, width), target, lower),
     }
+
+
+def conserved(model: nn.Module, image: Tensor, target: str, lower: str) -> str:
+    """Whether relevance is conserved in float64 without biases, or what takes some of it; to 1e-4."""
+    exact, taken, called = without_biases(copy.deepcopy(model)), Counter[str](), [""]
+    whole = lower.removeprefix("patches:").removeprefix("class:")  # other tokens take their share of it
+
+    def noted(name: str, surrogate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        called[0] = name
+        return surrogate(*args, **kwargs)
+
+    class Noting(functions._Share):
+        def __init__(self, inputs: list[Tensor], output: Tensor) -> None:
+            super().__init__(inputs, output)
+            self.name = called[0]
+
+        def __call__(self, above: Tensor) -> tuple[Tensor | None, ...]:
+            below = super().__call__(above)
+            taken[TAKES.get(self.name, self.name)] += float(above.sum() - sum(f.sum() for f in below if f is not None))
+            return below
+
+    class Detour(detour := rules._Detour):  # type: ignore[misc]
+        @staticmethod
+        def backward(ctx: Any, *above: Tensor) -> Any:
+            below = detour.backward(ctx, *above)
+            taken["z-plus"] += float(above[0].sum() - sum(f.sum() for f in below if f is not None))
+            return below
+
+    named = {name: partial(noted, name, surrogate) for name, surrogate in functions.SURROGATES.items()}
+    with (
+        mock.patch.multiple(functions, SURROGATES=named, _Share=Noting, EPSILON=1e-30),
+        mock.patch.object(rules, "_Detour", Detour),
+        frozen_eval(exact),
+        ruled(exact, image.double(), whole, target, tight(exact)),
+        frozen_eval(exact),
+    ):
+        cut = Cut.at(exact, image.double(), whole, target, times_input=False)
+        top = flatten_positions(cut.top.detach())[0].clamp(min=0).sum(dim=-1)
+        best = top.argmax()
+        taken.clear()
+        lost = float(1 - cut.relevance(best[None]).sum() / top[best])
+    if abs(lost) < 1e-4:
+        return "yes"
+    if abs(lost - sum(taken.values()) / float(top[best])) > 1e-4:
+        return f"no: {lost:.0%} lost"
+    takes = sorted(name for name, much in taken.items() if abs(much) > 1e-5 * top[best])
+    return f"but for {' and '.join(takes)}"
+
+
+def found_where_planted(model: nn.Module, size: tuple[int, int], target: str, lower: str) -> str:
+    """In pictures twice as large where a position sees all of these, if the network takes them."""
+    found = boxes(model, size, target, lower)
+    if found != "yes":
+        with suppress(ModelError):
+            larger = boxes(model, (2 * size[0], 2 * size[1]), target, lower)
+            return f"{larger}, {2 * size[0]} x {2 * size[1]}" if larger == "yes" else larger
+    return found
+
+
+def boxes(model: nn.Module, size: tuple[int, int], target: str, lower: str) -> str:
+    """Whether heatmaps show a bright patch where it was planted."""
+    side = min(size) // 4
+    images = 0.5 + 0.01 * noise(5, max(size))[:, :, : size[0], : size[1]]
+    corners = np.array([(0, size[1]), (size[0], 0), (3 * side, side), (size[0] - side, 3 * side), (side, side)])
+    corners = np.minimum(corners, np.array(size) - side)
+    for image, (top, left) in zip(images, corners):
+        image[:, top : top + side, left : left + side] += torch.tensor([3.0, -2.0, 2.0])[:, None, None]
+    study = Study.from_model(
+        model, Images(TensorDataset(images)), target, lower, n_references=5, start="peak", rule="lrp"
+    ).replace(store=None, progress=False)
+    grid = study.references.grid
+    if len(grid) < 2 or min(grid) < 4:
+        return f"grid of {' x '.join(map(str, grid))}" if len(grid) > 1 else "no grid"
+    place = np.stack(np.divmod(study.references.position, grid[1]), axis=-1)
+    away = (place + 0.5) * np.array(size) / grid - corners[study.references.sample] - side / 2
+    near = side / 2 + np.array(size) / grid  # or in the next cell
+    right = (np.abs(away) < near).all(axis=(1, 2)) & (study.references.score[:, -1] > 0)
+    if not right.any():
+        return "no: no channel is largest there"
+    with torch.no_grad():
+        values = flatten_positions(activations(study.model, images, [target])[target]).clamp(min=0)
+    contrast = (values.amax(dim=2) / (values.mean(dim=2) + 1e-6)).amin(dim=0).numpy()
+    channel, wrong = int((contrast * right).argmax()), set[str]()
+    cells = np.ceil(np.array(size) / grid).astype(int)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for look in ("peak", "activation"):
+            for view in study.neuron(channel).views(range(5), look):
+                first, last = np.maximum(corners[view.sample] - cells, 0), corners[view.sample] + side + cells
+                at = np.zeros(view.mask.shape, dtype=np.bool_)
+                at[first[0] : last[0], first[1] : last[1]] = True
+                if view.mask[at].mean() < 2 * view.mask[~at].mean():
+                    wrong.add(look)
+    return f"no: {' and '.join(sorted(wrong))}" if wrong else "yes"
 
 
 def pictures(study: Study, channel: int) -> str:
@@ -456,7 +573,7 @@ def test_network(network: str, target: str, lower: str, table: dict[tuple[str, .
 
 
 def test_the_table_has_no_other_rows(table: dict[tuple[str, ...], Any]) -> None:
-    expected = [(n.removeprefix("timm "), NETWORKS[n][0], target, lower) for n, target, lower in CASES]
+    expected = [(n.removeprefix(f"{NETWORKS[n][0]} "), NETWORKS[n][0], target, lower) for n, target, lower in CASES]
     assert list(table) == expected
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
+import timm
 import torch
 import torchvision
 from small import ROOT, picture_folder, stirred
@@ -45,6 +46,17 @@ def small_resnet(weights: str | None = None) -> nn.Module:
 
 def small_vit(weights: str | None = None) -> nn.Module:
     return torchvision.models.VisionTransformer(224, 56, 2, 2, 12, 24)
+
+
+def small_timm(name: str, pretrained: bool = False, known: Any = timm.create_model, **how: Any) -> nn.Module:
+    """A small network of the same kind, without weights from a hub."""
+    small = {"depth": 2, "embed_dim": 24, "num_heads": 2}
+    if "swin" in name:
+        small = {"depths": (2,), "embed_dim": 24, "num_heads": (2,), "patch_size": 16}
+    elif "_r_" not in name:
+        small |= {"patch_size": 28, "img_size": 224}
+    model: nn.Module = known(name, **small | how)
+    return model
 
 
 def small_clip(model: str, *how: Any, known: Any = embedders.open_clip_model) -> tuple[Any, Any, Any]:
@@ -85,6 +97,7 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
         patch.setenv("PURE_NB_STORE", str(folder / "store"))
         patch.setattr(torchvision.models, "resnet18", small_resnet)
         patch.setattr(torchvision.models, "vit_b_16", small_vit)
+        patch.setattr(timm, "create_model", small_timm)
         patch.setattr(embedders, "open_clip_model", small_clip)
         names: dict[str, Any] = {}
         exec(RECIPES["recipe-own"][1], names)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from pure_nb.glyphs.font import CLASSES
+from pure_nb.glyphs.vit import GlyphViT
 
 CHANNELS = (16, 32, 64, 32)
 """Output channels of ``layer1`` to ``layer4``."""
@@ -82,16 +83,21 @@ Each channel of ``"shared"`` feeds the logits of one or two classes and of no ot
 """
 
 
+def _full(name: str) -> dict[str, Tensor]:
+    """Weights that ship in half precision, in single."""
+    found = load_file(GLYPHNET[1].with_name(f"{name}.safetensors"))
+    return {entry: tensor.float() if tensor.is_floating_point() else tensor for entry, tensor in found.items()}
+
+
 def _weights(name: str) -> dict[str, Tensor]:
     """The shipped network's stages below, and one of the other last stages."""
-    _, shipped = GLYPHNET
-    own = load_file(shipped.with_name(f"last-{name}.safetensors"))
-    below = {entry: tensor for entry, tensor in load_file(shipped).items() if not entry.startswith(LAST)}
-    return below | {entry: tensor.float() if tensor.is_floating_point() else tensor for entry, tensor in own.items()}
+    below = {entry: tensor for entry, tensor in load_file(GLYPHNET[1]).items() if not entry.startswith(LAST)}
+    return below | _full(f"last-{name}")
 
 
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], Path | Callable[[], dict[str, Tensor]]]] = {
     "glyphnet": GLYPHNET,
+    "glyphvit": (GlyphViT, partial(_full, "vit")),
     **{f"glyphnet-{name}": (partial(GlyphNet, width), partial(_weights, name)) for name, width in SIBLINGS.items()},
 }
 """Networks that ship, by name: what makes each, and its weights."""

@@ -7,7 +7,8 @@ the network goes on through ``decode(features) + error``, with the error ``x - d
 Marks et al. 2024, section 2): it computes the same as before, and what comes after reaches the layer through the
 features alone, so that classes can be traced to them. Without it the features are a branch that leads nowhere.
 
-As the name of a target it is ``"dict:FILE.py:FUNCTION@LAYER"``, where the function returns the dictionary.
+As the name of a target it is ``"dict:FILE.py:FUNCTION@LAYER"``, where the function returns the dictionary. Directions
+that are the rows of a matrix need no code: ``"basis:FILE@LAYER"``, see :mod:`pure_nb.network.basis`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from pure_nb.errors import LayerError, ModelError, PureError
+from pure_nb.network.basis import FILES, read_basis
 from pure_nb.network.layers import as_weights, get_layer
 from pure_nb.network.models import made_by
 from pure_nb.network.targets import INPUT, ChannelsLast, Target, is_last
 
-DICTIONARY = "dict:"
-"""Before the file, the function and the layer of a target that is a dictionary."""
+DICTIONARY, BASIS = "dict:", "basis:"
+"""Before the file, the function or the array, and the layer of a target that is a dictionary."""
 
 FEATURES, WHOLE = "features", "whole"
 """What a layer with a dictionary is made of, as names of layers below its own."""
@@ -162,7 +164,7 @@ def with_dictionary(model: nn.Module, layer: str, dictionary: Any) -> nn.Module:
     (64, 6, 64)
     """
     target = Target.parse(layer)
-    if target.part == INPUT:
+    if target.part == INPUT or target.inside:
         raise LayerError(f"a dictionary reads what a layer puts out, not {layer!r}; name the module before it")
     if not callable(getattr(dictionary, "encode", None)):
         raise ModelError(f"a dictionary has a method encode, and a {type(dictionary).__name__} has none")
@@ -176,7 +178,7 @@ def with_dictionary(model: nn.Module, layer: str, dictionary: Any) -> nn.Module:
 
 
 def resolved(model: nn.Module, target: str, lower: str) -> tuple[nn.Module, str, str]:
-    """A network and its two layers, where a target ``"dict:FILE.py:FUNCTION@LAYER"`` is made part of the network.
+    """A network and its two layers, where a target that is a dictionary or a basis is made part of the network.
 
     Returns
     -------
@@ -187,14 +189,14 @@ def resolved(model: nn.Module, target: str, lower: str) -> tuple[nn.Module, str,
     Raises
     ------
     LayerError
-        If the target can't be read so, or there is no such layer.
+        If the target can't be read so, or there is no such layer, or the file of a basis is none.
     ModelError
-        If there is no such file or function, it fails, or what it returns has no ``encode``.
+        If there is no such file of a dictionary, or function, it fails, or what it returns has no ``encode``.
     """
-    if not target.startswith(DICTIONARY):
+    if not target.startswith((DICTIONARY, BASIS)):
         return model, target, lower
     path, name, layer = _parsed(target)
-    dictionary, files = made_by(path, name, {})
+    dictionary, files = made_by(path, name, {}) if target.startswith(DICTIONARY) else (read_basis(path, name), [])
     if not callable(getattr(dictionary, "encode", None)):
         raise ModelError(
             f"{name!r} of {str(path)!r} returned a {type(dictionary).__name__}, expected a dictionary with a method "
@@ -211,14 +213,21 @@ def resolved(model: nn.Module, target: str, lower: str) -> tuple[nn.Module, str,
 
 def anchored(target: str, folder: Path) -> str:
     """A target whose file, if it has one, is looked for from a folder."""
-    if not target.startswith(DICTIONARY):
+    if not target.startswith((DICTIONARY, BASIS)):
         return target
     path, name, layer = _parsed(target)
-    return f"{DICTIONARY}{folder / path}:{name}@{layer}"
+    return f"{target.partition(':')[0]}:{folder / path}{name and f':{name}'}@{layer}"
 
 
 def _parsed(target: str) -> tuple[Path, str, str]:
     """The file, the function and the layer that a target names."""
+    if target.startswith(BASIS):
+        source, _, layer = target.removeprefix(BASIS).rpartition("@")
+        if not source or not layer:
+            raise LayerError(f"can't tell what target {target!r} is; expected '{BASIS}FILE@LAYER'")
+        named = Path(source).suffix not in FILES  # a colon may also stand in a path
+        path, _, name = source.rpartition(":") if named and ":" in source else (source, "", "")
+        return Path(path), name, layer
     source, _, layer = target.removeprefix(DICTIONARY).rpartition("@")
     path, _, name = source.rpartition(":")
     if not path.endswith(".py") or not name or not layer:

@@ -8,30 +8,24 @@ are modules that run once. :mod:`pure_nb.network.targets` tells what may stand b
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
-from typing import Any
-from unittest import mock
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from pure_nb.errors import LayerError, ModelError, PureError
+from pure_nb.errors import LayerError
+from pure_nb.network.attention import Reached
+from pure_nb.network.places import layouts
+from pure_nb.network.running import Hook, forward_pass, without_checkpoints
+from pure_nb.network.running import as_weights as as_weights
 from pure_nb.network.targets import INPUT as INPUT
 from pure_nb.network.targets import OUTPUT as OUTPUT
-from pure_nb.network.targets import PATCHES, ChannelsLast, Pass, Target, main_tensor, misspelt, view
+from pure_nb.network.targets import ChannelsLast, Pass, Target, misspelt
 from pure_nb.network.targets import channel_axis as channel_axis
 from pure_nb.network.targets import flatten_positions as flatten_positions
-
-CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing")
-"""Attributes by which modules of timm and Hugging Face are told to checkpoint activations."""
-
-
-class _Reached(Exception):  # noqa: N818, it is no error
-    """Raised inside a hook: all that was asked for is known, the rest of the network need not run."""
 
 
 def get_layer(model: nn.Module, name: str) -> nn.Module:
@@ -128,103 +122,6 @@ def computes_plainly(module: nn.Module) -> bool:
     return type(module) in (nn.Conv2d, nn.Linear) and not changed
 
 
-@contextmanager
-def without_checkpoints(model: nn.Module) -> Iterator[None]:
-    """Within it, blocks under activation checkpointing run once, as any other, and keep their graph.
-
-    A checkpointed block is run again in the backward pass, without our hooks, and may not be left half-way, as we leave
-    the network at the last layer asked for. timm and Hugging Face also call the blocks of a stage and not the stage.
-    """
-    torchs = torch.utils.checkpoint
-    plainly = staticmethod(lambda function, preserve, *inputs: function(*inputs))
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torchs.CheckpointFunction, "apply", plainly))  # use_reentrant=True
-        stack.enter_context(mock.patch.object(torchs, "_checkpoint_hook", return_value=nullcontext()))  # and False
-        for module in model.modules():
-            for name in CHECKPOINTING:
-                if getattr(module, name, False) is True:
-                    stack.enter_context(mock.patch.object(module, name, False))
-        yield
-
-
-@dataclass(frozen=True, eq=False)
-class _Hook:
-    """A function to call on the activation at a target; what it returns replaces it.
-
-    At the leaf the graph ends, also that of the tokens which are not shown; and it starts there even where the network
-    itself runs that layer without gradients.
-    """
-
-    target: Target
-    function: Callable[[Tensor], Tensor]
-    run: Pass
-    leaf: bool
-    gradients: bool
-
-    def register(self, model: nn.Module) -> Any:
-        """Have it called; the handle takes it back."""
-        module = model if self.target.name == OUTPUT else get_layer(model, str(self.target))
-        if self.target.part == INPUT:
-            # Before hooks that are there already: the rules of LRP must see the new graph's start, not go past it.
-            return module.register_forward_pre_hook(self.before, prepend=True)
-        return module.register_forward_hook(self.after)
-
-    def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The module is given something."""
-        if not inputs or not isinstance(inputs[0], Tensor):
-            raise LayerError(
-                f"{str(self.target)!r}: {type(module).__name__} is not called with a tensor as its first argument"
-            )
-        return self.replaced(module, inputs[0]), *inputs[1:]
-
-    def after(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        """The module puts something out."""
-        if (found := main_tensor(output)) is None:
-            raise LayerError(
-                f"layer {str(self.target)!r} ({type(module).__name__}) puts out a {type(output).__name__}, not one "
-                "tensor; choose a layer inside it"
-            )
-        tensor, put_back = found
-        return put_back(self.replaced(module, tensor))
-
-    def replaced(self, module: nn.Module, whole: Tensor) -> Tensor:
-        """The activation with what the function returns in its place."""
-        if self.leaf and whole.is_inference() and self.gradients:
-            raise LayerError(
-                f"layer {str(self.target)!r} runs under torch.inference_mode() in the network's own code, from which "
-                "no gradients can start; take that out of its forward()"
-            )
-        with torch.set_grad_enabled(self.gradients and (self.leaf or torch.is_grad_enabled())):
-            shown, put_back = view(self.target, module, whole.detach() if self.leaf else whole, self.run)
-            return put_back(self.function(shown))
-
-
-def as_weights(model: nn.Module, images: Tensor) -> Tensor:
-    """Images in the precision of a network's weights: half for a network in half precision."""
-    dtypes = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    return images.to(next(dtypes, images.dtype)) if images.is_floating_point() else images
-
-
-def forward_pass(model: nn.Module, images: Tensor) -> None:
-    """A forward pass; what goes wrong in it is the network's own fault, or the images'."""
-    try:
-        model(images)
-    except (PureError, _Reached):
-        raise
-    except torch.OutOfMemoryError as problem:
-        raise ModelError(
-            f"{type(model).__name__} does not fit into memory with {len(images)} images {list(images.shape)} at once "
-            f"({problem}); choose a smaller batch_size"
-        ) from problem
-    except Exception as problem:
-        raise ModelError(
-            f"{type(model).__name__} can't be run on a batch of {len(images)} images {list(images.shape)} "
-            f"({type(problem).__name__}: {problem}); bring a torch.nn.Module whose forward() takes batches of any "
-            "number of such images and nothing else, and check the images' transform (for a network of grey "
-            "pictures say grey=True)"
-        ) from problem
-
-
 def activations(
     model: nn.Module,
     images: Tensor,
@@ -274,28 +171,32 @@ def activations(
         output = changed[name](output) if name in changed else output
         found[name] = output.requires_grad_() if name == leaf else output
         if found.keys() == set(layers):
-            raise _Reached
+            raise Reached
         # A later in-place ReLU would change what we hold, and a leaf does not allow it.
         return found[name].clone()
 
-    images = as_weights(model, images)
+    images, targets = as_weights(model, images), {name: _present(model, name) for name in layers}
+    run = Pass(images, layouts(model, images, targets.values()))
     with ExitStack() as stack:
         if leaf is not None:
             stack.enter_context(torch.enable_grad())
-        run, targets = Pass(images), {name: Target.parse(name) for name in layers}
-        if any(target.part == PATCHES for target in targets.values()):
-            for module in model.modules():
-                if isinstance(module, nn.Conv2d):
-                    stack.enter_context(module.register_forward_hook(run.note))
         for name, target in targets.items():
-            hook = _Hook(target, partial(keep, name), run, name == leaf, torch.is_grad_enabled())
+            hook = Hook(target, partial(keep, name), run, name == leaf, torch.is_grad_enabled())
             stack.enter_context(hook.register(model))
         stack.enter_context(without_checkpoints(model))
-        stack.enter_context(suppress(_Reached))
+        stack.enter_context(suppress(Reached))
         forward_pass(model, images)
     if missing := [name for name in layers if name not in found]:
         raise LayerError(f"layer {missing[0]!r} did not run in the forward pass of {type(model).__name__}")
     return found
+
+
+def _present(model: nn.Module, layer: str) -> Target:
+    """A layer that the network has, or what goes into or comes out of the network itself."""
+    target = Target.parse(layer)
+    if target.name != OUTPUT:
+        get_layer(model, layer)
+    return target
 
 
 def outputs_changed(model: nn.Module, images: Tensor, layer: str, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -317,13 +218,10 @@ def outputs_changed(model: nn.Module, images: Tensor, layer: str, change: Callab
     LayerError
         If the layer is missing or does not put out one tensor, or the network does not.
     """
-    images, target, kept = as_weights(model, images), Target.parse(layer), []
+    images, target, kept = as_weights(model, images), _present(model, layer), []
+    run = Pass(images, layouts(model, images, [target]))
     with ExitStack() as stack:
-        run = Pass(images)
-        for module in model.modules() if target.part == PATCHES else ():
-            if isinstance(module, nn.Conv2d):
-                stack.enter_context(module.register_forward_hook(run.note))
-        stack.enter_context(_Hook(target, change, run, leaf=False, gradients=False).register(model))
+        stack.enter_context(Hook(target, change, run, leaf=False, gradients=False).register(model))
         stack.enter_context(model.register_forward_hook(lambda module, inputs, output: kept.append(output)))
         stack.enter_context(without_checkpoints(model))
         forward_pass(model, images)

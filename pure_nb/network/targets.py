@@ -5,27 +5,34 @@ Before a name may stand
 
 - ``"input:NAME"``, the (first) input of a module;
 - ``"patches:NAME"``, tokens as the grid of patches that they stand for: from ``[B, T, C]`` to ``[B, C, h, w]``, without
-  the class token and registers before them, in rows from the top;
-- ``"class:NAME"``, the first of the tokens alone, ``[B, C]``;
+  class token, distillation token and registers, wherever these are. :mod:`pure_nb.network.places` finds out which token
+  stands for which patch;
+- ``"class:NAME"``, the first token that stands for no patch, alone: ``[B, C]``;
+- ``"heads:NAME"``, the heads of attention as channels, ``[B, T, heads]``: a value is the Euclidean norm of what a head
+  puts out at a token, before the output's linear layer. See :mod:`pure_nb.network.attention`;
+- ``"queries:NAME"``, ``"keys:NAME"``, ``"values:NAME"``, these as they go into attention's products (after norms and
+  turned positions of their own), ``[B, T, C]`` with the channels of one head after those of the other;
 - ``"tokens:NAME"``, tokens before images: from ``[T, B, C]`` to ``[B, T, C]``;
 - ``"folded:NAME"``, windows, tiles or frames of an image that are folded into the first axis: from ``[B * w, ...]`` to
-  ``[B, T, C]`` with the positions of all w for tokens;
+  ``[B, T, C]`` with the positions of all w for tokens. ``"patches:folded:NAME"`` puts windows, also shifted ones, to
+  where they are in the picture;
 - ``"last:NAME"``, an output with the channels last as any other: from ``[B, H, W, C]`` to ``[B, C, H, W]``. Linear
   layers and layer norms need no prefix for that, as they tell by themselves where their channels are;
 - ``"first:NAME"``, channels before positions: from ``[B, C, L]`` to ``[B, L, C]``. One-dimensional convolutions, batch
   norms and pooling need none.
 
-Prefixes may follow each other: one of the first three, one of the next two, one of the last two, such as
-``"patches:tokens:NAME"``. :func:`pure_nb.network.shapes.survey` finds out which a layer needs. :func:`view` does what
-they say; what replaces a view is put back in its place: among the other tokens, with the channels last.
+Prefixes may follow each other in that order: one of the first three, one of the next four, one of the next two, one of
+the last two, such as ``"patches:tokens:NAME"`` or ``"class:heads:NAME"``. What is inside attention has its own form, so
+neither ``"input:"``, ``"tokens:"``, ``"first:"`` nor ``"last:"`` goes with it.
+:func:`pure_nb.network.shapes.survey` finds out which a layer needs. :func:`view` does what they say; what replaces a
+view is put back in its place: among the other tokens, with the channels last.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -39,10 +46,16 @@ OUTPUT = ""
 """Name of the network's own output among the layers: the one that ``named_modules`` gives to the network."""
 
 INPUT, PATCHES, CLASS = "input:", "patches:", "class:"
+HEADS, QUERIES, KEYS, VALUES = "heads:", "queries:", "keys:", "values:"
 TOKENS, FOLDED = "tokens:", "folded:"
 FIRST, LAST = "first:", "last:"
 
-KINDS = {"part": (INPUT, PATCHES, CLASS), "batch": (TOKENS, FOLDED), "axis": (FIRST, LAST)}
+KINDS = {
+    "part": (INPUT, PATCHES, CLASS),
+    "inside": (HEADS, QUERIES, KEYS, VALUES),
+    "batch": (TOKENS, FOLDED),
+    "axis": (FIRST, LAST),
+}
 """All that may stand before a name, by the attribute of :class:`Target` that holds it: one of each, in this order."""
 
 
@@ -56,6 +69,8 @@ class Target:
         Of the module; :data:`OUTPUT` for the network itself.
     part
         What of it: a prefix, or "" for all that the module puts out.
+    inside
+        What inside its attention: a prefix, or "" for what it puts out.
     batch
         Where the images are: a prefix, or "" for the first axis.
     axis
@@ -64,13 +79,14 @@ class Target:
     Examples
     --------
     >>> Target.parse("patches:tokens:encoder.1")
-    Target(name='encoder.1', part='patches:', batch='tokens:', axis='')
+    Target(name='encoder.1', part='patches:', inside='', batch='tokens:', axis='')
     >>> str(Target("layer4", INPUT))
     'input:layer4'
     """
 
     name: str
     part: str = ""
+    inside: str = ""
     batch: str = ""
     axis: str = ""
 
@@ -81,7 +97,7 @@ class Target:
         Raises
         ------
         LayerError
-            If two prefixes of a kind stand there, or in another order.
+            If two prefixes of a kind stand there, or in another order, or two that do not go together.
         """
         found, name = dict[str, str](), layer
         for kind, prefixes in KINDS.items():
@@ -89,12 +105,17 @@ class Target:
             name = name.removeprefix(found[kind])
         if name.startswith(sum(KINDS.values(), ())):
             raise misspelt(layer)
+        others = [prefix for prefix in found.values() if prefix in (INPUT, TOKENS, FIRST, LAST)]
+        if found["inside"] and others:
+            raise LayerError(
+                f"layer {layer!r}: {found['inside']!r} is [B, T, C] in every module; name it without {others[0]!r}"
+            )
         return cls(name, **found)
 
     @property
     def prefix(self) -> str:
         """All that stands before the name."""
-        return self.part + self.batch + self.axis
+        return self.part + self.inside + self.batch + self.axis
 
     def __str__(self) -> str:
         return self.prefix + self.name
@@ -105,9 +126,6 @@ def misspelt(layer: str) -> LayerError:
     told = ", then ".join(f"one of {', '.join(map(repr, prefixes))}" for prefixes in KINDS.values())
     return LayerError(f"layer {layer!r}: before a name may stand {told}, and no others")
 
-
-PREFIX_TOKENS = 16
-"""Tokens that may stand before those of the patches: a class token, a distillation token, registers."""
 
 SECOND = ("batchnorm", "conv", "fold", "instancenorm", "padding", "pooling", "upsampling")
 """Where torch defines modules that have their channels on the second axis, in ``torch.nn.modules``."""
@@ -131,6 +149,13 @@ def main_tensor(value: Any) -> View | None:
         places = [place for place, one in enumerate(value) if isinstance(one, Tensor)]
         return (value[places[0]], partial(_with_item, value, places[0])) if len(places) == 1 else None
     return None
+
+
+def described(value: Any) -> str:
+    """A type, and the shapes of the tensors in it: what a module puts out that is not one tensor."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    shapes = [str(list(one.shape)) for one in inner if isinstance(one, Tensor)]
+    return type(value).__name__ + (f" of tensors {' and '.join(shapes)}" if shapes else "")
 
 
 def _with_item(whole: Any, key: Any, new: Tensor) -> Any:
@@ -196,37 +221,38 @@ def is_last(module: nn.Module, axes: int) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
+class Layout:
+    """Which of an image's tokens stand for which patch.
+
+    Attributes
+    ----------
+    tokens
+        How many there are, those of all windows together.
+    grid
+        Rows and columns of patches.
+    places
+        int64 ``[rows * columns]``: the token of each patch, row by row.
+    how
+        How that is known, in short.
+    """
+
+    tokens: int
+    grid: tuple[int, int]
+    places: Tensor
+    how: str
+
+    @property
+    def others(self) -> list[int]:
+        """The tokens that stand for no patch."""
+        return sorted({*range(self.tokens)} - {*self.places.tolist()})
+
+
+@dataclass(frozen=True, eq=False)
 class Pass:
-    """What a forward pass is given, and the feature maps ``(C, h, w)`` that were seen in it so far."""
+    """What a forward pass is given, and how the tokens lie of the layers where that is asked for."""
 
     images: Tensor
-    maps: list[tuple[int, ...]] = field(default_factory=list)
-
-    def note(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        """Remember what a convolution puts out."""
-        self.maps.append(tuple(output.shape[-3:]))
-
-    def grid(self, target: Target, tokens: Tensor) -> tuple[int, int]:
-        """The grid of patches of tokens ``[B, T, C]``: that of a feature map, or of the pictures' proportions."""
-        if tokens.ndim != 3:
-            raise _no_tokens(target, tokens)
-        count, size = tokens.shape[1], self.images.shape[2:]
-
-        def fitting(grids: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-            return [grid for grid in grids if min(grid) > 1 and 0 <= count - math.prod(grid) <= PREFIX_TOKENS]
-
-        found = fitting(dict.fromkeys((height, width) for _, height, width in self.maps))
-        if not found and len(size) == 2:  # cut without a convolution: squares that fill the picture, the smallest first
-            sides = (side for side in range(1, min(size) + 1) if not any(length % side for length in size))
-            found = fitting((size[0] // side, size[1] // side) for side in sides)[:1]
-        elif not found:
-            found = fitting((side, side) for side in range(math.isqrt(count), 0, -1))[:1]
-        if len(found) == 1:
-            return found[0]
-        told = f"no grid of patches with at most {PREFIX_TOKENS} tokens before it"
-        if found:
-            told = f"a grid of {' or '.join(f'{h} x {w}' for h, w in found)} patches, which can't be told"
-        raise LayerError(f"layer {str(target)!r}: {count} tokens are {told}; name the layer without {PATCHES!r}")
+    layouts: Mapping[Target, Layout] = field(default_factory=dict)
 
 
 def view(target: Target, module: nn.Module, whole: Tensor, run: Pass) -> View:
@@ -276,6 +302,8 @@ def _images_first(target: Target, whole: Tensor, count: int) -> View:
 
 def _channels_in_place(target: Target, module: nn.Module, whole: Tensor) -> View:
     """The channels' axis moved to where it is in ``[B, C, H, W]`` and ``[B, T, C]``."""
+    if target.inside:
+        return whole, lambda new: new
     if target.axis and whole.ndim not in (3, 4):
         form = {LAST: "[B, H, W, C]", FIRST: "[B, C, L]"}[target.axis]
         raise LayerError(f"layer {str(target)!r}: {list(whole.shape)} is not {form}; name it without {target.axis!r}")
@@ -290,10 +318,6 @@ def _channels_in_place(target: Target, module: nn.Module, whole: Tensor) -> View
 def _part(target: Target, whole: Tensor, run: Pass) -> View:
     """The patches or the class token alone; the positions of all windows of an image."""
     if target.batch == FOLDED:
-        if target.part in (PATCHES, CLASS):
-            raise LayerError(
-                f"layer {str(target)!r}: the tokens of windows are in no order; name it without {target.prefix!r}"
-            )
         each = flatten_positions(whole)  # [B * w, C, P]
         split = each.reshape(len(run.images), -1, *each.shape[1:]).transpose(2, 3)
 
@@ -301,17 +325,26 @@ def _part(target: Target, whole: Tensor, run: Pass) -> View:
             back = new.reshape(-1, each.shape[2], each.shape[1])
             return (back if channel_axis(whole) == 2 else back.transpose(1, 2)).reshape(whole.shape)
 
-        return split.flatten(1, 2), folded
-    if target.part == PATCHES:
-        height, width = run.grid(target, whole)
-        before = whole.shape[1] - height * width
-        grid = whole[:, before:].transpose(1, 2).reshape(len(whole), -1, height, width)
-        return grid, lambda new: torch.cat([whole[:, :before], new.flatten(2).transpose(1, 2)], dim=1)
+        tokens, tokens_back = split.flatten(1, 2), folded
+    else:
+        tokens, tokens_back = whole, lambda new: new
+    if target.part not in (PATCHES, CLASS):
+        return tokens, tokens_back
+    if tokens.ndim != 3:
+        raise _no_tokens(target, whole)
+    layout = run.layouts[target]
+    if tokens.shape[1] != layout.tokens:
+        raise LayerError(
+            f"layer {str(target)!r} has {tokens.shape[1]} tokens in one pass and {layout.tokens} in another, so which "
+            f"of them are patches can't be told; name it without {target.part!r}"
+        )
     if target.part == CLASS:
-        if whole.ndim != 3:
-            raise _no_tokens(target, whole)
-        return whole[:, 0], lambda new: torch.cat([new[:, None], whole[:, 1:]], dim=1)
-    return whole, lambda new: new
+        chosen = layout.others[0]
+        rest = [tokens[:, :chosen], tokens[:, chosen + 1 :]]
+        return tokens[:, chosen], lambda new: tokens_back(torch.cat([rest[0], new[:, None], rest[1]], dim=1))
+    places = layout.places.to(tokens.device)
+    grid = tokens.index_select(1, places).transpose(1, 2).unflatten(2, layout.grid)
+    return grid, lambda new: tokens_back(tokens.index_copy(1, places, new.flatten(2).transpose(1, 2)))
 
 
 def _no_tokens(target: Target, whole: Tensor) -> LayerError:

@@ -1,0 +1,110 @@
+"""A word for what channels and parts of CLIP add to a picture's vector: each is switched off in its own images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pure_nb.errors import ArgumentError, StudyError
+from pure_nb.images.reading import readable
+from pure_nb.judges.effects import text_effect
+from pure_nb.judges.zero_shot import ZeroShot
+from pure_nb.methods.ablation import weakened
+from pure_nb.methods.virtual import part_name
+from pure_nb.network.layers import activations
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pure_nb.study import Study
+
+TOWER, WHOLE = "visual", "whole"
+
+
+def text_effects(
+    study: Study,
+    channels: Sequence[int],
+    words: Sequence[str] | None = None,
+    vectors: NDArray[np.floating[Any]] | None = None,
+) -> pd.DataFrame:
+    """What channels of CLIP and their parts add to a picture's vector, and which words that is nearest to.
+
+    A channel is switched off (set to 0 everywhere) in each of its reference images, one at a time, and all that comes
+    after it runs anew: the difference is exact. That of a part is the mean over the part's own images, in which the
+    part has all of the channel. See :mod:`pure_nb.judges.effects` for what that follows, and where it differs.
+
+    Parameters
+    ----------
+    study
+        A study of a network that :func:`pure_nb.loading.load_model` made of ``"open_clip:NAME"``.
+    channels
+        Which ones; each takes two forward passes for each of its references.
+    words, vectors
+        The vocabulary and its vectors ``[words, d]``, of the same CLIP, such as of
+        :meth:`pure_nb.judges.vectors.Embedder.text`; the network's own outputs by default.
+
+    Returns
+    -------
+    DataFrame
+        A row for each channel, ``part="whole"``, and for each part of a channel that is split: ``channel, part, size``,
+        the number of its images; the attributes of :class:`pure_nb.judges.effects.TextEffect`; and ``strength``, the
+        length of the mean effect by the mean length of the images' vectors.
+
+    Raises
+    ------
+    StudyError
+        If the study's network has no words, or no image activates a channel.
+    ArgumentError
+        If there is no such channel, or words come without vectors.
+
+    Examples
+    --------
+    >>> study.text_effects([3])[["part", "word", "stability"]]  # doctest: +SKIP
+    """
+    import pandas as pd  # late, see pure_nb._imports
+
+    if not isinstance(study.model, ZeroShot):
+        raise StudyError(
+            f"a {type(study.model).__name__} puts out no vector that words are compared with; load CLIP with "
+            "load_model('open_clip:NAME', outputs=[...])"
+        )
+    if (words is None) != (vectors is None):
+        raise ArgumentError("words and their vectors go together: give both, or neither for the network's own outputs")
+    if words is None or vectors is None:
+        words, vectors = study.model.outputs, study.model.head.weight.detach().double().cpu().numpy()
+    rows = []
+    for channel in channels:
+        study.require_channel(channel)
+        active = study.references.active[channel]
+        if not active.any():
+            raise StudyError(f"no image activates channel {channel}, so there is nothing to switch off")
+        whole, change = added(study, channel, study.references.sample[channel][active])
+        parts = study.virtual_of(channel)
+        labels = parts.labels[active]
+        each = [(part_name(place), labels == place) for place in range(parts.k if parts.k > 1 else 0)]
+        for part, rows_of in [(WHOLE, np.ones(len(change), dtype=np.bool_)), *each]:
+            own = change[rows_of]
+            strength = np.linalg.norm(own.mean(axis=0)) / np.linalg.norm(whole[rows_of], axis=1).mean()
+            found = asdict(text_effect(own, words, vectors, seed=study.parameters.seed))
+            rows.append({"channel": channel, "part": part, "size": len(own), **found, "strength": float(strength)})
+    return pd.DataFrame(rows)
+
+
+def added(study: Study, channel: int, sample: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The vectors of some images by CLIP's visual tower, and what of them is there by a channel, ``[n, d]`` each."""
+    model, target = study.model, study.parameters.target
+    off = partial(weakened, channel=np.array([channel]))
+    with_, without = [], []
+    with study.run.prepared(model), torch.no_grad():
+        for batch in readable(study.images, sample.tolist(), run=study.run):
+            images = batch.images.to(study.run.local_device)
+            change = {target: partial(off, share=np.ones((len(images), 1)))}
+            with_.append(activations(model, images, [TOWER])[TOWER].double().cpu().numpy())
+            without.append(activations(model, images, [target, TOWER], changes=change)[TOWER].double().cpu().numpy())
+    return np.concatenate(with_), np.concatenate(with_) - np.concatenate(without)
