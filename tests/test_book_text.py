@@ -11,7 +11,18 @@ import pytest
 from built import toc_pages
 from chapters import BLOCK, BOOK, NAMES, blocks, cells, exercises, source
 
-NOT_LESSONS = {"index", "published", "submit", "recipes", "glossary", "runs", "sources", "commands", "api"}
+NOT_LESSONS = {
+    "index",
+    "published",
+    "submit",
+    "recipes",
+    "glossary",
+    "photographs",
+    "runs",
+    "sources",
+    "commands",
+    "api",
+}
 LESSONS = [name for name in NAMES if name.partition("/")[0] not in NOT_LESSONS]
 WIDEST = 88
 
