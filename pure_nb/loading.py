@@ -66,6 +66,9 @@ STUDIES = Path(__file__).with_name("studies")
 SHIPPED = STUDIES / "results"
 """What is known of them without computing; ``tools/ship_results.py`` makes it."""
 
+PHOTOGRAPHS = Path(__file__).parents[1] / "book" / "photographs"
+"""The published study ``"photographs"``, beside the book and in no wheel; ``tools/make_photographs.py`` makes it."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -124,7 +127,8 @@ def load_study(
     ----------
     source
         Name of a study that ships (:func:`shipped_studies`), or path of a file. The chapter
-        :doc:`Your own network </book/your-network>` shows one. Or a published study: the folder that
+        :doc:`Your own network </book/your-network>` shows one. Or a published study: ``"photographs"``, which lies
+        beside the book (elsewhere, where ``$PURE_NB_PHOTOGRAPHS`` says), the folder that
         :func:`pure_nb.publishing.publish` wrote, or ``"hf://owner/name"`` (``@`` a revision) for one on Hugging Face's
         hub. It needs neither the network nor the images for what was published; with ``model=...`` and ``images=...``,
         which must be the same, it can compute the rest.
@@ -154,6 +158,7 @@ def load_study(
     >>> study.parameters.target, study.parameters.n_references
     ('layer4', 50)
     """
+    source = _photographs() if source == "photographs" else source
     path = Path(source) if Path(source).suffix == ".toml" else STUDIES / f"{source}.toml"
     ships = source == path.stem and path.is_file()  # by its name, and not by the path of a folder called so
     if str(source).startswith(HUB) or (source != "" and Path(source).is_dir() and not ships):
@@ -201,6 +206,17 @@ def shipped_studies() -> list[str]:
     ['cifar10-resnet20', 'glyphs', 'glyphs-shared', ...]
     """
     return sorted(path.stem for path in STUDIES.glob("*.toml"))
+
+
+def _photographs() -> Path:
+    """The folder of the study of photographs."""
+    folder = Path(os.environ.get("PURE_NB_PHOTOGRAPHS") or PHOTOGRAPHS)
+    if not folder.is_dir():
+        raise StudyError(
+            f"the published study 'photographs' is not in {str(folder)!r}: set PURE_NB_PHOTOGRAPHS to the folder "
+            "book/photographs of a clone of https://github.com/pure-nb/pure-nb, since no wheel holds it"
+        )
+    return folder
 
 
 def _tables(path: Path) -> dict[str, Any]:

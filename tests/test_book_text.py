@@ -12,7 +12,7 @@ from built import toc_pages
 from chapters import BLOCK, BOOK, NAMES, blocks, cells, exercises, source
 
 NOT_LESSONS = {"index", "published", "submit", "recipes", "glossary", "runs", "sources", "commands", "api"}
-NOT_LESSONS |= {"what-is-known", "teach", "thanks"}
+NOT_LESSONS |= {"photographs", "what-is-known", "teach", "thanks"}
 LESSONS = [name for name in NAMES if name.partition("/")[0] not in NOT_LESSONS]
 LONG = {"your-network"}
 """Looked things up in, more than read."""

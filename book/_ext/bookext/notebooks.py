@@ -39,6 +39,15 @@ from importlib.util import find_spec
 if find_spec("pure_nb") is None:
     %pip install -q "pure-nb[chapters]\""""
 
+PHOTOGRAPHS = """
+
+# The study of photographs lies beside the book, and not in the package.
+from pure_nb.loading import PHOTOGRAPHS
+
+if not PHOTOGRAPHS.is_dir():
+    !git clone -q --depth 1 {repository} pure-nb-book
+    %env PURE_NB_PHOTOGRAPHS=pure-nb-book/book/photographs"""
+
 
 def has_code(app: Sphinx, page: str) -> bool:
     """Whether a page is a chapter with code cells."""
@@ -58,7 +67,9 @@ def notebook(app: Sphinx, page: str) -> nbformat.NotebookNode:
     chapter = read_myst_markdown_notebook(source.read_text(encoding="utf-8"), syntax, path=source)
     roles = Roles(app, page)
     references = References(roles.markdown, partial(link, app, page), partial(included, source.parent))
-    cells = [code_cell(INSTALL.format(repository=app.config.html_theme_options["repository_url"]), {})]
+    code = "\n".join(cell.source for cell in chapter.cells if cell.cell_type == "code")
+    first = INSTALL + PHOTOGRAPHS if 'load_study("photographs"' in code else INSTALL
+    cells = [code_cell(first.format(repository=app.config.html_theme_options["repository_url"]), {})]
     for cell in chapter.cells:
         if cell.cell_type == "code":
             cells += [code_cell(cell.source, cell.metadata), *caption(cell.metadata, roles, references)]
