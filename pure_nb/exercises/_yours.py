@@ -1,4 +1,4 @@
-"""Exercises of *Your network*: your own network, and when it does not fit."""
+"""Exercises of *Your network*: your own network, transformers, and when it does not fit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,60 @@ def _merged_scores(first: Array, second: Array) -> Array:
     return -np.sort(-np.concatenate([first, second]))[: len(first)]
 
 
+def _patch_grid(tokens: Array, height: int, width: int) -> Array:
+    return tokens[-height * width :].T.reshape(-1, height, width)
+
+
+def _head_lengths(written: Array, heads: int) -> Array:
+    return np.asarray(np.linalg.norm(written.reshape(len(written), heads, -1), axis=2))
+
+
+def _said_word(change: Array, words: Array) -> int:
+    unit = words / np.linalg.norm(words, axis=1, keepdims=True)
+    unit = unit - unit.mean(axis=0)
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    return int((unit @ change.mean(axis=0)).argmax())
+
+
+def _tokens(g: np.random.Generator) -> tuple[Array, int, int]:
+    height, width = (int(one) for one in g.permutation([2, 3, 4])[:2])
+    return g.random((height * width + int(g.integers(1, 4)), 2)), height, width
+
+
 EXERCISES = {
+    "patch_grid": Exercise(
+        _patch_grid,
+        _tokens,
+        "What is left at the end are the patches, row by row; channels come first.",
+        {
+            "Class token and registers come first: leave out as many as there are too many.": lambda tokens, h, w: (
+                tokens[: h * w].T.reshape(-1, h, w)
+            ),
+            "Patches go row by row, so the height comes before the width.": lambda tokens, h, w: (
+                tokens[-h * w :].T.reshape(-1, w, h)
+            ),
+        },
+    ),
+    "head_lengths": Exercise(
+        _head_lengths,
+        lambda g: (g.standard_normal((3, 12)), int(g.choice([2, 3, 4]))),
+        "The channels of one head stand side by side; take the root of the sum of their squares.",
+        {
+            "The channels of one head are neighbours: reshape to [tokens, heads, channels of a head].": (
+                lambda written, heads: np.linalg.norm(written.reshape(len(written), -1, heads), axis=1)
+            )
+        },
+    ),
+    "said_word": Exercise(
+        _said_word,
+        lambda g: (g.standard_normal((6, 4)), g.standard_normal((5, 4)) + 3),
+        "The mean change, against each word's unit vector less what all words have in common.",
+        {
+            "All words lie on one side: take off their mean direction first.": lambda change, words: int(
+                (words / np.linalg.norm(words, axis=1, keepdims=True) @ change.mean(axis=0)).argmax()
+            )
+        },
+    ),
     "references_for": Exercise(
         _references_for,
         lambda g: (int(g.choice([150, 500, 900, 1500, 40_000])),),
