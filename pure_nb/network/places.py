@@ -9,8 +9,9 @@ no knowledge of the library, and serves
   from the first tensor with as many tokens back to the convolution that made the patches, or to the pixels;
 - windows, also shifted ones: back to what goes into the module that cuts them, or from what it puts out back to them.
 
-Where tokens are mixed too early for that (a convolution over tokens that overlap), those that are the same for two
-different pictures stand for no patch, and the others are taken row by row.
+From there on a token keeps its place, as long as there are as many of them. Where tokens are mixed too early for that
+(a convolution over patches that overlap), those that are the same for two different pictures stand for no patch, and
+the others are taken row by row.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ def layouts(model: nn.Module, images: Tensor, targets: Iterable[Target]) -> dict
     """
     found = {}
     for target in targets:
+        if target.part == CLASS and target.batch == FOLDED:
+            raise LayerError(f"layer {str(target)!r}: windows have no class token; name it without {CLASS!r}")
         if target.part in (PATCHES, CLASS):
             known = _KNOWN.setdefault(model, {})
             key = target, images.shape[1:], images.device, tuple(_settings(model, target))
