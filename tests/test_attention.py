@@ -156,18 +156,18 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, str, str]] = {
     "torchvision": (
         lambda: VisionTransformer(32, 8, 2, 2, 24, 48),
         "heads:encoder.layers.encoder_layer_1.self_attention",
-        "encoder.layers.encoder_layer_0",
+        "patches:encoder.layers.encoder_layer_0",
         "encoder.layers.encoder_layer_1",
     ),
     "open_clip": (
         lambda: OpenClip(32, 8, 24, 2, 2, 2.0, output_dim=8),
         "heads:transformer.resblocks.1.attn",
-        "transformer.resblocks.0",
+        "patches:transformer.resblocks.0",
         "transformer.resblocks.1",
     ),
     "windows": (
         lambda: SwinTransformer([4, 4], 24, [2, 2], [2, 2], [4, 4]),
-        "heads:folded:features.1.1.attn",
+        "patches:heads:folded:features.1.1.attn",
         "last:features.1.0",
         "last:features.1.1",
     ),

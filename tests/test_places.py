@@ -125,24 +125,18 @@ def test_what_is_inside_the_attention_of_windows_lies_there_too() -> None:
     with frozen_eval(model):
         layers = [f"patches:values:folded:{name}.attn", f"patches:heads:folded:{name}.attn", f"{name}.norm1"]
         values, heads, normed = (activations(model, x, layers)[layer] for layer in layers)
-        weight, bias = (
-            one[24:]
-            for one in (model.get_submodule(f"{name}.attn.qkv").weight, model.get_submodule(f"{name}.attn.qkv").bias)
-        )
-        torch.testing.assert_close(values, torch.einsum("bchw,kc->bkhw", normed, weight) + bias[:, None, None])
-        without = activations(model, x, [layers[1], f"{name}.attn"], changes={layers[1]: torch.zeros_like})[
-            f"{name}.attn"
-        ]
+        qkv, last = (model.get_submodule(f"{name}.attn.{part}") for part in ("qkv", "proj"))
+        expected = torch.einsum("bchw,kc->bkhw", normed, qkv.weight[24:]) + qkv.bias[24:, None, None]
+        torch.testing.assert_close(values, expected)
+        without = activations(model, x, [layers[1], f"{name}.attn"], changes={layers[1]: torch.zeros_like})
     assert heads.shape == (2, 2, 6, 10)
-    last = model.get_submodule(f"{name}.attn.proj").bias
-    torch.testing.assert_close(without.movedim(1, -1) if without.shape[1] == 12 else without, last.expand(2, 6, 10, 12))
+    torch.testing.assert_close(without[f"{name}.attn"], last.bias.expand(2, 6, 10, 12))
 
 
 def test_the_survey_says_how_it_knows() -> None:
     told = {shape.name: shape.how for shape in survey(swin((24, 40)), noise(1, 40)[:, :, :24])}
     assert told["patch_embed.proj"] == "channels second (a Conv2d)"
     assert told["last:layers.0.blocks.0"] == "channels last (the picture's proportions)"
-    assert (
-        told["folded:layers.0.blocks.1.attn.qkv"] == "windows first (an image beside another), channels last (a Linear)"
-    )
+    windows = "windows first (an image beside another), channels last (a Linear)"
+    assert told["folded:layers.0.blocks.1.attn.qkv"] == windows
     assert told["head"] == "channels alone (no other axis)"

@@ -74,6 +74,20 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], str, str]] = {
         "last:features.1",
         "last:features.0",
     ),
+    "inside shifted windows": (
+        lambda: timm.create_model(
+            "swin_tiny_patch4_window7_224", img_size=64, window_size=4, embed_dim=24, depths=(2, 2), num_heads=(2, 2)
+        ),
+        (64, 64),
+        "patches:folded:layers.0.blocks.1.attn.qkv",
+        "last:layers.0.blocks.0",
+    ),
+    "values of shifted windows": (
+        lambda: SwinTransformer([4, 4], 24, [2, 2], [2, 2], [4, 4]),
+        (64, 64),
+        "patches:values:folded:features.1.1.attn",
+        "last:features.1.0",
+    ),
     "hybrid": (lambda: torchvision.models.convnext_tiny(), (64, 64), "features.1", "features.0"),
     "Hugging Face": (of_hugging_face, (64, 64), "patches:encoder.layer.1", "patches:encoder.layer.0"),
 }

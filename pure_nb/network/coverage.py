@@ -33,7 +33,7 @@ ADVICE = "for circuits use rule='gradient', or bring a composite of zennit that 
 # fmt: off
 MOVES = frozenset((
     "broadcast_to", "cat", "channel_shuffle", "chunk", "clone", "concat", "concatenate", "contiguous", "double",
-    "expand", "expand_as", "flatten", "flip", "float", "gather", "half", "index_select", "masked_fill",
+    "expand", "expand_as", "flatten", "flip", "float", "gather", "half", "index_copy", "index_select", "masked_fill",
     "moveaxis", "movedim", "narrow", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "ravel", "repeat",
     "repeat_interleave", "requires_grad_", "reshape", "reshape_as", "roll", "select", "split", "squeeze", "stack",
     "swapaxes", "t", "tensor_split", "tile", "to", "transpose", "type_as", "unbind", "unflatten", "unfold",

@@ -95,7 +95,7 @@ def nearest_below(model: nn.Module, target: str) -> str:
     while isinstance(module, nn.Sequential):
         last, module = [(name, child) for name, child in module.named_children() if _mixes(child)][-1]
         found = replace(found, name=f"{found.name}.{last}")
-    return str(replace(found, part=INPUT))
+    return str(replace(found, part=INPUT, inside=""))
 
 
 def _mixes(module: nn.Module) -> bool:

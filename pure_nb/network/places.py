@@ -9,8 +9,9 @@ no knowledge of the library, and serves
   from the first tensor with as many tokens back to the convolution that made the patches, or to the pixels;
 - windows, also shifted ones: back to what goes into the module that cuts them, or from what it puts out back to them.
 
-Where tokens are mixed too early for that (a convolution over tokens that overlap), those that are the same for two
-different pictures stand for no patch, and the others are taken row by row.
+From there on a token keeps its place, as long as there are as many of them. Where tokens are mixed too early for that
+(a convolution over patches that overlap), those that are the same for two different pictures stand for no patch, and
+the others are taken row by row.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ def layouts(model: nn.Module, images: Tensor, targets: Iterable[Target]) -> dict
     """
     found = {}
     for target in targets:
+        if target.part == CLASS and target.batch == FOLDED:
+            raise LayerError(f"layer {str(target)!r}: windows have no class token; name it without {CLASS!r}")
         if target.part in (PATCHES, CLASS):
             known = _KNOWN.setdefault(model, {})
             key = target, images.shape[1:], images.device, tuple(_settings(model, target))
@@ -112,7 +115,8 @@ class _Search:
         self.tokens: Tensor | None = None  # of the layer, [1 or 2, T, C]
         self.around: list[tuple[str, Tensor]] = []  # what goes into the modules around it
         self.seen: list[tuple[nn.Module | None, Tensor]] = []
-        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+        devices = [images.device] if images.is_cuda else []
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
             noise = torch.rand((2, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
             self.images = as_weights(model, noise.to(images)).requires_grad_(images.is_floating_point())
             self.run()
@@ -130,7 +134,7 @@ class _Search:
             for name, module in model.named_modules():
                 stack.enter_context(module.register_forward_hook(partial(self.leave, name)))
             with suppress(Reached):
-                forward_pass(model, self.images)
+                forward_pass(model, self.images.clone())  # a network may change its input
 
     def enter(self, name: str, module: nn.Module, inputs: Any) -> None:
         """A module starts."""
@@ -326,7 +330,10 @@ def _numbers(top: Tensor, leaf: Tensor, rows: Rows, factors: Tensor) -> Tensor |
 
     def flow(code: Tensor) -> Tensor | None:
         above = code.to(top)[:, None] * factors
-        (found,) = torch.autograd.grad(top, leaf, above, retain_graph=True, allow_unused=True)
+        try:
+            (found,) = torch.autograd.grad(top, leaf, above, retain_graph=True, allow_unused=True)
+        except RuntimeError:  # what the gradient needs was changed in place, as a network may that is never trained
+            return None
         return None if found is None else rows(found).detach().double().cpu()
 
     plain = flow(torch.ones(len(top)))

@@ -60,8 +60,8 @@ def with_last_run(app: Sphinx, page: str, source: list[str]) -> None:
         return
     day = datetime.now(timezone.utc)
     versions = ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in TOLD)])
-    told = f"All chapters last ran without an error on {day:%d %B %Y}, with {versions}."
-    source[0] = source[0].replace(BUILT, f"\n{told.replace(' 0', ' ')}\n", 1)
+    told = f"All chapters last ran without an error on {day.day} {day:%B %Y}, with {versions}."
+    source[0] = source[0].replace(BUILT, f"\n{told}\n", 1)
 
 
 def with_page_of_last_run(
