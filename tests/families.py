@@ -99,8 +99,8 @@ TORCHVISION: dict[str, tuple[Make, str, str]] = {
     ),
     "lraspp_mobilenet_v3_large": (
         lambda: Put(models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None, num_classes=5), "out"),
-        "model.classifier.cbr",
-        "model.backbone.16",
+        "model.backbone.6",
+        "model.backbone.5",
     ),
 }
 
@@ -114,7 +114,7 @@ TIMM: dict[str, tuple[Make, str, str]] = {
     "cspresnet50": (of_timm("cspresnet50"), "stages.1", "stages.0"),
     "cs3darknet_s": (of_timm("cs3darknet_s"), "stages.1", "stages.0"),
     "dla46_c": (of_timm("dla46_c"), "level3", "level2"),
-    "hrnet_w18_small": (of_timm("hrnet_w18_small"), "incre_modules.1", "stage3.0.branches.1"),
+    "hrnet_w18_small": (of_timm("hrnet_w18_small"), "stage2.0.branches.1", "transition1.1"),
     "inception_v4": (of_timm("inception_v4"), "features.7", "features.6"),
     "xception41": (of_timm("xception41"), "blocks.1", "blocks.0"),
     "dm_nfnet_f0": (of_timm("dm_nfnet_f0"), "stages.1", "stages.0"),

@@ -210,7 +210,7 @@ def test_circuits_of_heads(network: str, rule: str) -> None:
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ("heads:embed", "layer 'heads:embed': Conv2d calls torch's attention, .* not once, .* expected once"),
+        ("heads:embed", "layer 'heads:embed': Conv2d calls torch's attention, .* never, expected once"),
         ("keys:", "has no layer ''"),
         ("heads:folded:attn", "name it 'heads:attn'"),
     ],
@@ -218,6 +218,20 @@ def test_circuits_of_heads(network: str, rule: str) -> None:
 def test_where_there_is_no_attention_is_said(layer: str, message: str) -> None:
     with pytest.raises(LayerError, match=message):
         require(FORMS["torch"](), noise(1), "head", layer)
+
+
+class Linear(nn.Module):
+    """Attention without a softmax."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ x.mT @ x
+
+
+def test_products_without_a_softmax_are_no_attention() -> None:
+    with pytest.raises(
+        LayerError, match=r"layer 'heads:attn': Linear calls torch's attention, .* never, expected once"
+    ):
+        activations(Around(Linear()), noise(1), ["heads:attn"])
 
 
 def test_two_attentions_in_one_module_are_refused() -> None:

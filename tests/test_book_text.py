@@ -88,6 +88,7 @@ def test_questions_are_answered(name: str) -> None:
     assert head == "{admonition} Answers"
     for text in (blocks_removed(section), answers):
         assert re.findall(r"^(\d)\. ", text, re.M) == list("12345")
+        assert not re.search(r"^\d\. +\d+\.", text, re.M), "a list within the list"
 
 
 @pytest.mark.parametrize("name", NAMES)

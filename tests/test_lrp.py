@@ -436,11 +436,22 @@ PUT: dict[str, Callable[[Any], Any]] = {
     "pruning of both": lambda layer: (prune.random_structured(layer, "weight", 1, 1), prune.identity(layer, "bias")),
     "own parametrisation": lambda layer: parametrize.register_parametrization(layer, "weight", Halved()),
     "standardised": lambda layer: object.__setattr__(layer, "__class__", Standardised),
+    "standardised and padded": lambda layer: (
+        setattr(layer, "padding", (0, 0)),
+        object.__setattr__(layer, "__class__", Sized),
+    ),
     "own _conv_forward": lambda layer: object.__setattr__(layer, "__class__", Inner),
     "own forward": patched,
     "hook": hooked,
 }
 """What makes a layer run with weights that are not its parameters."""
+
+
+class Sized(nn.Conv2d):
+    """Standardised weights, and zeros around the input in forward, as timm's StdConv2dSame has them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(functional.pad(x, (1, 1, 1, 1)), standardised(self.weight), self.bias)
 
 
 class Standardised(nn.Conv2d):
@@ -453,6 +464,7 @@ class Standardised(nn.Conv2d):
 RUN: dict[str, Callable[[nn.Conv2d], tuple[Tensor, Tensor | None]]] = {
     "own parametrisation": lambda layer: (layer.weight.tanh() / 2, layer.bias),
     "standardised": lambda layer: (standardised(layer.weight), layer.bias),
+    "standardised and padded": lambda layer: (standardised(layer.weight), layer.bias),
     "own _conv_forward": lambda layer: (layer.weight - layer.weight.mean(), layer.bias),
     "own forward": lambda layer: (layer.weight**3, None),
     "hook": lambda layer: (layer.weight.abs() - 0.05, layer.bias),
@@ -535,6 +547,14 @@ class Twice(nn.Conv2d):
         return super().forward(super().forward(x))
 
 
+class Mirrored(nn.Conv2d):
+    """Standardised weights, and the picture itself around it: more than a plain layer does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        around = functional.pad(x, (1, 1, 1, 1), mode="reflect")
+        return functional.conv2d(around, standardised(self.weight), self.bias)
+
+
 class Doubled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -543,13 +563,6 @@ class Doubled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *above: Tensor) -> Tensor:
         return above[0] * 2
-
-
-class Sized(nn.Conv2d):
-    """Standardised weights and padding in forward: more than a plain layer does."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.conv2d(functional.pad(x, (1, 1, 1, 1)), standardised(self.weight), self.bias)
 
 
 def with_hook(kind: str) -> nn.Module:
@@ -573,7 +586,7 @@ def running(x: Tensor) -> Tensor:
 SURPRISES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "second path": (lambda: Joined(lambda x: x, Adapted(4, 4, 3, padding=1)), "'conv2d' in 'modules_.0' (Adapted)"),
     "twice": (lambda: Joined(lambda x: x, Twice(4, 4, 3, padding=1)), "'conv2d' in 'modules_.0' (Twice)"),
-    "padded": (lambda: Joined(lambda x: x, Sized(4, 4, 3)), "'conv2d' in 'modules_.0' (Sized)"),
+    "mirrored": (lambda: Joined(lambda x: x, Mirrored(4, 4, 3)), "'conv2d' in 'modules_.0' (Mirrored)"),
     "hook before": (lambda: with_hook("before"), "'mul' in 'modules_.0' (hooks of Conv2d)"),
     "hook after": (lambda: with_hook("after"), "'mul' in 'modules_.0' (hooks of Conv2d)"),
     "autograd.Function": (lambda: Joined(Doubled.apply), "'DoubledBackward' in '' (Joined)"),

@@ -1,5 +1,6 @@
 """What the chapters tell of measurements is what lies in benchmarks/results: pages must not need that folder to run."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,7 +114,44 @@ def detection() -> str:
 
 def networks() -> str:
     table = measured("networks", keep_default_na=False)
-    return markdown(table[["network", "library", "target", "lower", "pictures", "LRP"]])
+    columns = ["network", "library", "target", "lower", "pictures", "LRP", "conserved", "boxes"]
+    return markdown(table.loc[table["references"] == "yes", columns])
+
+
+def refused_names() -> str:
+    table = measured("networks", keep_default_na=False)
+    return markdown(table.loc[table["references"] != "yes", ["network", "library", "target", "references"]])
+
+
+def networks_in_short() -> str:
+    """The sentence above the table: how many there are, what holds in all of them, and by which versions."""
+    table = measured("networks", keep_default_na=False)
+    found, counts = table[table["references"] == "yes"], table.drop_duplicates(["network", "library"])["library"]
+    assert (found[["circuits", "virtual neurons"]] == "yes").all(axis=None)
+    assert ((found["pictures"] == "relevance") == (found["LRP"] == "yes")).all()
+    made = json.loads((ROOT / "benchmarks" / "results" / "networks.json").read_text(encoding="utf-8"))
+    own = [f"{(counts == library).sum()} {name}" for library, name in LIBRARIES.items()]
+    kept, placed = found["conserved"], found["boxes"]
+    asked = placed.str.startswith(("yes", "no:"))
+    versions = ", ".join(f"{name} {number}" for name, number in made.items() if name != "made")
+    ruled = "all" if (found["LRP"] == "yes").all() else (found["LRP"] == "yes").sum()
+    whole, rules, right = (kept == "yes").sum(), kept.str.startswith("but").sum(), placed.str.startswith("yes").sum()
+    return (
+        f"{len(counts)} networks ({', '.join(own)}) at {len(found)} pairs of layers, on {made['made']},\n"
+        f"with {versions}.\n"
+        f"References, circuits and virtual neurons work in all of them, LRP and crops by it in {ruled}.\n"
+        f"Relevance is conserved to 1e-4 in {whole}, and in {rules} but for what the rules themselves let go. Where\n"
+        f"there is a grid to tell by, a bright patch is where the heatmap says it is in {right} of {asked.sum()}.\n"
+    )
+
+
+LIBRARIES = {
+    "torchvision": "of torchvision",
+    "timm": "of timm",
+    "open_clip": "of open_clip",
+    "transformers": "of Hugging Face",
+    "torch": "of our own",
+}
 
 
 def many_machines() -> str:
@@ -310,6 +348,8 @@ TABLES = {
     "precision": ("scale", rounding()),
     "faults": ("scale", markdown(measured("faults")[["fault", "trials", "outcome", "times"]].rename(columns=FAULTS))),
     "networks": ("scale", networks()),
+    "networks in short": ("scale", networks_in_short()),
+    "networks refused": ("scale", refused_names()),
 }
 TABLES |= {
     "scores on trial": ("scores", trials()),

@@ -52,7 +52,7 @@ class Inside(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.target, self.module, self.function, self.leaf = target, module, function, leaf
-        self.calls, self.asking, self.inside = 0, (0, 0), False
+        self.calls, self.asking, self.weighed, self.inside = 0, (0, 0), False, False
         self.scores: torch.Size | None = None
         self.reached: Reached | None = None
 
@@ -70,7 +70,7 @@ class Inside(TorchFunctionMode):
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
         """The module starts."""
-        self.calls, self.scores, self.reached, self.asking = 0, None, None, (0, 0)
+        self.calls, self.scores, self.reached, self.asking, self.weighed = 0, None, None, (0, 0), False
         self.__enter__()
         self.inside = True
 
@@ -79,8 +79,8 @@ class Inside(TorchFunctionMode):
         if self.calls != 1 or self.scores is not None:
             raise LayerError(
                 f"layer {str(self.target)!r}: {type(module).__name__} calls torch's attention, or the two products "
-                f"and the softmax that it consists of, {self.calls or 'not once, but no'} times, expected once; name "
-                "the module that is the attention of one block"
+                f"and the softmax that it consists of, {f'{self.calls} times' if self.calls else 'never'}, expected "
+                "once and no other products; name the module that is the attention of one block"
             )
         found = main_tensor(output)
         around = [one for one in (*inputs[:1], found and found[0]) if isinstance(one, Tensor) and one.ndim > 1]
@@ -110,6 +110,7 @@ class Inside(TorchFunctionMode):
                 return function(*args, **kwargs)
         if name == "scaled_dot_product_attention":
             return self.attention(function, *args, **kwargs)
+        self.weighed |= name == "softmax"
         if name in PRODUCTS and not kwargs.keys() & {"out", "mat2", "other"}:
             return self.product(function, args, kwargs, *PRODUCTS[name])
         return function(*args, **kwargs)
@@ -131,13 +132,11 @@ class Inside(TorchFunctionMode):
             new[left] = self.replaced(QUERIES, factors[0])
             new[right] = self.replaced(KEYS, factors[1].transpose(-2, -1)).transpose(-2, -1)
             found: Tensor = function(*new, **kwargs)
-            self.scores = found.shape
+            self.scores, self.weighed = found.shape, False
             return found
-        self.scores = None
-        if factors[0].shape[-2:] != given[-2:]:
-            self.calls += 2  # the second factor has not been multiplied by weights, so this is no attention
+        if factors[0].shape[-2:] != given[-2:] or not self.weighed:  # no values that a softmax weighs: no attention
             return cast(Tensor, function(*args, **kwargs))
-        new[right] = self.replaced(VALUES, factors[1])
+        self.scores, new[right] = None, self.replaced(VALUES, factors[1])
         return self.ended(function(*new, **kwargs))
 
     def ask(self, query: Tensor) -> None:
@@ -173,7 +172,8 @@ class Inside(TorchFunctionMode):
             self.reached = reached
             return values
         with torch.set_grad_enabled(torch.is_grad_enabled() or new.requires_grad):
-            return back(new).reshape(values.shape)
+            found: Tensor = back(new)
+            return found.reshape(values.shape)
 
     @property
     def heads(self) -> int:

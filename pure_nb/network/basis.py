@@ -37,6 +37,9 @@ class Basis(nn.Module):
         Where they come from, to be named in errors.
     """
 
+    directions: Tensor
+    back: Tensor
+
     def __init__(self, directions: Tensor, name: str = "the basis") -> None:
         super().__init__()
         self.name = name

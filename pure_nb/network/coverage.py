@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from zennit.core import Composite
@@ -66,14 +67,15 @@ class Weights(TorchFunctionMode):
     Attributes
     ----------
     plain
-        For each layer that runs with others than its parameters, one that does the same with its own. Layers that do
-        more than that, or whose weights depend on the image, are left out.
+        For each layer that runs with others than its parameters, one that does the same with its own. It may put zeros
+        around its input first, as TensorFlow's convolutions do; layers that do more than that, or whose weights depend
+        on the image, are left out.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.plain: dict[nn.Module, nn.Module] = {}
-        self._inside: list[tuple[Any, list[tuple[Any, Any]]]] = []
+        self._inside: list[tuple[Any, list[tuple[Any, Any, Any]]]] = []
 
     @classmethod
     @contextmanager
@@ -94,9 +96,9 @@ class Weights(TorchFunctionMode):
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """A layer ends, after any hook of its own."""
         inputs, called = self._inside[-1]
-        weight, bias = called[0] if len(called) == 1 else (None, None)
+        weight, bias, given = called[0] if len(called) == 1 else (None, None, None)
         if weight is not None and not weight.requires_grad and not _own(module, weight, bias):
-            plain = _plain(module, weight, bias)
+            plain = _plain(module, weight, bias, _margins(inputs[0], given))
             try:
                 found = plain.forward(*inputs)
             except (RuntimeError, TypeError):
@@ -108,18 +110,28 @@ class Weights(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a function, and keep the weights."""
         if self._inside and getattr(function, "__name__", "") in LINEAR:
-            self._inside[-1][1].append(_weights(args, kwargs or {}))
+            given = args[0] if args else (kwargs or {}).get("input")
+            self._inside[-1][1].append((*_weights(args, kwargs or {}), given))
         return function(*args, **(kwargs or {}))
 
 
-def _plain(module: nn.Module, weight: Tensor, bias: Tensor | None) -> Any:
+def _margins(before: Tensor, after: Tensor) -> list[int]:
+    """How many zeros stand around an input, from the last axis on: as many behind as before, or one more."""
+    extra = [much - few for few, much in zip(before.shape[2:], after.shape[2:])]
+    return [margin for each in reversed(extra) for margin in (each // 2, each - each // 2)]
+
+
+def _plain(module: nn.Module, weight: Tensor, bias: Tensor | None, margins: list[int]) -> Any:
     """A layer that does with these weights what torch's own class of it does, and has no hooks and no parts.
 
     It is still an instance of the module's class, for composites that have a rule for that.
     """
     own = next(kind for kind in type(module).__mro__ if not hasattr(kind, "weight"))  # not torch.nn.utils.parametrize's
     torchs = next(kind for kind in own.__mro__ if kind.__module__.startswith("torch.nn.modules."))
-    plain: Any = object.__new__(type(own.__name__, (own,), dict(inspect.getmembers(torchs, inspect.isfunction))))
+    functions = dict(inspect.getmembers(torchs, inspect.isfunction))
+    if any(margins):
+        functions["forward"] = lambda self, x: torchs.forward(self, functional.pad(x, margins))
+    plain: Any = object.__new__(type(own.__name__, (own,), functions))
     plain.__dict__ = {name: value for name, value in vars(module).items() if name not in ("weight", "bias", "forward")}
     kept = {
         name: None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
