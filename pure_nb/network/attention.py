@@ -86,7 +86,7 @@ class Inside(TorchFunctionMode):
         around = [one for one in (*inputs[:1], found and found[0]) if isinstance(one, Tensor) and one.ndim > 1]
         positions = {one.numel() // one.shape[axis] for one in around for axis in ((-1, 1) if one.ndim == 4 else (-1,))}
         asking, rows = self.asking
-        padded = around and rows > len(around[0]) and asking > max(positions)
+        padded = around and rows > len(around[0]) and asking > min(positions)
         if around and asking not in positions and not padded:
             raise LayerError(
                 f"layer {str(self.target)!r}: {type(module).__name__} asks for {asking} positions where it has "
