@@ -205,14 +205,14 @@ TIMM: dict[str, tuple[Make, str, str]] = {
     "tnt_s_legacy_patch16_224": (
         of_timm("tnt_s_legacy_patch16_224", img_size=64, depth=2),
         "patches:blocks.1.mlp",
-        "patches:blocks.1.attn_out",
+        "patches:blocks.1.norm_mlp",
     ),
     "CrossViT": (
         lambda: crossvit.CrossVit(
             64, (1.0, 1.0), (8, 16), embed_dim=(32, 48), depth=((1, 1, 0),), num_heads=(2, 2), mlp_ratio=(2.0, 2.0, 1.0)
         ),
-        "patches:blocks.0.blocks.0.0",
-        "patch_embed.0",
+        "patches:blocks.0.blocks.0.0.mlp.act",
+        "patches:blocks.0.blocks.0.0.norm2",
     ),
     "davit_tiny": (of_timm("davit_tiny", depths=(1, 1, 1, 1)), "stages.1", "stages.0"),
     "focalnet_tiny_srf": (of_timm("focalnet_tiny_srf"), "layers.1", "layers.0"),

@@ -325,7 +325,7 @@ def test_info(finished: Path) -> None:
     result = on(finished, "info")
     assert result.exit_code == 0
     assert "small: GlyphNet, 40 images (glyphs)" in result.stdout
-    assert re.search(r"layer4 +Sequential +32 channels, 12 x 12", result.stdout)
+    assert re.search(r"layer4 +Sequential +32 channels, 12 x 12; channels second \(.*\)\n", result.stdout)
     assert re.search(r"fc +Linear +48 channels, no positions", result.stdout)
     assert "target = layer4" in result.stdout
     for path in (finished / "small").glob("*-*.safetensors"):

@@ -395,6 +395,8 @@ def in_short(problem: LayerError) -> str:
     assert "use rule='gradient'" in str(problem)
     if found := re.search(r"no rule for the operation '[\w:]*?(\w+)' in '.*' \((\w+)\)", str(problem)):
         return f"no: {found[1]} in {found[2]}"
+    if "work in place" in str(problem):
+        return "no: drops what a function returns that works in place"
     if "merging batch norms" in str(problem):
         return "no: its batch norm is merged into it"
     assert "do not fit" in str(problem)
@@ -535,8 +537,8 @@ def boxes(model: nn.Module, size: tuple[int, int], target: str, lower: str) -> s
                 at = np.zeros(view.mask.shape, dtype=np.bool_)
                 at[first[0] : last[0], first[1] : last[1]] = True
                 if view.mask[at].mean() <= (1.5 if look == "peak" else 1) * view.mask[~at].mean():
-                    wrong.add(look)
-    return f"no: {' and '.join(sorted(wrong))}" if wrong else "yes"
+                    wrong.add("heatmap" if look == "peak" else "activation map")
+    return f"no: the {' and the '.join(sorted(wrong))} is not denser there" if wrong else "yes"
 
 
 def pictures(study: Study, channel: int) -> str:

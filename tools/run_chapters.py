@@ -135,7 +135,7 @@ def inputs(code: str) -> str:
     A module is reached where it is imported, by the code or by another that is reached, at its head or in a function.
     """
     found = {path for pattern in DATA for path in (ROOT / "pure_nb").glob(pattern)}
-    found |= {ROOT / "constraints.txt", ROOT / "book/photographs/manifest.json"}  # which tells of all its files
+    found |= {ROOT / "constraints.txt", *ROOT.glob("book/photographs/manifest.json")}  # which tells of all its files
     wanted = _modules(ast.parse(code))
     while wanted:
         path = wanted.pop()

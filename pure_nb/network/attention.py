@@ -71,7 +71,7 @@ class Inside(TorchFunctionMode):
     def enter(self, module: nn.Module, inputs: Any) -> None:
         """The module starts."""
         self.calls, self.scores, self.reached, self.asking, self.weighed = 0, None, None, (0, 0), False
-        self.__enter__()
+        self.__enter__()  # type: ignore[no-untyped-call]
         self.inside = True
 
     def check(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -86,7 +86,7 @@ class Inside(TorchFunctionMode):
         around = [one for one in (*inputs[:1], found and found[0]) if isinstance(one, Tensor) and one.ndim > 1]
         positions = {one.numel() // one.shape[axis] for one in around for axis in ((-1, 1) if one.ndim == 4 else (-1,))}
         asking, rows = self.asking
-        padded = around and rows > len(around[0]) and asking > max(positions)
+        padded = around and rows > len(around[0]) and asking > min(positions)
         if around and asking not in positions and not padded:
             raise LayerError(
                 f"layer {str(self.target)!r}: {type(module).__name__} asks for {asking} positions where it has "
@@ -100,7 +100,7 @@ class Inside(TorchFunctionMode):
         """The module ends, also by an error."""
         if self.inside:
             self.inside = False
-            self.__exit__(None, None, None)
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a function, on what is made of its arguments."""
@@ -157,7 +157,7 @@ class Inside(TorchFunctionMode):
             return values
         split = values.detach() if self.leaf else values
         if split.ndim == 3:
-            split = split.unflatten(0, (-1, self.heads))
+            split = split.reshape(-1, self.heads, *split.shape[1:])
         elif split.ndim == 5 and split.shape[1] != self.heads == split.shape[2]:  # windows on an axis of their own
             split = split.flatten(0, 1)
         if split.ndim != 4:

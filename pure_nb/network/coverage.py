@@ -98,7 +98,7 @@ class Weights(TorchFunctionMode):
         inputs, called = self._inside[-1]
         weight, bias, given = called[0] if len(called) == 1 else (None, None, None)
         if weight is not None and not weight.requires_grad and not _own(module, weight, bias):
-            plain = _plain(module, weight, bias, _margins(inputs[0], given))
+            plain = _plain(module, weight, bias, _margins(inputs, given))
             try:
                 found = plain.forward(*inputs)
             except (RuntimeError, TypeError):
@@ -115,9 +115,11 @@ class Weights(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _margins(before: Tensor, after: Tensor) -> list[int]:
-    """How many zeros stand around an input, from the last axis on: as many behind as before, or one more."""
-    extra = [much - few for few, much in zip(before.shape[2:], after.shape[2:])]
+def _margins(inputs: Any, given: Any) -> list[int]:
+    """How many zeros a layer puts around its input, from the last axis on: as many behind as before, or one more."""
+    if not inputs or not isinstance(given, Tensor):
+        return []
+    extra = [much - few for few, much in zip(inputs[0].shape[2:], given.shape[2:])]
     return [margin for each in reversed(extra) for margin in (each // 2, each - each // 2)]
 
 
@@ -128,9 +130,10 @@ def _plain(module: nn.Module, weight: Tensor, bias: Tensor | None, margins: list
     """
     own = next(kind for kind in type(module).__mro__ if not hasattr(kind, "weight"))  # not torch.nn.utils.parametrize's
     torchs = next(kind for kind in own.__mro__ if kind.__module__.startswith("torch.nn.modules."))
-    functions = dict(inspect.getmembers(torchs, inspect.isfunction))
+    functions: dict[str, Any] = dict(inspect.getmembers(torchs, inspect.isfunction))
     if any(margins):
-        functions["forward"] = lambda self, x: torchs.forward(self, functional.pad(x, margins))
+        plainly = functions["forward"]
+        functions["forward"] = lambda self, x: plainly(self, functional.pad(x, margins))
     plain: Any = object.__new__(type(own.__name__, (own,), functions))
     plain.__dict__ = {name: value for name, value in vars(module).items() if name not in ("weight", "bias", "forward")}
     kept = {

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
-from pure_nb.network.layers import activations, as_weights, channel_axis, forward_pass
+from pure_nb.network.layers import activations, as_weights, channel_axis
+from pure_nb.network.running import forward_pass
 from pure_nb.network.targets import INPUT, Target
 from pure_nb.parameters import Start
 

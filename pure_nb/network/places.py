@@ -289,7 +289,7 @@ def _second(activation: Tensor) -> Tensor:
 
 def complete(places: Tensor | None) -> TypeGuard[Tensor]:
     """Whether each patch has a token of its own."""
-    return places is not None and bool((places >= 0).all()) and len(places.unique()) == len(places)
+    return places is not None and bool((places >= 0).all()) and len(set(places.tolist())) == len(places)
 
 
 def fed(top: Tensor, leaf: Tensor, rows: Rows) -> Tensor | None:

@@ -343,7 +343,7 @@ def _part(target: Target, whole: Tensor, run: Pass) -> View:
         rest = [tokens[:, :chosen], tokens[:, chosen + 1 :]]
         return tokens[:, chosen], lambda new: tokens_back(torch.cat([rest[0], new[:, None], rest[1]], dim=1))
     places = layout.places.to(tokens.device)
-    grid = tokens.index_select(1, places).transpose(1, 2).unflatten(2, layout.grid)
+    grid = tokens.index_select(1, places).transpose(1, 2).reshape(len(tokens), -1, *layout.grid)
     return grid, lambda new: tokens_back(tokens.index_copy(1, places, new.flatten(2).transpose(1, 2)))
 
 
