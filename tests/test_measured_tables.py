@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 SCORES = ["ari", "ari_dominant", "ami", "accuracy", "difference", "p"]
 JUDGED = ["PURE", "PURE at maximum", "PURE close", "PURE close, shortcuts open", "activation", "activation at maximum"]
 JUDGED += ["lower activation"]
+IMAGENET = [*JUDGED, "combined"]
 SPARSE, LAST = ["SAE BatchTopK, 4x, k=8", "SAE top-k, 4x, k=8"], ["random", "oracle: PURE"]
 SHORTCUTS = ["PURE", "PURE close, shortcuts open", "maximum, nearest (PURE close)"]
 SHORTCUTS += ["oracle: PURE", "oracle: PURE close"]
@@ -66,15 +67,15 @@ def imagenet() -> pd.DataFrame:
 
 def drawn_bars() -> str:
     table = imagenet()
-    table = table[table["method"].isin([*JUDGED, "random", "oracle: PURE"])]
-    table = table.set_index("method").loc[[*JUDGED, "random", "oracle: PURE"]].reset_index()
+    table = table[table["method"].isin([*IMAGENET, "random", "oracle: PURE"])]
+    table = table.set_index("method").loc[[*IMAGENET, "random", "oracle: PURE"]].reset_index()
     table["method"] = table["method"].str.replace(",", ";")
     columns = ["layer", "method", "ari", "low", "high"]
     return written(table.sort_values("layer", kind="stable")[columns]).to_csv(index=False)
 
 
 def judged() -> str:
-    table = imagenet().set_index("method").loc[JUDGED].reset_index().sort_values("layer", kind="stable")
+    table = imagenet().set_index("method").loc[IMAGENET].reset_index().sort_values("layer", kind="stable")
     return markdown(table[["layer", "method", "ari", "low", "high", "ari_dominant", "correlation", "difference", "p"]])
 
 
