@@ -30,6 +30,10 @@ CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing")
 """Attributes by which modules of timm and Hugging Face are told to checkpoint activations."""
 
 
+REORDERING = ("Unroll", "HieraEncoder")
+"""Modules that put tokens into another order than rows from the top: of Hiera, as timm and Hugging Face have it."""
+
+
 class _Reached(Exception):  # noqa: N818, it is no error
     """Raised inside a hook: all that was asked for is known, the rest of the network need not run."""
 
@@ -225,6 +229,15 @@ def forward_pass(model: nn.Module, images: Tensor) -> None:
         ) from problem
 
 
+def _require_rows(model: nn.Module) -> None:
+    """Raise if a network keeps its tokens in another order than that of the patches."""
+    if any(type(module).__name__ in REORDERING for module in model.modules()):
+        raise LayerError(
+            f"{type(model).__name__} keeps its tokens in another order than rows from the top, so they can't be laid "
+            "out as the picture's patches; name the layer without 'patches:'"
+        )
+
+
 def activations(
     model: nn.Module,
     images: Tensor,
@@ -284,6 +297,7 @@ def activations(
             stack.enter_context(torch.enable_grad())
         run, targets = Pass(images), {name: Target.parse(name) for name in layers}
         if any(target.part == PATCHES for target in targets.values()):
+            _require_rows(model)
             for module in model.modules():
                 if isinstance(module, nn.Conv2d):
                     stack.enter_context(module.register_forward_hook(run.note))
