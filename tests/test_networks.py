@@ -266,6 +266,8 @@ for library, networks in FAMILIES.items():
         NETWORKS[f"{library} {name}"] = library, SIZES.get(name, 64), make
         LAYERS[f"{library} {name}"] = [(upper, below)]
 
+LAYERS["timm hiera_tiny_224"].append(("blocks.2", "blocks.1"))
+
 LINEAR_OR_NORM = (
     *(f"{BLOCK}.{number}" for number in (2, 3, 5)),
     "features.3.1.mlp.0",
@@ -392,6 +394,8 @@ def in_short(problem: LayerError) -> str:
         if said in str(problem):
             assert f"name it '{prefix}" in str(problem)
             return f"no: {said}, name it {prefix}"
+    if "tokens in another order" in str(problem):
+        return "no: tokens in another order, name it without patches:"
     assert "use rule='gradient'" in str(problem)
     if found := re.search(r"no rule for the operation '[\w:]*?(\w+)' in '.*' \((\w+)\)", str(problem)):
         return f"no: {found[1]} in {found[2]}"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torchvision.models import SwinTransformer, VisionTransformer
 
+from pure_nb.errors import LayerError
 from pure_nb.images.data import Images
 from pure_nb.network.layers import activations, flatten_positions
 from pure_nb.study import Study
@@ -131,3 +132,11 @@ def test_a_bright_patch_is_where_the_heatmap_says_it_is(form: str, look: Literal
         inside = view.mask[top : top + SIDE, left : left + SIDE].mean()
         assert inside > 0.5
         assert view.mask.mean() < (0.3 if look == "peak" else inside)
+
+
+def test_tokens_in_another_order_are_not_laid_out() -> None:
+    """Of Hiera they would be in wrong places, and without a word."""
+    model, images = timm.create_model("hiera_tiny_224", img_size=64), Images(TensorDataset(noise(2, 64)))
+    with pytest.raises(LayerError, match="name the layer without 'patches:'"):
+        Study.from_model(model, images, "patches:blocks.2", "blocks.1", n_references=2)
+    assert Study.from_model(model, images, "blocks.2", "blocks.1", n_references=2).shapes[0].grid == (64,)

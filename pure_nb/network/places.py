@@ -42,6 +42,9 @@ BASE = 16
 DRAWS = 3
 """Of random factors, before it is said that a token is made of several patches."""
 
+REORDERING = ("Unroll", "HieraEncoder")
+"""Modules that put tokens into another order once they are made, of Hiera as timm and Hugging Face have it."""
+
 MIXED = -2
 """Stands for the number of a token where there are several."""
 
@@ -77,6 +80,11 @@ def layouts(model: nn.Module, images: Tensor, targets: Iterable[Target]) -> dict
         if target.part == CLASS and target.batch == FOLDED:
             raise LayerError(f"layer {str(target)!r}: windows have no class token; name it without {CLASS!r}")
         if target.part in (PATCHES, CLASS):
+            if any(type(module).__name__ in REORDERING for module in model.modules()):
+                raise LayerError(
+                    f"layer {str(target)!r}: {type(model).__name__} keeps its tokens in another order than that of the "
+                    f"patches, so they can't be laid out; name the layer without {target.part!r}"
+                )
             known = _KNOWN.setdefault(model, {})
             key = target, images.shape[1:], images.device, tuple(_settings(model, target))
             if key not in known:
