@@ -461,7 +461,6 @@ def test_relevance_is_that_of_the_authors(case: str, monkeypatch: pytest.MonkeyP
         (flow,) = torch.autograd.grad(cut.top, cut.leaf, above)
     theirs = cut.leaf.detach() * flow
     assert theirs.abs().max() > 1e-3
-    print(case, float((mine - theirs).abs().max() / theirs.abs().max()))
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
 
 
