@@ -118,7 +118,7 @@ class Gathered:
                     "be published: add one, or name another table (attribution)"
                 )
             kept = {name: value for name, value in own.items() if name and name not in withheld}
-            changed = f"{width} x {height} pixels as a network sees it, WebP"
+            changed = f"resized or cropped to {width} x {height} pixels, as a network sees it, WebP"
             kept["changes"] = "; ".join(filter(None, (kept.get("changes"), changed)))
             name = {"file": self.file_names[sample]} if sample in self.file_names else {}
             found.append({"picture": f"pictures/{sample}.webp", "sample": str(sample), **name, **kept})

@@ -377,7 +377,7 @@ def test_whom_pictures_are_by_is_said_wherever_they_are(tmp_path: Path) -> None:
     number = samples[0]
     name = Path(study.images.path(number)).stem.rpartition("-")[2]
     assert rows[0]["author"] == f"Anna {name}"
-    assert rows[0]["changes"] == "resized; 12 x 12 pixels as a network sees it, WebP"
+    assert rows[0]["changes"] == "resized; resized or cropped to 12 x 12 pixels, as a network sees it, WebP"
     assert "file" not in rows[0]
     again, credit = load_study(folder), f"Anna {name}, CC-BY-4.0, https://example.org/a"
     assert again.images.credit(number) == credit

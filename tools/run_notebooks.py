@@ -32,6 +32,8 @@ def run(path: Path) -> str:
             return f"{error.ename}: {error.evalue}".partition("\n")[0]
         except nbclient.exceptions.CellTimeoutError:
             return f"a cell takes more than {SECONDS} s"
+        except nbclient.exceptions.DeadKernelError:
+            return "the kernel died"
     return ""
 
 

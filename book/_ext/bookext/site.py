@@ -60,7 +60,7 @@ def with_last_run(app: Sphinx, page: str, source: list[str]) -> None:
         return
     day = datetime.now(timezone.utc)
     versions = ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in TOLD)])
-    told = f"All chapters last ran without an error on {day.day} {day:%B %Y}, with {versions}."
+    told = f"Built on {day.day} {day:%B %Y}, from chapters that all ran without an error, with {versions}."
     source[0] = source[0].replace(BUILT, f"\n{told}\n", 1)
 
 
