@@ -30,7 +30,8 @@ def test_weights_are_small_and_whole(vit: GlyphViT) -> None:
     assert all(one.dtype == torch.float32 and one.isfinite().all() for one in vit.parameters())
     card = (SHIPPED / "vit.md").read_text(encoding="utf-8")
     told = re.search(r"([\d,]+) parameters", card)
-    assert told and int(told[1].replace(",", "")) == sum(one.numel() for one in vit.parameters())
+    assert told
+    assert int(told[1].replace(",", "")) == sum(one.numel() for one in vit.parameters())
 
 
 def test_it_finds_the_objects_of_new_scenes(vit: GlyphViT) -> None:

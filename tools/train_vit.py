@@ -2,8 +2,8 @@
 
     python tools/train_vit.py
 
-The scenes are those of the shipped ResNet's split, and more of them, since a transformer knows less of pictures to begin
-with. Loss, optimiser and batches are the ResNet's as well.
+The scenes are those of the shipped ResNet's split, and more of them, since a transformer knows less of pictures to
+begin with. Loss, optimiser and batches are the ResNet's as well.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ EXERCISES = {
     "three_parts": Exercise(
         _three_parts,
         lambda g: (g.normal(size=9), g.integers(-1, 2, 9)),
-        "The first part lacks the sources whose owner is 1, the second those whose owner is 0; the residual has those of -1.",
+        "The first part lacks the sources of owner 1, the second those of owner 0; the residual has those of -1 alone.",
         {
             "A part keeps the shared sources, too: take away only those of the other class.": lambda weight, owner: (
                 np.stack([np.where(owner == number, weight, 0) for number in (0, 1, -1)])

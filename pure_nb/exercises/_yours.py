@@ -67,9 +67,9 @@ EXERCISES = {
             "Class token and registers come first: leave out as many as there are too many.": lambda tokens, h, w: (
                 tokens[: h * w].T.reshape(-1, h, w)
             ),
-            "Patches go row by row, so the height comes before the width.": lambda tokens, h, w: (
-                tokens[-h * w :].T.reshape(-1, w, h)
-            ),
+            "Patches go row by row, so the height comes before the width.": lambda tokens, h, w: tokens[
+                -h * w :
+            ].T.reshape(-1, w, h),
         },
     ),
     "head_lengths": Exercise(
