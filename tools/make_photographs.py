@@ -49,7 +49,8 @@ By `tools/make_photographs.py` of pure_nb, from Google's MobileNetV2 for ImageNe
 {several} of its {neurons} neurons are those of the largest score with three parts of at least {least} images each, and
 at least three labels of as many; {plain} have one label in at least {plainly} of their 15 references, by turns of the
 labels, for contrast. So what they show is what there is, and not how often. The pictures were resized and cropped to
-what the network sees. Each is under its author's licence, which `ATTRIBUTION.csv` tells: those under CC BY-SA stay under it.
+what the network sees. Each is under its author's licence, which `ATTRIBUTION.csv` tells: those under CC BY-SA stay
+under it.
 """
 
 
