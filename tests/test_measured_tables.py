@@ -75,7 +75,7 @@ def drawn_bars() -> str:
 
 
 def judged() -> str:
-    table = imagenet().set_index("method").loc[IMAGENET].reset_index().sort_values("layer", kind="stable")
+    table = imagenet().set_index("method").loc[[*IMAGENET, SPARSE[1]]].reset_index().sort_values("layer", kind="stable")
     return markdown(table[["layer", "method", "ari", "low", "high", "ari_dominant", "correlation", "difference", "p"]])
 
 
@@ -260,7 +260,8 @@ def learnt() -> str:
 
 ANSWERS = {"PURE": "PURE", "combined": "several descriptions", "activation at maximum": "activation at maximum"}
 ANSWERS |= {
-    "SAE BatchTopK, 4x, k=8": "sparse autoencoder of the layer",
+    "SAE BatchTopK, 4x, k=8": "sparse autoencoder of the layer, BatchTopK",
+    "SAE top-k, 4x, k=8": "the same, top-k",
     "lower SAE top-k, 4x, k=8": "of the layer below",
 }
 ANSWERS |= {"oracle: PURE": "(oracle, on PURE's vectors)"}

@@ -17,7 +17,7 @@ NEURONS = 128
 """Neurons of each block's MLP."""
 
 
-class GlyphViT(VisionTransformer):
+class GlyphViT(VisionTransformer):  # type: ignore[misc]  # torchvision has no types
     """Four blocks over 8 x 8 patches and a class token, from ``[B, 3, 96, 96]`` to the logits ``[B, 48]``.
 
     The patches are embedded by three convolutions, which small data needs (Xiao et al. 2021, *Early convolutions help
