@@ -22,7 +22,7 @@ from typing import Any
 
 from run_chapters import CPU_COUNT, ROOT, Chapters, end_with_parent, fork_kernels, inputs, says
 
-LONG = ("your-network", "scale", "clip", "bench", "virtual-neurons", "scores", "splitting")
+LONG = ("your-network", "scale", "clip", "bench", "reasons", "transformers", "virtual-neurons", "scores", "splitting")
 """The longest first, so that at the end no core waits for another; before them those that hardly need what the neurons'
 pages compute first."""
 
