@@ -159,8 +159,7 @@ def load_study(
     >>> study.parameters.target, study.parameters.n_references
     ('layer4', 50)
     """
-    if str(source) == "photographs" and not (Path(source) / MANIFEST).is_file():  # a user's own goes before
-        source = _photographs()
+    source = _photographs() if str(source) == "photographs" else source
     path = Path(source) if Path(source).suffix == ".toml" else STUDIES / f"{source}.toml"
     ships = source == path.stem and path.is_file()  # by its name, and not by the path of a folder called so
     if str(source).startswith(HUB) or (source != "" and Path(source).is_dir() and not ships):
@@ -213,7 +212,9 @@ def shipped_studies() -> list[str]:
 
 
 def _photographs() -> Path:
-    """The folder of the study of photographs."""
+    """The folder of the study of photographs: the user's own, if there is one here, or else the book's."""
+    if (own := Path("photographs") / MANIFEST).is_file():
+        return own.parent
     folder = Path(os.environ.get("PURE_NB_PHOTOGRAPHS") or PHOTOGRAPHS)
     if not folder.is_dir():
         raise StudyError(
