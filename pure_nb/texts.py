@@ -113,7 +113,14 @@ def added(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The vectors of some images by CLIP's visual tower, and what of them is there by a channel, ``[n, d]`` each.
 
-    Vectors of whole images are taken from those that are known, and kept there.
+    Parameters
+    ----------
+    study, channel
+        Of CLIP, and the channel that is switched off.
+    sample
+        int ``[n]``: the images.
+    known
+        Vectors of whole images by their index: those that are there are not computed again, others are put in.
     """
     model, target = study.model, study.parameters.target
     known = {} if known is None else known
