@@ -40,6 +40,7 @@ from torchvision import datasets
 from torchvision.datasets.folder import default_loader
 
 from pure_nb._imports import needed
+from pure_nb._publication import MANIFEST
 from pure_nb.compute.store import Store, store_folder
 from pure_nb.errors import ArgumentError, ImageError, StudyError
 from pure_nb.glyphs import glyph_images
@@ -128,10 +129,10 @@ def load_study(
     source
         Name of a study that ships (:func:`shipped_studies`), or path of a file. The chapter
         :doc:`Your own network </book/your-network>` shows one. Or a published study: ``"photographs"``, which lies
-        beside the book (elsewhere, where ``$PURE_NB_PHOTOGRAPHS`` says), the folder that
-        :func:`pure_nb.publishing.publish` wrote, or ``"hf://owner/name"`` (``@`` a revision) for one on Hugging Face's
-        hub. It needs neither the network nor the images for what was published; with ``model=...`` and ``images=...``,
-        which must be the same, it can compute the rest.
+        beside the book (elsewhere, where ``$PURE_NB_PHOTOGRAPHS`` says) unless a folder of that name here holds one;
+        the folder that :func:`pure_nb.publishing.publish` wrote; or ``"hf://owner/name"`` (``@`` a revision) for one on
+        Hugging Face's hub. It needs neither the network nor the images for what was published; with ``model=...`` and
+        ``images=...``, which must be the same, it can compute the rest.
     data, weights
         Folder of the images (or file that lists them) and file of the weights, if other than a TOML file says.
     store
@@ -158,7 +159,7 @@ def load_study(
     >>> study.parameters.target, study.parameters.n_references
     ('layer4', 50)
     """
-    source = _photographs() if source == "photographs" else source
+    source = _photographs() if str(source) == "photographs" else source
     path = Path(source) if Path(source).suffix == ".toml" else STUDIES / f"{source}.toml"
     ships = source == path.stem and path.is_file()  # by its name, and not by the path of a folder called so
     if str(source).startswith(HUB) or (source != "" and Path(source).is_dir() and not ships):
@@ -200,6 +201,8 @@ def load_study(
 def shipped_studies() -> list[str]:
     """Names of the studies in the package.
 
+    ``"photographs"`` is not among them: it lies beside the book, see :func:`load_study`.
+
     Examples
     --------
     >>> shipped_studies()
@@ -209,7 +212,9 @@ def shipped_studies() -> list[str]:
 
 
 def _photographs() -> Path:
-    """The folder of the study of photographs."""
+    """The folder of the study of photographs: the user's own, if there is one here, or else the book's."""
+    if (own := Path("photographs") / MANIFEST).is_file():
+        return own.parent
     folder = Path(os.environ.get("PURE_NB_PHOTOGRAPHS") or PHOTOGRAPHS)
     if not folder.is_dir():
         raise StudyError(

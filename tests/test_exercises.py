@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from chapters import BOOK, NAMES, Exercise, exercises
 
 from pure_nb.errors import ArgumentError
@@ -81,6 +82,7 @@ def test_mistakes_get_their_sentence(name: str) -> None:
         (lambda *_: 1 / 0, "stops with ZeroDivisionError: division by zero"),
         (lambda *_: np.zeros((2, 2)), "has the shape [], yours has [2, 2]"),
         (lambda *_: "five", "should be numbers, yours is a str"),
+        (lambda *_: torch.ones(2, requires_grad=True), "should be numbers, yours is a Tensor"),
         (lambda *_: 7.0, "is 0.1387, yours is 7."),
     ],
 )

@@ -16,7 +16,7 @@ from small import Items, link, noise, picture_folder
 
 from pure_nb.errors import ImageError, StudyError
 from pure_nb.glyphs import glyph_images
-from pure_nb.loading import STUDIES, load_study
+from pure_nb.loading import PHOTOGRAPHS, STUDIES, load_study, shipped_studies
 
 TOML = """\
 [model]
@@ -269,3 +269,20 @@ def test_the_nearest_is_that_of_the_target_that_is_asked_for(tmp_path: Path) -> 
     file.write_text(text.replace('lower = "layer3"', 'lower = "nearest"'), encoding="utf-8")
     assert load_study(file).parameters.lower == "input:layer4.0"
     assert load_study(file, target="layer3").parameters.lower == "input:layer3.0"
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_users_own_photographs_go_before_the_books(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type
+) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr("pure_nb.loading.load_published", lambda source, **_: asked.append(Path(source).absolute()))
+    monkeypatch.delenv("PURE_NB_PHOTOGRAPHS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    load_study(kind("photographs"))
+    (tmp_path / "photographs").mkdir()  # as that with the reader's pictures
+    load_study(kind("photographs"))
+    (tmp_path / "photographs" / "manifest.json").touch()
+    load_study(kind("photographs"))
+    assert asked == [PHOTOGRAPHS, PHOTOGRAPHS, tmp_path / "photographs"]
+    assert "photographs" not in shipped_studies()

@@ -30,7 +30,7 @@ from pure_nb.errors import LayerError
 from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
 from pure_nb.network import lrp
-from pure_nb.network.coverage import require_rules
+from pure_nb.network.coverage import Weights, require_rules
 from pure_nb.network.functions import Functions
 from pure_nb.network.lrp import default_composite, reusing, ruled
 from pure_nb.network.models import fingerprint
@@ -515,6 +515,20 @@ def test_rules_see_the_weights_that_run(case: str, norms: bool) -> None:
     assert fingerprint(model) == before
     assert held == {name: list(vars(module)) for name, module in model.named_modules()}
     assert kinds == [type(module) for module in model]
+
+
+class Listed(nn.Linear):
+    """Takes the first of several tensors, with weights that are not its parameters."""
+
+    def forward(self, several: list[Tensor]) -> Tensor:  # type: ignore[override]
+        return functional.linear(several[0], self.weight * 2, self.bias)
+
+
+def test_a_layer_that_takes_a_list_is_left_out() -> None:
+    model = Listed(3, 2).requires_grad_(False)
+    with Weights.over(model) as weights, weights:
+        model([torch.ones(1, 3)])
+    assert not weights.plain
 
 
 def test_relevance_is_conserved_through_weight_norm() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,11 @@ ARTICLE = """<html><body><article class="bd-article"><section id="why">
 <p><strong>The question.</strong> Why not?</p>
 <figure id="fig-a"><a href="../_images/a.png"><img src="../_images/a.png" alt="A dot."></a>
 <figcaption><p><span>Figure 1 </span><span>Dots.</span></p></figcaption></figure>
+<figure><img src="more/a.png"><figcaption>Another.</figcaption></figure>
 <figure class="explorer"><figcaption>An explorer.</figcaption></figure>
-<section id="questions"><h2>Questions</h2><ol><li><p>One?</p></li><li><p>Two?</p></li></ol>
+<section id="questions"><h2>Questions</h2><ol><li><p>One?</p></li><li><p>Two?</p>
+<ul><li>Or both?</li></ul></li>
+<li><p>Three?</p></li></ol>
 <div class="admonition dropdown"><p>Answers</p><ol><li><p>Yes.</p></li><li><p>No.</p></li></ol></div></section>
 <section id="in-five-lines"><h2>In five lines</h2><ul><li><p>First.</p></li></ul></section>
 </section></article></body></html>"""
@@ -27,6 +31,8 @@ def deck(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "book").mkdir()
     (folder / "_images").mkdir()
     (folder / "_images" / "a.png").write_bytes((ROOT / "book" / "neuron.png").read_bytes())
+    (folder / "book" / "more").mkdir()
+    (folder / "book" / "more" / "a.png").write_bytes(b"another")
     (folder / "book" / "why.html").write_text(ARTICLE, encoding="utf-8")
     slides.make([folder / "book" / "why.html"], folder / "out")
     return Path(folder / "out")
@@ -34,12 +40,21 @@ def deck(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_deck_has_a_chapters_figures_and_words(deck: Path) -> None:
     text = (deck / "why.html").read_text(encoding="utf-8")
-    assert text.count("<section>") == 5
+    assert text.count("<section>") == 6
+    assert "<h2>Questions</h2><ol><li>One?</li><li>Two? Or both?</li><li>Three?</li></ol>" in text
+    assert "<h2>Answers</h2><ol><li>Yes.</li><li>No.</li></ol>" in text
     places = [text.index(own) for own in ("<h1>Why &lt;it&gt;</h1>", "Why not?", "Dots.", "One?", "Yes.", "First.")]
     assert places == sorted(places)
     assert "An explorer." not in text
-    assert (deck / "images" / "a.png").is_file()
-    assert (deck / "index.html").read_text(encoding="utf-8").count("<section>") == 5
+    shown = [deck / source for source in re.findall(r'<img src="([^"]+)"', text)]
+    assert [file.read_bytes() == b"another" for file in shown] == [False, True]
+    assert (deck / "index.html").read_text(encoding="utf-8").count("<section>") == 6
+
+
+def test_a_lecture_without_a_place_is_named() -> None:
+    assert slides.in_order(["b", "a"], ["file:", "a", "b"]) == ["a", "b"]
+    with pytest.raises(SystemExit, match=r"the lecture 'c' is not in _toc\.yml"):
+        slides.in_order(["a", "c"], ["a", "b"])
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from test_zero_shot import WORDS, scenes  # noqa: F401  a fixture
 from torch import Tensor, nn
 
 from pure_nb import Study, load_model
-from pure_nb.errors import ArgumentError, StudyError
+from pure_nb.errors import ArgumentError, NonFiniteError, PureError, StudyError
 from pure_nb.images.data import Images
 from pure_nb.judges.effects import text_effect
 from pure_nb.judges.naming import ABSTAIN
@@ -93,22 +93,60 @@ def test_words_that_come_and_go_are_not_stable() -> None:
     assert text_effect(change[:3], ["a", "b", "c"], np.eye(3)).label() == "a"
 
 
-def test_nothing_has_no_word() -> None:
-    assert text_effect(np.zeros((2, 3)), ["a", "b", "c"], np.eye(3)).label() == ABSTAIN
+@pytest.mark.parametrize("change", [np.zeros((3, 3)), np.array([[0.1, 0.2, 0.3]] * 3 + [[-0.1, -0.2, -0.3]] * 3)])
+def test_nothing_has_no_word(change: np.ndarray) -> None:
+    found = text_effect(change, ["a", "b", "c"], np.eye(3))
+    assert (found.word, found.label(), found.stability) == (ABSTAIN, ABSTAIN, 0)
+    assert np.isnan(found.score)
 
 
 @pytest.mark.parametrize(
-    ("change", "words", "said"),
+    ("count", "vectors", "sure"),
+    [(1, np.eye(3), False), (2, np.eye(3), False), (3, np.eye(3), True), (9, np.eye(3)[[0, 0, 1]], False)],
+)
+def test_few_pictures_and_words_as_near_are_unsure(count: int, vectors: np.ndarray, sure: bool) -> None:
+    found = text_effect(np.tile([1.0, 0.2, 0], (count, 1)), ["a", "b", "c"], vectors)
+    assert (found.word, found.label()) == ("a", "a" if sure else ABSTAIN)
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "vectors", "said"),
     [
-        (np.ones((2, 3)), ["a"], "at least two words"),
-        (np.ones((2, 3)), ["a", "b"], "a vector for each, got 2, 3"),
-        (np.ones((0, 3)), ["a", "b", "c"], r"changes \[n, 3\]"),
-        (np.ones((2, 4)), ["a", "b", "c"], r"got \[2, 4\]"),
+        (np.ones((2, 3)), ["a"], np.eye(3), "at least two words"),
+        (np.ones((2, 3)), ["a", "b"], np.eye(3), "a vector for each, got 2, 3"),
+        (np.ones((0, 3)), ["a", "b", "c"], np.eye(3), r"changes \[n, 3\]"),
+        (np.ones((2, 4)), ["a", "b", "c"], np.eye(3), r"got \[2, 4\]"),
+        (np.ones((2, 3)), ["a", "b", "a"], np.eye(3), "a word is twice"),
+        (np.ones((2, 3)), ["a", "b", "c"], np.diag([1.0, 1, 0]), "not all of them 0"),
+        (np.ones((2, 3)), ["a", "b", "c"], np.diag([1.0, 1, np.nan]), "finite numbers"),
+        (np.array([[1.0, 1, 1], [1, np.inf, 1]]), ["a", "b", "c"], np.eye(3), "picture 1 of 2 is NaN or infinite"),
     ],
 )
-def test_what_does_not_fit_is_refused(change: np.ndarray, words: list[str], said: str) -> None:
-    with pytest.raises(ArgumentError, match=said):
-        text_effect(change, words, np.eye(3))
+def test_what_does_not_fit_is_refused(change: np.ndarray, words: list[str], vectors: np.ndarray, said: str) -> None:
+    with pytest.raises(PureError, match=said) as raised:
+        text_effect(change, words, vectors)
+    assert isinstance(raised.value, NonFiniteError if "picture" in said else ArgumentError)
+
+
+def test_dead_channels_have_a_row_and_shared_images_run_once(linear: Study) -> None:
+    linear.model.visual[3].bias.data[1] = -100
+    linear.model.visual[5].weight.data[:, 2] = 0  # alive, and says nothing
+    passes: list[int] = []
+    linear.model.visual.register_forward_hook(lambda _, inputs, __: passes.append(len(inputs[0])))
+    linear.references  # noqa: B018  computed
+    passes.clear()
+    asked = [channel for channel in range(5) if linear.references.alive[channel] or channel == 1]
+    found = linear.text_effects(asked)
+    whole = found[found["part"] == "whole"].set_index("channel")
+    assert whole.index.tolist() == asked
+    assert (whole["size"][1], whole["word"][1], whole["stability"][1]) == (0, ABSTAIN, 0)
+    assert whole[["score", "strength"]].loc[1].isna().all()
+    assert (whole["word"][2], whole["strength"][2]) == (ABSTAIN, 0)
+    samples = [linear.references.sample[channel][linear.references.active[channel]] for channel in asked]
+    assert sum(passes) == sum(map(len, samples)) + len(np.unique(np.concatenate(samples)))
+    nothing = linear.text_effects([])
+    assert nothing.empty
+    assert nothing.columns.tolist() == found.columns.tolist()
 
 
 def test_it_is_asked_of_clip_alone(linear: Study) -> None:

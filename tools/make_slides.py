@@ -58,10 +58,11 @@ def text(tag: Tag) -> str:
     return html.escape(" ".join(tag.get_text().split()))
 
 
-def items(section: Tag | None) -> Iterator[str]:
-    """The lines of a section's lists: of its own, then of what is folded."""
+def items(section: Tag | None, folded: bool = False) -> Iterator[str]:
+    """The lines of a section's lists, or of what is folded in it; a list within a line belongs to it."""
     for line in section.select("li") if section else []:
-        yield text(line)
+        if not line.find_parent("li") and bool(line.find_parent(class_="dropdown")) == folded:
+            yield text(line)
 
 
 def slide(title: str, *lines: str, ordered: bool = False) -> str:
@@ -86,16 +87,16 @@ def slides(page: Path, images: Path) -> tuple[str, list[str]]:
         picture, caption = figure.img, figure.figcaption
         source = str(picture["src"]).partition("?")[0] if picture else ""
         if picture and caption and not source.startswith("data:"):
-            images.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(page.parent / source, images)
+            file = (page.parent / source).resolve()
+            place = file.relative_to(page.parents[1].resolve())  # two folders may have files of one name
+            (images / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, images / place)
             alt = html.escape(str(picture.get("alt", "")))
-            shown = f'<img src="{images.name}/{Path(source).name}" alt="{alt}">'
+            shown = f'<img src="{images.name}/{place.as_posix()}" alt="{alt}">'
             made.append(f"<section><figure>{shown}<figcaption>{text(caption)}</figcaption></figure></section>")
-    told = list(items(article.select_one("#questions")))
-    half = len(told) // 2  # the questions, and their answers as often
-    made += (
-        [slide("Questions", *told[:half], ordered=True), slide("Answers", *told[half:], ordered=True)] if told else []
-    )
+    quiz = article.select_one("#questions")
+    for head, lines in (("Questions", [*items(quiz)]), ("Answers", [*items(quiz, folded=True)])):
+        made += [slide(head, *lines, ordered=True)] if lines else []
     made.append(slide("In five lines", *items(article.select_one("#in-five-lines"))))
     return name, made
 
@@ -113,6 +114,13 @@ def make(pages: Sequence[Path], folder: Path) -> Path:
     return whole
 
 
+def in_order(lectures: Sequence[str], order: Sequence[str]) -> list[str]:
+    """Lectures in the book's order; stops if one has no place there."""
+    if unlisted := sorted(set(lectures) - set(order)):
+        raise SystemExit(f"the lecture {unlisted[0]!r} is not in _toc.yml: give it a place there")
+    return sorted(lectures, key=order.index)
+
+
 def main() -> None:
     """Make the slides."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,7 +131,7 @@ def main() -> None:
         path.stem for path in (ROOT / "book").glob("*.md") if "\n## In five lines\n" in path.read_text(encoding="utf-8")
     ]
     order = [line.rpartition("/")[2] for line in (ROOT / "_toc.yml").read_text(encoding="utf-8").split()]
-    asked = options.chapters or sorted(lectures, key=order.index)
+    asked = options.chapters or in_order(lectures, order)
     missing = [name for name in asked if not (SITE / "book" / f"{name}.html").is_file()]
     if missing:
         sys.exit(

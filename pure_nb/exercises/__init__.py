@@ -125,7 +125,7 @@ def differs(expected: Any, given: Any) -> str:
     """In what a result differs from the right one: in its kind, its shape, or its `values`; or in nothing."""
     try:
         right, own = np.asarray(expected, dtype=np.float64), np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError):
+    except Exception:  # whatever it is: a tensor with gradients has an error of its own
         return f"should be numbers, yours is a {type(given).__name__} of something else"
     if right.shape != own.shape:
         return f"has the shape {list(right.shape)}, yours has {list(own.shape)}"

@@ -13,14 +13,20 @@ good for much of it: see how strong and how steady it is. Nor do we split one di
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pure_nb.errors import ArgumentError
+from pure_nb.errors import ArgumentError, NonFiniteError
 from pure_nb.judges.naming import ABSTAIN, unit
+
+FEWEST = 3
+"""Pictures of which a bootstrap can tell something: of one each draw is the same, of two half of them are one alone."""
+
+ROUNDING = 1e-9
+"""What of the effects' lengths is no difference."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class TextEffect:
     Attributes
     ----------
     word
-        The nearest word, whether or not it can be trusted.
+        The nearest word, whether or not it can be trusted; of several that are as near, the first of the vocabulary.
     score
         Cosine of the mean effect with it, less what all words of the vocabulary have in common.
     runner_up, margin
@@ -39,7 +45,8 @@ class TextEffect:
         Length of the mean effect by the mean length: 1 where all pictures' vectors are moved alike, 0 where the effects
         cancel.
     stability
-        Share of bootstrap draws from the pictures with the same nearest word.
+        Share of bootstrap draws from the pictures in which this word is nearer than each other; 0 of fewer than three
+        pictures.
     """
 
     word: str
@@ -50,8 +57,26 @@ class TextEffect:
     stability: float
 
     def label(self, alpha: float = 0.05) -> str:
-        """The word, or ``"unsure"`` where its stability is below ``1 - alpha``."""
+        """The word, or ``"unsure"`` where its stability is below ``1 - alpha``.
+
+        It says whether other pictures of the same kind would give the same word, and not whether the effect is more
+        than chance or the word a good one: some word is always the nearest.
+        """
         return self.word if self.stability >= 1 - alpha else ABSTAIN
+
+
+NOTHING = TextEffect(ABSTAIN, np.nan, ABSTAIN, np.nan, np.nan, 0.0)
+"""Where there is no effect."""
+
+
+def require_vocabulary(words: Sequence[str], vectors: NDArray[np.floating[Any]]) -> None:
+    """Raise unless there are two words or more, all of them different, and a direction for each."""
+    if len(words) < 2 or len(words) != len(vectors):
+        raise ArgumentError(f"expected at least two words and a vector for each, got {len(words)}, {len(vectors)}")
+    if len(set(words)) < len(words):
+        raise ArgumentError("a word is twice in the vocabulary")
+    if vectors.ndim != 2 or not (np.isfinite(vectors).all() and vectors.any(axis=1).all()):
+        raise ArgumentError("expected words' vectors [words, d] of finite numbers, not all of them 0")
 
 
 def text_effect(
@@ -69,44 +94,51 @@ def text_effect(
     change
         float ``[n, d]``: of each picture its vector, less that which it has with the unit switched off.
     words, vectors
-        The vocabulary, at least two words, and its vectors ``[words, d]``, of any length but 0.
+        The vocabulary, at least two words and none twice, and its vectors ``[words, d]``, of any length but 0.
     draws, seed
         Bootstrap draws, and their seed.
 
     Returns
     -------
     TextEffect
-        Of stability 0 and without a number where nothing changes at all.
+        Of stability 0 and without a score where nothing changes at all, or all changes cancel.
 
     Raises
     ------
     ArgumentError
-        If there are no pictures, fewer than two words, or the vectors don't fit together.
+        If there are no pictures, fewer than two words, one of them twice or without a direction, or the vectors don't
+        fit together.
+    NonFiniteError
+        If a change is NaN or infinite.
 
     Examples
     --------
     >>> text_effect(np.array([[2.0, 0.1], [1.0, 0.0]]), ["cat", "house"], np.eye(2)).word
     'cat'
     """
-    if len(words) < 2 or len(words) != len(vectors):
-        raise ArgumentError(f"expected at least two words and a vector for each, got {len(words)}, {len(vectors)}")
+    require_vocabulary(words, vectors)
     if change.ndim != 2 or not len(change) or change.shape[1] != vectors.shape[1]:
         raise ArgumentError(f"expected changes [n, {vectors.shape[1]}] as the words' vectors, got {list(change.shape)}")
     each, own = np.asarray(change, dtype=np.float64), unit(vectors)
+    if not (finite := np.isfinite(each).all(axis=1)).all():
+        raise NonFiniteError(f"the change of picture {int(finite.argmin())} of {len(each)} is NaN or infinite")
     own = unit(own - own.mean(axis=0))
-    lengths = np.linalg.norm(each, axis=1)
+    mean, lengths = each.mean(axis=0), np.linalg.norm(each, axis=1)
     if not lengths.any():
-        return TextEffect(ABSTAIN, np.nan, ABSTAIN, np.nan, np.nan, 0.0)
-    mean = each.mean(axis=0)
+        return NOTHING
+    agreement = float(np.linalg.norm(mean) / lengths.mean())
+    if agreement <= ROUNDING:
+        return replace(NOTHING, agreement=0.0)
     scores = own @ unit(mean[None])[0]
-    second, first = np.argsort(scores, kind="stable")[-2:]
+    first, second = np.argsort(-scores, kind="stable")[:2]
     weights = np.random.default_rng(seed).multinomial(len(each), [1 / len(each)] * len(each), draws)
-    same = (weights @ each @ own.T).argmax(axis=1) == first
+    drawn = weights @ each @ own.T
+    ahead = drawn[:, first] - np.delete(drawn, first, axis=1).max(axis=1) > ROUNDING * lengths.sum()
     return TextEffect(
         word=words[first],
         score=float(scores[first]),
         runner_up=words[second],
         margin=float(scores[first] - scores[second]),
-        agreement=float(np.linalg.norm(mean) / lengths.mean()),
-        stability=float(same.mean()),
+        agreement=agreement,
+        stability=float(ahead.mean()) if len(each) >= FEWEST else 0.0,
     )

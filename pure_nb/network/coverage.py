@@ -98,10 +98,10 @@ class Weights(TorchFunctionMode):
         inputs, called = self._inside[-1]
         weight, bias, given = called[0] if len(called) == 1 else (None, None, None)
         if weight is not None and not weight.requires_grad and not _own(module, weight, bias):
-            plain = _plain(module, weight, bias, _margins(inputs, given))
             try:
+                plain = _plain(module, weight, bias, _margins(inputs, given))
                 found = plain.forward(*inputs)
-            except (RuntimeError, TypeError):
+            except (AttributeError, RuntimeError, TypeError):  # one that takes a list of tensors, say
                 found = None
             if found is not None and found.shape == output.shape and torch.allclose(found, output, rtol=1e-3):
                 self.plain[module] = plain
