@@ -13,7 +13,7 @@ import torch
 from chapters import BOOK, NAMES, Exercise, exercises
 
 from pure_nb.errors import ArgumentError
-from pure_nb.exercises import Verdict, check, table
+from pure_nb.exercises.verdicts import Verdict, check, table
 
 TABLE = table()
 ASKED = [

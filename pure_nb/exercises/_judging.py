@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from pure_nb.exercises import Exercise
+from pure_nb.exercises.verdicts import Exercise
 
 Array = NDArray[Any]
 

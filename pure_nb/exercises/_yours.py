@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pure_nb.exercises import Exercise
+from pure_nb.exercises.verdicts import Exercise
 
 Array = NDArray[Any]
 

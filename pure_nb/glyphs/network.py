@@ -97,7 +97,7 @@ def _weights(name: str) -> dict[str, Tensor]:
 
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], Path | Callable[[], dict[str, Tensor]]]] = {
     "glyphnet": GLYPHNET,
-    "glyphvit": (GlyphViT, partial(_full, "vit")),
     **{f"glyphnet-{name}": (partial(GlyphNet, width), partial(_weights, name)) for name, width in SIBLINGS.items()},
+    "glyphvit": (GlyphViT, partial(_full, "vit")),
 }
 """Networks that ship, by name: what makes each, and its weights."""
