@@ -92,6 +92,40 @@ def test_tokens_of_patches_that_overlap_are_those_that_differ_between_pictures()
     assert "that differ between two pictures, row by row" in require(model, x[:1], "patches:blocks.1", "cut.0")[0].how
 
 
+class Turned(Tokens):
+    """Its tokens are upside down if it is told so, in either of two ways."""
+
+    def __init__(self) -> None:
+        super().__init__("nothing but patches", "convolution")
+        self.flip: float | None = None
+        self.blocks = nn.Sequential(nn.Identity(), *self.blocks)
+        self.register_buffer("rows", torch.arange(6))
+
+    def grid(self, x: Tensor) -> Tensor:
+        return super().grid(x)[:, :, self.rows.flip(0) if self.flip else self.rows]
+
+
+def test_where_tokens_lie_is_found_again_when_the_network_is_set_otherwise() -> None:
+    model, x = Turned().eval(), noise(1, 24)
+    truth = Tokens.grid(model, x)
+    for change in (lambda: None, lambda: setattr(model, "flip", 1.0), lambda: model.rows.copy_(model.rows.flip(0))):
+        change()
+        torch.testing.assert_close(activations(model, x, ["patches:blocks.0"])["patches:blocks.0"], truth)
+
+
+class Unroll(nn.Identity):
+    """Of the name of a module that puts tokens into another order, and that does not."""
+
+
+def test_only_the_libraries_own_modules_are_known_by_name() -> None:
+    model = Tokens("class token first", "convolution")
+    model.head = nn.Sequential(model.head, Unroll())
+    assert activations(model, noise(1, 24), ["patches:blocks.0"])["patches:blocks.0"].shape == (1, 6, 6, 6)
+    Unroll.__module__ = "timm.models.hiera"
+    with pytest.raises(LayerError, match="keeps its tokens in another order"):
+        activations(model, noise(1, 24), ["patches:blocks.0"])
+
+
 def swin(size: tuple[int, int]) -> nn.Module:
     return timm.create_model(
         "swin_tiny_patch4_window7_224", img_size=size, window_size=4, embed_dim=12, depths=(2,), num_heads=(2,)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from pure_nb._resting import frozen_eval
 from pure_nb.errors import LayerError
 from pure_nb.network.attention import Reached
+from pure_nb.network.digests import INTERNAL
 from pure_nb.network.running import Hook, as_weights, forward_pass, without_checkpoints
 from pure_nb.network.targets import CLASS, FOLDED, PATCHES, Layout, Pass, Target, main_tensor
 
@@ -42,8 +43,8 @@ BASE = 16
 DRAWS = 3
 """Of random factors, before it is said that a token is made of several patches."""
 
-REORDERING = ("Unroll", "HieraEncoder")
-"""Modules that put tokens into another order once they are made, of Hiera as timm and Hugging Face have it."""
+REORDERING = {"Unroll": ("timm.models.hiera", "hiera."), "HieraEncoder": ("transformers.models.hiera",)}
+"""Modules that put tokens into another order once they are made, and where: Hiera in timm, Hugging Face, its own."""
 
 MIXED = -2
 """Stands for the number of a token where there are several."""
@@ -51,8 +52,11 @@ MIXED = -2
 TRIES = 4
 """Tensors, the first of a pass, that are asked where their tokens come from."""
 
-_KNOWN: WeakKeyDictionary[nn.Module, dict[Any, Layout]] = WeakKeyDictionary()
-"""How the tokens of networks lie, by layer, size of the pictures and settings."""
+_KNOWN: WeakKeyDictionary[nn.Module, dict[Any, tuple[list[Any], Layout]]] = WeakKeyDictionary()
+"""The settings of networks, and how their tokens lie then, by layer and size of the pictures."""
+
+TOLD = 4096
+"""Numbers of a table, such as an order of tokens, up to which these are a setting; beyond that, the table itself is."""
 
 Rows = Callable[[Tensor], Tensor]
 """Takes a tensor to its positions ``[n, c]``, those of the first image."""
@@ -80,32 +84,45 @@ def layouts(model: nn.Module, images: Tensor, targets: Iterable[Target]) -> dict
         if target.part == CLASS and target.batch == FOLDED:
             raise LayerError(f"layer {str(target)!r}: windows have no class token; name it without {CLASS!r}")
         if target.part in (PATCHES, CLASS):
-            if any(type(module).__name__ in REORDERING for module in model.modules()):
+            kinds = {type(module) for module in model.modules()}
+            if any(kind.__module__.startswith(REORDERING.get(kind.__name__, ())) for kind in kinds):
                 raise LayerError(
                     f"layer {str(target)!r}: {type(model).__name__} keeps its tokens in another order than that of the "
                     f"patches, so they can't be laid out; name the layer without {target.part!r}"
                 )
             known = _KNOWN.setdefault(model, {})
-            key = target, images.shape[1:], images.device, tuple(_settings(model, target))
-            if key not in known:
-                known[key] = _Search(model, images, target).layout
-            found[target] = known[key]
-            if target.part == CLASS and not known[key].others:
+            key, settings = (target, images.shape[1:], images.device), [*_settings(model)]
+            if key not in known or known[key][0] != settings:
+                known[key] = settings, _Search(model, images, target).layout
+            found[target] = known[key][1]
+            if target.part == CLASS and not found[target].others:
                 raise LayerError(
-                    f"layer {str(target)!r}: each of its {known[key].tokens} tokens stands for a patch, so there is no "
-                    f"class token; name it with {PATCHES!r}"
+                    f"layer {str(target)!r}: each of its {found[target].tokens} tokens stands for a patch, so there is "
+                    f"no class token; name it with {PATCHES!r}"
                 )
     return found
 
 
-def _settings(model: nn.Module, target: Target) -> Iterator[Any]:
-    """Whatever the modules around a layer are set to: sizes of windows, and by how much they are shifted."""
-    name = target.name
-    while name:
-        module = model.get_submodule(name)
-        kinds = (bool, int, str, tuple)
-        yield tuple((key, str(value)) for key, value in vars(module).items() if isinstance(value, kinds))
-        name = name.rpartition(".")[0]
+def _settings(model: nn.Module) -> Iterator[Any]:
+    """Whatever its modules are set to: sizes of windows, by how much they are shifted, tables of indices."""
+    for module in model.modules():
+        yield type(module)
+        own = {name: value for name, value in vars(module).items() if name not in INTERNAL}
+        for name, value in (own | module._buffers).items():
+            if isinstance(value, Tensor) and not value.is_floating_point():
+                small = value.numel() <= TOLD and not value.is_meta
+                yield name, value.shape, value.tolist() if small else id(value)
+            elif _plain(value):
+                yield name, repr(value)
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is words and numbers, or made of these."""
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return all(map(_plain, value))
+    if isinstance(value, dict):
+        return all(map(_plain, value.values()))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 class _Search:
