@@ -22,6 +22,7 @@ from pure_nb.errors import LayerError
 from pure_nb.network.cut import Cut
 from pure_nb.network.layers import activations
 from pure_nb.network.lrp import default_composite, ruled
+from pure_nb.network.running import without_checkpoints
 from pure_nb.network.shapes import require
 
 HEADS, WIDTH = 2, 12
@@ -281,6 +282,20 @@ def test_another_number_of_heads_is_never_assumed(how: dict[str, int], message: 
     assert activations(model, x, ["heads:attn"])["heads:attn"].shape == (3, 9, 2)
 
 
+@pytest.mark.parametrize("part", ["heads", "patches:heads", "values"])
+def test_who_reads_heads_on_the_way_changes_no_relevance(part: str) -> None:
+    torch.manual_seed(0)
+    model, x = stirred(timm.create_model("vit_tiny_patch16_224", **SMALL)).double(), noise(2, 32).double()
+    lower, upper = "blocks.0", "blocks.1"
+    flows = []
+    with ruled(model, x, lower, upper, default_composite(model)), frozen_eval(model):
+        for between in ([], [f"{part}:blocks.1.attn"]):
+            found = activations(model, x, [lower, *between, upper], leaf=lower)
+            flows += torch.autograd.grad(found[upper], found[lower], torch.ones_like(found[upper]))
+    assert flows[0].abs().sum() > 0
+    torch.testing.assert_close(flows[1], flows[0], rtol=0, atol=0)
+
+
 def test_nothing_stays_after_an_interrupt() -> None:
     def stop(values: Tensor) -> Tensor:
         raise KeyboardInterrupt
@@ -289,3 +304,21 @@ def test_nothing_stays_after_an_interrupt() -> None:
         with pytest.raises(KeyboardInterrupt):
             activations(FORMS[form](), noise(1), ["values:attn", "head"], changes={"values:attn": stop})
         assert _len_torch_function_stack() == 0
+
+
+def test_checkpoints_are_back_once_the_last_thread_has_left() -> None:
+    torchs: Any = torch.utils.checkpoint
+    model = nn.Identity()
+    model.grad_checkpointing = True
+
+    def state() -> tuple[Any, ...]:
+        return torchs.CheckpointFunction.apply, torchs._checkpoint_hook, model.grad_checkpointing
+
+    before, first, second = state(), without_checkpoints(model), without_checkpoints(model)
+    first.__enter__()
+    within = state()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert state() == within != before
+    second.__exit__(None, None, None)
+    assert state() == before

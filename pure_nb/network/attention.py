@@ -166,7 +166,7 @@ class Inside(TorchFunctionMode):
                     f"how many heads there are on its first axis; let {type(self.module).__name__} say so by an "
                     f"attribute {COUNTS[0]!r} that divides it, or name it without {self.target.inside!r}"
                 )
-            split = split.unflatten(0, (-1, told))
+            split = split.reshape(-1, told, *split.shape[1:])
         elif split.ndim == 5 and split.shape[1] != told == split.shape[2]:  # windows on an axis of their own
             split = split.flatten(0, 1)
         if split.ndim != 4 or told not in (0, self.split):
@@ -180,6 +180,8 @@ class Inside(TorchFunctionMode):
             new = self.function(shown)
         except Reached as reached:  # only once it is known that attention runs once
             self.reached = reached
+            return values
+        if new is shown:  # and not through a product, which is where rules of relevance share it out
             return values
         with torch.set_grad_enabled(torch.is_grad_enabled() or new.requires_grad):
             found: Tensor = back(new)

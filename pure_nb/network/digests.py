@@ -198,7 +198,7 @@ class _Digest:
             return
         self.add(type(module))
         kept = vars(module)
-        untold = getattr(type(module), UNTOLD, frozenset())
+        untold: frozenset[str] = getattr(type(module), UNTOLD, frozenset())
         skipped = INTERNAL | _written(module) | untold
         # Plain tensors beside parameters of such names are what hooks made of these: weight of weight_g and weight_v.
         made = {name.rpartition("_")[0] for name in kept["_parameters"]}

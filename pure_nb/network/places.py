@@ -197,7 +197,7 @@ class _Search:
             raise Reached
         for _, given in self.around:
             self.of_windows(given, entering=True)
-        return tokens
+        return tokens.clone()  # another tensor, so that the network goes on with these
 
     def of_windows(self, around: Tensor, *, entering: bool) -> None:
         """Follow windows back to what goes into a module around them, or what it puts out back to them."""
