@@ -24,6 +24,7 @@ ORDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "in the middle": lambda grid, own: torch.cat([(f := grid.flatten(2).mT)[:, :9], own, f[:, 9:]], dim=1),
     "down the columns": lambda grid, own: torch.cat([own, grid.mT.flatten(2).mT], dim=1),
     "upside down": lambda grid, own: torch.cat([own[:, :1], grid.flip(2).flatten(2).mT], dim=1),
+    "a mean of all first": lambda grid, own: torch.cat([(f := grid.flatten(2).mT).mean(1, keepdim=True), f], dim=1),
     "nothing but patches": lambda grid, own: grid.flatten(2).mT,
 }  # fmt: skip
 """How tokens are made of a grid ``[B, C, h, w]`` and of some that stand for no patch."""
@@ -58,7 +59,9 @@ def test_patches_and_the_class_token_are_found_in_every_order(order: str, how: s
     with frozen_eval(model):
         found = activations(model, x, ["input:blocks", "blocks.1"])
         grid = model.grid(x)
-        truth = ORDERS[order](torch.arange(48.0).reshape(1, 1, 6, 8), torch.full((1, 3, 1), -1.0))[0, :, 0]
+        numbers = torch.arange(48.0).reshape(1, 1, 6, 8)
+        truth = ORDERS[order](numbers, torch.full((1, 3, 1), -1.0))[0, :, 0]
+        truth[truth == 23.5] = -1  # the mean of all
         places = [(truth == number).nonzero().item() for number in range(48)]
         seen = activations(model, x, ["patches:blocks.1"])["patches:blocks.1"]
         torch.testing.assert_close(seen, found["blocks.1"][:, places].mT.unflatten(2, (6, 8)))

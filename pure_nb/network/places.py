@@ -296,7 +296,7 @@ class _Search:
         if len(found) == 1:
             how = f"the {len(places)} tokens that differ between two pictures, row by row"
             return Layout(count, found[0], places, how)
-        told = f"no grid of patches with at most {MOST_OTHERS} tokens besides"
+        told = f"no grid of patches with at most {MOST_OTHERS} tokens besides, or it can't be told which these are"
         if found:
             told = f"a grid of {' or '.join(f'{h} x {w}' for h, w in found)} patches, which can't be told"
         raise LayerError(
@@ -318,7 +318,7 @@ def complete(places: Tensor | None) -> TypeGuard[Tensor]:
 
 
 def fed(top: Tensor, leaf: Tensor, rows: Rows) -> Tensor | None:
-    """Which row of a tensor each row of another, further below, goes into.
+    """Which row of a tensor each row of another, further below, goes into; besides such as all go into, as a mean.
 
     Parameters
     ----------
@@ -336,10 +336,33 @@ def fed(top: Tensor, leaf: Tensor, rows: Rows) -> Tensor | None:
     """
     if not (top.requires_grad and leaf.requires_grad):
         return None
+    found = _followed(top, leaf, rows, torch.ones(len(top), dtype=torch.bool))
+    if found is None and 0 < (shared := _shared(top, leaf, rows)).sum() <= MOST_OTHERS:
+        return _followed(top, leaf, rows, ~shared)
+    return found
+
+
+def _shared(top: Tensor, leaf: Tensor, rows: Rows) -> Tensor:
+    """Which rows both the first and the last row of a leaf go into, as into the mean of all: bool ``[n]``."""
+    above = torch.ones_like(top).requires_grad_()
+    try:  # the gradient's own gradient tells where a change of one row goes
+        (below,) = torch.autograd.grad(top, leaf, above, create_graph=True, allow_unused=True)
+        ends = None if below is None else rows(below)[[0, -1]]
+        if ends is None or not ends.requires_grad:
+            return torch.zeros(len(top), dtype=torch.bool)
+        factors = torch.randn(ends.shape[1], generator=torch.Generator().manual_seed(0)).to(ends)
+        gone = [torch.autograd.grad((one * factors).sum(), above, retain_graph=True)[0] for one in ends]
+    except RuntimeError:
+        return torch.zeros(len(top), dtype=torch.bool)
+    return torch.stack([(one != 0).any(1) for one in gone]).all(0).cpu()
+
+
+def _followed(top: Tensor, leaf: Tensor, rows: Rows, asked: Tensor) -> Tensor | None:
+    """The same of some rows alone, bool ``[n]``."""
     places: Tensor | None = None
     for seed in range(DRAWS):
         factors = torch.randn(top.shape[1], generator=torch.Generator().manual_seed(seed)).to(top)
-        found = _numbers(top, leaf, rows, factors)
+        found = _numbers(top, leaf, rows, factors, asked)
         if found is None:
             return None
         places = found if places is None else torch.where(places == MIXED, found, places)
@@ -349,12 +372,12 @@ def fed(top: Tensor, leaf: Tensor, rows: Rows) -> Tensor | None:
     return None
 
 
-def _numbers(top: Tensor, leaf: Tensor, rows: Rows, factors: Tensor) -> Tensor | None:
+def _numbers(top: Tensor, leaf: Tensor, rows: Rows, factors: Tensor, asked: Tensor) -> Tensor | None:
     """The same by gradients of channels with some factors, -2 where it can't be told; None if there are none."""
     numbers = torch.arange(len(top))
 
     def flow(code: Tensor) -> Tensor | None:
-        above = code.to(top)[:, None] * factors
+        above = (code * asked).to(top)[:, None] * factors
         try:
             (found,) = torch.autograd.grad(top, leaf, above, retain_graph=True, allow_unused=True)
         except RuntimeError:  # what the gradient needs was changed in place, as a network may that is never trained
