@@ -12,6 +12,7 @@ import torch
 from open_clip.transformer import VisionTransformer as OpenClip
 from small import noise, stirred
 from torch import Tensor, nn
+from torch._C import _len_torch_function_stack
 from torch.nn import functional
 from torchvision.models import VisionTransformer
 from torchvision.models.swin_transformer import SwinTransformer
@@ -21,6 +22,7 @@ from pure_nb.errors import LayerError
 from pure_nb.network.cut import Cut
 from pure_nb.network.layers import activations
 from pure_nb.network.lrp import default_composite, ruled
+from pure_nb.network.running import without_checkpoints
 from pure_nb.network.shapes import require
 
 HEADS, WIDTH = 2, 12
@@ -238,3 +240,85 @@ def test_two_attentions_in_one_module_are_refused() -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=24, num_heads=2)
     with pytest.raises(LayerError, match=r"layer 'heads:blocks': Sequential calls .* 2 times, expected once"):
         activations(model, noise(1, 32), ["heads:blocks"])
+
+
+class Bare(nn.Module):
+    """Attention with its heads, if there are several, on the first axis, or, as in HaloNet, blocks on the second."""
+
+    def __init__(self, told: int = 0, blocks: int = 0) -> None:
+        super().__init__()
+        self.qkv, self.blocks, self.inner = nn.Linear(WIDTH, 3 * WIDTH), blocks, nn.Identity()
+        self.num_heads = 5  # of what is around it
+        if told:
+            self.inner.num_heads = told
+        else:
+            del self.num_heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3 * HEADS, -1)).transpose(1, 2).unflatten(1, (3, HEADS)).unbind(1)
+        q, k, v = (one.flatten(0, 1) for one in (q, k, v))
+        if self.blocks:
+            q, k, v = (one.unflatten(1, (self.blocks, -1)) for one in (q, k, v))
+        found = (q @ k.mT).softmax(dim=-1) @ v
+        found = found.flatten(1, 2) if self.blocks else found
+        return found.unflatten(0, (-1, HEADS)).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({}, r"\[6, 9, 6\], and it can't be told how many heads"),
+        ({"told": 4}, "can't be told how many heads"),
+        ({"told": 1}, "asks for 54 positions where it has 27"),
+        ({"told": 2, "blocks": 3}, r"attention is called with \[6, 3, 3, 6\], and Bare has 2 heads; expected"),
+    ],
+)
+def test_another_number_of_heads_is_never_assumed(how: dict[str, int], message: str) -> None:
+    model, x = Around(Bare(**how)), noise(3)
+    for part in ("heads", "values"):
+        with pytest.raises(LayerError, match=message):
+            activations(model, x, [f"{part}:folded:attn"])
+    model = Around(Bare(told=2))
+    assert activations(model, x, ["heads:attn"])["heads:attn"].shape == (3, 9, 2)
+
+
+@pytest.mark.parametrize("part", ["heads", "patches:heads", "values"])
+def test_who_reads_heads_on_the_way_changes_no_relevance(part: str) -> None:
+    torch.manual_seed(0)
+    model, x = stirred(timm.create_model("vit_tiny_patch16_224", **SMALL)).double(), noise(2, 32).double()
+    lower, upper = "blocks.0", "blocks.1"
+    flows = []
+    with ruled(model, x, lower, upper, default_composite(model)), frozen_eval(model):
+        for between in ([], [f"{part}:blocks.1.attn"]):
+            found = activations(model, x, [lower, *between, upper], leaf=lower)
+            flows += torch.autograd.grad(found[upper], found[lower], torch.ones_like(found[upper]))
+    assert flows[0].abs().sum() > 0
+    torch.testing.assert_close(flows[1], flows[0], rtol=0, atol=0)
+
+
+def test_nothing_stays_after_an_interrupt() -> None:
+    def stop(values: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    for form in ("torch", "timm, plain"):
+        with pytest.raises(KeyboardInterrupt):
+            activations(FORMS[form](), noise(1), ["values:attn", "head"], changes={"values:attn": stop})
+        assert _len_torch_function_stack() == 0
+
+
+def test_checkpoints_are_back_once_the_last_thread_has_left() -> None:
+    torchs: Any = torch.utils.checkpoint
+    model = nn.Identity()
+    model.grad_checkpointing = True
+
+    def state() -> tuple[Any, ...]:
+        return torchs.CheckpointFunction.apply, torchs._checkpoint_hook, model.grad_checkpointing
+
+    before, first, second = state(), without_checkpoints(model), without_checkpoints(model)
+    first.__enter__()
+    within = state()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert state() == within != before
+    second.__exit__(None, None, None)
+    assert state() == before

@@ -281,6 +281,29 @@ def test_directions_of_a_file_are_inner_products(kind: str, tmp_path: Path) -> N
         torch.testing.assert_close(flow, torch.einsum("bchw,ck->bkhw", above, torch.tensor(np.linalg.pinv(rows))))
 
 
+def test_a_basis_is_known_by_its_matrix_wherever_it_lies(tmp_path: Path) -> None:
+    rows, known = np.random.default_rng(0).normal(size=(5, 7)), []
+    for folder, name, scale in (("a", "rows.npy", 1), ("b", "MINE.NPY", 1), ("a", "other.npy", 2)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        with (tmp_path / folder / name).open("wb") as file:
+            np.save(file, rows * scale)
+        study = Study.from_model(plain(), noise(8), f"basis:{tmp_path / folder / name}@3", "1", progress=False)
+        study.model.get_submodule("3.features").dictionary.back.mul_(1 + 1e-7 * len(known))  # as another machine has it
+        known.append(study._weights)
+    assert known[0] == known[1] != known[2]
+    with pytest.raises(LayerError, match=r"holds one array, without a name; leave out 'W', 'basis:rows.npy@LAYER'"):
+        resolved(plain(), f"basis:{tmp_path}/a/rows.npy:W@3", "2")
+
+
+def test_a_damaged_archive_is_no_basis(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "rows.npz", rows=np.ones((40, 7)))
+    whole = (tmp_path / "rows.npz").read_bytes()
+    for damaged in (whole[:60] + b"\xff" * 8 + whole[68:], b"PK\x03\x04" + whole[4:80]):
+        (tmp_path / "rows.npz").write_bytes(damaged)
+        with pytest.raises(LayerError, match="can't be read as numbers"):
+            resolved(plain(), f"basis:{tmp_path}/rows.npz@3", "2")
+
+
 def test_a_basis_of_another_width_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.ones((2, 6), "f4"))
     coded, target, _ = resolved(plain(), f"basis:{tmp_path}/rows.npy@3", "2")
@@ -297,6 +320,8 @@ def test_a_basis_of_another_width_is_refused(tmp_path: Path) -> None:
     [
         (np.array([[1.0, np.nan]]), "has a number that is NaN or infinite in row 0"),
         (np.array([[1.0, 2.0], [0.0, 0.0]]), "has a row of zeros, 1, which is no direction; leave it out"),
+        (np.array([[1.0, 2.0], [1e-60, 0.0]]), "has numbers that float32 can't hold in row 1; scale the matrix"),
+        (np.array([[1e300, 1.0]]), "has numbers that float32 can't hold in row 0"),
         (np.ones(3), r"has the arrays .* name the matrix, 'basis:rows.npy:NAME@LAYER'"),
         (np.array([["a", "b"]]), r"is \[1, 2\] of <U1, expected numbers \[directions, channels\]"),
         (np.array([[{}]], dtype=object), "can't be read as numbers"),

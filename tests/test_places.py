@@ -24,6 +24,7 @@ ORDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "in the middle": lambda grid, own: torch.cat([(f := grid.flatten(2).mT)[:, :9], own, f[:, 9:]], dim=1),
     "down the columns": lambda grid, own: torch.cat([own, grid.mT.flatten(2).mT], dim=1),
     "upside down": lambda grid, own: torch.cat([own[:, :1], grid.flip(2).flatten(2).mT], dim=1),
+    "a mean of all first": lambda grid, own: torch.cat([(f := grid.flatten(2).mT).mean(1, keepdim=True), f], dim=1),
     "nothing but patches": lambda grid, own: grid.flatten(2).mT,
 }  # fmt: skip
 """How tokens are made of a grid ``[B, C, h, w]`` and of some that stand for no patch."""
@@ -58,7 +59,9 @@ def test_patches_and_the_class_token_are_found_in_every_order(order: str, how: s
     with frozen_eval(model):
         found = activations(model, x, ["input:blocks", "blocks.1"])
         grid = model.grid(x)
-        truth = ORDERS[order](torch.arange(48.0).reshape(1, 1, 6, 8), torch.full((1, 3, 1), -1.0))[0, :, 0]
+        numbers = torch.arange(48.0).reshape(1, 1, 6, 8)
+        truth = ORDERS[order](numbers, torch.full((1, 3, 1), -1.0))[0, :, 0]
+        truth[truth == 23.5] = -1  # the mean of all
         places = [(truth == number).nonzero().item() for number in range(48)]
         seen = activations(model, x, ["patches:blocks.1"])["patches:blocks.1"]
         torch.testing.assert_close(seen, found["blocks.1"][:, places].mT.unflatten(2, (6, 8)))
@@ -90,6 +93,40 @@ def test_tokens_of_patches_that_overlap_are_those_that_differ_between_pictures()
     torch.testing.assert_close(found["patches:blocks.0"].flatten(2).mT, found["blocks.0"][:, :-1])
     torch.testing.assert_close(found["class:blocks.0"], found["blocks.0"][:, -1])
     assert "that differ between two pictures, row by row" in require(model, x[:1], "patches:blocks.1", "cut.0")[0].how
+
+
+class Turned(Tokens):
+    """Its tokens are upside down if it is told so, in either of two ways."""
+
+    def __init__(self) -> None:
+        super().__init__("nothing but patches", "convolution")
+        self.flip: float | None = None
+        self.blocks = nn.Sequential(nn.Identity(), *self.blocks)
+        self.register_buffer("rows", torch.arange(6))
+
+    def grid(self, x: Tensor) -> Tensor:
+        return super().grid(x)[:, :, self.rows.flip(0) if self.flip else self.rows]
+
+
+def test_where_tokens_lie_is_found_again_when_the_network_is_set_otherwise() -> None:
+    model, x = Turned().eval(), noise(1, 24)
+    truth = Tokens.grid(model, x)
+    for change in (lambda: None, lambda: setattr(model, "flip", 1.0), lambda: model.rows.copy_(model.rows.flip(0))):
+        change()
+        torch.testing.assert_close(activations(model, x, ["patches:blocks.0"])["patches:blocks.0"], truth)
+
+
+class Unroll(nn.Identity):
+    """Of the name of a module that puts tokens into another order, and that does not."""
+
+
+def test_only_the_libraries_own_modules_are_known_by_name() -> None:
+    model = Tokens("class token first", "convolution")
+    model.head = nn.Sequential(model.head, Unroll())
+    assert activations(model, noise(1, 24), ["patches:blocks.0"])["patches:blocks.0"].shape == (1, 6, 6, 6)
+    Unroll.__module__ = "timm.models.hiera"
+    with pytest.raises(LayerError, match="keeps its tokens in another order"):
+        activations(model, noise(1, 24), ["patches:blocks.0"])
 
 
 def swin(size: tuple[int, int]) -> nn.Module:

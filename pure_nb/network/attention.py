@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FunctionType
 from typing import Any, cast
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pure_nb.errors import LayerError
@@ -52,7 +51,7 @@ class Inside(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.target, self.module, self.function, self.leaf = target, module, function, leaf
-        self.calls, self.asking, self.weighed, self.inside = 0, (0, 0), False, False
+        self.calls, self.asking, self.split, self.weighed, self.inside = 0, (0, 0), 0, False, False
         self.scores: torch.Size | None = None
         self.reached: Reached | None = None
 
@@ -66,7 +65,10 @@ class Inside(TorchFunctionMode):
                 self.module.register_forward_hook(self.leave, always_call=True),
             ):
                 stack.enter_context(hook)
-            yield
+            try:
+                yield
+            finally:  # torch calls no hooks after a KeyboardInterrupt
+                self.leave()
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
         """The module starts."""
@@ -86,7 +88,8 @@ class Inside(TorchFunctionMode):
         around = [one for one in (*inputs[:1], found and found[0]) if isinstance(one, Tensor) and one.ndim > 1]
         positions = {one.numel() // one.shape[axis] for one in around for axis in ((-1, 1) if one.ndim == 4 else (-1,))}
         asking, rows = self.asking
-        padded = around and rows > len(around[0]) and asking > min(positions)
+        # Windows of a padded picture: more than there are, and not all of them several times, as with heads among them.
+        padded = around and rows > len(around[0]) and any(n < asking < 4 * n and asking % n for n in positions)
         if around and asking not in positions and not padded:
             raise LayerError(
                 f"layer {str(self.target)!r}: {type(module).__name__} asks for {asking} positions where it has "
@@ -96,7 +99,7 @@ class Inside(TorchFunctionMode):
         if self.reached:
             raise self.reached
 
-    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def leave(self, *_: Any) -> None:
         """The module ends, also by an error."""
         if self.inside:
             self.inside = False
@@ -106,8 +109,8 @@ class Inside(TorchFunctionMode):
         """Call a function, on what is made of its arguments."""
         kwargs, name = kwargs or {}, getattr(function, "__name__", "")
         if name == "multi_head_attention_forward":  # look into it: it would call what follows without any mode
-            with mock.patch.object(functional, "has_torch_function", return_value=False), self:
-                return function(*args, **kwargs)
+            with self:
+                return _looked_into(function)(*args, **kwargs)
         if name == "scaled_dot_product_attention":
             return self.attention(function, *args, **kwargs)
         self.weighed |= name == "softmax"
@@ -141,8 +144,8 @@ class Inside(TorchFunctionMode):
 
     def ask(self, query: Tensor) -> None:
         """Count for how many positions of all images, or windows, there are queries; and these."""
-        heads = query.shape[1] if query.ndim == 4 else self.heads
-        count = math.prod(query.shape[:-1]) // heads
+        self.split = query.shape[1] if query.ndim == 4 else self.told
+        count = math.prod(query.shape[:-1]) // (self.split or 1)
         self.asking = count, count // query.shape[-2]
 
     def ended(self, found: Tensor) -> Tensor:
@@ -155,14 +158,21 @@ class Inside(TorchFunctionMode):
         """What replaces queries, keys, values or heads ``[N, heads, T, d]``; the first two axes may be one."""
         if part != self.target.inside or self.calls:
             return values
-        split = values.detach() if self.leaf else values
+        split, told = values.detach() if self.leaf else values, self.told
         if split.ndim == 3:
-            split = split.reshape(-1, self.heads, *split.shape[1:])
-        elif split.ndim == 5 and split.shape[1] != self.heads == split.shape[2]:  # windows on an axis of their own
+            if not told or len(split) % told:
+                raise LayerError(
+                    f"layer {str(self.target)!r}: attention is called with {list(values.shape)}, and it can't be told "
+                    f"how many heads there are on its first axis; let {type(self.module).__name__} say so by an "
+                    f"attribute {COUNTS[0]!r} that divides it, or name it without {self.target.inside!r}"
+                )
+            split = split.reshape(-1, told, *split.shape[1:])
+        elif split.ndim == 5 and split.shape[1] != told == split.shape[2]:  # windows on an axis of their own
             split = split.flatten(0, 1)
-        if split.ndim != 4:
+        if split.ndim != 4 or told not in (0, self.split):
+            heads = f"and {type(self.module).__name__} has {told} heads; " if told else ""
             raise LayerError(
-                f"layer {str(self.target)!r}: attention is called with {list(values.shape)}, expected "
+                f"layer {str(self.target)!r}: attention is called with {list(values.shape)}, {heads}expected "
                 f"[B, heads, T, channels]; name it without {self.target.inside!r}"
             )
         shown, back = (lengths if part == HEADS else side_by_side)(split)
@@ -171,15 +181,26 @@ class Inside(TorchFunctionMode):
         except Reached as reached:  # only once it is known that attention runs once
             self.reached = reached
             return values
+        if new is shown:  # and not through a product, which is where rules of relevance share it out
+            return values
         with torch.set_grad_enabled(torch.is_grad_enabled() or new.requires_grad):
             found: Tensor = back(new)
             return found.reshape(values.shape)
 
     @property
-    def heads(self) -> int:
-        """How many heads the module says it has."""
-        told = (getattr(part, name, None) for part in self.module.modules() for name in COUNTS)
-        return next((count for count in told if isinstance(count, int)), 1)
+    def told(self) -> int:
+        """How many heads the module says it has, the innermost part of it that does; 0 if none does."""
+        parts = reversed([*self.module.modules()])
+        told = (getattr(part, name, None) for part in parts for name in COUNTS)
+        return next((count for count in told if isinstance(count, int) and count > 0), 0)
+
+
+def _looked_into(function: Any) -> Any:
+    """A function of torch that goes on by itself, and does not ask modes first."""
+    scope = {**function.__globals__, "has_torch_function": lambda given: False}
+    found = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+    found.__kwdefaults__ = function.__kwdefaults__
+    return found
 
 
 def side_by_side(split: Tensor) -> View:

@@ -8,6 +8,8 @@ layer puts out the part within the rows' span goes through the directions, and t
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,10 @@ FILES = (".npy", ".npz", ".safetensors")
 """Kinds of files that a matrix is read from; none of them runs code."""
 
 
+UNREADABLE = (SafetensorError, OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
+"""What reading damaged files raises."""
+
+
 class Basis(nn.Module):
     """Directions, for :func:`pure_nb.network.dictionary.with_dictionary`.
 
@@ -39,6 +45,7 @@ class Basis(nn.Module):
 
     directions: Tensor
     back: Tensor
+    _untold = frozenset(("name", "back"))  # see digests: of one matrix from two paths, on two machines
 
     def __init__(self, directions: Tensor, name: str = "the basis") -> None:
         super().__init__()
@@ -77,15 +84,18 @@ def read_basis(path: Path, name: str = "") -> Basis:
         If there is no such file or array, or it is no matrix of finite numbers without rows of zeros.
     """
     what = f"basis {str(path)!r}"
-    if path.suffix not in FILES:
+    if path.suffix.lower() not in FILES:
         raise LayerError(f"{what}: expected a file {', '.join(FILES)} with a matrix [directions, channels]")
     if not path.is_file():
         raise LayerError(f"{what}: there is no such file")
     try:
-        found: Any = load_file(path) if path.suffix == ".safetensors" else np.load(path, allow_pickle=False)
-        arrays: Mapping[str, NDArray[Any]] = {"": found} if isinstance(found, np.ndarray) else {**found}
-    except (SafetensorError, OSError, ValueError, EOFError, TypeError, KeyError) as problem:
+        with path.open("rb") as file:
+            found: Any = load_file(path) if path.suffix.lower() == ".safetensors" else np.load(file, allow_pickle=False)
+            arrays: Mapping[str, NDArray[Any]] = {"": found} if isinstance(found, np.ndarray) else {**found}
+    except UNREADABLE as problem:
         raise LayerError(f"{what} can't be read as numbers ({type(problem).__name__}: {problem})") from problem
+    if name and "" in arrays:
+        raise LayerError(f"{what} holds one array, without a name; leave out {name!r}, 'basis:{path.name}@LAYER'")
     wanted = [name] if name else [key for key, one in arrays.items() if one.ndim == 2]
     if len(wanted) != 1 or wanted[0] not in arrays:
         raise LayerError(
@@ -95,11 +105,12 @@ def read_basis(path: Path, name: str = "") -> Basis:
     matrix = arrays[wanted[0]]
     if matrix.ndim != 2 or not matrix.size or matrix.dtype.kind not in "fiu":
         raise LayerError(f"{what} is {list(matrix.shape)} of {matrix.dtype}, expected numbers [directions, channels]")
-    rows = torch.from_numpy(matrix.astype(np.float32))
-    if not rows.isfinite().all():
-        raise LayerError(
-            f"{what} has a number that is NaN or infinite in row {int((~rows.isfinite()).any(1).nonzero()[0])}"
-        )
-    if empty := (rows == 0).all(1).nonzero()[:, 0].tolist():
-        raise LayerError(f"{what} has a row of zeros, {empty[0]}, which is no direction; leave it out")
-    return Basis(rows, what)
+    if (wrong := (~np.isfinite(matrix)).any(1)).any():
+        raise LayerError(f"{what} has a number that is NaN or infinite in row {wrong.argmax()}")
+    if (empty := (matrix == 0).all(1)).any():
+        raise LayerError(f"{what} has a row of zeros, {empty.argmax()}, which is no direction; leave it out")
+    with np.errstate(over="ignore"):
+        rows = matrix.astype(np.float32)
+    if (lost := ~np.isfinite(rows).all(1) | (rows == 0).all(1)).any():
+        raise LayerError(f"{what} has numbers that float32 can't hold in row {lost.argmax()}; scale the matrix")
+    return Basis(torch.from_numpy(rows), what)

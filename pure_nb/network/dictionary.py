@@ -225,7 +225,7 @@ def _parsed(target: str) -> tuple[Path, str, str]:
         source, _, layer = target.removeprefix(BASIS).rpartition("@")
         if not source or not layer:
             raise LayerError(f"can't tell what target {target!r} is; expected '{BASIS}FILE@LAYER'")
-        named = Path(source).suffix not in FILES  # a colon may also stand in a path
+        named = Path(source).suffix.lower() not in FILES  # a colon may also stand in a path
         path, _, name = source.rpartition(":") if named and ":" in source else (source, "", "")
         return Path(path), name, layer
     source, _, layer = target.removeprefix(DICTIONARY).rpartition("@")

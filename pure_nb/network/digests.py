@@ -43,6 +43,9 @@ LIBRARIES = (Path(__file__).parents[1], *map(Path, map(sysconfig.get_path, ("std
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 """Where a module keeps what is called before and after it."""
 
+UNTOLD = "_untold"
+"""Attribute of a module's class: names of its attributes and buffers that follow from the rest, or decide nothing."""
+
 INTERNAL = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 """What every module has."""
 
@@ -195,7 +198,8 @@ class _Digest:
             return
         self.add(type(module))
         kept = vars(module)
-        skipped = INTERNAL | _written(module)
+        untold: frozenset[str] = getattr(type(module), UNTOLD, frozenset())
+        skipped = INTERNAL | _written(module) | untold
         # Plain tensors beside parameters of such names are what hooks made of these: weight of weight_g and weight_v.
         made = {name.rpartition("_")[0] for name in kept["_parameters"]}
         skipped |= {name for name in made & set(kept) if isinstance(kept[name], Tensor)}
@@ -204,7 +208,7 @@ class _Digest:
             self.add(kept[name])
         for name in ("_parameters", "_buffers", "_modules"):
             self.text(name)
-            self.add(dict(kept[name]))
+            self.add({key: one for key, one in kept[name].items() if key not in untold})
         for name in HOOKS:
             self.add(list(kept[name].values()))
         if type(module).get_extra_state is not nn.Module.get_extra_state:

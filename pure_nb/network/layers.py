@@ -21,9 +21,9 @@ from pure_nb.network.attention import Reached
 from pure_nb.network.places import layouts
 from pure_nb.network.running import Hook, forward_pass, without_checkpoints
 from pure_nb.network.running import as_weights as as_weights
+from pure_nb.network.targets import HEADS, ChannelsLast, Pass, Target, misspelt
 from pure_nb.network.targets import INPUT as INPUT
 from pure_nb.network.targets import OUTPUT as OUTPUT
-from pure_nb.network.targets import ChannelsLast, Pass, Target, misspelt
 from pure_nb.network.targets import channel_axis as channel_axis
 from pure_nb.network.targets import flatten_positions as flatten_positions
 
@@ -172,6 +172,8 @@ def activations(
         found[name] = output.requires_grad_() if name == leaf else output
         if found.keys() == set(layers):
             raise Reached
+        if targets[name].inside == HEADS and name not in changed and name != leaf:
+            return output  # a norm, made for us: the network goes on as if nobody had looked
         # A later in-place ReLU would change what we hold, and a leaf does not allow it.
         return found[name].clone()
 

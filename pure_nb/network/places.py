@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from pure_nb._resting import frozen_eval
 from pure_nb.errors import LayerError
 from pure_nb.network.attention import Reached
+from pure_nb.network.digests import INTERNAL
 from pure_nb.network.running import Hook, as_weights, forward_pass, without_checkpoints
 from pure_nb.network.targets import CLASS, FOLDED, PATCHES, Layout, Pass, Target, main_tensor
 
@@ -42,8 +43,8 @@ BASE = 16
 DRAWS = 3
 """Of random factors, before it is said that a token is made of several patches."""
 
-REORDERING = ("Unroll", "HieraEncoder")
-"""Modules that put tokens into another order once they are made, of Hiera as timm and Hugging Face have it."""
+REORDERING = {"Unroll": ("timm.models.hiera", "hiera."), "HieraEncoder": ("transformers.models.hiera",)}
+"""Modules that put tokens into another order once they are made, and where: Hiera in timm, Hugging Face, its own."""
 
 MIXED = -2
 """Stands for the number of a token where there are several."""
@@ -51,8 +52,11 @@ MIXED = -2
 TRIES = 4
 """Tensors, the first of a pass, that are asked where their tokens come from."""
 
-_KNOWN: WeakKeyDictionary[nn.Module, dict[Any, Layout]] = WeakKeyDictionary()
-"""How the tokens of networks lie, by layer, size of the pictures and settings."""
+_KNOWN: WeakKeyDictionary[nn.Module, dict[Any, tuple[list[Any], Layout]]] = WeakKeyDictionary()
+"""The settings of networks, and how their tokens lie then, by layer and size of the pictures."""
+
+TOLD = 4096
+"""Numbers of a table, such as an order of tokens, up to which these are a setting; beyond that, the table itself is."""
 
 Rows = Callable[[Tensor], Tensor]
 """Takes a tensor to its positions ``[n, c]``, those of the first image."""
@@ -80,32 +84,45 @@ def layouts(model: nn.Module, images: Tensor, targets: Iterable[Target]) -> dict
         if target.part == CLASS and target.batch == FOLDED:
             raise LayerError(f"layer {str(target)!r}: windows have no class token; name it without {CLASS!r}")
         if target.part in (PATCHES, CLASS):
-            if any(type(module).__name__ in REORDERING for module in model.modules()):
+            kinds = {type(module) for module in model.modules()}
+            if any(kind.__module__.startswith(REORDERING.get(kind.__name__, ())) for kind in kinds):
                 raise LayerError(
                     f"layer {str(target)!r}: {type(model).__name__} keeps its tokens in another order than that of the "
                     f"patches, so they can't be laid out; name the layer without {target.part!r}"
                 )
             known = _KNOWN.setdefault(model, {})
-            key = target, images.shape[1:], images.device, tuple(_settings(model, target))
-            if key not in known:
-                known[key] = _Search(model, images, target).layout
-            found[target] = known[key]
-            if target.part == CLASS and not known[key].others:
+            key, settings = (target, images.shape[1:], images.device), [*_settings(model)]
+            if key not in known or known[key][0] != settings:
+                known[key] = settings, _Search(model, images, target).layout
+            found[target] = known[key][1]
+            if target.part == CLASS and not found[target].others:
                 raise LayerError(
-                    f"layer {str(target)!r}: each of its {known[key].tokens} tokens stands for a patch, so there is no "
-                    f"class token; name it with {PATCHES!r}"
+                    f"layer {str(target)!r}: each of its {found[target].tokens} tokens stands for a patch, so there is "
+                    f"no class token; name it with {PATCHES!r}"
                 )
     return found
 
 
-def _settings(model: nn.Module, target: Target) -> Iterator[Any]:
-    """Whatever the modules around a layer are set to: sizes of windows, and by how much they are shifted."""
-    name = target.name
-    while name:
-        module = model.get_submodule(name)
-        kinds = (bool, int, str, tuple)
-        yield tuple((key, str(value)) for key, value in vars(module).items() if isinstance(value, kinds))
-        name = name.rpartition(".")[0]
+def _settings(model: nn.Module) -> Iterator[Any]:
+    """Whatever its modules are set to: sizes of windows, by how much they are shifted, tables of indices."""
+    for module in model.modules():
+        yield type(module)
+        own = {name: value for name, value in vars(module).items() if name not in INTERNAL}
+        for name, value in (own | module._buffers).items():
+            if isinstance(value, Tensor) and not value.is_floating_point():
+                small = value.numel() <= TOLD and not value.is_meta
+                yield name, value.shape, value.tolist() if small else id(value)
+            elif _plain(value):
+                yield name, repr(value)
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is words and numbers, or made of these."""
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return all(map(_plain, value))
+    if isinstance(value, dict):
+        return all(map(_plain, value.values()))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 class _Search:
@@ -180,7 +197,7 @@ class _Search:
             raise Reached
         for _, given in self.around:
             self.of_windows(given, entering=True)
-        return tokens
+        return tokens.clone()  # another tensor, so that the network goes on with these
 
     def of_windows(self, around: Tensor, *, entering: bool) -> None:
         """Follow windows back to what goes into a module around them, or what it puts out back to them."""
@@ -279,7 +296,7 @@ class _Search:
         if len(found) == 1:
             how = f"the {len(places)} tokens that differ between two pictures, row by row"
             return Layout(count, found[0], places, how)
-        told = f"no grid of patches with at most {MOST_OTHERS} tokens besides"
+        told = f"no grid of patches with at most {MOST_OTHERS} tokens besides, or it can't be told which these are"
         if found:
             told = f"a grid of {' or '.join(f'{h} x {w}' for h, w in found)} patches, which can't be told"
         raise LayerError(
@@ -301,7 +318,7 @@ def complete(places: Tensor | None) -> TypeGuard[Tensor]:
 
 
 def fed(top: Tensor, leaf: Tensor, rows: Rows) -> Tensor | None:
-    """Which row of a tensor each row of another, further below, goes into.
+    """Which row of a tensor each row of another, further below, goes into; besides such as all go into, as a mean.
 
     Parameters
     ----------
@@ -319,10 +336,33 @@ def fed(top: Tensor, leaf: Tensor, rows: Rows) -> Tensor | None:
     """
     if not (top.requires_grad and leaf.requires_grad):
         return None
+    found = _followed(top, leaf, rows, torch.ones(len(top), dtype=torch.bool))
+    if found is None and 0 < (shared := _shared(top, leaf, rows)).sum() <= MOST_OTHERS:
+        return _followed(top, leaf, rows, ~shared)
+    return found
+
+
+def _shared(top: Tensor, leaf: Tensor, rows: Rows) -> Tensor:
+    """Which rows both the first and the last row of a leaf go into, as into the mean of all: bool ``[n]``."""
+    above = torch.ones_like(top).requires_grad_()
+    try:  # the gradient's own gradient tells where a change of one row goes
+        (below,) = torch.autograd.grad(top, leaf, above, create_graph=True, allow_unused=True)
+        ends = None if below is None else rows(below)[[0, -1]]
+        if ends is None or not ends.requires_grad:
+            return torch.zeros(len(top), dtype=torch.bool)
+        factors = torch.randn(ends.shape[1], generator=torch.Generator().manual_seed(0)).to(ends)
+        gone = [torch.autograd.grad((one * factors).sum(), above, retain_graph=True)[0] for one in ends]
+    except RuntimeError:
+        return torch.zeros(len(top), dtype=torch.bool)
+    return torch.stack([(one != 0).any(1) for one in gone]).all(0).cpu()
+
+
+def _followed(top: Tensor, leaf: Tensor, rows: Rows, asked: Tensor) -> Tensor | None:
+    """The same of some rows alone, bool ``[n]``."""
     places: Tensor | None = None
     for seed in range(DRAWS):
         factors = torch.randn(top.shape[1], generator=torch.Generator().manual_seed(seed)).to(top)
-        found = _numbers(top, leaf, rows, factors)
+        found = _numbers(top, leaf, rows, factors, asked)
         if found is None:
             return None
         places = found if places is None else torch.where(places == MIXED, found, places)
@@ -332,12 +372,12 @@ def fed(top: Tensor, leaf: Tensor, rows: Rows) -> Tensor | None:
     return None
 
 
-def _numbers(top: Tensor, leaf: Tensor, rows: Rows, factors: Tensor) -> Tensor | None:
+def _numbers(top: Tensor, leaf: Tensor, rows: Rows, factors: Tensor, asked: Tensor) -> Tensor | None:
     """The same by gradients of channels with some factors, -2 where it can't be told; None if there are none."""
     numbers = torch.arange(len(top))
 
     def flow(code: Tensor) -> Tensor | None:
-        above = code.to(top)[:, None] * factors
+        above = (code * asked).to(top)[:, None] * factors
         try:
             (found,) = torch.autograd.grad(top, leaf, above, retain_graph=True, allow_unused=True)
         except RuntimeError:  # what the gradient needs was changed in place, as a network may that is never trained

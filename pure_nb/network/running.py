@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,16 +32,41 @@ def without_checkpoints(model: nn.Module) -> Iterator[None]:
     A checkpointed block is run again in the backward pass, without our hooks, and may not be left half-way, as we leave
     the network at the last layer asked for. timm and Hugging Face also call the blocks of a stage and not the stage.
     """
-    torchs = torch.utils.checkpoint
+    torchs: Any = torch.utils.checkpoint
     plainly = staticmethod(lambda function, preserve, *inputs: function(*inputs))
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torchs.CheckpointFunction, "apply", plainly))  # use_reentrant=True
-        stack.enter_context(mock.patch.object(torchs, "_checkpoint_hook", return_value=nullcontext()))  # and False
+        stack.enter_context(_swapped(torchs.CheckpointFunction, "apply", plainly))  # use_reentrant=True
+        stack.enter_context(_swapped(torchs, "_checkpoint_hook", lambda *_, **__: nullcontext()))  # and False
         for module in model.modules():
             for name in CHECKPOINTING:
-                if getattr(module, name, False) is True:
-                    stack.enter_context(mock.patch.object(module, name, False))
+                if getattr(module, name, False) is True or (id(module), name) in _SWAPPED:
+                    stack.enter_context(_swapped(module, name, False))
         yield
+
+
+_LOCK = threading.RLock()
+_SWAPPED: dict[tuple[int, str], tuple[Any, int]] = {}
+"""What stands in for attributes that all threads share, and for how many of them."""
+
+
+@contextmanager
+def _swapped(owner: Any, name: str, new: Any) -> Iterator[None]:
+    """Within it an attribute is another: from the first that enters until the last, in whichever thread, has left."""
+    place = id(owner), name
+    with _LOCK:
+        patch, count = _SWAPPED.get(place) or (mock.patch.object(owner, name, new), 0)
+        if not count:
+            patch.__enter__()
+        _SWAPPED[place] = patch, count + 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            patch, count = _SWAPPED.pop(place)
+            if count > 1:
+                _SWAPPED[place] = patch, count - 1
+            else:
+                patch.__exit__(None, None, None)
 
 
 def as_weights(model: nn.Module, images: Tensor) -> Tensor:
@@ -120,4 +146,5 @@ class Hook:
             )
         with torch.set_grad_enabled(self.gradients and (self.leaf or torch.is_grad_enabled())):
             shown, put_back = view(self.target, module, whole.detach() if self.leaf else whole, self.run)
-            return put_back(self.function(shown))
+            new = self.function(shown)
+            return whole if new is shown else put_back(new)
