@@ -59,7 +59,7 @@ def test_numbers_and_their_percents_stay_together() -> None:
 def test_the_book_says_when_it_last_ran() -> None:
     source = ["# Version\n\n% built\n\nText.\n"]
     site.with_last_run(SimpleNamespace(), "book/thanks", source)
-    told = r"Built on [1-9]\d? \w+ \d{4}, from chapters that all ran without an error, with Python 3\.\d+\.\d+, pure-nb 0\.\d"
+    told = r"Built on [1-9]\d? \w+ \d{4}, .* without an error, with Python 3\.\d+\.\d+, pure-nb 0\.\d"
     assert re.search(told, source[0])
     env = SimpleNamespace(found_docs={"book/thanks", "book/why"})
     assert site.with_page_of_last_run(None, env, set(), {"book/why"}, set()) == ["book/thanks"]
