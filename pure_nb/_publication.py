@@ -191,13 +191,18 @@ class Publication:
         return read_masks(path, count, self.images["shape"])
 
     @cached_property
-    def credits(self) -> dict[int, str]:
-        """Whom pictures are by, and under which licence, by the number of the image."""
+    def attributions(self) -> list[dict[str, str]]:
+        """The lines of ``ATTRIBUTION.csv``: whom each picture is by, under which licence, and where it comes from."""
         path = self.file("ATTRIBUTION.csv")
         if path is None:
-            return {}
+            return []
         with path.open(encoding="utf-8", newline="") as file:
-            return {int(row["sample"]): credit(row) for row in csv.DictReader(file)}
+            return list(csv.DictReader(file))
+
+    @cached_property
+    def credits(self) -> dict[int, str]:
+        """Whom pictures are by, and under which licence, by the number of the image."""
+        return {int(row["sample"]): credit(row) for row in self.attributions}
 
     @cached_property
     def part_labels(self) -> pd.Series[str] | None:
