@@ -72,7 +72,11 @@ def text_effects(
 
     Examples
     --------
-    >>> study.text_effects([3])[["part", "word", "stability"]]  # doctest: +SKIP
+    >>> from pure_nb import Study, load_model
+    >>> model, images = load_model("open_clip:mini-clip", outputs=["cat", "house"]), torch.rand(6, 3, 64, 64)
+    >>> study = Study.from_model(model, images, "visual.layer4", "visual.layer3", n_references=3, progress=False)
+    >>> text_effects(study, [3])["part"][0]
+    'whole'
     """
     import pandas as pd  # late, see pure_nb._imports
 

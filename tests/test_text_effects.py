@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from test_zero_shot import WORDS, scenes  # noqa: F401  a fixture
 from torch import Tensor, nn
 
-from pure_nb import Study, load_model
+from pure_nb import Study, load_model, texts
 from pure_nb.errors import ArgumentError, NonFiniteError, PureError, StudyError
 from pure_nb.images.data import Images
 from pure_nb.judges.effects import text_effect
@@ -155,3 +156,9 @@ def test_it_is_asked_of_clip_alone(linear: Study) -> None:
     other = Study.from_model(linear.model.visual, torch.rand(9, 3, 12, 12), "4", "1", n_references=3)
     with pytest.raises(StudyError, match="load CLIP with"):
         other.text_effects([0])
+
+
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PURE_NB_STORE", str(tmp_path))
+    found = doctest.testmod(texts)
+    assert (found.failed, found.attempted > 0) == (0, True)
