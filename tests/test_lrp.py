@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ import timm
 import torch
 import torchvision
 from small import Tokens, cut, noise, plain, stirred
-from timm.layers import Conv2dSame, StdConv2d
+from timm.layers import BatchNormAct2d, Conv2dSame, StdConv2d
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize, prune
@@ -31,6 +32,7 @@ from pure_nb.images.data import Images
 from pure_nb.methods.circuits import circuits
 from pure_nb.network import lrp
 from pure_nb.network.coverage import Weights, require_rules
+from pure_nb.network.cut import Cut
 from pure_nb.network.functions import Functions
 from pure_nb.network.lrp import default_composite, reusing, ruled
 from pure_nb.network.models import fingerprint
@@ -229,6 +231,28 @@ def test_timms_relevance_is_torchvisions(name: str) -> None:
     # And without the canonizer it is another: the sum matters.
     without = relevances(ours, EpsilonPlusFlat(), images, seeds=1)
     assert (without[0] - expected[0]).abs().max() > 1e-3 * expected[0].abs().max()
+
+
+@pytest.mark.parametrize(("target", "lower"), [("input:norm.act", "conv"), ("norm.act", None), ("head", "norm.act")])
+def test_a_layer_within_a_merged_norm_is_reached(target: str, lower: str | None) -> None:
+    """As of timm's norms, which hold their activation; relevance is that of the same two modules in a row."""
+    torch.manual_seed(0)
+    norm = stirred(BatchNormAct2d(4, act_layer=nn.ReLU6))
+    head = nn.Conv2d(4, 2, 1)
+    conv = nn.Conv2d(3, 4, 3)
+    whole = nn.Sequential(OrderedDict(conv=conv, norm=norm, head=head)).eval()
+    plain_norm = nn.BatchNorm2d(4)
+    plain_norm.load_state_dict(norm.state_dict())
+    apart = nn.Sequential(OrderedDict(conv=conv, norm=plain_norm, act=nn.ReLU6(), head=head)).eval()
+    images = torch.rand(2, 3, 8, 8)
+
+    def relevance(model: nn.Module, target: str, lower: str | None) -> Tensor:
+        with ruled(model, images, lower, target, default_composite(model)), frozen_eval(model):
+            return Cut.at(model, images, lower, target, times_input=False).relevance(np.array([1, 1]))
+
+    renamed = {"input:norm.act": "norm", "norm.act": "act"}
+    expected = relevance(apart, renamed.get(target, target), renamed.get(str(lower), lower))
+    torch.testing.assert_close(relevance(whole, target, lower), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_relevance_is_conserved_by_epsilon_plus() -> None:

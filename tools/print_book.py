@@ -40,6 +40,11 @@ READY = """async () => {
 }"""
 
 
+def executable() -> str | None:
+    """The browser on PATH; None for Playwright's own."""
+    return next((path for path in map(shutil.which, BROWSERS) if path), None)
+
+
 def at_the_root(site: Path) -> Path:
     """The page that holds the book, copied to the root of its site.
 
@@ -87,9 +92,8 @@ def main() -> None:
     site = BUILD / "singlehtml"
     subprocess.run([BOOK, "build", ROOT, "--builder", "singlehtml"], check=True)
     shutil.copytree(BUILD / "extra", site, dirs_exist_ok=True)
-    executable = next((path for path in map(shutil.which, BROWSERS) if path), None)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=ARGS)
+        browser = playwright.chromium.launch(executable_path=executable(), args=ARGS)
         page = browser.new_page(color_scheme="light")
         page.set_default_timeout(120_000)
         print_page(page, at_the_root(site), options.pdf)

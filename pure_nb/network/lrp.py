@@ -29,6 +29,7 @@ from pure_nb.network.cut import Cut
 from pure_nb.network.functions import Functions, is_activation
 from pure_nb.network.layers import activations
 from pure_nb.network.rules import Scaled, fitting, merged
+from pure_nb.network.targets import INPUT
 
 
 def default_composite(model: nn.Module) -> Composite:
@@ -133,7 +134,7 @@ def ruled(
             require_fit(model, images, target, composite, expected)
             if every:
                 require_rules(model, images, lower, target, composite)
-        with reusing(composite).context(model):
+        with reusing(composite, lower, target).context(model):
             if not known and every:
                 _require_same(model, images, lower, target, expected)
                 if usual and not plain:
@@ -257,24 +258,28 @@ def require_fit(model: nn.Module, images: Tensor, target: str, composite: Compos
         )
 
 
-def reusing(composite: Composite) -> Composite:
+def reusing(composite: Composite, *layers: str | None) -> Composite:
     """The same rules and canonizers, for one forward pass and many backward passes.
 
     Parameters
     ----------
     composite
         Any composite of zennit. Rules that are not a ``BasicHook`` are taken over as they are.
+    layers
+        Names of layers that relevance starts or stops at. What is left of a merged batch norm is passed by as one, but
+        for those that hold such a layer, as timm's hold an activation: there its functions carry relevance.
 
     Returns
     -------
     Composite
         Gives the same relevance as the one it is made from.
     """
+    asked = [layer.removeprefix(INPUT) for layer in layers if layer]
 
     def module_map(context: dict[str, Any], name: str, module: nn.Module) -> Any:
         rule = composite.module_map(context, name, module)
         if rule is None and isinstance(module, BatchNorm) and merged(module):
-            return Scaled()
+            return None if any(layer.startswith(f"{name}.") for layer in asked) else Scaled()
         return fitting(rule, module) if isinstance(rule, (Pass, BasicHook)) else rule
 
     return Composite(module_map=module_map, canonizers=composite.canonizers)
