@@ -39,7 +39,7 @@ from pure_nb.methods.circuits import circuits
 from pure_nb.methods.combined import COMBINED
 from pure_nb.methods.descriptions import Combined, by, clustered, clustered_of
 from pure_nb.methods.quantiles import accumulator
-from pure_nb.methods.references import References, TopReferences
+from pure_nb.methods.references import References, TopReferences, warned_of_ties
 from pure_nb.methods.virtual import VirtualNeurons, embed, packed, unpacked, virtual_neurons
 from pure_nb.network import models
 from pure_nb.network.dictionary import resolved
@@ -242,7 +242,7 @@ class Study:
             lost = sweep(self.model, images, wanted, precision=self.parameters.precision, store=shards, run=self.run)
             if together:
                 self.results.arrays("references", ranked, lambda _: (top.state(), noted(lost)))
-                self.__dict__["_found"] = top.result(), lost
+                self.__dict__["_found"] = warned_of_ties(top.result()), lost
             return own.state(), noted(lost)
 
         # What is kept of an unfinished pass is of no use to a pass that looks for other references, or for none.
@@ -253,7 +253,7 @@ class Study:
     def _found(self) -> tuple[References, list[Unreadable]]:
         """The reference images, and the images that could not be read."""
         top, lost = self.sweep("references", self.key("references"), self._top(), self.images)
-        return top.result(), lost
+        return warned_of_ties(top.result()), lost
 
     def _top(self) -> TopReferences:
         return accumulator(self.parameters)

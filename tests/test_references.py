@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from pure_nb.compute.blocks import grouped
 from pure_nb.compute.store import Store
 from pure_nb.errors import ArgumentError, LayerError, NonFiniteError
-from pure_nb.methods.references import References, TopReferences
+from pure_nb.methods.references import References, TopReferences, warned_of_ties
 from pure_nb.parameters import RankedBy
 
 SHAPES = {"conv": (5, 3, 4), "tokens": (6, 5), "flat": (5,)}
@@ -217,6 +218,19 @@ def test_dead_channels() -> None:
     values[:, 2] = 0
     values[:, 3] = -1
     assert top(values, 3).result().alive.tolist() == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize(("ceiling", "ranked_by", "tied"), [(6, "max", True), (99, "max", False), (6, "mean", False)])
+def test_references_at_a_ceiling_are_told_of(ceiling: float, ranked_by: RankedBy, tied: bool) -> None:
+    values = torch.arange(60.0).reshape(10, 2, 3, 1)
+    values[:, 0, 0, 0] = torch.linspace(0, 1, 10)
+    values[:, 1] = 0  # a dead channel, which counts nowhere
+    found = top(values.clamp(max=ceiling), 4, ranked_by).result()
+    assert found.tied.tolist() == [tied, False]
+    with warnings.catch_warnings(record=True) as said:
+        assert warned_of_ties(found) is found
+    expected = ["in 1 of 1 live channels of layer 'layer' all 4 references have the same score"] if tied else []
+    assert [str(one.message).split(",")[0] for one in said] == expected
 
 
 @pytest.mark.parametrize("kind", ["conv", "tokens"])

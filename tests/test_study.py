@@ -483,6 +483,16 @@ def test_a_network_that_returns_nan(tmp_path: Path) -> None:
     assert not list((tmp_path / "store").rglob("*.safetensors"))
 
 
+def test_references_behind_a_ceiling_are_warned_of(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Hardtanh(0, 1e-9)).eval()
+    study = mine(tmp_path, model, target="3", lower="1", n_references=4)
+    with pytest.warns(StudyWarning, match=r"live channels of layer '3' all 4 references have the same score.*input:"):
+        study.references  # noqa: B018
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mine(tmp_path, model, target="2", lower="1", n_references=4).references  # noqa: B018
+
+
 def test_an_image_that_can_not_be_read(tmp_path: Path) -> None:
     items = Items(noise(15), {3: OSError("gone")})
     with pytest.raises(ImageError, match=r"image 3 .*gone.*skip_unreadable=True, or --skip-unreadable"):

@@ -10,6 +10,7 @@ neither on the batches nor on the order in which partial results are merged.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pure_nb.errors import ArgumentError, LayerError, NonFiniteError, require_choice
+from pure_nb.errors import ArgumentError, LayerError, NonFiniteError, StudyWarning, require_choice
 from pure_nb.methods._shapes import Bool, Float, Int
 from pure_nb.network.layers import channel_axis, flatten_positions
 from pure_nb.parameters import RankedBy
@@ -81,6 +82,11 @@ class References:
         though the channel is not dead: what counts are the largest activations, also with ``ranked_by="mean"``.
         """
         return np.asarray(self.active.any(axis=1))
+
+    @property
+    def tied(self) -> Bool[NDArray[np.bool_], " channels"]:
+        """Which live channels have one score in all of three or more references: their order is that of the images."""
+        return self.alive & (self.n > 2) & (self.score == self.score[:, :1]).all(axis=1)
 
     def only(self, channel: int) -> References:
         """Those of one channel, as if the layer had no other."""
@@ -247,3 +253,28 @@ class TopReferences:
             other._best = {name: torch.from_numpy(np.array(state[name])) for name in names}
             other.grid = tuple(int(size) for size in state["grid"])
         return other
+
+
+def warned_of_ties(found: References) -> References:
+    """References as they are, with a warning where more than a tenth of the live channels have ties all the way down.
+
+    Parameters
+    ----------
+    found
+        Of all channels of a layer.
+
+    Warns
+    -----
+    StudyWarning
+        Names the channels' number, see :attr:`References.tied`, and what to study instead.
+    """
+    tied, alive = int(found.tied.sum()), int(found.alive.sum())
+    if 10 * tied > alive:
+        warnings.warn(
+            f"in {tied} of {alive} live channels of layer {found.layer!r} all {found.n} references have the same score, "
+            "as behind a ReLU6 or another ceiling: which images they are is the order of the images; study what enters "
+            "the ceiling ('input:' and its name), or rank by the mean (ranked_by='mean')",
+            StudyWarning,
+            stacklevel=4,
+        )
+    return found
