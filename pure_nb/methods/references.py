@@ -272,8 +272,8 @@ def warned_of_ties(found: References) -> References:
     if 10 * tied > alive:
         warnings.warn(
             f"in {tied} of {alive} live channels of layer {found.layer!r} all {found.n} references have the same score,"
-            " as behind a ReLU6 or another ceiling: which images they are is the order of the images; study what enters "
-            "the ceiling ('input:' and its name), or rank by the mean (ranked_by='mean')",
+            " as behind a ReLU6 or another ceiling: which images they are is the order of the images; study what "
+            "enters the ceiling ('input:' and its name), or rank by the mean (ranked_by='mean')",
             StudyWarning,
             stacklevel=4,
         )
