@@ -84,8 +84,9 @@ distclean: clean  ## remove .venv too
 	rm -rf .venv
 
 # The chapters come from the cache of `book`; none runs again.
-print: book  ## the book on one page and as PDF, in _build/print
+print: book  ## the book on one page, as PDF and as EPUB, in _build/print
 	$(BIN)/python tools/print_book.py
+	$(BIN)/python tools/make_epub.py
 
 wheel: $(STAMP)  ## the package as it is published, in dist
 	rm -rf dist

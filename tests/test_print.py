@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import fromstring
 
 import pytest
 from built import SITE, chromium
 
 pytest.importorskip("playwright.sync_api")
 print_book = pytest.importorskip("print_book")
+make_epub = pytest.importorskip("make_epub")
 
 pytestmark = pytest.mark.book
 
@@ -60,3 +63,27 @@ def test_a_book_without_its_pictures_is_not_printed(site: Path, page: Any, missi
 def test_a_folder_that_is_no_book(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"should hold one page with the book, but holds 0\. Make it by"):
         print_book.at_the_root(tmp_path)
+
+
+def test_the_book_for_e_readers(tmp_path: Path, page: Any) -> None:
+    """Each file is well-formed and listed, formulas are MathML, explorers pictures, and links lead somewhere."""
+    made = tmp_path / "book.epub"
+    make_epub.make(made, [("", ["book/index"]), ("A part", ["book/circuits", "book/clip"])], page)
+    with zipfile.ZipFile(made) as epub:
+        names = epub.namelist()
+        trees = {name: list(fromstring(epub.read(name)).iter()) for name in names if name.endswith((".xhtml", ".opf"))}
+    listed = [one.get("href") for one in trees["content.opf"] if one.tag.endswith("}item")]
+    assert sorted(["mimetype", "META-INF/container.xml", "content.opf", *listed]) == sorted(names)
+    assert names[0] == "mimetype"
+    assert "images/index-0.jpg" in names
+    assert any(one.tag.endswith("}math") for one in trees["circuits.xhtml"])
+    ids = {name: {one.get("id") for one in tree} for name, tree in trees.items()}
+    for name, tree in trees.items():
+        assert not [one for one in tree if one.tag.endswith(("}script", "}button"))], name
+        assert not [one for one in tree if "\\(" in (one.text or "") and "code" not in one.tag], name
+        assert {one.get("src") for one in tree} - {None} <= set(names), name
+        for link in filter(None, (one.get("href") for one in tree if one.tag.endswith("}a"))):
+            where, _, anchor = link.partition("#")
+            if not re.match("[a-z]+:", link):
+                assert (where or name) in trees, link
+                assert not anchor or anchor in ids[where or name], (name, link)
