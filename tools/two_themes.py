@@ -122,5 +122,6 @@ def _on_pictures(axes: Axes) -> list[Artist]:
     if not axes.images and not any(isinstance(one, QuadMesh) for one in axes.collections):
         return []
     drawn = [*axes.texts, *axes.lines, *axes.patches, *axes.collections]
-    boxes = [(one, one.get_window_extent()) for one in drawn]
-    return [one for one, box in boxes if axes.bbox.contains((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)]
+    with np.errstate(invalid="ignore"):  # what is empty has no middle
+        middles = [np.mean(one.get_window_extent().get_points(), axis=0) for one in drawn]
+    return [one for one, middle in zip(drawn, middles) if axes.bbox.contains(*middle)]
