@@ -108,7 +108,13 @@ def _darken(undo: ExitStack, artist: Artist) -> None:
         if isinstance(artist, kind):
             change = partial(on_dark, contrast=TEXT if kind is Text else MARK)
             for name in names:
-                _switch(undo, getattr(artist, f"get_{name}"), getattr(artist, f"set_{name}"), change)
+                get, put = getattr(artist, f"get_{name}"), getattr(artist, f"set_{name}")
+                if not _clear(get()):  # which an alpha of the whole would make visible
+                    _switch(undo, get, put, change)
+
+
+def _clear(colours: Any) -> bool:
+    return np.shape(colours)[-1:] == (4,) and not np.atleast_2d(colours)[:, 3].any()
 
 
 def _switch(undo: ExitStack, get: Callable[[], Any], put: Callable[[Any], Any], change: Callable[[Any], Any]) -> None:
