@@ -297,7 +297,7 @@ def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
     ):
         shown = axes.imshow(values, cmap=colours, vmin=range_[0], vmax=range_[1], aspect="auto", interpolation="none")
         figure.colorbar(shown, ax=axes, shrink=0.8)
-        axes.set_yticks(range(len(names)), names if axes is left else [])
+        axes.set_yticks(range(len(names)), names if axes is left else [""] * len(names))
         axes.set_title(title, fontsize=10)
         axes.spines[:].set_visible(False)
     left.set_xlabel("source channel")
