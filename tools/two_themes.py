@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from pure_nb.figures.colours import luminance
 
-GROUND, INK = np.array(to_rgba("#14181e")), np.array(to_rgba("#ced6dd"))
+GROUND, INK = np.array(to_rgba("#121212")), np.array(to_rgba("#ced6dd"))
 """Of the dark theme: what white becomes, and black."""
 
 TEXT, MARK = 4.5, 3.0

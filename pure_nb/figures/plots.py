@@ -227,6 +227,7 @@ def circuits_figure(neuron: Neuron, strongest: int = 12) -> Figure:
         start += size
     axes.set_xlabel(f"reference images of {neuron.name}, by virtual neuron")
     axes.set_ylabel(f"channel of {lower}")
+    axes.tick_params(axis="y", rotation=0)
     return figure
 
 
