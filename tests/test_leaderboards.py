@@ -14,12 +14,12 @@ from matplotlib.colors import to_rgb
 from small import Items, noise, plain
 
 from pure_nb.benchmark import bench
-from pure_nb.benchmark.bench_plots import NOBODY, leaderboard_figure, parts_figure
+from pure_nb.benchmark.bench_plots import leaderboard_figure, parts_figure
 from pure_nb.benchmark.contestants import Contestant
 from pure_nb.benchmark.leaderboards import BenchmarkResult, run_benchmark, tasks_of, words, write
 from pure_nb.benchmark.tasks import Task, objects_task, planted_task
 from pure_nb.errors import StudyError
-from pure_nb.figures.colours import PALETTE
+from pure_nb.figures.colours import NOBODY, PALETTE
 from pure_nb.study import Study
 
 

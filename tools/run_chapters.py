@@ -35,6 +35,7 @@ from ipykernel.kernelapp import IPKernelApp
 from jupyter_cache import get_cache
 from jupyter_cache.executors import load_executor
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
+from two_themes import keep_both
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,6 +54,9 @@ IMPORTED = [
 DATA = ("**/*.safetensors", "glyphs/*.txt", "judges/mini-*/*.*", "methods/wordnet-*/*", "studies/**/*.*")
 """Files of the package that any chapter may read."""
 
+FIGURES = "import tools.two_themes"
+"""What draws the figures of any chapter, see :func:`inputs`."""
+
 INLINE = "module://matplotlib_inline.backend_inline"
 """How kernels draw; matplotlib must know when it is imported."""
 
@@ -69,8 +73,11 @@ def serve(connection: str, directory: str, environment: dict[str, str]) -> None:
     os.chdir(directory)
     tools = str(Path(__file__).parent)
     sys.path[:] = [folder for folder in sys.path if folder != tools]  # as in Jupyter
-    quiet = [f"--IPKernelApp.parent_handle={os.getppid()}", "--IPKernelApp.log_level=ERROR"]
-    IPKernelApp.launch_instance(argv=["-f", connection, *quiet])
+    options = [f"--IPKernelApp.parent_handle={os.getppid()}", "--IPKernelApp.log_level=ERROR"]
+    if "PURE_NB_BOOK" in environment:
+        keep_both(Path(environment["PURE_NB_BOOK"]).with_name("dark"))
+        options.append("--InlineBackend.figure_formats=retina")
+    IPKernelApp.launch_instance(argv=["-f", connection, *options])
 
 
 def end_with_parent() -> None:
@@ -209,7 +216,8 @@ class Chapters:
         for path in paths:
             uri = self.cache.add_nb_to_project(str(path.resolve()), read_data=read).uri
             cells = self.cache.get_project_notebook(uri).nb.cells
-            self.inputs[uri] = inputs("\n".join(cell.source for cell in cells if cell.cell_type == "code"))
+            code = [cell.source for cell in cells if cell.cell_type == "code"]
+            self.inputs[uri] = inputs("\n".join([FIGURES, *code]))
 
     def outdated(self) -> list[str]:
         """The chapters that have to run; what is kept of them is forgotten."""

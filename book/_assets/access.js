@@ -4,7 +4,7 @@
   const each = (selector, change) => document.querySelectorAll(selector).forEach(change);
 
   // What is drawn for a screen is too small to read on a phone; the style makes it larger there.
-  const widen = () => each(".cell_output figure > img", (img) => img.classList.toggle("wide", img.naturalWidth > 600));
+  const widen = () => each(".cell_output figure > img", (img) => img.classList.toggle("wide", img.getAttribute("width") > 600));
 
   // What scrolls can be scrolled by the keyboard, and nothing else is stopped at.
   const reach = () =>

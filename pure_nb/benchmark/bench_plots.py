@@ -15,11 +15,8 @@ from numpy.typing import NDArray
 
 from pure_nb.benchmark.scoring import matched
 from pure_nb.benchmark.tasks import Task
-from pure_nb.figures.colours import PALETTE, part_colour
+from pure_nb.figures.colours import FOUND, NOBODY, REST, named_colour, part_colour
 from pure_nb.figures.plots import image_grid, literal, show, tiles
-
-NOBODY = "#d9d9d9"
-"""Colour of what belongs to no part, or to one that stands for nothing."""
 
 
 @literal
@@ -34,16 +31,16 @@ def leaderboard_figure(board: pd.DataFrame, table: pd.DataFrame, score: str = "a
         A column of the table; the mean's interval is shown for ``"ari"``.
     """
     order = board["method"].tolist()
-    figure, axes = plt.subplots(figsize=(8.4, 0.9 + 0.36 * len(order)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.4, 0.9 + 0.36 * len(order)), layout="constrained")
     shown = table[table["k"] > 1]
-    sns.stripplot(data=shown, x=score, y="method", order=order, ax=axes, color="0.7", size=3.5, jitter=0.22, alpha=0.7)
+    sns.stripplot(data=shown, x=score, y="method", order=order, ax=axes, color=REST, size=3.5, jitter=0.22, alpha=0.7)
     for row, (value, low, high, seconds) in enumerate(board[[score, "low", "high", "seconds"]].to_numpy(dtype=float)):
         if score == "ari":
-            axes.plot([low, high], [row, row], color=PALETTE[0], linewidth=3, zorder=3)
-        axes.plot(value, row, "o", color=PALETTE[0], markersize=7, zorder=4)
-        for place, text in ((1.02, f"{value:.2f}".replace("-0.00", "0.00")), (1.10, f"{seconds:.1f} s")):
+            axes.plot([low, high], [row, row], color=FOUND, linewidth=3, zorder=3)
+        axes.plot(value, row, "o", color=FOUND, markersize=7, zorder=4)
+        for place, text in ((1.02, f"{value:.2f}".replace("-0.00", "0.00")), (1.12, f"{seconds:.1f} s")):
             axes.annotate(text, (place, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
-    for place, title in ((1.02, "mean"), (1.10, "time")):
+    for place, title in ((1.02, "mean"), (1.12, "time")):
         axes.annotate(title, (place, -0.85), xycoords=("axes fraction", "data"), fontsize=9, color="0.35")
     axes.axvline(0, color="0.8", linewidth=1, zorder=0)
     names = {"ari": "adjusted Rand index", "ami": "adjusted mutual information", "accuracy": "share in the right part"}
@@ -64,10 +61,9 @@ def scores_figure(board: pd.DataFrame) -> Figure:
         ``score, judge, auc, low, high`` from :func:`pure_nb.benchmark.trial.board`. Rows without an area are left out.
     """
     shown = board.dropna(subset="auc").sort_values("auc", ascending=False, kind="stable")
-    judges = list(dict.fromkeys(shown["judge"]))
     figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.28 * len(shown)), layout="constrained")
     for row, (judge, auc, low, high) in enumerate(shown[["judge", "auc", "low", "high"]].itertuples(index=False)):
-        colour = part_colour(judges.index(judge))
+        colour = named_colour(judge)
         axes.plot([low, high], [row, row], color=colour, linewidth=2.5)
         axes.plot(auc, row, "o", color=colour, markersize=6)
         axes.annotate(f"{auc:.2f}", (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
@@ -103,14 +99,14 @@ def parts_figure(task: Task, table: pd.DataFrame, channel: int, methods: Sequenc
     things = [int(thing) for thing in np.unique(truth[truth >= 0])]
     colours = {thing: part_colour(number) for number, thing in enumerate(things)}
     own = table[table["channel"] == channel].set_index("method")
-    heights, size = [3, 1, *[0.6] * len(methods)], (9, 2.1 + 0.34 * len(methods))
+    heights, size = [3, 1, *[0.6] * len(methods)], (7.4, 2.1 + 0.34 * len(methods))
     figure, axes = plt.subplots(len(heights), figsize=size, height_ratios=heights, layout="constrained")
     picked = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
     show(axes[0], image_grid(tiles(task.study.neuron(channel).views(picked)), len(picked)))
     axes[0].set_title(_title(task, channel), fontsize=10, loc="left")
     axes[1].bar(np.arange(len(order)), share[order], 1.0, color=[colours.get(int(truth[i]), NOBODY) for i in order])
     axes[1].set(xlim=(-0.5, len(order) - 0.5), ylim=(0, 1), xticks=[], yticks=[0, 1])
-    axes[1].tick_params(labelsize=8)
+    axes[1].tick_params(labelsize=9)
     axes[1].set_ylabel("truth", rotation=0, ha="right", va="center", fontsize=9)
     for row, method in zip(axes[2:], methods):
         labels = np.asarray(own["labels"][method])

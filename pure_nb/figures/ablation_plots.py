@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from pure_nb.figures.colours import PALETTE
+from pure_nb.figures.colours import FOUND, REST
 from pure_nb.figures.plots import literal
 
 
@@ -25,18 +25,19 @@ def ablation_figure(table: pd.DataFrame, outputs: pd.DataFrame, channel: int, pa
     channel, part
         The channel, and the part's letter.
     """
-    height = 1.4 + 0.3 * max(len(table), len(outputs))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, height), layout="constrained", width_ratios=(1.2, 1))
+    heights = [1.2 + 0.3 * len(table), 1.2 + 0.34 * len(outputs)]
+    size = (7.4, sum(heights))
+    figure, (left, right) = plt.subplots(2, 1, figsize=size, layout="constrained", height_ratios=heights)
     rows = np.arange(len(table))
-    left.hlines(rows, table["low"], table["high"], color="0.6", linewidth=4)
-    left.plot(table["selectivity"], rows, "o", color=PALETTE[0])
+    left.hlines(rows, table["low"], table["high"], color=REST, linewidth=4)
+    left.plot(table["selectivity"], rows, "o", color=FOUND)
     left.axvline(0, color="0.8", linewidth=1, zorder=0)
     left.set_yticks(rows, [f"{off} | {judge}" for off, judge in zip(table["off"], table["told_by"])])
     left.invert_yaxis()
     left.set(xlabel="fall in the part's images less that in the others", title=f"{channel}{part}: selectivity")
     rows = np.arange(len(outputs))
-    right.barh(rows - 0.2, outputs[f"part {part}, own"], 0.4, color=PALETTE[0], label="part off, its images")
-    right.barh(rows + 0.2, outputs["whole channel, others"], 0.4, color="0.7", label="channel off, other images")
+    right.barh(rows - 0.2, outputs[f"part {part}, own"], 0.4, color=FOUND, label="part off, its images")
+    right.barh(rows + 0.2, outputs["whole channel, others"], 0.4, color=REST, label="channel off, other images")
     right.set_yticks(rows, outputs["name"])
     right.invert_yaxis()
     right.axvline(0, color="0.8", linewidth=1, zorder=0)

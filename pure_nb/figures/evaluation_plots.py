@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pure_nb.compute.store import write_atomically, write_text
-from pure_nb.figures.colours import PALETTE, part_colour, readable
+from pure_nb.figures.colours import ACROSS, FOUND, REST, WITHIN, part_colour, readable
 from pure_nb.figures.plots import TILE, image_grid, literal, save, show
 from pure_nb.figures.render import resized
 from pure_nb.judges.evaluation import TRUE
@@ -57,9 +57,8 @@ def _panels(summary: pd.DataFrame) -> tuple[Figure, dict[int, Axes], list[str]]:
     ks = sorted(summary["k"].unique().tolist())
     order = list(dict.fromkeys(summary.sort_values("gap", ascending=False, kind="stable")["method"]))
     methods = sorted(order, key=[RANDOM, TRUE].__contains__)
-    figure, all_axes = plt.subplots(
-        1, len(ks), figsize=(1.2 + 2.1 * len(ks), 0.9 + 0.42 * len(methods)), sharey=True, layout="constrained"
-    )
+    size = (min(7.4, 1.2 + 2.1 * len(ks)), 0.9 + 0.42 * len(methods))
+    figure, all_axes = plt.subplots(1, len(ks), figsize=size, sharey=True, layout="constrained")
     panels = dict(zip(ks, np.atleast_1d(all_axes)))
     for k, axes in panels.items():
         axes.set_title(f"k = {k}", fontsize=10)
@@ -84,7 +83,7 @@ def distances_figure(summary: pd.DataFrame, judge: str) -> Figure:
     low, high = summary[["intra", "inter"]].min().min(), summary[["intra", "inter"]].max().max()
     for k, axes in panels.items():
         own = summary[summary["k"] == k].set_index("method").reindex(methods)
-        for shift, name, colour in ((-0.19, "intra", PALETTE[0]), (0.19, "inter", PALETTE[1])):
+        for shift, name, colour in ((-0.19, "intra", WITHIN), (0.19, "inter", ACROSS)):
             error = own[f"{name}_se"].fillna(0)
             axes.barh(rows + shift, own[name], 0.36, xerr=error, color=colour, label=name, error_kw={"linewidth": 1})
         axes.axvline(own["overall"].mean(), color="0.3", linewidth=1, linestyle="--", label="all pairs")
@@ -112,10 +111,10 @@ def gaps_figure(table: pd.DataFrame, summary: pd.DataFrame, judge: str) -> Figur
     figure, panels, methods = _panels(summary)
     for k, axes in panels.items():
         own = table[table["k"] == k]
-        how: dict[str, Any] = {"color": "0.65", "size": 3, "jitter": 0.22, "alpha": 0.6}
+        how: dict[str, Any] = {"color": REST, "size": 3, "jitter": 0.22, "alpha": 0.6}
         sns.stripplot(data=own, x="gap", y="method", order=methods, ax=axes, **how)
         means = summary[summary["k"] == k].set_index("method").reindex(methods)
-        dots: dict[str, Any] = {"fmt": "o", "color": PALETTE[0], "markersize": 6, "linewidth": 2, "zorder": 4}
+        dots: dict[str, Any] = {"fmt": "o", "color": FOUND, "markersize": 6, "linewidth": 2, "zorder": 4}
         axes.errorbar(means["gap"], np.arange(len(methods)), xerr=2 * means["gap_se"].fillna(0), **dots)
         axes.axvline(0, color="0.7", linewidth=1, zorder=0)
         axes.set(xlabel="", ylabel="")
@@ -136,8 +135,8 @@ def alignment_figure(alignment: pd.DataFrame, judge: str) -> Figure:
     """
     own = alignment[alignment["measure"] == "pearson"].sort_values("pooled", ascending=False, kind="stable")
     ranks = alignment[alignment["measure"] == "spearman"].set_index("method").reindex(own["method"])
-    figure, axes = plt.subplots(figsize=(7.5, 1.1 + 0.5 * len(own)), layout="constrained")
-    for shift, rows, name, colour in ((-0.12, own, "Pearson", PALETTE[0]), (0.12, ranks, "Spearman", PALETTE[1])):
+    figure, axes = plt.subplots(figsize=(7.4, 1.1 + 0.5 * len(own)), layout="constrained")
+    for shift, rows, name, colour in ((-0.12, own, "Pearson", FOUND), (0.12, ranks, "Spearman", ACROSS)):
         place = np.arange(len(rows)) + shift
         axes.hlines(
             place, rows["low"], rows["high"], color=colour, linewidth=2.5, label=f"{name}, interval over neurons"
@@ -151,7 +150,7 @@ def alignment_figure(alignment: pd.DataFrame, judge: str) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel(f"correlation with the distances of {judge}")
     sns.despine(ax=axes)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8.5)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 

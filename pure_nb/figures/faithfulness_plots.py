@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from pure_nb.figures.colours import PALETTE
+from pure_nb.figures.colours import named_colour
 from pure_nb.figures.plots import literal
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def curves_figure(found: Curves) -> Figure:
     figure, axes = _grid(ablations, ["off one after another", "on alone"])
     for column, ablation in enumerate(ablations):
         for row, way in enumerate(["off", "alone"]):
-            for order, colour in zip(orders, PALETTE):
+            for order in orders:
                 own = table[(table["ablation"] == ablation) & (table["order"] == order)]
-                axes[row][column].plot(own["units"], own[way], color=colour, marker=".", label=order)
+                axes[row][column].plot(own["units"], own[way], color=named_colour(order), marker=".", label=order)
     return _finished(figure, axes, f"{found.title}: the output, as units are switched")
 
 
@@ -51,8 +51,8 @@ def faithfulness_figure(found: Faithfulness) -> Figure:
     means = curves.groupby(["ablation", "way", "unit", "units"])[["own", "others"]].mean()
     for column, ablation in enumerate(ablations):
         for row, way in enumerate(["off", "alone"]):
-            for unit, colour in zip(units, PALETTE):
-                own = means.xs((ablation, way, unit))
+            for unit in units:
+                own, colour = means.xs((ablation, way, unit)), named_colour(unit)
                 axes[row][column].plot(own.index, own["own"], color=colour, marker=".", label=unit)
                 axes[row][column].plot(own.index, own["others"], color=colour, linestyle=":", marker=".")
     title = f"{len(found.images)} classes: their own images (lines) and those of others (dots), share of the output"
@@ -60,7 +60,7 @@ def faithfulness_figure(found: Faithfulness) -> Figure:
 
 
 def _grid(columns: Sequence[str], rows: Sequence[str]) -> tuple[Figure, Any]:
-    size = (2.6 * len(columns) + 0.6, 2.3 * len(rows) + 0.9)
+    size = (min(7.4, 2.4 * len(columns) + 0.8), 2.3 * len(rows) + 0.9)
     figure, axes = plt.subplots(len(rows), len(columns), figsize=size, sharex=True, squeeze=False, layout="constrained")
     for place, name in enumerate(columns):
         axes[0][place].set_title(f"{name} ablation", fontsize=9)
@@ -73,10 +73,10 @@ def _grid(columns: Sequence[str], rows: Sequence[str]) -> tuple[Figure, Any]:
 def _finished(figure: Figure, axes: Any, title: str) -> Figure:
     for one in axes.ravel():
         one.axhline(0, color="0.6", linewidth=0.8)
-        one.tick_params(labelsize=8)
+        one.tick_params(labelsize=9)
         one.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         one.spines[["top", "right"]].set_visible(False)
     lines, names = axes[0][0].get_legend_handles_labels()
-    figure.legend(lines, names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(lines, names, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=10)
     return figure

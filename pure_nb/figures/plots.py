@@ -18,7 +18,7 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from pure_nb.compute.store import write_atomically
-from pure_nb.figures.colours import PALETTE, part_colour, readable
+from pure_nb.figures.colours import AGAINST, FOUND, REST, SIGNED, part_colour, readable
 from pure_nb.figures.render import Picture, View, resized
 from pure_nb.methods.agreement import MantelResult
 from pure_nb.methods.pairs import cosine
@@ -106,7 +106,7 @@ def references_figure(neuron: Neuron, count: int = 24, columns: int = 8, *, whol
     """
     ranks = neuron.members(count=count)
     sheet = image_grid(tiles(neuron.views(ranks), crop=not whole), columns)
-    figure, axes = plt.subplots(figsize=(8, 8 * sheet.shape[0] / sheet.shape[1] + 0.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.4, 7.4 * sheet.shape[0] / sheet.shape[1] + 0.5), layout="constrained")
     show(axes, sheet)
     axes.set_title(f"{neuron.name}: the {len(ranks)} top-activating images, strongest first", fontsize=11)
     return figure
@@ -135,9 +135,9 @@ def neuron_figure(neuron: Neuron, count: int = 6) -> Figure:
     ranks = [neuron.members(part, count) for part in rows]
     shown = np.unique(np.concatenate(ranks))
     pictures = dict(zip(shown.tolist(), tiles(neuron.views(shown))))
-    height = max(3.6, 0.5 + 1.22 * len(rows))
-    figure = plt.figure(figsize=(9.5, height), layout="constrained")
-    grid = figure.add_gridspec(len(rows), 2, width_ratios=[3.4, 0.95 * count])
+    height = max(3.2, 0.5 + 1.05 * len(rows))
+    figure = plt.figure(figsize=(7.4, height), layout="constrained")
+    grid = figure.add_gridspec(len(rows), 2, width_ratios=[2.8, 0.95 * count])
     _circuit_plane(figure.add_subplot(grid[:, 0]), neuron, pictures)
     for number, (part, own) in enumerate(zip(rows, ranks)):
         axes = figure.add_subplot(grid[number, 1])
@@ -145,8 +145,8 @@ def neuron_figure(neuron: Neuron, count: int = 6) -> Figure:
         colour = "black" if part is None else readable(part_colour(part))
         label = "all" if part is None else part_name(part)
         size = len(neuron.members(part))
-        words = textwrap.shorten(f"{label} ({size} images) {neuron.meanings(part)}", 72, placeholder=" ...")
-        axes.set_title(words, fontsize=10.5, loc="left", color=colour)
+        words = textwrap.shorten(f"{label} ({size} images) {neuron.meanings(part)}", 58, placeholder=" ...")
+        axes.set_title(words, fontsize=9.5, loc="left", color=colour)
     how_many = "one meaning" if parts.k == 1 else f"{parts.k} virtual neurons"
     figure.suptitle(f"{neuron.name}: {how_many}", fontsize=13)
     return figure
@@ -170,7 +170,7 @@ def _circuit_plane(axes: Axes, neuron: Neuron, pictures: dict[int, Picture]) -> 
             axes.add_artist(AnnotationBbox(OffsetImage(pictures[rank], zoom=0.36), points[rank], **how))
     axes.margins(0.22)
     axes.set(xticks=[], yticks=[])
-    axes.set_xlabel("circuits of the reference images, laid out in the plane", fontsize=9)
+    axes.set_xlabel("circuits of the reference images", fontsize=9.5)
     axes.spines[:].set_visible(False)
 
 
@@ -212,10 +212,10 @@ def circuits_figure(neuron: Neuron, strongest: int = 12) -> Figure:
     vectors, labels = neuron.vectors, neuron.virtual.labels
     chosen = np.sort(np.argsort(-np.abs(vectors).mean(axis=0), kind="stable")[:strongest])
     order = np.argsort(labels, kind="stable")[(labels < 0).sum() :]
-    figure, axes = plt.subplots(figsize=(8.5, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.4, 4), layout="constrained")
     limit = float(np.abs(vectors[:, chosen]).max()) or 1.0
     lower = neuron.study.parameters.lower
-    how: dict[str, Any] = {"vmin": -limit, "vmax": limit, "cmap": "vlag", "cbar_kws": {"label": "share of relevance"}}
+    how: dict[str, Any] = {"vmin": -limit, "vmax": limit, "cmap": SIGNED, "cbar_kws": {"label": "share of relevance"}}
     sns.heatmap(vectors[order][:, chosen].T, ax=axes, xticklabels=False, yticklabels=[*map(str, chosen)], **how)
     start = 0
     for part, size in enumerate(neuron.virtual.sizes):
@@ -227,6 +227,7 @@ def circuits_figure(neuron: Neuron, strongest: int = 12) -> Figure:
         start += size
     axes.set_xlabel(f"reference images of {neuron.name}, by virtual neuron")
     axes.set_ylabel(f"channel of {lower}")
+    axes.tick_params(axis="y", rotation=0)
     return figure
 
 
@@ -244,12 +245,12 @@ def agreement_figure(summary: pd.DataFrame, table: pd.DataFrame, measure: str = 
     import seaborn as sns  # late, see pure_nb._imports
 
     names = {"ami": "adjusted mutual information", "ari": "adjusted Rand index"}
-    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.48 * len(summary)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.4, 0.6 + 0.48 * len(summary)), layout="constrained")
     order = summary["method"].tolist()
-    sns.stripplot(data=table, x=measure, y="method", order=order, ax=axes, color="0.6", size=4, jitter=0.2, alpha=0.7)
+    sns.stripplot(data=table, x=measure, y="method", order=order, ax=axes, color=REST, size=4, jitter=0.2, alpha=0.7)
     for row, (_, entry) in enumerate(summary.iterrows()):
-        axes.plot([entry["low"], entry["high"]], [row, row], color=PALETTE[0], linewidth=3, zorder=3)
-        axes.plot(entry["mean"], row, "o", color=PALETTE[0], markersize=8, zorder=4)
+        axes.plot([entry["low"], entry["high"]], [row, row], color=FOUND, linewidth=3, zorder=3)
+        axes.plot(entry["mean"], row, "o", color=FOUND, markersize=8, zorder=4)
         axes.annotate(
             f"{entry['mean']:.2f}", (entry["mean"], row), (0, 9), textcoords="offset points", ha="center", fontsize=9
         )
@@ -279,7 +280,7 @@ def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
     classes = np.sort(relevant[:most])
     names = [study.classes.names[label] for label in classes]
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(9.5, 1.9 + 0.3 * max(4, len(names))), width_ratios=[1.6, 1], layout="constrained"
+        1, 2, figsize=(7.4, 1.9 + 0.3 * max(4, len(names))), width_ratios=[1.6, 1], layout="constrained"
     )
     count = f"{len(names)} of {len(relevant)} classes" if len(names) < len(relevant) else f"{len(names)} classes"
     figure.suptitle(f"{study.parameters.target} / {channel}: average relevance vectors, {count}", fontsize=12)
@@ -292,12 +293,12 @@ def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
     cosines = cosine(vectors[:, None], vectors[None])
     limit, lowest = float(np.abs(vectors).max()) or 1.0, min(0.0, float(np.nanmin(cosines, initial=0)))
     for axes, values, title, colours, range_ in (
-        (left, vectors, "relevance of the sources", "vlag", (-limit, limit)),
+        (left, vectors, "relevance of the sources", SIGNED, (-limit, limit)),
         (right, cosines, "cosine", "mako", (lowest, 1)),
     ):
         shown = axes.imshow(values, cmap=colours, vmin=range_[0], vmax=range_[1], aspect="auto", interpolation="none")
         figure.colorbar(shown, ax=axes, shrink=0.8)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), names if axes is left else [""] * len(names))
         axes.set_title(title, fontsize=10)
         axes.spines[:].set_visible(False)
     left.set_xlabel("source channel")
@@ -335,7 +336,7 @@ def mantel_figure(
     if axes is None:
         _, axes = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
     below = pairs["cosine"] < gamma
-    for chosen, colour in ((~below, PALETTE[0]), (below, PALETTE[3])):
+    for chosen, colour in ((~below, FOUND), (below, AGAINST)):
         axes.scatter(pairs["cosine"][chosen], pairs[measure][chosen], s=8, color=colour, alpha=0.45, linewidth=0)
     axes.axvline(gamma, color="0.4", linewidth=1, linestyle="--")
     axes.annotate(f"gamma = {gamma:g}", (gamma, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=9)
@@ -370,7 +371,7 @@ def pair_figure(
         Pictures of each class.
     """
     entry = pairs.iloc[row]
-    figure = plt.figure(figsize=(9.5, 3.6), layout="constrained")
+    figure = plt.figure(figsize=(7.4, 3.6), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=[1, 1.25])
     mantel_figure(pairs, measure, gamma, marked=row, axes=figure.add_subplot(grid[:, 0]))
     for place in (0, 1):
@@ -378,7 +379,7 @@ def pair_figure(
         axes = figure.add_subplot(grid[place, 1])
         show(axes, image_grid([resized(picture, TILE) for picture in study.classes.pictures(name, count)], count))
         meant = synset if isinstance(synset, str) else "not in WordNet"  # NaN after a round trip through a file
-        axes.set_title(f"{name}, {meant}", fontsize=10.5, loc="left")
+        axes.set_title(f"{name}, {meant}", fontsize=10, loc="left")
     figure.suptitle(
         f"{study.parameters.target} / {entry['channel']}: {entry['class_1']} and {entry['class_2']}, "
         f"cosine {entry['cosine']:.2f}, similarity {entry[measure]:.2f}",
@@ -409,7 +410,7 @@ def densities_figure(split: Split, rho: float | None = None) -> Figure:
     columns |= {"residual": parts[:, -1]}
     reach = 1.05 * max(float(values.max()) for values in columns.values()) or 1.0
     figure, all_axes = plt.subplots(
-        len(columns), 1, figsize=(7.5, 1.05 * len(columns) + 0.9), sharex=True, layout="constrained"
+        len(columns), 1, figsize=(7.4, 1.05 * len(columns) + 0.9), sharex=True, layout="constrained"
     )
     for axes, (title, values) in zip(all_axes, columns.items()):
         for number in range(len(split.concepts)):

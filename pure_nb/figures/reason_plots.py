@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from pure_nb._imports import needed
-from pure_nb.figures.colours import PALETTE
+from pure_nb.figures.colours import AGAINST, FOR, REST
 from pure_nb.figures.plots import TILE, image_grid, literal, show
 from pure_nb.figures.render import resized
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from pure_nb.reasons.explaining import Explanation
     from pure_nb.reasons.graph import Graph
     from pure_nb.reasons.outliers import Outliers
-
-FOR, AGAINST, REST = PALETTE[0], PALETTE[3], PALETTE[7]
-"""Colours of what speaks for an output, of what speaks against it, and of what is left."""
 
 
 @literal
@@ -34,7 +31,7 @@ def explanation_figure(found: Explanation) -> Figure:
         From :meth:`pure_nb.study.Study.explain`.
     """
     rows, count = found.table, len(found.shown)
-    figure = plt.figure(figsize=(8.2, 1.6 + 0.95 * max(count, 2) + 0.3 * (len(rows) - count)), layout="constrained")
+    figure = plt.figure(figsize=(7.4, 1.6 + 0.95 * max(count, 2) + 0.3 * (len(rows) - count)), layout="constrained")
     both: Any = figure.subfigures(2, 1, height_ratios=[0.9 * max(count, 2) + 0.5, 0.3 * (len(rows) - count) + 0.7])
     upper, lower = both
     grid = upper.add_gridspec(max(count, 1), 3, width_ratios=[2.7, 1, 4.1])
@@ -43,8 +40,8 @@ def explanation_figure(found: Explanation) -> Figure:
         share = one.row["share"]
         axes.barh([0], [share], color=FOR if share >= 0 else AGAINST)
         axes.set_xlim(min(0, rows["share"].min()), max(0, rows["share"].max()))
-        told = textwrap.shorten(f"{one.row['part']}  {one.row['name']}", 46, placeholder=" …")
-        axes.set_title(f"{told}\n{share:+.1%}", fontsize=8, loc="left", pad=2)
+        told = textwrap.shorten(f"{one.row['part']}  {one.row['name']}", 36, placeholder=" …")
+        axes.set_title(f"{told}\n{share:+.1%}", fontsize=9, loc="left", pad=2)
         axes.axvline(0, color="0.6", linewidth=0.8)
         axes.set_axis_off()
         show(upper.add_subplot(grid[number, 1]), one.view.highlighted(TILE, crop=False))
@@ -55,7 +52,7 @@ def explanation_figure(found: Explanation) -> Figure:
     rest = rows[rows["kind"] != "part"][::-1]
     right.barh([f"{kind}: {name}" for kind, name in zip(rest["kind"], rest["name"])], rest["share"], color=REST)
     right.axvline(0, color="0.6", linewidth=0.8)
-    right.tick_params(labelsize=8)
+    right.tick_params(labelsize=9)
     right.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     right.spines[["top", "right", "left"]].set_visible(False)
     told = f"Why {found.title}"
@@ -81,7 +78,7 @@ def class_figure(found: ClassParts, count: int = 12) -> Figure:
     parts = table[table["kind"] == "part"].head(count)
     rows = [*parts.to_dict("records"), *table[table["kind"] != "part"].to_dict("records")]
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(8.2, 1.1 + 0.42 * len(rows)), layout="constrained", sharey=True, width_ratios=[3, 1.6]
+        1, 2, figsize=(7.4, 1.1 + 0.42 * len(rows)), layout="constrained", sharey=True, width_ratios=[3, 1.6]
     )
     for place, row in enumerate(rows):
         colour = REST if row["kind"] != "part" else FOR if row["share"] >= 0 else AGAINST
@@ -90,7 +87,7 @@ def class_figure(found: ClassParts, count: int = 12) -> Figure:
     told = [
         textwrap.shorten(f"{row['part']}  {row['name']}".strip() or row["kind"], 34, placeholder=" …") for row in rows
     ]
-    left.set_yticks(range(len(rows)), told, fontsize=8)
+    left.set_yticks(range(len(rows)), told, fontsize=9)
     left.invert_yaxis()
     left.axvline(0, color="0.6", linewidth=0.8)
     left.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -117,7 +114,7 @@ def outliers_figure(found: Outliers) -> Figure:
         From :meth:`pure_nb.classes.Classes.outliers`.
     """
     rows = [(one.name, image) for one, _, images in found.shown for image in images]
-    figure = plt.figure(figsize=(8.2, 0.3 + 2.4 * len(rows)), layout="constrained")
+    figure = plt.figure(figsize=(7.4, 0.3 + 2.4 * len(rows)), layout="constrained")
     panels: Any = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for panel, (name, image) in zip(panels, rows):
         grid = panel.add_gridspec(max(1, len(image.odd)), 4, width_ratios=[2.6, 2.7, 1, 4])
@@ -126,15 +123,15 @@ def outliers_figure(found: Outliers) -> Figure:
         title = (
             f"{name}: image {image.row['sample']}\nunusual {image.row['unusual']:.2g}, usually {image.row['usual']:.2g}"
         )
-        whole.set_title(title, fontsize=8, loc="left")
+        whole.set_title(title, fontsize=9, loc="left")
         ends = [share for part in image.odd for share in (part.share, part.usual, 0)]
         for number, part in enumerate(image.odd):
             axes = panel.add_subplot(grid[number, 1])
             axes.barh([1], [part.share], color=FOR if part.share >= 0 else AGAINST)
             axes.barh([0], [part.usual], 0.4, color=REST)
             axes.set_xlim(min(ends), max(ends))
-            told = textwrap.shorten(f"{part.part}  {part.name}", 34, placeholder=" …")
-            axes.set_title(f"{told}\n{part.share:+.0%}, usually {part.usual:+.0%}", fontsize=7, loc="left", pad=1)
+            told = textwrap.shorten(f"{part.part}  {part.name}", 26, placeholder=" …")
+            axes.set_title(f"{told}\n{part.share:+.0%}, usually {part.usual:+.0%}", fontsize=9, loc="left", pad=1)
             axes.set_axis_off()
             show(panel.add_subplot(grid[number, 2]), part.view.highlighted(TILE, crop=False))
             pictures = [resized(picture, TILE) for picture in part.references]
@@ -157,7 +154,7 @@ def graph_figure(found: Graph) -> Figure:
     network, order, places = found.network, ["", *found.layers], found.laid_out()
     columns = {key: order.index(layer) for key, layer in network.nodes(data="layer")}
     most = max(Counter(columns.values()).values())
-    figure, axes = plt.subplots(figsize=(2.6 * len(order), 1.2 + 0.62 * most), layout="constrained")
+    figure, axes = plt.subplots(figsize=(min(7.4, 2.6 * len(order)), 1.2 + 0.62 * most), layout="constrained")
     sizes = [60 + 1200 * min(1, abs(node["share"])) for _, node in network.nodes(data=True)]
     signs = [FOR if node["share"] >= 0 else AGAINST for _, node in network.nodes(data=True)]
     shares = [share for _, _, share in network.edges(data="share")]
@@ -168,8 +165,8 @@ def graph_figure(found: Graph) -> Figure:
     for key, (x, y) in places.items():
         node = network.nodes[key]
         told = node["part"] if node["name"] == node["part"] else f"{node['part']} {node['name']}"
-        told = textwrap.shorten(f"{told} {node['share']:+.0%}", 30, placeholder=" …")
-        axes.annotate(told, (x, y), (0, 9), textcoords="offset points", ha="center", fontsize=7)
+        told = textwrap.shorten(f"{told} {node['share']:+.0%}", 24, placeholder=" …")
+        axes.annotate(told, (x, y), (0, 9), textcoords="offset points", ha="center", fontsize=9)
     for column, name in enumerate(order[1:], 1):
         own = [place[0] for key, place in places.items() if columns[key] == column]
         axes.text(own[0] if own else 0, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", fontsize=9)

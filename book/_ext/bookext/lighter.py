@@ -1,4 +1,4 @@
-"""Pages that load fast: pictures as WebP, and of the icons only those that the book shows.
+"""Pages that load fast: pictures as WebP when they are scrolled to, and of the icons only those that the book shows.
 
 The theme loads all two thousand icons of Font Awesome, twice: as fonts, and as a script that draws the same. The script
 goes, and the fonts keep what the pages use. The rest of the page is untouched.
@@ -25,6 +25,11 @@ RULE = re.compile(r"(?<=\})(?P<selectors>(?:\.fa-[a-z0-9-]+:before,?)+)\{content
 PRIVATE = re.compile("[\ue000-\uf8ff]")
 """Where Font Awesome has its icons in Unicode."""
 ESCAPED = re.compile(r"\\(f[0-9a-f]{3})\b")
+FIGURE = re.compile(
+    r'(?<=<img )(?!class="on-)(?P<rest>[^>]*?src="[^"]*_images/(?P<name>[0-9a-f]{64})\.png"[^>]*?)\s*/?>'
+)
+"""What a cell put out."""
+STYLE = re.compile(r'\s*style="[^"]*"|\s*\b(?:width|height|loading)="[^"]*"')
 PICTURE = re.compile(r"_images/([^\"'?#/\s]+)\.png")
 
 
@@ -33,11 +38,13 @@ def lighten(app: Sphinx, exception: Exception | None) -> None:
     if exception or app.builder.name != "html":
         return
     site = Path(app.outdir)
+    dark = with_dark(site / "_images", site.with_name("dark"))
     smaller = pictures(site / "_images")
     pages = list(site.rglob("*.html"))
     for page in pages:
         before = page.read_text(encoding="utf-8")
         text = FONT_PRELOAD.sub("", SCRIPT.sub("", before))
+        text = FIGURE.sub(lambda found: figure(found, site / "_images", dark), text)
         text = PICTURE.sub(lambda found: f"_images/{found[1]}.webp" if found[1] in smaller else found[0], text)
         text = NOTEBOOK.sub(r"\g<0> download", text)  # the theme's buttons can't say so
         if text != before:
@@ -55,6 +62,30 @@ def without_mathjax(app: Sphinx, page: str, template: str, context: dict[str, An
 
 def _mathjax(app: Sphinx, script: Any) -> bool:
     return app.config.mathjax_path in str(script.filename) or "window.MathJax" in script.attributes.get("body", "")
+
+
+def with_dark(folder: Path, dark: Path) -> set[str]:
+    """Put beside the pictures of a folder what ``tools/two_themes.py`` drew of them, and tell which have it."""
+    found = {path.stem for path in dark.glob("*.png") if (folder / path.name).exists()}
+    for name in found:
+        target = folder / f"{name}-dark.png"
+        if not target.exists():
+            target.write_bytes((dark / f"{name}.png").read_bytes())
+    return found
+
+
+def figure(found: re.Match[str], folder: Path, dark: set[str]) -> str:
+    """A figure that loads when it is scrolled to, in a box of its size; of each of two variants, if it has them."""
+    name, rest = found["name"], found["rest"]
+    with Image.open(folder / f"{name}.png") as image:
+        width, height = image.size
+    said = re.search(r'(?:width="|style="[^"]*width:\s*)(\d+)', rest)
+    if said:  # a picture for dense screens has twice as many pixels
+        width, height = int(said[1]), round(height * int(said[1]) / width)
+    sized = f'{STYLE.sub("", rest)} width="{width}" height="{height}" loading="lazy"'
+    if name not in dark:
+        return f"{sized}>"
+    return f'class="on-light" {sized}>\n<img class="on-dark" {sized.replace(name, f"{name}-dark")}>'
 
 
 def pictures(folder: Path) -> set[str]:
