@@ -228,8 +228,8 @@ def tokens() -> Drawing:
     """Tokens, heads, and a neuron of the MLP."""
     text = (
         "An image of three by three patches becomes tokens, of which five are drawn below the class token. Two "
-        "attention heads, in two colours, carry what tokens know to the class token. A neuron has a value at each token; "
-        "the output is read from the class token."
+        "attention heads, in two colours, carry what tokens know to the class token. A neuron has a value at each "
+        "token; the output is read from the class token."
     )
     drawing = Drawing("tokens", 246, "Tokens, heads, and a neuron", text)
     drawing.heads("patches", "tokens", "neuron", "output")

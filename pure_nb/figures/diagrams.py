@@ -94,13 +94,13 @@ class Drawing:
         left, top = x - side / 2, y - side / 2
         colour, width = ("currentColor", 1.5) if part is None else (paint(part), 3)
         box = f'x="{left:g}" y="{top:g}" width="{side:g}" height="{side:g}"'
-        self.marks.append(f'<rect {box} rx="4" fill="{PAPER}" stroke="{colour}" stroke-width="{width}"/>')
-        if path:
-            self.marks.append(
-                f'<path d="{path}" fill="currentColor" transform="translate({x:g} {y:g}) scale({0.62 * side:g})"/>'
-            )
         if href:
             self.marks.append(f'<image {box} href="{html.escape(href)}"/>')
+        inside = "none" if href else PAPER
+        self.marks.append(f'<rect {box} rx="4" fill="{inside}" stroke="{colour}" stroke-width="{width}"/>')
+        if path:
+            place = f'transform="translate({x:g} {y:g}) scale({0.62 * side:g})"'
+            self.marks.append(f'<path d="{path}" fill="currentColor" {place}/>')
 
     def mark(self, element: str) -> None:
         """Any other element."""
