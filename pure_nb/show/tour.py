@@ -181,16 +181,16 @@ def routes(neuron: Neuron, address: Callable[[int], str]) -> str:
     )
     lists = [", ".join(str(lower) for lower in found[np.argsort(-np.abs(own[found]))][:BRINGING]) for own in vectors]
     text = (
-        f"The lower channels that contribute most: {lists[0]} in the first image ({names[0]}), {lists[1]} in the second "
-        f"({names[1]})."
+        f"The lower channels that contribute most: {lists[0]} in the first image ({names[0]}), {lists[1]} in the "
+        f"second ({names[1]})."
     )
     drawing = Drawing(f"tour-{neuron.channel}", places[-1] + 26, "Two images, one channel, two routes", text)
     drawing.heads("images", "lower layer", "channel")
     for part, (rank, own, y) in enumerate(zip(ranks, vectors, (middle - 48, middle + 48))):
         for lower, place in zip(found, places):
-            shown = {"share": float(abs(own[lower]) / largest), "part": part, "held": bool(own[lower] < 0)}
-            drawing.route((IMAGE, y), (LOWER, place), **shown)
-            drawing.route((LOWER, place + (4 if part else -4)), (CHANNEL, middle), **shown)
+            share, held = float(abs(own[lower]) / largest), bool(own[lower] < 0)
+            drawing.route((IMAGE, y), (LOWER, place), share, part=part, held=held)
+            drawing.route((LOWER, place + (4 if part else -4)), (CHANNEL, middle), share, part=part, held=held)
         drawing.picture(IMAGE, y, href=address(rank), part=part, side=64)
         drawing.text(HEAD, middle + 48 * (2 * part - 1), f"{neuron.score[rank]:.1f}", bold=True)
         drawing.route((CHANNEL, middle), (HEAD - 18, middle + 48 * (2 * part - 1) - 5), 0.4, part=part)
