@@ -56,7 +56,7 @@ def test_buttons_and_keys(context: Any, url: str) -> None:
             seen.append(titles(visit.page))
         assert seen == [[f"{number}. Step <{number}>"] for number in range(1, 6)]
         assert forth.get_attribute("aria-disabled") == "true"
-        forth.click()  # there is no sixth
+        forth.click(force=True)  # there is no sixth
         assert visit.page.locator(".tour-bar [aria-live]").inner_text() == "5 of 5"
         back.press("ArrowLeft")
         assert titles(visit.page) == ["4. Step <4>"]
