@@ -313,7 +313,8 @@ def room() -> str:
 
 def drawn_widths() -> str:
     table = measured("widths").query("measure == 'objects'").rename(columns={"value": "objects"})
-    return written(table[["width", "objects", "low", "high"]]).to_csv(index=False)
+    table["named"] = measured("widths").query("measure == 'objects named'")["value"].to_numpy()
+    return written(table[["width", "objects", "low", "high", "named"]]).to_csv(index=False)
 
 
 TABLES = {

@@ -57,7 +57,7 @@ def at_the_root(site: Path) -> Path:
             f"{site} should hold one page with the book, but holds {len(pages)}. "
             "Make it by: jupyter-book build . --builder singlehtml"
         )
-    text = re.sub(r'"\.\./(explorers|neurons)', r'"\1', pages[0].read_text(encoding="utf-8"))
+    text = re.sub(r'"\.\./(explorers|neurons|tour)', r'"\1', pages[0].read_text(encoding="utf-8"))
     target = site / "book.html"
     target.write_text(text, encoding="utf-8")
     return target

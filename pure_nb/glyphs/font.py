@@ -58,6 +58,29 @@ def outline(character: str) -> TextPath:
     return TextPath((0, 0), character, size=100, prop=font)
 
 
+def svg_path(character: str) -> str:
+    """The outline of a glyph as an SVG path: its longer side is 1, and the middle at 0.
+
+    Parameters
+    ----------
+    character
+        As for :func:`outline`.
+    """
+    from matplotlib.path import Path as Outline  # as in outline
+
+    shape = outline(character)
+    every = np.concatenate(shape.to_polygons(closed_only=True)) * (1, -1)
+    low, high = every.min(axis=0), every.max(axis=0)
+    middle, extent = (low + high) / 2, (high - low).max()
+    letters = dict(zip((Outline.MOVETO, Outline.LINETO, Outline.CURVE3, Outline.CURVE4, Outline.CLOSEPOLY), "MLQCZ"))
+    written = []
+    for values, code in shape.iter_segments():
+        numbers = (values.reshape(-1, 2) * (1, -1) - middle) / extent
+        told = "" if code == Outline.CLOSEPOLY else " ".join(f"{number:.3f}" for number in numbers.ravel())
+        written.append(letters[code] + told)
+    return "".join(written)
+
+
 @cache
 def glyph(character: str, size: int = 144) -> NDArray[np.float32]:
     """Rasterise a glyph of DejaVu Sans from its outline.

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.path import Path as Outline
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -26,7 +25,7 @@ from pure_nb._imports import needed
 from pure_nb.compute.store import write_text
 from pure_nb.errors import StudyError
 from pure_nb.figures.colours import part_colour
-from pure_nb.glyphs.font import CLASSES, outline
+from pure_nb.glyphs.font import CLASSES, svg_path
 from pure_nb.glyphs.network import GlyphNet
 from pure_nb.glyphs.scenes import CELL, SIZE
 from pure_nb.images.data import MEAN, STD
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from pure_nb.study import Study
 
 STATIC = Path(__file__).parent / "static" / "playground"
-
-SEGMENTS = {Outline.MOVETO: "M", Outline.LINETO: "L", Outline.CURVE3: "Q", Outline.CURVE4: "C", Outline.CLOSEPOLY: "Z"}
 
 
 def playground(study: Study, start: int = 22, *, caption: str = "") -> HTML:
@@ -135,7 +132,7 @@ def network_data(study: Study) -> dict[str, Any]:
         "blocks": [block(getattr(model, f"layer{number}")) for number in range(1, 5)],
         "head": {"w": kept(head.weight), "b": kept(head.bias)},
         "neurons": {str(channel): _neuron(parts, channel, kept) for channel in living},
-        "classes": [{"name": one.name, "path": _path(one.character)} for one in CLASSES],
+        "classes": [{"name": one.name, "path": svg_path(one.character)} for one in CLASSES],
         "weights": base64.b64encode(np.concatenate(weights).astype("<f4").tobytes()).decode(),
     }
 
@@ -156,17 +153,3 @@ def _neuron(parts: Parts, channel: int, kept: Any) -> dict[str, Any]:
         "weakest": float(score.min()),
         "usual": int(np.bincount(seen[seen >= 0], minlength=1).argmax()),
     }
-
-
-def _path(character: str) -> str:
-    """The outline of a glyph as an SVG path: its longer side is 1, and the middle at 0."""
-    shape = outline(character)
-    every = np.concatenate(shape.to_polygons(closed_only=True)) * (1, -1)
-    low, high = every.min(axis=0), every.max(axis=0)
-    middle, extent = (low + high) / 2, (high - low).max()
-    written = []
-    for values, code in shape.iter_segments():
-        numbers = (values.reshape(-1, 2) * (1, -1) - middle) / extent
-        told = "" if code == Outline.CLOSEPOLY else " ".join(f"{number:.3f}" for number in numbers.ravel())
-        written.append(SEGMENTS[code] + told)
-    return "".join(written)

@@ -6,7 +6,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from bookext import lighter, notebooks, site
+from bookext import diagrams, lighter, notebooks, site
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -17,6 +17,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", site.with_commands)
     app.connect("source-read", site.with_last_run)
     app.connect("doctree-read", site.with_percents_kept)
+    app.connect("doctree-resolved", diagrams.within)
     app.connect("env-get-outdated", site.with_changed_files)
     app.connect("env-get-outdated", site.with_page_of_last_run)
     app.connect("html-page-context", notebooks.add_buttons, priority=600)  # the theme's own come at 501
