@@ -49,10 +49,10 @@ from pure_nb.methods.virtual import kmeans
 from pure_nb.network.layers import activations
 from pure_nb.network.models import load_model
 
-EVERY = 3
-"""Of the published neurons each third is judged, in the order of the table."""
+EVERY = 6
+"""Of the published neurons each sixth is judged, in the order of the table."""
 
-PLANTED = 60
+PLANTED = 40
 """Pairs of channels that are merged."""
 
 CONTESTANTS = ("PURE", "PURE at maximum", "activation", "activation at maximum", "lower activation", "random")
@@ -69,16 +69,19 @@ AUTOENCODER = {"width": 1280, "k": 8, "steps": 200, "batch_size": 128}
 
 
 class Above(nn.Module):
-    """The network from the output of its lower layer on."""
+    """The network from the output of its lower layer on; ``norm`` puts out what enters the ReLU6."""
 
     def __init__(self, whole: nn.Module) -> None:
         super().__init__()
-        self.below = nn.Identity()  # the lower layer, by a name
-        for name in ("conv_head", "bn2", "global_pool", "classifier"):
-            setattr(self, name, whole.get_submodule(name))
+        self.below, norm = nn.Identity(), whole.get_submodule("bn2")
+        self.conv_head = whole.get_submodule("conv_head")
+        self.norm = nn.BatchNorm2d(norm.num_features, norm.eps)  # timm's is one module with the ReLU6
+        self.norm.load_state_dict(norm.state_dict())
+        self.act, self.pool = norm.get_submodule("act"), whole.get_submodule("global_pool")
+        self.classifier = whole.get_submodule("classifier")
 
     def forward(self, given: Tensor) -> Tensor:
-        out: Tensor = self.classifier(self.global_pool(self.bn2(self.conv_head(self.below(given)))))
+        out: Tensor = self.classifier(self.pool(self.act(self.norm(self.conv_head(self.below(given))))))
         return out
 
 
@@ -87,7 +90,7 @@ def above(study: Study) -> Study:
     lower, batches = study.parameters.lower, readable(study.images, range(len(study.images)), run=study.run)
     with study.run.prepared(study.model), torch.inference_mode():
         put_out = [activations(study.model, batch.images, [lower])[lower].clone() for batch in batches]
-    how = {"target": study.parameters.target, "lower": "below", "n_references": 15, "n_clusters": 3}
+    how = {"target": "norm", "lower": "below", "n_references": 15, "n_clusters": 3}
     none = [0.0] * put_out[0].shape[1], [1.0] * put_out[0].shape[1]
     given = torch.cat(put_out)
     return Study.from_model(Above(study.model), given, mean=none[0], std=none[1], name="above", **how)

@@ -276,7 +276,7 @@ def sorted_figure(
         Pictures of a part that are shown at most, the strongest.
     """
     parts = np.unique(labels).tolist()
-    figure, rows = plt.subplots(len(parts), 1, figsize=(5.2, 0.5 + 1.15 * len(parts)), layout="constrained")
+    figure, rows = plt.subplots(len(parts), 1, figsize=(5.4, 0.9 + 1.15 * len(parts)), layout="constrained")
     for axes, part in zip(np.atleast_1d(rows), parts):
         own = np.flatnonzero(labels == part).tolist()
         tiles = [resized(crops[rank], TILE) for rank in own[:columns]]
@@ -286,5 +286,5 @@ def sorted_figure(
         most = sorted(set(of), key=lambda name: _commonest(of, name))[:3]
         shares = ", ".join(f"{name} {of.count(name) / len(of):.0%}" for name in most)
         axes.set_title(f"{part_name(part)} ({len(own)}): {shares}", fontsize=10, loc="left")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=10)
     return figure
