@@ -148,13 +148,13 @@ def judged(asked: Asked) -> dict[str, Any]:
 
 
 def planted(asked: Asked) -> dict[str, Any]:
-    """Merged channels: how well parts agree with the sources, and the pair whose sources are best balanced."""
+    """Merged channels: how well parts agree with the sources, and the pair in which these are plainest."""
     task = planted_task(asked.study, count=PLANTED)
     made = run_benchmark(task, only=[*CONTESTANTS, ORACLE], choose=False)
     several = np.flatnonzero(task.k > 1)
     example = int(several[task.dominant[several].mean(axis=1).argmax()])
     own = made.table[(made.table["channel"] == example) & (made.table["method"] == PURE)].iloc[0]
-    columns = ["method", "ari", "low", "high", "ari_dominant", "difference", "p"]
+    columns = ["method", "ari", "low", "high", "difference", "p"]
     board = made.board[[name for name in columns if name in made.board]].round(4)
     return {
         "pairs": PLANTED,
