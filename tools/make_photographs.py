@@ -51,6 +51,8 @@ at least three labels of as many; {plain} have one label in at least {plainly} o
 labels, for contrast. So what they show is what there is, and not how often. The pictures were resized and cropped to
 what the network sees. Each is under its author's licence, which `ATTRIBUTION.csv` tells: those under CC BY-SA stay
 under it.
+
+What the chapters of the book say of them, and takes the network, is in `measured/`, by `tools/measure_photographs.py`.
 """
 
 
