@@ -175,7 +175,7 @@ def test_who_uses_colours_of_seaborn_imports_it() -> None:
                     users.append(one.name)
                     names = [name.name for part in inside if isinstance(part, ast.Import) for name in part.names]
                     assert "seaborn" in names, f"{path.name}: {one.name}"
-    assert {"circuits_figure", "arvs_figure"} <= set(users)
+    assert {"arvs_figure"} <= set(users)
 
 
 def test_many_parts_have_colours(glyph_study: Study, channel: int) -> None:

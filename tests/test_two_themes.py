@@ -29,6 +29,7 @@ def drawn() -> Any:
     """Axes with a curve and a title, and a sheet of pictures with a gap between them and a word on one."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(4, 2))
     left.plot([0, 1], color="#0173b2")
+    left.plot([1, 0], "o-", color="0.2")
     left.set_title("what is shown", color="#00004a")
     sheet = np.full((40, 90, 3), 90, np.uint8)
     sheet[:, 40:50] = 255
@@ -50,6 +51,9 @@ def test_the_dark_variant_can_be_read_and_the_figure_stays_as_it_was(drawn: Any)
         title, label, spine, curve, word = colours(drawn)
         assert all(contrast(one) >= themes.TEXT for one in (title, label, spine))
         assert (curve, word) == ("#0173b2", "#ffffff")  # seen on either ground, and on a picture
+        dots = drawn.axes[0].lines[1]
+        assert to_hex(dots.get_markerfacecolor()) == to_hex(dots.get_color())
+        assert contrast(to_hex(dots.get_color())) >= themes.TEXT
         buffer = BytesIO()
         drawn.savefig(buffer, facecolor="none")
         alpha = drawn.axes[1].images[0].get_array()[..., 3]

@@ -12,7 +12,6 @@ import hashlib
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +101,16 @@ def without_gaps(picture: NDArray[Any]) -> NDArray[Any]:
 
 
 def _darken(undo: ExitStack, artist: Artist) -> None:
-    if isinstance(artist, Collection) and artist.get_array() is not None:
-        return  # its colours say numbers
-    for kind, names in COLOURS.items():
-        if isinstance(artist, kind):
-            change = partial(on_dark, contrast=TEXT if kind is Text else MARK)
-            for name in names:
-                get, put = getattr(artist, f"get_{name}"), getattr(artist, f"set_{name}")
-                if not _clear(get()):  # which an alpha of the whole would make visible
-                    _switch(undo, get, put, change)
+    if isinstance(artist, Collection) and artist.get_array() is not None and getattr(artist, "colors", None) is None:
+        return  # its colours say numbers, unless they are those given to lines of a density
+    contrast = TEXT if isinstance(artist, Text) else MARK
+    names = [name for kind, names in COLOURS.items() if isinstance(artist, kind) for name in names]
+    before = {name: getattr(artist, f"get_{name}")() for name in names}  # all first: markers follow their line
+    for name, colours in before.items():
+        if not _clear(colours):  # which an alpha of the whole would make visible
+            put = getattr(artist, f"set_{name}")
+            undo.callback(put, colours)
+            put(on_dark(colours, contrast))
 
 
 def _clear(colours: Any) -> bool:
@@ -127,7 +127,7 @@ def _on_pictures(axes: Axes) -> list[Artist]:
     """What is drawn on the pictures or the heatmap that axes hold."""
     if not axes.images and not any(isinstance(one, QuadMesh) for one in axes.collections):
         return []
-    drawn = [*axes.texts, *axes.lines, *axes.patches, *axes.collections]
+    drawn = [*axes.texts, *axes.lines, *axes.patches, *axes.collections, *axes.get_xgridlines(), *axes.get_ygridlines()]
     with np.errstate(invalid="ignore"):  # what is empty has no middle
         middles = [np.mean(one.get_window_extent().get_points(), axis=0) for one in drawn]
     return [one for one, middle in zip(drawn, middles) if axes.bbox.contains(*middle)]

@@ -25,7 +25,13 @@ WITHIN, ACROSS = PALETTE[9], PALETTE[5]
 """Pairs of images of one part, and of two."""
 
 NAMED = {"random": REST, "pixels": PALETTE[9], "dino": PALETTE[4], "clip": PALETTE[2], "combined": PALETTE[6]}
-NAMED |= {"activation": PALETTE[1], "channel": PALETTE[5], "pure": PALETTE[0], "part": PALETTE[0]}
+NAMED |= {
+    "activation": PALETTE[1],
+    "channel": PALETTE[5],
+    "circuit": PALETTE[0],
+    "pure": PALETTE[0],
+    "part": PALETTE[0],
+}
 """What describes images, judges parts or is switched off: the first word that a name holds says its colour."""
 
 NOBODY = "#d9d9d9"

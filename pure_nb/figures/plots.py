@@ -294,7 +294,7 @@ def arvs_figure(study: Study, channel: int, most: int = 12) -> Figure:
     limit, lowest = float(np.abs(vectors).max()) or 1.0, min(0.0, float(np.nanmin(cosines, initial=0)))
     for axes, values, title, colours, range_ in (
         (left, vectors, "relevance of the sources", SIGNED, (-limit, limit)),
-        (right, cosines, "cosine", "mako", (lowest, 1)),
+        (right, cosines, "cosine", plt.get_cmap("mako"), (lowest, 1)),
     ):
         shown = axes.imshow(values, cmap=colours, vmin=range_[0], vmax=range_[1], aspect="auto", interpolation="none")
         figure.colorbar(shown, ax=axes, shrink=0.8)
