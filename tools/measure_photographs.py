@@ -49,8 +49,8 @@ from pure_nb.methods.virtual import kmeans
 from pure_nb.network.layers import activations
 from pure_nb.network.models import load_model
 
-EVERY = 6
-"""Of the published neurons each sixth is judged, in the order of the table."""
+EVERY = 12
+"""Of the published neurons each twelfth is judged, in the order of the table."""
 
 PLANTED = 40
 """Pairs of channels that are merged."""
