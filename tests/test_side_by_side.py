@@ -32,17 +32,18 @@ from pure_nb.published import Published
 
 
 @pytest.fixture(scope="module")
-def either() -> tuple[Study, np.ndarray]:
-    """Images in red or in green, and a neuron that answers to both, by an input for each."""
-    layers = {"below": nn.Conv2d(3, 3, 1, bias=False), "top": nn.Conv2d(3, 2, 1, bias=False)}
+def either(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, np.ndarray]:
+    """Images in red or in green, and a neuron that answers to both, beside one for each."""
+    layers = {"below": nn.Conv2d(3, 3, 1, bias=False), "top": nn.Conv2d(3, 4, 1, bias=False)}
     model = nn.Sequential(OrderedDict(**layers, pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())).eval()
     with torch.no_grad():
         model.below.weight.copy_(torch.eye(3)[..., None, None])
-        model.top.weight.copy_(torch.tensor([[1.0, 1, 0], [0, 0, 1]])[..., None, None])
+        model.top.weight.copy_(torch.tensor([[1.0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0]])[..., None, None])
     truth = np.arange(12) % 2
     images = 0.01 * torch.rand(12, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     images[torch.arange(12), torch.from_numpy(truth), 2:4, 2:4] += torch.linspace(1, 0.5, 12)[:, None, None]
     how = {"n_references": 8, "n_clusters": 2, "name": "either", "progress": False, "crop": "activation"}
+    how["store"] = tmp_path_factory.mktemp("either")
     study = Study.from_model(model, images, "top", "below", mean=[0.0] * 3, std=[1.0] * 3, **how)
     return study, truth[study.references.sample[0]]
 

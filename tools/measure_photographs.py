@@ -10,8 +10,6 @@ run once: what is measured is of those above it, on what these put out.
 
 ``methods.json``
     One neuron by seven methods, for *What is known, and what is open*.
-``judge.json``
-    Distances of crops by the judge, and parts by several descriptions, for *What CLIP says*.
 ``planted.json``
     Planted channels, for *How would we know?*.
 ``reasons.json``
@@ -39,18 +37,13 @@ from torch import Tensor, nn
 
 from pure_nb import Study, load_study
 from pure_nb.benchmark.leaderboards import run_benchmark
-from pure_nb.benchmark.side_by_side import activations_of, seven_ways
+from pure_nb.benchmark.side_by_side import seven_ways
 from pure_nb.benchmark.tasks import planted_task
 from pure_nb.images.reading import readable
-from pure_nb.judges.embedders import Embedder, from_network, pixels
-from pure_nb.judges.evaluation import pair_distances
+from pure_nb.judges.embedders import Embedder, from_network
 from pure_nb.methods.descriptions import PURE
-from pure_nb.methods.virtual import kmeans
 from pure_nb.network.layers import activations
 from pure_nb.network.models import load_model
-
-EVERY = 6
-"""Of the published neurons each sixth is judged, in the order of the table."""
 
 PLANTED = 40
 """Pairs of channels that are merged."""
@@ -132,21 +125,6 @@ def methods(asked: Asked) -> dict[str, Any]:
     return {"channel": channel, "k": k, "labels": {name: own.tolist() for name, own in found.items()}}
 
 
-def judged(asked: Asked) -> dict[str, Any]:
-    """Distances of the crops of some neurons, pair by pair, and their parts by several descriptions."""
-    some, rows, raw = asked.channels[::EVERY], [], pixels()
-    vectors = activations_of(asked.study, some)
-    for place, channel in enumerate(some):
-        crops, k = asked.crops(channel), asked.published.virtual[channel].k
-        seen = asked.judge.images(crops)
-        own = {name: vectors[name][place] for name in ("activation", "activation at maximum")}
-        own |= {"pixels": raw.images(crops), "the judge's own": seen}
-        parts = {name: kmeans(each, k).tolist() for name, each in own.items()}
-        distances = [round(float(one), 3) for one in pair_distances(seen, "cosine")]
-        rows.append({"channel": channel, "distances": distances, "parts": parts})
-    return {"judge": asked.judge.name, "metric": "cosine", "neurons": rows}
-
-
 def planted(asked: Asked) -> dict[str, Any]:
     """Merged channels: how well parts agree with the sources, and the pair in which these are plainest."""
     task = planted_task(asked.study, count=PLANTED)
@@ -202,7 +180,6 @@ STEPS: dict[str, Callable[[Asked], dict[str, Any]]] = {
     "methods": methods,
     "planted": planted,
     "reasons": reasons,
-    "judge": judged,
 }
 
 

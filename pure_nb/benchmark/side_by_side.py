@@ -42,6 +42,9 @@ SEVEN = ("PURE", "activations at the maximum", "NMF", "SAE features", "CLIP clus
 MOST = 6
 """Parts at most that PSI chooses among, from two on."""
 
+LONGEST = 14
+"""Letters of a name that are shown above pictures."""
+
 Labels = NDArray[np.int64]
 
 
@@ -238,9 +241,9 @@ def seven_figure(
     for name in dict.fromkeys(shown):
         start, stop = shown.index(name), shown.index(name) + shown.count(name)
         axes.plot([start + 0.06, stop - 0.06], [-0.95] * 2, color="0.3", linewidth=1.5)
-        axes.text(
-            (start + stop) / 2, -1.05, name, fontsize=9, ha="left", va="bottom", rotation=40, rotation_mode="anchor"
-        )
+        short = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+        slanted = {"rotation": 40, "rotation_mode": "anchor"}
+        axes.text((start + stop) / 2, -1.05, short, fontsize=9, ha="left", va="bottom", **slanted)
     for row, (method, labels) in enumerate(found.items()):
         axes.text(0, row + 0.5, method, fontsize=10, ha="left", va="bottom")
         for place, part in enumerate(labels[order].tolist()):
