@@ -18,6 +18,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch looks: sums in another order end in other digits
 
@@ -109,7 +110,11 @@ def main() -> None:
     labels = [study.neuron(channel).names for channel in range(study.references.channels)]
     chosen = choose(study.neurons, labels, SEVERAL, PLAIN)
     shown = Shown(pictures="whole", names="files", side=224)
-    folder = publish(study, asked.folder, channels=chosen, shown=shown, licence="other", cite=CITE)
+    with TemporaryDirectory(dir=asked.folder.parent) as aside:  # a study is published to a folder of its own
+        measured = [path.rename(Path(aside) / path.name) for path in asked.folder.glob("measured")]
+        folder = publish(study, asked.folder, channels=chosen, shown=shown, licence="other", cite=CITE)
+        for path in measured:
+            path.rename(folder / path.name)
     told = CARD.format(
         count=len(study.images), several=SEVERAL, neurons=len(chosen), least=LEAST, plain=PLAIN, plainly=PLAINLY
     )
