@@ -165,7 +165,7 @@ def graph_figure(found: Graph) -> Figure:
     for key, (x, y) in places.items():
         node = network.nodes[key]
         told = node["part"] if node["name"] == node["part"] else f"{node['part']} {node['name']}"
-        told = textwrap.shorten(f"{told} {node['share']:+.0%}", 24, placeholder=" …")
+        told = f"{textwrap.shorten(told, 18, placeholder=' …')} {node['share']:+.0%}"
         axes.annotate(told, (x, y), (0, 9), textcoords="offset points", ha="center", fontsize=9)
     for column, name in enumerate(order[1:], 1):
         own = [place[0] for key, place in places.items() if columns[key] == column]
