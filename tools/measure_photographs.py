@@ -10,6 +10,8 @@ run once: what is measured is of those above it, on what these put out.
 
 ``methods.json``
     One neuron by seven methods, for *What is known, and what is open*.
+``judge.json``
+    Distances of crops by the judge, and parts by several descriptions, for *What CLIP says*.
 ``planted.json``
     Planted channels, for *How would we know?*.
 ``reasons.json``
@@ -37,11 +39,13 @@ from torch import Tensor, nn
 
 from pure_nb import Study, load_study
 from pure_nb.benchmark.leaderboards import run_benchmark
-from pure_nb.benchmark.side_by_side import seven_ways
+from pure_nb.benchmark.side_by_side import activations_of, seven_ways
 from pure_nb.benchmark.tasks import planted_task
 from pure_nb.images.reading import readable
-from pure_nb.judges.embedders import Embedder, from_network
+from pure_nb.judges.embedders import Embedder, from_network, pixels
+from pure_nb.judges.evaluation import pair_distances
 from pure_nb.methods.descriptions import PURE
+from pure_nb.methods.virtual import kmeans
 from pure_nb.network.layers import activations
 from pure_nb.network.models import load_model
 
@@ -125,6 +129,20 @@ def methods(asked: Asked) -> dict[str, Any]:
     return {"channel": channel, "k": k, "labels": {name: own.tolist() for name, own in found.items()}}
 
 
+def judged(asked: Asked) -> dict[str, Any]:
+    """Distances of the crops of each neuron, pair by pair, and its parts by several descriptions."""
+    rows, raw, vectors = [], pixels(), activations_of(asked.study, asked.channels)
+    for place, channel in enumerate(asked.channels):
+        crops, k = asked.crops(channel), asked.published.virtual[channel].k
+        seen = asked.judge.images(crops)
+        own = {name: vectors[name][place] for name in ("activation", "activation at maximum")}
+        own |= {"pixels": raw.images(crops), "the judge's own": seen}
+        parts = {name: kmeans(each, k).tolist() for name, each in own.items()}
+        distances = [round(float(one), 3) for one in pair_distances(seen, "cosine")]
+        rows.append({"channel": channel, "distances": distances, "parts": parts})
+    return {"judge": asked.judge.name, "metric": "cosine", "neurons": rows}
+
+
 def planted(asked: Asked) -> dict[str, Any]:
     """Merged channels: how well parts agree with the sources, and the pair in which these are plainest."""
     task = planted_task(asked.study, count=PLANTED)
@@ -180,6 +198,7 @@ STEPS: dict[str, Callable[[Asked], dict[str, Any]]] = {
     "methods": methods,
     "planted": planted,
     "reasons": reasons,
+    "judge": judged,
 }
 
 
