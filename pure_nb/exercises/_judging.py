@@ -72,7 +72,7 @@ def _partitions(g: Generator) -> tuple[Any, ...]:
 
 
 def _two_parts(g: Generator) -> tuple[Any, ...]:
-    fewer = int(g.choice([3, 11]))
+    fewer = int(g.choice([1, 13]))
     return (g.permutation([0] * 5 + [1] * 9), g.permutation([0] * fewer + [1] * (14 - fewer)))
 
 
@@ -121,8 +121,14 @@ EXERCISES = {
             "Divide by the root of n, not by n: that is the mistake of the paper's script.": lambda values: float(
                 values.std(ddof=1) / len(values)
             ),
-            "The mean was estimated from the same values: divide their squares by n - 1 (ddof=1).": lambda values: (
-                float(values.std() / np.sqrt(len(values)))
+            "The mean is of the same values: divide the sum of squared deviations by n - 1, as std(ddof=1) does.": (
+                lambda values: float(values.std() / np.sqrt(len(values)))
+            ),
+            "Two slips: take std(ddof=1), as the mean is of the same values, and divide it by the root of n.": (
+                lambda values: float(values.std() / len(values))
+            ),
+            "That is the standard deviation of the values; their mean varies less: divide by the root of n.": (
+                lambda values: float(values.std(ddof=1))
             ),
         },
     ),
@@ -138,12 +144,15 @@ EXERCISES = {
     ),
     "word_or_unsure": Exercise(
         _said,
-        lambda g: (g.random(5), float(g.choice([0.5, 0.8, 0.95, 0.99]))),
+        lambda g: (g.random(5), float(g.choice([0.9, 0.95]))),
         "The number of the largest score, or -1 where the stability is below 0.95.",
         {
             "An answer should say how sure it is: give -1 if it is not stable.": lambda scores, stability: (
                 scores.argmax()
-            )
+            ),
+            "A stability of just 0.95 is enough.": lambda scores, stability: (
+                scores.argmax() if stability > 0.95 else -1
+            ),
         },
     ),
     "clearly_dominant": Exercise(

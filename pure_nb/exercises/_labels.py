@@ -52,7 +52,7 @@ def _wu_palmer(first: list[str], second: list[str]) -> float:
 def _ways(g: Generator) -> tuple[Any, ...]:
     """Two ways down from the root of a tree of meanings that part somewhere, and may pass the same word later."""
     shared = int(g.integers(1, 4))
-    ways = [[*range(shared), *g.integers(20, 22, int(g.integers(2, 5)))] for _ in range(2)]
+    ways = [[*range(shared), *g.integers(20, 22, int(g.integers(3, 6)))] for _ in range(2)]
     return ([f"m{n}" for n in ways[0]], [f"m{n}" for n in ways[1]])
 
 
@@ -104,9 +104,9 @@ def _own_mean_too(vectors: Array) -> Array:
     return np.array([1 - _cosine(one, unit.mean(axis=0)) for one in unit])
 
 
-def _like_it(vectors: Array, members: Array) -> Array:
+def _like_it(vectors: Array, members: Array, share: float = 0.95) -> Array:
     centre = members.mean(axis=0)
-    limit = np.quantile(np.linalg.norm(members - centre, axis=1), 0.95)
+    limit = np.quantile(np.linalg.norm(members - centre, axis=1), share)
     return np.linalg.norm(vectors - centre, axis=1) <= limit
 
 
@@ -134,6 +134,7 @@ EXERCISES = {
         _strongest,
         lambda g: (g.normal(0.5, 1, size=12), float(g.choice([0.5, 0.8, 0.9]))),
         "Sort the positive attributions from the largest, add them up, and count until the part is reached.",
+        {"The channel with which the part is reached counts, too.": lambda given, part: _strongest(given, part) - 1},
     ),
     "cosine_of": Exercise(
         _cosine,
@@ -158,7 +159,16 @@ EXERCISES = {
         {
             "The real names are one of the orders: add 1 to both counts.": lambda real, swapped: float(
                 (swapped >= real).mean()
-            )
+            ),
+            "Names that do just as well count against the real ones, too.": lambda real, swapped: float(
+                (1 + (swapped > real).sum()) / (1 + len(swapped))
+            ),
+            "Count those that do at least as well, and add 1 to both counts, for the real names.": (
+                lambda real, swapped: float((swapped > real).mean())
+            ),
+            "The real names are one of the orders in the number of all, too: add 1 below as well.": (
+                lambda real, swapped: float((1 + (swapped >= real).sum()) / len(swapped))
+            ),
         },
     ),
     "swapped_names": Exercise(
@@ -193,6 +203,14 @@ EXERCISES = {
         _bounded,
         lambda g: (g.normal(0.3, 1, 12), g.normal(0, 1, 12)),
         "Clip both at 0, sum, and divide the first by the sum of both.",
+        {
+            "Only what is positive is active: clip both at 0 before you sum.": lambda own, other: float(
+                own.sum() / (own.sum() + other.sum())
+            ),
+            "That can be any number; divide by the sum of both.": lambda own, other: float(
+                own.clip(min=0).sum() / other.clip(min=0).sum()
+            ),
+        },
     ),
     "output_lost": Exercise(
         _lost,
@@ -211,7 +229,10 @@ EXERCISES = {
         {
             "What is unlike any part (-1) belongs to the output, too: give its share last.": lambda r, part, parts: (
                 _by_part(r, part, parts)[:-1]
-            )
+            ),
+            "Those are sums; divide them by the whole relevance.": lambda r, part, parts: (
+                _by_part(r, part, parts) * r.sum()
+            ),
         },
     ),
     "how_unusual": Exercise(
@@ -224,5 +245,13 @@ EXERCISES = {
         _like_it,
         lambda g: (g.normal(size=(10, 3)) * 1.5, g.normal(size=(20, 3))),
         "Distance to the part's mean, at most the 95 % quantile of the members' own distances.",
+        {
+            "The farthest member is no measure: take the 95 % quantile of the members' distances.": (
+                lambda vectors, members: _like_it(vectors, members, 1.0)
+            ),
+            "That is the other way round: a circuit is like the part if it is near.": lambda vectors, members: (
+                ~_like_it(vectors, members)
+            ),
+        },
     ),
 }

@@ -101,6 +101,17 @@ def _silhouette(vectors: Array, labels: Array) -> float:
     return float(silhouette_score(vectors, labels))
 
 
+def _silhouette_by_hand(vectors: Array, labels: Array, *, itself: bool = False, nearest: bool = True) -> float:
+    """As readers write it: with the vector itself in its heap, or with all other heaps as one."""
+    distance, values = np.linalg.norm(vectors[:, None] - vectors, axis=2), []
+    for row, own in zip(distance, labels):
+        a = row[labels == own].sum() / ((labels == own).sum() - (not itself))
+        heaps = [row[labels == other].mean() for other in set(labels) - {own}]
+        b = min(heaps) if nearest else row[labels != own].mean()
+        values.append((b - a) / max(a, b))
+    return float(np.mean(values))
+
+
 def _heaps(g: Generator) -> tuple[Any, ...]:
     labels = g.permutation([0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2])
     return (g.normal(size=(12, 3)) + labels[:, None], labels)
@@ -129,7 +140,7 @@ def _weights(stability: Array) -> Array:
 
 
 def _labels(g: Generator) -> tuple[Any, ...]:
-    return (g.integers(0, 6, 40), float(g.choice([0.05, 0.1, 0.2])))
+    return (g.integers(0, 9, 40), float(g.choice([0.05, 0.1, 0.2])))
 
 
 def _layers(g: Generator) -> tuple[Any, ...]:
@@ -143,7 +154,12 @@ EXERCISES = {
         _objects_at_least,
         _labels,
         "Divide each count by the number of labels, and keep the shares that are at least `common`.",
-        {"You count every object, whatever its share.": lambda labels, common: len(np.unique(labels))},
+        {
+            "You count every object, whatever its share.": lambda labels, common: len(np.unique(labels)),
+            "At least: an object with just that share counts, too.": lambda labels, common: int(
+                (np.bincount(labels) / len(labels) > common).sum()
+            ),
+        },
     ),
     "largest_cosine": Exercise(
         lambda weights: float(np.abs(_cosines(weights)).max()),
@@ -159,13 +175,20 @@ EXERCISES = {
     ),
     "welch_bound": Exercise(
         _welch_bound,
-        lambda g: (int(g.integers(2, 60)), int(g.integers(2, 40))),
+        lambda g: (int(g.integers(2, 60)), int(g.integers(2, 60))),
         "It is the root of (classes - channels) / (channels (classes - 1)), and 0 where there is room for all.",
+        {
+            "Take the root.": lambda classes, channels: _welch_bound(classes, channels) ** 2,
+            "With as many channels as classes there is room for all: take max(0, classes - channels).": (
+                lambda classes, channels: _welch_bound(classes, channels) if classes >= channels else np.nan
+            ),
+        },
     ),
     "favourites": Exercise(
         _favourites,
         lambda g: (g.normal(size=(5, 8)), g.integers(0, 5, (8, 20))),
         "The favourite class of a channel is the largest entry of its column, the frequent one the mode of its row.",
+        {"Count them; that is their share.": lambda weights, objects: _favourites(weights, objects) / len(objects)},
     ),
     "best_images": Exercise(
         _best,
@@ -196,7 +219,8 @@ EXERCISES = {
         {
             "That is a ratio of means; the mean of each channel's ratio is asked for.": lambda score: float(
                 score[:, 0].mean() / score[:, -1].mean()
-            )
+            ),
+            "By which factor is the last weaker: divide the first by the last.": lambda score: _depth(score[:, ::-1]),
         },
     ),
     "place_in_picture": Exercise(
@@ -247,7 +271,10 @@ EXERCISES = {
         {
             "Negative activations start nothing: clip at 0 before you square.": lambda relevance, activation: float(
                 relevance.sum() / np.square(activation).sum()
-            )
+            ),
+            "Relevance starts with A, and is multiplied by A: square what is started.": lambda relevance, activation: (
+                float(relevance.sum() / activation.clip(min=0).sum())
+            ),
         },
     ),
     "silhouette": Exercise(
@@ -255,6 +282,14 @@ EXERCISES = {
         _heaps,
         "For each vector: a, the mean distance to the others of its heap; b, the smallest to another heap; "
         "(b - a) / max(a, b). Then the mean.",
+        {
+            "A vector is not one of the *others* of its heap: divide its sum by one less than the heap has.": (
+                lambda vectors, labels: _silhouette_by_hand(vectors, labels, itself=True)
+            ),
+            "b is the mean distance to the *nearest* other heap, not to all vectors of other heaps.": (
+                lambda vectors, labels: _silhouette_by_hand(vectors, labels, itself=False, nearest=False)
+            ),
+        },
     ),
     "nearest_part": Exercise(
         _nearest_part,
@@ -269,13 +304,19 @@ EXERCISES = {
     "p_value": Exercise(
         _p_value,
         lambda g: (float(np.round(g.random(), 1)), np.round(g.random(19), 1)),
-        "Count the draws that are at least as large.",
+        "Count the draws that are at least as large, the neuron itself among them, and divide by the number of all.",
         {
             "The neuron itself is one of the draws: add 1 to both counts, so that p is never 0.": lambda own, draws: (
                 float((draws >= own).mean())
             ),
             "Draws that are just as large count against the neuron, too.": lambda own, draws: float(
                 (1 + (draws > own).sum()) / (1 + len(draws))
+            ),
+            "Count the draws that are at least as large, and add 1 to both counts, for the neuron itself.": (
+                lambda own, draws: float((draws > own).mean())
+            ),
+            "The neuron is one of the draws in the number of all, too: add 1 below as well.": lambda own, draws: float(
+                (1 + (draws >= own).sum()) / len(draws)
             ),
         },
     ),
@@ -286,6 +327,13 @@ EXERCISES = {
         {
             "That is the number of parts, whatever their sizes.": lambda labels: len(np.unique(labels)),
             "That is the entropy; take its exponential.": lambda labels: float(np.log(_effective_parts(labels))),
+            "np.exp undoes np.log, and not np.log2: take the natural logarithm.": lambda labels: float(
+                np.exp(np.log2(_effective_parts(labels)))
+            ),
+            "That is the entropy in bits; take the natural logarithm, and the exponential of the entropy.": (
+                lambda labels: float(np.log2(_effective_parts(labels)))
+            ),
+            "Entropy has a minus sign: yours is one over the number.": lambda labels: 1 / _effective_parts(labels),
         },
     ),
     "weighed": Exercise(
@@ -295,7 +343,17 @@ EXERCISES = {
         {
             "Squared distances shall count as much as the weight says: multiply by its root.": lambda vectors, weight: (
                 np.sqrt(weight) * _weighed(vectors, weight)
-            )
+            ),
+            "Take the mean off first.": lambda vectors, weight: (
+                np.sqrt(weight) * vectors / np.sqrt(np.square(vectors).sum(axis=1).mean())
+            ),
+            "One factor for all vectors: their own lengths say how far they are from the mean.": (
+                lambda vectors, weight: (
+                    np.sqrt(weight)
+                    * (vectors - vectors.mean(axis=0))
+                    / np.linalg.norm(vectors - vectors.mean(axis=0), axis=1, keepdims=True)
+                )
+            ),
         },
     ),
     "weights_by_stability": Exercise(
@@ -305,7 +363,11 @@ EXERCISES = {
         {
             "The square of a negative mean is positive: set it to 0 before.": lambda stability: np.square(
                 stability.mean(axis=1)
-            )
+            ),
+            "The mean comes first, then the square.": lambda stability: np.square(stability).mean(axis=1),
+            "A neuron may be negative, only the mean may not: clip after it.": lambda stability: np.square(
+                stability.clip(min=0).mean(axis=1)
+            ),
         },
     ),
 }

@@ -84,18 +84,28 @@ EXERCISES = {
     ),
     "said_word": Exercise(
         _said_word,
-        lambda g: (g.standard_normal((6, 4)), g.standard_normal((5, 4)) + 3),
+        lambda g: (g.standard_normal((6, 4)), g.standard_normal((5, 4)) * g.uniform(0.2, 1.5, (5, 1)) + 3),
         "The mean change, against each word's unit vector less what all words have in common.",
         {
-            "All words lie on one side: take off their mean direction first.": lambda change, words: int(
-                (words / np.linalg.norm(words, axis=1, keepdims=True) @ change.mean(axis=0)).argmax()
+            "All words lie on one side: take off their mean direction first, and scale to length 1 again.": (
+                lambda change, words: int(
+                    (words / np.linalg.norm(words, axis=1, keepdims=True) @ change.mean(axis=0)).argmax()
+                )
             )
         },
     ),
     "references_for": Exercise(
         _references_for,
-        lambda g: (int(g.choice([150, 500, 900, 1500, 40_000])),),
+        lambda g: (int(g.choice([g.integers(1, 400), g.integers(400, 2000), 40_000])),),
         "One in twenty images, but not fewer than 20, and no more than the paper's 100.",
+        {
+            "A reference is a whole image: round down, with //.": lambda images: max(20, min(100, images / 20)),
+            "Round down: one more would be more than one in twenty.": lambda images: max(
+                20, min(100, round(images / 20))
+            ),
+            "That is one in twenty; not fewer than 20, and no more than 100.": lambda images: images // 20,
+            "Not fewer than 20: exchange min and max.": lambda images: min(20, max(100, images // 20)),
+        },
     ),
     "circuit_bytes": Exercise(
         _circuit_bytes,
@@ -121,14 +131,27 @@ EXERCISES = {
         {
             "Pairs of one image share its forward pass: divide that by `shared`.": lambda i, r, seconds, pair, shared: (
                 (i * seconds + r * (pair + seconds)) / 3600
-            )
+            ),
+            "Those are seconds: divide by 3,600.": lambda *inputs: 3600 * _pass_hours(*inputs),
+            "References have a forward pass, too: `shared` of them one.": lambda i, r, seconds, pair, shared: (
+                (i * seconds + r * pair) / 3600
+            ),
         },
     ),
     "branches": Exercise(
         _branches,
-        lambda g: (int(g.integers(2, 200)),),
+        lambda g: (int(g.choice([g.integers(2, 200), 2 ** g.integers(1, 8)])),),
         "The first branch is the largest power of two that is smaller than the number of shards, the second the rest.",
-        {"A full tree has a power of two leaves, and halves have not.": lambda count: [count - count // 2, count // 2]},
+        {
+            "A full tree has a power of two leaves, and halves have not.": lambda count: [
+                count - count // 2,
+                count // 2,
+            ],
+            "A power of two that is *smaller* than the count: of 8 shards each branch has four.": lambda count: [
+                2 ** (count.bit_length() - 1),
+                count - 2 ** (count.bit_length() - 1),
+            ],
+        },
     ),
     "both_best": Exercise(
         _merged_scores,

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pure_nb.errors import ArgumentError
 
 PARTS = ("_parts", "_judging", "_labels", "_yours")
 """The modules with exercises, as the parts of the book. By name: a chapter need not run again when one has changed."""
 
-TRIALS = 8
-"""Fresh inputs; a mistake that shows in half of them is missed in one of 256 checks."""
+TRIALS = 24
+"""Fresh inputs; a mistake that shows in a fourth of them is missed in one of a thousand checks."""
 
 WIDEST = 60
 """Characters of an input that is shown."""
+
+TORCH = re.compile(
+    r"'numpy\.\w+' object has no attribute|must be Tensor|'(dim|keepdim|descending|unbiased)'|\bview\(|axes don't match"
+)
+"""What an error says if a function was written for torch."""
+
+NUMPY = "The inputs are NumPy arrays: axis= and keepdims= (torch has dim= and keepdim=), .clip(min=0) (.clamp(min=0))."
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,8 @@ def check(function: Callable[..., Any], *, seed: int | None = None) -> Verdict:
         try:
             given = function(*deepcopy(inputs))
         except Exception as error:  # whatever readers write, they are told, and the page goes on
-            return Verdict(False, f"Not yet: {called(name, inputs)} stops with {type(error).__name__}: {error}")
+            stops = f"{called(name, inputs)} stops with {type(error).__name__}: {str(error).rstrip('.')}."
+            return Verdict(False, f"Not yet: {stops} {NUMPY if TORCH.search(str(error)) else exercise.advice}")
         if given is None:
             return Verdict(False, f"Not yet: {name} returns nothing. Write its body, with a return at the end.")
         possible = {say: err for say, err in possible.items() if not differs(err(*deepcopy(inputs)), given)}
@@ -117,8 +127,23 @@ def _told(name: str, inputs: tuple[Any, ...], expected: Any, given: Any) -> str:
     """What is wrong with a result, or nothing."""
     problem = differs(expected, given)
     if problem == "values":
-        return f"{called(name, inputs)} is {shown(expected)}, yours is {shown(given)}."
+        return f"{called(name, inputs)} {_apart(np.asarray(expected), np.asarray(given))}."
     return f"{called(name, inputs)} {problem}." if problem else ""
+
+
+def _apart(right: NDArray[Any], own: NDArray[Any]) -> str:
+    """What the values are; of many, how many are wrong and the first of them."""
+    if in_full(right) and in_full(own) and in_full(right) != in_full(own):
+        return f"is {shown(right)}, yours is {shown(own)}"
+    wrong = np.argwhere(~_close(right, own))
+    first = tuple(wrong[0])
+    place = ", ".join(map(str, first))
+    values = f"{shown(right[first])}, yours is {shown(own[first])}"
+    return f"differs in {len(wrong)} of {right.size} entries, first at [{place}], which is {values}"
+
+
+def _close(right: NDArray[Any], own: NDArray[Any]) -> NDArray[np.bool_]:
+    return np.isclose(own.astype(np.float64), right.astype(np.float64), rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
 def differs(expected: Any, given: Any) -> str:
@@ -129,7 +154,7 @@ def differs(expected: Any, given: Any) -> str:
         return f"should be numbers, yours is a {type(given).__name__} of something else"
     if right.shape != own.shape:
         return f"has the shape {list(right.shape)}, yours has {list(own.shape)}"
-    return "" if np.allclose(own, right, rtol=1e-4, atol=1e-6, equal_nan=True) else "values"
+    return "" if _close(right, own).all() else "values"
 
 
 def called(name: str, inputs: tuple[Any, ...]) -> str:
@@ -142,7 +167,12 @@ def shown(value: Any) -> str:
     array = np.asarray(value)
     if array.dtype == object:
         return repr(value) if len(repr(value)) <= WIDEST else type(value).__name__
+    return in_full(array) or f"<{' x '.join(map(str, array.shape))} numbers>"
+
+
+def in_full(array: NDArray[Any]) -> str:
+    """All values of an array in one line, or nothing if they are too many."""
     if array.ndim == 0 and array.dtype.kind in "iuf":
-        return f"{array:.4g}" if array.dtype.kind == "f" else str(array)
+        return f"{array:.5g}" if array.dtype.kind == "f" else str(array)
     text = " ".join(np.array2string(array, precision=3, separator=", ").split())
-    return text if len(text) <= WIDEST else f"<{' x '.join(map(str, array.shape))} numbers>"
+    return text if len(text) <= WIDEST else ""
