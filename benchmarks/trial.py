@@ -96,7 +96,7 @@ def worlds(shared: Path | None, args: Any) -> dict[tuple[str, str], Study]:
         data, models = shared / "data", shared / "models"
         cifar = {"data": data / "cifar10-test", "weights": models / "cifar10-resnet20.safetensors"}
         found["CIFAR ResNet-20", "layer3"] = load_study("cifar10-resnet20", **cifar, **how)
-        photographs = {"data": data / "imagenet-sample", "weights": models / "imagenet-resnet50.safetensors"}
+        photographs = {"data": data / args.photographs, "weights": models / "imagenet-resnet50.safetensors"}
         found["ImageNet ResNet-50", "layer4"] = load_study("imagenet-resnet50", **photographs, **how)
     return {key: subset(study, args.images) for key, study in found.items() if key[0].startswith(tuple(args.worlds))}
 
@@ -115,6 +115,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--shared", type=Path, help="folder of the weights and pictures that do not ship")
     parser.add_argument("--worlds", nargs="+", default=["glyphs", "CIFAR", "ImageNet"], help="how their names begin")
+    parser.add_argument("--photographs", default="imagenet-sample", help="their folder, one of each class")
     parser.add_argument("--scores", type=Path, help="folder for the scores of all channels")
     parser.add_argument("--count", type=int, default=40, help="merged channels of each kind")
     parser.add_argument("--single", type=int, default=24, help="channels merged with themselves")

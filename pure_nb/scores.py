@@ -98,10 +98,10 @@ def scores(study: Study, embedder: Embedder, *, parts: bool = True) -> pd.DataFr
     -------
     DataFrame
         A row for each neuron that is alive (``part`` is ``"whole"``) and each part of those that are split: ``channel,
-        part, size``; all of :data:`SCORES`, ``class_purity`` NaN where images have no labels; ``redundancy``, the
-        likeness to the most similar neuron, or part of another neuron. Of whole neurons also ``score``, ours, with its
-        ``silhouette_gain`` and ``p``, see :class:`pure_nb.methods.virtual.VirtualNeurons`; and, NaN where that is not
-        known, ``psi`` and ``prism`` (:func:`pure_nb.methods.measures.psi`, and
+        part, size``; all of :data:`SCORES`, ``class_purity`` NaN where images have no labels, or no two the same;
+        ``redundancy``, the likeness to the most similar neuron, or part of another neuron. Of whole neurons also
+        ``score``, ours, with its ``silhouette_gain`` and ``p``, see :class:`pure_nb.methods.virtual.VirtualNeurons`;
+        and, NaN where that is not known, ``psi`` and ``prism`` (:func:`pure_nb.methods.measures.psi`, and
         :func:`pure_nb.methods.measures.description_similarity` of its parts' names: a judge with words for the
         network's classes) and ``fms`` and ``iou`` (:func:`pure_nb.judges.concepts.concept_scores`).
 
@@ -215,11 +215,15 @@ def _of_concepts(study: Study) -> dict[str, NDArray[np.float64]]:
 
 
 def _labels(study: Study) -> NDArray[np.int64]:
-    """The object under each reference's maximum where that is known, else its class, ``[channels, n]``; -1 is none."""
+    """The object under each reference's maximum where that is known, else its class, ``[channels, n]``; -1 is none.
+
+    Where all images are of different classes, as in a sample of one for each, no two can agree: that is no label.
+    """
     if study.objects is not None:
         return study.objects
-    known = study.images.targets
-    label = np.full(len(study.images), -1) if known is None else known
+    label = np.full(len(study.images), -1) if study.images.targets is None else study.images.targets
+    if len(np.unique(label[label >= 0])) == (label >= 0).sum():
+        label = np.full(len(study.images), -1)
     return label[study.references.sample]
 
 

@@ -297,14 +297,14 @@ def detected() -> str:
     found = pd.DataFrame({"score": list(asked)})
     for network in (LARGE, "CIFAR ResNet-20", "glyphs"):
         own = table[table["network"] == network].set_index(["score", "judge"])
-        found[network] = [sure(own.loc[one]) for one in asked.values()]
+        found[network] = [sure(own.loc[one]) if one in own.index else "not defined" for one in asked.values()]
     return markdown(found)
 
 
 def room() -> str:
     """What width does to the number of meanings."""
     table = measured("widths").set_index(["measure", "width"])
-    some = {"objects a channel": "objects", "polysemantic by the test": "polysemantic"}
+    some = {"objects a channel": "objects", "called polysemantic, p at most 0.05": "polysemantic"}
     found = pd.DataFrame({"": list(some)})
     for width in (16, 32, 64, 128):
         found[f"{width} channels"] = [sure(table.loc[own, width]) for own in some.values()]

@@ -86,6 +86,15 @@ def test_nothing_is_split(tmp_path: Path) -> None:
         after_splitting(study, pixels())
 
 
+@pytest.mark.parametrize(("targets", "defined"), [(range(12), False), ([0, *range(11)], True), ([-1] * 12, False)])
+def test_class_purity_needs_a_class_of_two_images(tmp_path: Path, targets: list[int], defined: bool) -> None:
+    """With one image of each class every neuron has the same purity, whatever it means: that says nothing."""
+    images = Items(noise(12))
+    images.targets = list(targets)  # type: ignore[attr-defined]
+    study = Study.from_model(plain(), images, "5", "3", n_references=6, n_clusters=1, store=tmp_path)
+    assert study.scores(pixels())["class_purity"].notna().all() == defined
+
+
 @pytest.fixture(scope="module")
 def task(seen: Study) -> Task:
     return planted_task(seen, count=8, self_merged=6)
