@@ -139,6 +139,13 @@ def test_what_is_known_is_not_tried(clock: list[float]) -> None:
     assert clock[0] == before
 
 
+def test_what_is_tried_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    mine(progress=True).estimate(steps=["references", "circuits"])
+    told = capsys.readouterr().err
+    assert "trying references" in told
+    assert "trying circuits" in told
+
+
 def test_few_images_and_few_pairs_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing is kept, nor is the study other than before."""
     monkeypatch.setattr(estimating, "ENOUGH", -1.0)  # as if ten images took long enough
