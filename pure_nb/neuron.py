@@ -310,8 +310,8 @@ def neuron_table(study: Study) -> pd.DataFrame:
 def ranked(table: pd.DataFrame, virtual: Sequence[VirtualNeurons]) -> pd.DataFrame:
     """The table of neurons with the ``silhouette_gain`` of each, in the order of :attr:`pure_nb.study.Study.neurons`.
 
-    Tables are kept and published without it. Those left whole have the score 0; their gain says which are nearest to
-    being split, where ``p`` is too coarse or too careful to tell.
+    Tables in stores, and those that were published before, are without it. Those left whole have the score 0; their
+    gain says which are nearest to being split, where ``p`` is too coarse or too careful to tell.
     """
     found, place = table.drop(columns="silhouette_gain", errors="ignore"), table.columns.get_loc("score") + 1
     found.insert(place, "silhouette_gain", [virtual[channel].silhouette_gain for channel in found["channel"]])

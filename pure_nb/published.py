@@ -253,7 +253,8 @@ def load_published(
     source, store, changes
         As there.
     model, images
-        The network and the images that were studied, if they are at hand.
+        The network and the images that were studied, if they are at hand: then nothing of what was published of some
+        neurons is taken for what would be found of all.
     """
     found = Publication.read(_fetched(str(source)) if str(source).startswith(HUB) else Path(source))
     told = found.told

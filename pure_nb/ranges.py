@@ -245,7 +245,7 @@ def stabilities(study: Study) -> list[Stability]:
         neuron = np.full(len(study.virtual), np.nan)
         parts = np.full((len(neuron), max(len(own.parts) for own in found)), np.nan)
         for channel, own in zip(known, found):
-            neuron[channel], parts[channel, : len(own.parts)] = own
+            neuron[channel], parts[channel, : len(own.parts)] = own.neuron, own.parts
         return {"neuron": neuron, "parts": parts}, None
 
     arrays, _ = study.results.arrays("stability", study.key("stability"), compute)

@@ -27,8 +27,9 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Two 
 <link rel="stylesheet" href="atlas/atlas.css"><script src="atlas/explorer.js" defer></script></head><body><main>
 <h1>Two explorers</h1>{}<p id="below">below</p>{}</main></body></html>"""
 
-FIGURE = """<figure class="explorer" data-kind="neuron" data-root="atlas/" data-neurons="3 8 22" data-of="1280" data-start="8"
-data-pages="true" data-parts="{}" data-whole="false"><p class="explorer-words" aria-live="polite"></p></figure>"""
+FIGURE = """<figure class="explorer" data-kind="neuron" data-root="atlas/" data-neurons="3 8 22" data-of="1280"
+data-start="8" data-pages="true" data-parts="{}" data-whole="false">
+<p class="explorer-words" aria-live="polite"></p></figure>"""
 
 
 @pytest.fixture(scope="module")
