@@ -162,7 +162,7 @@ def test_some_neurons_with_their_pictures(glyph_study: Study, some: Path) -> Non
         study.neuron(5)
     assert np.isnan(study.circuits[5]).all()  # and no number that looks like one
     assert not study.references.alive[5]
-    other = study.replace(n_clusters=3, store=None)
+    other = study.replace(n_clusters=3)
     for virtual in (study.virtual, other.virtual):
         assert [channel for channel, parts in enumerate(virtual) if parts.k] == CHOSEN
         assert np.isnan([virtual[5].p, virtual[5].score, virtual[5].silhouette]).all()
@@ -413,7 +413,7 @@ def test_a_licence_is_not_said_of_pictures_that_have_another(tmp_path: Path) -> 
         folder = publish(study, tmp_path / "out", licence="cc0-1.0", **how)
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "**Licence**: of tables and arrays: cc0-1.0; each picture is under its own, see" in card
-    assert "names of files are not published, unless" in card.replace("of files and of classes are", "of files are")
+    assert "are not published, unless `ATTRIBUTION.csv` says them" in card
 
 
 def test_attributions_tell_of_no_path_and_of_every_picture(tmp_path: Path) -> None:
