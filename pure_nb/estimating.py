@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Subset
 
 from pure_nb._memory import give_memory_back
-from pure_nb.compute.bars import Bar, watched
+from pure_nb.compute.bars import Bar, progress_bar, watched
 from pure_nb.compute.blocks import MANY
 from pure_nb.compute.sweep import threaded
 from pure_nb.errors import ArgumentError, PureError
@@ -110,7 +110,10 @@ def estimate(
     with threaded(threads), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of ten images many a thing can be said
         tried = _Trial(study, embedder)
-        found = {step: tried.row(step) for step in STEPS if step in steps}
+        found, bar = {}, progress_bar([step for step in STEPS if step in steps], unit="step", shown=study.run.progress)
+        for step in bar:
+            bar.set_description(f"trying {step}")
+            found[step] = tried.row(step)
     rows = {step: row for step, row in found.items() if row}
     cores = 1 if cluster or study.run.client or tried.channels < MANY else cpu_count() or 1
     for step, row in rows.items():

@@ -283,6 +283,8 @@ def neuron_table(study: Study) -> pd.DataFrame:
 
     references, objects, rows = study.references, study.objects, []
     for channel, parts in enumerate(study.virtual):
+        if not parts.k:
+            continue  # it was not published
         row: dict[str, Any] = {
             "channel": channel,
             "k": parts.k,
@@ -300,6 +302,18 @@ def neuron_table(study: Study) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     if study.combined:
         table.attrs["described_by"] = study.combined.weights
-    table.loc[references.alive, "q"] = false_discovery_control(table.loc[references.alive, "p"])
-    # Those left whole have the score 0; those come first that are nearest to being split.
+    alive = references.alive[table["channel"]]
+    table.loc[alive, "q"] = false_discovery_control(table.loc[alive, "p"])
     return table.sort_values(["score", "p"], ascending=[False, True], kind="stable", ignore_index=True)
+
+
+def ranked(table: pd.DataFrame, virtual: Sequence[VirtualNeurons]) -> pd.DataFrame:
+    """The table of neurons with the ``silhouette_gain`` of each, in the order of :attr:`pure_nb.study.Study.neurons`.
+
+    Tables in stores, and those that were published before, are without it. Those left whole have the score 0; their
+    gain says which are nearest to being split, where ``p`` is too coarse or too careful to tell.
+    """
+    found, place = table.drop(columns="silhouette_gain", errors="ignore"), table.columns.get_loc("score") + 1
+    found.insert(place, "silhouette_gain", [virtual[channel].silhouette_gain for channel in found["channel"]])
+    by = ["score", "silhouette_gain", "p"]
+    return found.sort_values(by, ascending=[False, False, True], kind="stable", ignore_index=True)

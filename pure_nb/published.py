@@ -33,9 +33,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pure_nb._imports import needed
+from pure_nb._lacking import described
 from pure_nb._publication import BESIDE, STEPS, Publication
 from pure_nb.classes import Classes
-from pure_nb.compute.store import Store, store_folder
+from pure_nb.compute.bars import progress_bar
+from pure_nb.compute.store import Arrays, Store, store_folder
 from pure_nb.errors import ArgumentError, ImageError, LayerError, StudyError, sentence
 from pure_nb.figures.render import LOOKED, Looked, square_around
 from pure_nb.images._fitting import repeated
@@ -43,10 +45,11 @@ from pure_nb.images.data import Images
 from pure_nb.images.reading import Unreadable
 from pure_nb.images.sources import as_images
 from pure_nb.methods.references import References
-from pure_nb.methods.virtual import VirtualNeurons, unpacked
+from pure_nb.methods.virtual import VirtualNeurons, packed, unpacked
 from pure_nb.network import models
 from pure_nb.network.models import Absent
 from pure_nb.network.shapes import LayerShape
+from pure_nb.neuron import ranked
 from pure_nb.parameters import RUN, Parameters, Run, check_name, checked
 from pure_nb.study import Study
 
@@ -104,6 +107,11 @@ class PublishedImages(Images):
         height, width = self.found.images["shape"][1:]
         with Image.open(path, formats=["WEBP"]) as image:
             return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+
+    @property
+    def drawn(self) -> bool:
+        """As :attr:`Images.drawn`, by the name of the images."""
+        return self.name == "glyphs"
 
     def credit(self, sample: int) -> str:
         """As :meth:`Images.credit`: by the table of attributions beside the pictures."""
@@ -197,6 +205,26 @@ class Published(Study):
                 f"channels: {some} ...; {self.found.why}"
             )
 
+    def __repr__(self) -> str:
+        lines = [line for line in described(self).splitlines() if not line.startswith("runs:")]
+        given = {"the network": isinstance(self.model, Absent), "the images": isinstance(self.images, PublishedImages)}
+        missing = " and ".join(what for what, absent in given.items() if absent)
+        count = f"{len(self.found.channels):,} of {self.shapes[0].channels:,} neurons"
+        return "\n".join([*lines, f"published: {count}, without {missing}"])
+
+    @cached_property
+    def virtual(self) -> list[VirtualNeurons]:
+        """As :attr:`Study.virtual`; neurons that were not published have no parts, and NaN for all numbers."""
+        if self.found.told["channels"] is None:
+            return Study.virtual.func(self)  # type: ignore[attr-defined,no-any-return]
+
+        def compute(_: Store | None) -> tuple[Arrays, Any]:
+            channels = self.found.channels.tolist()
+            bar = progress_bar(channels, "virtual", unit="neuron", shown=self.run.progress)
+            return packed(_among_all(self.found, [self.virtual_of(channel) for channel in bar]))
+
+        return unpacked(*self.results.arrays("virtual", self.key("virtual"), compute))
+
     @cached_property
     def without_lrp(self) -> str:
         """As :attr:`Study.without_lrp`, which takes the network."""
@@ -225,7 +253,8 @@ def load_published(
     source, store, changes
         As there.
     model, images
-        The network and the images that were studied, if they are at hand.
+        The network and the images that were studied, if they are at hand: then nothing of what was published of some
+        neurons is taken for what would be found of all.
     """
     found = Publication.read(_fetched(str(source)) if str(source).startswith(HUB) else Path(source))
     told = found.told
@@ -289,7 +318,9 @@ def _have(study: Study, found: Publication, whole: bool) -> None:
             own["_found" if step == "references" else step] = result
     if whole:
         return
-    own |= {"neurons": found.table("neurons"), "part_labels": found.part_labels}
+    own["part_labels"] = found.part_labels
+    if (table := found.table("neurons")) is not None:
+        own["neurons"] = ranked(table, own["virtual"])
     if (beside := found.arrays(BESIDE)) is not None:
         own[BESIDE] = found.among_all(beside["vectors"])
     vars(study.crops)["_without_crp"] = str(found.told["crops"]["misfit"])
@@ -308,11 +339,19 @@ def _results(found: Publication, p: Parameters) -> dict[str, Any]:
     made: dict[str, Any] = {"references": (References(p.target, p.ranked_by, grid=grid, **given), [])}
     names = {"circuits": "vectors", "layouts": "points", "boxes": "box", "objects": "label"}
     made |= {step: every(arrays[step][name]) for step, name in names.items() if step in arrays}
-    none = np.full_like(parts["labels"][0], -1), np.zeros_like(parts["centroids"][:1]), 0.0, 0.0, 1.0
-    made["virtual"] = [VirtualNeurons(*none)] * found.shapes[0].channels
-    for channel, one in zip(found.channels.tolist(), unpacked(parts, parts["start"].tolist())):
-        made["virtual"][channel] = one
+    made["virtual"] = _among_all(found, unpacked(parts, parts["start"].tolist()))
     return made
+
+
+def _among_all(found: Publication, parts: Sequence[VirtualNeurons]) -> list[VirtualNeurons]:
+    """The virtual neurons of the published neurons among those of all, of which nothing is known."""
+    one, unknown = parts[0], dict.fromkeys(("silhouette", "silhouette_gain", "p"), float("nan"))
+    means = None if one.means is None else one.means[:0]
+    none = replace(one, labels=np.full_like(one.labels, -1), centroids=one.centroids[:0], means=means, **unknown)
+    every = [none] * found.shapes[0].channels
+    for channel, own in zip(found.channels.tolist(), parts):
+        every[channel] = own
+    return every
 
 
 def _fetched(address: str) -> Path:

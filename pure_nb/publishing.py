@@ -11,6 +11,8 @@ import gc
 import json
 import os
 import shutil
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from pure_nb._gathering import Gathered
 from pure_nb._imports import needed
 from pure_nb._publication import FORMAT, MANIFEST
 from pure_nb.compute.store import fingerprint, write_text
-from pure_nb.errors import ArgumentError, StudyError, require_choice, sentence
+from pure_nb.errors import ArgumentError, StudyError, StudyWarning, require_choice, sentence
 from pure_nb.published import Published, load_published
 from pure_nb.show.facts import Atlas
 
@@ -42,8 +44,8 @@ PICTURES = {
     "whole": "Reference images are published as the network sees them.",
 }
 NAMES = {
-    "none": "Names of the data set, of files and of classes are not published.",
-    "labels": "Names of the data set and of classes are published, names of files are not.",
+    "none": "Names of the data set, of files and of classes are not published{beside}.",
+    "labels": "Names of the data set and of classes are published, names of files are not{beside}.",
     "files": "Names of the data set, of files and of classes are published.",
 }
 """What the card says of what is shown."""
@@ -114,8 +116,8 @@ def publish(
     embedder
         With a text tower, such as CLIP: names the virtual neurons. A person's own names and notes are not published.
     licence, cite
-        Under which licence what is published may be used, as Hugging Face's hub calls it (``"cc-by-4.0"``), and how it
-        is to be cited.
+        Under which licence what is published may be used, as Hugging Face's hub calls it (``"cc-by-4.0"``), but for
+        pictures that have their own in ``ATTRIBUTION.csv``; and how it is to be cited.
     atlas
         Also write a site of what was published: see :func:`pure_nb.show.atlas.write`. It needs pictures.
 
@@ -149,6 +151,9 @@ def publish(
         left.unlink()
     made.write(work)
     card = _card(made, licence, cite)
+    if licence not in ("", "other") and (others := _others(made, licence)):
+        told = f"{sum(others.values())} of {len(made.pictured)} pictures are under other licences: {', '.join(others)}"
+        warnings.warn(f"{licence} is of the tables and arrays only: {told}", StudyWarning, stacklevel=2)
     write_text(work / README, card)
     if atlas:
         from pure_nb.show import atlas as site  # late: not everyone has what it needs
@@ -246,6 +251,23 @@ def _other(folder: Path) -> str:
     return ""
 
 
+def _licence(made: Gathered, licence: str) -> str:
+    """What the card says of the licence: of pictures that have their own it is another one."""
+    told = licence or "not said; ask whoever published it"
+    own = f"of tables and arrays: {told}; each picture is under its own, see `ATTRIBUTION.csv`"
+    return own if made.attributions else told
+
+
+def _others(made: Gathered, licence: str) -> dict[str, int]:
+    """How many pictures are under which licences other than that of the study, as their attributions call them."""
+    own = [line.get("licence") or line.get("license") or "one that is not said" for line in made.attributions]
+    return dict(Counter(name for name in own if _plain(name) != _plain(licence)))
+
+
+def _plain(licence: str) -> str:
+    return "".join(filter(str.isalnum, licence.lower()))
+
+
 def _card(made: Gathered, licence: str, cite: str) -> str:
     """A card in the words of Hugging Face's hub: what its pages sort by, and what people read."""
     study, p, told = made.study, made.study.parameters, made.told()
@@ -270,8 +292,8 @@ def _card(made: Gathered, licence: str, cite: str) -> str:
         n=study.references.n,
         pictures=PICTURES[made.pictures],
         by="Whom they are by, and under which licence, is in `ATTRIBUTION.csv`." if made.attributions else "",
-        names=NAMES[made.names],
-        licence=licence or "not said; ask whoever published it",
+        names=NAMES[made.names].format(beside=", unless `ATTRIBUTION.csv` says them" * bool(made.attributions)),
+        licence=_licence(made, licence),
         made=", ".join(f"{name} {number}" for name, number in told["made"].items()),
         unsteady=f"Results are of one run: {study.unsteady}." if study.unsteady else "",
         cite=cite or "Name whoever published this study, and its address.",

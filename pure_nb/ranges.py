@@ -240,10 +240,13 @@ def stabilities(study: Study) -> list[Stability]:
             return parts.scaled(np.asarray(vectors[channel])), parts.labels
 
         one = partial(stability, seed=study.parameters.seed)
-        found = each_neuron(one, given, len(study.virtual), name="stability", run=study.run)
-        most = max(len(own.parts) for own in found)
-        parts = [np.pad(own.parts, (0, most - len(own.parts)), constant_values=np.nan) for own in found]
-        return {"neuron": np.array([own.neuron for own in found]), "parts": np.stack(parts)}, None
+        known = [channel for channel, parts in enumerate(study.virtual) if parts.k]  # the others were not published
+        found = each_neuron(one, lambda row: given(known[row]), len(known), name="stability", run=study.run)
+        neuron = np.full(len(study.virtual), np.nan)
+        parts = np.full((len(neuron), max(len(own.parts) for own in found)), np.nan)
+        for channel, own in zip(known, found):
+            neuron[channel], parts[channel, : len(own.parts)] = own.neuron, own.parts
+        return {"neuron": neuron, "parts": parts}, None
 
     arrays, _ = study.results.arrays("stability", study.key("stability"), compute)
     each = zip(arrays["neuron"].tolist(), arrays["parts"], study.virtual)

@@ -45,7 +45,7 @@ from pure_nb.network import models
 from pure_nb.network.dictionary import resolved
 from pure_nb.network.layers import nearest_below
 from pure_nb.network.shapes import LayerShape, require, survey
-from pure_nb.neuron import Neuron, cluster_channels, lay_out, neuron_table
+from pure_nb.neuron import Neuron, cluster_channels, lay_out, neuron_table, ranked
 from pure_nb.notes import Notes
 from pure_nb.parameters import AUTO, NEAREST, RUN, Parameters, Run, check_name, checked, renamed
 from pure_nb.ranges import activation_range, stabilities
@@ -370,15 +370,16 @@ class Study:
     def neurons(self) -> pd.DataFrame:
         """One row for each channel, the most polysemantic first.
 
-        Columns: ``channel``; ``k`` virtual neurons; ``score`` and ``p`` of :class:`.VirtualNeurons`; ``q``, the
-        false-discovery rate among the living neurons whose ``p`` is no larger (Benjamini and Hochberg): of those with
-        ``q <= 0.05`` one in twenty is expected to be a single heap; ``sizes`` of the parts; ``strongest`` activation;
-        ``meanings`` as :meth:`pure_nb.neuron.Neuron.meanings` gives them; and where the objects are known, the
-        agreement ``ami`` of the parts with them; ``stability`` of the neuron and of its parts, in ``stabilities``, see
+        Columns: ``channel``; ``k`` virtual neurons; ``score``, ``silhouette_gain`` and ``p`` of
+        :class:`.VirtualNeurons`, by which they are sorted in this order; ``q``, the false-discovery rate among the
+        living neurons whose ``p`` is no larger (Benjamini and Hochberg): of those with ``q <= 0.05`` one in twenty is
+        expected to be a single heap; ``sizes`` of the parts; ``strongest`` activation; ``meanings`` as
+        :meth:`pure_nb.neuron.Neuron.meanings` gives them; and where the objects are known, the agreement ``ami`` of
+        the parts with them; ``stability`` of the neuron and of its parts, in ``stabilities``, see
         :mod:`pure_nb.methods.stability`. Dead channels come last. Where parts are clusters of several descriptions,
         ``attrs["described_by"]`` has their weights.
         """
-        found = self.results.table("neurons", self.key("neurons"), lambda _: neuron_table(self))
+        found = ranked(self.results.table("neurons", self.key("neurons"), lambda _: neuron_table(self)), self.virtual)
         own = [self.stability[channel] for channel in found["channel"]]
         each = [" ".join(f"{part:.2f}" for part in one.parts if part == part) for one in own]
         return found.assign(stability=[one.neuron for one in own], stabilities=each)

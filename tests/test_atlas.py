@@ -86,7 +86,7 @@ def test_data_are_what_the_study_found(glyph_study: Study, site: Path) -> None:
         found = data(site, channel)
         assert found["channel"] == channel
         assert list(found["parts"]) == list(METHODS)
-        assert found["counts"] == ["as chosen", *map(str, CHOICES)]
+        assert found["counts"] == ["given", *map(str, CHOICES)]
         objects = glyph_study.objects
         assert objects is not None
         assert [found["names"][label] for label in found["label"]] == [CLASSES[o].name for o in objects[channel]]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,10 @@ from numpy.typing import NDArray
 from open_clip.model import CLIP
 from PIL import Image
 from safetensors.torch import save_file
-from small import plain
+from small import noise, plain
 from torch import Tensor, nn
 
-from pure_nb.errors import EmbedderError
+from pure_nb.errors import EmbedderError, StudyWarning
 from pure_nb.glyphs import CLASSES, GlyphObjects
 from pure_nb.judges.embedders import (
     Embedder,
@@ -37,6 +39,7 @@ from pure_nb.judges.embedders import (
     pixels,
 )
 from pure_nb.parameters import Run
+from pure_nb.study import Study
 
 TINY = {
     "embed_dim": 12,
@@ -330,6 +333,17 @@ def crops(each: int) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
         x, y = (left + right) // 2, (top + bottom) // 2
         found.append(scene.image[max(0, y - reach) : y + reach, max(0, x - reach) : x + reach])
     return found, np.array(objects.targets)
+
+
+def test_judges_that_know_glyphs_only_say_so_of_other_images(seen: Study, tmp_path: Path) -> None:
+    assert [make().glyphs for make in (mini_clip, mini_dino, pixels)] == [True, True, False]
+    judge = replace(pixels(4), glyphs=True)
+    other = Study.from_model(plain(), noise(12), "4", "2", n_references=4, progress=False, store=tmp_path)
+    with pytest.warns(StudyWarning, match="pixels knows nothing but the glyphs that the package draws, and 'mine' are"):
+        other.crops.embeddings(judge)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StudyWarning)
+        seen.crops.embeddings(judge)
 
 
 def test_mini_clip_names_what_it_never_saw() -> None:

@@ -139,6 +139,13 @@ def test_what_is_known_is_not_tried(clock: list[float]) -> None:
     assert clock[0] == before
 
 
+def test_what_is_tried_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(bars.Bar, "set_description", lambda self, text: told.append(text))
+    mine().estimate(steps=["circuits", "references"])
+    assert told == ["trying references", "trying circuits"]
+
+
 def test_few_images_and_few_pairs_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing is kept, nor is the study other than before."""
     monkeypatch.setattr(estimating, "ENOUGH", -1.0)  # as if ten images took long enough

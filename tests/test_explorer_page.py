@@ -27,8 +27,9 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Two 
 <link rel="stylesheet" href="atlas/atlas.css"><script src="atlas/explorer.js" defer></script></head><body><main>
 <h1>Two explorers</h1>{}<p id="below">below</p>{}</main></body></html>"""
 
-FIGURE = """<figure class="explorer" data-kind="neuron" data-root="atlas/" data-neurons="3 8 22" data-start="8"
-data-pages="true" data-parts="{}" data-whole="false"><p class="explorer-words" aria-live="polite"></p></figure>"""
+FIGURE = """<figure class="explorer" data-kind="neuron" data-root="atlas/" data-neurons="3 8 22" data-of="1280"
+data-start="8" data-pages="true" data-parts="{}" data-whole="false">
+<p class="explorer-words" aria-live="polite"></p></figure>"""
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,14 @@ def test_an_address_that_nothing_answers_to_is_the_start(context: Any, url: str)
     with Visit(context, f"{url}#below") as visit:
         reads(visit, "Neuron 8")
         assert visit.page.url.endswith("#below")
+
+
+def test_labels_say_what_is_given_and_how_many_there_are(context: Any, url: str) -> None:
+    with Visit(context, url) as visit:
+        reads(visit, "Neuron 8")
+        assert "given (2)" in visit.page.locator(".explorer-keys").first.inner_text()  # by the study, of k = 2
+        labels = [visit.page.locator(".explorer-picker label").nth(place).inner_text() for place in (0, 1)]
+        assert labels == ["neuron, 3 of 1,280", "neuron, 3 of 1,280"]
 
 
 def test_numbers_and_chance(context: Any, url: str) -> None:

@@ -7,6 +7,7 @@ import csv
 import json
 import shutil
 import threading
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,7 +28,7 @@ from typer.testing import CliRunner
 from pure_nb import Study, explore, load_study
 from pure_nb.cli import app
 from pure_nb.compute.store import Store
-from pure_nb.errors import ArgumentError, ImageError, LayerError, PureError, StudyError
+from pure_nb.errors import ArgumentError, ImageError, LayerError, PureError, StudyError, StudyWarning
 from pure_nb.figures.render import boxes, square_around
 from pure_nb.images.data import Images
 from pure_nb.images.sources import folder_images
@@ -153,12 +154,21 @@ def test_some_neurons_with_their_pictures(glyph_study: Study, some: Path) -> Non
             assert np.abs(one.picture.astype(int) - like.picture).mean() < 12  # WebP loses some
             assert one.box == like.box
         assert own.plot() is not None
+    assert repr(study).endswith("\npublished: 3 of 32 neurons, without the network and the images")
+    assert "runs:" not in repr(study)
     with pytest.raises(
         ArgumentError, match=r"channel 5 was not published, only 3 of 32 channels: 3, 8, 22 \.\.\.; give"
     ):
         study.neuron(5)
     assert np.isnan(study.circuits[5]).all()  # and no number that looks like one
     assert not study.references.alive[5]
+    other = study.replace(n_clusters=3)
+    for virtual in (study.virtual, other.virtual):
+        assert [channel for channel, parts in enumerate(virtual) if parts.k] == CHOSEN
+        assert np.isnan([virtual[5].p, virtual[5].score, virtual[5].silhouette]).all()
+    assert sorted(other.neurons["channel"]) == CHOSEN
+    assert set(other.neurons["k"]) == {3}
+    assert other.neurons["stability"].notna().all()
 
 
 def test_explorers_and_atlas_need_nothing_else(
@@ -174,7 +184,7 @@ def test_explorers_and_atlas_need_nothing_else(
     assert {"index.html", "3.html", "8.html", "22.html"} <= site
     assert "5.html" not in site
     monkeypatch.setenv("PURE_NB_BOOK", str(tmp_path / "book"))
-    assert 'data-neurons="3 8 22"' in explore(study).data  # type: ignore[union-attr]
+    assert 'data-neurons="3 8 22" data-of="32"' in explore(study).data  # type: ignore[union-attr]
     assert Atlas(study).data(8)["tiles"] == 8
 
 
@@ -390,6 +400,20 @@ def test_whom_pictures_are_by_is_said_wherever_they_are(tmp_path: Path) -> None:
     )
     assert credit in (folder / f"atlas/data/{chosen[0]}.js").read_text(encoding="utf-8")
     assert "in `ATTRIBUTION.csv`" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_licence_is_not_said_of_pictures_that_have_another(tmp_path: Path) -> None:
+    study = own_study(tmp_path)
+    attributed(tmp_path, study)  # all under CC-BY-4.0
+    how: dict[str, Any] = {"channels": [int(np.flatnonzero(study.references.alive)[0])], "shown": Shown("whole")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StudyWarning)
+        publish(study, tmp_path / "out", licence="cc-by-4.0", **how)
+    with pytest.warns(StudyWarning, match=r"cc0-1.0 is of .* only: (\d) of \1 pictures are under .*: CC-BY-4.0$"):
+        folder = publish(study, tmp_path / "out", licence="cc0-1.0", **how)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "**Licence**: of tables and arrays: cc0-1.0; each picture is under its own, see" in card
+    assert "are not published, unless `ATTRIBUTION.csv` says them" in card
 
 
 def test_attributions_tell_of_no_path_and_of_every_picture(tmp_path: Path) -> None:

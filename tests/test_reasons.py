@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ def test_a_few_weights_by_hand(small: Study) -> None:
     assert table.loc["not by these channels", "relevance"] == -0.5
     assert table["share"].sum() == pytest.approx(1)
     assert "larger by" not in found.title
+    assert [found._parts.kind(channel) for channel in (0, 1)] == ["channel"] * 2  # they are left whole
+    assert set(found.table["kind"][found.table["part"] != ""]) <= {"channel"}
+    assert (found.outside, "\n" in repr(found)) == ("", False)
+    most = replace(found, value=100.0)
+    assert most.outside.startswith("Most of this output is not told by the parts: ")
+    assert "not by these channels +91%" in most.outside
+    assert most.outside in repr(most)
+    assert replace(found, value=-100.0).outside.endswith("not by these channels -109%.")
 
 
 def test_what_speaks_against_and_an_output_below_zero(small: Study) -> None:
@@ -181,6 +190,8 @@ def test_pictures_of_all_kinds(seen: Study, tmp_path: Path) -> None:
     for given in (picture, tmp_path / "four.png", str(tmp_path / "four.png")):
         own = seen.explain(given).channels.set_index("channel")["relevance"]  # 8 bits a colour
         assert np.allclose(own[expected["channel"]], expected["relevance"], atol=0.05)
+    with pytest.raises(ImageError, match=r"is a folder: name a picture in it$"):
+        seen.explain(tmp_path)
 
 
 def test_page_and_figure(seen: Study, tmp_path: Path) -> None:

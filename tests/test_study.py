@@ -44,6 +44,7 @@ from pure_nb.images.sources import as_images
 from pure_nb.judges.truth import shares
 from pure_nb.loading import load_study, shipped_studies
 from pure_nb.methods.virtual import embed, virtual_neurons
+from pure_nb.neuron import ranked
 from pure_nb.parameters import RUN, Crop, Parameters, Run
 from pure_nb.study import Study
 
@@ -190,6 +191,19 @@ def test_the_table_is_sorted_by_score(tmp_path: Path) -> None:
     scores = study.neurons["score"].dropna().to_numpy()
     assert len(scores) > 3
     assert (np.diff(scores) <= 0).all()
+
+
+def test_neurons_that_are_left_whole_are_sorted_by_their_gain(tmp_path: Path) -> None:
+    study = mine(tmp_path, n_clusters=1)
+    table = study.neurons
+    assert (table["score"] == 0).all()
+    gain = [study.virtual[channel].silhouette_gain for channel in table["channel"]]
+    assert table["silhouette_gain"].tolist() == gain == sorted(gain, reverse=True)
+    values = np.random.default_rng(0).permutation(len(table)) / 10.0
+    own = [replace(parts, silhouette_gain=value, p=1.0) for parts, value in zip(study.virtual, values)]
+    found = ranked(table, own)
+    assert found["channel"].tolist() == np.argsort(-values).tolist()
+    assert found["silhouette_gain"].tolist() == sorted(values, reverse=True)
 
 
 def test_the_false_discovery_rate_is_over_the_living(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_explore_alive(glyph_study: Study) -> None:
     widget = explore(glyph_study, 22, caption="look")
     reader = Reader(widget)
     alive = np.flatnonzero(glyph_study.references.alive)
-    assert widget._listed == {"layer": "layer4", "neurons": alive.tolist()}
+    assert widget._listed == {"layer": "layer4", "neurons": alive.tolist(), "of": 32}
     assert (widget.layer, widget.neuron, widget.method, widget.parts) == ("layer4", 22, "circuits", 0)
     assert (widget._fixed["caption"], widget._fixed["split"]) == ("look", True)
     assert widget._fixed["layers"][0] == "layer4"
@@ -261,7 +261,8 @@ def test_explore_alive(glyph_study: Study) -> None:
     assert found["pictures"][file] not in reader.look(3)["pictures"].values()
     lower = glyph_study.replace(target="layer3", lower="nearest")
     found = reader.look(layer="layer3")
-    assert widget._listed == {"layer": "layer3", "neurons": np.flatnonzero(lower.references.alive).tolist()}
+    alive = np.flatnonzero(lower.references.alive)
+    assert widget._listed == {"layer": "layer3", "neurons": alive.tolist(), "of": 64}
     assert found["sample"] == lower.neuron(widget.neuron).sample.tolist()
     made = lower.neuron(3).with_clusters(lower.neuron(3).vectors, 3)
     assert same_parts(found["parts"]["circuits"][2], made.virtual.labels)

@@ -49,7 +49,7 @@ def explanation_figure(found: Explanation) -> Figure:
         show(upper.add_subplot(grid[number, 2]), image_grid(pictures, max(1, len(pictures))))
     left, right = lower.subplots(1, 2, gridspec_kw={"width_ratios": [1, 3.4]})
     show(left, found.pixels)
-    rest = rows[rows["kind"] != "part"][::-1]
+    rest = rows[rows["part"] == ""][::-1]
     right.barh([f"{kind}: {name}" for kind, name in zip(rest["kind"], rest["name"])], rest["share"], color=REST)
     right.axvline(0, color="0.6", linewidth=0.8)
     right.tick_params(labelsize=9)
@@ -75,13 +75,13 @@ def class_figure(found: ClassParts, count: int = 12) -> Figure:
         How many parts.
     """
     table = found.table
-    parts = table[table["kind"] == "part"].head(count)
-    rows = [*parts.to_dict("records"), *table[table["kind"] != "part"].to_dict("records")]
+    parts = table[table["part"] != ""].head(count)
+    rows = [*parts.to_dict("records"), *table[table["part"] == ""].to_dict("records")]
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(7.4, 1.1 + 0.42 * len(rows)), layout="constrained", sharey=True, width_ratios=[3, 1.6]
     )
     for place, row in enumerate(rows):
-        colour = REST if row["kind"] != "part" else FOR if row["share"] >= 0 else AGAINST
+        colour = REST if not row["part"] else FOR if row["share"] >= 0 else AGAINST
         left.barh(place, row["share"], color=colour)
         left.plot([row["low"], row["high"]], [place, place], color="0.2", linewidth=1.2)
     told = [

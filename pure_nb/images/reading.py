@@ -48,6 +48,8 @@ class Unreadable:
 
     def error(self) -> ImageError:
         """Make an error of it, one that says what to do."""
+        if self.reason.startswith(IsADirectoryError.__name__):
+            return ImageError(f"image {self.sample} ({self.path}) is a folder: name a picture in it")
         return ImageError(
             f"image {self.sample} ({self.path}) can't be read: {self.reason}. Mend or remove it, or leave such "
             "images out (skip_unreadable=True, or --skip-unreadable)"

@@ -13,6 +13,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib import import_module, resources
 from pathlib import Path
 from pickle import UnpicklingError
@@ -237,7 +238,7 @@ def mini_clip(features: Features = "tokens", run: Run = Run()) -> Embedder:
     """The small CLIP that ships, trained on the glyph world and its captions; see its model card beside the weights."""
     name, tokenizer = mini_clip_parts()
     how: dict[str, Any] = {"name": "mini-CLIP", "prompts": ("a {}",), "tokenizer": tokenizer}
-    return clip(name, None, features=features, run=run, **how)
+    return replace(clip(name, None, features=features, run=run, **how), glyphs=True)
 
 
 def mini_clip_parts() -> tuple[str, WordTokenizer]:
@@ -249,7 +250,8 @@ def mini_clip_parts() -> tuple[str, WordTokenizer]:
 
 def mini_dino(features: Features = "tokens", run: Run = Run()) -> Embedder:
     """The small vision transformer that ships, trained on the glyph world without labels; see its model card."""
-    return from_timm(f"local-dir:{_asset('mini-dino')}", features=features, run=run, name="mini-DINO")
+    made = from_timm(f"local-dir:{_asset('mini-dino')}", features=features, run=run, name="mini-DINO")
+    return replace(made, glyphs=True)
 
 
 def load_embedder(spec: str, *, features: Features = "tokens", run: Run = Run(), folder: Path = Path()) -> Embedder:

@@ -47,6 +47,8 @@ class Embedder:
         tokens, by which the paper measures distances.
     prompts
         Sentences around a word, with ``{}`` in its place.
+    glyphs
+        Whether it was trained on the glyphs that the package draws, and knows nothing else.
 
     Examples
     --------
@@ -61,6 +63,7 @@ class Embedder:
     encode_text: Callable[[list[str]], Any] | None = None
     encode_joint: Encode | None = None
     prompts: tuple[str, ...] = ("{}",)
+    glyphs: bool = False
 
     @classmethod
     def of(cls, name: str, function: Encode) -> Embedder:

@@ -41,7 +41,7 @@ UMAP_NEIGHBOURS = 6
 
 @dataclass(frozen=True, eq=False)
 class VirtualNeurons:
-    """The virtual neurons that a neuron is split into.
+    """The virtual neurons that a neuron is split into; none, and NaN for its numbers, of one that was not published.
 
     Attributes
     ----------

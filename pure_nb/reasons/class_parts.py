@@ -18,7 +18,7 @@ from pure_nb.figures.render import Picture
 from pure_nb.images.data import Images
 from pure_nb.images.reading import readable
 from pure_nb.methods.statistics import percentiles, resampled
-from pure_nb.reasons.explaining import LOST, NONE, PART, REST, part_references
+from pure_nb.reasons.explaining import LOST, NONE, REST, part_references
 from pure_nb.reasons.looking import number_of
 from pure_nb.reasons.parts import UNLIKE, Parts
 from pure_nb.reasons.tracing import Start, Trace, trace
@@ -93,7 +93,7 @@ class ClassParts:
         keys = which[~none].tolist()
         table = pd.DataFrame(
             {
-                "kind": [PART] * len(keys) + [NONE, REST, LOST],
+                "kind": [self._parts.kind(channel) for channel, _ in keys] + [NONE, REST, LOST],
                 "part": [self._parts.label(*key) for key in keys] + [""] * 3,
                 "name": [self._parts.name(*key) for key in keys] + [""] * 3,
                 "images": (each != 0).sum(axis=0),
@@ -101,7 +101,7 @@ class ClassParts:
             }
         )
         table[["low", "high"]] = [percentiles(draws[:, number]) for number in range(each.shape[1])]
-        order = table["share"].abs().where(table["kind"] == PART, -1)
+        order = table["share"].abs().where(table["part"] != "", -1)
         return table.loc[order.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
 
     @cached_property
@@ -158,7 +158,7 @@ class ClassParts:
         DataFrame
             ``part``, ``name``, ``share_1`` of this class and ``share_2`` of the other.
         """
-        own, others = (one.table[one.table["kind"] == PART].set_index("part") for one in (self, other))
+        own, others = (one.table[one.table["part"] != ""].set_index("part") for one in (self, other))
         both = own[["name", "share"]].rename(columns={"share": "share_1"})
         both = both.join(others["share"].rename("share_2"), how="inner")
         both = both[(both["share_1"] > 0) & (both["share_2"] > 0)]
@@ -168,7 +168,7 @@ class ClassParts:
     def strongest(self, count: int) -> list[dict[str, Any]]:
         """Rows of the table of the strongest parts, with ``channel`` and ``number`` of each."""
         label = {self._parts.label(*key): key for key in self._by_part[0].tolist() if key[1] != UNLIKE}
-        rows: list[Any] = self.table[self.table["kind"] == PART].head(count).to_dict("records")
+        rows: list[Any] = self.table[self.table["part"] != ""].head(count).to_dict("records")
         return [row | dict(zip(("channel", "number"), label[row["part"]])) for row in rows]
 
     def references(self, count: int) -> list[list[Picture]]:

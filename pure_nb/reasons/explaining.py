@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
     from pure_nb.study import Study
 
-PART, OTHER = "part", "other parts"
+OTHER = "other parts"
 NONE = "unlike any part"
 REST, LOST = "other channels", "not by these channels"
-"""Kinds of rows: a part; all weaker parts; channels whose circuit is unlike any of their parts; channels that were not
-taken apart; and what of the output is not relevance of the layer: biases, and paths that do not go through it."""
+"""Kinds of rows beside those of :meth:`.Parts.kind`: all weaker parts; channels whose circuit is unlike any
+of their parts; channels that were not taken apart; and what of the output is not relevance of the layer: biases, and
+paths that do not go through it."""
 
 
 SHOWN = 4
@@ -89,7 +90,8 @@ class Explanation:
     def table(self) -> pd.DataFrame:
         """What the output is made of.
 
-        A row for each of the strongest parts: ``kind`` (``"part"``), ``part`` (``"22.B"``), ``name`` (by hand, or what
+        A row for each of the strongest parts: ``kind`` (``"part"``, or ``"channel"`` where it was left whole), ``part``
+        (``"22.B"``, or ``"22"``), ``name`` (by hand, or what
         its references show), ``relevance`` in units of the output, and ``share`` of its size: below 0 what speaks
         against. Then what is left, so that shares add up to 1 (or to -1, of an output below 0).
         """
@@ -97,7 +99,7 @@ class Explanation:
 
         some = self.channels[self.channels["part"] != UNLIKE]
         named = [
-            (PART, self._parts.label(channel, part), self._parts.name(channel, part), relevance)
+            (self._parts.kind(channel), self._parts.label(channel, part), self._parts.name(channel, part), relevance)
             for channel, part, relevance in some[["channel", "part", "relevance"]][: self.count].itertuples(index=False)
         ]
         apart, total = self.channels["relevance"].sum(), float(self._layer.total[0])
@@ -120,6 +122,15 @@ class Explanation:
         return f"{len(relevance)} {what}" + (
             f", {signs[0] / abs(self.value):+.0%} {signs[1] / abs(self.value):+.0%}" * bool(both)
         )
+
+    @property
+    def outside(self) -> str:
+        """A sentence on where most of the output is, if no parts have it; "" if they do."""
+        rest = self.table[self.table["kind"].isin([NONE, REST, LOST])]
+        if not self.value or np.sign(self.value) * rest["share"].sum() <= 0.5:
+            return ""
+        told = ", ".join(f"{kind} {share:+.0%}" for kind, share in zip(rest["kind"], rest["share"]))
+        return f"Most of this output is not told by the parts: {told}."
 
     @property
     def title(self) -> str:
@@ -171,7 +182,7 @@ class Explanation:
     @cached_property
     def shown(self) -> list[Shown]:
         """The strongest parts with where they are in the picture and four of their own reference images."""
-        rows: list[Any] = self.table[self.table["kind"] == PART].to_dict("records")
+        rows: list[Any] = self.table[self.table["part"] != ""].to_dict("records")
         some = self.channels[self.channels["part"] != UNLIKE][: self.count]
         channels, parts = some["channel"].tolist(), some["part"].tolist()
         own = self.picture.sample if self.picture.images is self.study.images else None
@@ -216,7 +227,7 @@ class Explanation:
         return section(self)
 
     def __repr__(self) -> str:
-        return f"<Explanation of {self.picture.name!r}: {self.title}>"
+        return f"<Explanation of {self.picture.name!r}: {self.title}>" + f"\n{self.outside}" * bool(self.outside)
 
 
 def explain(

@@ -16,7 +16,7 @@ from pure_nb.errors import ArgumentError, StudyError
 from pure_nb.figures.render import Picture as Pixels
 from pure_nb.figures.render import View
 from pure_nb.reasons.class_parts import ClassParts, class_parts
-from pure_nb.reasons.explaining import PART, part_references
+from pure_nb.reasons.explaining import part_references
 from pure_nb.reasons.looking import Picture, number_of
 from pure_nb.reasons.parts import UNLIKE
 
@@ -115,7 +115,7 @@ class Outliers:
         for name in self.table["class"].drop_duplicates():
             one = next(one for one in self.classes if one.name == name)
             rows: Any = self.table[self.table["class"] == name].head(self.count).to_dict("records")
-            parts: Any = one.table[one.table["kind"] == PART].head(DIFFER).to_dict("records")
+            parts: Any = one.table[one.table["part"] != ""].head(DIFFER).to_dict("records")
             usual = [Usual(*both) for both in zip(parts, one.references(DIFFER))]
             found.append((one, usual, [self._outlier(one, row) for row in rows]))
         return found

@@ -45,7 +45,7 @@ def outliers_page(found: Outliers) -> str:
 
 
 def _explained(name: str, found: Explanation) -> str:
-    rest = found.table[found.table["kind"] != "part"].to_dict("records")
+    rest = found.table[found.table["part"] == ""].to_dict("records")
     checked = _checked(found.faithfulness.areas) if "faithfulness" in vars(found) else None  # where it was asked for
     how = {"inner": "section.html", "title": f"Why {found.output}? {found.study.name}", "side": SIDE, "tile": TILE}
     most = found.table["share"].abs().max()

@@ -113,6 +113,10 @@ class Parts:
         """How many parts a channel has; one if it is left whole."""
         return self._of(channel)[0].k
 
+    def kind(self, channel: int) -> str:
+        """What its rows are of: parts, or the channel where it is left whole."""
+        return "part" if self.count(channel) > 1 else "channel"
+
     def label(self, channel: int, part: int) -> str:
         """A part as one writes it: ``"22.B"``, or ``"22"`` where the neuron is left whole."""
         return f"{channel}.{part_name(part)}" if self.count(channel) > 1 else f"{channel}"

@@ -40,7 +40,7 @@ SHOWN = {"circuits": OWN, "circuits (LRP)": LRP, "activations": "activation"}
 METHODS = tuple(SHOWN)
 """Descriptions by which an explorer can split a neuron into parts; the first is the study's own."""
 
-FORMAT = 6
+FORMAT = 7
 """Part of what finished pictures are known by; raised when this module draws them differently."""
 
 
@@ -239,7 +239,7 @@ class Atlas:
             "sample": neuron.sample.tolist(),
             "file": [os.path.basename(images.file(sample)) for sample in neuron.sample.tolist()],
             "activation": [float(f"{score:.4g}") for score in neuron.score],
-            "counts": ["as chosen", *map(str, CHOICES)],
+            "counts": ["given" if self.study.parameters.n_clusters else "auto", *map(str, CHOICES)],
             "names": names,
             "label": [names.index(name) if name else -1 for name in neuron.names],
             "known": neuron.objects is not None,

@@ -105,7 +105,7 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
             "methods": METHODS,
             "counts": [str(k) for k in CHOICES],
         }
-        listed = {"layer": own, "neurons": list(channels)}
+        listed = {"layer": own, "neurons": list(channels), "of": study.shapes[0].channels}
         super().__init__(neuron=start, layer=own, whole=whole, _fixed=fixed, _listed=listed)
         self._study, self._rank, self._lists = study, rank, {own: list(channels)}
         self._of = lru_cache(8)(self._made)
@@ -235,7 +235,11 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
             if wanted.neuron not in listed:
                 self.neuron = listed[0]
                 wanted = wanted._replace(neuron=listed[0])
-            self._listed = {"layer": wanted.layer, "neurons": listed}
+            self._listed = {
+                "layer": wanted.layer,
+                "neurons": listed,
+                "of": self._of(wanted.layer).study.shapes[0].channels,
+            }
         if wanted.neuron not in listed:
             self._of(wanted.layer).study.require_channel(wanted.neuron)
             raise ArgumentError(f"no image activates channel {wanted.neuron}, so there is nothing to show")
@@ -311,7 +315,7 @@ class LiveExplorer(AnyWidget):  # type: ignore[misc]
         vars(self._own).update({step: vars(self._study)[step] for step in ranking.STEPS})
         self._lists[own] = ranking.ordered(self._study)
         if self._listed["layer"] == own:
-            self._listed = {"layer": own, "neurons": self._lists[own]}
+            self._listed = {**self._listed, "neurons": self._lists[own]}
         self._doing = {}
 
     def _begin(self, what: str) -> None:

@@ -16,7 +16,6 @@ from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import write_text
 from pure_nb.figures.render import Picture, resized
 from pure_nb.reasons.class_parts import ClassParts, class_images
-from pure_nb.reasons.explaining import PART
 from pure_nb.reasons.graph import Graph
 from pure_nb.show.facts import Atlas, digest
 from pure_nb.show.map import part_strips
@@ -106,7 +105,7 @@ class Outputs:
     def _for(self, number: int) -> dict[str, float]:
         """The parts that speak for an output, with their shares."""
         table = self.parts[number].table
-        some = table[(table["kind"] == PART) & (table["share"] > 0)]
+        some = table[(table["part"] != "") & (table["share"] > 0)]
         return dict(zip(some["part"], some["share"]))
 
 
@@ -172,8 +171,8 @@ def write_outputs(
             number=number,
             own=own,
             rows=[row | {"letter": letter(row)} for row in found.rows[number]],
-            rest=own.table[own.table["kind"] != PART].to_dict("records"),
-            more=int((own.table["kind"] == PART).sum()) - len(found.rows[number]),
+            rest=own.table[own.table["part"] == ""].to_dict("records"),
+            more=int((own.table["part"] != "").sum()) - len(found.rows[number]),
             right=float((own.answer == number).mean()),
             strips=strips,
             there=set(channels),

@@ -275,6 +275,7 @@ def _static_neurons(study: Study, start: int, site: Path, parts: bool, whole: bo
     if name != "neurons":
         draw_atlas(made, site / name, channels)
     kind = f'data-kind="neuron" data-root="{SITE}/{name}/" data-neurons="{" ".join(map(str, channels))}"'
+    kind += f' data-of="{study.references.channels}"'
     kind += ' data-pages="true"' if name == "neurons" else ""  # the others have no pages to link to
     kind += f' data-start="{start}" data-parts="{str(parts).lower()}" data-whole="{str(whole).lower()}"'
     still = f'<a href="{SITE}/{name}/{start}.html">Neuron {start}</a>' if name == "neurons" else f"Neuron {start}"

@@ -81,6 +81,7 @@ var pureNb = (() => {
       if (!missing) go(typed.value);
     });
     const chance = () => go(values[Math.floor(Math.random() * values.length)]);
+    one.of = (all) => { one.box.querySelector("label").textContent = values.length < all ? `${label}, ${values.length} of ${all.toLocaleString("en")}` : label; };
     one.box.classList.add("explorer-picker");
     one.box.append(
       button("‹", `previous ${label}`, () => step(-1)), button("›", `next ${label}`, () => step(1)),
@@ -566,7 +567,7 @@ var pureNb = (() => {
   // ---- where neurons come from: files beside the page, or a kernel ------------------------------------------------
 
   const fromPage = (figure) => {
-    const { root, neurons, start, parts, whole, pages } = figure.dataset;
+    const { root, neurons, of, start, parts, whole, pages } = figure.dataset;
     const listed = neurons.split(" "), first = Math.max(0, listed.indexOf(start));
     let one;
     const get = async (channel) => {
@@ -577,7 +578,7 @@ var pureNb = (() => {
       }
     };
     return {
-      neurons: listed, start: first, layers: [], split: parts === "true", whole: whole === "true", load: get, remember,
+      neurons: listed, of: () => Number(of), start: first, layers: [], split: parts === "true", whole: whole === "true", load: get, remember,
       async told() {
         const known = await get(listed[first]);
         return { methods: Object.keys(known.parts), counts: known.counts.slice(1) };
@@ -653,7 +654,7 @@ var pureNb = (() => {
     const listed = () => model.get("_listed").neurons.map(String);
 
     return {
-      layers, split, whole: model.get("whole"), neurons: listed(), start: 0, page: () => "",
+      layers, split, whole: model.get("whole"), neurons: listed(), of: () => model.get("_listed").of, start: 0, page: () => "",
       told: async () => ({ methods, counts }),
       load(channel, methods) {
         const at = now(), data = known.get(at), has = data?.done ?? [];
@@ -739,7 +740,7 @@ var pureNb = (() => {
         return [plane(state, ""), column(state, counts.at(-1))];
       }
       const other = state.other = labelsBy(otherBy) ?? null;
-      count.say(`auto (${partsOf(neuron.parts[by][0])})`);
+      count.say(`${neuron.counts[0]} (${partsOf(neuron.parts[by][0])})`); // chosen by the study, or given
       const agreement = neuron.agreement?.[by][count.index];
       const some = new Set(labels.replaceAll("-", "")).size; // a letter may be left out: see relettered
       state.words = `Neuron ${channel}, ${some < 2 ? "left whole" : `split into ${some} parts`} by ${by}`;
@@ -758,6 +759,7 @@ var pureNb = (() => {
 
     const show = async (problem) => {
       const ticket = ++latest;
+      which?.of(from.of());
       if (problem) return fail(problem);
       const channel = which ? which.value : from.neurons[0];
       const by = method?.value ?? methods[0];
