@@ -313,7 +313,7 @@ def ranked(table: pd.DataFrame, virtual: Sequence[VirtualNeurons]) -> pd.DataFra
     Tables in stores, and those that were published before, are without it. Those left whole have the score 0; their
     gain says which are nearest to being split, where ``p`` is too coarse or too careful to tell.
     """
-    found, place = table.drop(columns="silhouette_gain", errors="ignore"), table.columns.get_loc("score") + 1
+    found, place = table.drop(columns="silhouette_gain", errors="ignore"), list(table.columns).index("score") + 1
     found.insert(place, "silhouette_gain", [virtual[channel].silhouette_gain for channel in found["channel"]])
     by = ["score", "silhouette_gain", "p"]
     return found.sort_values(by, ascending=[False, False, True], kind="stable", ignore_index=True)

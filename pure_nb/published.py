@@ -216,7 +216,7 @@ class Published(Study):
     def virtual(self) -> list[VirtualNeurons]:
         """As :attr:`Study.virtual`; neurons that were not published have no parts, and NaN for all numbers."""
         if self.found.told["channels"] is None:
-            return Study.virtual.func(self)  # type: ignore[attr-defined,no-any-return]
+            return Study.virtual.func(self)  # type: ignore[attr-defined]
 
         def compute(_: Store | None) -> tuple[Arrays, Any]:
             channels = self.found.channels.tolist()
@@ -345,7 +345,8 @@ def _results(found: Publication, p: Parameters) -> dict[str, Any]:
 
 def _among_all(found: Publication, parts: Sequence[VirtualNeurons]) -> list[VirtualNeurons]:
     """The virtual neurons of the published neurons among those of all, of which nothing is known."""
-    one, unknown = parts[0], dict.fromkeys(("silhouette", "silhouette_gain", "p"), float("nan"))
+    one = parts[0]
+    unknown: dict[str, Any] = dict.fromkeys(("silhouette", "silhouette_gain", "p"), float("nan"))
     means = None if one.means is None else one.means[:0]
     none = replace(one, labels=np.full_like(one.labels, -1), centroids=one.centroids[:0], means=means, **unknown)
     every = [none] * found.shapes[0].channels

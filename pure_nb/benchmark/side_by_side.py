@@ -242,7 +242,7 @@ def seven_figure(
         start, stop = shown.index(name), shown.index(name) + shown.count(name)
         axes.plot([start + 0.06, stop - 0.06], [-0.95] * 2, color="0.3", linewidth=1.5)
         short = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
-        slanted = {"rotation": 40, "rotation_mode": "anchor"}
+        slanted: dict[str, Any] = {"rotation": 40, "rotation_mode": "anchor"}
         axes.text((start + stop) / 2, -1.05, short, fontsize=9, ha="left", va="bottom", **slanted)
     for row, (method, labels) in enumerate(found.items()):
         axes.text(0, row + 0.5, method, fontsize=10, ha="left", va="bottom")
