@@ -317,7 +317,35 @@ def drawn_widths() -> str:
     return written(table[["width", "objects", "low", "high", "named"]]).to_csv(index=False)
 
 
+def evaluated() -> pd.DataFrame:
+    return measured("evaluation-imagenet")
+
+
+def large_judged() -> str:
+    """The paper's first evaluation of a large network, in three parts, with the second beside it."""
+    own = evaluated().query("k == 3")
+    found = own[["method", "intra", "inter"]].assign(
+        gap=[f"{number(row.gap)} ± {row.gap_se:.2f}" for row in own.itertuples()],
+        p=own["p"],
+        correlation=[
+            "" if pd.isna(row.pearson) else f"{row.pearson:.2f} ({row.low:.2f} to {row.high:.2f})"
+            for row in own.itertuples()
+        ],
+    )
+    return markdown(found)
+
+
+def large_gaps() -> str:
+    """The gaps by the number of parts, as a share of the mean distance of all pairs."""
+    table = evaluated()
+    table["share"] = 100 * table["gap"] / table["overall"]
+    found = table.pivot(index="method", columns="k", values="share").loc[evaluated().query("k == 3")["method"]]
+    return markdown(found.rename(columns=lambda k: f"k\u00a0=\u00a0{k}").reset_index().rename_axis(columns=None), 1)
+
+
 TABLES = {
+    "published: a large network": ("published", large_judged()),
+    "published: its gaps": ("published", large_gaps()),
     "widths, drawn": ("why", drawn_widths()),
     "what is known: found": ("what-is-known", standing()),
     "what is known: detected": ("what-is-known", detected()),
