@@ -314,6 +314,7 @@ def ranked(table: pd.DataFrame, virtual: Sequence[VirtualNeurons]) -> pd.DataFra
     gain says which are nearest to being split, where ``p`` is too coarse or too careful to tell.
     """
     found, place = table.drop(columns="silhouette_gain", errors="ignore"), list(table.columns).index("score") + 1
-    found.insert(place, "silhouette_gain", [virtual[channel].silhouette_gain for channel in found["channel"]])
+    gains = [virtual[channel].silhouette_gain for channel in found["channel"]]
+    found.insert(place, "silhouette_gain", np.where(found["strongest"] > 0, gains, np.nan))  # the dead come last
     by = ["score", "silhouette_gain", "p"]
     return found.sort_values(by, ascending=[False, False, True], kind="stable", ignore_index=True)

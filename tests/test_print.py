@@ -81,7 +81,9 @@ def test_the_book_for_e_readers(tmp_path: Path, page: Any) -> None:
     for name, tree in trees.items():
         assert not [one for one in tree if one.tag.endswith(("}script", "}button"))], name
         assert not [one for one in tree if "\\(" in (one.text or "") and "code" not in one.tag], name
-        assert {one.get("src") for one in tree} - {None} <= set(names), name
+        drawn = {one.get("href") for one in tree if one.tag.endswith("}image")}
+        assert ({one.get("src") for one in tree} | drawn) - {None} <= set(names), name
+        assert not [one for one in tree if "on-dark" in one.get("class", "")], name
         for link in filter(None, (one.get("href") for one in tree if one.tag.endswith("}a"))):
             where, _, anchor = link.partition("#")
             if not re.match("[a-z]+:", link):

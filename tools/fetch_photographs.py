@@ -1,14 +1,15 @@
 """Fetch the photographs of the book's study at their full size, each checked by its SHA-256.
 
-    python tools/fetch_photographs.py FOLDER
+    python tools/fetch_photographs.py FOLDER --from MIRROR
 
-They come out of three packages of Debian, some 70 MB, by its archive or its snapshots; `tools/photographs.csv` has a
-row for each picture, with its author and licence. `FOLDER/pictures` then has a folder a label, for your own study:
+They come out of three packages of Debian, some 70 MB, from any of its mirrors (https://www.debian.org/mirror/list), its
+snapshots, which keep what mirrors drop, or a folder with the packages; `tools/photographs.csv` has a row for each
+picture, with its author and licence. `FOLDER/pictures` then has a folder a label, for your own study:
 
     pure-nb run photographs-timm --data FOLDER/pictures
 
-The published study has the same pictures scaled down, so its numbers are near these and not the same. Packages that are
-at hand already are taken from `--from`, a folder or an address; what is in FOLDER and is right is not fetched again.
+The published study has the same pictures scaled down, so its numbers are near these and not the same. What is in FOLDER
+and is right is not fetched again.
 """
 
 from __future__ import annotations
@@ -21,23 +22,18 @@ import tarfile
 import urllib.request
 import zlib
 from collections.abc import Iterator, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
 TABLE = Path(__file__).with_name("photographs.csv")
-
-PLACES = (
-    "https://deb.debian.org/debian/pool/main/",
-    "https://snapshot.debian.org/archive/debian/20240101T000000Z/pool/main/",
-)
-"""Where packages are; Debian's snapshots keep what its archive drops."""
 
 TIMEOUT = 20
 """Seconds without an answer."""
 
 
 class Package(NamedTuple):
-    """A package of Debian: where it is below a place, and its SHA-256."""
+    """A package of Debian: where it is below a mirror, and its SHA-256."""
 
     path: str
     sha256: str
@@ -45,15 +41,15 @@ class Package(NamedTuple):
 
 PACKAGES = {
     "gcompris-qt-data": Package(
-        "g/gcompris-qt/gcompris-qt-data_3.1-2_all.deb",
+        "pool/main/g/gcompris-qt/gcompris-qt-data_3.1-2_all.deb",
         "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f",
     ),
     "lomiri-wallpapers-16.04": Package(
-        "l/lomiri-wallpapers/lomiri-wallpapers-16.04_20.04.0-2_all.deb",
+        "pool/main/l/lomiri-wallpapers/lomiri-wallpapers-16.04_20.04.0-2_all.deb",
         "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
     ),
     "lomiri-wallpapers-20.04": Package(
-        "l/lomiri-wallpapers/lomiri-wallpapers-20.04_20.04.0-2_all.deb",
+        "pool/main/l/lomiri-wallpapers/lomiri-wallpapers-20.04_20.04.0-2_all.deb",
         "d44e89b8473aafe64a5b678f014862dc31335aaaf18665c544d985d854f1a709",
     ),
 }
@@ -73,7 +69,7 @@ def download(package: Package, places: Sequence[str]) -> bytes:
             try:
                 with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
                     data: bytes = answer.read()
-            except (OSError, ValueError) as problem:
+            except (OSError, ValueError, HTTPException) as problem:
                 why.append(f"{address}: {getattr(problem, 'reason', problem)}")
                 continue
             if digest(data) == package.sha256:
@@ -90,7 +86,8 @@ def unpacked(package: bytes, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
     resources = {name.partition(":")[0] for name in wanted if ":" in name}
     with tarfile.open(fileobj=io.BytesIO(_data_of(package))) as archive:
         for member in archive:
-            name, file = member.name.removeprefix("./"), archive.extractfile(member)
+            name = member.name.removeprefix("./")
+            file = archive.extractfile(member) if name in resources | wanted else None
             if file is not None and name in resources:
                 for path, data in resource_files(file.read()):
                     if f"{name}:{path}" in wanted:
@@ -174,14 +171,12 @@ def read_table(path: Path = TABLE) -> list[dict[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where to put pictures/ and ATTRIBUTION.csv")
-    parser.add_argument("--from", dest="place", help="a folder with the packages, or an address of Debian's pool/main/")
+    parser.add_argument("--from", dest="place", required=True, help="a mirror of Debian, or a folder with the packages")
     given = parser.parse_args()
-    place = given.place
-    if place and "://" not in place:
-        place = Path(place).resolve().as_uri()
+    place = given.place if "://" in given.place else Path(given.place).resolve().as_uri()
     given.folder.mkdir(parents=True, exist_ok=True)
     rows = read_table()
-    count = fetch(given.folder, [place] if place else PLACES, rows)
+    count = fetch(given.folder, [place], rows)
     where = given.folder / "pictures"
     print(f"{len(rows)} photographs in {where}, {count} of them fetched; ATTRIBUTION.csv names their authors")
 

@@ -56,9 +56,10 @@ TIDY = """() => {
         folded.remove();
     }
     const gone = ["script, style, link, noscript, button, input, label, summary .expanded", ".headerlink",
-        ".prev-next-area", ".toctree-wrapper"];
+        ".on-dark", ".tour-bar", ".prev-next-area", ".toctree-wrapper"];
     body.querySelectorAll(gone.join()).forEach(one => one.remove());
     body.querySelectorAll("summary p").forEach(line => line.replaceWith(...line.childNodes));
+    for (const one of body.querySelectorAll("image[href]")) one.setAttribute("href", `src:${one.getAttribute("href")}`);
     for (const one of body.querySelectorAll("*"))
         for (const {name} of [...one.attributes])
             if (/^(on|data|jax|tabindex|loading|align|valign|border|aria-value)/.test(name)) one.removeAttribute(name);
@@ -112,7 +113,8 @@ def chapters() -> list[tuple[str, list[str]]]:
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     parts = [("", [contents["root"]])]
     parts += [(part["caption"], [one["file"] for one in part["chapters"]]) for part in contents["parts"]]
-    return [(caption, [name for name in names if "api" not in name]) for caption, names in parts][:-1]
+    own = [(caption, [name for name in names if not re.match("book/api\\b", name)]) for caption, names in parts]
+    return [(caption, names) for caption, names in own if names]
 
 
 def addressed(text: str, page: str, known: dict[str, str]) -> tuple[str, dict[str, Path]]:
@@ -121,15 +123,18 @@ def addressed(text: str, page: str, known: dict[str, str]) -> tuple[str, dict[st
 
     def link(found: re.Match[str]) -> str:
         where, _, anchor = html.unescape(found["where"]).partition("#")
+        drawn = where.startswith("src:")  # in a drawing a picture has an href
+        where = where.removeprefix("src:")
         if re.match(r"[a-z]+:|images/", where) or not where:
             return found[0]
         path = (here / where).resolve()
         target = path.relative_to(SITE.resolve()).as_posix()
-        if found["kind"] == "src":
+        if drawn or found["kind"] == "src":
             path = path.with_suffix(".png") if path.with_suffix(".png").is_file() else path
-            place = f"images/{path.stem}.jpg" if path.suffix == ".webp" else f"images/{path.name}"
-            pictures[place] = path
-            return f'src="{place}"'
+            place = path.with_suffix(".jpg" if path.suffix == ".webp" else path.suffix).relative_to(SITE.resolve())
+            name = f"images/{place.as_posix().replace('/', '-')}"
+            pictures[name] = path
+            return f'{found["kind"]}="{name}"'
         new = known.get(target, BASE + target) + (f"#{anchor}" if anchor else "")
         return f'href="{html.escape(new)}"'
 
@@ -187,9 +192,8 @@ def still(page: Page, name: str, archive: Archive) -> None:
             """(box, shown) => {
                 const figure = document.createElement("figure"), image = document.createElement("img");
                 const caption = document.createElement("figcaption"), link = document.createElement("a");
-                image.dataset.epub = image.alt = "";
                 image.setAttribute("src", shown.src);
-                image.alt = shown.words;
+                image.alt = ""; // the caption tells
                 link.href = shown.page;
                 link.textContent = "It moves on the web.";
                 caption.append(shown.words + " ", link);

@@ -43,6 +43,12 @@ PLAINLY = 11
 
 CITE = "The book of pure_nb, and the authors of the pictures by `ATTRIBUTION.csv`."
 
+MEANT = {
+    'load_study("hf://OWNER/NAME")  # or the folder': 'load_study("photographs")  # in a clone',
+    "**Network**: EfficientNet, whose": "**Network**: MobileNetV2 (timm's class is `EfficientNet`), whose",
+}
+"""What the card says of a study that may be anywhere, and what it means here."""
+
 CARD = """
 ## How it was made
 
@@ -112,14 +118,18 @@ def main() -> None:
     shown = Shown(pictures="whole", names="files", side=224)
     with TemporaryDirectory(dir=asked.folder.parent) as aside:  # a study is published to a folder of its own
         measured = [path.rename(Path(aside) / path.name) for path in asked.folder.glob("measured")]
-        folder = publish(study, asked.folder, channels=chosen, shown=shown, licence="other", cite=CITE)
-        for path in measured:
-            path.rename(folder / path.name)
+        try:
+            folder = publish(study, asked.folder, channels=chosen, shown=shown, licence="other", cite=CITE)
+        finally:
+            for path in measured:  # of the study before, until tools/measure_photographs.py runs again
+                path.rename(asked.folder / path.name)
     told = CARD.format(
         count=len(study.images), several=SEVERAL, neurons=len(chosen), least=LEAST, plain=PLAIN, plainly=PLAINLY
     )
-    with (folder / "README.md").open("a", encoding="utf-8") as card:
-        card.write(told)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for said, meant in MEANT.items():
+        card = card.replace(said, meant)
+    (folder / "README.md").write_text(card + told, encoding="utf-8")
     save(study.neuron(chosen[0]).plot(), folder.with_name("photograph.png"))
 
 

@@ -137,7 +137,7 @@ def judged(asked: Asked) -> dict[str, Any]:
         seen = asked.judge.images(crops)
         own = {name: vectors[name][place] for name in ("activation", "activation at maximum")}
         own |= {"pixels": raw.images(crops), "the judge's own": seen}
-        parts = {name: kmeans(each, k).tolist() for name, each in own.items()}
+        parts = {name: kmeans(each, k, seed=asked.study.parameters.seed).tolist() for name, each in own.items()}
         distances = [round(float(one), 3) for one in pair_distances(seen, "cosine")]
         rows.append({"channel": channel, "distances": distances, "parts": parts})
     return {"judge": asked.judge.name, "metric": "cosine", "neurons": rows}

@@ -97,6 +97,8 @@ def seven_ways(  # noqa: PLR0913
     >>> [len(own) for own in found.values()]
     [6, 6, 6, 6, 6, 6, 6]
     """
+    if not study.references.active[channel].all():
+        raise ArgumentError(f"some references do not activate channel {channel}; take fewer (n_references=...)")
     seed, seen = study.parameters.seed, judge.images([*crops])
     vectors = activations_of(study, [channel])
     at_maximum, below = (vectors[name][0] for name in ("activation at maximum", "lower activation at maximum"))

@@ -144,7 +144,7 @@ EXERCISES = {
     ),
     "word_or_unsure": Exercise(
         _said,
-        lambda g: (g.random(5), float(g.choice([0.9, 0.95]))),
+        lambda g: (g.random(5), float(g.choice([0.5, 0.9, 0.94, 0.95, 0.99]))),
         "The number of the largest score, or -1 where the stability is below 0.95.",
         {
             "An answer should say how sure it is: give -1 if it is not stable.": lambda scores, stability: (

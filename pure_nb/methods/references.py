@@ -263,6 +263,11 @@ def warned_of_ties(found: References) -> References:
     found
         Of all channels of a layer.
 
+    Returns
+    -------
+    found
+        The same.
+
     Warns
     -----
     StudyWarning

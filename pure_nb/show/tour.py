@@ -11,6 +11,7 @@ import base64
 import hashlib
 import html
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from io import BytesIO
@@ -49,8 +50,8 @@ LINES = """\
 import pure_nb
 
 study = pure_nb.Study.from_model(
-    model, images, target="layer4", lower="layer3")
-study.neuron(17).plot()
+    model, images, target="{target}", lower="{lower}")
+study.neuron({channel}).plot()
 pure_nb.explore(study)"""
 """The last step."""
 
@@ -91,9 +92,10 @@ def tour(study: Study, channel: int, words: Sequence[tuple[str, str]], *, captio
         raise ArgumentError(f"neuron {channel} has one part, so there are no two routes to show")
     folder = os.environ.get(BOOK)
     pictures = _Pictures(neuron, Path(folder) if folder else None)
-    every = range(len(neuron.sample))
+    every, asked = range(len(neuron.sample)), study.parameters
+    code = LINES.format(target=asked.target, lower=asked.lower, channel=channel)
     parts = [pictures.row(neuron.members(part), part) for part in range(neuron.virtual.k)]
-    lines = f'<pre tabindex="0"><code>{html.escape(LINES)}</code></pre>'
+    lines = f'<pre tabindex="0"><code>{html.escape(code)}</code></pre>'
     shown = [pictures.row(every), routes(neuron, pictures.address), "".join(parts), table(neuron), lines]
     steps = "".join(
         f'<li class="tour-step"><h3>{number}. {html.escape(title)}</h3><p>{html.escape(text)}</p>{own}</li>'
@@ -202,10 +204,8 @@ def routes(neuron: Neuron, address: Callable[[int], str]) -> str:
 
 def table(neuron: Neuron) -> str:
     """How many images of each label each part has."""
-    labels, parts = sorted(set(neuron.names), key=lambda name: -neuron.names.count(name)), range(neuron.virtual.k)
-    count = {(label, part): 0 for label in labels for part in parts}
-    for label, part in zip(neuron.names, neuron.virtual.labels.tolist()):
-        count[label, part] += 1
+    labels, parts = [name for name, _ in Counter(neuron.names).most_common()], range(neuron.virtual.k)
+    count = Counter(zip(neuron.names, neuron.virtual.labels.tolist()))  # what does not activate it is in no part
     heads = "".join(f'<th scope="col" style="--part: {part_colour(part)}">{part_name(part)}</th>' for part in parts)
     rows = "".join(
         f'<tr><th scope="row">{html.escape(label)}</th>'
