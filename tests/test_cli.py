@@ -164,7 +164,7 @@ def test_plot(finished: Path, tmp_path: Path) -> None:
     expected = [str(tmp_path / "figures" / f"small-layer4-{channel}.png") for channel in (3, 5, 6)]
     assert result.stdout.split() == expected
     for file in expected:
-        assert Image.open(file).size[0] == 1140
+        assert Image.open(file).size[0] == 888
     assert plt.get_fignums() == []  # or two thousand neurons would stay in memory
 
 

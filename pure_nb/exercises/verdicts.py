@@ -25,7 +25,8 @@ WIDEST = 60
 """Characters of an input that is shown."""
 
 TORCH = re.compile(
-    r"'numpy\.\w+' object has no attribute|must be Tensor|'(dim|keepdim|descending|unbiased)'|\bview\(|axes don't match"
+    r"'numpy\.\w+' object has no attribute|must be Tensor|invalid combination of arguments|"
+    r"'(dim|keepdim|descending|unbiased)'|\bview\(|axes don't match"
 )
 """What an error says if a function was written for torch."""
 
