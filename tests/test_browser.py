@@ -144,7 +144,7 @@ def test_front_door(look: Callable[[str], Any]) -> None:
 def test_figures_of_several_panels_can_be_read_on_a_phone(look: Callable[[str], Any]) -> None:
     """They are wider than the phone, and scroll by touch and keyboard in a box of their own."""
     with Visit(look("light-375"), (SITE / "book/scale.html").as_uri()) as visit:
-        picture = visit.page.locator("#fig-scaling img")
+        picture = visit.page.locator("#fig-scaling img").first
         assert picture.evaluate("image => image.clientWidth") > 500
         box = picture.locator("xpath=ancestor::*[contains(@class, 'cell_output')]")
         assert box.evaluate("box => [box.clientWidth < 375, box.tabIndex]") == [True, 0]

@@ -91,7 +91,7 @@ def figure(found: re.Match[str], folder: Path, dark: set[str]) -> str:
 def pictures(folder: Path) -> set[str]:
     """Write the PNG files of a folder as WebP where that is smaller, and tell which have one.
 
-    Photographs become smaller with some loss that no one sees, plots without any; the smaller of the two is taken. The
+    Photographs become smaller with some loss that no one sees at two pixels for one, plots without any; the smaller of the two is taken. The
     PNG stays, for those who copy a figure.
     """
     for path in folder.glob("*.png"):
@@ -99,7 +99,7 @@ def pictures(folder: Path) -> set[str]:
         if target.exists() and target.stat().st_mtime >= path.stat().st_mtime:
             continue
         with Image.open(path) as image:
-            smallest = min((_webp(image, lossless=True), _webp(image, quality=90)), key=len)
+            smallest = min((_webp(image, lossless=True), _webp(image, quality=70, alpha_quality=60)), key=len)
         if len(smallest) < path.stat().st_size:
             target.write_bytes(smallest)
     return {path.stem for path in folder.glob("*.webp") if path.with_suffix(".png").exists()}
