@@ -91,8 +91,8 @@ def figure(found: re.Match[str], folder: Path, dark: set[str]) -> str:
 def pictures(folder: Path) -> set[str]:
     """Write the PNG files of a folder as WebP where that is smaller, and tell which have one.
 
-    Photographs become smaller with some loss that no one sees at two pixels for one, plots without any; the smaller of the
-    two is taken. The PNG stays, for those who copy a figure.
+    Photographs become smaller with some loss that no one sees at two pixels for one, plots without any; the smaller of
+    the two is taken. The PNG stays, for those who copy a figure.
     """
     for path in folder.glob("*.png"):
         target = path.with_suffix(".webp")
