@@ -22,7 +22,7 @@ LOOKS = {
 DAILY = ("light-375", "light-1440")
 DARK = {("dark-1440", f"book/{name}.html") for name in ("index", "virtual-neurons", "api")}
 """What is looked at each day; all else is nightly."""
-HEAVIEST = 2_200_000
+HEAVIEST = 2_000_000
 """Bytes that a page and all it loads may have before its first slider is moved."""
 
 AXE = Path(__file__).parent / "_vendor" / "axe" / "axe.min.js"

@@ -123,6 +123,18 @@ def test_one_of_the_two_is_shown_and_paper_has_the_light_one(visit: Callable[...
 
 
 @pytest.mark.book
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_other_of_the_two_is_not_loaded(scheme: str) -> None:
+    with chromium() as browser:
+        page, asked = browser.new_page(color_scheme=scheme), []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((SITE / "book/virtual-neurons.html").as_uri(), wait_until="networkidle")
+        sources = "theme => [...document.querySelectorAll(`.cell_output img.on-${theme}`)].map(image => image.src)"
+        assert {*asked} & {*page.evaluate(sources, scheme)}
+        assert not {*asked} & {*page.evaluate(sources, {"light": "dark", "dark": "light"}[scheme])}
+
+
+@pytest.mark.book
 @pytest.mark.parametrize("page", CHAPTERS)
 def test_each_figure_of_the_book_has_both(page: str) -> None:
     """And a size, so that nothing jumps when it loads."""

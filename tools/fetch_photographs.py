@@ -2,9 +2,9 @@
 
     python tools/fetch_photographs.py FOLDER --from MIRROR
 
-They come out of three packages of Debian, some 70 MB, from any of its mirrors (https://www.debian.org/mirror/list), its
-snapshots, which keep what mirrors drop, or a folder with the packages; `tools/photographs.csv` has a row for each
-picture, with its author and licence. `FOLDER/pictures` then has a folder a label, for your own study:
+They come out of three packages of Debian, some 70 MB, from any of its mirrors, its snapshots, which keep what mirrors
+drop, or a folder with the packages; `tools/photographs.csv` has a row for each picture, with its author and licence.
+`FOLDER/pictures` then has a folder a label, for your own study:
 
     pure-nb run photographs-timm --data FOLDER/pictures
 
