@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import http.server
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -62,20 +60,6 @@ def explorer_pages() -> list[str]:
     """The pages with an explorer."""
     there = [page for page in PAGES if (SITE / page).is_file()]
     return [page for page in there if '<figure class="explorer"' in (SITE / page).read_text(encoding="utf-8")]
-
-
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """Start a browser, or skip the test where there is none."""
-    api = pytest.importorskip("playwright.sync_api")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with api.sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=path, args=ARGS)
-        except api.Error as error:
-            pytest.skip(f"no Chromium on PATH and none of Playwright's that starts: {str(error).splitlines()[0]}")
-        yield browser
-        browser.close()
 
 
 @contextmanager

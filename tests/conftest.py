@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 import shapes
 import torch
-from built import DESK, NOT_BUILT, SITE, chromium
+from built import ARGS, DESK, NOT_BUILT, SITE
 from hypothesis import settings
 from small import CHANNELS, JUDGE, WORDS
 from torch import nn
@@ -132,9 +133,16 @@ def pairs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium; what needs it is skipped where it is not there."""
-    with chromium() as browser:
+    """Chromium, the only one while it is open (Playwright takes no second); a test is skipped where there is none."""
+    api = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with api.sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=path, args=ARGS)
+        except api.Error as error:
+            pytest.skip(f"no Chromium on PATH and none of Playwright's that starts: {str(error).splitlines()[0]}")
         yield browser
+        browser.close()
 
 
 @pytest.fixture

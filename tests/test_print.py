@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import fromstring
 
 import pytest
-from built import SITE, chromium
+from built import SITE
 
 pytest.importorskip("playwright.sync_api")
 print_book = pytest.importorskip("print_book")
@@ -22,9 +21,8 @@ BESIDE = ("_static", "_images", "mathjax", "neurons", "explorers")
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser.new_page()
+def page(browser: Any) -> Any:
+    return browser.new_page()
 
 
 @pytest.fixture

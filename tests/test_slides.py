@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from built import ROOT, chromium
+from built import ROOT
 
 slides = pytest.importorskip("make_slides")
 
@@ -58,14 +59,13 @@ def test_a_lecture_without_a_place_is_named() -> None:
 
 
 @pytest.mark.slow
-def test_arrows_turn_the_slides(deck: Path) -> None:
-    with chromium() as browser:
-        page = browser.new_page(viewport={"width": 800, "height": 600})
-        page.goto((deck / "why.html").as_uri())
-        seen = []
-        for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
-            page.keyboard.press(key)
-            page.wait_for_timeout(300)
-            seen.append(page.evaluate("Math.round(scrollY / innerHeight)"))
-        assert seen == [1, 2, 1]
-        assert page.evaluate("document.images[0].naturalWidth") > 0
+def test_arrows_turn_the_slides(browser: Any, deck: Path) -> None:
+    page = browser.new_page(viewport={"width": 800, "height": 600})
+    page.goto((deck / "why.html").as_uri())
+    seen = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
+        page.keyboard.press(key)
+        page.wait_for_timeout(300)
+        seen.append(page.evaluate("Math.round(scrollY / innerHeight)"))
+    assert seen == [1, 2, 1]
+    assert page.evaluate("document.images[0].naturalWidth") > 0

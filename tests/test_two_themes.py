@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from built import CHAPTERS, ROOT, SITE, chromium
+from built import CHAPTERS, ROOT, SITE
 from matplotlib.colors import to_hex
 from PIL import Image
 
@@ -95,16 +95,14 @@ def test_the_page_has_both_and_loads_them_late(tmp_path: Path, dark: bool) -> No
     assert page.count(f'class="on-dark" alt="width: 7" src="../_images/{name}-dark.png"') == dark
 
 
-@pytest.fixture(scope="module")
-def visit() -> Iterator[Callable[..., Any]]:
-    with chromium() as browser:
+@pytest.fixture
+def visit(browser: Any) -> Callable[..., Any]:
+    def opened(page: str, scheme: str) -> Any:
+        shown = browser.new_page(color_scheme=scheme)
+        shown.goto((SITE / page).as_uri(), wait_until="load")
+        return shown
 
-        def opened(page: str, scheme: str) -> Any:
-            shown = browser.new_page(color_scheme=scheme)
-            shown.goto((SITE / page).as_uri(), wait_until="load")
-            return shown
-
-        yield opened
+    return opened
 
 
 @pytest.mark.book
@@ -124,14 +122,13 @@ def test_one_of_the_two_is_shown_and_paper_has_the_light_one(visit: Callable[...
 
 @pytest.mark.book
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_other_of_the_two_is_not_loaded(scheme: str) -> None:
-    with chromium() as browser:
-        page, asked = browser.new_page(color_scheme=scheme), []
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto((SITE / "book/virtual-neurons.html").as_uri(), wait_until="networkidle")
-        sources = "theme => [...document.querySelectorAll(`.cell_output img.on-${theme}`)].map(image => image.src)"
-        assert {*asked} & {*page.evaluate(sources, scheme)}
-        assert not {*asked} & {*page.evaluate(sources, {"light": "dark", "dark": "light"}[scheme])}
+def test_the_other_of_the_two_is_not_loaded(browser: Any, scheme: str) -> None:
+    page, asked = browser.new_page(color_scheme=scheme), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((SITE / "book/virtual-neurons.html").as_uri(), wait_until="networkidle")
+    sources = "theme => [...document.querySelectorAll(`.cell_output img.on-${theme}`)].map(image => image.src)"
+    assert {*asked} & {*page.evaluate(sources, scheme)}
+    assert not {*asked} & {*page.evaluate(sources, {"light": "dark", "dark": "light"}[scheme])}
 
 
 @pytest.mark.book
