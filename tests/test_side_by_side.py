@@ -82,6 +82,11 @@ def test_the_index_chooses_how_many_clusters() -> None:
     assert not clusters_of_psi(vectors, np.zeros(18, dtype=np.int64), np.eye(3)).any()  # labels that say nothing
 
 
+def test_nothing_has_no_sign() -> None:
+    found = told(np.array([0, 1] * 94), np.repeat([0, 1, 0, 1], 47))
+    assert found == "AMI 0.00, ARI 0.00", found
+
+
 def test_figures_say_what_is_in_which_part() -> None:
     crops, names = [np.full((9, 9, 3), 40 * shade, np.uint8) for shade in range(5)], ["b", "a", "b", "b", "a"]
     found = {"one": np.array([0, 1, 0, 0, 1]), "other": np.array([0, 0, 2, 1, 1])}
@@ -90,6 +95,12 @@ def test_figures_say_what_is_in_which_part() -> None:
     assert [text for text in texts if len(text) > 1] == ["one", "other"]
     assert "".join(text for text in texts if text.isupper()) == "AAABB" + "ACBAB"  # b, b, b, a, a
     assert [text for text in texts if text in ("a", "b")] == ["b", "a"]
+    none = {"one": np.array([-1, 0, 0, -1, 0])}
+    texts = [text.get_text() for text in seven_figure(crops, names, none, title="").axes[0].texts]
+    assert "".join(text for text in texts if text.isupper()) == "AAA"  # what a method leaves out has no letter
+    assert [axes.get_title(loc="left") for axes in sorted_figure(crops, names, none["one"], title="").axes] == [
+        "A (3): a 67%, b 33%"
+    ]
     parts = sorted_figure(crops, names, found["other"], title="parts")
     assert [axes.get_title(loc="left") for axes in parts.axes] == [
         "A (2): a 50%, b 50%",
