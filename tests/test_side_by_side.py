@@ -66,6 +66,15 @@ def test_some_channels_are_described_as_all_are(either: tuple[Study, np.ndarray]
         np.testing.assert_allclose(own[0], study.activation_vectors[name][1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("channel", [-1, 4])
+def test_a_channel_that_is_not_there(either: tuple[Study, np.ndarray], channel: int) -> None:
+    how: dict[str, Any] = {"crops": [], "judge": pixels(), "words": np.eye(2), "labels": either[1]}
+    with pytest.raises(ArgumentError, match=f"channel {channel}"):
+        seven_ways(either[0], channel, 2, **how, convolution="top")
+    with pytest.raises(ArgumentError, match=f"channel {channel}"):
+        activations_of(either[0], [0, channel])
+
+
 def test_a_split_follows_the_inputs_and_not_the_labels_that_it_is_told(either: tuple[Study, np.ndarray]) -> None:
     study, truth = either
     wrong = truth.copy()

@@ -97,6 +97,7 @@ def seven_ways(  # noqa: PLR0913
     >>> [len(own) for own in found.values()]
     [6, 6, 6, 6, 6, 6, 6]
     """
+    study.require_channel(channel)
     if not study.references.active[channel].all():
         raise ArgumentError(f"some references do not activate channel {channel}; take fewer (n_references=...)")
     seed, seen = study.parameters.seed, judge.images([*crops])
@@ -128,6 +129,8 @@ def activations_of(study: Study, channels: Sequence[int]) -> dict[str, NDArray[n
     >>> activations_of(study, [3, 4])["activation at maximum"].shape
     (2, 6, 32)
     """
+    for channel in channels:
+        study.require_channel(channel)
     every, rows = study.references, np.asarray(channels, dtype=np.int64)
     some = {name: getattr(every, name)[rows] for name in ("sample", "score", "position", "peak")}
     return activation_vectors(study.model, study.images, replace(every, **some), study.parameters.lower, run=study.run)
