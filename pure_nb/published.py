@@ -19,7 +19,7 @@ Opening it runs nothing of it: no file is code or is unpickled, and what says mo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import Arrays, Store, store_folder
 from pure_nb.errors import ArgumentError, ImageError, LayerError, StudyError, sentence
 from pure_nb.figures.render import LOOKED, Looked, square_around
+from pure_nb.glyphs.scenes import GlyphScenes
 from pure_nb.images._fitting import repeated
 from pure_nb.images.data import Images
 from pure_nb.images.reading import Unreadable
@@ -110,8 +111,8 @@ class PublishedImages(Images):
 
     @property
     def drawn(self) -> bool:
-        """As :attr:`Images.drawn`, by the name of the images."""
-        return self.name == "glyphs"
+        """As :attr:`Images.drawn`: whether the classes or the objects are the glyphs."""
+        return GlyphScenes.classes in (self.classes, tuple(self.found.images["objects"]))
 
     def credit(self, sample: int) -> str:
         """As :meth:`Images.credit`: by the table of attributions beside the pictures."""
@@ -207,8 +208,8 @@ class Published(Study):
 
     def __repr__(self) -> str:
         lines = [line for line in described(self).splitlines() if not line.startswith("runs:")]
-        given = {"the network": isinstance(self.model, Absent), "the images": isinstance(self.images, PublishedImages)}
-        missing = " and ".join(what for what, absent in given.items() if absent)
+        absent = {"the network": isinstance(self.model, Absent), "the images": isinstance(self.images, PublishedImages)}
+        missing = " and ".join(filter(absent.get, absent))
         count = f"{len(self.found.channels):,} of {self.shapes[0].channels:,} neurons"
         return "\n".join([*lines, f"published: {count}, without {missing}"])
 
@@ -219,11 +220,25 @@ class Published(Study):
             return Study.virtual.func(self)  # type: ignore[attr-defined]
 
         def compute(_: Store | None) -> tuple[Arrays, Any]:
-            channels = self.found.channels.tolist()
-            bar = progress_bar(channels, "virtual", unit="neuron", shown=self.run.progress)
-            return packed(_among_all(self.found, [self.virtual_of(channel) for channel in bar]))
+            return packed(_among_all(self.found, [self.virtual_of(channel) for channel in self._watched("virtual")]))
 
         return unpacked(*self.results.arrays("virtual", self.key("virtual"), compute))
+
+    @cached_property
+    def layouts(self) -> NDArray[np.float32]:
+        """As :attr:`Study.layouts`; NaN of neurons that were not published."""
+        if self.found.told["channels"] is None:
+            return Study.layouts.func(self)  # type: ignore[attr-defined]
+
+        def compute(_: Store | None) -> tuple[Arrays, None]:
+            points = np.stack([self.layout_of(channel) for channel in self._watched("layouts")])
+            return {"points": self.found.among_all(points)}, None
+
+        return self.results.arrays("layouts", self.key("layouts"), compute)[0]["points"]
+
+    def _watched(self, step: str) -> Iterable[int]:
+        """The published neurons, with a bar."""
+        return progress_bar(self.found.channels.tolist(), step, unit="neuron", shown=self.run.progress)
 
     @cached_property
     def without_lrp(self) -> str:

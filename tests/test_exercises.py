@@ -87,6 +87,7 @@ def test_mistakes_get_their_sentence(name: str) -> None:
         (lambda *_: "five", "should be numbers, yours is a str"),
         (lambda *_: torch.ones(2, requires_grad=True), "should be numbers, yours is a Tensor"),
         (lambda *_: 7.0, "is 0.082717, yours is 7."),
+        (lambda n, d: np.emath.sqrt((n - d) / d / (n - 1)), "should be real, yours is complex"),  # where it is below 0
     ],
 )
 def test_what_is_wrong_is_said(function: Callable[..., Any], sentence: str) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from scipy.stats import false_discovery_control, wilcoxon
 from small import Tokens, noise
 from test_reasons import PICTURE, few, problem
@@ -17,9 +21,10 @@ from typer.testing import CliRunner
 from pure_nb import Study
 from pure_nb.cli import app
 from pure_nb.compute.results import Results
+from pure_nb.figures.faithfulness_plots import faithfulness_figure
 from pure_nb.methods.statistics import interval
 from pure_nb.network.layers import OUTPUT, activations
-from pure_nb.reasons.faithfulness import KINDS, WAYS
+from pure_nb.reasons.faithfulness import KINDS, WAYS, Faithfulness
 from pure_nb.reasons.parts import UNLIKE, Parts
 from pure_nb.reasons.switching import ABLATIONS, area, outputs_without
 
@@ -249,6 +254,15 @@ def test_sets_at_once_and_where_they_can_not_be(target: str) -> None:
 
 def test_the_mean_height_of_curves() -> None:
     assert area([0, 1, 4], np.array([[0.0, 1, 1], [2, 2, 2]])).tolist() == [(0.5 + 3) / 4, 2]
+
+
+def test_each_kind_of_unit_has_a_colour_of_its_own() -> None:
+    names, every = ("ablation", "way", "unit", "units"), (ABLATIONS, WAYS, KINDS, range(3))
+    curves = pd.DataFrame(product(*every), columns=names).assign(own=0.5, others=0.1)
+    figure = faithfulness_figure(Faithfulness(curves, pd.DataFrame({"output": ["one"]})))
+    for axes in figure.axes:
+        assert len({to_hex(line.get_color()) for line in axes.lines if line.get_label() in KINDS}) == len(KINDS)
+    plt.close(figure)
 
 
 def test_page_and_figure_and_command(seen: Study, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from sklearn.metrics import roc_auc_score
 
 from pure_nb.benchmark.bench_plots import scores_figure
@@ -80,3 +81,6 @@ def test_board_with_a_baseline_and_its_figure() -> None:
     assert by_score.loc["bad", "difference"] == pytest.approx(by_score.loc["bad", "auc"] - by_score.loc["good", "auc"])
     (axes,) = scores_figure(found.assign(auc=found["auc"].where(found["score"] != "near"))).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["good, own", "bad, own"]  # the best first
+    judges = ["mini-CLIP", "CLIP", "one", "another"]
+    (axes,) = scores_figure(found.iloc[[0] * 4].assign(judge=judges)).axes
+    assert len({to_hex(line.get_color()) for line in axes.lines if line.get_marker() == "o"}) == 4

@@ -63,6 +63,15 @@ def test_a_folder_that_is_no_book(tmp_path: Path) -> None:
         print_book.at_the_root(tmp_path)
 
 
+def test_only_links_are_changed() -> None:
+    code = (
+        '<pre><span class="s1">\'&lt;a href="</span><span class="si">{where}</span>"&gt;&lt;img src="a.png"&gt;</pre>'
+    )
+    drawn = '<image xlink:title="in the page" href="src:data:image/webp;base64,AAAA"/>'
+    kept = drawn.replace("src:", "")
+    assert make_epub.addressed(code + drawn, "book/index.html", {}) == (code + kept, {})
+
+
 def test_the_book_for_e_readers(tmp_path: Path, page: Any) -> None:
     """Each file is well-formed and listed, formulas are MathML, explorers pictures, and links lead somewhere."""
     made = tmp_path / "book.epub"

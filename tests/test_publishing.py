@@ -140,6 +140,13 @@ def test_tables_are_those_of_the_study(glyph_study: Study, some: Path) -> None:
     np.testing.assert_array_equal(arrays["vectors"], glyph_study.circuits[CHOSEN])
 
 
+def test_only_glyphs_are_taken_for_glyphs(whole: Path, tmp_path: Path) -> None:
+    assert load_study(whole).images.drawn
+    own = own_study(tmp_path)
+    vars(own.images)["name"] = "glyphs"
+    assert not load_study(publish(own, tmp_path / "published", shown=Shown(names="labels"))).images.drawn
+
+
 def test_some_neurons_with_their_pictures(glyph_study: Study, some: Path) -> None:
     study = load_study(some)
     assert study.neurons["channel"].tolist() == [c for c in glyph_study.neurons["channel"] if c in CHOSEN]
@@ -154,6 +161,10 @@ def test_some_neurons_with_their_pictures(glyph_study: Study, some: Path) -> Non
             assert np.abs(one.picture.astype(int) - like.picture).mean() < 12  # WebP loses some
             assert one.box == like.box
         assert own.plot() is not None
+    other = study.replace(seed=1)  # other layouts, of those that there are
+    one = other.layout_of(22)
+    np.testing.assert_array_equal(other.layouts[22], one)
+    assert np.flatnonzero(~np.isnan(other.layouts).any(axis=(1, 2))).tolist() == CHOSEN
     assert repr(study).endswith("\npublished: 3 of 32 neurons, without the network and the images")
     assert "runs:" not in repr(study)
     with pytest.raises(

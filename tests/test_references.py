@@ -220,7 +220,9 @@ def test_dead_channels() -> None:
     assert top(values, 3).result().alive.tolist() == [True, True, False, False, True]
 
 
-@pytest.mark.parametrize(("ceiling", "ranked_by", "tied"), [(6, "max", True), (99, "max", False), (6, "mean", False)])
+@pytest.mark.parametrize(
+    ("ceiling", "ranked_by", "tied"), [(6, "max", True), (99, "max", False), (6, "mean", False), (0.01, "mean", True)]
+)
 def test_references_at_a_ceiling_are_told_of(ceiling: float, ranked_by: RankedBy, tied: bool) -> None:
     values = torch.arange(60.0).reshape(10, 2, 3, 1)
     values[:, 0, 0, 0] = torch.linspace(0, 1, 10)
@@ -231,6 +233,7 @@ def test_references_at_a_ceiling_are_told_of(ceiling: float, ranked_by: RankedBy
         assert warned_of_ties(found) is found
     expected = ["in 1 of 1 live channels of layer 'layer' all 4 references have the same score"] if tied else []
     assert [str(one.message).split(",")[0] for one in said] == expected
+    assert not (ranked_by == "mean" and "rank by the mean" in str([one.message for one in said]))
 
 
 @pytest.mark.parametrize("kind", ["conv", "tokens"])

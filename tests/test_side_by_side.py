@@ -66,6 +66,15 @@ def test_some_channels_are_described_as_all_are(either: tuple[Study, np.ndarray]
         np.testing.assert_allclose(own[0], study.activation_vectors[name][1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("channel", [-1, 4])
+def test_a_channel_that_is_not_there(either: tuple[Study, np.ndarray], channel: int) -> None:
+    how: dict[str, Any] = {"crops": [], "judge": pixels(), "words": np.eye(2), "labels": either[1]}
+    with pytest.raises(ArgumentError, match=f"channel {channel}"):
+        seven_ways(either[0], channel, 2, **how, convolution="top")
+    with pytest.raises(ArgumentError, match=f"channel {channel}"):
+        activations_of(either[0], [0, channel])
+
+
 def test_a_split_follows_the_inputs_and_not_the_labels_that_it_is_told(either: tuple[Study, np.ndarray]) -> None:
     study, truth = either
     wrong = truth.copy()
@@ -82,6 +91,11 @@ def test_the_index_chooses_how_many_clusters() -> None:
     assert not clusters_of_psi(vectors, np.zeros(18, dtype=np.int64), np.eye(3)).any()  # labels that say nothing
 
 
+def test_nothing_has_no_sign() -> None:
+    found = told(np.array([0, 1] * 94), np.repeat([0, 1, 0, 1], 47))
+    assert found == "AMI 0.00, ARI 0.00", found
+
+
 def test_figures_say_what_is_in_which_part() -> None:
     crops, names = [np.full((9, 9, 3), 40 * shade, np.uint8) for shade in range(5)], ["b", "a", "b", "b", "a"]
     found = {"one": np.array([0, 1, 0, 0, 1]), "other": np.array([0, 0, 2, 1, 1])}
@@ -90,6 +104,12 @@ def test_figures_say_what_is_in_which_part() -> None:
     assert [text for text in texts if len(text) > 1] == ["one", "other"]
     assert "".join(text for text in texts if text.isupper()) == "AAABB" + "ACBAB"  # b, b, b, a, a
     assert [text for text in texts if text in ("a", "b")] == ["b", "a"]
+    none = {"one": np.array([-1, 0, 0, -1, 0])}
+    texts = [text.get_text() for text in seven_figure(crops, names, none, title="").axes[0].texts]
+    assert "".join(text for text in texts if text.isupper()) == "AAA"  # what a method leaves out has no letter
+    assert [axes.get_title(loc="left") for axes in sorted_figure(crops, names, none["one"], title="").axes] == [
+        "A (3): a 67%, b 33%"
+    ]
     parts = sorted_figure(crops, names, found["other"], title="parts")
     assert [axes.get_title(loc="left") for axes in parts.axes] == [
         "A (2): a 50%, b 50%",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from built import PHONE, Visit
 
 from pure_nb import Study
 from pure_nb.errors import ArgumentError
-from pure_nb.show.tour import alike, table, tour
+from pure_nb.show.tour import alike, routes, table, tour
 
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>A tour</title>
 <link rel="icon" href="data:,"><meta name="viewport" content="width=device-width"></head>
@@ -110,6 +112,22 @@ def test_what_it_tells_is_the_studys(glyph_study: Study) -> None:
     assert shown.count("data:image/webp") == 2 * len(neuron.names) + 2  # it needs no files where there is no book
     for rank in (first, second):
         assert f">{neuron.score[rank]:.1f}</tspan>" in shown
+
+
+def test_weak_images_of_unknown_labels_by_the_same_route(glyph_study: Study) -> None:
+    neuron = glyph_study.neuron(CHANNEL)
+    vectors, names = np.zeros_like(neuron.vectors), [""] * len(neuron.vectors)
+    vectors[:, :3] = [0.5, 0.3, 0.2]
+    known = {name: getattr(neuron, name) for name in ("study", "channel", "virtual", "members")}
+    weak: Any = SimpleNamespace(**known, score=neuron.score / 1000, vectors=vectors, names=names)
+    drawn = routes(weak, str)
+    height = float(re.findall(r'viewBox="0 0 \d+ ([\d.]+)"', drawn)[0])
+    frames = [(float(top), float(side)) for top, side in re.findall(r'<rect x=\S+ y="(\S+)" width="(\d+)"', drawn)]
+    assert len(frames) == 2
+    assert all(14 < top < top + side <= height for top, side in frames)  # below the words, and not cut off
+    assert ">0.0<" not in drawn
+    assert drawn.count(f">{weak.score[alike(weak)[0]]:.2g}<")
+    assert '<th scope="row">not known</th>' in table(weak)
 
 
 def test_what_no_tour_can_show(glyph_study: Study) -> None:

@@ -80,6 +80,13 @@ def test_a_kernel_keeps_both(drawn: Any, tmp_path: Path, monkeypatch: pytest.Mon
     light, dark = (Image.open(tmp_path / "_images" / f"{name}{end}.png") for end in ("", "-dark"))
     assert light.size == dark.size
     assert (size["width"], size["height"]) == (light.width // 2, light.height // 2)
+    good = dark.tobytes()
+    for old in (tmp_path / "dark" / f"{name}.png", tmp_path / "_images" / f"{name}-dark.png"):
+        old.write_bytes(b"cut, or as it was drawn before")
+    themes.pylabtools.retina_figure(drawn)
+    lighter.with_dark(tmp_path / "_images", tmp_path / "dark")
+    with Image.open(tmp_path / "_images" / f"{name}-dark.png") as again:
+        assert again.tobytes() == good
 
 
 @pytest.mark.parametrize("dark", [True, False])

@@ -126,7 +126,7 @@ def addressed(text: str, page: str, known: dict[str, str]) -> tuple[str, dict[st
         drawn = where.startswith("src:")  # in a drawing a picture has an href
         where = where.removeprefix("src:")
         if re.match(r"[a-z]+:|images/", where) or not where:
-            return found[0]
+            return found[0].replace('"src:', '"')
         path = (here / where).resolve()
         target = path.relative_to(SITE.resolve()).as_posix()
         if drawn or found["kind"] == "src":
@@ -138,7 +138,8 @@ def addressed(text: str, page: str, known: dict[str, str]) -> tuple[str, dict[st
         new = known.get(target, BASE + target) + (f"#{anchor}" if anchor else "")
         return f'href="{html.escape(new)}"'
 
-    return re.sub(r'\b(?P<kind>href|src)="(?P<where>[^"]*)"', link, text), pictures
+    links = re.compile(r'\b(?P<kind>href|src)="(?P<where>[^"]*)"')  # of elements, and not in a chapter's code
+    return re.sub("<[^<>]+>", lambda element: links.sub(link, element[0]), text), pictures
 
 
 def readable(path: Path) -> bytes:
@@ -146,7 +147,8 @@ def readable(path: Path) -> bytes:
     if path.suffix != ".webp":
         return path.read_bytes()
     buffer = BytesIO()
-    Image.open(path).convert("RGB").save(buffer, "jpeg", quality=85)
+    with Image.open(path) as image:
+        image.convert("RGB").save(buffer, "jpeg", quality=85)
     return buffer.getvalue()
 
 

@@ -12,6 +12,7 @@ import hashlib
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
+from pure_nb.compute.store import write_atomically
 from pure_nb.figures.colours import luminance
 
 GROUND, INK = np.array(to_rgba("#121212")), np.array(to_rgba("#ced6dd"))
@@ -49,10 +51,9 @@ def keep_both(folder: Path) -> None:
         if found is not None:
             shown = b64decode(found[0]) if base64 else found[0]
             path = folder / f"{hashlib.sha256(shown).hexdigest()}.png"
-            if not path.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                with darkened(figure):
-                    path.write_bytes(plain(figure, **how)[0])
+            with darkened(figure):
+                dark = plain(figure, **how)[0]
+            write_atomically(path, partial(Path.write_bytes, data=dark))
         return found
 
     pylabtools.retina_figure = both  # the formats of a figure are fixed only once a chapter imports pyplot

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pure_nb.benchmark.scoring import matched
 from pure_nb.benchmark.tasks import Task
-from pure_nb.figures.colours import FOUND, NOBODY, REST, named_colour, part_colour
+from pure_nb.figures.colours import FOUND, NOBODY, REST, named_colours, part_colour
 from pure_nb.figures.plots import image_grid, literal, show, tiles
 
 
@@ -61,11 +61,11 @@ def scores_figure(board: pd.DataFrame) -> Figure:
         ``score, judge, auc, low, high`` from :func:`pure_nb.benchmark.trial.board`. Rows without an area are left out.
     """
     shown = board.dropna(subset="auc").sort_values("auc", ascending=False, kind="stable")
+    colours = named_colours(shown["judge"])
     figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.28 * len(shown)), layout="constrained")
     for row, (judge, auc, low, high) in enumerate(shown[["judge", "auc", "low", "high"]].itertuples(index=False)):
-        colour = named_colour(judge)
-        axes.plot([low, high], [row, row], color=colour, linewidth=2.5)
-        axes.plot(auc, row, "o", color=colour, markersize=6)
+        axes.plot([low, high], [row, row], color=colours[judge], linewidth=2.5)
+        axes.plot(auc, row, "o", color=colours[judge], markersize=6)
         axes.annotate(f"{auc:.2f}", (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     axes.axvline(0.5, color="0.6", linewidth=1, linestyle="--", zorder=0)
     names = [f"{score}, {judge}" for score, judge in zip(shown["score"], shown["judge"])]

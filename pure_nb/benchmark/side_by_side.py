@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pure_nb.benchmark.contestants import nmf
 from pure_nb.errors import ArgumentError
-from pure_nb.figures.colours import part_colour, readable
+from pure_nb.figures.colours import NOBODY, part_colour, readable
 from pure_nb.figures.plots import TILE, image_grid, literal, show
 from pure_nb.figures.render import Picture, resized
 from pure_nb.judges.embedders import Embedder
@@ -97,6 +97,7 @@ def seven_ways(  # noqa: PLR0913
     >>> [len(own) for own in found.values()]
     [6, 6, 6, 6, 6, 6, 6]
     """
+    study.require_channel(channel)
     if not study.references.active[channel].all():
         raise ArgumentError(f"some references do not activate channel {channel}; take fewer (n_references=...)")
     seed, seen = study.parameters.seed, judge.images([*crops])
@@ -128,6 +129,8 @@ def activations_of(study: Study, channels: Sequence[int]) -> dict[str, NDArray[n
     >>> activations_of(study, [3, 4])["activation at maximum"].shape
     (2, 6, 32)
     """
+    for channel in channels:
+        study.require_channel(channel)
     every, rows = study.references, np.asarray(channels, dtype=np.int64)
     some = {name: getattr(every, name)[rows] for name in ("sample", "score", "position", "peak")}
     return activation_vectors(study.model, study.images, replace(every, **some), study.parameters.lower, run=study.run)
@@ -213,8 +216,8 @@ def told(truth: Labels, labels: Labels) -> str:
     >>> told(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0]))
     'AMI 1.00, ARI 1.00'
     """
-    found = scores(truth, labels)
-    return f"AMI {found['ami'] + 0.0:.2f}, ARI {found['ari'] + 0.0:.2f}"
+    ami, ari = (round(scores(truth, labels)[name], 2) + 0.0 for name in ("ami", "ari"))  # no -0.00
+    return f"AMI {ami:.2f}, ARI {ari:.2f}"
 
 
 @literal
@@ -228,7 +231,7 @@ def seven_figure(
     crops, names
         What the neuron looks at in each reference, and what is known to be there.
     found
-        Labels by the words above the row; of any methods.
+        Labels by the words above the row; of any methods; -1 is in no part.
     title
         Above the pictures.
     count
@@ -249,9 +252,9 @@ def seven_figure(
     for row, (method, labels) in enumerate(found.items()):
         axes.text(0, row + 0.5, method, fontsize=10, ha="left", va="bottom")
         for place, part in enumerate(labels[order].tolist()):
-            colour = readable(part_colour(part))
+            colour, letter = (readable(part_colour(part)), part_name(part)) if part >= 0 else (NOBODY, "")
             axes.add_patch(Rectangle((place, row + 0.55), 1, 0.42, facecolor=colour, edgecolor="white", linewidth=0.5))
-            axes.text(place + 0.5, row + 0.76, part_name(part), fontsize=9, ha="center", va="center", color="white")
+            axes.text(place + 0.5, row + 0.76, letter, fontsize=9, ha="center", va="center", color="white")
     axes.set(xlim=(0, len(order)), ylim=(len(found), -2.2))
     axes.axis("off")
     figure.suptitle(title, fontsize=11)
@@ -274,13 +277,13 @@ def sorted_figure(
     crops, names
         As for :func:`seven_figure`.
     labels
-        int64 ``[n]``: the part of each.
+        int64 ``[n]``: the part of each; -1 is in none, and not shown.
     title
         Above the pictures.
     columns
         Pictures of a part that are shown at most, the strongest.
     """
-    parts = np.unique(labels).tolist()
+    parts = np.unique(labels[labels >= 0]).tolist()
     figure, rows = plt.subplots(len(parts), 1, figsize=(5.4, 0.9 + 1.15 * len(parts)), layout="constrained")
     for axes, part in zip(np.atleast_1d(rows), parts):
         own = np.flatnonzero(labels == part).tolist()

@@ -150,6 +150,8 @@ def _close(right: NDArray[Any], own: NDArray[Any]) -> NDArray[np.bool_]:
 def differs(expected: Any, given: Any) -> str:
     """In what a result differs from the right one: in its kind, its shape, or its `values`; or in nothing."""
     try:
+        if np.iscomplexobj(given):
+            return "should be real, yours is complex"
         right, own = np.asarray(expected, dtype=np.float64), np.asarray(given, dtype=np.float64)
     except Exception:  # whatever it is: a tensor with gradients has an error of its own
         return f"should be numbers, yours is a {type(given).__name__} of something else"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,12 @@ SIGNED = LinearSegmentedColormap.from_list("signed", [AGAINST, (0.97, 0.97, 0.97
 WITHIN, ACROSS = PALETTE[9], PALETTE[5]
 """Pairs of images of one part, and of two."""
 
-NAMED = {"random": REST, "pixels": PALETTE[9], "dino": PALETTE[4], "clip": PALETTE[2], "combined": PALETTE[6]}
-NAMED |= {
+NAMED = {
+    "random": REST,
+    "pixels": PALETTE[9],
+    "dino": PALETTE[4],
+    "clip": PALETTE[2],
+    "combined": PALETTE[6],
     "activation": PALETTE[1],
     "channel": PALETTE[5],
     "circuit": PALETTE[0],
@@ -64,6 +69,22 @@ def named_colour(name: str) -> Any:
     True
     """
     return next((colour for word, colour in NAMED.items() if word in name.lower()), TRUTH)
+
+
+def named_colours(names: Iterable[str]) -> dict[str, Any]:
+    """As :func:`named_colour`, for one figure: of names of one colour the first has it, the others some of the palette.
+
+    Examples
+    --------
+    >>> len({*named_colours(["parts", "nearest parts", "channels"]).values()})
+    3
+    """
+    found = {name: named_colour(name) for name in names}
+    free, used = [colour for colour in PALETTE if colour not in found.values()], []
+    for name, colour in found.items():
+        found[name] = free.pop(0) if colour in used and free else colour
+        used.append(colour)
+    return found
 
 
 def readable(colour: str) -> str:

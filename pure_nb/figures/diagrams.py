@@ -50,14 +50,14 @@ class Drawing:
         self.lines: list[str] = []
         self.marks: list[str] = []
 
-    def text(self, x: float, y: float, words: str, *, anchor: str = "middle", bold: bool = False) -> None:
+    def text(self, x: float, y: float, words: str, *, bold: bool = False) -> None:
         """Words at a place, in as many lines as they have."""
         weight = ' font-weight="600"' if bold else ""
         rows = words.split("\n")
         inner = "".join(
             f'<tspan x="{x:g}" dy="{16 if row else 0}">{html.escape(own)}</tspan>' for row, own in enumerate(rows)
         )
-        self.marks.append(f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}"{weight}>{inner}</text>')
+        self.marks.append(f'<text x="{x:g}" y="{y:g}" text-anchor="middle"{weight}>{inner}</text>')
 
     def heads(self, *words: str) -> None:
         """What stands below, from left to right; "" is nothing."""

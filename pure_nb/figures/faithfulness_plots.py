@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from pure_nb.figures.colours import named_colour
+from pure_nb.figures.colours import named_colours
 from pure_nb.figures.plots import literal
 
 if TYPE_CHECKING:
@@ -28,11 +28,12 @@ def curves_figure(found: Curves) -> Figure:
     table = found.table
     ablations, orders = (table[name].unique().tolist() for name in ("ablation", "order"))
     figure, axes = _grid(ablations, ["off one after another", "on alone"])
+    colours = named_colours(orders)
     for column, ablation in enumerate(ablations):
         for row, way in enumerate(["off", "alone"]):
             for order in orders:
                 own = table[(table["ablation"] == ablation) & (table["order"] == order)]
-                axes[row][column].plot(own["units"], own[way], color=named_colour(order), marker=".", label=order)
+                axes[row][column].plot(own["units"], own[way], color=colours[order], marker=".", label=order)
     return _finished(figure, axes, f"{found.title}: the output, as units are switched")
 
 
@@ -48,11 +49,12 @@ def faithfulness_figure(found: Faithfulness) -> Figure:
     curves = found.curves
     ablations, units = (curves[name].unique().tolist() for name in ("ablation", "unit"))
     figure, axes = _grid(ablations, ["lost, units off", "there, units alone"])
+    colours = named_colours(units)
     means = curves.groupby(["ablation", "way", "unit", "units"])[["own", "others"]].mean()
     for column, ablation in enumerate(ablations):
         for row, way in enumerate(["off", "alone"]):
             for unit in units:
-                own, colour = means.xs((ablation, way, unit)), named_colour(unit)
+                own, colour = means.xs((ablation, way, unit)), colours[unit]
                 axes[row][column].plot(own.index, own["own"], color=colour, marker=".", label=unit)
                 axes[row][column].plot(own.index, own["others"], color=colour, linestyle=":", marker=".")
     title = f"{len(found.images)} classes: their own images (lines) and those of others (dots), share of the output"

@@ -275,10 +275,11 @@ def warned_of_ties(found: References) -> References:
     """
     tied, alive = int(found.tied.sum()), int(found.alive.sum())
     if 10 * tied > alive:
+        by_mean = ", or rank by the mean (ranked_by='mean')" * (found.ranked_by != "mean")
         warnings.warn(
             f"in {tied} of {alive} live channels of layer {found.layer!r} all {found.n} references have the same score,"
             " as behind a ReLU6 or another ceiling: which images they are is the order of the images; study what "
-            "enters the ceiling ('input:' and its name), or rank by the mean (ranked_by='mean')",
+            f"enters the ceiling ('input:' and its name){by_mean}",
             StudyWarning,
             stacklevel=4,
         )

@@ -172,13 +172,14 @@ def routes(neuron: Neuron, address: Callable[[int], str]) -> str:
     vectors = neuron.vectors[list(ranks)]
     found = np.unique(np.argsort(-np.abs(vectors), axis=1)[:, :BRINGING])
     found = found[np.argsort(vectors[1, found] - vectors[0, found])]  # those of the first image above
-    places = np.linspace(46, 46 + 36 * (len(found) - 1), len(found)).round(1).tolist()
-    middle, largest = (places[0] + places[-1]) / 2, np.abs(vectors[:, found]).max()
+    half = 18 * (len(found) - 1)
+    middle, largest = max(100, 46 + half), np.abs(vectors[:, found]).max()  # there is room for two pictures at least
+    places = np.linspace(middle - half, middle + half, len(found)).round(1).tolist()
     names = [neuron.names[rank] or "an image" for rank in ranks]
-    one, two = (float(neuron.score[rank]) for rank in ranks)
+    scores = [f"{score:.1f}" if score >= 1 else f"{score:.2g}" for score in neuron.score[list(ranks)].tolist()]
     told = (
-        f"The first image activates the channel by {one:.1f}, the second by {two:.1f}. Drawn are {len(found)} of the "
-        f"{vectors.shape[1]} channels of {p.lower}: those that contribute most in either. The thicker a line, the "
+        f"The first image activates the channel by {scores[0]}, the second by {scores[1]}. Drawn are {len(found)} of "
+        f"the {vectors.shape[1]} channels of {p.lower}: those that contribute most in either. The thicker a line, the "
         "more; dashed, it holds the channel down."
     )
     lists = [", ".join(str(lower) for lower in found[np.argsort(-np.abs(own[found]))][:BRINGING]) for own in vectors]
@@ -186,7 +187,7 @@ def routes(neuron: Neuron, address: Callable[[int], str]) -> str:
         f"The lower channels that contribute most: {lists[0]} in the first image ({names[0]}), {lists[1]} in the "
         f"second ({names[1]})."
     )
-    drawing = Drawing(f"tour-{neuron.channel}", places[-1] + 26, "Two images, one channel, two routes", text)
+    drawing = Drawing(f"tour-{neuron.channel}", 2 * middle - 20, "Two images, one channel, two routes", text)
     drawing.heads("images", "lower layer", "channel")
     for part, (rank, own, y) in enumerate(zip(ranks, vectors, (middle - 48, middle + 48))):
         for lower, place in zip(found, places):
@@ -194,7 +195,7 @@ def routes(neuron: Neuron, address: Callable[[int], str]) -> str:
             drawing.route((IMAGE, y), (LOWER, place), share, part=part, held=held)
             drawing.route((LOWER, place + (4 if part else -4)), (CHANNEL, middle), share, part=part, held=held)
         drawing.picture(IMAGE, y, href=address(rank), part=part, side=64)
-        drawing.text(HEAD, middle + 48 * (2 * part - 1), f"{neuron.score[rank]:.1f}", bold=True)
+        drawing.text(HEAD, middle + 48 * (2 * part - 1), scores[part], bold=True)
         drawing.route((CHANNEL, middle), (HEAD - 18, middle + 48 * (2 * part - 1) - 5), 0.4, part=part)
     for lower, place in zip(found.tolist(), places):
         drawing.channel(LOWER, place, str(lower), radius=16)
@@ -208,7 +209,7 @@ def table(neuron: Neuron) -> str:
     count = Counter(zip(neuron.names, neuron.virtual.labels.tolist()))  # what does not activate it is in no part
     heads = "".join(f'<th scope="col" style="--part: {part_colour(part)}">{part_name(part)}</th>' for part in parts)
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(label)}</th>'
+        f'<tr><th scope="row">{html.escape(label) or "not known"}</th>'
         + "".join(f"<td>{count[label, part] or ''}</td>" for part in parts)
         + "</tr>"
         for label in labels

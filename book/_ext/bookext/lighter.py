@@ -68,9 +68,9 @@ def with_dark(folder: Path, dark: Path) -> set[str]:
     """Put beside the pictures of a folder what ``tools/two_themes.py`` drew of them, and tell which have it."""
     found = {path.stem for path in dark.glob("*.png") if (folder / path.name).exists()}
     for name in found:
-        target = folder / f"{name}-dark.png"
-        if not target.exists():
-            target.write_bytes((dark / f"{name}.png").read_bytes())
+        drawn, target = (dark / f"{name}.png").read_bytes(), folder / f"{name}-dark.png"
+        if not target.exists() or target.read_bytes() != drawn:  # or its WebP would be made again
+            target.write_bytes(drawn)
     return found
 
 
