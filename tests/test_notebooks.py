@@ -49,11 +49,14 @@ def test_a_changed_style_has_a_page_read_again(tmp_path: Path, seconds: int, rea
     assert site.with_changed_files(app, None) == read
 
 
-def test_numbers_and_their_percents_stay_together() -> None:
+def test_numbers_stay_with_what_belongs_to_them() -> None:
     nodes = pytest.importorskip("docutils.nodes")
-    page = nodes.section("", nodes.paragraph("", "", nodes.Text("By 5 % of x % and"), nodes.literal("", "5 % 2")))
-    site.with_percents_kept(None, page)
+    text = "By 5 % of x % and"
+    page = nodes.section("", nodes.paragraph("", "", nodes.Text(text), nodes.literal("", "5 % 2")))
+    site.with_numbers_whole(None, page)
     assert page.astext() == "By 5\u00a0% of x % and5 % 2"
+    told = "p < 0.05, 1.0 ± 0.1 in 2 GB and 3 s as 4 sets"
+    assert site.WIDOW.sub("_", told) == "p_<_0.05, 1.0_±_0.1 in 2_GB and 3_s as 4 sets"
 
 
 def test_the_book_says_when_it_last_ran() -> None:

@@ -25,11 +25,11 @@ from torch import nn
 
 from pure_nb.benchmark.bench_plots import leaderboard_figure
 from pure_nb.errors import StoreError
+from pure_nb.figures.circuit_plane import _contours
 from pure_nb.figures.colours import PALETTE, part_colour, readable
 from pure_nb.figures.evaluation_plots import alignment_figure, distances_figure, gaps_figure
 from pure_nb.figures.plots import (
     TILE,
-    _contours,
     agreement_figure,
     arvs_figure,
     circuits_figure,

@@ -65,6 +65,18 @@ def test_the_dark_variant_can_be_read_and_the_figure_stays_as_it_was(drawn: Any)
         assert image.getpixel((1, 1)) == (*image.getpixel((1, 1))[:3], 0)  # no card
 
 
+def test_the_translucent_is_seen_and_a_box_behind_text_is_dark(drawn: Any) -> None:
+    dots = drawn.axes[0].scatter([0, 1], [0, 1], color="#0173b2", alpha=0.36)
+    boxed = drawn.axes[0].text(0.2, 0.2, "boxed", bbox={"facecolor": "white"})
+    faint, ink = dots.get_facecolor()[0], to_hex(boxed.get_color())
+    with themes.darkened(drawn):
+        assert dots.get_facecolor()[0][3] == pytest.approx(0.6)
+        assert contrast(to_hex(boxed.get_color())) >= themes.TEXT
+        assert contrast(to_hex(boxed.get_bbox_patch().get_facecolor())) == pytest.approx(1, abs=0.05)
+    np.testing.assert_allclose(dots.get_facecolor()[0], faint)
+    assert (to_hex(boxed.get_color()), to_hex(boxed.get_bbox_patch().get_facecolor())) == (ink, "#ffffff")
+
+
 def contrast(colour: str) -> float:
     return (luminance(colour) + 0.05) / (luminance(to_hex(themes.GROUND)) + 0.05)
 

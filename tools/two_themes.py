@@ -104,6 +104,12 @@ def without_gaps(picture: NDArray[Any]) -> NDArray[Any]:
 def _darken(undo: ExitStack, artist: Artist) -> None:
     if isinstance(artist, Collection) and artist.get_array() is not None and getattr(artist, "colors", None) is None:
         return  # its colours say numbers, unless they are those given to lines of a density
+    box = artist.get_bbox_patch() if isinstance(artist, Text) else None  # which is no child of it
+    if box is not None:
+        _darken(undo, box)
+    alpha = artist.get_alpha()
+    if alpha is not None and not isinstance(artist, Text):  # on the dark ground less would be seen of it
+        _switch(undo, artist.get_alpha, artist.set_alpha, np.sqrt)
     contrast = TEXT if isinstance(artist, Text) else MARK
     names = [name for kind, names in COLOURS.items() if isinstance(artist, kind) for name in names]
     before = {name: getattr(artist, f"get_{name}")() for name in names}  # all first: markers follow their line

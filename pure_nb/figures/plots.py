@@ -12,12 +12,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.mlab import GaussianKDE
-from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from pure_nb.compute.store import write_atomically
+from pure_nb.figures.circuit_plane import circuit_plane
 from pure_nb.figures.colours import AGAINST, FOUND, REST, SIGNED, part_colour, readable
 from pure_nb.figures.render import Picture, View, resized
 from pure_nb.methods.agreement import MantelResult
@@ -138,7 +137,7 @@ def neuron_figure(neuron: Neuron, count: int = 6) -> Figure:
     height = max(3.2, 0.5 + 1.05 * len(rows))
     figure = plt.figure(figsize=(7.4, height), layout="constrained")
     grid = figure.add_gridspec(len(rows), 2, width_ratios=[2.8, 0.95 * count])
-    _circuit_plane(figure.add_subplot(grid[:, 0]), neuron, pictures)
+    circuit_plane(figure.add_subplot(grid[:, 0]), neuron, pictures)
     for number, (part, own) in enumerate(zip(rows, ranks)):
         axes = figure.add_subplot(grid[number, 1])
         show(axes, image_grid([pictures[rank] for rank in own.tolist()], count))
@@ -150,50 +149,6 @@ def neuron_figure(neuron: Neuron, count: int = 6) -> Figure:
     how_many = "one meaning" if parts.k == 1 else f"{parts.k} virtual neurons"
     figure.suptitle(f"{neuron.name}: {how_many}", fontsize=13)
     return figure
-
-
-def _circuit_plane(axes: Axes, neuron: Neuron, pictures: dict[int, Picture]) -> None:
-    """The circuits of all references as points, some with their pictures."""
-    points, labels = neuron.layout(), neuron.virtual.labels
-    if len(points) > 5 and np.linalg.matrix_rank(points - points.mean(axis=0)) == 2:
-        _contours(axes, points.astype(np.float64).T)
-    for part in range(neuron.virtual.k):
-        own, colour = points[labels == part], part_colour(part)
-        axes.scatter(own[:, 0], own[:, 1], s=26, color=colour, edgecolor="white", linewidth=0.6, zorder=2)
-    middle = points.mean(axis=0)
-    for part in range(neuron.virtual.k):
-        for rank in _spread(points, neuron.members(part), [rank for rank in pictures if labels[rank] == part]):
-            away = np.sign(points[rank] - middle) * (30, 26)
-            how: dict[str, Any] = {"xybox": tuple(away), "boxcoords": "offset points", "pad": 0.1}
-            how["arrowprops"] = {"arrowstyle": "-", "color": "0.5", "linewidth": 0.6}
-            how["bboxprops"] = {"edgecolor": part_colour(part), "linewidth": 1.2}
-            axes.add_artist(AnnotationBbox(OffsetImage(pictures[rank], zoom=0.36), points[rank], **how))
-    axes.margins(0.22)
-    axes.set(xticks=[], yticks=[])
-    axes.set_xlabel("circuits of the reference images", fontsize=9.5)
-    axes.spines[:].set_visible(False)
-
-
-def _contours(axes: Axes, points: NDArray[np.float64]) -> None:
-    """Lines around 100, 76, 52, 28 and 5 % of the density of points ``[2, n]``, as :func:`seaborn.kdeplot` has them."""
-    kernel = GaussianKDE(points, 0.6 * points.shape[1] ** (-1 / 6))
-    reach = 3 * np.sqrt(np.diag(kernel.covariance))
-    grid = np.linspace(points.min(axis=1) - reach, points.max(axis=1) + reach, 200, axis=1)
-    density = kernel(np.reshape(np.meshgrid(*grid), (2, -1)))
-    falling = np.sort(density)[::-1]
-    within = np.searchsorted(falling.cumsum() / falling.sum(), 1 - np.linspace(0.05, 1, 5))
-    axes.contour(*grid, density.reshape(200, 200), falling[within], colors="0.75", linewidths=0.8, zorder=1)
-
-
-def _spread(points: NDArray[np.float32], members: NDArray[np.int64], shown: list[int]) -> list[int]:
-    """Up to two of the shown reference images of a part that lie far from each other: the strongest, and one more."""
-    if not shown:
-        return []
-    first = shown[0]
-    gap = np.linalg.norm(points[shown] - points[first], axis=1)
-    second = shown[int(gap.argmax())]
-    reach = np.ptp(points, axis=0).max()
-    return [first, second] if gap.max() > 0.12 * reach and len(members) > 3 else [first]
 
 
 @literal

@@ -131,7 +131,8 @@ def outliers_figure(found: Outliers) -> Figure:
             axes.barh([0], [part.usual], 0.4, color=REST)
             axes.set_xlim(min(ends), max(ends))
             told = textwrap.shorten(f"{part.part}  {part.name}", 26, placeholder=" …")
-            axes.set_title(f"{told}\n{part.share:+.0%}, usually {part.usual:+.0%}", fontsize=9, loc="left", pad=1)
+            usual = round(part.usual, 2) + 0.0  # and not "-0%"
+            axes.set_title(f"{told}\n{part.share:+.0%}, usually {usual:+.0%}", fontsize=9, loc="left", pad=1)
             axes.set_axis_off()
             show(panel.add_subplot(grid[number, 2]), part.view.highlighted(TILE, crop=False))
             pictures = [resized(picture, TILE) for picture in part.references]
@@ -162,11 +163,12 @@ def graph_figure(found: Graph) -> Figure:
     how = {"edge_color": [FOR if share >= 0 else AGAINST for share in shares], "width": widths, "alpha": 0.5}
     networkx.draw_networkx_edges(network, places, ax=axes, arrows=False, **how)
     networkx.draw_networkx_nodes(network, places, ax=axes, node_size=sizes, node_color=signs)
-    for key, (x, y) in places.items():
-        node = network.nodes[key]
+    for (key, node), size in zip(network.nodes(data=True), sizes):
         told = node["part"] if node["name"] == node["part"] else f"{node['part']} {node['name']}"
         told = f"{textwrap.shorten(told, 18, placeholder=' …')} {node['share']:+.0%}"
-        axes.annotate(told, (x, y), (0, 9), textcoords="offset points", ha="center", fontsize=9)
+        above = (0, 4 + size**0.5 / 2)  # the size of a dot is the square of its diameter
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # lines pass behind it
+        axes.annotate(told, places[key], above, textcoords="offset points", ha="center", fontsize=9, bbox=box)
     for column, name in enumerate(order[1:], 1):
         own = [place[0] for key, place in places.items() if columns[key] == column]
         axes.text(own[0] if own else 0, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", fontsize=9)

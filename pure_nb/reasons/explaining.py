@@ -106,9 +106,9 @@ class Explanation:
         weaker = some["relevance"][self.count :]
         unlike = self.channels.loc[self.channels["part"] == UNLIKE, "relevance"]
         rest = [
-            (OTHER, self._told(weaker, "parts"), weaker.sum()),
-            (NONE, self._told(unlike, "channels"), unlike.sum()),
-            (REST, f"{self._parts.study.shapes[0].channels - len(self.channels)} channels", total - apart),
+            (OTHER, self._told(weaker, "part"), weaker.sum()),
+            (NONE, self._told(unlike, "channel"), unlike.sum()),
+            (REST, _counted(self._parts.study.shapes[0].channels - len(self.channels), "channel"), total - apart),
             (LOST, "biases, other paths", self.value - total),
         ]
         rows = named + [(kind, "", told, relevance) for kind, told, relevance in rest]
@@ -119,7 +119,7 @@ class Explanation:
         """How many there are, and what speaks for and against among them: as their sum may hide it."""
         signs = relevance.clip(lower=0).sum(), relevance.clip(upper=0).sum()
         both = all(signs) and self.value
-        return f"{len(relevance)} {what}" + (
+        return _counted(len(relevance), what) + (
             f", {signs[0] / abs(self.value):+.0%} {signs[1] / abs(self.value):+.0%}" * bool(both)
         )
 
@@ -329,3 +329,7 @@ def part_references(study: Study, channel: int, part: int | None, *, but: int | 
     if "boxes" in study.known():
         return study.crops.of(channel, ranks)
     return [view.crop() for view in neuron.views(ranks)]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)

@@ -16,7 +16,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-before-read-docs", site.with_late_imports)
     app.connect("source-read", site.with_commands)
     app.connect("source-read", site.with_last_run)
-    app.connect("doctree-read", site.with_percents_kept)
+    app.connect("doctree-read", site.with_numbers_whole)
     app.connect("doctree-resolved", diagrams.within)
     app.connect("env-get-outdated", site.with_changed_files)
     app.connect("env-get-outdated", site.with_page_of_last_run)

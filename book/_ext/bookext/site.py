@@ -21,6 +21,11 @@ from sphinx.application import Sphinx
 
 COMMANDS = "\n% commands\n"
 BUILT, BUILT_PAGE = "\n% built\n", "book/thanks"
+WIDOW = re.compile(
+    r"(?<=\d) (?=%|±|[kMGT]B\b|m?s\b|min\b)|(?<=±) (?=\d)"
+    r"|(?<=\b[a-zA-Z]) (?=[=<>] [-\d])|(?<=[a-zA-Z] [=<>]) (?=[-\d])"
+)
+"""A space after which no line begins: within "5 %", "1.0 ± 0.1", "2 GB" and "p < 0.01"."""
 TOLD = ("pure-nb", "torch", "torchvision", "numpy", "scikit-learn", "zennit")
 """Whose versions the book says."""
 
@@ -46,10 +51,10 @@ def with_commands(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = source[0].replace(COMMANDS, docs[docs.index("\n## ") :])  # without the title
 
 
-def with_percents_kept(app: Sphinx, doctree: nodes.document) -> None:
-    """Keep numbers and their % on one line, but in code and formulas."""
+def with_numbers_whole(app: Sphinx, doctree: nodes.document) -> None:
+    """Keep numbers and their unit, error or sign of relation on one line, but in code and formulas."""
     for text in list(doctree.findall(nodes.Text)):
-        kept = re.sub(r"(?<=\d) (?=%)", "\u00a0", text)
+        kept = WIDOW.sub("\u00a0", text)
         if kept != text and not isinstance(text.parent, (nodes.literal, nodes.literal_block, nodes.raw, nodes.math)):
             text.parent.replace(text, nodes.Text(kept))
 
