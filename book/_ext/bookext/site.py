@@ -24,6 +24,11 @@ BUILT, BUILT_PAGE = "\n% built\n", "book/thanks"
 TOLD = ("pure-nb", "torch", "torchvision", "numpy", "scikit-learn", "zennit")
 """Whose versions the book says."""
 
+UNIT = re.compile(r"(?<=\d) (?=%|(?:[kMGT]i?B|GFLOP|m?s|h|seconds?|minutes?|hours?|pixels)\b)")
+INTERVAL = re.compile(r"\([-\u2212]?[\d.,]+ to [-\u2212]?[\d.,]+\)")
+LONG_NAME, NAME_END = re.compile(r"[\w.:/-]{16,}"), re.compile(r"(?<=[_.:/])(?=\w)")
+VERBATIM = (nodes.literal, nodes.literal_block, nodes.raw, nodes.math)
+
 TEMPLATES = Path(__file__).parent / "templates"
 ICON = Path(__file__).parents[2] / "favicon.svg"
 
@@ -46,12 +51,21 @@ def with_commands(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = source[0].replace(COMMANDS, docs[docs.index("\n## ") :])  # without the title
 
 
-def with_percents_kept(app: Sphinx, doctree: nodes.document) -> None:
-    """Keep numbers and their % on one line, but in code and formulas."""
+def with_numbers_kept(app: Sphinx, doctree: nodes.document) -> None:
+    """Keep numbers and their units, and both ends of an interval, on one line, but in code and formulas."""
     for text in list(doctree.findall(nodes.Text)):
-        kept = re.sub(r"(?<=\d) (?=%)", "\u00a0", text)
-        if kept != text and not isinstance(text.parent, (nodes.literal, nodes.literal_block, nodes.raw, nodes.math)):
+        kept = INTERVAL.sub(lambda found: found[0].replace(" ", "\u00a0"), UNIT.sub("\u00a0", text))
+        if kept != text and not isinstance(text.parent, VERBATIM):
             text.parent.replace(text, nodes.Text(kept))
+
+
+def with_long_names_broken(app: Sphinx, doctree: nodes.document) -> None:
+    """Let long names in a table break behind their dots and underscores, or it would be wider than its page."""
+    for text in [text for entry in doctree.findall(nodes.entry) for text in entry.findall(nodes.Text)]:
+        pieces = LONG_NAME.sub(lambda found: NAME_END.sub("\n", found[0]), text).split("\n")
+        if len(pieces) > 1 and not isinstance(text.parent, VERBATIM):
+            broken = [piece for part in pieces for piece in (nodes.raw("", "<wbr>", format="html"), nodes.Text(part))]
+            text.parent.replace(text, broken[1:])
 
 
 def with_last_run(app: Sphinx, page: str, source: list[str]) -> None:
