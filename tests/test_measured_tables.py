@@ -136,12 +136,13 @@ def networks_in_short() -> str:
     asked = placed.str.startswith(("yes", "no:"))
     versions = ", ".join(f"{name} {number}" for name, number in made.items() if name != "made")
     without = found[found["LRP"] != "yes"]
+    ruled = len(found) - len(without)
     why = " and ".join(f"{name} ({why.removeprefix('no: ')})" for name, why in zip(without["network"], without["LRP"]))
     whole, rules, right = (kept == "yes").sum(), kept.str.startswith("but").sum(), placed.str.startswith("yes").sum()
     return (
         f"{len(counts)} networks ({', '.join(own)}) at {len(found)} pairs of layers, on {made['made']},\n"
         f"with {versions}.\n"
-        f"References, circuits and virtual neurons work in all of them, LRP and crops by it in {len(found) - len(without)}.\n"
+        f"References, circuits and virtual neurons work in all of them, LRP and crops by it in {ruled}.\n"
         f"LRP refuses {why}.\n"
         f"Relevance is conserved to 1e-4 in {whole}, and in {rules} but for what the rules themselves let go. Where\n"
         f"there is a grid to tell by, a bright patch is where the heatmap says it is in {right} of {asked.sum()}.\n"
