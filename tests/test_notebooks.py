@@ -96,6 +96,19 @@ def test_a_value_as_long_as_a_table_is_left_out(value: str, kept: bool) -> None:
     assert page.astext() == "NAME" + value * kept
 
 
+def test_the_table_of_runs_has_titles_and_words() -> None:
+    nodes = pytest.importorskip("docutils.nodes")
+    tables = pytest.importorskip("myst_nb.ext.execution_tables")
+    data = {"mtime": 1.0, "method": "cache", "runtime": 3.14, "error": "a traceback"}
+    told = {f"book/{name}": {"exec_data": data | {"succeeded": good}} for name, good in (("why", True), ("arv", False))}
+    page = nodes.section("", tables.make_stat_table("book/runs", told))
+    env = SimpleNamespace(titles={"book/why": nodes.title("", "Why?"), "book/arv": nodes.title("", "Vectors")})
+    site.with_runs_in_words(SimpleNamespace(env=env), page, "book/runs")
+    cells = [[cell.astext() for cell in row] for row in page.findall(nodes.row)]
+    assert cells == [["chapter", "seconds", "end"], ["Vectors", "3.14", "failed"], ["Why?", "3.14", "ran"]]
+    assert len([*page.findall(nodes.colspec)]) == page[0][0]["cols"] == 3
+
+
 def test_the_book_says_when_it_last_ran() -> None:
     source = ["# Version\n\n% built\n\nText.\n"]
     site.with_last_run(SimpleNamespace(), "book/thanks", source)

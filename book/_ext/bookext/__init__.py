@@ -22,6 +22,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", reference.with_colons, priority=600)
     app.connect("doctree-read", reference.without_long_values)
     app.connect("doctree-resolved", diagrams.within)
+    app.connect("doctree-resolved", site.with_runs_in_words)
     app.connect("env-get-outdated", site.with_changed_files)
     app.connect("env-get-outdated", site.with_page_of_last_run)
     app.connect("html-page-context", notebooks.add_buttons, priority=600)  # the theme's own come at 501
