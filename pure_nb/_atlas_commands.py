@@ -19,7 +19,7 @@ from pure_nb._options import Asked, Neurons, Rows, command, numbers, print_table
 def atlas(  # noqa: PLR0913
     asked: Asked,
     other: Annotated[
-        str | None, Argument(help="Another study, to show both side by side, in pairs of parts.", metavar="[OTHER]")
+        str | None, Argument(help="Another study, to show both side by side, in pairs of parts.", metavar="OTHER")
     ] = None,
     out: Annotated[Path, Option(help="Folder for the site.")] = Path("atlas"),
     neurons: Neurons = None,
@@ -123,8 +123,8 @@ def publish(  # noqa: PLR0913
 @command("neurons")
 def note(
     asked: Asked,
-    place: Annotated[str | None, Argument(help="A neuron, or a part of one; none lists all.", metavar="[22.B]")] = None,
-    name: Annotated[str, Argument(help="What you call it.", metavar="[NAME]")] = "",
+    place: Annotated[str | None, Argument(help="A neuron, or a part of one; none lists all.", metavar="22.B")] = None,
+    name: Annotated[str, Argument(help="What you call it.", metavar="NAME")] = "",
     text: Annotated[str, Option(help="What you note on it.")] = "",
     remove: Annotated[bool, Option("--remove", help="Remove its name and note.")] = False,
 ) -> None:

@@ -224,7 +224,7 @@ def _owned(made: Split) -> str:
 @command()
 def info(
     asked: Asked,
-    study: Annotated[str | None, Argument(help="A study; none lists those that ship.", metavar="[STUDY]")] = None,
+    study: Annotated[str | None, Argument(help="A study; none lists those that ship.", metavar="STUDY")] = None,
 ) -> None:
     """Say what a study is made of, which layers its network has, and which results it has stored."""
     from pure_nb.loading import shipped_studies
@@ -249,7 +249,7 @@ def info(
 
 @command(name="store")
 def stored(
-    study: Annotated[str | None, Argument(help="Name of a study; all by default.", metavar="[STUDY]")] = None,
+    study: Annotated[str | None, Argument(help="Name of a study; all by default.", metavar="STUDY")] = None,
     store: Folder = None,
     prune: Annotated[
         bool, Option("--prune", help="Remove what no study finds any more, and what killed runs have left.")

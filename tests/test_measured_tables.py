@@ -23,7 +23,7 @@ def measured(name: str, **options: object) -> pd.DataFrame:
 
 def number(value: object, digits: int = 2) -> str:
     if not isinstance(value, float):
-        return str(value)
+        return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
     shown = f"{value:.{digits}f}"
     return "" if pd.isna(value) else shown.removeprefix("-") if float(shown) == 0 else shown
 
@@ -115,7 +115,7 @@ def detection() -> str:
 
 def networks() -> str:
     table = measured("networks", keep_default_na=False)
-    columns = ["network", "library", "target", "lower", "pictures", "LRP", "conserved", "boxes"]
+    columns = ["network", "library", "target", "lower", "conserved", "boxes"]
     return markdown(table.loc[table["references"] == "yes", columns])
 
 
@@ -135,12 +135,15 @@ def networks_in_short() -> str:
     kept, placed = found["conserved"], found["boxes"]
     asked = placed.str.startswith(("yes", "no:"))
     versions = ", ".join(f"{name} {number}" for name, number in made.items() if name != "made")
-    ruled = "all" if (found["LRP"] == "yes").all() else (found["LRP"] == "yes").sum()
+    without = found[found["LRP"] != "yes"]
+    ruled = len(found) - len(without)
+    why = " and ".join(f"{name} ({why.removeprefix('no: ')})" for name, why in zip(without["network"], without["LRP"]))
     whole, rules, right = (kept == "yes").sum(), kept.str.startswith("but").sum(), placed.str.startswith("yes").sum()
     return (
         f"{len(counts)} networks ({', '.join(own)}) at {len(found)} pairs of layers, on {made['made']},\n"
         f"with {versions}.\n"
         f"References, circuits and virtual neurons work in all of them, LRP and crops by it in {ruled}.\n"
+        f"LRP refuses {why}.\n"
         f"Relevance is conserved to 1e-4 in {whole}, and in {rules} but for what the rules themselves let go. Where\n"
         f"there is a grid to tell by, a bright patch is where the heatmap says it is in {right} of {asked.sum()}.\n"
     )
@@ -156,9 +159,8 @@ LIBRARIES = {
 
 
 def many_machines() -> str:
-    return markdown(
-        measured("cluster-costs")[["images", "cores", "hours", "of which references", "read, TB", "dollars"]]
-    )
+    columns = ["images", "cores", "hours", "of which references", "read, TB", "dollars"]
+    return markdown(measured("cluster-costs")[columns])
 
 
 def simulated() -> str:

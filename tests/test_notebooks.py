@@ -29,7 +29,7 @@ URL = "https://pure-nb.github.io/pure-nb/"
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 notebooks = pytest.importorskip("bookext.notebooks")
-from bookext import lighter, site  # noqa: E402
+from bookext import lighter, reference, site  # noqa: E402
 from bookext.plain import MystError, References, plain  # noqa: E402
 
 CHAPTERS = sorted(path.stem for path in (ROOT / "book").glob("*.md") if notebooks.CODE.search(path.read_text("utf-8")))
@@ -51,12 +51,64 @@ def test_a_changed_style_has_a_page_read_again(tmp_path: Path, seconds: int, rea
 
 def test_numbers_stay_with_what_belongs_to_them() -> None:
     nodes = pytest.importorskip("docutils.nodes")
-    text = "By 5 % of x % and"
-    page = nodes.section("", nodes.paragraph("", "", nodes.Text(text), nodes.literal("", "5 % 2")))
-    site.with_numbers_whole(None, page)
-    assert page.astext() == "By 5\u00a0% of x % and5 % 2"
-    told = "p < 0.05, 1.0 ± 0.1 in 2 GB and 3 s as 4 sets"
-    assert site.WIDOW.sub("_", told) == "p_<_0.05, 1.0_±_0.1 in 2_GB and 3_s as 4 sets"
+    text = nodes.Text("By 5 % of x % and 4 MB (0.1 to 0.25), 3 millions, in 2 steps")
+    page = nodes.section("", nodes.paragraph("", "", text), nodes.literal("", "5 % 2"))
+    site.with_numbers_kept(None, page)
+    kept = "By 5\u00a0% of x % and 4\u00a0MB (0.1\u00a0to\u00a00.25), 3 millions, in 2 steps"
+    assert [part.astext() for part in page] == [kept, "5 % 2"]
+    told = "p < 0.05, < 0.1, 1.0 ± 0.1 in 2 GB and 3 s as 4 sets"
+    assert site.WIDOW.sub("_", told) == "p_<_0.05, <_0.1, 1.0_±_0.1 in 2_GB and 3_s as 4 sets"
+
+
+def test_long_names_in_tables_may_break() -> None:
+    nodes = pytest.importorskip("docutils.nodes")
+    name = "patches:blocks.1.norm_mlp"
+    cell = nodes.entry("", nodes.paragraph("", name), nodes.paragraph("", "layer2.1"), nodes.literal("", name))
+    page = nodes.section("", cell, nodes.paragraph("", name))
+    site.with_long_names_broken(None, page)
+    first, *others = cell.children
+    assert "".join(child.astext() for child in first) == "<wbr>".join(["patches:", "blocks.", "1.", "norm_", "mlp"])
+    assert [part.astext() for part in [*others, page[1]]] == ["layer2.1", name, name]
+
+
+@pytest.mark.parametrize(
+    ("what", "docstring", "shown"),
+    [
+        ("property", "int64 ``[n]``: one for each image", "int64 ``[n]``: one for each image"),
+        ("data", "Random orders: how many", "Random orders: how many"),
+        ("attribute", "Alias for field number 12", ""),
+    ],
+)
+def test_a_sentence_with_a_colon_is_no_type(what: str, docstring: str, shown: str) -> None:
+    napoleon = pytest.importorskip("sphinx.ext.napoleon")
+    lines = [docstring]
+    reference.without_types_in_words(None, what, "name", None, None, lines)
+    read = str(napoleon.NumpyDocstring(lines, what=what, name="name")).splitlines()
+    reference.with_colons(None, what, "name", None, None, read)
+    assert "\n".join(read).strip() == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"), [("= 0.5", True), ("= " + "a table " * 100, False), (": " + "int | " * 100, True)]
+)
+def test_a_value_as_long_as_a_table_is_left_out(value: str, kept: bool) -> None:
+    addnodes = pytest.importorskip("sphinx.addnodes")
+    page = addnodes.desc_signature("", "", addnodes.desc_name("", "NAME"), addnodes.desc_annotation("", value))
+    reference.without_long_values(None, page)
+    assert page.astext() == "NAME" + value * kept
+
+
+def test_the_table_of_runs_has_titles_and_words() -> None:
+    nodes = pytest.importorskip("docutils.nodes")
+    tables = pytest.importorskip("myst_nb.ext.execution_tables")
+    data = {"mtime": 1.0, "method": "cache", "runtime": 3.14, "error": "a traceback"}
+    told = {f"book/{name}": {"exec_data": data | {"succeeded": good}} for name, good in (("why", True), ("arv", False))}
+    page = nodes.section("", tables.make_stat_table("book/runs", told))
+    env = SimpleNamespace(titles={"book/why": nodes.title("", "Why?"), "book/arv": nodes.title("", "Vectors")})
+    site.with_runs_in_words(SimpleNamespace(env=env), page, "book/runs")
+    cells = [[cell.astext() for cell in row] for row in page.findall(nodes.row)]
+    assert cells == [["chapter", "seconds", "end"], ["Vectors", "3.14", "failed"], ["Why?", "3.14", "ran"]]
+    assert len([*page.findall(nodes.colspec)]) == page[0][0]["cols"] == 3
 
 
 def test_the_book_says_when_it_last_ran() -> None:

@@ -15,6 +15,7 @@ ARTICLE = """<html><body><article class="bd-article"><section id="why">
 <h1>Why &lt;it&gt;<a class="headerlink">#</a></h1>
 <p><strong>The question.</strong> Why not?</p>
 <figure id="fig-a"><a href="../_images/a.png"><img src="../_images/a.png" alt="A dot."></a>
+<img class="on-dark" src="../_images/a-dark.png">
 <figcaption><p><span>Figure 1 </span><span>Dots.</span></p></figcaption></figure>
 <figure><img src="more/a.png"><figcaption>Another.</figcaption></figure>
 <figure class="explorer"><figcaption>An explorer.</figcaption></figure>
@@ -32,6 +33,7 @@ def deck(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "book").mkdir()
     (folder / "_images").mkdir()
     (folder / "_images" / "a.png").write_bytes((ROOT / "book" / "neuron.png").read_bytes())
+    (folder / "_images" / "a-dark.png").write_bytes(b"dark")
     (folder / "book" / "more").mkdir()
     (folder / "book" / "more" / "a.png").write_bytes(b"another")
     (folder / "book" / "why.html").write_text(ARTICLE, encoding="utf-8")
@@ -49,6 +51,8 @@ def test_a_deck_has_a_chapters_figures_and_words(deck: Path) -> None:
     assert "An explorer." not in text
     shown = [deck / source for source in re.findall(r'<img src="([^"]+)"', text)]
     assert [file.read_bytes() == b"another" for file in shown] == [False, True]
+    dark = re.findall(r'<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)"><img', text)
+    assert [(deck / source).read_bytes() for source in dark] == [b"dark"]
     assert (deck / "index.html").read_text(encoding="utf-8").count("<section>") == 6
 
 

@@ -34,6 +34,7 @@ h1 {{ font-size: 1.8em; margin: 0; }}
 h2 {{ font-size: 1.1em; margin: 0; }}
 figure {{ margin: 0; }}
 img {{ display: block; max-width: 100%; max-height: 68vh; margin: auto; background: white; }}
+picture img {{ background: none; }}
 figcaption {{ font-size: 0.7em; margin-top: 1.5vh; }}
 li {{ margin-block: 0.6em; }}
 small {{ opacity: 0.75; }}
@@ -72,6 +73,15 @@ def slide(title: str, *lines: str, ordered: bool = False) -> str:
     return f"<section><h2>{title}</h2>{listed}</section>"
 
 
+def copied(picture: Tag, page: Path, images: Path) -> str:
+    """The address of a page's picture in the folder of pictures, where it is put."""
+    file = (page.parent / str(picture["src"]).partition("?")[0]).resolve()
+    place = file.relative_to(page.parents[1].resolve())  # two folders may have files of one name
+    (images / place).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(file, images / place)
+    return f"{images.name}/{place.as_posix()}"
+
+
 def slides(page: Path, images: Path) -> tuple[str, list[str]]:
     """A chapter's title and its slides; its pictures are copied."""
     article = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser").select_one("article")
@@ -85,14 +95,12 @@ def slides(page: Path, images: Path) -> tuple[str, list[str]]:
     made = [f"<section><h1>{name}</h1><p>{text(asked) if asked else ''}</p><small>pure_nb</small></section>"]
     for figure in article.select("figure:not(.explorer)"):
         picture, caption = figure.img, figure.figcaption
-        source = str(picture["src"]).partition("?")[0] if picture else ""
-        if picture and caption and not source.startswith("data:"):
-            file = (page.parent / source).resolve()
-            place = file.relative_to(page.parents[1].resolve())  # two folders may have files of one name
-            (images / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, images / place)
+        if picture and caption and not str(picture["src"]).startswith("data:"):
             alt = html.escape(str(picture.get("alt", "")))
-            shown = f'<img src="{images.name}/{place.as_posix()}" alt="{alt}">'
+            shown = f'<img src="{copied(picture, page, images)}" alt="{alt}">'
+            if dark := figure.select_one("img.on-dark"):
+                source = f'<source media="(prefers-color-scheme: dark)" srcset="{copied(dark, page, images)}">'
+                shown = f"<picture>{source}{shown}</picture>"
             made.append(f"<section><figure>{shown}<figcaption>{text(caption)}</figcaption></figure></section>")
     quiz = article.select_one("#questions")
     for head, lines in (("Questions", [*items(quiz)]), ("Answers", [*items(quiz, folded=True)])):

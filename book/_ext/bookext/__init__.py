@@ -6,7 +6,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from bookext import diagrams, lighter, notebooks, site
+from bookext import diagrams, lighter, notebooks, reference, site
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -16,8 +16,13 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-before-read-docs", site.with_late_imports)
     app.connect("source-read", site.with_commands)
     app.connect("source-read", site.with_last_run)
-    app.connect("doctree-read", site.with_numbers_whole)
+    app.connect("doctree-read", site.with_numbers_kept)
+    app.connect("doctree-read", site.with_long_names_broken)
+    app.connect("autodoc-process-docstring", reference.without_types_in_words, priority=400)  # napoleon comes at 500
+    app.connect("autodoc-process-docstring", reference.with_colons, priority=600)
+    app.connect("doctree-read", reference.without_long_values)
     app.connect("doctree-resolved", diagrams.within)
+    app.connect("doctree-resolved", site.with_runs_in_words)
     app.connect("env-get-outdated", site.with_changed_files)
     app.connect("env-get-outdated", site.with_page_of_last_run)
     app.connect("html-page-context", notebooks.add_buttons, priority=600)  # the theme's own come at 501

@@ -30,7 +30,6 @@ FIGURE = re.compile(
 )
 """What a cell put out."""
 STYLE = re.compile(r'\s*style="[^"]*"|\s*\b(?:width|height|loading)="[^"]*"')
-OPTION = re.compile(r'<span class="pre">(?=--?[a-z])')
 PICTURE = re.compile(r"_images/([^\"'?#/\s]+)\.png")
 
 
@@ -47,7 +46,6 @@ def lighten(app: Sphinx, exception: Exception | None) -> None:
         text = FONT_PRELOAD.sub("", SCRIPT.sub("", before))
         text = FIGURE.sub(lambda found: figure(found, site / "_images", dark), text)
         text = PICTURE.sub(lambda found: f"_images/{found[1]}.webp" if found[1] in smaller else found[0], text)
-        text = OPTION.sub('<span class="pre option">', text)  # which CSS alone can't tell from other code
         text = NOTEBOOK.sub(r"\g<0> download", text)  # the theme's buttons can't say so
         if text != before:
             page.write_text(text, encoding="utf-8")

@@ -21,13 +21,19 @@ from sphinx.application import Sphinx
 
 COMMANDS = "\n% commands\n"
 BUILT, BUILT_PAGE = "\n% built\n", "book/thanks"
-WIDOW = re.compile(
-    r"(?<=\d) (?=%|±|[kMGT]B\b|m?s\b|min\b)|(?<=±) (?=\d)"
-    r"|(?<=\b[a-zA-Z]) (?=[=<>] [-\d])|(?<=[a-zA-Z] [=<>]) (?=[-\d])"
-)
-"""A space after which no line begins: within "5 %", "1.0 ± 0.1", "2 GB" and "p < 0.01"."""
+RUNS_PAGE = "book/runs"
+RUN_WORDS = {"Document": "chapter", "Run Time (s)": "seconds", "Status": "end", "\u2705": "ran", "\u274c": "failed"}
 TOLD = ("pure-nb", "torch", "torchvision", "numpy", "scikit-learn", "zennit")
 """Whose versions the book says."""
+
+WIDOW = re.compile(
+    r"(?<=\d) (?=±|%|(?:[kMGT]i?B|GFLOP|m?s|min|h|seconds?|minutes?|hours?|pixels)\b)"
+    r"|(?<=\b[a-zA-Z]) (?=[=<>] [-\d])|(?<=[=<>±]) (?=[-\d])"
+)
+"""A space after which no line begins: within "5 %", "1.0 ± 0.1", "2 GB" and "p < 0.01"."""
+INTERVAL = re.compile(r"\([-\u2212]?[\d.,]+ to [-\u2212]?[\d.,]+\)")
+LONG_NAME, NAME_END = re.compile(r"[\w.:/-]{16,}"), re.compile(r"(?<=[_.:/])(?=\w)")
+VERBATIM = (nodes.literal, nodes.literal_block, nodes.raw, nodes.math)
 
 TEMPLATES = Path(__file__).parent / "templates"
 ICON = Path(__file__).parents[2] / "favicon.svg"
@@ -51,12 +57,21 @@ def with_commands(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = source[0].replace(COMMANDS, docs[docs.index("\n## ") :])  # without the title
 
 
-def with_numbers_whole(app: Sphinx, doctree: nodes.document) -> None:
-    """Keep numbers and their unit, error or sign of relation on one line, but in code and formulas."""
+def with_numbers_kept(app: Sphinx, doctree: nodes.document) -> None:
+    """Keep numbers and their unit, error or sign of relation, and both ends of an interval, on one line, but in code."""
     for text in list(doctree.findall(nodes.Text)):
-        kept = WIDOW.sub("\u00a0", text)
-        if kept != text and not isinstance(text.parent, (nodes.literal, nodes.literal_block, nodes.raw, nodes.math)):
+        kept = INTERVAL.sub(lambda found: found[0].replace(" ", "\u00a0"), WIDOW.sub("\u00a0", text))
+        if kept != text and not isinstance(text.parent, VERBATIM):
             text.parent.replace(text, nodes.Text(kept))
+
+
+def with_long_names_broken(app: Sphinx, doctree: nodes.document) -> None:
+    """Let long names in a table break behind their dots and underscores, or it would be wider than its page."""
+    for text in [text for entry in doctree.findall(nodes.entry) for text in entry.findall(nodes.Text)]:
+        pieces = LONG_NAME.sub(lambda found: NAME_END.sub("\n", found[0]), text).split("\n")
+        if len(pieces) > 1 and not isinstance(text.parent, VERBATIM):
+            broken = [piece for part in pieces for piece in (nodes.raw("", "<wbr>", format="html"), nodes.Text(part))]
+            text.parent.replace(text, broken[1:])
 
 
 def with_last_run(app: Sphinx, page: str, source: list[str]) -> None:
@@ -67,6 +82,21 @@ def with_last_run(app: Sphinx, page: str, source: list[str]) -> None:
     versions = ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in TOLD)])
     told = f"Built on {day.day} {day:%B %Y}, from chapters that all ran without an error, with {versions}."
     source[0] = source[0].replace(BUILT, f"\n{told}\n", 1)
+
+
+def with_runs_in_words(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Say of each chapter its title, seconds and end in words: a browser may have no glyph for a tick."""
+    if page != RUNS_PAGE:
+        return
+    for line in [*doctree.findall(nodes.colspec)][1:3]:
+        line.parent.remove(line)
+    for row in doctree.findall(nodes.row):
+        del row[1:3]  # when, and how
+        for text in list(row.findall(nodes.Text)):
+            title = app.env.titles.get(text.astext())
+            text.parent.replace(text, nodes.Text(title.astext() if title else RUN_WORDS.get(text.astext(), text)))
+    for group in doctree.findall(nodes.tgroup):
+        group["cols"] = 3
 
 
 def with_page_of_last_run(
