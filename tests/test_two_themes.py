@@ -18,6 +18,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from pure_nb.figures.colours import luminance
+from pure_nb.show import widgets
 
 themes = pytest.importorskip("two_themes")
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
@@ -71,6 +72,7 @@ def contrast(colour: str) -> float:
 
 def test_a_kernel_keeps_both(drawn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(themes.pylabtools, "retina_figure", themes.pylabtools.retina_figure)
+    monkeypatch.setattr(widgets, "THEMES", {**widgets.THEMES})
     themes.keep_both(tmp_path / "dark")
     shown, size = themes.pylabtools.retina_figure(drawn)
     (tmp_path / "_images").mkdir()
@@ -80,6 +82,12 @@ def test_a_kernel_keeps_both(drawn: Any, tmp_path: Path, monkeypatch: pytest.Mon
     light, dark = (Image.open(tmp_path / "_images" / f"{name}{end}.png") for end in ("", "-dark"))
     assert light.size == dark.size
     assert (size["width"], size["height"]) == (light.width // 2, light.height // 2)
+    monkeypatch.setenv(widgets.BOOK, str(tmp_path))
+    slider = widgets.explorer(lambda value: drawn, ["first"], name="both").data
+    light, dark = re.findall(r'<img class="on-(light|dark)" src="\.\./(explorers/both/[^"]+)" width', slider)
+    assert (light[0], dark[0]) == ("light", "dark")
+    alpha = [np.asarray(Image.open(tmp_path / file).convert("RGBA"))[1, 1, 3] for _, file in (light, dark)]
+    assert alpha == [255, 0]
 
 
 @pytest.mark.parametrize("dark", [True, False])

@@ -3,7 +3,7 @@
 A chapter's kernel calls :func:`keep_both`. Every figure is then put out with twice as many pixels as it is shown with,
 and once more for the dark theme: without its ground, and with all that is grey, text and axes above all, from light to
 dark. Pictures in it, and what lies on them, stay as they are. The second goes to a folder, under the name that
-MyST-NB gives the first; ``book/_ext/bookext/lighter.py`` puts both on the page.
+MyST-NB gives the first; ``book/_ext/bookext/lighter.py`` puts both on the page. A slider's pictures have both, too.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ COLOURS |= {Collection: ["facecolor", "edgecolor"]}
 
 def keep_both(folder: Path) -> None:
     """Let the figures of this kernel be put out in both variants, the dark ones to a folder."""
+    from pure_nb.show import widgets  # which kernels have imported, and who starts them need not
+
+    widgets.THEMES["dark"] = darkened
     plain = pylabtools.retina_figure
 
     def both(figure: Figure, base64: bool = False, **how: Any) -> Any:
