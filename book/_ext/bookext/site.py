@@ -47,9 +47,9 @@ def with_commands(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def with_percents_kept(app: Sphinx, doctree: nodes.document) -> None:
-    """Keep numbers and their % on one line, but in code and formulas."""
+    """Keep numbers on one line with their %, ± and <, but in code and formulas."""
     for text in list(doctree.findall(nodes.Text)):
-        kept = re.sub(r"(?<=\d) (?=%)", "\u00a0", text)
+        kept = re.sub(r"(?<=\d) (?=[%±])|(?<=[<±]) (?=\d)", "\u00a0", text)
         if kept != text and not isinstance(text.parent, (nodes.literal, nodes.literal_block, nodes.raw, nodes.math)):
             text.parent.replace(text, nodes.Text(kept))
 
