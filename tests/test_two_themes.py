@@ -36,6 +36,7 @@ def drawn() -> Any:
     sheet[:, 40:50] = 255
     right.imshow(sheet)
     right.text(20, 20, "on it", color="white")
+    right.text(45, 20, "|", color="black", ha="center")
     right.axis("off")
     return figure
 
@@ -52,6 +53,7 @@ def test_the_dark_variant_can_be_read_and_the_figure_stays_as_it_was(drawn: Any)
         title, label, spine, curve, word = colours(drawn)
         assert all(contrast(one) >= themes.TEXT for one in (title, label, spine))
         assert (curve, word) == ("#0173b2", "#ffffff")  # seen on either ground, and on a picture
+        assert contrast(to_hex(drawn.axes[1].texts[1].get_color())) >= themes.TEXT  # between the pictures
         dots = drawn.axes[0].lines[1]
         assert to_hex(dots.get_markerfacecolor()) == to_hex(dots.get_color())
         assert contrast(to_hex(dots.get_color())) >= themes.TEXT

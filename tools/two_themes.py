@@ -133,4 +133,16 @@ def _on_pictures(axes: Axes) -> list[Artist]:
     drawn = [*axes.texts, *axes.lines, *axes.patches, *axes.collections, *axes.get_xgridlines(), *axes.get_ygridlines()]
     with np.errstate(invalid="ignore"):  # what is empty has no middle
         middles = [np.mean(one.get_window_extent().get_points(), axis=0) for one in drawn]
-    return [one for one, middle in zip(drawn, middles) if axes.bbox.contains(*middle)]
+    inside = [(one, middle) for one, middle in zip(drawn, middles) if axes.bbox.contains(*middle)]
+    return [one for one, middle in inside if not _in_gap(axes, one, middle)]
+
+
+def _in_gap(axes: Axes, artist: Artist, middle: NDArray[Any]) -> bool:
+    """Whether words stand between the pictures of a sheet, see :func:`without_gaps`."""
+    if not isinstance(artist, Text):
+        return False
+    column, row = np.round(axes.transData.inverted().transform(middle)).astype(int)
+    for sheet in (without_gaps(np.asarray(image.get_array())) for image in axes.images):
+        if sheet.shape[2:] == (4,) and 0 <= row < len(sheet) and 0 <= column < len(sheet[0]):
+            return not sheet[row, column, 3]
+    return False
