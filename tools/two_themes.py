@@ -138,11 +138,15 @@ def _on_pictures(axes: Axes) -> list[Artist]:
 
 
 def _in_gap(axes: Axes, artist: Artist, middle: NDArray[Any]) -> bool:
-    """Whether words stand between the pictures of a sheet, see :func:`without_gaps`."""
-    if not isinstance(artist, Text):
+    """Whether words stand beside the pictures of axes, or between those of a sheet, see :func:`without_gaps`."""
+    if not isinstance(artist, Text) or not axes.images:
         return False
-    column, row = np.round(axes.transData.inverted().transform(middle)).astype(int)
-    for sheet in (without_gaps(np.asarray(image.get_array())) for image in axes.images):
-        if sheet.shape[2:] == (4,) and 0 <= row < len(sheet) and 0 <= column < len(sheet[0]):
-            return not sheet[row, column, 3]
-    return False
+    x, y = axes.transData.inverted().transform(middle)
+    for image in axes.images:
+        left, right, bottom, top = image.get_extent()
+        across, down = (x - left) / (right - left), (y - top) / (bottom - top)
+        if 0 <= across < 1 and 0 <= down < 1:
+            sheet = without_gaps(np.asarray(image.get_array()))
+            alpha = sheet[int(down * len(sheet)), int(across * len(sheet[0]))]
+            return bool(sheet.shape[2:] == (4,) and not alpha[3])
+    return True
