@@ -139,8 +139,8 @@ def _on_pictures(axes: Axes) -> list[Artist]:
 
 def _in_gap(axes: Axes, artist: Artist, middle: NDArray[Any]) -> bool:
     """Whether words stand beside the pictures of axes, or between those of a sheet, see :func:`without_gaps`."""
-    if not isinstance(artist, Text) or not axes.images:
-        return False
+    if not isinstance(artist, Text) or not axes.images or luminance(to_hex(artist.get_color())) > 0.5:
+        return False  # light words stand on a colour, or could not be read on white
     x, y = axes.transData.inverted().transform(middle)
     for image in axes.images:
         left, right, bottom, top = image.get_extent()
