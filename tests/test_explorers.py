@@ -33,10 +33,13 @@ STATE = """explorer => {
 # All that is shown has arrived.
 LOADED = """async explorer => {
     const {pictures} = (STATE)(explorer);
-    const images = [...explorer.querySelectorAll('.explorer-view img')];
+    const every = [...explorer.querySelectorAll('.explorer-view img')];
+    const images = every.filter(image => image.checkVisibility()); // of two themes' variants one, which alone is loaded
+    if (every.length && !images.length) return false;
     await Promise.all([...images, ...pictures.map(url => Object.assign(new Image(), {src: url}))]
         .map(image => image.decode()));
-    return pictures.length > 0 && images.every(image => image.complete && image.naturalWidth && image.alt.trim());
+    return pictures.length > 0 && images.every(image => image.complete && image.naturalWidth) &&
+        every.every(image => image.alt.trim());
 }""".replace("STATE", STATE)
 
 

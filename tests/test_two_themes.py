@@ -18,6 +18,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from pure_nb.figures.colours import luminance
+from pure_nb.show import widgets
 
 themes = pytest.importorskip("two_themes")
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
@@ -35,6 +36,7 @@ def drawn() -> Any:
     sheet[:, 40:50] = 255
     right.imshow(sheet)
     right.text(20, 20, "on it", color="white")
+    right.text(45, 20, "|", color="black", ha="center")
     right.axis("off")
     return figure
 
@@ -51,6 +53,7 @@ def test_the_dark_variant_can_be_read_and_the_figure_stays_as_it_was(drawn: Any)
         title, label, spine, curve, word = colours(drawn)
         assert all(contrast(one) >= themes.TEXT for one in (title, label, spine))
         assert (curve, word) == ("#0173b2", "#ffffff")  # seen on either ground, and on a picture
+        assert contrast(to_hex(drawn.axes[1].texts[1].get_color())) >= themes.TEXT  # between the pictures
         dots = drawn.axes[0].lines[1]
         assert to_hex(dots.get_markerfacecolor()) == to_hex(dots.get_color())
         assert contrast(to_hex(dots.get_color())) >= themes.TEXT
@@ -83,6 +86,7 @@ def contrast(colour: str) -> float:
 
 def test_a_kernel_keeps_both(drawn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(themes.pylabtools, "retina_figure", themes.pylabtools.retina_figure)
+    monkeypatch.setattr(widgets, "THEMES", {**widgets.THEMES})
     themes.keep_both(tmp_path / "dark")
     shown, size = themes.pylabtools.retina_figure(drawn)
     (tmp_path / "_images").mkdir()
@@ -99,6 +103,12 @@ def test_a_kernel_keeps_both(drawn: Any, tmp_path: Path, monkeypatch: pytest.Mon
     lighter.with_dark(tmp_path / "_images", tmp_path / "dark")
     with Image.open(tmp_path / "_images" / f"{name}-dark.png") as again:
         assert again.tobytes() == good
+    monkeypatch.setenv(widgets.BOOK, str(tmp_path))
+    slider = widgets.explorer(lambda value: drawn, ["first"], name="both").data
+    light, dark = re.findall(r'<img class="on-(light|dark)" src="\.\./(explorers/both/[^"]+)" width', slider)
+    assert (light[0], dark[0]) == ("light", "dark")
+    alpha = [np.asarray(Image.open(tmp_path / file).convert("RGBA"))[1, 1, 3] for _, file in (light, dark)]
+    assert alpha == [255, 0]
 
 
 @pytest.mark.parametrize("dark", [True, False])

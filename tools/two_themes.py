@@ -3,7 +3,7 @@
 A chapter's kernel calls :func:`keep_both`. Every figure is then put out with twice as many pixels as it is shown with,
 and once more for the dark theme: without its ground, and with all that is grey, text and axes above all, from light to
 dark. Pictures in it, and what lies on them, stay as they are. The second goes to a folder, under the name that
-MyST-NB gives the first; ``book/_ext/bookext/lighter.py`` puts both on the page.
+MyST-NB gives the first; ``book/_ext/bookext/lighter.py`` puts both on the page. A slider's pictures have both, too.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ COLOURS |= {Collection: ["facecolor", "edgecolor"]}
 
 def keep_both(folder: Path) -> None:
     """Let the figures of this kernel be put out in both variants, the dark ones to a folder."""
+    from pure_nb.show import widgets  # which kernels have imported, and who starts them need not
+
+    widgets.THEMES["dark"] = darkened
     plain = pylabtools.retina_figure
 
     def both(figure: Figure, base64: bool = False, **how: Any) -> Any:
@@ -137,4 +140,20 @@ def _on_pictures(axes: Axes) -> list[Artist]:
     drawn = [*axes.texts, *axes.lines, *axes.patches, *axes.collections, *axes.get_xgridlines(), *axes.get_ygridlines()]
     with np.errstate(invalid="ignore"):  # what is empty has no middle
         middles = [np.mean(one.get_window_extent().get_points(), axis=0) for one in drawn]
-    return [one for one, middle in zip(drawn, middles) if axes.bbox.contains(*middle)]
+    inside = [(one, middle) for one, middle in zip(drawn, middles) if axes.bbox.contains(*middle)]
+    return [one for one, middle in inside if not _in_gap(axes, one, middle)]
+
+
+def _in_gap(axes: Axes, artist: Artist, middle: NDArray[Any]) -> bool:
+    """Whether words stand beside the pictures of axes, or between those of a sheet, see :func:`without_gaps`."""
+    if not isinstance(artist, Text) or not axes.images or luminance(to_hex(artist.get_color())) > 0.5:
+        return False  # light words stand on a colour, or could not be read on white
+    x, y = axes.transData.inverted().transform(middle)
+    for image in axes.images:
+        left, right, bottom, top = image.get_extent()
+        across, down = (x - left) / (right - left), (y - top) / (bottom - top)
+        if 0 <= across < 1 and 0 <= down < 1:
+            sheet = without_gaps(np.asarray(image.get_array()))
+            alpha = sheet[int(down * len(sheet)), int(across * len(sheet[0]))]
+            return bool(sheet.shape[2:] == (4,) and not alpha[3])
+    return True

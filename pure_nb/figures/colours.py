@@ -36,7 +36,7 @@ NAMED = {
     "circuit": PALETTE[0],
     "pure": PALETTE[0],
     "part": PALETTE[0],
-    "label": PALETTE[8],
+    "label": PALETTE[3],
 }
 """What describes images, judges parts or is switched off: the first word that a name holds says its colour."""
 

@@ -10,7 +10,8 @@ import hashlib
 import html
 import json
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from io import BytesIO
 from itertools import product
@@ -47,6 +48,9 @@ BOOK = "PURE_NB_BOOK"
 
 SITE = ".."
 """Where that folder is found from a page of the book."""
+
+THEMES: dict[str, Callable[[Figure], AbstractContextManager[Any]]] = {"": nullcontext}
+"""What switches a figure to a theme of the book, by the folder of its pictures; the book's tools add the dark one."""
 
 
 class _Axis(NamedTuple):
@@ -175,14 +179,16 @@ def explore(
     return LiveExplorer(study, channels, first, rank=rank, split=parts, whole=whole, caption=caption)
 
 
-def _picture(figure: Figure) -> bytes:
-    """A figure as WebP, and closed."""
-    buffer = BytesIO()
+def _pictures(figure: Figure, themes: Iterable[str]) -> dict[str, bytes]:
+    """A figure as WebP for each theme, and closed."""
+    buffers = {theme: BytesIO() for theme in themes}
     try:
-        figure.savefig(buffer, format="webp", dpi=110, pil_kwargs=WEBP)
+        for theme, buffer in buffers.items():
+            with THEMES[theme](figure):
+                figure.savefig(buffer, format="webp", dpi=110, pil_kwargs=WEBP)
     finally:
         plt.close(figure)
-    return buffer.getvalue()
+    return {theme: buffer.getvalue() for theme, buffer in buffers.items()}
 
 
 def _slider(label: str, values: Sequence[object], index: int = 0) -> ipywidgets.SelectionSlider:
@@ -215,7 +221,7 @@ def _live(
     @lru_cache(maxsize=64)
     def drawn(*chosen: int) -> tuple[bytes, str]:
         values = [axis.values[index] for axis, index in zip(axes, chosen)]
-        return _picture(draw(*values)), describe(*values)
+        return _pictures(draw(*values), [""])[""], describe(*values)
 
     def show(_: object = None) -> None:
         words.value = _small("computing ...")
@@ -244,10 +250,12 @@ def _static(
 ) -> HTML:
     root, pictures = f"{SITE}/explorers/{name}/", []
     for shown in product(*(axis.values for axis in axes)):
-        content = _picture(draw(*shown))
+        contents = _pictures(draw(*shown), THEMES)
         # The content names the file, so that a browser never shows a picture of an earlier build.
-        file = f"{file_word('-'.join(map(str, shown)))}-{hashlib.sha256(content).hexdigest()[:8]}.webp"
-        write_atomically(folder / "explorers" / name / file, partial(Path.write_bytes, data=content))
+        named = hashlib.sha256(b"".join(contents.values())).hexdigest()[:8]
+        file = f"{file_word('-'.join(map(str, shown)))}-{named}.webp"
+        for theme, content in contents.items():
+            write_atomically(folder / "explorers" / name / theme / file, partial(Path.write_bytes, data=content))
         pictures.append((file, describe(*shown)))
     sliders = [{"label": axis.label, "values": list(map(str, axis.values)), "start": axis.start} for axis in axes]
     told = json.dumps({"root": root, "axes": sliders, "pictures": pictures})
@@ -257,6 +265,9 @@ def _static(
     with Image.open(folder / "explorers" / name / file) as picture:
         width, height = picture.size
     image = f'<img src="{root}{file}" width="{width}" height="{height}" loading="lazy" alt="{html.escape(text)}">'
+    for theme in filter(None, THEMES):  # of two variants the style sheet shows one, and a browser loads no other
+        other = image.replace(root, f"{root}{theme}/", 1)
+        image = image.replace("<img", '<img class="on-light"') + other.replace("<img", f'<img class="on-{theme}"')
     label = html.escape(axes[0].label)
     return _figure(
         'data-kind="pictures"',

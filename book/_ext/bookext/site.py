@@ -58,7 +58,7 @@ def with_commands(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def with_numbers_kept(app: Sphinx, doctree: nodes.document) -> None:
-    """Keep numbers and their unit, error or sign of relation, and both ends of an interval, on one line, but in code."""
+    """Keep numbers and their unit, error or relation, and both ends of an interval, on one line, not in code."""
     for text in list(doctree.findall(nodes.Text)):
         kept = INTERVAL.sub(lambda found: found[0].replace(" ", "\u00a0"), WIDOW.sub("\u00a0", text))
         if kept != text and not isinstance(text.parent, VERBATIM):

@@ -203,13 +203,15 @@ var pureNb = (() => {
 
   const pictures = (figure) => {
     const told = JSON.parse(figure.querySelector("script").textContent);
-    const image = figure.querySelector("img");
+    const images = figure.querySelectorAll("img"); // one, or one for each theme
     const words = figure.querySelector(".explorer-words");
     const show = () => {
       const place = sliders.reduce((sum, one, axis) => sum * told.axes[axis].values.length + one.index, 0);
       const [file, text] = told.pictures[place];
-      image.src = told.root + file;
-      image.alt = text;
+      for (const image of images) {
+        image.src = told.root + (image.className === "on-dark" ? "dark/" : "") + file;
+        image.alt = text;
+      }
       words.textContent = text;
     };
     const changed = () => {
