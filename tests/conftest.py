@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 
@@ -115,6 +116,12 @@ def map_site(seen: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("map") / "atlas"
     write_atlas(seen, folder, channels=CHANNELS, count=20, embedder=JUDGE, words=WORDS)
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: looking through it again and again for garbage took a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

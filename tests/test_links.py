@@ -91,10 +91,11 @@ PICTURES = re.compile(
 
 @pytest.mark.parametrize("page", explorer_pages())
 def test_pictures_of_explorers(page: str) -> None:
-    """Every picture that a slider can reach is there, and told in words of its own."""
+    """Every picture that a slider can reach is there for both themes, and told in words of its own."""
     path = (SITE / page).resolve()
     for told in map(json.loads, PICTURES.findall(path.read_text(encoding="utf-8"))):
-        wrong = [fault for file, _ in told["pictures"] if (fault := broken(path, told["root"] + file))]
+        files = [told["root"] + theme + file for file, _ in told["pictures"] for theme in ("", "dark/")]
+        wrong = [fault for file in files if (fault := broken(path, file))]
         assert not wrong, "\n".join(wrong)
         assert len(told["pictures"]) == math.prod(len(axis["values"]) for axis in told["axes"])
         words = Counter(text for _, text in told["pictures"])

@@ -13,7 +13,7 @@ import argparse
 import html
 import mimetypes
 import re
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
@@ -22,6 +22,8 @@ import yaml
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from print_book import ARGS, READY, executable
+
+from pure_nb.compute.store import write_atomically
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "_build" / "html"
@@ -173,7 +175,7 @@ class Archive:
     def close(self) -> None:
         """Write the list of all files."""
         about = {"title": html.escape(CONFIG["title"]), "author": html.escape(CONFIG["author"]), "base": BASE}
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         lists = {"manifest": "\n".join(self.items), "spine": "".join(self.spine)}
         self.file.writestr("content.opf", PACKAGE.format(**about, **lists, now=now))
         self.file.close()
@@ -246,7 +248,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=executable(), args=ARGS)
         page = browser.new_page(color_scheme="light", viewport={"width": 1100, "height": 1200})
         page.set_default_timeout(120_000)
-        make(options.epub, chapters(), page)
+        write_atomically(options.epub, lambda path: make(path, chapters(), page))
         browser.close()
     print(f"The book for e-readers: {options.epub.resolve()}")
 
