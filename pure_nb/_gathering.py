@@ -188,6 +188,7 @@ class Gathered:
                 "name": images.name if named else "images",
                 "names": self.names,
                 "count": len(images),
+                "drawn": images.drawn,
                 "shape": list(images.example.shape),
                 "fingerprint": images.fingerprint,
                 "classes": display_names(images.classes) if labels else [],

@@ -43,7 +43,7 @@ OF_PART = 6
 
 ENTRIES = {
     "": "channels crops images keys layers made name network parameters pictured ranked weights",
-    "images": "classes count files fingerprint labels name names objects pictures shape",
+    "images": "classes count drawn files fingerprint labels name names objects pictures shape",
     "crops": "crop misfit note",
 }
 """What ``study.json`` holds, and its tables; it is refused with anything else."""

@@ -40,7 +40,6 @@ from pure_nb.compute.bars import progress_bar
 from pure_nb.compute.store import Arrays, Store, store_folder
 from pure_nb.errors import ArgumentError, ImageError, LayerError, StudyError, sentence
 from pure_nb.figures.render import LOOKED, Looked, square_around
-from pure_nb.glyphs.scenes import GlyphScenes
 from pure_nb.images._fitting import repeated
 from pure_nb.images.data import Images
 from pure_nb.images.reading import Unreadable
@@ -111,8 +110,8 @@ class PublishedImages(Images):
 
     @property
     def drawn(self) -> bool:
-        """As :attr:`Images.drawn`: whether the classes or the objects are the glyphs."""
-        return GlyphScenes.classes in (self.classes, tuple(self.found.images["objects"]))
+        """As :attr:`Images.drawn` of the images that were studied."""
+        return bool(self.found.images["drawn"])
 
     def credit(self, sample: int) -> str:
         """As :meth:`Images.credit`: by the table of attributions beside the pictures."""
