@@ -187,7 +187,7 @@ class Crops:
         Each image is read once, however many channels it is a reference for. Of channels of a published study that were
         not published, they are NaN.
         """
-        if embedder.glyphs and not self.study.images.drawn:
+        if getattr(embedder, "glyphs", False) and not self.study.images.drawn:  # an own one may lack it
             told = f"the glyphs that the package draws, and {self.study.images.name!r} are other images"
             warnings.warn(f"{embedder.name} knows nothing but {told}: take another judge", StudyWarning, stacklevel=3)
         every = self.study.references.sample
