@@ -837,7 +837,7 @@ var pureNb = (() => {
         try {
           saved(await drawn(state, view), `neuron-${state.neuron.channel}.png`);
         } catch { // a canvas that holds pictures from a disk is not given out
-          words.textContent = "A browser can't save a picture from a page opened from disk; open it from a server: python -m http.server";
+          words.textContent = "A browser makes no picture of a page opened from disk; it does from a server: python -m http.server";
         }
       }),
     ];
