@@ -330,8 +330,8 @@ def _markdown(found: Evaluation, tables: dict[str, pd.DataFrame], clear: float |
         f"Made with {_code(command)}." if command else "",
         f"{neurons} neurons; {found.metric} distances of their reference images, {found.crops}. *Intra* is the mean "
         "over pairs of images of one part, *inter* over pairs of different parts; a large gap between them is good. "
-        "± is the standard error over "
-        f"neurons. *Difference* is the gap's difference from {PURE}'s, p by Wilcoxon's test over neurons, corrected for "
+        "± is the standard error over neurons. "
+        f"*Difference* is the gap's difference from {PURE}'s, p by Wilcoxon's test over neurons, corrected for "
         "all methods and numbers of parts.",
         _distances_text(tables["summary"]),
         "![Intra and inter distances of each method](distances.png)",
