@@ -329,9 +329,9 @@ def _markdown(found: Evaluation, tables: dict[str, pd.DataFrame], clear: float |
         f"# {_escaped(found.title)}, judged by {judge}",
         f"Made with {_code(command)}." if command else "",
         f"{neurons} neurons; {found.metric} distances of their reference images, {found.crops}. *Intra* is the mean "
-        "over pairs of images of one part, *inter* over pairs of different parts; good is a large gap between them. "
-        "± is the standard error over "
-        f"neurons. *Difference* is that of the gap from {PURE}'s, p by Wilcoxon's test over neurons, corrected for "
+        "over pairs of images of one part, *inter* over pairs of different parts; a large gap between them is good. "
+        "± is the standard error over neurons. "
+        f"*Difference* is the gap's difference from {PURE}'s, p by Wilcoxon's test over neurons, corrected for "
         "all methods and numbers of parts.",
         _distances_text(tables["summary"]),
         "![Intra and inter distances of each method](distances.png)",
@@ -347,14 +347,14 @@ def _markdown(found: Evaluation, tables: dict[str, pd.DataFrame], clear: float |
         own = tables["summary-clear"]
         parts += [
             f"## Neurons with {judge}'s own gap above {clear:g}",
-            f"Chosen by that gap, so {judge}'s own row comes out too large. A k without any is left out.",
+            f"Chosen by that gap, so {judge}'s own row is too large. A k without such neurons is left out.",
             _distances_text(own),
         ]
     if "names" in tables:
         parts += ["## Names", _names_text(tables["names"])]
     parts += [
         "## What was published",
-        "Dreyer et al. (2024), ImageNet, CLIP ViT-B/32. To compute these anew, with ImageNet and a GPU:",
+        "Dreyer et al. (2024), ImageNet, CLIP ViT-B/32. To compute these again, with ImageNet and a GPU:",
         f"```console\n$ {REPRODUCE}\n```",
         _markdown_table(PUBLISHED.assign(published=PUBLISHED["published"].map("{:.2f}".format))),
     ]
@@ -385,7 +385,7 @@ def _with_error(table: pd.DataFrame, name: str, error: str) -> pd.Series[str]:
 
 def _names_text(names: pd.DataFrame) -> str:
     text = "A part gets a word where random crops do not fit as well (p at most 0.05) and where it stays the same when "
-    text += "the crops are drawn anew (stability at least 0.95); otherwise the answer is *unsure*."
+    text += "the crops are drawn again (stability at least 0.95); otherwise the answer is *unsure*."
     for what, some in {"parts": names[names["part"] != WHOLE], "whole neurons": names[names["part"] == WHOLE]}.items():
         sure = some[some["label"] == some["word"]]
         text += f" {len(sure)} of {len(some)} {what} get a name"

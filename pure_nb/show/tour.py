@@ -178,9 +178,9 @@ def routes(neuron: Neuron, address: Callable[[int], str]) -> str:
     names = [neuron.names[rank] or "an image" for rank in ranks]
     scores = [f"{score:.1f}" if score >= 1 else f"{score:.2g}" for score in neuron.score[list(ranks)].tolist()]
     told = (
-        f"The first image activates the channel by {scores[0]}, the second by {scores[1]}. Drawn are {len(found)} of "
+        f"The first image activates the channel by {scores[0]}, the second by {scores[1]}. Shown are {len(found)} of "
         f"the {vectors.shape[1]} channels of {p.lower}: those that contribute most in either. The thicker a line, the "
-        "more; dashed, it holds the channel down."
+        "more; a dashed line holds the channel down."
     )
     lists = [", ".join(str(lower) for lower in found[np.argsort(-np.abs(own[found]))][:BRINGING]) for own in vectors]
     text = (

@@ -73,7 +73,7 @@
     const place = typed ? wordFor(words.words, typed) : -1;
     list.replaceChildren();
     if (place < 0) {
-      told.textContent = typed ? `None of the ${words.words.length} words here is like “${typed}”; pure-nb search looks for any.` : "";
+      told.textContent = typed ? `None of the ${words.words.length} words here is like “${typed}”; pure-nb search takes any word.` : "";
       pass(null, parts, "");
       return;
     }

@@ -637,7 +637,7 @@ var pureNb = (() => {
       else if (at === now()) show?.();
     });
 
-    const bar = make("progress", { max: 1, "aria-label": "how far it is" }), text = make("span");
+    const bar = make("progress", { max: 1, "aria-label": "progress" }), text = make("span");
     const stop = button("Stop", "what is finished is kept", () => model.send({ stop: true }));
     const line = make("div", { class: "explorer-doing" }, text, bar, stop);
     const say = () => {
@@ -837,7 +837,7 @@ var pureNb = (() => {
         try {
           saved(await drawn(state, view), `neuron-${state.neuron.channel}.png`);
         } catch { // a canvas that holds pictures from a disk is not given out
-          words.textContent = "A browser gives no picture of a page that is opened from the disk; it does from a server: python -m http.server";
+          words.textContent = "A browser makes no picture of a page opened from disk; it does from a server: python -m http.server";
         }
       }),
     ];
