@@ -212,7 +212,7 @@ def test_what_is_shown_is_in_the_address(context: Any, url: str) -> None:
         ask(visit, "named", "yes")
         visit.page.get_by_role("columnheader", name="neuron").get_by_role("button").click()
         address(visit, "#search=s%C3%A4ge&named=yes&sort=neuron")
-        visit.page.get_by_text("Columns, and").click()
+        visit.page.get_by_text("Columns and").click()
         visit.page.get_by_label("strongest images").uncheck()
         visit.page.get_by_label("images of each").check()
         address(visit, "&columns=k%2Csizes%2Cscore%2Cq%2Cstrongest%2Cmeanings%2Cnamed%2Cnotes")
@@ -269,7 +269,7 @@ def test_tables_to_take_along(context: Any, url: str, rows: dict[int, dict[Any, 
         return Path(download.value.path()).read_text(encoding="utf-8")
 
     with Visit(context, url) as visit:
-        visit.page.get_by_text("Columns, and").click()
+        visit.page.get_by_text("Columns and").click()
         table = list(csv.DictReader(io.StringIO(taken("CSV"), newline="")))
         every = json.loads(taken("JSON"))
         assert [int(row["neuron"]) for row in table] == [row["neuron"] for row in every] == list(rows)
