@@ -283,7 +283,7 @@ def planted() -> Drawing:
 def judge() -> Drawing:
     """Crops, and a judge."""
     text = (
-        "Images of one neuron are cropped to where it looks, and the crops go to a judge, a network of its own. It "
+        "Images of one neuron are cropped to where it looks, and the crops go to a judge, a separate network. It "
         "lays them out: crops of umbrellas lie near each other, crops of telephones elsewhere."
     )
     drawing = Drawing("judge", 246, "Crops, and a judge", text)
