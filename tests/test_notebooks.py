@@ -89,7 +89,8 @@ def test_a_sentence_with_a_colon_is_no_type(what: str, docstring: str, shown: st
 
 
 @pytest.mark.parametrize(
-    ("value", "kept"), [("= 0.5", True), ("= " + "a table " * 100, False), (": " + "int | " * 100, True)]
+    ("value", "kept"),
+    [("= 0.5", True), ("= " + "table " * 99, False), (": " + "int | " * 99, True), ("= PosixPath('/home/me')", False)],
 )
 def test_a_value_as_long_as_a_table_is_left_out(value: str, kept: bool) -> None:
     addnodes = pytest.importorskip("sphinx.addnodes")

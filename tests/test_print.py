@@ -96,3 +96,14 @@ def test_the_book_for_e_readers(tmp_path: Path, page: Any) -> None:
             if not re.match("[a-z]+:", link):
                 assert (where or name) in trees, link
                 assert not anchor or anchor in ids[where or name], (name, link)
+
+
+def test_on_paper_long_tables_break_code_is_gone_and_outputs_are_open(page: Any) -> None:
+    page.goto((SITE / "book" / "scores.html").as_uri(), wait_until="load")
+    page.emulate_media(media="print")
+    seen = "selector => [...document.querySelectorAll(selector)].map(box => box.checkVisibility())"
+    assert set(page.evaluate(seen, "details.above-input")) == {False}
+    assert set(page.evaluate(seen, "details.below-input table")) == {True}
+    wide = "selector => [...document.querySelectorAll(selector)].map(box => getComputedStyle(box).overflow)"
+    assert set(page.evaluate(wide, ".pst-scrollable-table-container")) == {"visible"}
+    page.emulate_media(media="screen")

@@ -27,7 +27,8 @@ def with_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines
 
 
 def without_long_values(app: Sphinx, doctree: nodes.document) -> None:
-    """Leave out values that are tables, or as long as one."""
+    """Leave out values that are tables, or as long as one, and folders of the machine that built the book."""
     for value in list(doctree.findall(addnodes.desc_annotation)):
-        if value.astext().lstrip().startswith("=") and len(value.astext()) > LONGEST:
+        text = value.astext().lstrip()
+        if text.startswith("=") and (len(text) > LONGEST or "Path('/" in text):
             value.parent.remove(value)
