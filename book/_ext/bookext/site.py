@@ -21,7 +21,6 @@ from sphinx.application import Sphinx
 
 COMMANDS = "\n% commands\n"
 BUILT, BUILT_PAGE = "\n% built\n", "book/thanks"
-RUNS_PAGE = "book/runs"
 RUN_WORDS = {"Document": "chapter", "Run Time (s)": "seconds", "Status": "end", "\u2705": "ran", "\u274c": "failed"}
 TOLD = ("pure-nb", "torch", "torchvision", "numpy", "scikit-learn", "zennit")
 """Whose versions the book says."""
@@ -86,16 +85,16 @@ def with_last_run(app: Sphinx, page: str, source: list[str]) -> None:
 
 def with_runs_in_words(app: Sphinx, doctree: nodes.document, page: str) -> None:
     """Say of each chapter its title, seconds and end in words: a browser may have no glyph for a tick."""
-    if page != RUNS_PAGE:
-        return
-    for line in [*doctree.findall(nodes.colspec)][1:3]:
-        line.parent.remove(line)
-    for row in doctree.findall(nodes.row):
-        del row[1:3]  # when, and how
-        for text in list(row.findall(nodes.Text)):
-            title = app.env.titles.get(text.astext())
-            text.parent.replace(text, nodes.Text(title.astext() if title else RUN_WORDS.get(text.astext(), text)))
-    for group in doctree.findall(nodes.tgroup):
+    for group in doctree.findall(nodes.tgroup):  # of a page, or of the whole book on one
+        if "Run Time (s)" not in [cell.astext() for cell in group.findall(nodes.entry)][:5]:
+            continue
+        for line in [*group.findall(nodes.colspec)][1:3]:
+            line.parent.remove(line)
+        for row in group.findall(nodes.row):
+            del row[1:3]  # when, and how
+            for text in list(row.findall(nodes.Text)):
+                title = app.env.titles.get(text.astext())
+                text.parent.replace(text, nodes.Text(title.astext() if title else RUN_WORDS.get(text.astext(), text)))
         group["cols"] = 3
 
 
