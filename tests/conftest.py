@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -142,7 +141,7 @@ def pairs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def browser() -> Iterator[Any]:
     """Chromium, the only one while it is open (Playwright takes no second); a test is skipped where there is none."""
     api = pytest.importorskip("playwright.sync_api")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = pytest.importorskip("print_book").executable()
     with api.sync_playwright() as playwright:
         try:
             browser = playwright.chromium.launch(executable_path=path, args=ARGS)

@@ -66,12 +66,11 @@ def keep_both(folder: Path) -> None:
 def darkened(figure: Figure) -> Iterator[None]:
     """Switch a figure to the colours of the dark theme, and back."""
     with ExitStack() as undo:
+        for image in figure.findobj(AxesImage):
+            _switch(undo, image.get_array, image.set_data, without_gaps)
         kept = {artist for axes in figure.findobj(Axes) for artist in _on_pictures(axes)}
-        for artist in figure.findobj():
-            if isinstance(artist, AxesImage):
-                _switch(undo, artist.get_array, artist.set_data, without_gaps)
-            elif artist not in kept:
-                _darken(undo, artist)
+        for artist in figure.findobj(lambda artist: not isinstance(artist, AxesImage) and artist not in kept):
+            _darken(undo, artist)
         for panel in figure.findobj(lambda artist: isinstance(artist, (FigureBase, Axes))):
             _switch(undo, panel.patch.get_visible, panel.patch.set_visible, lambda shown: False)
         yield
@@ -145,7 +144,7 @@ def _on_pictures(axes: Axes) -> list[Artist]:
 
 
 def _in_gap(axes: Axes, artist: Artist, middle: NDArray[Any]) -> bool:
-    """Whether words stand beside the pictures of axes, or between those of a sheet, see :func:`without_gaps`."""
+    """Whether words stand beside the pictures of axes, or between those of a sheet :func:`without_gaps`."""
     if not isinstance(artist, Text) or not axes.images or luminance(to_hex(artist.get_color())) > 0.5:
         return False  # light words stand on a colour, or could not be read on white
     x, y = axes.transData.inverted().transform(middle)
@@ -153,7 +152,6 @@ def _in_gap(axes: Axes, artist: Artist, middle: NDArray[Any]) -> bool:
         left, right, bottom, top = image.get_extent()
         across, down = (x - left) / (right - left), (y - top) / (bottom - top)
         if 0 <= across < 1 and 0 <= down < 1:
-            sheet = without_gaps(np.asarray(image.get_array()))
-            alpha = sheet[int(down * len(sheet)), int(across * len(sheet[0]))]
-            return bool(sheet.shape[2:] == (4,) and not alpha[3])
+            sheet = np.asarray(image.get_array())
+            return bool(sheet.shape[2:] == (4,) and not sheet[int(down * len(sheet)), int(across * len(sheet[0])), 3])
     return True

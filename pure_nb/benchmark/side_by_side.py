@@ -216,7 +216,8 @@ def told(truth: Labels, labels: Labels) -> str:
     >>> told(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0]))
     'AMI 1.00, ARI 1.00'
     """
-    ami, ari = (round(scores(truth, labels)[name], 2) + 0.0 for name in ("ami", "ari"))  # no -0.00
+    found = scores(truth, labels)
+    ami, ari = (round(found[name], 2) + 0.0 for name in ("ami", "ari"))  # no -0.00
     return f"AMI {ami:.2f}, ARI {ari:.2f}"
 
 
